@@ -1,0 +1,60 @@
+"""What can go wrong, by whose fault and with which exit status.
+
+    ZkeepError
+      Refused          1  the request or the stream cannot be honoured; nothing was changed
+        BadStream      1  a stream breaks the format; names the byte and the record
+      WrongUsage       2  the command line makes no sense
+      Damaged          3  the pool's own data is not what was stored
+      NotAuthentic     4  a MAC did not verify
+      TryAgain         5  busy, interrupted, or the peer is gone: the same call may work later
+"""
+
+from __future__ import annotations
+
+
+class ZkeepError(Exception):
+    """Base of all errors that a person is told of; its text is one line."""
+
+    status = 1
+
+
+class Refused(ZkeepError):
+    """The request cannot be honoured; nothing was changed."""
+
+
+class BadStream(Refused):
+    """A send stream breaks the format.
+
+    `offset` is the byte in the stream at which the faulty record (or field) starts, `record` its type's name.
+    """
+
+    def __init__(self, reason: str, offset: int, record: str = "") -> None:
+        self.reason = reason
+        self.offset = offset
+        self.record = record
+        what = f"{record} record" if record else "stream"
+        super().__init__(f"bad stream: {what} at byte {offset}: {reason}")
+
+
+class WrongUsage(ZkeepError):
+    """The command line makes no sense."""
+
+    status = 2
+
+
+class Damaged(ZkeepError):
+    """The pool's own data is not what was stored."""
+
+    status = 3
+
+
+class NotAuthentic(ZkeepError):
+    """A MAC did not verify; nothing of what it covers may be used."""
+
+    status = 4
+
+
+class TryAgain(ZkeepError):
+    """Busy, interrupted, or the peer is gone: the same call may succeed later."""
+
+    status = 5
