@@ -1,0 +1,115 @@
+"""The store: the one small port through which everything durable of a pool is written.
+
+What holds for every implementation (tests/conformance runs one suite over all of them):
+
+    put      create-only and all or nothing: after a crash the name is absent or has the whole content
+    draft    grows under a private name, outlives the process, and appears under its final name whole,
+             durable and create-only, or not at all
+    append   returns when the bytes are durable; a crash can leave a torn tail, never damage before it
+    delete   durable when it returns; deleting what is absent is not an error
+    lock     advisory, per name, gone with the process that held it, however that died
+
+Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`. Errors are FileExistsError and
+FileNotFoundError where a name is or is not there, TryAgain where a lock is busy, Damaged where a file is
+shorter than asked for, and OSError for the disk's own troubles (full, read-only, input/output error).
+
+put, draft and delete map to a bucket's create-only objects, append to numbered ones: nothing here updates
+in place what was published.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Blob(AbstractContextManager["Blob"], Protocol):
+    """A published file, open for reading. Closing it is the owner's duty; it may be read by many threads."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; Damaged if the file ends before."""
+        ...
+
+    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
+        """Fill all buffers, one after the other, from `offset` on; Damaged if the file ends before."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor for os.sendfile and its like; OSError where the store has none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Draft(AbstractContextManager["Draft"], Protocol):
+    """A file in the making, private to the holder of the lock that its maker took.
+
+    Leaving the `with` block closes it and keeps what was written, for `Store.draft` to go on with.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def write(self, *buffers: Buffer) -> None:
+        """Append them all, in order. Durable only after sync() or publish()."""
+        ...
+
+    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None: ...
+
+    def truncate(self, size: int) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def publish(self, name: str) -> None:
+        """Make it durable, then let it appear as `name`, durably. FileExistsError if that is there."""
+        ...
+
+    def discard(self) -> None:
+        """Remove it. It is closed after."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """See the module's docstring for what every implementation keeps."""
+
+    def put(self, name: str, content: Buffer) -> None: ...
+
+    def get(self, name: str) -> bytes: ...
+
+    def open(self, name: str) -> Blob: ...
+
+    def size(self, name: str) -> int: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def delete(self, name: str) -> None: ...
+
+    def names(self, folder: str) -> list[str]:
+        """All published names below `folder`, sorted; empty if there is no such folder."""
+        ...
+
+    def draft(self, name: str) -> Draft:
+        """Begin the draft `name`, or go on with the one that a process left behind."""
+        ...
+
+    def drafts(self) -> list[str]: ...
+
+    def append(self, name: str, content: Buffer) -> int:
+        """Append durably, making the file if need be; returns its size after. Needs a lock by the caller.
+
+        If it raises, nothing was appended, or (after the disk's own failure) a torn tail.
+        """
+        ...
+
+    def lock(
+        self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = ""
+    ) -> AbstractContextManager[None]:
+        """Hold the lock `name`; TryAgain with the text `busy` if `wait` seconds do not bring it."""
+        ...
