@@ -95,6 +95,10 @@ class Catalog:
     def keys(self, kind: str, prefix: str = "") -> list[str]:
         return self._index.keys(kind, prefix)
 
+    def version(self) -> tuple[int, ...]:
+        """Differs after every change that a reader here would see."""
+        return id(self._index), *self._index.version()
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """All that is read inside is of one moment. Inside a transaction it changes nothing."""
@@ -190,7 +194,9 @@ class Catalog:
         newest = self._journal.generation()
         place = index.place()
         if place and place.generation > newest:
-            raise Damaged(f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}")
+            raise Damaged(
+                f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}"
+            )
         if place and place.generation == newest and place.offset == self._journal.length(newest):
             return place
         self._journal.sync(newest)

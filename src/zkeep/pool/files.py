@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -213,7 +212,7 @@ class LocalStore:
 
     def put(self, name: str, content: Buffer) -> None:
         with self.lock("put", shared=True, wait=60.0):
-            temporary = self._folder("tmp") / secrets.token_hex(16)
+            temporary = self._folder("tmp") / os.urandom(16).hex()
             fd = self.disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 _write_all(self.disk, fd, 0, [content])
@@ -285,9 +284,7 @@ class LocalStore:
         return after
 
     @contextmanager
-    def lock(
-        self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = ""
-    ) -> Iterator[None]:
+    def lock(self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "") -> Iterator[None]:
         path = self._folder("lock") / self.path(name).relative_to(self.root)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

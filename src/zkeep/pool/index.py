@@ -47,6 +47,7 @@ class Index:
 
     def __init__(self, path: str, wait: float) -> None:
         self._path = path
+        self._undone = 0
         with self._errors():
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
         for setting in _SETTINGS:
@@ -88,6 +89,7 @@ class Index:
 
     def rollback(self) -> None:
         self._db.rollback()
+        self._undone += 1
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -99,6 +101,10 @@ class Index:
         except BaseException:
             self.rollback()
             raise
+
+    def version(self) -> tuple[int, int, int]:
+        """Differs after every change that a reader here would see, by whichever connection."""
+        return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
 
     # Content
 
