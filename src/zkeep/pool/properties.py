@@ -1,0 +1,316 @@
+"""The properties of datasets, snapshots and bookmarks: names, defaults, what may be set, codes in streams.
+
+Names, order, defaults and codes are zfs's (2.3), so that what a stream carries can be shown, and sent back.
+A value is kept as text, in the form in which `zfs get -p` prints it.
+
+`blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw.
+
+Source: OpenZFS module/zcommon/zfs_prop.c zfs_prop_init(); man/man7/zfsprops.7; include/sys/fs/zfs.h.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zkeep.errors import Refused
+from zkeep.names import MAX_USER_VALUE, is_user_property, shown
+
+Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
+How = Literal["inherit", "default", "once", "readonly"]
+
+_SIZE = re.compile(r"(\d+)(?:\.(\d+))?([KMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = " KMGTPE"
+_MAX = (1 << 64) - 1
+_BOOLEAN = {"off": 0, "on": 1}
+_UNLIMITED = ("filesystem_limit", "snapshot_limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    name: str
+    column: str
+    "The heading in `zfs list`."
+    applies: str
+    "Letters: f filesystem, v volume, s snapshot, b bookmark."
+    how: How
+    kind: Kind
+    default: str = ""
+    codes: dict[str, int] = field(default_factory=dict)
+    "For an index: the number that streams carry for each value."
+
+    @property
+    def is_number(self) -> bool:
+        """Printed flush right, sorted as a number, an integer in JSON."""
+        return self.kind in ("size", "count", "id", "ratio", "date")
+
+    @property
+    def can_be_set(self) -> bool:
+        return self.how in ("inherit", "default")
+
+
+class BadProperty(Refused):
+    """A property or a value that cannot be set."""
+
+
+def _index(text: str) -> dict[str, int]:
+    """`a b=5 c` -> {a: 0, b: 5, c: 6}: as a C enum counts."""
+    codes: dict[str, int] = {}
+    following = 0
+    for word in text.split():
+        name, _, code = word.partition("=")
+        following = int(code) if code else following
+        codes[name] = following
+        following += 1
+    return codes
+
+
+def _compressions() -> dict[str, int]:
+    codes = _index("on=1 off lzjb gzip=10 gzip-1=5 gzip-2 gzip-3 gzip-4 gzip-5 gzip-6 gzip-7 gzip-8 gzip-9")
+    codes |= _index("zle=14 lz4 zstd")
+    codes["zstd-fast"] = 16 | 103 << 7
+    codes |= {f"zstd-{level}": 16 | level << 7 for level in range(1, 20)}
+    fast = [*range(1, 11), *range(20, 101, 10), 500, 1000]
+    return codes | {f"zstd-fast-{level}": 16 | 103 + at << 7 for at, level in enumerate(fast)}
+
+
+def _dedups() -> dict[str, int]:
+    plain = _index("on=1 off sha256=8 sha512=11 skein blake3=14")
+    names = ("sha256", "sha512", "skein", "blake3")
+    verify = {f"{name},verify": plain[name] | 256 for name in names} | {"edonr,verify": 13 | 256}
+    return plain | {"verify": 1 | 256} | verify
+
+
+_CACHE = _index("none metadata all")
+_TABLE = [
+    Property("name", "NAME", "fvsb", "readonly", "text"),
+    Property("type", "TYPE", "fvsb", "readonly", "text"),
+    Property("creation", "CREATION", "fvsb", "readonly", "date"),
+    Property("used", "USED", "fvs", "readonly", "size"),
+    Property("available", "AVAIL", "fv", "readonly", "size"),
+    Property("referenced", "REFER", "fvsb", "readonly", "size"),
+    Property("compressratio", "RATIO", "fvs", "readonly", "ratio"),
+    Property("mounted", "MOUNTED", "f", "readonly", "index"),
+    Property("origin", "ORIGIN", "fv", "readonly", "text"),
+    Property("quota", "QUOTA", "fv", "default", "size", "0"),
+    Property("reservation", "RESERV", "fv", "default", "size", "0"),
+    Property("volsize", "VOLSIZE", "v", "default", "size"),
+    Property("volblocksize", "VOLBLOCK", "v", "once", "size"),
+    Property("recordsize", "RECSIZE", "f", "inherit", "size", "131072"),
+    Property("mountpoint", "MOUNTPOINT", "f", "inherit", "text", "/"),
+    Property("sharenfs", "SHARENFS", "f", "inherit", "text", "off"),
+    Property(
+        *("checksum", "CHECKSUM", "fv", "inherit", "index", "on"),
+        _index("on=1 off fletcher2=6 fletcher4 sha256 noparity=10 sha512 skein edonr blake3"),
+    ),
+    Property("compression", "COMPRESS", "fv", "inherit", "index", "on", _compressions()),
+    Property("atime", "ATIME", "f", "inherit", "index", "on", _BOOLEAN),
+    Property("devices", "DEVICES", "fs", "inherit", "index", "on", _BOOLEAN),
+    Property("exec", "EXEC", "fs", "inherit", "index", "on", _BOOLEAN),
+    Property("setuid", "SETUID", "fs", "inherit", "index", "on", _BOOLEAN),
+    Property("readonly", "RDONLY", "fv", "inherit", "index", "off", _BOOLEAN),
+    Property("zoned", "ZONED", "f", "inherit", "index", "off", _BOOLEAN),
+    Property("snapdir", "SNAPDIR", "f", "inherit", "index", "hidden", _index("hidden visible disabled")),
+    Property(
+        *("aclmode", "ACLMODE", "f", "inherit", "index", "discard"),
+        _index("discard groupmask=2 passthrough restricted"),
+    ),
+    Property(
+        *("aclinherit", "ACLINHERIT", "f", "inherit", "index", "restricted"),
+        _index("discard noallow restricted=4 passthrough=3 passthrough-x=5"),
+    ),
+    Property("createtxg", "CREATETXG", "fvsb", "readonly", "id"),
+    Property("canmount", "CANMOUNT", "f", "default", "index", "on", _index("off on noauto")),
+    Property("xattr", "XATTR", "fs", "inherit", "index", "on", _index("off on=1 sa=2 dir=1")),
+    Property("copies", "COPIES", "fv", "inherit", "index", "1", _index("1=1 2 3")),
+    Property("version", "VERSION", "fs", "once", "text"),
+    Property("utf8only", "UTF8ONLY", "fs", "once", "text"),
+    Property("normalization", "NORMALIZATION", "fs", "once", "text"),
+    Property("casesensitivity", "CASE", "fs", "once", "text"),
+    Property("vscan", "VSCAN", "f", "inherit", "index", "off", _BOOLEAN),
+    Property("nbmand", "NBMAND", "fs", "inherit", "index", "off", _BOOLEAN),
+    Property("sharesmb", "SHARESMB", "f", "inherit", "text", "off"),
+    Property("refquota", "REFQUOTA", "f", "default", "size", "0"),
+    Property("refreservation", "REFRESERV", "fv", "default", "size", "0"),
+    Property("guid", "GUID", "fvsb", "readonly", "id"),
+    Property("primarycache", "PRIMARYCACHE", "fvs", "inherit", "index", "all", _CACHE),
+    Property("secondarycache", "SECONDARYCACHE", "fvs", "inherit", "index", "all", _CACHE),
+    Property("usedbysnapshots", "USEDSNAP", "fv", "readonly", "size"),
+    Property("usedbydataset", "USEDDS", "fv", "readonly", "size"),
+    Property("usedbychildren", "USEDCHILD", "fv", "readonly", "size"),
+    Property("usedbyrefreservation", "USEDREFRESERV", "fv", "readonly", "size"),
+    Property("defer_destroy", "DEFER_DESTROY", "s", "readonly", "text"),
+    Property("userrefs", "USERREFS", "s", "readonly", "count"),
+    Property("logbias", "LOGBIAS", "fv", "inherit", "index", "latency", _index("latency throughput")),
+    Property("objsetid", "OBJSETID", "fv", "readonly", "id"),
+    Property("dedup", "DEDUP", "fv", "inherit", "index", "off", _dedups()),
+    Property("mlslabel", "MLSLABEL", "fvs", "inherit", "text", "none"),
+    Property("sync", "SYNC", "fv", "inherit", "index", "standard", _index("standard always disabled")),
+    Property(
+        *("dnodesize", "DNSIZE", "f", "inherit", "index", "legacy"),
+        _index("legacy auto 1k=1024 2k=2048 4k=4096 8k=8192 16k=16384"),
+    ),
+    Property("refcompressratio", "REFRATIO", "fvs", "readonly", "ratio"),
+    Property("written", "WRITTEN", "fvs", "readonly", "count"),
+    Property("clones", "CLONES", "s", "readonly", "text"),
+    Property("logicalused", "LUSED", "fv", "readonly", "count"),
+    Property("logicalreferenced", "LREFER", "fvsb", "readonly", "count"),
+    Property(
+        "volmode", "VOLMODE", "fv", "inherit", "index", "default", _index("default full=1 geom=1 dev=2 none")
+    ),
+    Property("filesystem_limit", "FSLIMIT", "f", "default", "count", "none"),
+    Property("snapshot_limit", "SSLIMIT", "fv", "default", "count", "none"),
+    Property("snapdev", "SNAPDEV", "fv", "inherit", "index", "hidden", _index("hidden visible")),
+    Property("acltype", "ACLTYPE", "fs", "inherit", "index", "off", _index("off posix nfsv4")),
+    Property("context", "CONTEXT", "fvs", "default", "text", "none"),
+    Property("fscontext", "FSCONTEXT", "fvs", "default", "text", "none"),
+    Property("defcontext", "DEFCONTEXT", "fvs", "default", "text", "none"),
+    Property("rootcontext", "ROOTCONTEXT", "fvs", "default", "text", "none"),
+    Property("relatime", "RELATIME", "f", "inherit", "index", "on", _BOOLEAN),
+    Property(
+        *("redundant_metadata", "REDUND_MD", "fv", "inherit", "index", "all"),
+        _index("all most some none"),
+    ),
+    Property("overlay", "OVERLAY", "f", "inherit", "index", "on", _BOOLEAN),
+    Property("receive_resume_token", "RESUMETOK", "fv", "readonly", "text"),
+    Property("encryption", "ENCRYPTION", "fvs", "once", "text"),
+    Property("keylocation", "KEYLOCATION", "fv", "default", "text", "none"),
+    Property("keyformat", "KEYFORMAT", "fv", "once", "text"),
+    Property("pbkdf2iters", "PBKDF2ITERS", "fv", "once", "id"),
+    Property("encryptionroot", "ENCROOT", "fvs", "readonly", "text"),
+    Property("keystatus", "KEYSTATUS", "fvs", "readonly", "text"),
+    Property("special_small_blocks", "SPECIAL_SMALL_BLOCKS", "fv", "inherit", "size", "0"),
+    Property("snapshots_changed", "SNAPSHOTS_CHANGED", "fv", "readonly", "date"),
+    Property("prefetch", "PREFETCH", "fvs", "inherit", "index", "all", _CACHE),
+    Property("direct", "DIRECT", "f", "inherit", "index", "standard", _index("disabled standard always")),
+    Property("longname", "LONGNAME", "f", "inherit", "index", "off", _BOOLEAN),
+    Property("ivsetguid", "IVSETGUID", "sb", "readonly", "id"),
+    Property("keyguid", "KEYGUID", "fvs", "readonly", "id"),
+    Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN),
+]
+PROPERTIES = {p.name: p for p in _TABLE}
+"By name, in the order in which `get all` prints them."
+HIDDEN = ("name", "ivsetguid", "keyguid")
+"Shown only where asked for by name."
+_SHORT = {p.column.lower(): p.name for p in _TABLE}
+
+
+def find(name: str) -> Property | None:
+    """By name or by a column's heading in lower case (`avail`, `refer`); a user property is made up."""
+    native = PROPERTIES.get(name) or PROPERTIES.get(_SHORT.get(name, ""))
+    if native:
+        return native
+    if is_user_property(name) or _is_written_since(name):
+        return Property(name, name.upper(), "fvs", "inherit", "text")
+    return None
+
+
+def _is_written_since(name: str) -> bool:
+    return name.startswith(("written@", "written#"))
+
+
+def is_user(prop: Property) -> bool:
+    return prop.name not in PROPERTIES and not _is_written_since(prop.name)
+
+
+def parse_size(text: str) -> int:
+    """`1.5G`, `10M`, `512`; ValueError otherwise."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError(text)
+    whole, fraction, unit = match.groups()
+    scale = 1 << 10 * _UNITS.index(unit.upper() or " ")
+    size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
+    if size > _MAX:
+        raise ValueError(text)
+    return size
+
+
+def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
+    """The property's full name and the value as it is kept. `what`: the letter of the thing it is set on."""
+    prop = find(name)
+    if not prop or _is_written_since(name):
+        raise BadProperty(f"bad property {shown(name)}: there is none of this name")
+    if is_user(prop):
+        return name, _check_user(name, text)
+    if not prop.can_be_set:
+        why = "it is set once, by what is received" if prop.how == "once" else "it is read-only"
+        raise BadProperty(f"cannot set property {prop.name}: {why}")
+    if not set(prop.applies) & set(what):
+        raise BadProperty(f"cannot set property {prop.name}: it does not apply to this type of dataset")
+    try:
+        return prop.name, _canonical(prop, text)
+    except ValueError as error:
+        raise BadProperty(f"bad value {shown(text)} for property {prop.name}: {error}") from None
+
+
+def _check_user(name: str, text: str) -> str:
+    if len(text.encode("utf-8", "surrogateescape")) > MAX_USER_VALUE:
+        raise BadProperty(f"bad value for property {name}: more than {MAX_USER_VALUE} bytes")
+    if "\0" in text:
+        raise BadProperty(f"bad value for property {name}: NUL in it")
+    return text
+
+
+def _canonical(prop: Property, text: str) -> str:
+    if prop.kind == "index":
+        if text not in prop.codes:
+            raise ValueError("must be one of " + " ".join(list(prop.codes)[:12]))
+        return text
+    if prop.kind in ("size", "count"):
+        return _canonical_number(prop, text)
+    if prop.name == "mountpoint":
+        return _check_mountpoint(text)
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+def _canonical_number(prop: Property, text: str) -> str:
+    if text == "none":
+        return "none" if prop.name in _UNLIMITED else "0"
+    try:
+        size = parse_size(text)
+    except ValueError:
+        raise ValueError("must be a number, like 512, 10M or 1.5G" + ", or none") from None
+    if prop.name == "recordsize" and (size & (size - 1) or not 512 <= size <= 1 << 24):
+        raise ValueError("must be a power of 2 from 512 to 16M")
+    return str(size)
+
+
+def _check_mountpoint(text: str) -> str:
+    if text in ("none", "legacy"):
+        return text
+    if not text.startswith("/") or not text.isprintable():
+        raise ValueError("must be an absolute path, none or legacy")
+    if any(len(component) > 255 for component in text.split("/")):
+        raise ValueError("a component is longer than 255 bytes")
+    return text.rstrip("/") or "/"
+
+
+def from_stream(name: str, value: int | str) -> str | None:
+    """What a stream's `props` say, as text; None if this zkeep has no use for it or it makes no sense.
+
+    Streams carry numbers for sizes and indices, text for the rest.
+    """
+    prop = find(name)
+    if not prop or not prop.can_be_set or _is_written_since(name):
+        return None
+    if isinstance(value, str):
+        return value if prop.kind == "text" and "\0" not in value else None
+    if prop.kind == "index":
+        return next((text for text, code in prop.codes.items() if code == value), None)
+    if prop.name in _UNLIMITED and value == _MAX:
+        return "none"
+    return str(value) if prop.kind in ("size", "count") and 0 <= value <= _MAX else None
+
+
+def to_stream(name: str, text: str) -> int | str:
+    """The inverse of from_stream, for what from_stream or check gave."""
+    prop = find(name)
+    if not prop or prop.kind == "text":
+        return text
+    if prop.kind == "index":
+        return prop.codes[text]
+    return _MAX if text == "none" else int(text)
