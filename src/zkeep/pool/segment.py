@@ -1,0 +1,242 @@
+"""A segment: one immutable file with records and their table of contents.
+
+    head     64 bytes: magic, version, flags, the running fletcher-4 before the first record, a digest
+    body     records with their payloads, back to back, as they came; each carries the running fletcher-4, so that a
+             body can be read and verified from its start like a stream
+    pages    the rows of the table (table.py), table after table, in pages of 256 rows
+    footer   JSON: where body and tables lie, and for each page its CRC-32 and the first key on it
+    trail    32 bytes: length and digest of the footer, magic
+
+The pages serve both ways to read: in key order, slice by slice, and one key here and there; either way no row is used
+whose page's CRC does not match.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool import spans as sp
+from zkeep.pool.spans import Array
+from zkeep.pool.store import Blob, Draft
+from zkeep.pool.table import DTYPES, Table
+
+MAGIC = b"zkeepseg"
+VERSION = 1
+BIG_ENDIAN = 1
+"""Flag: the records are in big-endian byte order."""
+PAGE_ROWS = 256
+TARGET = 64 << 20
+"""A body that reaches this many bytes is closed at the next record that allows it."""
+
+_HEAD = struct.Struct("<8sHH4x4Q16s")
+_TRAIL = struct.Struct("<Q16s8s")
+HEAD_SIZE = _HEAD.size
+WANT = np.dtype([("object", "<u8"), ("start", "<u8"), ("to_object", "<u8"), ("to", "<u8")])
+"""Keys from (object, start) up to, not with, (to_object, to)."""
+State = tuple[int, int, int, int]
+Key = tuple[int, int]
+"""(object, offset)"""
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
+
+
+def head(state: State, *, big_endian: bool) -> bytes:
+    """The first bytes of a segment whose first record continues the running fletcher-4 `state`."""
+    bare = _HEAD.pack(MAGIC, VERSION, BIG_ENDIAN if big_endian else 0, *state, bytes(16))[:-16]
+    return bare + _digest(bare)
+
+
+def read_head(content: bytes, name: str) -> tuple[State, bool]:
+    """The running fletcher-4 before the first record, and whether records are big-endian."""
+    if len(content) < HEAD_SIZE or _digest(content[: HEAD_SIZE - 16]) != content[HEAD_SIZE - 16 : HEAD_SIZE]:
+        raise Damaged(f"{name}: the head of the segment is damaged")
+    magic, version, flags, a, b, c, d, _ = _HEAD.unpack(content[:HEAD_SIZE])
+    if magic != MAGIC or version != VERSION:
+        raise Damaged(f"{name}: not a segment of version {VERSION}")
+    return (a, b, c, d), bool(flags & BIG_ENDIAN)
+
+
+def first_keys(name: str, rows: Array) -> tuple[Array, Array]:
+    """The two columns by which a table is sorted; see DTYPES for the tables' names."""
+    if name in ("ranges", "objects", "spills"):
+        return rows["object"], np.zeros(len(rows), np.uint64)
+    if name == "blocks":
+        return rows["object"], rows["offset"]
+    return rows["object"], rows["start"]
+
+
+def finish(draft: Draft, table: Table, state: State, records: int) -> dict[str, Any]:
+    """Write pages, footer and trail behind the body that `draft` holds; returns the footer.
+
+    `state` is the running fletcher-4 after the last record, `records` how many the body holds (some may have no row).
+    """
+    start = draft.size
+    tables: dict[str, Any] = {}
+    for name in DTYPES:
+        rows = getattr(table, name)
+        if not len(rows):
+            continue
+        content = np.ascontiguousarray(rows).tobytes()
+        page = PAGE_ROWS * rows.dtype.itemsize
+        crcs = [zlib.crc32(content[i : i + page]) for i in range(0, len(content), page)]
+        objects, offsets = first_keys(name, rows[::PAGE_ROWS])
+        tables[name] = {
+            "at": draft.size,
+            "rows": len(rows),
+            "crc": _pack(np.array(crcs, "<u4")),
+            "keys": _pack(np.stack([objects, offsets], axis=1).astype("<u8")),
+        }
+        draft.write(content)
+    footer = {
+        "body": [HEAD_SIZE, start],
+        "records": records,
+        "state": [f"{word:x}" for word in state],
+        "stored": table.stored,
+        "logical": table.logical,
+        "objects": table.hull,
+        "tables": tables,
+    }
+    text = json.dumps(footer, separators=(",", ":")).encode()
+    draft.write(text, _TRAIL.pack(len(text), _digest(text), MAGIC))
+    return footer
+
+
+def _pack(values: Array) -> str:
+    return base64.b85encode(values.tobytes()).decode()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where the rows of one table lie, and how its pages begin."""
+
+    at: int
+    rows: int
+    crc: Array
+    keys: Array
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> _Part:
+        crc = np.frombuffer(base64.b85decode(entry["crc"]), "<u4")
+        pairs = np.frombuffer(base64.b85decode(entry["keys"]), "<u8").reshape(-1, 2)
+        return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
+
+
+class Segment:
+    """A published segment, open for reading. `number` is what its rows carry in `segment`."""
+
+    def __init__(self, blob: Blob, name: str, number: int = 0) -> None:
+        self.blob = blob
+        self.name = name
+        self.number = number
+
+    @cached_property
+    def footer(self) -> dict[str, Any]:
+        size = self.blob.size
+        if size < HEAD_SIZE + _TRAIL.size:
+            raise Damaged(f"{self.name}: cut short at byte {size}")
+        length, digest, magic = _TRAIL.unpack(self.blob.read(size - _TRAIL.size, _TRAIL.size))
+        if magic != MAGIC or length > size - HEAD_SIZE - _TRAIL.size:
+            raise Damaged(f"{self.name}: the end of the segment is damaged")
+        text = self.blob.read(size - _TRAIL.size - length, length)
+        if _digest(text) != digest:
+            raise Damaged(f"{self.name}: the footer of the segment is damaged")
+        footer: dict[str, Any] = json.loads(text)
+        return footer
+
+    @cached_property
+    def head(self) -> tuple[State, bool]:
+        return read_head(self.blob.read(0, min(HEAD_SIZE, self.blob.size)), self.name)
+
+    @property
+    def big_endian(self) -> bool:
+        return self.head[1]
+
+    @property
+    def body(self) -> tuple[int, int]:
+        """First byte of the body and the one after its last."""
+        start, end = self.footer["body"]
+        return start, end
+
+    @property
+    def end_state(self) -> State:
+        a, b, c, d = (int(word, 16) for word in self.footer["state"])
+        return a, b, c, d
+
+    @property
+    def hull(self) -> tuple[int, int]:
+        """The smallest and the largest object number that any row touches; (1, 0) if there is no row."""
+        low, high = self.footer["objects"]
+        return low, high
+
+    @cached_property
+    def parts(self) -> dict[str, _Part]:
+        return {name: _Part.of(entry) for name, entry in self.footer["tables"].items()}
+
+    def rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
+        """The rows on some pages of one table, verified.
+
+        Raises:
+            Damaged: a page's CRC does not match.
+        """
+        part = self.parts.get(name)
+        if part is None:
+            return np.empty(0, DTYPES[name])
+        end_page = len(part.crc) if end_page is None else min(end_page, len(part.crc))
+        first_row = first_page * PAGE_ROWS
+        count = min(end_page * PAGE_ROWS, part.rows) - first_row
+        if count <= 0:
+            return np.empty(0, DTYPES[name])
+        width = DTYPES[name].itemsize
+        content = bytearray(count * width)
+        self.blob.readinto(part.at + first_row * width, content)
+        self._check_pages(part, name, content, first_page)
+        rows = np.frombuffer(content, DTYPES[name])
+        if "segment" in (rows.dtype.names or ()):
+            rows["segment"] = self.number
+        return rows
+
+    def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:
+        page = PAGE_ROWS * DTYPES[name].itemsize
+        view = memoryview(content)
+        for i, at in enumerate(range(0, len(content), page), first_page):
+            if zlib.crc32(view[at : at + page]) != part.crc[i]:
+                raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
+
+    def near(self, name: str, wanted: Array) -> Array:
+        """At least the rows of one table that could meet any of `wanted` (rows of WANT), and those just before."""
+        part = self.parts.get(name)
+        if part is None or not len(wanted):
+            return np.empty(0, DTYPES[name])
+        first = np.searchsorted(part.keys, sp.keys(wanted["object"], wanted["start"]), "right") - 1
+        last = np.searchsorted(part.keys, sp.keys(wanted["to_object"], wanted["to"]), "left")
+        first, last = np.maximum(first, 0), np.maximum(last, 1)
+        stretches = sp.union(sp.lines(first.astype(np.uint64), last.astype(np.uint64)))
+        return np.concatenate([self.rows(name, int(s["start"]), int(s["end"])) for s in stretches])
+
+    def between(self, name: str, low: Key, high: Key) -> Array:
+        """At least the rows of one table with low <= key < high, and one page before them."""
+        part = self.parts.get(name)
+        if part is None:
+            return np.empty(0, DTYPES[name])
+        ends = sp.keys(*np.array([low, high], np.uint64).T)
+        first, last = np.searchsorted(part.keys, ends)
+        return self.rows(name, max(int(first) - 1, 0), int(last))
+
+    def table(self) -> Table:
+        """All rows."""
+        return Table(**{name: self.rows(name) for name in DTYPES})
+
+    def close(self) -> None:
+        self.blob.close()

@@ -1,0 +1,126 @@
+"""Sets of byte ranges of many objects, and their algebra.
+
+A span set is an array of SPAN rows, sorted by (object, start), disjoint and coalesced. `end` is exclusive; the
+largest 64-bit number means "to the end of the object" (OpenZFS's DMU_OBJECT_END), so it is never exceeded.
+Everything here is whole-array work: a pool's tables hold millions of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+END = 0xFFFFFFFFFFFFFFFF
+SPAN = np.dtype([("object", "<u8"), ("start", "<u8"), ("end", "<u8")])
+EMPTY = np.empty(0, SPAN)
+
+
+def spans(objects: Array, starts: Array, ends: Array) -> Array:
+    """Rows of SPAN from three columns, as they are (neither sorted nor coalesced)."""
+    made = np.empty(len(objects), SPAN)
+    made["object"], made["start"], made["end"] = objects, starts, ends
+    return made
+
+
+def reach(starts: Array, lengths: Array) -> Array:
+    """The exclusive ends of ranges, cut off at END instead of wrapping around."""
+    ends = np.asarray(starts + lengths, np.uint64)
+    return np.where(ends < starts, np.uint64(END), ends)
+
+
+def keys(objects: Array, offsets: Array) -> Array:
+    """One sortable key for each (object, offset): big-endian bytes, so that numpy can search them."""
+    pairs = np.empty((len(objects), 2), ">u8")
+    pairs[:, 0], pairs[:, 1] = objects, offsets
+    return pairs.reshape(-1).view("S16")
+
+
+def union(*sets: Array) -> Array:
+    """Ranges that lie in any of the sets; the inputs may be unsorted and may overlap."""
+    together = np.concatenate(sets) if len(sets) > 1 else sets[0]
+    return _sweep(together, EMPTY) if len(together) else EMPTY
+
+
+def subtract(base: Array, taken: Array) -> Array:
+    """What of `base` does not lie in `taken`; both may be unsorted and may overlap."""
+    if not len(base) or not len(taken):
+        return base
+    touched = np.isin(base["object"], taken["object"])
+    if not touched.any():
+        return base
+    wanted = np.isin(taken["object"], base["object"])
+    rest = _sweep(base[touched], taken[wanted])
+    if touched.all():
+        return rest
+    both = np.concatenate([base[~touched], rest])
+    return both[np.argsort(both["object"], kind="stable")]
+
+
+def _sweep(base: Array, taken: Array) -> Array:
+    """Sweep over all ends of ranges; keep where `base` covers and `taken` does not."""
+    n, m = len(base), len(taken)
+    objects = np.concatenate([base["object"], base["object"], taken["object"], taken["object"]])
+    points = np.concatenate([base["start"], base["end"], taken["start"], taken["end"]])
+    step = np.repeat(np.array([1, -1, 0, 0]), [n, n, m, m])
+    veto = np.repeat(np.array([0, 0, 1, -1]), [n, n, m, m])
+    order = np.lexsort((points, objects))
+    objects, points = objects[order], points[order]
+    inside = (np.cumsum(step[order]) > 0) & (np.cumsum(veto[order]) == 0)
+    last = np.ones(len(points), bool)
+    last[:-1] = (objects[1:] != objects[:-1]) | (points[1:] != points[:-1])
+    objects, points, inside = objects[last], points[last], inside[last]
+    rises = inside.copy()
+    rises[1:] &= ~inside[:-1]
+    falls = ~inside
+    falls[1:] &= inside[:-1]
+    falls[:1] = False
+    return spans(objects[rises], points[rises], points[falls])
+
+
+def covering(ranges: Array, objects: Array, offsets: Array) -> Ints:
+    """For each (object, offset) the row of the sorted, disjoint `ranges` that holds it, or -1."""
+    if not len(ranges) or not len(objects):
+        return np.full(len(objects), -1, np.int64)
+    row = np.searchsorted(keys(ranges["object"], ranges["start"]), keys(objects, offsets), "right") - 1
+    at = np.maximum(row, 0)
+    held = (row >= 0) & (ranges["object"][at] == objects) & (offsets < ranges["end"][at])
+    return np.where(held, row, -1)
+
+
+def within(ranges: Array, objects: Array, offsets: Array, ends: Array) -> Bools:
+    """Whether [offset, end) of each object lies wholly in one of the sorted, disjoint `ranges`."""
+    row = covering(ranges, objects, offsets)
+    if not len(ranges):
+        return np.zeros(len(objects), bool)
+    return (row >= 0) & (ends <= ranges["end"][np.maximum(row, 0)])
+
+
+def meets(ranges: Array, objects: Array, starts: Array, ends: Array) -> Bools:
+    """Whether any of the sorted, disjoint `ranges` has a byte in common with each [start, end)."""
+    if not len(ranges) or not len(objects):
+        return np.zeros(len(objects), bool)
+    row = np.searchsorted(keys(ranges["object"], ranges["start"]), keys(objects, starts), "right")
+    before = np.maximum(row - 1, 0)
+    held = (row > 0) & (ranges["object"][before] == objects) & (starts < ranges["end"][before])
+    after = np.minimum(row, len(ranges) - 1)
+    later = (row < len(ranges)) & (ranges["object"][after] == objects) & (ranges["start"][after] < ends)
+    return np.asarray(held | later)
+
+
+def lines(starts: Array, ends: Array) -> Array:
+    """A span set over plain numbers (object numbers): all rows of one pretended object 0."""
+    return spans(np.zeros(len(starts), np.uint64), starts, ends)
+
+
+def on_lines(ranges: Array, numbers: Array) -> Bools:
+    """Whether each number lies in the sorted, disjoint `ranges` made by lines()."""
+    if not len(ranges):
+        return np.zeros(len(numbers), bool)
+    row = np.searchsorted(ranges["start"], numbers, "right") - 1
+    return (row >= 0) & (numbers < ranges["end"][np.maximum(row, 0)])

@@ -1,0 +1,176 @@
+"""A dataset's timeline: its runs, oldest first, and how to look at stretches of them.
+
+A run is what one transaction group did: the segments that hold its records, in key order. A clone's timeline begins
+with its origin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool import spans as sp
+from zkeep.pool.segment import Key, Segment
+from zkeep.pool.spans import Array, Bools
+from zkeep.pool.store import Store
+from zkeep.pool.table import DTYPES, MAX_SLOTS, NOTHING, Table, concat, fold
+
+SLICE_ROWS = 150_000
+"""About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
+
+LAST: Key = (sp.END, sp.END)
+Doc = dict[str, Any]
+
+
+def segment_name(segment_id: str) -> str:
+    """Where a segment lies in the store."""
+    return f"segments/{int(segment_id.split('-')[0], 16) % 256:02x}/{segment_id}.seg"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: the txg that it made, and its segments' ids in key order. `doc` is its document in the catalog."""
+
+    txg: int
+    segments: tuple[str, ...]
+    doc: Doc
+
+
+class Timeline:
+    """Runs of one dataset (its origin's included), with their segments opened as they are needed."""
+
+    def __init__(self, store: Store, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+        self._store = store
+        self._stack = ExitStack()
+        self._opened: dict[str, Segment] = {}
+        self._by_number: list[tuple[Run, Segment]] = []
+
+    def __enter__(self) -> Timeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+        self._opened.clear()
+
+    def upto(self, txg: int) -> list[Run]:
+        return [run for run in self.runs if run.txg <= txg]
+
+    def after(self, txg: int, last: int) -> list[Run]:
+        return [run for run in self.runs if txg < run.txg <= last]
+
+    def segments(self, run: Run) -> list[Segment]:
+        return [self._open(run, segment_id) for segment_id in run.segments]
+
+    def _open(self, run: Run, segment_id: str) -> Segment:
+        if segment_id not in self._opened:
+            name = segment_name(segment_id)
+            try:
+                blob = self._store.open(name)
+            except FileNotFoundError:
+                raise Damaged(f"{name} is missing (dataset's run of txg {run.txg})") from None
+            self._stack.callback(blob.close)
+            self._opened[segment_id] = Segment(blob, name, len(self._by_number))
+            self._by_number.append((run, self._opened[segment_id]))
+        return self._opened[segment_id]
+
+    def owner(self, number: int) -> tuple[Run, Segment]:
+        """Whose segment the `number` in a row's `segment` is."""
+        return self._by_number[number]
+
+    def newer(self, txg: int) -> Bools:
+        """For each number of an opened segment, whether its run is of `txg` or later."""
+        return np.array([run.txg >= txg for run, _ in self._by_number], bool)
+
+    def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:
+        """For each run a table with at least the rows that meet `wanted` (span sets by table name)."""
+        return [
+            concat(
+                Table(**{n: s.near(n, wanted[n]) if n in names else np.empty(0, DTYPES[n]) for n in DTYPES})
+                for s in self.segments(run)
+            )
+            for run in runs
+        ]
+
+    def cuts(self, runs: list[Run], rows: int = SLICE_ROWS) -> list[Key]:
+        """Keys at which to cut the key space, so that no slice has many more than `rows` rows of these runs."""
+        keys, weights = [], []
+        for run in runs:
+            for segment in self.segments(run):
+                for name, part in segment.parts.items():
+                    if name != "freed":
+                        keys.append(part.keys)
+                        weights.append(np.full(len(part.keys), min(part.rows, 256)))
+        if not keys:
+            return []
+        every, weight = np.concatenate(keys), np.concatenate(weights)
+        order = np.argsort(every, kind="stable")
+        filled = np.cumsum(weight[order]) // rows
+        turns = np.flatnonzero(filled[1:] > filled[:-1]) + 1
+        pairs = every[order][turns].view(">u8").reshape(-1, 2)
+        return sorted({_cut_at(int(o), int(x)) for o, x in pairs} - {(0, 0)})
+
+    def slices(self, runs: list[Run], rows: int = SLICE_ROWS) -> Iterator[tuple[Key, Key]]:
+        """The key space as consecutive stretches [low, high) of bounded size."""
+        low: Key = (0, 0)
+        for high in [*self.cuts(runs, rows), LAST]:
+            yield low, high
+            low = high
+
+    def state(self, runs: list[Run], low: Key, high: Key) -> Table:
+        """What these runs add up to between two keys. Rows of objects that reach into it are there, too."""
+        return fold([concat(_between(s, low, high) for s in self.segments(run)) for run in runs])
+
+
+def _cut_at(number: int, offset: int) -> Key:
+    """Between metadnode blocks, unless a single object is large."""
+    return (number, offset) if offset else (number - number % MAX_SLOTS, 0)
+
+
+def _between(segment: Segment, low: Key, high: Key) -> Table:
+    """The rows of a segment between two keys; the last object's own rows are in each slice that it reaches into."""
+    first, last = segment.hull
+    if first > last or last < low[0] or first > high[0]:
+        return NOTHING
+    parts = {}
+    beyond = high[0] if high[1] == 0 or high == LAST else high[0] + 1
+    for name, start in (("ranges", low[0] - low[0] % MAX_SLOTS), ("objects", low[0])):
+        rows = segment.between(name, (start, 0), (beyond, 0))
+        parts[name] = rows[(rows["object"] >= start) & (rows["object"] < beyond)]
+    for name in ("blocks", "spills", "holes", "died"):
+        parts[name] = _cut(name, segment.between(name, low, high), low, high)
+    freed = segment.rows("freed")
+    return Table(**parts, freed=freed[(freed["end"] > low[0]) & (freed["start"] < beyond)])
+
+
+def _cut(name: str, rows: Array, low: Key, high: Key) -> Array:
+    """Rows with low <= key < high; spans are clipped, spill blocks lie at the end of their object."""
+    if not len(rows):
+        return rows
+    if name == "blocks":
+        offsets = rows["offset"]
+    elif name == "spills":
+        offsets = np.full(len(rows), sp.END, np.uint64)
+    else:
+        return _clip(rows, low, high)
+    keys = sp.keys(rows["object"], offsets)
+    ends = sp.keys(*np.array([low, high], np.uint64).T)
+    return rows[(keys >= ends[0]) & ((keys < ends[1]) | (high == LAST))]
+
+
+def _clip(rows: Array, low: Key, high: Key) -> Array:
+    rows = rows[(rows["object"] >= low[0]) & (rows["object"] <= high[0])].copy()
+    first = rows["object"] == low[0]
+    rows["start"][first] = np.maximum(rows["start"][first], np.uint64(low[1]))
+    last = rows["object"] == high[0]
+    if high != LAST:
+        rows["end"][last] = np.minimum(rows["end"][last], np.uint64(high[1]))
+    return rows[rows["start"] < rows["end"]]
