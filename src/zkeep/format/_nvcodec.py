@@ -1,0 +1,385 @@
+"""The two encodings of nvlists. Each codec has both directions, pair by pair, in the same order of fields.
+
+Source: OpenZFS module/nvpair/nvpair.c, nvs_native_nvp_op(), nvs_xdr_nvp_op() and the comments above them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from zkeep.format.nvlist import (
+    MAX_DEPTH,
+    MAX_PAIRS,
+    UNIQUE_NAME,
+    UNIQUE_NAME_TYPE,
+    BadNvlist,
+    Encoding,
+    Form,
+    NvList,
+    NvType,
+    Pair,
+    Value,
+)
+
+_SCALAR = {
+    NvType.BYTE: "B", NvType.INT8: "b", NvType.UINT8: "B", NvType.INT16: "h", NvType.UINT16: "H",
+    NvType.INT32: "i", NvType.UINT32: "I", NvType.INT64: "q", NvType.UINT64: "Q", NvType.HRTIME: "q",
+    NvType.BOOLEAN_VALUE: "I", NvType.DOUBLE: "d",
+}  # fmt: skip
+_ARRAY = {
+    NvType.INT8_ARRAY: "b", NvType.INT16_ARRAY: "h", NvType.UINT16_ARRAY: "H", NvType.INT32_ARRAY: "i",
+    NvType.UINT32_ARRAY: "I", NvType.INT64_ARRAY: "q", NvType.UINT64_ARRAY: "Q", NvType.BOOLEAN_ARRAY: "I",
+    NvType.BYTE_ARRAY: "B", NvType.UINT8_ARRAY: "B",
+}  # fmt: skip
+_BYTES = (NvType.BYTE_ARRAY, NvType.UINT8_ARRAY)
+_PAIR_HEAD = 16
+"struct nvpair: size, name_sz, reserve, nelem, type."
+_LIST_HEAD = 24
+"struct nvlist, as a native embedded list has it."
+
+
+def _align(size: int, to: int) -> int:
+    return -size % to + size
+
+
+def decode_list(data: bytes) -> NvList:
+    if len(data) < 12:
+        raise BadNvlist("it is cut short", len(data))
+    if data[0] not in (0, 1) or data[1] not in (0, 1):
+        raise BadNvlist(f"there is no encoding {data[0]}/{data[1]}", 0)
+    form = Form(Encoding(data[0]), data[1] == 1)
+    codec: _Codec = _Xdr(form, data) if form.encoding == Encoding.XDR else _Native(form, data)
+    codec.at = 4
+    root = codec.start(NvList(form=form))
+    codec.pairs(root, 0)
+    root.padding = data[codec.at :]
+    root.align = 8 if form.encoding == Encoding.XDR and len(data) % 8 == 0 else 1
+    root.head = data[:4]
+    return root
+
+
+def encode_list(root: NvList) -> bytes:
+    form = root.form
+    codec: _Codec = _Xdr(form, b"") if form.encoding == Encoding.XDR else _Native(form, b"")
+    packed = bytearray(root.head or bytes((form.encoding, form.little, 0, 0)))
+    packed += codec.packed_start(root) + codec.packed_pairs(root)
+    packed += bytes(-len(packed) % root.align) if root.changed else root.padding
+    return bytes(packed)
+
+
+class _Codec:
+    """What both encodings share: a cursor that never leaves the data, and the walk over pairs."""
+
+    def __init__(self, form: Form, data: bytes) -> None:
+        self.form = form
+        self.data = data
+        self.at = 0
+        self.count = 0
+        self.order = "<" if form.little and form.encoding == Encoding.NATIVE else ">"
+
+    def take(self, size: int) -> bytes:
+        if size < 0 or size > len(self.data) - self.at:
+            raise BadNvlist("it is cut short", self.at)
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def numbers(self, code: str, size: int) -> tuple[Any, ...]:
+        return struct.unpack(self.order + code, self.take(size))
+
+    def start(self, nvlist: NvList) -> NvList:
+        nvlist.version, nvlist.flags = self.numbers("iI", 8)
+        if nvlist.version != 0:
+            raise BadNvlist(f"version {nvlist.version} is unknown", self.at - 8)
+        return nvlist
+
+    def packed_start(self, nvlist: NvList) -> bytes:
+        return struct.pack(self.order + "iI", nvlist.version, nvlist.flags)
+
+    def pairs(self, nvlist: NvList, depth: int) -> None:
+        seen: set[object] = set()
+        while True:
+            start = self.at
+            pair = self.pair(depth)
+            if pair is None:
+                break
+            self.counted()
+            key: object = (pair.name, pair.type) if nvlist.flags & UNIQUE_NAME_TYPE else pair.name
+            if key in seen and nvlist.flags & (UNIQUE_NAME | UNIQUE_NAME_TYPE):
+                raise BadNvlist("a name occurs twice", start)
+            seen.add(key)
+            pair.keep(self.form, self.data, start, self.at)
+            nvlist.pairs.append(pair)
+        nvlist.loaded()
+
+    def counted(self) -> None:
+        self.count += 1
+        if self.count > MAX_PAIRS:
+            raise BadNvlist(f"it has more than {MAX_PAIRS} pairs", self.at)
+
+    def packed_pairs(self, nvlist: NvList) -> bytes:
+        packed = [
+            kept if (kept := pair.kept(self.form)) is not None else self.packed(pair) for pair in nvlist.pairs
+        ]
+        return b"".join(packed) + self.terminator
+
+    terminator = b""
+
+    def pair(self, depth: int) -> Pair | None:
+        raise NotImplementedError
+
+    def packed(self, pair: Pair) -> bytes:
+        raise NotImplementedError
+
+    def embedded(self, nvlist: NvList, depth: int) -> NvList:
+        if depth >= MAX_DEPTH:
+            raise BadNvlist(f"it is nested deeper than {MAX_DEPTH}", self.at)
+        self.counted()
+        self.pairs(nvlist, depth + 1)
+        return nvlist
+
+    def kind(self, number: int) -> NvType:
+        try:
+            return NvType(number)
+        except ValueError:
+            raise BadNvlist(f"there is no type {number}", self.at) from None
+
+    def elements(self, kind: NvType, nelem: int) -> int:
+        """How many values there must be; never more than there are bytes left."""
+        array = kind.name.endswith("_ARRAY")
+        right = nelem >= 0 if array else nelem == (0 if kind == NvType.BOOLEAN else 1)
+        if not right:
+            raise BadNvlist(f"{kind.name} cannot have {nelem} values", self.at)
+        if nelem > len(self.data) - self.at:
+            raise BadNvlist("it is cut short", self.at)
+        return nelem
+
+
+class _Native(_Codec):
+    terminator = bytes(4)
+
+    def pair(self, depth: int) -> Pair | None:
+        start = self.at
+        (size,) = self.numbers("i", 4)
+        if size == 0:
+            return None
+        self.at = start
+        if size < _PAIR_HEAD or size > len(self.data) - start:
+            raise BadNvlist(f"a pair of {size} bytes does not fit", start)
+        name_size, _, nelem, number = struct.unpack_from(self.order + "hhii", self.data, start + 4)
+        end = start + size
+        name = self.data[start + _PAIR_HEAD : start + _PAIR_HEAD + name_size]
+        if name_size <= 0 or len(name) < name_size or name.find(b"\0") != name_size - 1:
+            raise BadNvlist("a name is not terminated", start)
+        self.at = start + _align(_PAIR_HEAD + name_size, 8)
+        if self.at > end:
+            raise BadNvlist("a name is longer than its pair", start)
+        kind = self.kind(number)
+        self.elements(kind, nelem)
+        value = self.value(kind, nelem, end, depth)
+        return Pair(_text(name[:-1]), kind, value)
+
+    def value(self, kind: NvType, nelem: int, end: int, depth: int) -> Value:
+        """Values lie in the pair, but for embedded lists' pairs: those follow it."""
+        if kind == NvType.NVLIST:
+            inner = self.inner(self.at, end)
+            self.at = end
+            return self.embedded(inner, depth)
+        if kind == NvType.NVLIST_ARRAY:
+            first = self.at + 8 * nelem
+            inners = [self.inner(first + i * _LIST_HEAD, end) for i in range(nelem)]
+            self.at = end
+            return tuple(self.embedded(inner, depth) for inner in inners)
+        value = self.plain(kind, nelem, self.data[self.at : end])
+        self.at = end
+        return value
+
+    def inner(self, at: int, end: int) -> NvList:
+        head = self.data[at : min(at + _LIST_HEAD, end)]
+        if len(head) < _LIST_HEAD:
+            raise BadNvlist("an embedded list does not fit its pair", at)
+        nvlist = NvList(form=self.form)
+        nvlist.version, nvlist.flags = struct.unpack_from(self.order + "iI", head)
+        nvlist.head = head
+        return nvlist
+
+    def plain(self, kind: NvType, nelem: int, data: bytes) -> Value:
+        if kind == NvType.BOOLEAN:
+            return True
+        if kind in (NvType.STRING, NvType.STRING_ARRAY):
+            pointers = 8 * nelem if kind == NvType.STRING_ARRAY else 0
+            texts = data[pointers:].split(b"\0", nelem)
+            if len(texts) <= nelem:
+                raise BadNvlist("a string is not terminated", self.at)
+            strings = tuple(_text(text) for text in texts[:nelem])
+            return strings if kind == NvType.STRING_ARRAY else strings[0]
+        code = _SCALAR.get(kind) or _ARRAY[kind]
+        size = nelem * struct.calcsize("=" + code)
+        if size > len(data):
+            raise BadNvlist("a value does not fit its pair", self.at)
+        if kind in _BYTES:
+            return data[:nelem]
+        return _python(kind, struct.unpack_from(f"{self.order}{nelem}{code}", data))
+
+    def packed(self, pair: Pair) -> bytes:
+        name = _bytes(pair.name) + b"\0"
+        value, nelem, tail = self.packed_value(pair)
+        start = _align(_PAIR_HEAD + len(name), 8)
+        size = _align(start + len(value), 8)
+        head = struct.pack(self.order + "ihhii", size, len(name), 0, nelem, pair.type)
+        return (head + name).ljust(start, b"\0") + value.ljust(size - start, b"\0") + tail
+
+    def packed_value(self, pair: Pair) -> tuple[bytes, int, bytes]:
+        lists = pair.lists()
+        if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+            pointers = bytes(8 * len(lists)) if pair.type == NvType.NVLIST_ARRAY else b""
+            heads = b"".join(
+                inner.head or self.packed_start(inner).ljust(_LIST_HEAD, b"\0") for inner in lists
+            )
+            return pointers + heads, len(lists), b"".join(self.packed_pairs(inner) for inner in lists)
+        values = _values(pair)
+        if pair.type == NvType.BOOLEAN:
+            return b"", 0, b""
+        if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
+            pointers = bytes(8 * len(values)) if pair.type == NvType.STRING_ARRAY else b""
+            return pointers + b"".join(_bytes(text) + b"\0" for text in values), len(values), b""
+        code = _SCALAR.get(pair.type) or _ARRAY[pair.type]
+        return struct.pack(f"{self.order}{len(values)}{code}", *values), len(values), b""
+
+
+class _Xdr(_Codec):
+    terminator = bytes(8)
+
+    def pair(self, depth: int) -> Pair | None:
+        start = self.at
+        encoded, decoded = self.numbers("ii", 8)
+        if decoded == 0:
+            return None
+        name = self.string()
+        if not name or b"\0" in name:
+            raise BadNvlist("a name is empty or holds a zero", start)
+        number, nelem = self.numbers("ii", 8)
+        kind = self.kind(number)
+        value = self.value(kind, self.elements(kind, nelem), depth)
+        # nvpair.c counts an empty array's count, and does not write it
+        spare = 4 if nelem == 0 and kind in _ARRAY and kind != NvType.BYTE_ARRAY else 0
+        if encoded < 0 or self.at not in (start + encoded, start + encoded - spare):
+            raise BadNvlist(f"a pair of {self.at - start} bytes says it has {encoded}", start)
+        return Pair(_text(name), kind, value)
+
+    def string(self) -> bytes:
+        (size,) = self.numbers("I", 4)
+        return self.take(_align(size, 4))[:size]
+
+    def value(self, kind: NvType, nelem: int, depth: int) -> Value:
+        if kind == NvType.NVLIST:
+            return self.embedded(self.start(NvList(form=self.form)), depth)
+        if kind == NvType.NVLIST_ARRAY:
+            return tuple(self.embedded(self.start(NvList(form=self.form)), depth) for _ in range(nelem))
+        if kind == NvType.STRING:
+            return _text(self.string())
+        if kind == NvType.STRING_ARRAY:
+            return tuple(_text(self.string()) for _ in range(nelem))
+        return self.array(kind, nelem) if kind in _ARRAY else self.scalar(kind)
+
+    def scalar(self, kind: NvType) -> Value:
+        if kind == NvType.BOOLEAN:
+            return True
+        code = _SCALAR[kind]
+        if struct.calcsize("=" + code) == 8:
+            return _python(kind, self.numbers(code, 8))
+        return _python(kind, _narrow(code, self.numbers("I", 4)))
+
+    def array(self, kind: NvType, nelem: int) -> Value:
+        """Counted; every value takes a word, or two. An empty array has not even its count."""
+        if kind == NvType.BYTE_ARRAY:
+            return self.take(_align(nelem, 4))[:nelem]
+        if nelem == 0:
+            return b"" if kind in _BYTES else ()
+        (again,) = self.numbers("I", 4)
+        if again != nelem:
+            raise BadNvlist(f"an array of {nelem} values says it has {again}", self.at - 4)
+        code = _ARRAY[kind]
+        if struct.calcsize("=" + code) == 8:
+            return self.numbers(f"{nelem}{code}", 8 * nelem)
+        values = _narrow(code, self.numbers(f"{nelem}I", 4 * nelem))
+        return bytes(values) if kind in _BYTES else _python(kind, values)
+
+    def packed(self, pair: Pair) -> bytes:
+        value, nelem = self.packed_value(pair)
+        body = self.packed_string(pair.name) + struct.pack(">ii", pair.type, nelem) + value
+        spare = 4 if nelem == 0 and pair.type in _ARRAY and pair.type != NvType.BYTE_ARRAY else 0
+        return struct.pack(">ii", 8 + len(body) + spare, _native_size(pair)) + body
+
+    def packed_string(self, text: str) -> bytes:
+        data = _bytes(text)
+        return struct.pack(">I", len(data)) + data.ljust(_align(len(data), 4), b"\0")
+
+    def packed_value(self, pair: Pair) -> tuple[bytes, int]:
+        lists = pair.lists()
+        if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+            return b"".join(self.packed_start(inner) + self.packed_pairs(inner) for inner in lists), len(
+                lists
+            )
+        values = _values(pair)
+        if pair.type == NvType.BOOLEAN:
+            return b"", 0
+        if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
+            return b"".join(self.packed_string(text) for text in values), len(values)
+        if pair.type == NvType.BYTE_ARRAY:
+            return bytes(values).ljust(_align(len(values), 4), b"\0"), len(values)
+        code = _SCALAR.get(pair.type) or _ARRAY[pair.type]
+        if struct.calcsize("=" + code) == 8:
+            words = struct.pack(f">{len(values)}{code}", *values)
+        else:
+            struct.pack(f">{len(values)}{code}", *values)
+            words = struct.pack(f">{len(values)}I", *(int(value) & 0xFFFFFFFF for value in values))
+        count = struct.pack(">I", len(values)) if pair.type in _ARRAY and len(values) else b""
+        return count + words, len(values)
+
+
+def _narrow(code: str, words: tuple[int, ...]) -> tuple[int, ...]:
+    """Small integers out of XDR's words of 32 bits."""
+    bits = 8 * struct.calcsize("=" + code)
+    sign = 1 << bits - 1 if code.islower() else 0
+    mask = (1 << bits) - 1
+    return tuple(((word & mask) ^ sign) - sign for word in words)
+
+
+def _python(kind: NvType, values: tuple[Any, ...]) -> Value:
+    if kind == NvType.BOOLEAN_ARRAY:
+        return tuple(int(bool(value)) for value in values)
+    if kind in _ARRAY:
+        return values
+    value: Value = bool(values[0]) if kind == NvType.BOOLEAN_VALUE else values[0]
+    return value
+
+
+def _values(pair: Pair) -> tuple[Any, ...]:
+    value = pair.value
+    if isinstance(value, bytes | tuple):
+        return tuple(value)
+    return (value,)
+
+
+def _native_size(pair: Pair) -> int:
+    """What the pair takes in memory: an XDR pair tells it beside its own size (NVP_SIZE_CALC)."""
+    values = _values(pair)
+    if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
+        pointers = 8 * len(values) if pair.type == NvType.STRING_ARRAY else 0
+        value = pointers + sum(len(_bytes(text)) + 1 for text in values)
+    elif pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+        value = len(values) * (_LIST_HEAD + (8 if pair.type == NvType.NVLIST_ARRAY else 0))
+    elif pair.type == NvType.BOOLEAN:
+        value = 0
+    else:
+        value = len(values) * struct.calcsize("=" + (_SCALAR.get(pair.type) or _ARRAY[pair.type]))
+    return _align(_PAIR_HEAD + len(_bytes(pair.name)) + 1, 8) + _align(value, 8)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,124 @@
+"""What a Reader yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zkeep.format.nvlist import NvList
+from zkeep.format.records import HEADER, LAYOUTS, NATIVE, Begin, ByteOrder, End, RecordType, Words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Headers = NDArray[np.void]
+    Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """The outer header of a compound stream (send -R, -I, -p); its own END was verified too."""
+
+    header: Begin
+    nvlist: NvList
+    raw: bytes
+    "Everything up to the first substream: BEGIN, nvlist and END, as they came."
+    byteorder: ByteOrder
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubBegin:
+    """A substream begins: one snapshot of one dataset."""
+
+    begin: Begin
+    header: bytes
+    "The 312 bytes as they came."
+    payload: bytes
+    nvlist: NvList | None
+    "The payload, decoded; None if there is none."
+    byteorder: ByteOrder
+    offset: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Whole records of one substream, without its BEGIN and END: verified, within the limits, in legal order.
+
+    `buffer` belongs to the Reader, and is valid until its next space(). `offsets` count from the buffer's
+    start, `offset` says where in the stream that is. `lengths` are 312 and the payload; `checks` and `sums`
+    are those of kernel.py.
+    """
+
+    buffer: memoryview
+    offset: int
+    offsets: NDArray[np.int64]
+    types: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    checks: NDArray[np.uint64]
+    sums: NDArray[np.uint64]
+    byteorder: ByteOrder
+    _rows: Any = field(default=None, repr=False)
+    _selected: dict[RecordType, tuple[Index, Headers]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def headers(self) -> NDArray[np.void]:
+        """All headers as they came, one item of 312 bytes a record."""
+        if self._rows is None:
+            places = max(0, len(self.buffer) - HEADER + 1)
+            self._rows = np.ndarray((places,), f"V{HEADER}", self.buffer, 0, (1,))[self.offsets]
+        rows: NDArray[np.void] = self._rows
+        return rows
+
+    def select(self, rtype: RecordType) -> tuple[Index, Headers]:
+        """The records of one type: their places in this batch; their headers in this machine's byte order."""
+        if rtype not in self._selected:
+            index = np.flatnonzero(self.types == rtype)
+            rows = self.headers()[index].view(LAYOUTS[rtype].dtype(self.byteorder))
+            if self.byteorder != NATIVE:
+                rows = rows.astype(LAYOUTS[rtype].dtype(NATIVE))
+            self._selected[rtype] = index, rows
+        return self._selected[rtype]
+
+    def head(self, count: int) -> Batch:
+        """The first records only."""
+        stop = int(self.offsets[count - 1] + self.lengths[count - 1]) if count else 0
+        return Batch(
+            buffer=self.buffer[:stop],
+            offset=self.offset,
+            offsets=self.offsets[:count],
+            types=self.types[:count],
+            lengths=self.lengths[:count],
+            checks=self.checks[:count],
+            sums=self.sums[:count],
+            byteorder=self.byteorder,
+        )
+
+    def payload(self, i: int) -> memoryview:
+        start = int(self.offsets[i])
+        return self.buffer[start + HEADER : start + int(self.lengths[i])]
+
+
+@dataclass(frozen=True, slots=True)
+class SubEnd:
+    """The substream is complete: its END agrees with all that came. Nothing of it may be kept before this."""
+
+    end: End
+    header: bytes
+    offset: int
+    state: Words
+    "The running fletcher-4 before the END, which is its body_checksum."
+
+
+@dataclass(frozen=True, slots=True)
+class PackageEnd:
+    """The compound stream is complete."""
+
+    offset: int
+
+
+Event = Package | SubBegin | Batch | SubEnd | PackageEnd

@@ -1,0 +1,377 @@
+"""Reading send streams: bytes in, verified events out. No I/O here.
+
+    reader = Reader()
+    while n := source.readinto(reader.space()):
+        reader.filled(n)
+        for event in reader.events(): ...
+    reader.finish()
+
+A record's checksum field covers what came *before* it, the previous payload included. So a record is handed
+out only when the header after it has been read and agrees (as in dmu_recv.c, receive_read_record()).
+
+The fuller the space is when events() is called, the less a record costs: batches are cut where the data ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from zkeep.errors import BadStream
+from zkeep.format import kernel
+from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
+from zkeep.format.nvlist import BadNvlist, NvList, decode
+from zkeep.format.records import (
+    HEADER,
+    MAGIC,
+    MAX_PAYLOAD,
+    NATIVE,
+    Begin,
+    ByteOrder,
+    End,
+    HeaderType,
+    RecordType,
+    Words,
+    other,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BUFFER = 4 << 20
+MAX_SUBSTREAM_NVLIST = 1 << 20
+"The payload of a substream's BEGIN takes about 1 KiB."
+MAX_PACKAGE_NVLIST = 64 << 20
+"What libzfs takes (libzfs_max_nvlist)."
+_MAX_BUFFER = HEADER + MAX_PACKAGE_NVLIST + HEADER
+_MAGIC_AT = 8
+
+
+class _Stage(Enum):
+    START = auto()
+    BETWEEN = auto()
+    INSIDE = auto()
+    DONE = auto()
+
+
+class _Fault(NamedTuple):
+    """What is wrong, and where in the buffer."""
+
+    at: int
+    reason: str
+
+
+class Reader:
+    """A push parser with its own buffer. After an error it stays in error."""
+
+    def __init__(self, size: int = BUFFER) -> None:
+        self._memory = np.empty(max(size, 2 * HEADER), np.uint8).data
+        self._start = self._end = 0
+        self._base = 0
+        self._stage = _Stage.START
+        self._compound = False
+        self._byteorder: ByteOrder = NATIVE
+        self._state = kernel.zero_state()
+        self._begin = Begin()
+        self._error: BadStream | None = None
+
+    # buffer
+
+    @property
+    def position(self) -> int:
+        """Bytes of the stream received so far."""
+        return self._base + self._end
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the stream that events have covered: where the first record not yet handed out begins."""
+        return self._base + self._start
+
+    def space(self, minimum: int = 1) -> memoryview:
+        """Room to read into, of at least `minimum` bytes. Memory of earlier batches is given up."""
+        left = self._end - self._start
+        if self._start:
+            self._memory[:left] = self._memory[self._start : self._end]
+            self._base += self._start
+            self._start, self._end = 0, left
+        if len(self._memory) - left < minimum:
+            self._grow(left + minimum)
+        return self._memory[left:]
+
+    def _grow(self, needed: int) -> None:
+        """Twice the room, as the room is full: memory follows what was received, not what a record says."""
+        size = max(needed, min(2 * len(self._memory), _MAX_BUFFER))
+        memory = np.empty(size, np.uint8).data
+        memory[: self._end] = self._memory[: self._end]
+        self._memory = memory
+
+    def filled(self, count: int) -> None:
+        """`count` bytes were read into the space."""
+        if not 0 <= count <= len(self._memory) - self._end:
+            raise ValueError("more than there was space for")
+        self._end += count
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+        """Copy data in, piece by piece, and yield the events; use each before the next is asked for."""
+        view = memoryview(data)
+        while view.nbytes:
+            space = self.space()
+            count = min(len(space), len(view))
+            space[:count] = view[:count]
+            self.filled(count)
+            view = view[count:]
+            yield from self.events()
+
+    # events
+
+    def events(self) -> Iterator[Event]:
+        """What the bytes received so far amount to.
+
+        Raises:
+            BadStream: names the byte and the record; all records before it have been yielded.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            yield from self._all()
+        except BadStream as error:
+            self._error = error
+            raise
+
+    def _all(self) -> Iterator[Event]:
+        before = -1
+        while before != self._start:
+            before = self._start
+            yield from self._inside() if self._stage == _Stage.INSIDE else self._outside()
+
+    def finish(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            BadStream: it is not complete.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._stage == _Stage.DONE and self._start == self._end:
+            return
+        if self._start == self._end:
+            reason = "it ends before its END" if self.position else "it is empty"
+            raise BadStream(reason, self.position)
+        reason = f"the stream ends in it or before the record that vouches for it, at byte {self.position}"
+        raise self._bad(self._start, reason)
+
+    def _bad(self, at: int, reason: str) -> BadStream:
+        return BadStream(reason, self._base + at, self._name(at))
+
+    def _name(self, at: int) -> str:
+        if self._end - at < 4 or self._stage == _Stage.DONE:
+            return ""
+        number = int.from_bytes(self._memory[at : at + 4], self._byteorder)
+        return _NAMES.get(number, "")
+
+    # between substreams
+
+    def _outside(self) -> Iterator[Event]:
+        if self._start == self._end:
+            return
+        if self._stage == _Stage.DONE:
+            raise self._bad(self._start, "there is data after the end of the stream")
+        if self._end - self._start < HEADER:
+            return
+        self._find_byteorder()
+        if self._stage == _Stage.BETWEEN and self._name(self._start) == "END":
+            yield self._conclusion()
+            return
+        begin = Begin.unpack(self._header(self._start), self._byteorder)
+        if begin.hdrtype == HeaderType.COMPOUND and self._stage == _Stage.START:
+            yield from self._package(begin)
+        elif begin.hdrtype == HeaderType.SUBSTREAM:
+            yield from self._substream(begin)
+        else:
+            raise self._bad(self._start, f"header type {begin.hdrtype} cannot stand here")
+
+    def _find_byteorder(self) -> None:
+        header = self._header(self._start)
+        for order in (NATIVE, other(NATIVE)):
+            rtype = int.from_bytes(header[:4], order)
+            magic = int.from_bytes(header[_MAGIC_AT : _MAGIC_AT + 8], order)
+            if rtype == RecordType.BEGIN and magic == MAGIC:
+                self._byteorder = order
+                return
+        if self._stage == _Stage.START:
+            raise BadStream("it does not begin like a send stream", self._base + self._start)
+        if self._name(self._start) != "END":
+            raise self._bad(self._start, "a BEGIN or the END of the whole must stand here")
+
+    def _header(self, at: int) -> bytes:
+        return bytes(self._memory[at : at + HEADER])
+
+    def _opening(self, max_payload: int) -> tuple[int, kernel.State] | None:
+        """A whole BEGIN: where it stops, and the running sum there. None: not here yet."""
+        walk = kernel.walk(self._memory, self._start, self._end, self._swap, MAX_PAYLOAD, max_payload)
+        if walk.error:
+            raise self._bad(walk.error[0], kernel.REASONS[walk.error[1]])
+        if not len(walk.offsets) or self._end - walk.stop < HEADER:
+            return None
+        state, *_ = kernel.verify(self._memory, walk.offsets, walk.lengths, self._swap, kernel.zero_state())
+        return walk.stop, state
+
+    @property
+    def _swap(self) -> bool:
+        return self._byteorder != NATIVE
+
+    def _package(self, begin: Begin) -> Iterator[Event]:
+        opening = self._opening(MAX_PACKAGE_NVLIST)
+        if opening is None:
+            return
+        stop, state = opening
+        if self._name(stop) != "END":
+            raise self._bad(stop, "the outer header of a compound stream must end here")
+        end = End.unpack(self._header(stop), self._byteorder)
+        if end.body_checksum != _words(state) or self._differs(stop, state):
+            raise self._bad(stop, _CHECKSUM)
+        nvlist = self._decode(self._start + HEADER, stop) or NvList()
+        raw = bytes(self._memory[self._start : stop + HEADER])
+        event = Package(begin, nvlist, raw, self._byteorder, self._base + self._start)
+        self._start, self._stage, self._compound = stop + HEADER, _Stage.BETWEEN, True
+        yield event
+
+    def _substream(self, begin: Begin) -> Iterator[Event]:
+        opening = self._opening(MAX_SUBSTREAM_NVLIST)
+        if opening is None:
+            return
+        stop, state = opening
+        if self._differs(stop, state):
+            raise self._bad(stop, _CHECKSUM)
+        nvlist = self._decode(self._start + HEADER, stop)
+        header, payload = self._header(self._start), bytes(self._memory[self._start + HEADER : stop])
+        event = SubBegin(begin, header, payload, nvlist, self._byteorder, self._base + self._start)
+        self._begin, self._state = begin, state
+        self._start, self._stage = stop, _Stage.INSIDE
+        yield event
+
+    def _decode(self, start: int, stop: int) -> NvList | None:
+        if start == stop:
+            return None
+        try:
+            return decode(self._memory[start:stop])
+        except BadNvlist as bad:
+            raise BadStream(f"its nvlist: {bad.reason}", self._base + self._start, "BEGIN") from bad
+
+    def _conclusion(self) -> PackageEnd:
+        """A compound stream's last record, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
+        at = self._start
+        if any(self._memory[at + 4 : at + HEADER]):
+            raise self._bad(at, "the END of the whole stream is not empty")
+        self._start, self._stage = at + HEADER, _Stage.DONE
+        return PackageEnd(self._base + at)
+
+    # inside a substream
+
+    def _inside(self) -> Iterator[Event]:
+        walk = kernel.walk(self._memory, self._start, self._end, self._swap)
+        count, ended = len(walk.offsets), False
+        if count and walk.types[-1] in (RecordType.BEGIN, RecordType.END):
+            count, ended = count - 1, bool(walk.types[-1] == RecordType.END)
+            follower = int(walk.offsets[count])
+        else:
+            follower = walk.stop
+            if self._end - follower < HEADER and count:
+                count -= 1
+                follower = int(walk.offsets[count])
+        if self._end - follower < HEADER:
+            return
+        batch, fault = self._verified(walk, count, follower)
+        if batch is not None and len(batch):
+            self._start += len(batch.buffer)
+            yield batch
+        if fault is None and not ended:
+            fault = self._impossible(walk, follower)
+        if fault is not None:
+            raise self._bad(*fault)
+        if ended:
+            yield self._sub_end()
+
+    def _verified(self, walk: kernel.Walk, count: int, follower: int) -> tuple[Batch | None, _Fault | None]:
+        """The records whose bytes are proven, and why it is not all of them."""
+        offsets, lengths = walk.offsets[:count], walk.lengths[:count]
+        state, bad, checks, sums = kernel.verify(self._memory, offsets, lengths, self._swap, self._state)
+        fault = None
+        if bad >= 0:
+            fault, count = _Fault(int(offsets[bad]), _CHECKSUM), max(0, bad - 1)
+        elif self._differs(follower, state):
+            fault, count = _Fault(follower, _CHECKSUM), max(0, count - 1)
+        else:
+            self._state = state
+        if not count:
+            return None, fault
+        batch = Batch(
+            buffer=self._memory[self._start : follower].toreadonly(),
+            offset=self._base + self._start,
+            offsets=offsets - self._start,
+            types=walk.types[: len(offsets)],
+            lengths=lengths,
+            checks=checks,
+            sums=sums,
+            byteorder=self._byteorder,
+        )
+        return (batch.head(count) if fault else batch), fault
+
+    def _impossible(self, walk: kernel.Walk, follower: int) -> _Fault | None:
+        if walk.error and walk.error[0] == follower:
+            return _Fault(follower, kernel.REASONS[walk.error[1]])
+        if self._name(follower) == "BEGIN":
+            return _Fault(follower, "it stands where its substream has no END yet")
+        return None
+
+    def _differs(self, at: int, state: kernel.State) -> bool:
+        """Whether the header there disagrees with the running sum before it."""
+        where, size = np.array([at], np.int64), np.array([HEADER], np.int64)
+        return kernel.verify(self._memory, where, size, self._swap, state)[1] >= 0
+
+    def _sub_end(self) -> SubEnd:
+        at = self._start
+        header = self._header(at)
+        end = End.unpack(header, self._byteorder)
+        state = _words(self._state)
+        if end.body_checksum != state:
+            raise self._bad(at, "the checksum of the whole substream differs")
+        if end.toguid != self._begin.toguid:
+            raise self._bad(at, f"toguid {end.toguid:#x} is not that of its BEGIN, {self._begin.toguid:#x}")
+        self._start = at + HEADER
+        self._stage = _Stage.BETWEEN if self._compound else _Stage.DONE
+        return SubEnd(end, header, self._base + at, state)
+
+
+_NAMES = {int(rtype): rtype.name for rtype in RecordType}
+_CHECKSUM = "the checksum differs: this header, or what lies between it and the one before, is damaged"
+
+
+def _words(state: NDArray[np.uint64]) -> Words:
+    a, b, c, d = state.tolist()
+    return a, b, c, d
+
+
+def read_events(source: BinaryIO, size: int = BUFFER) -> Iterator[Event]:
+    """All events of a stream read from a file or pipe; raises BadStream as Reader does."""
+    reader = Reader(size)
+    more = True
+    while more:
+        more = fill(reader, source)
+        yield from reader.events()
+    reader.finish()
+
+
+def fill(reader: Reader, source: BinaryIO) -> bool:
+    """Read until the reader's space is full; False at the end of the source."""
+    space = reader.space()
+    while len(space):
+        count = source.readinto(space)  # type: ignore[attr-defined]
+        if not count:
+            return False
+        reader.filled(count)
+        space = space[count:]
+    return True
