@@ -1,8 +1,8 @@
 """The space figures, as sums over what the catalog says of runs.
 
-A run tells how many bytes of records it brought (`bytes`, `logical`) and, for each earlier segment, how many
-of that segment's bytes it overwrote or freed (`dead`). A byte is born in the run whose segment holds it and
-dies in the run that names it dead; from birth until death every snapshot refers to it, and so does the head,
+A run tells how many bytes of records it brought (`bytes`, `logical`) and, for each earlier run by its txg, how
+many of that run's bytes it overwrote or freed (`dead`). A byte is born in the run that brought it and dies in
+the run that names it dead; from birth until death every snapshot refers to it, and so does the head,
 if it never dies.
 
     referenced        bytes born and not dead at that point, those of a clone's origin included
@@ -23,7 +23,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 Document = Mapping[str, Any]
 HEAD = (1 << 64) - 1
@@ -74,14 +74,14 @@ class DatasetSpace:
         return self.by_dataset + self.by_snapshots + self.by_children
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """Bytes born at txg `born` that the run `died` overwrote or freed; of an origin's if `foreign`."""
 
     born: int
     died: int
-    amount: Amount
     foreign: bool
+    stored: int
+    logical: int
 
 
 @dataclass(slots=True)
@@ -96,62 +96,71 @@ class History:
 
     def referenced(self, txg: int) -> Amount:
         born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if t <= txg)
-        return self.base + born - _total(d.amount for d in self.deaths if d.died <= txg)
+        return self.base + born - _total(Amount(*d[3:]) for d in self.deaths if d.died <= txg)
 
     def written(self, since: int, until: int = HEAD) -> Amount:
         """Bytes referred to at `until` and born after `since`."""
         born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if since < t <= until)
-        return born - _total(d.amount for d in self.deaths if since < d.born and d.died <= until)
+        return born - _total(Amount(*d[3:]) for d in self.deaths if since < d.born and d.died <= until)
 
 
 def _total(amounts: Iterable[Amount]) -> Amount:
     return sum(amounts, NOTHING)
 
 
-def history(runs: Sequence[Document], births: Mapping[str, int], base: Amount = NOTHING) -> History:
-    """`runs`: the dataset's, by txg. `births`: the txg of each segment, those of origins included."""
-    own = {segment for run in runs for segment in run["segments"]}
+def history(runs: Sequence[Document], base: Amount = NOTHING) -> History:
+    """`runs`: the dataset's own, by txg. What they killed of other runs was an origin's."""
+    own = {run["txg"] for run in runs}
     deaths = [
-        Death(births.get(segment, 0), run["txg"], Amount(*dead), segment not in own)
+        Death(int(born), run["txg"], int(born) not in own, stored, logical)
         for run in runs
-        for segment, dead in run["dead"].items()
+        for born, (stored, logical) in run["dead"].items()
     ]
     return History([r["txg"] for r in runs], [Amount(r["bytes"], r["logical"]) for r in runs], deaths, base)
 
 
+def _by_interval(past: History, pins: Sequence[int]) -> dict[tuple[int, int, bool], Amount]:
+    """Sums of deaths by the intervals in which the bytes were born and died, and whether they are foreign."""
+    where = {txg: bisect_left(pins, txg) for txg in {t for d in past.deaths for t in d[:2]}}
+    sums: dict[tuple[int, int, bool], list[int]] = {}
+    for born, died, foreign, stored, logical in past.deaths:
+        cell = sums.setdefault((where[born], where[died], foreign), [0, 0])
+        cell[0] += stored
+        cell[1] += logical
+    return {key: Amount(*cell) for key, cell in sums.items()}
+
+
 def figures(past: History, pins: Sequence[int]) -> DatasetSpace:
-    """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet."""
-    count = len(pins)
-    born = [NOTHING] * (count + 1)  # by interval: (pin before, pin], the last one up to the head
-    died = [NOTHING] * (count + 1)
-    inside = [NOTHING] * (count + 1)
-    unique = [NOTHING] * (count + 1)
+    """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet.
+
+    Interval i reaches from pin i-1 (exclusive) to pin i; the last one up to the head.
+    """
+    change = [NOTHING] * (len(pins) + 1)
+    written = list(change)
+    unique = list(change)
     by_snapshots = foreign = NOTHING
     for txg, amount in zip(past.txgs, past.births, strict=True):
         at = bisect_left(pins, txg)
-        born[at] = born[at] + amount
-    for death in past.deaths:
-        at = bisect_left(pins, death.died)
-        died[at] = died[at] + death.amount
-        if death.foreign:
-            foreign = foreign + death.amount
-            continue
-        since = bisect_left(pins, death.born)
-        if since == at:
-            inside[at] = inside[at] + death.amount
-            continue
-        by_snapshots = by_snapshots + death.amount
-        if since == at - 1:
-            unique[since] = unique[since] + death.amount
-    change = [b - d for b, d in zip(born, died, strict=True)]
+        change[at] += amount
+        written[at] += amount
+    for (born, died, is_foreign), amount in _by_interval(past, pins).items():
+        change[died] -= amount
+        if is_foreign:
+            foreign += amount
+        elif born == died:
+            written[died] -= amount
+        else:
+            by_snapshots += amount
+            if born == died - 1:
+                unique[born] += amount
     referenced = list(accumulate(change, initial=past.base))[1:]
-    written = [b - i for b, i in zip(born, inside, strict=True)]
+    of_snapshots = map(SnapshotSpace, referenced, unique, written)
     return DatasetSpace(
         referenced=referenced[-1],
         by_dataset=referenced[-1] - past.base + foreign,
         by_snapshots=by_snapshots,
         written=written[-1],
-        snapshots={txg: SnapshotSpace(referenced[i], unique[i], written[i]) for i, txg in enumerate(pins)},
+        snapshots=dict(zip(pins, of_snapshots, strict=False)),
     )
 
 
@@ -169,13 +178,9 @@ def compute(
     pins: Mapping[int, Sequence[int]],
 ) -> Space:
     """All datasets at once, from their documents, their runs and their snapshots' txgs, both ascending."""
-    births: dict[str, int] = {}
-    for own in runs.values():
-        for run in own:
-            births.update(dict.fromkeys(run["segments"], run["txg"]))
     histories: dict[int, History] = {}
     for dataset_id in datasets:
-        _add_history(dataset_id, datasets, runs, births, histories)
+        _add_history(dataset_id, datasets, runs, histories)
     found = {i: figures(histories[i], pins.get(i, ())) for i in datasets}
     _add_children(datasets, found)
     return Space(found, histories)
@@ -185,7 +190,6 @@ def _add_history(
     dataset_id: int,
     datasets: Mapping[int, Document],
     runs: Mapping[int, Sequence[Document]],
-    births: Mapping[str, int],
     histories: dict[int, History],
 ) -> None:
     """A clone's needs its origin's first: chains of clones are walked from their beginning."""
@@ -195,7 +199,7 @@ def _add_history(
     for current in reversed(chain):
         origin = datasets[current]["origin"]
         base = histories[origin["dataset"]].referenced(origin["txg"]) if origin else NOTHING
-        histories[current] = history(runs.get(current, ()), births, base)
+        histories[current] = history(runs.get(current, ()), base)
 
 
 def _add_children(datasets: Mapping[int, Document], found: Mapping[int, DatasetSpace]) -> None:
