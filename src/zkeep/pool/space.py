@@ -1,9 +1,9 @@
 """The space figures, as sums over what the catalog says of runs.
 
-A run tells how many bytes of records it brought (`bytes`, `logical`) and, for each earlier run by its txg, how
-many of that run's bytes it overwrote or freed (`dead`). A byte is born in the run that brought it and dies in
-the run that names it dead; from birth until death every snapshot refers to it, and so does the head,
-if it never dies.
+A run tells how many bytes of records it brought (`bytes`, `logical`) and, for each earlier run by its txg,
+how many of that run's bytes it overwrote or freed (`dead`). A byte is born in the run that brought it and
+dies in the run that names it dead; from birth until death every snapshot refers to it, and so does the head, if it never
+dies.
 
     referenced        bytes born and not dead at that point, those of a clone's origin included
     used (snapshot)   bytes that it alone refers to: born after the snapshot before, dead by the one after (or
@@ -22,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -30,17 +31,16 @@ HEAD = (1 << 64) - 1
 "Stands for the txg after all."
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """Bytes as stored, and before compression."""
 
     stored: int = 0
     logical: int = 0
 
-    def __add__(self, other: Amount) -> Amount:
+    def plus(self, other: Amount) -> Amount:
         return Amount(self.stored + other.stored, self.logical + other.logical)
 
-    def __sub__(self, other: Amount) -> Amount:
+    def minus(self, other: Amount) -> Amount:
         return Amount(self.stored - other.stored, self.logical - other.logical)
 
     @property
@@ -71,7 +71,7 @@ class DatasetSpace:
 
     @property
     def used(self) -> Amount:
-        return self.by_dataset + self.by_snapshots + self.by_children
+        return _total((self.by_dataset, self.by_snapshots, self.by_children))
 
 
 class Death(NamedTuple):
@@ -96,16 +96,17 @@ class History:
 
     def referenced(self, txg: int) -> Amount:
         born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if t <= txg)
-        return self.base + born - _total(Amount(*d[3:]) for d in self.deaths if d.died <= txg)
+        return self.base.plus(born).minus(_total(Amount(*d[3:]) for d in self.deaths if d.died <= txg))
 
     def written(self, since: int, until: int = HEAD) -> Amount:
         """Bytes referred to at `until` and born after `since`."""
         born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if since < t <= until)
-        return born - _total(Amount(*d[3:]) for d in self.deaths if since < d.born and d.died <= until)
+        inside = (Amount(*d[3:]) for d in self.deaths if since < d.born and d.died <= until)
+        return born.minus(_total(inside))
 
 
 def _total(amounts: Iterable[Amount]) -> Amount:
-    return sum(amounts, NOTHING)
+    return reduce(Amount.plus, amounts, NOTHING)
 
 
 def history(runs: Sequence[Document], base: Amount = NOTHING) -> History:
@@ -119,48 +120,65 @@ def history(runs: Sequence[Document], base: Amount = NOTHING) -> History:
     return History([r["txg"] for r in runs], [Amount(r["bytes"], r["logical"]) for r in runs], deaths, base)
 
 
-def _by_interval(past: History, pins: Sequence[int]) -> dict[tuple[int, int, bool], Amount]:
-    """Sums of deaths by the intervals in which the bytes were born and died, and whether they are foreign."""
-    where = {txg: bisect_left(pins, txg) for txg in {t for d in past.deaths for t in d[:2]}}
-    sums: dict[tuple[int, int, bool], list[int]] = {}
-    for born, died, foreign, stored, logical in past.deaths:
-        cell = sums.setdefault((where[born], where[died], foreign), [0, 0])
-        cell[0] += stored
-        cell[1] += logical
-    return {key: Amount(*cell) for key, cell in sums.items()}
+class _Layer(NamedTuple):
+    """The figures of one dataset in one kind of bytes, by interval."""
+
+    referenced: list[int]
+    written: list[int]
+    unique: list[int]
+    by_dataset: int
+    by_snapshots: int
+
+
+def _layer(
+    base: int, births: Iterable[tuple[int, int]], deaths: Iterable[tuple[int, int, bool, int]], count: int
+) -> _Layer:
+    """Interval i of `count` reaches from pin i-1 (exclusive) to pin i; the last one up to the head."""
+    change = [0] * count
+    written = [0] * count
+    unique = [0] * count
+    by_snapshots = foreign = 0
+    for at, size in births:
+        change[at] += size
+        written[at] += size
+    for born, died, is_foreign, size in deaths:
+        change[died] -= size
+        if is_foreign:
+            foreign += size
+        elif born == died:
+            written[died] -= size
+        else:
+            by_snapshots += size
+            if born == died - 1:
+                unique[born] += size
+    referenced = list(accumulate(change, initial=base))[1:]
+    return _Layer(referenced, written, unique, referenced[-1] - base + foreign, by_snapshots)
 
 
 def figures(past: History, pins: Sequence[int]) -> DatasetSpace:
-    """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet.
-
-    Interval i reaches from pin i-1 (exclusive) to pin i; the last one up to the head.
-    """
-    change = [NOTHING] * (len(pins) + 1)
-    written = list(change)
-    unique = list(change)
-    by_snapshots = foreign = NOTHING
-    for txg, amount in zip(past.txgs, past.births, strict=True):
-        at = bisect_left(pins, txg)
-        change[at] += amount
-        written[at] += amount
-    for (born, died, is_foreign), amount in _by_interval(past, pins).items():
-        change[died] -= amount
-        if is_foreign:
-            foreign += amount
-        elif born == died:
-            written[died] -= amount
-        else:
-            by_snapshots += amount
-            if born == died - 1:
-                unique[born] += amount
-    referenced = list(accumulate(change, initial=past.base))[1:]
-    of_snapshots = map(SnapshotSpace, referenced, unique, written)
+    """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet."""
+    where = {txg: bisect_left(pins, txg) for txg in {*past.txgs, *(d.born for d in past.deaths)}}
+    born = [(where[txg], amount) for txg, amount in zip(past.txgs, past.births, strict=True)]
+    died = [(where[d.born], where[d.died], d.foreign) for d in past.deaths]
+    count = len(pins) + 1
+    stored, logical = (
+        _layer(
+            past.base[i],
+            [(at, a[i]) for at, a in born],
+            [(*w, d[3 + i]) for w, d in zip(died, past.deaths, strict=True)],
+            count,
+        )
+        for i in (0, 1)
+    )
+    referenced, written, unique = (
+        list(map(Amount, a, b)) for a, b in zip(stored[:3], logical[:3], strict=True)
+    )
     return DatasetSpace(
         referenced=referenced[-1],
-        by_dataset=referenced[-1] - past.base + foreign,
-        by_snapshots=by_snapshots,
+        by_dataset=Amount(stored.by_dataset, logical.by_dataset),
+        by_snapshots=Amount(stored.by_snapshots, logical.by_snapshots),
         written=written[-1],
-        snapshots=dict(zip(pins, of_snapshots, strict=False)),
+        snapshots=dict(zip(pins, map(SnapshotSpace, referenced, unique, written), strict=False)),
     )
 
 
@@ -208,4 +226,4 @@ def _add_children(datasets: Mapping[int, Document], found: Mapping[int, DatasetS
     for name in deepest_first:
         above = by_name.get(name.rpartition("/")[0])
         if name and above:
-            above.by_children = above.by_children + by_name[name].used
+            above.by_children = above.by_children.plus(by_name[name].used)
