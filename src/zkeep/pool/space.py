@@ -2,8 +2,8 @@
 
 A run tells how many bytes of records it brought (`bytes`, `logical`) and, for each earlier run by its txg,
 how many of that run's bytes it overwrote or freed (`dead`). A byte is born in the run that brought it and
-dies in the run that names it dead; from birth until death every snapshot refers to it, and so does the head, if it never
-dies.
+dies in the run that names it dead; from birth until death every snapshot refers to it, and so does the head,
+if it never dies.
 
     referenced        bytes born and not dead at that point, those of a clone's origin included
     used (snapshot)   bytes that it alone refers to: born after the snapshot before, dead by the one after (or
