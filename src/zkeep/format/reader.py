@@ -23,7 +23,9 @@ import numpy as np
 from zkeep.errors import BadStream
 from zkeep.format import kernel
 from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
+from zkeep.format.limits import Limits, refuse_begin
 from zkeep.format.nvlist import BadNvlist, NvList, decode
+from zkeep.format.order import Order
 from zkeep.format.records import (
     HEADER,
     MAGIC,
@@ -76,6 +78,8 @@ class Reader:
         self._byteorder: ByteOrder = NATIVE
         self._state = kernel.zero_state()
         self._begin = Begin()
+        self._limits = Limits(self._begin)
+        self._order = Order(self._begin.raw)
         self._error: BadStream | None = None
 
     # buffer
@@ -233,9 +237,10 @@ class Reader:
         end = End.unpack(self._header(stop), self._byteorder)
         if end.body_checksum != _words(state) or self._differs(stop, state):
             raise self._bad(stop, _CHECKSUM)
-        nvlist = self._decode(self._start + HEADER, stop) or NvList()
+        nvlist = self._decode(begin, stop)
         raw = bytes(self._memory[self._start : stop + HEADER])
-        event = Package(begin, nvlist, raw, self._byteorder, self._base + self._start)
+        package = nvlist if nvlist is not None else NvList()
+        event = Package(begin, package, raw, self._byteorder, self._base + self._start)
         self._start, self._stage, self._compound = stop + HEADER, _Stage.BETWEEN, True
         yield event
 
@@ -246,23 +251,28 @@ class Reader:
         stop, state = opening
         if self._differs(stop, state):
             raise self._bad(stop, _CHECKSUM)
-        nvlist = self._decode(self._start + HEADER, stop)
+        nvlist = self._decode(begin, stop)
         header, payload = self._header(self._start), bytes(self._memory[self._start + HEADER : stop])
         event = SubBegin(begin, header, payload, nvlist, self._byteorder, self._base + self._start)
         self._begin, self._state = begin, state
+        self._limits, self._order = Limits(begin), Order(begin.raw)
         self._start, self._stage = stop, _Stage.INSIDE
         yield event
 
-    def _decode(self, start: int, stop: int) -> NvList | None:
-        if start == stop:
-            return None
+    def _decode(self, begin: Begin, stop: int) -> NvList | None:
+        """A BEGIN's nvlist; both are as they must be."""
+        payload = self._memory[self._start + HEADER : stop]
         try:
-            return decode(self._memory[start:stop])
+            nvlist = decode(payload) if len(payload) else None
         except BadNvlist as bad:
-            raise BadStream(f"its nvlist: {bad.reason}", self._base + self._start, "BEGIN") from bad
+            raise self._bad(self._start, f"its nvlist, at byte {bad.offset} of it: {bad.reason}") from bad
+        refusal = refuse_begin(begin, nvlist)
+        if refusal:
+            raise self._bad(self._start, refusal)
+        return nvlist
 
     def _conclusion(self) -> PackageEnd:
-        """A compound stream's last record, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
+        """The last record of all, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
         at = self._start
         if any(self._memory[at + 4 : at + HEADER]):
             raise self._bad(at, "the END of the whole stream is not empty")
@@ -272,28 +282,43 @@ class Reader:
     # inside a substream
 
     def _inside(self) -> Iterator[Event]:
+        """Everything is found out before the first event is yielded, whatever the caller then does."""
         walk = kernel.walk(self._memory, self._start, self._end, self._swap)
-        count, ended = len(walk.offsets), False
-        if count and walk.types[-1] in (RecordType.BEGIN, RecordType.END):
-            count, ended = count - 1, bool(walk.types[-1] == RecordType.END)
-            follower = int(walk.offsets[count])
-        else:
-            follower = walk.stop
-            if self._end - follower < HEADER and count:
-                count -= 1
-                follower = int(walk.offsets[count])
+        count, follower, ended = self._split(walk)
         if self._end - follower < HEADER:
             return
         batch, fault = self._verified(walk, count, follower)
-        if batch is not None and len(batch):
-            self._start += len(batch.buffer)
-            yield batch
+        if batch is not None:
+            batch, fault = self._lawful(batch, fault)
         if fault is None and not ended:
             fault = self._impossible(walk, follower)
-        if fault is not None:
-            raise self._bad(*fault)
-        if ended:
-            yield self._sub_end()
+        error = self._bad(*fault) if fault else None
+        self._start += len(batch.buffer) if batch is not None else 0
+        end, error = self._sub_end() if ended and error is None else (None, error)
+        if batch is not None and len(batch):
+            yield batch
+        if error is not None:
+            raise error
+        if end is not None:
+            yield end
+
+    def _split(self, walk: kernel.Walk) -> tuple[int, int, bool]:
+        """How many records can be handed out, where the header after them is, and whether it is an END."""
+        count = len(walk.offsets)
+        if count and walk.types[-1] in (RecordType.BEGIN, RecordType.END):
+            return count - 1, int(walk.offsets[-1]), bool(walk.types[-1] == RecordType.END)
+        if count and self._end - walk.stop < HEADER:
+            return count - 1, int(walk.offsets[-1]), False
+        return count, walk.stop, False
+
+    def _lawful(self, batch: Batch, fault: _Fault | None) -> tuple[Batch, _Fault | None]:
+        """The records up to the first that breaks a rule, and why it is not all of them."""
+        for check in (self._limits.check, self._order.check):
+            found = check(batch)
+            if found is not None:
+                fault = _Fault(self._start + int(batch.offsets[found.index]), found.reason)
+                batch = batch.head(found.index)
+        return batch, fault
 
     def _verified(self, walk: kernel.Walk, count: int, follower: int) -> tuple[Batch | None, _Fault | None]:
         """The records whose bytes are proven, and why it is not all of them."""
@@ -332,18 +357,19 @@ class Reader:
         where, size = np.array([at], np.int64), np.array([HEADER], np.int64)
         return kernel.verify(self._memory, where, size, self._swap, state)[1] >= 0
 
-    def _sub_end(self) -> SubEnd:
+    def _sub_end(self) -> tuple[SubEnd | None, BadStream | None]:
         at = self._start
         header = self._header(at)
         end = End.unpack(header, self._byteorder)
         state = _words(self._state)
         if end.body_checksum != state:
-            raise self._bad(at, "the checksum of the whole substream differs")
+            return None, self._bad(at, "the checksum of the whole substream differs")
         if end.toguid != self._begin.toguid:
-            raise self._bad(at, f"toguid {end.toguid:#x} is not that of its BEGIN, {self._begin.toguid:#x}")
+            reason = f"toguid {end.toguid:#x} is not that of its BEGIN, {self._begin.toguid:#x}"
+            return None, self._bad(at, reason)
         self._start = at + HEADER
         self._stage = _Stage.BETWEEN if self._compound else _Stage.DONE
-        return SubEnd(end, header, self._base + at, state)
+        return SubEnd(end, header, self._base + at, state), None
 
 
 _NAMES = {int(rtype): rtype.name for rtype in RecordType}
