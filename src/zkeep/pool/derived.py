@@ -20,16 +20,6 @@ Thing = Dataset | Snapshot | Bookmark
 Value = int | str | None
 "A number, text, or None where the property says nothing of this thing (`-`)."
 
-SUITES = {
-    3: "aes-128-ccm",
-    4: "aes-192-ccm",
-    5: "aes-256-ccm",
-    6: "aes-128-gcm",
-    7: "aes-192-gcm",
-    8: "aes-256-gcm",
-}
-"Source: OpenZFS include/sys/fs/zfs.h, enum zio_encrypt."
-KEYFORMATS = {0: "none", 1: "raw", 2: "hex", 3: "passphrase"}
 _TYPES = {"f": "filesystem", "v": "volume", "s": "snapshot", "b": "bookmark"}
 
 
@@ -131,14 +121,18 @@ def _crypt(thing: Thing) -> dict[str, int] | None:
     return crypt
 
 
+def _coded(name: str, code: int) -> str | None:
+    return next((text for text, known in PROPERTIES[name].codes.items() if known == code), None)
+
+
 def _encryption(view: View, thing: Thing) -> Answer:
     crypt = _crypt(thing)
-    return Answer(SUITES.get(crypt["suite"]) if crypt else "off", "-" if crypt else "default")
+    return Answer(_coded("encryption", crypt["suite"]) if crypt else "off", "-" if crypt else "default")
 
 
 def _keyformat(view: View, thing: Thing) -> Answer:
     crypt = _crypt(thing)
-    return Answer(KEYFORMATS.get(crypt["keyformat"])) if crypt else Answer("none", "default")
+    return Answer(_coded("keyformat", crypt["keyformat"])) if crypt else Answer("none", "default")
 
 
 def _pbkdf2iters(view: View, thing: Thing) -> Answer:

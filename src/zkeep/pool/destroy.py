@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.catalog import Transaction
+from zkeep.pool.leftovers import discard
 from zkeep.pool.model import Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.namespace import remove_if_deferred
 from zkeep.pool.space import compute
@@ -54,9 +55,7 @@ def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
     """Those that `a,b%c` names: names, and ranges by age, ends included; an end left out is the last."""
     chosen: list[Snapshot] = []
     for part in spec.split(","):
-        found = (
-            _select_range(snapshots, part) if "%" in part else [s for s in snapshots if s.doc["name"] == part]
-        )
+        found = _select_range(snapshots, part) if "%" in part else [s for s in snapshots if s.doc["name"] == part]
         chosen += [s for s in found if s not in chosen]
     return chosen
 
@@ -174,17 +173,12 @@ def execute(pool: Pool, plan: Plan) -> None:
         with pool.transaction() as t:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
-        for segment in segments:
-            pool.store.delete(segment_file(segment))
+    discard(pool, segments)
 
 
 def lock_name(dataset: Dataset) -> str:
     """Held while a dataset is received into, or destroyed."""
     return f"dataset-{dataset.key}"
-
-
-def segment_file(segment: str) -> str:
-    return f"segments/{segment}.seg"
 
 
 def _recheck(pool: Pool, plan: Plan) -> None:

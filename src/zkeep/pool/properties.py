@@ -41,8 +41,13 @@ class Property:
     "For an index: the number that streams carry for each value."
 
     @property
+    def is_fixed(self) -> bool:
+        """Its column is as wide as its widest possible value, not as what is there."""
+        return self.kind in ("size", "count", "ratio", "index")
+
+    @property
     def is_number(self) -> bool:
-        """Printed flush right, sorted as a number, an integer in JSON."""
+        """Sorted as one; an integer in JSON."""
         return self.kind in ("size", "count", "id", "ratio", "date")
 
     @property
@@ -83,6 +88,9 @@ def _dedups() -> dict[str, int]:
 
 
 _CACHE = _index("none metadata all")
+_SUITES = _index("on=1 off aes-128-ccm aes-192-ccm aes-256-ccm aes-128-gcm aes-192-gcm aes-256-gcm")
+_KEYFORMATS = _index("none raw hex passphrase")
+_KEYSTATUS = _index("none unavailable available")
 _TABLE = [
     Property("name", "NAME", "fvsb", "readonly", "text"),
     Property("type", "TYPE", "fvsb", "readonly", "text"),
@@ -91,7 +99,7 @@ _TABLE = [
     Property("available", "AVAIL", "fv", "readonly", "size"),
     Property("referenced", "REFER", "fvsb", "readonly", "size"),
     Property("compressratio", "RATIO", "fvs", "readonly", "ratio"),
-    Property("mounted", "MOUNTED", "f", "readonly", "index"),
+    Property("mounted", "MOUNTED", "f", "readonly", "index", codes=_BOOLEAN),
     Property("origin", "ORIGIN", "fv", "readonly", "text"),
     Property("quota", "QUOTA", "fv", "default", "size", "0"),
     Property("reservation", "RESERV", "fv", "default", "size", "0"),
@@ -140,7 +148,7 @@ _TABLE = [
     Property("usedbydataset", "USEDDS", "fv", "readonly", "size"),
     Property("usedbychildren", "USEDCHILD", "fv", "readonly", "size"),
     Property("usedbyrefreservation", "USEDREFRESERV", "fv", "readonly", "size"),
-    Property("defer_destroy", "DEFER_DESTROY", "s", "readonly", "text"),
+    Property("defer_destroy", "DEFER_DESTROY", "s", "readonly", "index", codes=_BOOLEAN),
     Property("userrefs", "USERREFS", "s", "readonly", "count"),
     Property("logbias", "LOGBIAS", "fv", "inherit", "index", "latency", _index("latency throughput")),
     Property("objsetid", "OBJSETID", "fv", "readonly", "id"),
@@ -174,12 +182,12 @@ _TABLE = [
     ),
     Property("overlay", "OVERLAY", "f", "inherit", "index", "on", _BOOLEAN),
     Property("receive_resume_token", "RESUMETOK", "fv", "readonly", "text"),
-    Property("encryption", "ENCRYPTION", "fvs", "once", "text"),
+    Property("encryption", "ENCRYPTION", "fvs", "once", "index", codes=_SUITES),
     Property("keylocation", "KEYLOCATION", "fv", "default", "text", "none"),
-    Property("keyformat", "KEYFORMAT", "fv", "once", "text"),
+    Property("keyformat", "KEYFORMAT", "fv", "once", "index", codes=_KEYFORMATS),
     Property("pbkdf2iters", "PBKDF2ITERS", "fv", "once", "id"),
     Property("encryptionroot", "ENCROOT", "fvs", "readonly", "text"),
-    Property("keystatus", "KEYSTATUS", "fvs", "readonly", "text"),
+    Property("keystatus", "KEYSTATUS", "fvs", "readonly", "index", codes=_KEYSTATUS),
     Property("special_small_blocks", "SPECIAL_SMALL_BLOCKS", "fv", "inherit", "size", "0"),
     Property("snapshots_changed", "SNAPSHOTS_CHANGED", "fv", "readonly", "date"),
     Property("prefetch", "PREFETCH", "fvs", "inherit", "index", "all", _CACHE),

@@ -1,0 +1,88 @@
+"""zkeep destroy."""
+
+from __future__ import annotations
+
+import click
+
+from zkeep.cli import text
+from zkeep.cli.home import opened
+from zkeep.errors import WrongUsage
+from zkeep.names import BookmarkName, DatasetName
+from zkeep.pool import destroy
+from zkeep.pool.model import Pool
+from zkeep.pool.view import View
+
+
+@click.command("destroy")
+@click.option("-r", "recursive", is_flag=True, help="Also what lies below; snapshots of this name below.")
+@click.option("-R", "clones", is_flag=True, help="As -r, and all clones of what is destroyed.")
+@click.option("-d", "defer", is_flag=True, help="Snapshots that are held or have clones go later.")
+@click.option("-f", "force", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@click.option("-n", "dry_run", is_flag=True, help="Change nothing.")
+@click.option("-p", "parsable", is_flag=True, help="Say what goes, for scripts.")
+@click.option("-v", "verbose", is_flag=True, help="Say what goes and what it gives back.")
+@click.argument("name", metavar="DATASET|DATASET@SNAP[%SNAP][,...]|BOOKMARK")
+def destroy_verb(
+    *,
+    recursive: bool,
+    clones: bool,
+    defer: bool,
+    force: bool,
+    dry_run: bool,
+    parsable: bool,
+    verbose: bool,
+    name: str,
+) -> None:
+    """Destroy a dataset, snapshots or a bookmark.
+
+    'a%b' means all snapshots from a to b, both included; without a or b, from the first or to the last. What
+    is held stays: all of the request is refused. The disk gets its space back by compaction.
+
+    \b
+        zkeep destroy -nv vault/home@%2025-12-31
+        zkeep destroy vault/home@monday,tuesday
+        zkeep destroy -r vault/old
+    """
+    if "#" in name:
+        _destroy_bookmark(BookmarkName.parse(name), dry_run)
+        return
+    dataset_text, mark, spec = name.partition("@")
+    dataset = DatasetName.parse(dataset_text)
+    if mark and not spec.strip(","):
+        raise WrongUsage(f"cannot destroy {dataset}@: no snapshot is named")
+    if defer and not mark:
+        raise WrongUsage("-d goes with snapshots")
+    options = destroy.Options(recursive or clones, clones, defer)
+    with opened(dataset) as pool:
+        view = View(pool)
+        plan = (
+            destroy.plan_snapshots(view, dataset, spec, options)
+            if mark
+            else destroy.plan_dataset(view, dataset, options)
+        )
+        if verbose or parsable:
+            _report(view, plan, dry_run, parsable, bool(mark))
+        if not dry_run:
+            _execute(pool, plan)
+
+
+def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_snapshots: bool) -> None:
+    names = [*plan.names(), *(str(s.name) for s in plan.deferred)]
+    will = "would" if dry_run else "will"
+    for name in names:
+        click.echo(f"destroy\t{name}" if parsable else f"{will} destroy {name}")
+    if of_snapshots:
+        size = destroy.reclaims(view, plan)
+        click.echo(f"reclaim\t{size}" if parsable else f"{will} reclaim {text.nice_bytes(size)}")
+
+
+def _execute(pool: Pool, plan: destroy.Plan) -> None:
+    destroy.execute(pool, plan)
+
+
+def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:
+    with opened(name) as pool:
+        if dry_run:
+            pool.bookmark(name)
+        else:
+            destroy.destroy_bookmark(pool, name)

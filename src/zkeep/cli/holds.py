@@ -1,0 +1,69 @@
+"""zkeep hold, release, holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from zkeep.cli import text
+from zkeep.cli.home import opened, snapshots_only
+from zkeep.names import SnapshotName
+from zkeep.pool import namespace
+
+
+def _by_pool(names: Sequence[str]) -> dict[str, list[SnapshotName]]:
+    found: dict[str, list[SnapshotName]] = {}
+    for name in snapshots_only(names):
+        found.setdefault(name.dataset.pool, []).append(name)
+    return found
+
+
+@click.command("hold")
+@click.option("-r", "recursive", is_flag=True, help="Also the snapshots of this name below.")
+@click.argument("tag")
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+def hold_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
+    """Put a hold with a TAG on snapshots: they cannot be destroyed while it is there.
+
+    \b
+        zkeep hold -r keep vault/home@2026-01-01
+    """
+    for pool, snapshots in _by_pool(names).items():
+        with opened(pool) as found:
+            namespace.hold(found, tag, snapshots, recursive)
+
+
+@click.command("release")
+@click.option("-r", "recursive", is_flag=True, help="Also on the snapshots of this name below.")
+@click.argument("tag")
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+def release_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
+    """Remove the hold TAG from snapshots.
+
+    \b
+        zkeep release -r keep vault/home@2026-01-01
+    """
+    for pool, snapshots in _by_pool(names).items():
+        with opened(pool) as found:
+            namespace.release(found, tag, snapshots, recursive)
+
+
+@click.command("holds")
+@click.option("-r", "recursive", is_flag=True, help="Also those of the snapshots of this name below.")
+@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
+@click.option("-p", "exact", is_flag=True, help="Times in seconds since 1970.")
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+def holds_verb(recursive: bool, scripted: bool, exact: bool, names: Sequence[str]) -> None:
+    """List the holds of snapshots."""
+    rows = []
+    for pool, snapshots in _by_pool(names).items():
+        with opened(pool) as found:
+            held = [s for name in snapshots for s in namespace.snapshots_named(found, name, recursive)]
+        for snapshot in held:
+            for tag, at in sorted(snapshot.holds.items()):
+                rows.append([str(snapshot.name), text.safe(tag), str(at) if exact else text.date(at)])
+    if scripted:
+        click.echo(text.tabbed(rows), nl=False)
+    else:
+        click.echo(text.table(["NAME", "TAG", "TIMESTAMP"], rows, [False] * 3), nl=False)

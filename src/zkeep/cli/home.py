@@ -1,0 +1,84 @@
+"""From what is typed to pools, names and settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zkeep.errors import WrongUsage
+from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
+from zkeep.pool.catalog import WAIT
+from zkeep.pool.model import Pool
+from zkeep.pool.registry import Registry
+
+Name = DatasetName | SnapshotName | BookmarkName
+
+
+def registry() -> Registry:
+    """ZKEEP_HOME, else root's /var/lib/zkeep, else the user's data folder."""
+    if home := os.environ.get("ZKEEP_HOME"):
+        return Registry(Path(home))
+    if os.geteuid() == 0:
+        return Registry(Path("/var/lib/zkeep"))
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Registry(Path(data).expanduser() / "zkeep")
+
+
+def wait() -> float:
+    """Seconds to wait for another writer: ZKEEP_WAIT."""
+    text = os.environ.get("ZKEEP_WAIT", "")
+    try:
+        return float(text) if text else WAIT
+    except ValueError:
+        raise WrongUsage(f"ZKEEP_WAIT must be a number of seconds, not {shown(text)}") from None
+
+
+@contextmanager
+def opened(name: Name | str) -> Iterator[Pool]:
+    """The pool that `name` begins with."""
+    pool = name if isinstance(name, str) else dataset_of(name).pool
+    with registry().open(pool, wait()) as found:
+        yield found
+
+
+def dataset_of(name: Name) -> DatasetName:
+    return name if isinstance(name, DatasetName) else name.dataset
+
+
+def parse(texts: Iterable[str]) -> list[Name]:
+    return [parse_any(text) for text in texts]
+
+
+def by_pool(names: Iterable[Name]) -> dict[str, list[Name]]:
+    """In the order of first mention."""
+    found: dict[str, list[Name]] = {}
+    for name in names:
+        found.setdefault(dataset_of(name).pool, []).append(name)
+    return found
+
+
+def settings(texts: Iterable[str]) -> dict[str, str]:
+    """`p=v` each; WrongUsage where there is no `=` or a property comes twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise WrongUsage(f"bad property list: {shown(text)} is not property=value")
+        if name in found:
+            raise WrongUsage(f"bad property list: {name} is given twice")
+        found[name] = value
+    return found
+
+
+def datasets_only(names: Iterable[Name], verb: str) -> list[DatasetName]:
+    found = list(names)
+    for name in found:
+        if not isinstance(name, DatasetName):
+            raise WrongUsage(f"cannot {verb} {name}: it is not a dataset")
+    return [name for name in found if isinstance(name, DatasetName)]
+
+
+def snapshots_only(texts: Iterable[str]) -> list[SnapshotName]:
+    return [SnapshotName.parse(text) for text in texts]

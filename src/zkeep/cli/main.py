@@ -1,0 +1,134 @@
+"""The command `zkeep`: verbs, one file a group, loaded when used; every failure is one line and a status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from zkeep import __version__
+from zkeep.errors import TryAgain, ZkeepError
+
+VERBS = {
+    "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
+    "create": ("names", "Create a dataset, empty until something is received below it."),
+    "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
+    "dump": ("dump", "Print what a send stream holds, record by record."),
+    "get": ("get", "Show properties."),
+    "hold": ("holds", "Protect snapshots from being destroyed."),
+    "holds": ("holds", "List the holds of snapshots."),
+    "inherit": ("settings", "Forget a property's own value."),
+    "list": ("list", "List datasets, snapshots and bookmarks."),
+    "pool": ("pool", "Create, find, check and remove pools."),
+    "receive": ("receive", "Store the send stream on standard input."),
+    "recv": ("receive", "The same as receive."),
+    "release": ("holds", "Remove holds from snapshots."),
+    "rename": ("names", "Rename a dataset or a snapshot."),
+    "send": ("send", "Write a send stream to standard output."),
+    "set": ("settings", "Set properties."),
+    "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
+}
+"The module below zkeep.cli that has each verb, and its line in the overview."
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when the verb is called, so that none pays for another's imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*VERBS, *self.extra()]
+
+    def extra(self) -> list[str]:
+        return sorted(self.commands)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return self.commands.get(name)
+        module = import_module(f"zkeep.cli.{VERBS[name][0]}")
+        command: click.Command = getattr(module, "receive_verb" if name == "recv" else f"{name}_verb")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="zkeep-%(version)s")
+def cli() -> None:
+    """Keep encrypted OpenZFS backups on a machine that can never decrypt them.
+
+    Verbs take what the same verbs of zfs(8) take. Begin with:
+
+    \b
+        zkeep pool create vault /srv/vault
+        zfs send -Rw tank/home@monday | zkeep receive vault/home
+        zkeep list -t all
+        zkeep send -Rw vault/home@monday | zfs receive tank/restored
+
+    Exit status: 0 done, 1 refused or failed with nothing changed, 2 wrong usage, 3 the pool's own data is
+    damaged, 4 not authentic, 5 try again.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit status; whatever goes wrong is one line on standard error."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(arguments, prog_name="zkeep", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        if os.environ.get("ZKEEP_DEBUG") == "1":
+            raise
+        return _report(error)
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, SystemExit | click.exceptions.Exit):
+        return _exit_code(error)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return TryAgain.status
+    text, status = _explain(error)
+    line = " ".join(text.split())
+    print(f"zkeep: {line}", file=sys.stderr)
+    return status
+
+
+def _exit_code(error: SystemExit | click.exceptions.Exit) -> int:
+    code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
+    return code if isinstance(code, int) else 1
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, ZkeepError):
+        return str(error), error.status
+    if isinstance(error, click.ClickException):
+        where = getattr(error, "ctx", None)
+        command = where.command_path if where else "zkeep"
+        return f"{error.format_message().rstrip('.')}; see '{command} --help'", 2
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", TryAgain.status
+    if isinstance(error, OSError):
+        return _explain_os(error), 1
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    return f"unexpected {type(error).__name__}: {error}; ZKEEP_DEBUG=1 shows where", 1
+
+
+def _explain_os(error: OSError) -> str:
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what

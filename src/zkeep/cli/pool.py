@@ -1,0 +1,240 @@
+"""zkeep pool: create, import, export, list, status, scrub, upgrade, destroy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from zkeep.cli import asjson, text
+from zkeep.cli.home import registry, settings
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import parse_pool, shown
+from zkeep.pool import lifecycle, properties
+from zkeep.pool.derived import Answer
+from zkeep.pool.lifecycle import Status
+from zkeep.pool.model import FORMAT, Exists, Pool
+
+_SIZES = ("size", "allocated", "free")
+_SHORT = {"alloc": "allocated", "cap": "capacity"}
+_HEADS = {"allocated": "ALLOC", "capacity": "CAP"}
+_COLUMNS = ("name", "size", "allocated", "free", "capacity", "health", "path", "guid", "version")
+
+
+@click.group("pool", context_settings={"help_option_names": ["-h", "--help"]})
+def pool_verb() -> None:
+    """Create, find, check and remove pools.
+
+    A pool is a folder that zkeep alone writes to. It is known by a name, the first part of its datasets'
+    names, through a registry in ZKEEP_HOME (default: /var/lib/zkeep for root, else ~/.local/share/zkeep).
+    """
+
+
+@pool_verb.command("create")
+@click.option("-O", "-o", "options", multiple=True, metavar="P=V", help="Set a property of the top dataset.")
+@click.argument("name")
+@click.argument("path", type=click.Path(file_okay=False, path_type=Path))
+def create(options: Sequence[str], name: str, path: Path) -> None:
+    """Make a pool NAME in the folder PATH, which is empty or not there yet.
+
+    \b
+        zkeep pool create vault /srv/vault
+        zkeep pool create -O blind=off -O quota=2T lab /srv/lab
+    """
+    local = dict(properties.check(key, value, "f") for key, value in settings(options).items())
+    known = registry()
+    if parse_pool(name) in known.pools():
+        raise Exists(f"cannot create pool {name}: it lies in {known.path(name)} already")
+    Pool.create(path, name, local).close()
+    known.add(name, path)
+
+
+@pool_verb.command("import")
+@click.option("-d", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.option("-a", "everything", is_flag=True, help="Import all pools found in DIR.")
+@click.argument("which", required=False, metavar="[PATH|NAME]")
+@click.argument("name", required=False, metavar="[NEWNAME]")
+def import_(folder: Path | None, everything: bool, which: str | None, name: str | None) -> None:
+    """Make a pool known that was made elsewhere or exported.
+
+    PATH is the pool's folder; or NAME is looked for in DIR. Without either, the pools in DIR (default: the
+    current folder) are listed.
+
+    \b
+        zkeep pool import /mnt/disk/vault
+        zkeep pool import -d /mnt/disk vault oldvault
+    """
+    known = registry()
+    place = folder or Path()
+    if which and folder is None:
+        lifecycle.adopt(known, Path(which), name)
+        return
+    found = lifecycle.importable(place)
+    if which:
+        lifecycle.adopt(known, _one(found, which, place), name or which)
+    elif everything:
+        for path in found:
+            lifecycle.adopt(known, path)
+    else:
+        click.echo(text.table(["NAME", "PATH"], [[n, str(p)] for p, n in found.items()], [False] * 2), nl=False)
+
+
+def _one(found: dict[Path, str], name: str, place: Path) -> Path:
+    paths = [path for path, known in found.items() if known == name]
+    if len(paths) != 1:
+        why = "there is none" if not paths else "there are several; give the path"
+        raise Refused(f"cannot import {shown(name)[1:-1]}: {why} in {place}")
+    return paths[0]
+
+
+@pool_verb.command("export")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def export(names: Sequence[str]) -> None:
+    """Forget pools by name; their folders stay as they are."""
+    for name in names:
+        registry().remove(name)
+
+
+@pool_verb.command("list")
+@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
+@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@click.option("-o", "columns", metavar="P,...", help="Columns: " + " ".join(_COLUMNS))
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def list_(
+    *, scripted: bool, exact: bool, as_json: bool, as_int: bool, columns: str | None, names: Sequence[str]
+) -> None:
+    """List pools: what their files take, what the disk below has left, and how they do."""
+    wanted = [_SHORT.get(word, word) for word in (columns or ",".join(_COLUMNS[:7])).split(",")]
+    for word in wanted:
+        if word not in _COLUMNS:
+            raise WrongUsage(f"bad property list: invalid property {shown(word)}")
+    pools = _statuses(names)
+    if as_json:
+        sys.stdout.write(_json_list(pools, wanted, exact or as_int, as_int))
+        return
+    rows = [[_cell(pool, word, exact) for word in wanted] for pool in pools]
+    if scripted:
+        sys.stdout.write(text.tabbed(rows))
+    elif rows:
+        right = [word in (*_SIZES, "capacity", "guid", "version") for word in wanted]
+        sys.stdout.write(text.table([_HEADS.get(w, w.upper()) for w in wanted], rows, right))
+    else:
+        click.echo("no pools available", err=True)
+
+
+def _statuses(names: Sequence[str]) -> list[Status]:
+    known = registry()
+    return [lifecycle.status(known, name) for name in names or known.pools()]
+
+
+def _cell(pool: Status, word: str, exact: bool) -> str:
+    if word in ("name", "health", "path"):
+        return str(getattr(pool, word))
+    if pool.allocated is None or pool.free is None:
+        return "-"
+    size = pool.allocated + pool.free
+    if word == "capacity":
+        return f"{pool.allocated * 100 // max(size, 1)}" + ("" if exact else "%")
+    if word in ("guid", "version"):
+        return str(pool.guid if word == "guid" else FORMAT)
+    number = {"size": size, "allocated": pool.allocated, "free": pool.free}[word]
+    return str(number) if exact else text.nice_bytes(number)
+
+
+def _json_list(pools: Sequence[Status], wanted: Sequence[str], exact: bool, as_int: bool) -> str:
+    found: asjson.Object = {}
+    for pool in pools:
+        cells = {w: asjson.prop(Answer(None), _cell(pool, w, exact), as_int) for w in wanted if w != "name"}
+        found[pool.name] = {**_json_head(pool, as_int), "properties": cells}
+    return asjson.dump({"output_version": asjson.version("zpool list"), "pools": found})
+
+
+def _json_head(pool: Status, as_int: bool) -> asjson.Object:
+    guid = "-" if pool.guid is None else asjson.number(pool.guid, as_int)
+    return {"name": pool.name, "type": "POOL", "state": pool.health, "guid": guid}
+
+
+@pool_verb.command("status")
+@click.option("-v", "verbose", is_flag=True, help="List every error that the last scrub found.")
+@click.option("-x", "only_sick", is_flag=True, help="Only pools with errors.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def status(verbose: bool, only_sick: bool, as_json: bool, names: Sequence[str]) -> None:
+    """Say how pools do, and what their last scrub found."""
+    pools = [p for p in _statuses(names) if not only_sick or p.health != "ONLINE"]
+    if as_json:
+        states = {p.name: {**_json_head(p, False), "path": str(p.path), "scrub": p.scrub} for p in pools}
+        sys.stdout.write(asjson.dump({"output_version": asjson.version("zpool status"), "pools": states}))
+    elif pools:
+        click.echo("\n".join(_report(pool, verbose) for pool in pools), nl=False)
+    else:
+        click.echo("all pools are healthy" if only_sick else "no pools available")
+
+
+def _report(pool: Status, verbose: bool) -> str:
+    lines = [f"  pool: {pool.name}", f" state: {pool.health}"]
+    if pool.trouble:
+        lines.append(f"status: {text.safe(pool.trouble)}")
+    lines += [f"  scan: {_scan(pool)}", f"config: {pool.path}", ""]
+    errors = pool.scrub.get("errors", []) if pool.scrub else []
+    lines.append(f"errors: {_errors(errors, verbose)}")
+    if verbose:
+        lines += [f"        {text.safe(str(error))}" for error in errors]
+    return "\n".join(lines) + "\n"
+
+
+def _scan(pool: Status) -> str:
+    if not pool.scrub:
+        return "none requested"
+    done = pool.scrub
+    hours, rest = divmod(int(done.get("seconds", 0)), 3600)
+    took = f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}"
+    size = text.nice_bytes(int(done.get("bytes", 0)))
+    when = text.date(int(done.get("finished", 0)), with_seconds=True)
+    return f"scrub verified {size} in {took} with {len(done.get('errors', []))} errors on {when}"
+
+
+def _errors(errors: Sequence[object], verbose: bool) -> str:
+    if not errors:
+        return "No known data errors"
+    return f"{len(errors)} data errors" + (":" if verbose else ", use '-v' for a list")
+
+
+@pool_verb.command("scrub")
+@click.option("--rebuild-catalog", "rebuild", is_flag=True, help="First make the catalog anew from the files.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def scrub(rebuild: bool, names: Sequence[str]) -> None:
+    """Verify every stored byte and every row of the catalog; no key is needed.
+
+    Exit status 3 if anything is damaged: the snapshots that it hurts are named.
+    """
+    from zkeep.cli.scrub import scrub_pool
+
+    for name in names:
+        scrub_pool(registry(), name, rebuild)
+
+
+@pool_verb.command("upgrade")
+@click.option("-v", "versions", is_flag=True, help="List the formats that this zkeep knows.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def upgrade(versions: bool, names: Sequence[str]) -> None:
+    """Bring pools to the newest format on disk; there is one format so far."""
+    if versions:
+        rows = [[str(number), what] for number, what in lifecycle.formats()]
+        click.echo(text.table(["VER", "DESCRIPTION"], rows, [True, False]), nl=False)
+        return
+    for name in names:
+        registry().path(name)
+    click.echo(f"All pools have format {FORMAT}, the newest one.")
+
+
+@pool_verb.command("destroy")
+@click.option("-f", "force", is_flag=True, help="Accepted and without effect.")
+@click.argument("name")
+def destroy(force: bool, name: str) -> None:
+    """Remove a pool with everything in it. There is no way back."""
+    lifecycle.destroy(registry(), name)

@@ -1,0 +1,85 @@
+"""zkeep receive (recv)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from zkeep.cli.home import opened, settings
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import DatasetName, parse_any
+from zkeep.pool import properties
+
+
+@click.command("receive")
+@click.option("-v", "verbose", is_flag=True, help="Say what is received, how much and how fast.")
+@click.option("-n", "dry_run", is_flag=True, help="Store nothing; with -v, say what would be received.")
+@click.option("-s", "resumable", is_flag=True, help="If interrupted, keep what came, to be resumed.")
+@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@click.option("-F", "force", is_flag=True, help="Roll back to the increment's source first.")
+@click.option("-d", "drop_pool", is_flag=True, help="Name it as sent, without the pool, below DATASET.")
+@click.option("-e", "last_only", is_flag=True, help="Name it by the last part of its name, below DATASET.")
+@click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property, over what is received.")
+@click.option("-x", "exclude", multiple=True, metavar="P", help="Let a received property have no effect.")
+@click.option("-A", "abort", is_flag=True, help="Give up an interrupted receive into DATASET.")
+@click.argument("target", metavar="DATASET|SNAPSHOT")
+def receive_verb(
+    *,
+    verbose: bool,
+    dry_run: bool,
+    resumable: bool,
+    unmounted: bool,
+    force: bool,
+    drop_pool: bool,
+    last_only: bool,
+    options: Sequence[str],
+    exclude: Sequence[str],
+    abort: bool,
+    target: str,
+) -> None:
+    """Store the send stream that comes on standard input.
+
+    All or nothing: a snapshot is there once all of it is verified and on the disk. Raw streams ('zfs send -w')
+    are stored as they come and can never be read here; others are refused unless 'blind' is off.
+
+    \b
+        zfs send -Rw tank/home@monday | ssh vault zkeep receive -s vault/home
+        zfs send -w -i @monday tank/home@tuesday | ssh vault zkeep receive vault/home
+        zkeep get -H -o value receive_resume_token vault/home
+    """
+    from zkeep.pool.receive import ReceiveOptions, receive
+
+    if drop_pool and last_only:
+        raise WrongUsage("-d and -e exclude each other")
+    name = parse_any(target)
+    if abort and not isinstance(name, DatasetName):
+        raise WrongUsage("-A needs a dataset")
+    wanted = ReceiveOptions(
+        verbose=verbose,
+        dry_run=dry_run,
+        resumable=resumable,
+        unmounted=unmounted,
+        force=force,
+        name_from="d" if drop_pool else "e" if last_only else None,
+        set_properties=_checked(options),
+        exclude=[_known(prop) for prop in exclude],
+        abort=abort,
+    )
+    if not abort and sys.stdin.isatty():
+        raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
+    with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
+        receive(pool, source, target, wanted)
+
+
+def _checked(options: Sequence[str]) -> dict[str, str]:
+    return dict(properties.check(name, value) for name, value in settings(options).items())
+
+
+def _known(name: str) -> str:
+    """As zfs does, a property is excluded by its full name, whether or not the stream has it."""
+    prop = properties.find(name)
+    if not prop:
+        raise WrongUsage(f"invalid property {name!a} after -x")
+    return prop.name

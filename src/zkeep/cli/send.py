@@ -1,0 +1,97 @@
+"""zkeep send."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, suppress
+
+import click
+
+from zkeep.cli.home import opened, registry
+from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.names import parse_any
+from zkeep.pool.model import NotThere, Pool
+
+
+@click.command("send")
+@click.option("-w", "--raw", "raw", is_flag=True, help="As it is stored: encrypted stays encrypted.")
+@click.option("-R", "--replicate", "replicate", is_flag=True, help="With all below, all snapshots, properties.")
+@click.option("-p", "--props", "props", is_flag=True, help="With the dataset's properties.")
+@click.option("-i", "from_", metavar="SNAP|BOOKMARK", help="Only what changed since.")
+@click.option("-I", "from_all", metavar="SNAP", help="All snapshots between, one increment each.")
+@click.option("-t", "token", metavar="TOKEN", help="Go on where a receive was interrupted.")
+@click.option("-n", "--dryrun", "dry_run", is_flag=True, help="Send nothing; with -v, say what would be sent.")
+@click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what is sent, on standard error.")
+@click.option("-P", "--parsable", "parsable", is_flag=True, help="As -v, for scripts.")
+@click.option("-L", "--large-block", "large", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("-e", "--embed", "embed", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("-c", "--compressed", "compressed", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
+@click.argument("snapshot", required=False, metavar="SNAPSHOT")
+def send_verb(
+    *,
+    raw: bool,
+    replicate: bool,
+    props: bool,
+    from_: str | None,
+    from_all: str | None,
+    token: str | None,
+    dry_run: bool,
+    verbose: bool,
+    parsable: bool,
+    large: bool,
+    embed: bool,
+    compressed: bool,
+    received_name: bool,
+    snapshot: str | None,
+) -> None:
+    """Write a send stream to standard output, for 'zfs receive' or 'zkeep receive'.
+
+    An encrypted dataset is sent raw only (-w). SNAP after -i or -I may be given as @name, a bookmark as #name.
+
+    \b
+        zkeep send -Rw vault/home@monday | zfs receive tank/home
+        zkeep send -w -i '#sunday' vault/home@monday > increment.zfs
+    """
+    from zkeep.pool.send import SendRequest, send
+
+    if token is None and snapshot is None:
+        raise WrongUsage("send needs a snapshot or a token")
+    if token is not None and (snapshot or from_ or from_all or replicate):
+        raise WrongUsage("-t goes with no snapshot and no other source: the token names them")
+    if from_ and from_all:
+        raise WrongUsage("-i and -I exclude each other")
+    if not dry_run and sys.stdout.isatty():
+        raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
+    request = SendRequest(
+        snapshot=snapshot or "",
+        raw=raw,
+        replicate=replicate,
+        props=props,
+        from_=from_,
+        from_all=from_all,
+        token=token,
+        dry_run=dry_run,
+        verbose=verbose or parsable,
+        parsable=parsable,
+        received_name=received_name,
+    )
+    with _pool(snapshot, token) as pool, open(1, "wb", buffering=0, closefd=False) as sink:
+        try:
+            send(pool, request, sink)
+        except BrokenPipeError:
+            raise TryAgain("cannot send: nobody reads the stream any more") from None
+
+
+def _pool(snapshot: str | None, token: str | None) -> AbstractContextManager[Pool]:
+    """The pool that the snapshot is of; with a token, the one that has the snapshot of the token's guid."""
+    if snapshot:
+        return opened(parse_any(snapshot))
+    from zkeep.pool.token import Token
+
+    wanted = Token.decode(token or "").toguid
+    for name in registry().pools():
+        with suppress(NotThere), opened(name) as pool:
+            if any(doc["guid"] == wanted for _, doc in pool.catalog.scan("snapshot")):
+                return opened(name)
+    raise NotThere(f"cannot send: no pool has the snapshot that the token names (guid {wanted:#x})")

@@ -1,0 +1,59 @@
+"""zkeep set, inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from zkeep.cli.home import by_pool, opened, parse, settings
+from zkeep.errors import WrongUsage
+from zkeep.names import DatasetName, SnapshotName
+from zkeep.pool import namespace
+
+
+def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotName]]:
+    """Datasets and snapshots by pool; bookmarks have no properties to set."""
+    found: dict[str, Sequence[DatasetName | SnapshotName]] = {}
+    for pool, names in by_pool(parse(texts)).items():
+        things = [name for name in names if isinstance(name, DatasetName | SnapshotName)]
+        if len(things) != len(names):
+            raise WrongUsage("a bookmark has no properties that can be set")
+        found[pool] = things
+    return found
+
+
+@click.command("set")
+@click.argument("arguments", nargs=-1, required=True, metavar="PROPERTY=VALUE... NAME...")
+def set_verb(arguments: Sequence[str]) -> None:
+    """Set properties of datasets, user properties (x:y) also of snapshots.
+
+    \b
+        zkeep set quota=500G vault/home
+        zkeep set org.example:owner=ann vault/home vault/mail
+    """
+    pairs = [word for word in arguments if "=" in word]
+    names = [word for word in arguments if "=" not in word]
+    if not pairs or not names:
+        raise WrongUsage("set needs property=value and a dataset; see 'zkeep set --help'")
+    wanted = settings(pairs)
+    for pool, things in _things(names).items():
+        with opened(pool) as found:
+            namespace.set_properties(found, things, wanted)
+
+
+@click.command("inherit")
+@click.option("-r", "recursive", is_flag=True, help="For all datasets below as well.")
+@click.option("-S", "received", is_flag=True, help="Show the received value again, if there is one.")
+@click.argument("prop", metavar="PROPERTY")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def inherit_verb(recursive: bool, received: bool, prop: str, names: Sequence[str]) -> None:
+    """Forget a property's own value, so that the parent's holds.
+
+    \b
+        zkeep inherit -r compression vault/home
+        zkeep inherit -S mountpoint vault/home
+    """
+    for pool, things in _things(names).items():
+        with opened(pool) as found:
+            namespace.inherit(found, things, prop, received, recursive)
