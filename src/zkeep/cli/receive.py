@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from zkeep.cli.home import opened, settings
+from zkeep.cli.text import nice_bytes
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, parse_any
 from zkeep.pool import properties
+
+if TYPE_CHECKING:
+    from zkeep.pool.receive import Arrival
 
 
 @click.command("receive")
@@ -51,13 +56,13 @@ def receive_verb(
     """
     from zkeep.pool.receive import ReceiveOptions, receive
 
+    tell = _teller(dry_run) if verbose else None
     if drop_pool and last_only:
         raise WrongUsage("-d and -e exclude each other")
     name = parse_any(target)
     if abort and not isinstance(name, DatasetName):
         raise WrongUsage("-A needs a dataset")
     wanted = ReceiveOptions(
-        verbose=verbose,
         dry_run=dry_run,
         resumable=resumable,
         unmounted=unmounted,
@@ -66,11 +71,29 @@ def receive_verb(
         set_properties=_checked(options),
         exclude=[_known(prop) for prop in exclude],
         abort=abort,
+        **({"tell": tell} if tell else {}),
     )
     if not abort and sys.stdin.isatty():
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
         receive(pool, source, target, wanted)
+
+
+def _teller(dry_run: bool) -> Callable[[Arrival], None]:
+    """Says what is received as zfs does."""
+
+    def tell(arrival: Arrival) -> None:
+        if arrival.ignored:
+            click.echo(f"snap {arrival.kept} already exists; ignoring")
+        elif arrival.bytes is None:
+            verb = "would receive" if dry_run else "receiving"
+            kind = "incremental" if arrival.incremental else "full"
+            click.echo(f"{verb} {kind} stream of {arrival.sent} into {arrival.kept}")
+        else:
+            rate = nice_bytes(int(arrival.bytes / max(arrival.seconds, 0.001)))
+            click.echo(f"received {nice_bytes(arrival.bytes)} stream in {arrival.seconds:.2f} seconds ({rate}/sec)")
+
+    return tell
 
 
 def _checked(options: Sequence[str]) -> dict[str, str]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING
 
 import click
 
 from zkeep.cli.home import opened, registry
+from zkeep.cli.text import nice
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import parse_any
 from zkeep.pool.model import NotThere, Pool
+
+if TYPE_CHECKING:
+    from zkeep.pool.send import Leg
 
 
 @click.command("send")
@@ -72,15 +78,40 @@ def send_verb(
         from_all=from_all,
         token=token,
         dry_run=dry_run,
-        verbose=verbose or parsable,
-        parsable=parsable,
         received_name=received_name,
+        announce=_announcer(dry_run, parsable) if verbose or parsable else None,
     )
     with _pool(snapshot, token) as pool, open(1, "wb", buffering=0, closefd=False) as sink:
         try:
             send(pool, request, sink)
         except BrokenPipeError:
             raise TryAgain("cannot send: nobody reads the stream any more") from None
+
+
+def _announcer(dry_run: bool, parsable: bool) -> Callable[[list[tuple[Leg, int]]], None]:
+    """Says what is going to be sent as zfs does: on standard error if the stream takes the output."""
+
+    def announce(legs: list[tuple[Leg, int]]) -> None:
+        total = sum(size for _, size in legs)
+        lines = [_machine_line(leg, size) if parsable else _line(leg, size) for leg, size in legs]
+        lines.append(f"size\t{total}" if parsable else f"total estimated size is {nice(total)}")
+        for line in lines:
+            click.echo(line, err=not dry_run)
+
+    return announce
+
+
+def _line(leg: Leg, size: int) -> str:
+    name = leg.snapshot.name
+    if leg.source is None:
+        return f"full send of {name} estimated size is {nice(size)}"
+    source = str(leg.source.name)
+    return f"send from {source[source.index(leg.mark) :]} to {name} estimated size is {nice(size)}"
+
+
+def _machine_line(leg: Leg, size: int) -> str:
+    kind = f"incremental\t{leg.source.name}" if leg.source else "full"
+    return f"{kind}\t{leg.snapshot.name}\t{size}"
 
 
 def _pool(snapshot: str | None, token: str | None) -> AbstractContextManager[Pool]:

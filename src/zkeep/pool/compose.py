@@ -51,10 +51,25 @@ class Journey:
     raw: bool
     maxblkid: int
     """Of the metadnode, at the end (mdn_maxblkid); only raw streams tell."""
+    resume: tuple[int, int] | None = None
+    """Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."""
 
 
 def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     """The steps of the stream, without BEGIN and END, in arrays of bounded size."""
+    for steps in _plan(timeline, journey):
+        yield _resumed(steps, *journey.resume) if journey.resume else steps
+
+
+def _resumed(steps: Array, number: int, offset: int) -> Array:
+    """What is left to send from one block on: its metadnode block and its object are sent again."""
+    here = steps["object"] == number
+    again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
+    again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
+    return steps[again | (steps["object"] > number)]
+
+
+def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     whole = not journey.before
     walker = Holes()
     meta = _Freed(journey, whole)

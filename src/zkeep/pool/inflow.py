@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from zkeep.format import kernel
-from zkeep.format.reader import Batch
-from zkeep.format.records import HEADER, NATIVE, Words
+from zkeep.format.events import Batch
+from zkeep.format.records import CHECKSUM, NATIVE, RecordType, Words
 from zkeep.pool import segment as seg
 from zkeep.pool.intake import Intake
 from zkeep.pool.resolve import Kind, resolve
+from zkeep.pool.resume import START, Key, Resumed, last_key, last_write, part, remainder
 from zkeep.pool.spans import Array
 from zkeep.pool.store import Draft, Store
 from zkeep.pool.table import Table
@@ -49,6 +50,13 @@ class Tally:
     file_bytes: int = 0
     dead: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
+    @classmethod
+    def from_doc(cls, doc: dict[str, Any]) -> Tally:
+        tally = cls(list(doc["segments"]), doc["bytes"], doc["logical"], doc["records"], doc["file_bytes"])
+        for txg, (stored, logical) in doc["dead"].items():
+            tally.dead[int(txg)] = [stored, logical]
+        return tally
+
     def count(self, segment_id: str, table: Table, records: int, size: int, dead: dict[int, list[int]]) -> None:
         self.segments.append(segment_id)
         self.bytes += table.stored
@@ -70,21 +78,45 @@ class Tally:
         }
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a receive has come: what another process needs to go on."""
+
+    tally: Tally
+    state: Words
+    last: Key
+    write: tuple[int, int] | None
+
+
 class Inflow:
-    """Takes the batches of one substream, in order. Use as a context manager: leaving it early leaves no draft."""
+    """Takes the batches of one substream, in order. Use as a context manager: leaving it leaves no draft.
+
+    `on_segment` is called when a segment is durable, with what a later process needs to go on from there.
+    """
 
     def __init__(
-        self, store: Store, txg: int, source: Source, timeline: Timeline, past: list[Run], state: Words,
-        on_segment: Callable[[Tally], None] | None = None,
+        self,
+        store: Store,
+        txg: int,
+        source: Source,
+        timeline: Timeline,
+        past: list[Run],
+        state: Words,
+        on_segment: Callable[[Mark], None] | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
         self._store = store
         self._txg = txg
         self._source = source
         self._timeline = timeline
         self._past = past
-        self._state = np.array(state, np.uint64)
+        self._resumed = resumed
+        self._state = np.array(resumed.state if resumed else state, np.uint64)
+        self._last: Key = resumed.last if resumed else START
+        self._write: tuple[int, int] | None = None
         self._intake = Intake(source.spill_flags)
+        self._waiting: Batch | None = None
         self._draft: Draft | None = None
         self._writer = ThreadPoolExecutor(1)
         self._syncer = ThreadPoolExecutor(1)
@@ -103,31 +135,60 @@ class Inflow:
             self._draft = None
 
     def add(self, batch: Batch) -> None:
-        """Take one batch; its memory may be used again when settle() has returned."""
+        """Take one batch. Its memory may be used again afterwards.
+
+        An OBJECT at its end waits for what follows: it and its FREE to the end share a segment.
+        """
+        if self._resumed:
+            batch = remainder(batch, self._resumed.last)
+        if not len(batch):
+            return
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._take(waiting)
+        if batch.types[-1] == RecordType.OBJECT:
+            self._waiting = _copy(part(batch, len(batch) - 1, len(batch)))
+            batch = part(batch, 0, len(batch) - 1)
+        if len(batch):
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
         if self._draft is None:
             self._begin_segment()
         draft = self._draft
         assert draft is not None
+        if self._resumed:
+            batch = self._restamped(batch)
         position = draft.size
         self._writing = self._writer.submit(draft.write, batch.buffer)
         self._intake.add(batch, position)
-        self._state = _advance(self._state, batch)
-        self.settle()
+        self._state = _advance(batch)
+        self._last = last_key(batch) if self._on_segment else self._last
+        self._write = last_write(batch) or self._write
+        self._writing.result()
         if draft.size >= seg.TARGET and self._intake.closable:
             self._close_segment()
 
-    def settle(self) -> None:
-        """Wait until the last batch's bytes are written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+    def _restamped(self, batch: Batch) -> Batch:
+        """The records as the uninterrupted stream would have carried them."""
+        copy = _copy(batch)
+        swap = batch.byteorder != NATIVE
+        kernel.stamp(copy.buffer, copy.offsets, copy.lengths, copy.sums, swap, self._state)
+        return copy
 
     def finish(self) -> Tally:
         """Everything came: close the last segment and wait until all of them are durable."""
-        if self._draft is not None:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._take(waiting)
+        self.rest()
+        return self.tally
+
+    def rest(self) -> None:
+        """Close the segment at the last record that came, and wait until all of them are durable."""
+        if self._draft is not None and self._intake.records:
             self._close_segment()
         self._wait(0)
-        return self.tally
 
     def _begin_segment(self) -> None:
         self._intake = Intake(self._source.spill_flags)
@@ -137,30 +198,37 @@ class Inflow:
         self._draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))
 
     def _close_segment(self) -> None:
-        draft, self._draft = self._draft, None
+        draft = self._draft
         assert draft is not None
         table, dead = resolve(self._intake.table(), self._timeline, self._past, self._source.kind)
         a, b, c, d = self._state.tolist()
         seg.finish(draft, table, (a, b, c, d), self._intake.records)
+        self._draft = None
         segment_id = f"{self._txg:x}-{len(self.tally.segments):x}"
         self.tally.count(segment_id, table, self._intake.records, draft.size, dead)
         self._wait(MAX_UNSYNCED - 1)
         self._syncing.append(self._syncer.submit(draft.publish, segment_name(segment_id)))
         if self._on_segment:
             self._wait(0)
-            self._on_segment(self.tally)
+            self._on_segment(Mark(self.tally, (a, b, c, d), self._last, self._write))
 
     def _wait(self, most: int) -> None:
         while len(self._syncing) > most:
             self._syncing.pop(0).result()
 
 
-def _advance(state: Array, batch: Batch) -> Array:
+def _copy(batch: Batch) -> Batch:
+    """The same batch in memory of its own."""
+    columns = (batch.offsets, batch.types, batch.lengths, batch.checks, batch.sums)
+    return Batch(memoryview(bytearray(batch.buffer)), batch.offset, *columns, batch.byteorder)
+
+
+def _advance(batch: Batch) -> Array:
     """The running fletcher-4 after the batch: what its last record carries, and that record's own end."""
     last = len(batch) - 1
-    start = int(batch.offsets[last])
-    swap = batch.byteorder != NATIVE
-    carried = np.frombuffer(batch.buffer[start + HEADER - 32 : start + HEADER], "<u8" if batch.byteorder == "little" else ">u8")
-    rest = batch.buffer[start + HEADER - 32 : start + int(batch.lengths[last])]
-    after = kernel.fletcher4(rest, tuple(carried.tolist()), swap)
+    start = int(batch.offsets[last]) + CHECKSUM
+    words = "<u8" if batch.byteorder == "little" else ">u8"
+    carried = np.frombuffer(batch.buffer[start : start + 32], words)
+    rest = batch.buffer[start : int(batch.offsets[last] + batch.lengths[last])]
+    after = kernel.fletcher4(rest, tuple(carried.tolist()), batch.byteorder != NATIVE)
     return np.array(after, np.uint64)

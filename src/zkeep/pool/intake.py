@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from zkeep.format.reader import Batch
+from zkeep.format.events import Batch
 from zkeep.format.records import RecordType
 from zkeep.pool import spans as sp
 from zkeep.pool.spans import Array

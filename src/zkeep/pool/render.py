@@ -71,7 +71,7 @@ class Renderer:
         self._mark(buffer, steps, offsets)
         self._address(buffer, steps, offsets)
         self._stamp(buffer, offsets, lengths, sums)
-        self._write(memoryview(buffer))
+        self._write(buffer.data)
 
     def _space(self, size: int) -> Array:
         if len(self._buffer) < size:
@@ -82,7 +82,7 @@ class Renderer:
         """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go."""
         shift = steps["pos"].astype(np.int64) - offsets
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (steps["segment"][1:] != steps["segment"][:-1])) + 1
-        view = memoryview(buffer)
+        view = buffer.data
         for first, last in _stretches(turns, len(steps)):
             blob = self._timeline.owner(int(steps["segment"][first]))[1].blob
             end = int(offsets[last - 1] + lengths[last - 1])
@@ -144,7 +144,7 @@ class Renderer:
             else:
                 self._stamp(buffer, offsets, lengths, sums)
             state = after
-            self._write(memoryview(buffer)[: int(offsets[-1] + lengths[-1])])
+            self._write(buffer.data[: int(offsets[-1] + lengths[-1])])
 
 
 def walk_body(segment: Segment) -> Iterator[tuple[Array, Array, Array, int]]:
@@ -160,7 +160,7 @@ def walk_body(segment: Segment) -> Iterator[tuple[Array, Array, Array, int]]:
     space = np.empty(CHUNK, np.uint8)
     while at < end:
         size = min(len(space), end - at)
-        segment.blob.readinto(at, memoryview(space)[:size])
+        segment.blob.readinto(at, space.data[:size])
         found = kernel.walk(space, 0, size, swap)
         if found.error or (not len(found.offsets) and size == end - at):
             raise Damaged(f"{segment.name}: the record at byte {at + found.stop} is damaged")

@@ -113,3 +113,8 @@ class Store(Protocol):
     ) -> AbstractContextManager[None]:
         """Hold the lock `name`; TryAgain with the text `busy` if `wait` seconds do not bring it."""
         ...
+
+
+def segment_name(segment_id: str) -> str:
+    """Where the segment `<txg in hex>-<number in hex>` lies in the store."""
+    return f"segments/{int(segment_id.split('-', maxsplit=1)[0], 16) % 256:02x}/{segment_id}.seg"

@@ -17,7 +17,7 @@ from zkeep.errors import Damaged
 from zkeep.pool import spans as sp
 from zkeep.pool.segment import Key, Segment
 from zkeep.pool.spans import Array, Bools
-from zkeep.pool.store import Store
+from zkeep.pool.store import Store, segment_name
 from zkeep.pool.table import DTYPES, MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
@@ -25,11 +25,6 @@ SLICE_ROWS = 150_000
 
 LAST: Key = (sp.END, sp.END)
 Doc = dict[str, Any]
-
-
-def segment_name(segment_id: str) -> str:
-    """Where a segment lies in the store."""
-    return f"segments/{int(segment_id.split('-')[0], 16) % 256:02x}/{segment_id}.seg"
 
 
 @dataclass(frozen=True)
@@ -174,3 +169,6 @@ def _clip(rows: Array, low: Key, high: Key) -> Array:
     if high != LAST:
         rows["end"][last] = np.minimum(rows["end"][last], np.uint64(high[1]))
     return rows[rows["start"] < rows["end"]]
+
+
+__all__ = ["LAST", "SLICE_ROWS", "Run", "Timeline", "segment_name"]

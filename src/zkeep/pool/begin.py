@@ -1,0 +1,122 @@
+"""The BEGIN of a snapshot's stream: kept as it came, and addressed anew when it is sent from elsewhere.
+
+Source: OpenZFS module/zfs/dmu_send.c setup_begin_record(), dmu_send_impl(); module/zfs/dsl_crypt.c
+dsl_crypto_populate_key_nvlist().
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zkeep.format.events import SubBegin
+from zkeep.format.nvlist import NvList, decode, encode
+from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
+
+Doc = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A BEGIN with its payload."""
+
+    header: bytes
+    payload: bytes
+    byteorder: ByteOrder
+
+    @classmethod
+    def of(cls, event: SubBegin) -> Opening:
+        return cls(event.header, event.payload, event.byteorder)
+
+    @classmethod
+    def from_doc(cls, doc: Doc) -> Opening:
+        return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+
+    def doc(self) -> Doc:
+        return {
+            "header": base64.b64encode(self.header).decode(),
+            "payload": base64.b64encode(self.payload).decode(),
+            "byteorder": self.byteorder,
+        }
+
+    @property
+    def begin(self) -> Begin:
+        return Begin.unpack(self.header, self.byteorder)
+
+    @property
+    def nvlist(self) -> NvList | None:
+        return decode(self.payload) if self.payload else None
+
+    @property
+    def crypt(self) -> NvList | None:
+        """The wrapped keys and the shape of the metadnode, in raw streams."""
+        nvlist = self.nvlist
+        found = nvlist.get("crypt_keydata") if nvlist is not None else None
+        return found if isinstance(found, NvList) else None
+
+    @property
+    def maxblkid(self) -> int:
+        """Of the metadnode."""
+        return number(self.crypt, "mdn_maxblkid")
+
+    @property
+    def ivset_guid(self) -> int:
+        return number(self.crypt, "to_ivset_guid")
+
+    @property
+    def from_ivset_guid(self) -> int:
+        return number(self.crypt, "from_ivset_guid")
+
+
+def number(nvlist: NvList | None, name: str) -> int:
+    """An integer of an nvlist; 0 where there is none."""
+    value = nvlist.get(name, 0) if nvlist is not None else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+@dataclass(frozen=True)
+class Address:
+    """What of a BEGIN depends on where the stream starts and what it is called."""
+
+    toname: bytes
+    fromguid: int = 0
+    from_ivset_guid: int = 0
+    clone: bool = False
+    resume: tuple[int, int] | None = None
+
+
+def addressed(opening: Opening, address: Address) -> Opening:
+    """The same snapshot's BEGIN for a stream from another source (FREE_RULES A17)."""
+    begin = opening.begin
+    payload = _payload(opening, address)
+    features = begin.features & ~Feature.RESUMING
+    if address.resume:
+        features |= Feature.RESUMING
+    flags = begin.flags & ~BeginFlag.CLONE | (BeginFlag.CLONE if address.clone else 0)
+    changed = replace(
+        begin,
+        payloadlen=len(payload),
+        versioninfo=HeaderType.SUBSTREAM | int(features) << 2,
+        flags=flags,
+        fromguid=address.fromguid,
+        toname=address.toname,
+    )
+    return Opening(changed.pack(opening.byteorder), payload, opening.byteorder)
+
+
+def _payload(opening: Opening, address: Address) -> bytes:
+    nvlist = opening.nvlist
+    if nvlist is None:
+        if not address.resume:
+            return b""
+        nvlist = NvList()
+    nvlist.remove("resume_object")
+    nvlist.remove("resume_offset")
+    crypt = nvlist.get("crypt_keydata")
+    if isinstance(crypt, NvList) and crypt.get("from_ivset_guid") != address.from_ivset_guid:
+        crypt.set("from_ivset_guid", address.from_ivset_guid)
+    if address.resume:
+        nvlist.set("resume_object", address.resume[0])
+        nvlist.set("resume_offset", address.resume[1])
+    return encode(nvlist) if len(nvlist) else b""

@@ -1,0 +1,110 @@
+"""Resume tokens: where an interrupted receive stopped, as `zfs send -t` understands it.
+
+A token that a peer shows is only text. It is decoded within limits, and what it says is compared with what this pool
+has before anything is done with it (openzfs/zfs#14153).
+
+Source: OpenZFS module/zfs/dsl_dataset.c get_receive_resume_token_impl(); lib/libzfs/libzfs_sendrecv.c
+zfs_send_resume_token_to_nvlist().
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from zkeep.errors import Refused
+from zkeep.format.fletcher import fletcher4
+from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, NvType, decode, encode
+from zkeep.format.records import Feature
+
+MAX_TOKEN = 64 << 10
+_VERSION = "1"
+_FLAGS = {
+    "largeblockok": Feature.LARGE_BLOCKS,
+    "embedok": Feature.EMBED_DATA,
+    "compressok": Feature.COMPRESSED,
+    "rawok": Feature.RAW,
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """`object`, `offset`: the last block that arrived, which is sent again. `bytes`: how much had arrived."""
+
+    toname: str
+    toguid: int
+    object: int
+    offset: int
+    bytes: int
+    fromguid: int = 0
+    features: Feature = Feature(0)
+
+    @property
+    def raw(self) -> bool:
+        return bool(self.features & Feature.RAW)
+
+    def encode(self) -> str:
+        nvlist = NvList(form=Form(Encoding.NATIVE))
+        if self.fromguid:
+            nvlist.set("fromguid", self.fromguid, NvType.UINT64)
+        for name in ("object", "offset", "bytes", "toguid"):
+            nvlist.set(name, getattr(self, name), NvType.UINT64)
+        nvlist.set("toname", self.toname, NvType.STRING)
+        for name, feature in _FLAGS.items():
+            if self.features & feature:
+                nvlist.set(name, True, NvType.BOOLEAN)
+        packed = encode(nvlist)
+        squeezed = zlib.compress(packed, 6)
+        return f"{_VERSION}-{_checksum(squeezed):x}-{len(packed):x}-{squeezed.hex()}"
+
+    @classmethod
+    def decode(cls, text: str) -> Token:
+        """Raises Refused: it is damaged, or no token."""
+        nvlist = _unpack(text.strip())
+        return cls(
+            toname=_text(nvlist, "toname"),
+            toguid=_count(nvlist, "toguid"),
+            object=_count(nvlist, "object"),
+            offset=_count(nvlist, "offset"),
+            bytes=_count(nvlist, "bytes"),
+            fromguid=_count(nvlist, "fromguid") if "fromguid" in nvlist else 0,
+            features=Feature(sum(feature for name, feature in _FLAGS.items() if name in nvlist)),
+        )
+
+
+def _unpack(text: str) -> NvList:
+    parts = text.split("-")
+    if len(text) > MAX_TOKEN or len(parts) != 4 or parts[0] != _VERSION:
+        raise Refused("this is not a resume token of version 1")
+    try:
+        checksum, size, squeezed = int(parts[1], 16), int(parts[2], 16), bytes.fromhex(parts[3])
+    except ValueError:
+        raise Refused("the resume token is corrupt: it has a character that is no hex digit") from None
+    if _checksum(squeezed) != checksum:
+        raise Refused("the resume token is corrupt: its checksum differs")
+    try:
+        packed = zlib.decompressobj().decompress(squeezed, MAX_TOKEN)
+        if len(packed) != size:
+            raise Refused("the resume token is corrupt: its length differs")
+        return decode(packed)
+    except (zlib.error, BadNvlist):
+        raise Refused("the resume token is corrupt: it cannot be unpacked") from None
+
+
+def _count(nvlist: NvList, name: str) -> int:
+    value = nvlist.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Refused(f"the resume token is corrupt: it has no {name}")
+    return value
+
+
+def _text(nvlist: NvList, name: str) -> str:
+    value = nvlist.get(name)
+    if not isinstance(value, str):
+        raise Refused(f"the resume token is corrupt: it has no {name}")
+    return value
+
+
+def _checksum(squeezed: bytes) -> int:
+    """The first word of fletcher-4 over the whole words."""
+    return fletcher4(squeezed[: len(squeezed) // 4 * 4])[0]
