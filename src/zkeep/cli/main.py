@@ -102,6 +102,9 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TryAgain.status
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return 2
     text, status = _explain(error)
     line = " ".join(text.split())
     print(f"zkeep: {line}", file=sys.stderr)

@@ -125,7 +125,7 @@ class Journal:
             content = blob.read(place.offset, size - place.offset)
         for line in content.splitlines(keepends=True):
             place = replace(place, offset=place.offset + len(line))
-            if not line.endswith(b"\n") or not (entry := _parse(line[:-1])):
+            if not (entry := _parse(line.removesuffix(b"\n"))):
                 continue
             before, digest, number, operations = entry
             if before != place.digest or number != place.number + 1:

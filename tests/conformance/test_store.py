@@ -1,0 +1,199 @@
+"""What every store keeps, whatever it is made of. A new implementation adds a line to STORES."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zkeep.errors import Damaged, TryAgain
+from zkeep.pool.files import Disk, LocalStore
+from zkeep.pool.store import Store
+
+
+class NoLinks(Disk):
+    """A file system without hard links, as exFAT or some FUSE ones."""
+
+    def link(self, source: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+
+class ShortWrites(Disk):
+    """A disk that takes a few bytes at a time, as any may."""
+
+    def write(self, fd: int, offset: int, buffers: object) -> int:
+        first = next((b for b in buffers if memoryview(b).nbytes), b"")  # type: ignore[attr-defined]
+        return os.pwrite(fd, memoryview(first).cast("B")[:3], offset)
+
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "local": LocalStore,
+    "local, no hard links": lambda path: LocalStore(path, NoLinks()),
+    "local, short writes": lambda path: LocalStore(path, ShortWrites()),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return STORES[request.param](tmp_path)
+
+
+def test_put_then_get(store: Store) -> None:
+    store.put("a/b/c", b"content")
+    assert store.get("a/b/c") == b"content"
+    assert store.size("a/b/c") == 7
+    assert store.exists("a/b/c")
+
+
+def test_put_is_create_only(store: Store) -> None:
+    store.put("x", b"first")
+    with pytest.raises(FileExistsError):
+        store.put("x", b"second")
+    assert store.get("x") == b"first"
+
+
+def test_put_takes_empty_content_and_any_buffer(store: Store) -> None:
+    store.put("empty", b"")
+    store.put("view", memoryview(bytearray(b"0123456789"))[2:5])
+    assert store.get("empty") == b""
+    assert store.get("view") == b"234"
+
+
+def test_absent_names(store: Store) -> None:
+    assert not store.exists("nothing")
+    for call in (store.get, store.open, store.size):
+        with pytest.raises(FileNotFoundError):
+            call("nothing")
+    store.delete("nothing")
+    assert store.names("folder") == []
+
+
+def test_delete(store: Store) -> None:
+    store.put("a/x", b"1")
+    store.delete("a/x")
+    assert not store.exists("a/x")
+    store.put("a/x", b"2")
+    assert store.get("a/x") == b"2"
+
+
+def test_names_are_sorted_and_whole(store: Store) -> None:
+    for name in ("s/b", "s/a", "s/t/c", "other/d"):
+        store.put(name, b"")
+    assert store.names("s") == ["s/a", "s/b", "s/t/c"]
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/", "../a", "a/../b", "a/./b", "a\0b", "a b", "a//b", "é"])
+def test_names_that_lead_out_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(ValueError, match="not a name"):
+        store.put(name, b"")
+
+
+def test_blob_reads_ranges(store: Store) -> None:
+    store.put("blob", bytes(range(200)))
+    with store.open("blob") as blob:
+        assert blob.size == 200
+        assert blob.read(10, 5) == bytes(range(10, 15))
+        first, second = bytearray(3), bytearray(4)
+        blob.readinto(100, first, second)
+        assert bytes(first + second) == bytes(range(100, 107))
+
+
+def test_blob_that_ends_early_is_damaged(store: Store) -> None:
+    store.put("blob", b"12345")
+    with store.open("blob") as blob:
+        with pytest.raises(Damaged, match="ends at byte 5"):
+            blob.read(3, 3)
+        with pytest.raises(Damaged, match="ends at byte 5"):
+            blob.readinto(0, bytearray(6))
+
+
+def test_open_blob_survives_delete(store: Store) -> None:
+    store.put("blob", b"12345")
+    with store.open("blob") as blob:
+        store.delete("blob")
+        assert blob.read(0, 5) == b"12345"
+
+
+def test_draft_is_invisible_until_published(store: Store) -> None:
+    with store.draft("d") as draft:
+        draft.write(b"one", memoryview(b"two"), b"")
+        draft.write(*[b"x"] * 3000)
+        assert draft.size == 3006
+        assert store.names("segments") == []
+        draft.publish("segments/1")
+    assert store.get("segments/1") == b"onetwo" + b"x" * 3000
+    assert store.drafts() == []
+
+
+def test_draft_is_gone_on_with(store: Store) -> None:
+    with store.draft("d") as draft:
+        draft.write(b"abcdef")
+        draft.sync()
+    assert store.drafts() == ["d"]
+    with store.draft("d") as draft:
+        assert draft.size == 6
+        buffer = bytearray(3)
+        draft.readinto(1, buffer)
+        assert buffer == b"bcd"
+        draft.truncate(4)
+        draft.write(b"XY")
+        draft.publish("done")
+    assert store.get("done") == b"abcdXY"
+
+
+def test_draft_is_discarded(store: Store) -> None:
+    draft = store.draft("d")
+    draft.write(b"abc")
+    draft.discard()
+    assert store.drafts() == []
+
+
+def test_publish_is_create_only(store: Store) -> None:
+    store.put("taken", b"first")
+    with store.draft("d") as draft:
+        draft.write(b"second")
+        with pytest.raises(FileExistsError):
+            draft.publish("taken")
+    assert store.get("taken") == b"first"
+
+
+def test_append_grows(store: Store) -> None:
+    assert store.append("log/1", b"one\n") == 4
+    assert store.append("log/1", b"two\n") == 8
+    assert store.get("log/1") == b"one\ntwo\n"
+
+
+def test_lock_excludes_and_lets_go(store: Store) -> None:
+    with store.lock("x"):
+        with pytest.raises(TryAgain, match="somebody is at it"), store.lock("x", busy="somebody is at it"):
+            pass
+        with store.lock("y"):
+            pass
+    with store.lock("x"):
+        pass
+
+
+def test_shared_locks_go_together(store: Store) -> None:
+    with store.lock("x", shared=True), store.lock("x", shared=True), pytest.raises(TryAgain), store.lock("x"):
+        pass
+
+
+def test_lock_waits_for_its_turn(store: Store) -> None:
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.lock("x"):
+            held.set()
+            let_go.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    threading.Timer(0.1, let_go.set).start()
+    with store.lock("x", wait=10):
+        pass
+    thread.join()
