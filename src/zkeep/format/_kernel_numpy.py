@@ -104,9 +104,7 @@ def fletcher4(buffer: Any, swap: bool, state: U64s) -> None:
     state[:] = _sample(words, np.array([len(words)]), state)[0]
 
 
-def verify(
-    buffer: Any, offsets: I64s, lengths: I64s, swap: bool, state: U64s, checks: U64s, sums: U64s
-) -> int:
+def verify(buffer: Any, offsets: I64s, lengths: I64s, swap: bool, state: U64s, checks: U64s, sums: U64s) -> int:
     n = len(offsets)
     if n == 0:
         return -1

@@ -118,9 +118,7 @@ class _Codec:
             raise BadNvlist(f"it has more than {MAX_PAIRS} pairs", self.at)
 
     def packed_pairs(self, nvlist: NvList) -> bytes:
-        packed = [
-            kept if (kept := pair.kept(self.form)) is not None else self.packed(pair) for pair in nvlist.pairs
-        ]
+        packed = [kept if (kept := pair.kept(self.form)) is not None else self.packed(pair) for pair in nvlist.pairs]
         return b"".join(packed) + self.terminator
 
     terminator = b""
@@ -233,9 +231,7 @@ class _Native(_Codec):
         lists = pair.lists()
         if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
             pointers = bytes(8 * len(lists)) if pair.type == NvType.NVLIST_ARRAY else b""
-            heads = b"".join(
-                inner.head or self.packed_start(inner).ljust(_LIST_HEAD, b"\0") for inner in lists
-            )
+            heads = b"".join(inner.head or self.packed_start(inner).ljust(_LIST_HEAD, b"\0") for inner in lists)
             return pointers + heads, len(lists), b"".join(self.packed_pairs(inner) for inner in lists)
         values = _values(pair)
         if pair.type == NvType.BOOLEAN:
@@ -318,9 +314,7 @@ class _Xdr(_Codec):
     def packed_value(self, pair: Pair) -> tuple[bytes, int]:
         lists = pair.lists()
         if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
-            return b"".join(self.packed_start(inner) + self.packed_pairs(inner) for inner in lists), len(
-                lists
-            )
+            return b"".join(self.packed_start(inner) + self.packed_pairs(inner) for inner in lists), len(lists)
         values = _values(pair)
         if pair.type == NvType.BOOLEAN:
             return b"", 0

@@ -35,12 +35,10 @@ _LINES = {
     "compressed_size = {compressed_size} payload_size = {payload_size} props = {key_prop:x} " + _CRYPT,
     RecordType.FREE: "FREE object = {object} offset = {offset} length = {signed_length}",
     RecordType.SPILL: "SPILL block for object = {object} length = {length} flags = {flags} "
-    "compression type = {compressiontype} compressed_size = {compressed_size} payload_size = {payload_size} "
-    + _CRYPT,
+    "compression type = {compressiontype} compressed_size = {compressed_size} payload_size = {payload_size} " + _CRYPT,
     RecordType.WRITE_EMBEDDED: "WRITE_EMBEDDED object = {object} offset = {offset} length = {length} "
     "toguid = {toguid:x} comp = {compression} etype = {etype} lsize = {lsize} psize = {psize}",
-    RecordType.OBJECT_RANGE: "OBJECT_RANGE firstobj = {firstobj} numslots = {numslots} flags = {flags} "
-    + _CRYPT,
+    RecordType.OBJECT_RANGE: "OBJECT_RANGE firstobj = {firstobj} numslots = {numslots} flags = {flags} " + _CRYPT,
     RecordType.REDACT: "REDACT object = {object} offset = {offset} length = {length}",
 }
 _SUMMARY = (

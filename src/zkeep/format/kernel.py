@@ -89,9 +89,7 @@ def walk(
     """
     most = max(0, end - start) // HEADER
     offsets, types, lengths = np.empty(most, np.int64), np.empty(most, np.uint8), np.empty(most, np.int64)
-    n, stop, at, code = _backend.walk(
-        buffer, start, end, swap, max_payload, max_begin, offsets, types, lengths
-    )
+    n, stop, at, code = _backend.walk(buffer, start, end, swap, max_payload, max_begin, offsets, types, lengths)
     return Walk(offsets[:n], types[:n], lengths[:n], stop, (at, code) if code else None)
 
 

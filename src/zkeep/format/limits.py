@@ -223,12 +223,8 @@ _OBJECT_RANGE = (
     _TOGUID,
     Rule("it is only for raw streams", lambda h, b: np.full(len(h), not b.raw)),
     Rule("{numslots} slots are not one block of dnodes, 32", lambda h, b: h["numslots"] != DNODES_PER_BLOCK),
-    Rule(
-        "first object {firstobj} does not begin a block", lambda h, b: h["firstobj"] % DNODES_PER_BLOCK != 0
-    ),
-    Rule(
-        "it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - DNODES_PER_BLOCK
-    ),
+    Rule("first object {firstobj} does not begin a block", lambda h, b: h["firstobj"] % DNODES_PER_BLOCK != 0),
+    Rule("it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - DNODES_PER_BLOCK),
 )
 _SPILL = (
     _TOGUID,
@@ -242,9 +238,7 @@ _SPILL = (
         "compressed size {compressed_size} must be zero if, and only if, the stream is not raw",
         lambda h, b: (h["compressed_size"] == 0) == b.raw,
     ),
-    Rule(
-        "there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS
-    ),
+    Rule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
     Rule(
         "compression type {compressiontype} is not announced",
         lambda h, b: _unadvertised(h["compressiontype"], b) & b.raw,
@@ -269,9 +263,7 @@ _WRITE = (
         "{logical_size} bytes need the feature LARGE_BLOCKS",
         lambda h, b: (h["logical_size"] > OLD_MAX_BLOCK) & _lacks(b, Feature.LARGE_BLOCKS),
     ),
-    Rule(
-        "there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS
-    ),
+    Rule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
     Rule(
         "compression type {compressiontype} is not announced",
         lambda h, b: _unadvertised(h["compressiontype"], b),
@@ -380,8 +372,9 @@ def refuse_begin(begin: Begin, nvlist: NvList | None) -> str | None:
     features = begin.features
     if features & DEDUPLICATED:
         return REDUP
-    if features & ~SUPPORTED:
-        return f"it needs features that are not known: {int(features & ~SUPPORTED):#x}"
+    unknown = int(features) & ~int(SUPPORTED)
+    if unknown:
+        return f"it needs features that are not known: {unknown:#x}"
     if begin.type >= _OBJSET_TYPES:
         return f"there is no dataset type {begin.type}"
     if begin.raw and (features & Feature.EMBED_DATA):

@@ -93,16 +93,12 @@ class Order:
         stop = np.concatenate([column[2] for column in columns])[order]
         is_range = batch.types[index] == RecordType.OBJECT_RANGE
         reached = np.maximum.accumulate(np.concatenate([[self._numbers_end], stop]))
-        found = _where(
-            start < reached[:-1], index, "object numbers must ascend: {} comes after {}", start, reached
-        )
+        found = _where(start < reached[:-1], index, "object numbers must ascend: {} comes after {}", start, reached)
         found = earliest(found, self._check_ranges(index, start, stop, is_range, batch))
         self._numbers_end = reached[-1]
         return found
 
-    def _check_ranges(
-        self, index: I64s, start: U64s, stop: U64s, is_range: Mask, batch: Batch
-    ) -> Violation | None:
+    def _check_ranges(self, index: I64s, start: U64s, stop: U64s, is_range: Mask, batch: Batch) -> Violation | None:
         """OBJECT_RANGEs ascend strictly; in a raw stream each OBJECT lies in the latest."""
         if not self._raw:
             return None
@@ -130,9 +126,7 @@ class Order:
             return None
         before = _before(self._data_object, moving.object)
         late = moving.object < before
-        found = _where(
-            late, moving.index, "data of object {} come after data of object {}", moving.object, before
-        )
+        found = _where(late, moving.index, "data of object {} come after data of object {}", moving.object, before)
         self._data_object = moving.object[-1]
         placed = moving.pick(moving.placed())
         if len(placed.index):

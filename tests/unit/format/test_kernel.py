@@ -43,9 +43,7 @@ def make_records(seed: int, count: int, swap: bool, huge: bool = False) -> tuple
     order = ">" if (sys.byteorder == "little") == swap else "<"
     out, starts = bytearray(), []
     for _ in range(count):
-        rtype = rng.choice(
-            [RecordType.OBJECT, RecordType.WRITE, RecordType.FREE, RecordType.SPILL, RecordType.END]
-        )
+        rtype = rng.choice([RecordType.OBJECT, RecordType.WRITE, RecordType.FREE, RecordType.SPILL, RecordType.END])
         words = rng.choice([0, 1, 2, 128, 1000, 70000 if huge else 300])
         header = bytearray(rng.randbytes(HEADER))
         struct.pack_into(order + "I", header, 0, rtype)
@@ -126,9 +124,7 @@ def test_both_kernels_walk_garbage_alike(data: bytes, rtype: int, swap: bool, mo
     for backend in (_kernel, _kernel_numpy):
         room = len(data) // HEADER
         o, t, n = np.zeros(room, np.int64), np.zeros(room, np.uint8), np.zeros(room, np.int64)
-        found.append(
-            (backend.walk(data, 0, len(data), swap, most, most, o, t, n), o.tolist(), t.tolist(), n.tolist())
-        )
+        found.append((backend.walk(data, 0, len(data), swap, most, most, o, t, n), o.tolist(), t.tolist(), n.tolist()))
     assert found[0] == found[1]
 
 
@@ -197,11 +193,7 @@ def test_a_record_type_or_length_that_cannot_be_stops_the_walk(backend: ModuleTy
 )
 def test_the_sum_of_two_parts_follows_from_theirs(first: bytes, second: bytes) -> None:
     both = fletcher4(first + second)
-    assert (
-        both
-        == combine(fletcher4(first), fletcher4(second), len(second))
-        == fletcher4(second, fletcher4(first))
-    )
+    assert both == combine(fletcher4(first), fletcher4(second), len(second)) == fletcher4(second, fletcher4(first))
     assert remove(both, fletcher4(first), len(second)) == fletcher4(second)
     if sys.byteorder == "little":
         assert both == slow_fletcher4(first + second)
