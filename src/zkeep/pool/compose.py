@@ -36,7 +36,7 @@ STEP = np.dtype(
         ("check", "<u8"),
     ]
 )
-"""One record to send. A stored one lies at `pos` of `segment`; a made one is FREE(object, a, b) or FREEOBJECTS(a, b)."""
+"""One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."""
 
 _RANGE, _FREED, _OBJECT, _TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
 """The turns of what belongs to one object number."""
@@ -66,7 +66,8 @@ def _resumed(steps: Array, number: int, offset: int) -> Array:
     here = steps["object"] == number
     again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
     again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
-    return steps[again | (steps["object"] > number)]
+    left: Array = steps[again | (steps["object"] > number)]
+    return left
 
 
 def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
@@ -116,7 +117,14 @@ def _new_objects(objects: Array, delta: Table) -> Bools:
 
 
 def _kept_holes(delta: Table, objects: Array) -> Array:
-    return delta.holes[np.isin(delta.holes["object"], objects["object"])]
+    """In streams that tell no shapes: the FREE records as they came.
+
+    What died behind an object's end is left out: the FREE to the end says it.
+    """
+    holes = delta.holes[np.isin(delta.holes["object"], objects["object"])]
+    died = delta.died[np.isin(delta.died["object"], objects["object"])]
+    tails = objects["tail"][np.searchsorted(objects["object"], died["object"])]
+    return sp.subtract(holes, died[died["start"] >= tails])
 
 
 def _stored(timeline: Timeline, journey: Journey, state: Table, objects: Array, low: Key) -> Iterator[Array]:
@@ -132,9 +140,9 @@ def _stored(timeline: Timeline, journey: Journey, state: Table, objects: Array, 
     yield _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
     spills = state.spills[np.isin(state.spills["object"], _numbers(state, objects, low))]
     new = is_new[spills["segment"]]
-    yield _copies(spills[new], RecordType.SPILL, _NEW_SPILL)
-    old = _copies(spills[~new], RecordType.SPILL, _OLD_SPILL)
-    old["unmodified"] = True
+    yield _copies(spills[new], spills["kind"][new], _NEW_SPILL)
+    old = _copies(spills[~new], spills["kind"][~new], _OLD_SPILL)
+    old["unmodified"] = old["rtype"] == RecordType.SPILL
     yield old
 
 

@@ -22,7 +22,7 @@ from zkeep.pool.spans import Array, Bools
 from zkeep.pool.table import Table, block_ends
 
 _CONTENT = (19, 23, 25, 26, 27, 49)
-"""Object types whose blocks are not metadata: files, volumes, other uint8[], other uint64[], other ZAP, deduplicated."""
+"""Object types whose blocks are not metadata: files, volumes, others (uint8[], uint64[], ZAP), deduplicated."""
 _NEW_TYPE, _NEW_METADATA = 0x80, 0x40
 
 
@@ -248,7 +248,8 @@ def _windows(runs: list[Table], number: int) -> list[tuple[int, Array]]:
         if len(rows):
             blocks = table.blocks[table.blocks["object"] == number]
             births = sp.spans(blocks["object"], blocks["offset"], block_ends(blocks))
-            found.append((int(rows["maxblkid"][0]), np.concatenate([births, table.holes[table.holes["object"] == number]])))
+            holes = table.holes[table.holes["object"] == number]
+            found.append((int(rows["maxblkid"][0]), np.concatenate([births, holes])))
     return found
 
 

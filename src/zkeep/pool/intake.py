@@ -16,12 +16,17 @@ from zkeep.pool.spans import Array
 from zkeep.pool.table import BLOCK, DTYPES, FRESH_SPILL, NOTHING, OBJECT, RANGE, TAILLESS, Table, concat
 
 OBJECT_HAS_SPILL = 4
+NO_OFFSET = 1 << 63
+"""No block of data lies from here on."""
 SPILL_UNMODIFIED = 4
 
 
 @dataclass
 class Intake:
-    """Rows of the records of one segment. `spill_flags`: the stream says of each object whether it has a spill block."""
+    """Rows of the records of one segment.
+
+    `spill_flags`: the stream says of each object whether it has a spill block.
+    """
 
     spill_flags: bool
     parts: list[Table] = field(default_factory=list)
@@ -99,7 +104,23 @@ class Intake:
             index, headers = index[changed], headers[changed]
         rows = _placed(batch, BLOCK, index, places)
         rows["object"], rows["length"], rows["kind"] = headers["object"], headers["length"], RecordType.SPILL
+        return _with_embedded_spills(batch, rows, places)
+
+
+def _with_embedded_spills(batch: Batch, rows: Array, places: Array) -> Array:
+    """Some senders put compressible spill blocks into WRITE_EMBEDDED at the end of all offsets (openzfs/zfs#18239)."""
+    index, headers = batch.select(RecordType.WRITE_EMBEDDED)
+    odd = headers["offset"] >= NO_OFFSET
+    if not odd.any():
         return rows
+    more = _placed(batch, BLOCK, index[odd], places)
+    more["object"], more["length"] = headers["object"][odd], headers["length"][odd]
+    more["kind"] = RecordType.WRITE_EMBEDDED
+    every = np.concatenate([rows, more])
+    every = every[np.argsort(every["pos"], kind="stable")]
+    last = np.append(every["object"][1:] != every["object"][:-1], True)
+    kept: Array = every[last]
+    return kept
 
 
 def _placed(batch: Batch, dtype: np.dtype[np.void], index: Array, places: Array) -> Array:
@@ -123,6 +144,9 @@ def _blocks(batch: Batch, places: Array) -> Array:
         (RecordType.REDACT, "length"),
     ):
         index, headers = batch.select(kind)
+        if kind == RecordType.WRITE_EMBEDDED:
+            real = headers["offset"] < NO_OFFSET
+            index, headers = index[real], headers[real]
         rows = _placed(batch, BLOCK, index, places)
         rows["object"], rows["offset"], rows["kind"] = headers["object"], headers["offset"], kind
         rows["length"] = np.minimum(headers[size], 0xFFFFFFFF)

@@ -171,7 +171,7 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
         if matching and matching[0].guid != begin.fromguid:
             raise Refused(f"{where}: {target.origin} is not the source of the stream, guid {begin.fromguid:#x}")
     if not matching or not (begin.flags & BeginFlag.CLONE or target.origin or dataset is None):
-        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there; receive its full stream first")
+        raise Refused(f"{where}: its source, guid {begin.fromguid:#x} is not there: receive its full stream first")
     if not begin.flags & BeginFlag.CLONE and target.origin is None:
         raise Refused(f"{where}: destination does not exist; the source is {matching[0].name}")
     _refuse_other_chain(where, opening, begin, matching[0])

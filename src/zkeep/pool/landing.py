@@ -299,7 +299,10 @@ def _resume(state: Doc, event: SubBegin) -> Resumed:
     where = "cannot resume the receive"
     point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
     if not event.begin.features & Feature.RESUMING:
-        raise Refused("destination has the state of an interrupted receive: go on with its receive_resume_token, or give it up with -A")
+        raise Refused(
+            "destination has the state of an interrupted receive: "
+            "go on with its receive_resume_token, or give it up with zkeep receive -A"
+        )
     if event.begin.toguid != state["toguid"] or event.begin.fromguid != state["fromguid"]:
         raise Refused(f"{where}: the stream is of another snapshot than the one that was interrupted")
     if point != (state["object"], state["offset"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class Renderer:
 
     def end(self) -> None:
         record = bytearray(End(payloadlen=0, toguid=self._toguid).pack(self._order))
-        self._stamp(np.frombuffer(record, np.uint8), np.zeros(1, np.int64), np.full(1, HEADER), np.zeros((1, 4), np.uint64))
+        nothing = np.zeros((1, 4), np.uint64)
+        self._stamp(np.frombuffer(record, np.uint8), np.zeros(1, np.int64), np.full(1, HEADER), nothing)
         self._write(memoryview(record))
 
     def steps(self, steps: Array) -> None:
@@ -100,7 +102,8 @@ class Renderer:
             wrong = np.flatnonzero(checks != steps["check"][mine])
             if len(wrong):
                 row = steps[mine[wrong[0]]]
-                raise Damaged(f"{segment.name}: the record at byte {row['pos']} is damaged (object {row['object']}, txg {run.txg})")
+                where = f"object {row['object']}, txg {run.txg}"
+                raise Damaged(f"{segment.name}: the record at byte {row['pos']} is damaged ({where})")
             if big != (self._order == "big"):
                 raise Refused("this stream would need records of both byte orders: send its parts one by one")
         return sums
@@ -173,7 +176,7 @@ def walk_body(segment: Segment) -> Iterator[tuple[Array, Array, Array, int]]:
 
 def _stretches(turns: Array, count: int) -> Iterator[tuple[int, int]]:
     marks = [0, *turns.tolist(), count]
-    yield from ((a, b) for a, b in zip(marks, marks[1:], strict=False) if a < b)
+    yield from ((a, b) for a, b in pairwise(marks) if a < b)
 
 
 def _field(rtype: RecordType, name: str) -> int:

@@ -61,9 +61,8 @@ def _texts(nvlist: object) -> dict[str, str]:
     if not isinstance(nvlist, NvList):
         return {}
     found = {}
-    for name, value in nvlist.items():
-        if isinstance(value, NvList):
-            value = value.get("value", "")
+    for name, held in nvlist.items():
+        value = held.get("value", "") if isinstance(held, NvList) else held
         text = properties.from_stream(name, value) if isinstance(value, int | str) else None
         if text is not None:
             found[name] = text
@@ -234,4 +233,5 @@ def _rename_datasets(
     taken = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     orphans = [n for n in names if "/" in n and n.rpartition("/")[0] not in names]
     if taken or orphans:
-        raise Refused(f"cannot rename as at the source: {shown(sorted(taken or set(orphans))[0])} is in the way or lost")
+        name = shown(sorted(taken or set(orphans))[0])
+        raise Refused(f"cannot rename as at the source: {name} is in the way or lost its parent")

@@ -117,11 +117,11 @@ def _judge(new: Table, shapes: Table, kind: Kind) -> Array:
 
 
 def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
-    differs = was["blksz"] != objects["blksz"]
+    differs: Bools = was["blksz"] != objects["blksz"]
     if kind.raw or not kind.grows_blocks:
         return differs
     files = (was["type"] == PLAIN_FILE) & (objects["type"] == PLAIN_FILE)
-    return differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"]))
+    return np.asarray(differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"])))
 
 
 def _nblkptr(objects: Array) -> Array:

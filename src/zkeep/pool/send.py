@@ -253,7 +253,7 @@ def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
 def _check_raw(leg: Leg, request: SendRequest) -> None:
     raw = bool(Feature(leg.snapshot.doc["features"]) & Feature.RAW)
     if raw and not request.raw and request.token is None:
-        raise Refused(f"cannot send {leg.snapshot.name}: it is encrypted and there is no key here: send it raw, with -w")
+        raise Refused(f"cannot send {leg.snapshot.name}: it is encrypted and no key is here: send it raw, with -w")
 
 
 # Estimates

@@ -43,7 +43,7 @@ OBJECT = np.dtype(
         ("fresh", "u1"),
     ]
 )
-"""An OBJECT. `tail`: where its FREE-to-the-end starts. `fresh`: what of an older object of this number does not live on."""
+"""An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older one of its number does not live on."""
 
 BLOCK = np.dtype([("object", "<u8"), ("offset", "<u8"), *_PLACE, ("length", "<u4"), ("kind", "u1"), ("pad", "V3")])
 """A WRITE, WRITE_EMBEDDED, REDACT (kind = its record type) or, in a table of their own, a SPILL."""

@@ -158,7 +158,8 @@ def _cut(name: str, rows: Array, low: Key, high: Key) -> Array:
         return _clip(rows, low, high)
     keys = sp.keys(rows["object"], offsets)
     ends = sp.keys(*np.array([low, high], np.uint64).T)
-    return rows[(keys >= ends[0]) & ((keys < ends[1]) | (high == LAST))]
+    kept: Array = rows[(keys >= ends[0]) & ((keys < ends[1]) | (high == LAST))]
+    return kept
 
 
 def _clip(rows: Array, low: Key, high: Key) -> Array:

@@ -18,6 +18,7 @@ from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, NvType, decod
 from zkeep.format.records import Feature
 
 MAX_TOKEN = 64 << 10
+NO_FEATURES = Feature(0)
 _VERSION = "1"
 _FLAGS = {
     "largeblockok": Feature.LARGE_BLOCKS,
@@ -37,7 +38,7 @@ class Token:
     offset: int
     bytes: int
     fromguid: int = 0
-    features: Feature = Feature(0)
+    features: Feature = NO_FEATURES
 
     @property
     def raw(self) -> bool:
