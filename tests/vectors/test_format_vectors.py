@@ -27,7 +27,7 @@ def rewritten(data: bytes, reader: Reader) -> Iterator[bytes]:
     for event in reader.feed(data):
         match event:
             case Package():
-                assert encode(event.nvlist) == event.raw[HEADER:-HEADER]
+                assert (encode(event.nvlist) if event.nvlist else b"") == event.raw[HEADER:-HEADER]
                 yield writer.package(event.header, event.nvlist)
             case SubBegin():
                 yield writer.begin(event.begin, event.payload)

@@ -23,6 +23,7 @@ class Package:
 
     header: Begin
     nvlist: NvList
+    "Empty if there is none: send -I without -R or -p makes an outer header without a list."
     raw: bytes
     "Everything up to the first substream: BEGIN, nvlist and END, as they came."
     byteorder: ByteOrder

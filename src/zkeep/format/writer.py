@@ -51,10 +51,10 @@ class Writer:
         return a, b, c, d
 
     def package(self, header: Begin, nvlist: NvList) -> bytes:
-        """The outer header of a compound stream, with its own END."""
+        """The outer header of a compound stream, with its own END; an empty list is left out, as for -I."""
         if self._compound or self._toguid is not None or header.hdrtype != HeaderType.COMPOUND:
             raise ValueError("an outer header stands first, and has the compound header type")
-        packed = encode(nvlist)
+        packed = encode(nvlist) if nvlist else b""
         opening = self._open(dataclasses.replace(header, payloadlen=len(packed)), packed)
         self._compound = True
         return opening + End(body_checksum=self.state).pack(self._byteorder)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from streamkit import STREAMS, begin, made, one_range, raw_object, transcribe
+from streamkit import STREAMS, begin, keydata, made, one_range, raw_object, read, transcribe
 
 from zkeep.format.events import Batch, SubBegin
 from zkeep.format.nvlist import NvList
@@ -64,3 +64,13 @@ def test_calls_out_of_order_are_refused() -> None:
         writer.package_end()
     writer.end()
     writer.package_end()
+
+
+def test_an_outer_header_may_have_no_list() -> None:
+    writer = Writer()
+    data = writer.package(Begin(versioninfo=2, toname=b"t/a@b"), NvList())
+    assert len(data) == 2 * 312
+    data += writer.begin(begin(), keydata()) + writer.end() + writer.package_end()
+    kinds = [event[0] for event in read(data)]
+    assert kinds == ["package", "begin", "end", "package end"]
+    assert transcribe(data, "little") == data
