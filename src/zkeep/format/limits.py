@@ -380,7 +380,7 @@ def refuse_begin(begin: Begin, nvlist: NvList | None) -> str | None:
     if begin.raw and (features & Feature.EMBED_DATA):
         return "embedded data cannot stand in a raw stream"
     if begin.raw and not begin.flags & BeginFlag.SPILL_BLOCK:
-        return "a raw stream without the flag SPILL_BLOCK: the sender is too old (0.8.0)"
+        return "a raw stream without the flag SPILL_BLOCK: the sender is too old"
     return _missing(begin, nvlist)
 
 

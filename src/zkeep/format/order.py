@@ -240,7 +240,7 @@ class _Data:
         )
 
     def placed(self) -> Mask:
-        """Those whose offset is one in the object. Non-raw senders of up to 2.4 send a small spill block as a
+        """Those whose offset is one in the object. Non-raw senders send a small spill block as a
         WRITE_EMBEDDED that begins just before 2^64 (openzfs/zfs#18239)."""
         misplaced = (self.type == RecordType.WRITE_EMBEDDED) & (self.start >= np.uint64(1 << 63))
         placed: Mask = (self.type != RecordType.SPILL) & ~misplaced
