@@ -89,8 +89,8 @@ def _document(field: str) -> Derivation:
     return lambda view, thing: Answer(thing.doc.get(field))
 
 
-def _always(value: Value) -> Derivation:
-    return lambda view, thing: Answer(value)
+def _always(value: Value, source: str = "-") -> Derivation:
+    return lambda view, thing: Answer(value, source)
 
 
 def _mountpoint(view: View, thing: Thing) -> Answer:
@@ -113,7 +113,7 @@ def _origin(view: View, thing: Thing) -> Answer:
 def _clones(view: View, thing: Thing) -> Answer:
     if not isinstance(thing, Snapshot):
         return Answer(None)
-    return Answer(",".join(c.name.text for c in view.tree.clones(thing.dataset, thing.txg)))
+    return Answer(",".join(c.name.text for c in view.tree.clones(thing.dataset, thing.txg)) or None)
 
 
 def _crypt(thing: Thing) -> dict[str, int] | None:
@@ -213,6 +213,8 @@ TABLE: dict[str, Derivation] = {
     "clones": _clones,
     "logicalused": _logical("used"),
     "logicalreferenced": _logical("referenced"),
+    "filesystem_count": _always("none", "default"),
+    "snapshot_count": _always("none", "default"),
     "receive_resume_token": _token,
     "encryption": _encryption,
     "keylocation": _keylocation,

@@ -20,7 +20,7 @@ from zkeep.names import MAX_USER_VALUE, is_user_property, shown
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
 How = Literal["inherit", "default", "once", "readonly"]
 
-_SIZE = re.compile(r"(\d+)(?:\.(\d+))?([KMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+)(?:\.(\d+))?([KMGTPE]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNITS = " KMGTPE"
 _MAX = (1 << 64) - 1
 _BOOLEAN = {"off": 0, "on": 1}
@@ -164,11 +164,11 @@ _TABLE = [
     Property("clones", "CLONES", "s", "readonly", "text"),
     Property("logicalused", "LUSED", "fv", "readonly", "count"),
     Property("logicalreferenced", "LREFER", "fvsb", "readonly", "count"),
-    Property(
-        "volmode", "VOLMODE", "fv", "inherit", "index", "default", _index("default full=1 geom=1 dev=2 none")
-    ),
+    Property("volmode", "VOLMODE", "fv", "inherit", "index", "default", _index("default full=1 geom=1 dev=2 none")),
     Property("filesystem_limit", "FSLIMIT", "f", "default", "count", "none"),
     Property("snapshot_limit", "SSLIMIT", "fv", "default", "count", "none"),
+    Property("filesystem_count", "FSCOUNT", "f", "readonly", "count"),
+    Property("snapshot_count", "SSCOUNT", "fv", "readonly", "count"),
     Property("snapdev", "SNAPDEV", "fv", "inherit", "index", "hidden", _index("hidden visible")),
     Property("acltype", "ACLTYPE", "fs", "inherit", "index", "off", _index("off posix nfsv4")),
     Property("context", "CONTEXT", "fvs", "default", "text", "none"),
