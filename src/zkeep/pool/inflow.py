@@ -26,8 +26,10 @@ from zkeep.pool.store import Draft, Store
 from zkeep.pool.table import Table
 from zkeep.pool.timeline import Run, Timeline, segment_name
 
-MAX_UNSYNCED = 2
+MAX_UNSYNCED = 4
 """Segments that may be on their way to the disk while the next one fills."""
+MAX_UNWRITTEN = 4
+"""Batches that may wait to be written, each in memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ class Inflow:
         self._draft: Draft | None = None
         self._writer = ThreadPoolExecutor(1)
         self._syncer = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-        self._syncing: list[Future[None]] = []
+        self._writing: list[Future[None]] = []
+        self._closing: list[Future[None]] = []
+        self._position = 0
+        self._begun = len(self.tally.segments)
         self._on_segment = on_segment
 
     def __enter__(self) -> Inflow:
@@ -153,20 +157,16 @@ class Inflow:
             self._take(batch)
 
     def _take(self, batch: Batch) -> None:
-        if self._draft is None:
-            self._begin_segment()
-        draft = self._draft
-        assert draft is not None
-        if self._resumed:
-            batch = self._restamped(batch)
-        position = draft.size
-        self._writing = self._writer.submit(draft.write, batch.buffer)
-        self._intake.add(batch, position)
+        draft = self._draft or self._begin_segment()
+        batch = self._restamped(batch) if self._resumed else batch
+        self._writing.append(self._writer.submit(draft.write, bytes(batch.buffer)))
+        self._intake.add(batch, self._position)
+        self._position += len(batch.buffer)
         self._state = _advance(batch)
         self._last = last_key(batch) if self._on_segment else self._last
         self._write = last_write(batch) or self._write
-        self._writing.result()
-        if draft.size >= seg.TARGET and self._intake.closable:
+        _drain(self._writing, MAX_UNWRITTEN)
+        if self._position >= seg.TARGET and self._intake.closable:
             self._close_segment()
 
     def _restamped(self, batch: Batch) -> Batch:
@@ -188,33 +188,51 @@ class Inflow:
         """Close the segment at the last record that came, and wait until all of them are durable."""
         if self._draft is not None and self._intake.records:
             self._close_segment()
-        self._wait(0)
+        _drain(self._closing, 0)
 
-    def _begin_segment(self) -> None:
+    def _begin_segment(self) -> Draft:
         self._intake = Intake(self._source.spill_flags)
-        self._draft = self._store.draft(f"{self._txg:x}-{len(self.tally.segments):x}")
-        self._draft.truncate(0)
+        draft = self._draft = self._store.draft(f"{self._txg:x}-{self._begun:x}")
+        draft.truncate(0)
         a, b, c, d = self._state.tolist()
-        self._draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))
+        draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))
+        self._position = draft.size
+        return draft
 
     def _close_segment(self) -> None:
+        """Settle what the segment's records mean, and leave the rest to the other threads."""
         draft = self._draft
         assert draft is not None
+        records = self._intake.records
         table, dead = resolve(self._intake.table(), self._timeline, self._past, self._source.kind)
         a, b, c, d = self._state.tolist()
-        seg.finish(draft, table, (a, b, c, d), self._intake.records)
+        segment_id = f"{self._txg:x}-{self._begun:x}"
+        mark = (a, b, c, d), self._last, self._write
+        _drain(self._writing, 0)
         self._draft = None
-        segment_id = f"{self._txg:x}-{len(self.tally.segments):x}"
-        self.tally.count(segment_id, table, self._intake.records, draft.size, dead)
-        self._wait(MAX_UNSYNCED - 1)
-        self._syncing.append(self._syncer.submit(draft.publish, segment_name(segment_id)))
-        if self._on_segment:
-            self._wait(0)
-            self._on_segment(Mark(self.tally, (a, b, c, d), self._last, self._write))
+        self._begun += 1
 
-    def _wait(self, most: int) -> None:
-        while len(self._syncing) > most:
-            self._syncing.pop(0).result()
+        def seal() -> None:
+            try:
+                seg.finish(draft, table, (a, b, c, d), records)
+                size = draft.size
+                draft.publish(segment_name(segment_id))
+            except BaseException:
+                draft.discard()
+                raise
+            self.tally.count(segment_id, table, records, size, dead)
+
+        self._closing.append(self._syncer.submit(seal))
+        if self._on_segment:
+            _drain(self._closing, 0)
+            self._on_segment(Mark(self.tally, *mark))
+        _drain(self._closing, MAX_UNSYNCED)
+
+
+def _drain(tasks: list[Future[None]], most: int) -> None:
+    """Wait until at most so many are left; the first failure is raised."""
+    while len(tasks) > most:
+        tasks.pop(0).result()
 
 
 def _copy(batch: Batch) -> Batch:
