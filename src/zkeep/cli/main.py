@@ -83,7 +83,8 @@ def run(arguments: list[str] | None = None) -> int:
     """The exit status; whatever goes wrong is one line on standard error."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cli.main(arguments, prog_name="zkeep", standalone_mode=False)
+        with cli.make_context("zkeep", sys.argv[1:] if arguments is None else arguments) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except BaseException as error:
         if os.environ.get("ZKEEP_DEBUG") == "1":

@@ -1,0 +1,5 @@
+"""`python -m zkeep`."""
+
+from zkeep.cli.main import main
+
+main()
