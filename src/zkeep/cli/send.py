@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
@@ -81,11 +83,22 @@ def send_verb(
         received_name=received_name,
         announce=_announcer(dry_run, parsable) if verbose or parsable else None,
     )
-    with _pool(snapshot, token) as pool, open(1, "wb", buffering=0, closefd=False) as sink:
+    with _pool(snapshot, token) as pool:
         try:
-            send(pool, request, sink)
+            send(pool, request, cast(BinaryIO, Sink()))
         except BrokenPipeError:
             raise TryAgain("cannot send: nobody reads the stream any more") from None
+
+
+class Sink(io.RawIOBase):
+    """Standard output without a buffer, whose write, unlike a raw file's, writes everything."""
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        total = len(view)
+        while len(view):
+            view = view[os.write(1, view) :]
+        return total
 
 
 def _announcer(dry_run: bool, parsable: bool) -> Callable[[list[tuple[Leg, int]]], None]:
