@@ -17,6 +17,7 @@ import base64
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -134,15 +135,26 @@ class _Part:
 
 
 class Segment:
-    """A published segment, open for reading. `number` is what its rows carry in `segment`."""
+    """A published segment. `number` is what its rows carry in `segment`.
 
-    def __init__(self, blob: Blob, name: str, number: int = 0) -> None:
-        self.blob = blob
+    `opened` gives its file; it is asked anew for each look, so that it may close files that were not used for long.
+    """
+
+    def __init__(self, opened: Callable[[], Blob], name: str, number: int = 0) -> None:
+        self._opened = opened
         self.name = name
         self.number = number
 
+    @property
+    def blob(self) -> Blob:
+        return self._opened()
+
     @cached_property
     def footer(self) -> dict[str, Any]:
+        """Without the tables; see parts."""
+        return {key: value for key, value in self._footer().items() if key != "tables"}
+
+    def _footer(self) -> dict[str, Any]:
         size = self.blob.size
         if size < HEAD_SIZE + _TRAIL.size:
             raise Damaged(f"{self.name}: cut short at byte {size}")
@@ -182,7 +194,7 @@ class Segment:
 
     @cached_property
     def parts(self) -> dict[str, _Part]:
-        return {name: _Part.of(entry) for name, entry in self.footer["tables"].items()}
+        return {name: _Part.of(entry) for name, entry in self._footer()["tables"].items()}
 
     def rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
         """The rows on some pages of one table, verified.
@@ -237,6 +249,3 @@ class Segment:
     def table(self) -> Table:
         """All rows."""
         return Table(**{name: self.rows(name) for name in DTYPES})
-
-    def close(self) -> None:
-        self.blob.close()

@@ -6,9 +6,10 @@ with its origin's.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from zkeep.errors import Damaged
 from zkeep.pool import spans as sp
 from zkeep.pool.segment import Key, Segment
 from zkeep.pool.spans import Array, Bools
-from zkeep.pool.store import Store, segment_name
+from zkeep.pool.store import Blob, Store, segment_name
 from zkeep.pool.table import DTYPES, MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
 """About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
 
+MAX_OPEN = 100
+"""Files that a timeline keeps open."""
 LAST: Key = (sp.END, sp.END)
 Doc = dict[str, Any]
 
@@ -36,13 +39,38 @@ class Run:
     doc: Doc
 
 
+class Files:
+    """Segment files, the most recently used of which stay open: a pool has more than a process may open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: OrderedDict[str, Blob] = OrderedDict()
+
+    def get(self, name: str) -> Blob:
+        """Raises Damaged: it is not there."""
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        try:
+            blob = self._store.open(name)
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        self._open[name] = blob
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)[1].close()
+        return blob
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
 class Timeline:
     """Runs of one dataset (its origin's included), with their segments opened as they are needed."""
 
     def __init__(self, store: Store, runs: Iterable[Run]) -> None:
         self.runs = list(runs)
-        self._store = store
-        self._stack = ExitStack()
+        self._files = Files(store)
         self._opened: dict[str, Segment] = {}
         self._by_number: list[tuple[Run, Segment]] = []
 
@@ -53,7 +81,7 @@ class Timeline:
         self.close()
 
     def close(self) -> None:
-        self._stack.close()
+        self._files.close()
         self._opened.clear()
 
     def upto(self, txg: int) -> list[Run]:
@@ -68,12 +96,7 @@ class Timeline:
     def _open(self, run: Run, segment_id: str) -> Segment:
         if segment_id not in self._opened:
             name = segment_name(segment_id)
-            try:
-                blob = self._store.open(name)
-            except FileNotFoundError:
-                raise Damaged(f"{name} is missing (dataset's run of txg {run.txg})") from None
-            self._stack.callback(blob.close)
-            self._opened[segment_id] = Segment(blob, name, len(self._by_number))
+            self._opened[segment_id] = Segment(partial(self._files.get, name), name, len(self._by_number))
             self._by_number.append((run, self._opened[segment_id]))
         return self._opened[segment_id]
 
