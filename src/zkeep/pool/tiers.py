@@ -1,0 +1,124 @@
+"""Which runs to merge or to trim, judged by the catalog's sums alone. Pure.
+
+Runs between two pins (snapshots, bookmarks, origins of clones) are a group: any neighbours in it may become one run.
+Runs up to the next snapshot or origin are a stretch: what one of its runs killed of another, nothing can need. Groups
+lie in stretches; they differ where only a bookmark stands between.
+
+Merging costs its result, so it is done where that is not much more than what is gained: the largest run of a merge is
+at most RATIO times the others together. By that every byte is rewritten a number of times that grows with the logarithm
+of the group, and small runs do not pile up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Doc = dict[str, Any]
+
+RATIO = 4
+FLOOR = 256 << 10
+"""Runs count as at least this large: a few small files are one merge, not one for each pair."""
+CEILING = 1 << 30
+"""Runs larger than this are trimmed, never merged."""
+ROW = 64
+"""Bytes that a record takes in the table of contents, about."""
+WASTED = 0.5
+"""A run of which this much is garbage is trimmed at once: that costs less than it gives back."""
+LEVELS = (0.25, 0.1, 0.03)
+"""Shares of garbage at which runs are trimmed, one after the other, while the pool as a whole is too large."""
+SMALLEST = 16 << 10
+"""Less garbage than this is not worth a rewrite, ever."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a stretch. `later`: the runs up to the stretch's end; what they killed of it is garbage."""
+
+    doc: Doc
+    later: tuple[Doc, ...]
+    pinned: bool
+    """A snapshot, bookmark or clone names it."""
+    sent: bool
+    """Its own snapshot is there: its body is kept as it came."""
+
+    @property
+    def txg(self) -> int:
+        return int(self.doc["txg"])
+
+    @property
+    def garbage(self) -> int:
+        """Bytes of its records that nothing can need."""
+        key = str(self.txg)
+        return sum(int(doc["dead"].get(key, (0, 0))[0]) for doc in self.later)
+
+    @property
+    def live(self) -> int:
+        return max(int(self.doc["bytes"]) - self.garbage, 0)
+
+    @property
+    def waste(self) -> int:
+        """Bytes that a rewrite would give back: garbage, and records that are made again when they are sent."""
+        if self.sent:
+            return self.garbage
+        made = int(self.doc["file_bytes"]) - int(self.doc["bytes"]) - ROW * int(self.doc["records"])
+        return self.garbage + max(made, 0)
+
+    @property
+    def wasted(self) -> float:
+        return self.waste / max(int(self.doc["file_bytes"]), 1)
+
+
+Group = list[Part]
+
+
+def groups(runs: Sequence[Doc], pins: Iterable[int], needed: Iterable[int]) -> Iterator[Group]:
+    """The groups of one dataset's own runs, oldest first. `needed`: the pins that need content, not births alone."""
+    pinned, ends = set(pins), sorted(set(needed))
+    sent = set(ends)
+    txgs = [int(run["txg"]) for run in runs]
+    group: Group = []
+    for i, run in enumerate(runs):
+        at = bisect_left(ends, txgs[i])
+        stop = bisect_left(txgs, ends[at] + 1) if at < len(ends) else len(runs)
+        part = Part(run, tuple(runs[i + 1 : stop]), txgs[i] in pinned, txgs[i] in sent)
+        group.append(part)
+        if part.pinned:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def merges(group: Group) -> Iterator[Group]:
+    """Neighbours of a group that are worth merging."""
+    if len(group) < 2:
+        return
+    sizes = [max(part.live, FLOOR) for part in group]
+    largest = max(range(len(group)), key=sizes.__getitem__)
+    if sizes[largest] <= min(CEILING, RATIO * (sum(sizes) - sizes[largest])):
+        yield group
+        return
+    yield from merges(group[:largest])
+    yield from merges(group[largest + 1 :])
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`disk`: bytes of all files of the pool; `live`: bytes of records that a snapshot or a head needs."""
+
+    disk: int
+    live: int
+
+    @property
+    def excess(self) -> int:
+        """Bytes above what a compacted pool should take."""
+        return max(self.disk - (self.live * 11 // 10 + (2 << 20)), 0)
+
+
+def trims(parts: Iterable[Part], wasted: float = WASTED) -> list[Part]:
+    """Runs of which at least the share `wasted` would come back, the most wasteful first."""
+    found = [part for part in parts if part.wasted >= wasted and part.waste >= SMALLEST]
+    return sorted(found, key=lambda part: -part.wasted)
