@@ -36,12 +36,14 @@ VERSION = 1
 BIG_ENDIAN = 1
 """Flag: the records are in big-endian byte order."""
 PAGE_ROWS = 256
+PAGES_AT_ONCE = 64
 TARGET = 64 << 20
 """A body that reaches this many bytes is closed at the next record that allows it."""
 
 _HEAD = struct.Struct("<8sHH4x4Q16s")
 _TRAIL = struct.Struct("<Q16s8s")
 HEAD_SIZE = _HEAD.size
+TRAIL_SIZE = _TRAIL.size
 WANT = np.dtype([("object", "<u8"), ("start", "<u8"), ("to_object", "<u8"), ("to", "<u8")])
 """Keys from (object, start) up to, not with, (to_object, to)."""
 State = tuple[int, int, int, int]
@@ -134,6 +136,14 @@ class _Part:
         return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
 
 
+def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
+    """Which keys lie in any of the ranges whose ends are given, each sorted; and those just before a low end."""
+    inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
+    before = np.searchsorted(keys, lows, "right") - 1
+    inside[before[before >= 0]] = True
+    return inside
+
+
 class Segment:
     """A published segment. `number` is what its rows carry in `segment`.
 
@@ -166,6 +176,12 @@ class Segment:
             raise Damaged(f"{self.name}: the footer of the segment is damaged")
         footer: dict[str, Any] = json.loads(text)
         return footer
+
+    @property
+    def footer_size(self) -> int:
+        """Bytes of the footer, which ends where the trail begins."""
+        size = self.blob.size
+        return int(_TRAIL.unpack(self.blob.read(size - TRAIL_SIZE, TRAIL_SIZE))[0])
 
     @cached_property
     def head(self) -> tuple[State, bool]:
@@ -227,15 +243,21 @@ class Segment:
                 raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
 
     def near(self, name: str, wanted: Array) -> Array:
-        """At least the rows of one table that could meet any of `wanted` (rows of WANT), and those just before."""
+        """The rows of one table whose keys lie in any of `wanted` (rows of WANT), and the one before each."""
         part = self.parts.get(name)
         if part is None or not len(wanted):
             return np.empty(0, DTYPES[name])
-        first = np.searchsorted(part.keys, sp.keys(wanted["object"], wanted["start"]), "right") - 1
-        last = np.searchsorted(part.keys, sp.keys(wanted["to_object"], wanted["to"]), "left")
-        first, last = np.maximum(first, 0), np.maximum(last, 1)
-        stretches = sp.union(sp.lines(first.astype(np.uint64), last.astype(np.uint64)))
-        return np.concatenate([self.rows(name, int(s["start"]), int(s["end"])) for s in stretches])
+        lows = np.sort(sp.keys(wanted["object"], wanted["start"]))
+        highs = np.sort(sp.keys(wanted["to_object"], wanted["to"]))
+        first = np.maximum(np.searchsorted(part.keys, lows, "right") - 1, 0)
+        last = np.maximum(np.searchsorted(part.keys, highs, "left"), 1)
+        pages = sp.union(sp.lines(first.astype(np.uint64), last.astype(np.uint64)))
+        found = []
+        for stretch in pages:
+            for page in range(int(stretch["start"]), int(stretch["end"]), PAGES_AT_ONCE):
+                rows = self.rows(name, page, min(page + PAGES_AT_ONCE, int(stretch["end"])))
+                found.append(rows[_wanted(sp.keys(*first_keys(name, rows)), lows, highs)])
+        return np.concatenate(found)
 
     def between(self, name: str, low: Key, high: Key) -> Array:
         """At least the rows of one table with low <= key < high, and one page before them."""
