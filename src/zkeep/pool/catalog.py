@@ -7,12 +7,15 @@ the journal is synced; the SQLite commit comes after. So at any moment:
     ... after it, before SQLite has committed        the next opening applies the line: the new state
     SQLite gone, or on a disk that takes no writes   made from the journal, in memory if need be
 
+The file `reserve` is room for one more transaction on a full disk, so that what fills it can be destroyed.
+
 Writers, of all processes, take turns by the lock `catalog`. Readers never wait.
 A Catalog serves one thread at a time; inside a transaction its own `get` and `scan` see the pending changes.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +27,10 @@ from zkeep.pool.index import REMEDY, Document, Index
 from zkeep.pool.journal import Journal, Operation, Place, encode
 
 INDEX = "catalog.sqlite"
+RESERVE = "reserve"
+_RESERVE_SIZE = 128 << 10
+_PLENTY = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 5.0
 "Seconds that a writer waits for another one."
 
@@ -114,22 +121,44 @@ class Catalog:
     # Writing
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """All or nothing: durable when the block ends, undone if it raises. TryAgain if another is busy."""
+    def transaction(self, urgent: bool = False) -> Iterator[Transaction]:
+        """All or nothing: durable when the block ends, undone if it raises. TryAgain if another is busy.
+
+        An urgent one is to free space: on a full disk it may use up the reserve.
+        """
         with self._exclusive(self._wait):
             place = self._catch_up(self._index)
             self._index.begin()
             transaction = Transaction(self._index)
             try:
                 yield transaction
-                after = self._record(place, transaction.operations)
+                after = self._record(place, transaction.operations, urgent)
             except BaseException:
                 self._index.rollback()
                 raise
             self._settle(after)
+            if not urgent:
+                self._renew_reserve()
 
-    def _record(self, place: Place, operations: list[Operation]) -> Place:
-        return self._journal.append(place, operations) if operations else place
+    def _record(self, place: Place, operations: list[Operation], urgent: bool) -> Place:
+        if not operations:
+            return place
+        try:
+            return self._journal.append(place, operations)
+        except OSError as error:
+            if not urgent or error.errno not in _FULL or not self._store.exists(RESERVE):
+                raise
+        self._store.delete(RESERVE)
+        return self._journal.append(place, operations)
+
+    def _renew_reserve(self) -> None:
+        """Keep some bytes back, if the disk has plenty, for the day on which it is full."""
+        if self._store.exists(RESERVE):
+            return
+        disk = os.statvfs(self._store.root)
+        if disk.f_bavail * disk.f_frsize > _PLENTY:
+            with suppress(OSError, TryAgain):
+                self._store.put(RESERVE, os.urandom(_RESERVE_SIZE))
 
     def _settle(self, place: Place) -> None:
         """The line is durable, so the transaction stands: where SQLite cannot follow, memory does."""
@@ -194,9 +223,7 @@ class Catalog:
         newest = self._journal.generation()
         place = index.place()
         if place and place.generation > newest:
-            raise Damaged(
-                f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}"
-            )
+            raise Damaged(f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}")
         if place and place.generation == newest and place.offset == self._journal.length(newest):
             return place
         self._journal.sync(newest)

@@ -170,7 +170,7 @@ def execute(pool: Pool, plan: Plan) -> None:
         for dataset in plan.datasets:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
-        with pool.transaction() as t:
+        with pool.catalog.transaction(urgent=True) as t:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
     discard(pool, segments)

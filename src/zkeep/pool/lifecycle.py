@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import shown
-from zkeep.pool.catalog import INDEX
+from zkeep.pool.catalog import INDEX, RESERVE
 from zkeep.pool.files import LocalStore
 from zkeep.pool.index import Document
 from zkeep.pool.model import FORMAT, IDENTITY, NotThere, Pool, read_identity
@@ -100,8 +100,8 @@ def destroy(registry: Registry, name: str) -> None:
         busy = f"cannot destroy {shown(name)[1:-1]}: pool is busy"
         with store.lock("catalog", wait=1.0, busy=busy), store.lock("readers", busy=busy):
             store.delete(IDENTITY)
-            for suffix in ("", "-wal", "-shm"):
-                store.delete(INDEX + suffix)
+            for file in (RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"):
+                store.delete(file)
             for folder in _FOLDERS:
                 shutil.rmtree(path / folder, ignore_errors=True)
     with suppress(OSError):

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from zkeep.errors import Damaged, Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
-from zkeep.pool.catalog import INDEX, WAIT, Catalog, Transaction
+from zkeep.pool.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.files import Disk, LocalStore
 from zkeep.pool.index import Document
 
 IDENTITY = "POOL"
 FORMAT = 1
-_OURS = {"journal", "lock", "tmp", "partial", "segments", INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
+_OURS = {"journal", "lock", "tmp", "partial", "segments", RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
 
 
 class NotThere(Refused):
@@ -333,9 +333,7 @@ class Pool:
         t.put("dataset", dataset_key(doc["id"]), doc)
         return doc
 
-    def create_dataset(
-        self, t: Transaction, name: DatasetName, kind: str = "filesystem", **fields: object
-    ) -> Dataset:
+    def create_dataset(self, t: Transaction, name: DatasetName, kind: str = "filesystem", **fields: object) -> Dataset:
         """`kind`: filesystem or volume; `fields`: of its document. The parent must exist."""
         if self.find(name):
             raise Exists(f"cannot create {name}: dataset already exists")

@@ -342,6 +342,33 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
     assert catalog.verify() == []
 
 
+def test_the_reserve_lets_an_urgent_transaction_through_once(tmp_path: Path) -> None:
+    class Full(Disk):
+        """Full for as long as the reserve is there."""
+
+        full = False
+
+        def write(self, fd: int, offset: int, buffers: object) -> int:
+            if self.full and (tmp_path / "reserve").exists():
+                raise OSError(28, "No space left on device")
+            return super().write(fd, offset, buffers)  # type: ignore[arg-type]
+
+    disk = Full()
+    catalog = Catalog(LocalStore(tmp_path, disk))
+    put(catalog, "a", n=1)
+    assert (tmp_path / "reserve").stat().st_size == 128 << 10
+    disk.full = True
+    with pytest.raises(OSError, match="No space"):
+        put(catalog, "b", n=1)
+    with catalog.transaction(urgent=True) as t:
+        t.delete("thing", "a")
+    assert catalog.keys("thing") == []
+    disk.full = False
+    put(catalog, "c", n=1)
+    assert (tmp_path / "reserve").exists()
+    assert catalog.verify() == []
+
+
 def _pairs_forever(path: str, counter: object) -> None:
     """Two documents that must always agree, in one transaction each time."""
     catalog = Catalog(LocalStore(Path(path)), wait=10)
