@@ -217,7 +217,7 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
     """
     own = _numbers(table)
     objects = _weighed(objects, np.isin(objects["object"], table.objects["object"]))
-    wanted = _reach(table, objects)
+    wanted = reach(table, objects)
     state = replace(table, objects=objects)
     before = amounts(state, own)
     for run in later:
@@ -267,7 +267,7 @@ def _ghosts(objects: Array, gone: Bools) -> Array:
     return objects
 
 
-def _reach(table: Table, objects: Array) -> dict[str, Array]:
+def reach(table: Table, objects: Array) -> dict[str, Array]:
     """Where rows of later runs could kill something of `table`."""
     others = [table.ranges["object"], np.unique(table.blocks["object"]), table.spills["object"]]
     starts = np.concatenate([objects["object"], *others])
