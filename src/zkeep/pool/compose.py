@@ -88,7 +88,7 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
             steps.append(_frees(_raw_holes(walker, parts, state, delta, objects, whole, cut)))
         else:
             steps.append(_frees(_kept_holes(delta, objects)))
-        yield from meta.slice(state, delta, low, high, np.concatenate(steps))
+        yield from meta.slice(state, delta, low, high, sp.join(steps))
     yield from meta.rest()
 
 
@@ -197,7 +197,7 @@ class _Freed:
         made = np.zeros(len(freed), STEP)
         made["object"], made["turn"], made["rtype"] = freed["start"], _FREED, RecordType.FREEOBJECTS
         made["a"], made["b"], made["size"] = freed["start"], freed["end"] - freed["start"], 312
-        every = np.concatenate([steps, made])
+        every = sp.join([steps, made])
         every = every[np.lexsort((every["offset"], every["turn"], every["object"]))]
         yield self._joined(every)
 
@@ -219,7 +219,7 @@ class _Freed:
         if steps["rtype"][-1] == RecordType.FREEOBJECTS:
             self._open = int(steps["a"][-1]), int(steps["b"][-1])
             steps = steps[:-1]
-        return np.concatenate([before, steps])
+        return sp.join([before, steps])
 
     def _flush(self) -> Array:
         step = np.zeros(1, STEP)

@@ -138,7 +138,7 @@ def _touched(new: Table, shapes: Table, kind: Kind) -> dict[str, Array]:
     named, ends = new.objects["object"], _ends(new.objects, kind)
     top = np.full(len(named), sp.END, np.uint64)
     ranges = sp.union(sp.spans(named, ends, top), extents(new.blocks), new.holes)
-    every = np.concatenate(
+    every = sp.join(
         [
             _wants(ranges["object"], ranges["start"], ranges["object"], ranges["end"]),
             _whole(np.concatenate([fresh, covered, new.freed["start"]]),

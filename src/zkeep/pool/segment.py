@@ -117,7 +117,7 @@ def finish(draft: Draft, table: Table, state: State, records: int) -> dict[str, 
 
 
 def _pack(values: Array) -> str:
-    return base64.b85encode(values.tobytes()).decode()
+    return base64.b64encode(values.tobytes()).decode()
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class _Part:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> _Part:
-        crc = np.frombuffer(base64.b85decode(entry["crc"]), "<u4")
-        pairs = np.frombuffer(base64.b85decode(entry["keys"]), "<u8").reshape(-1, 2)
+        crc = np.frombuffer(base64.b64decode(entry["crc"]), "<u4")
+        pairs = np.frombuffer(base64.b64decode(entry["keys"]), "<u8").reshape(-1, 2)
         return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
 
 
@@ -245,6 +245,9 @@ class Segment:
     def near(self, name: str, wanted: Array) -> Array:
         """The rows of one table whose keys lie in any of `wanted` (rows of WANT), and the one before each."""
         part = self.parts.get(name)
+        if part is not None and name != "freed":
+            first_object, last_object = self.hull
+            wanted = wanted[(wanted["to_object"] >= first_object) & (wanted["object"] <= last_object)]
         if part is None or not len(wanted):
             return np.empty(0, DTYPES[name])
         lows = np.sort(sp.keys(wanted["object"], wanted["start"]))
@@ -257,7 +260,7 @@ class Segment:
             for page in range(int(stretch["start"]), int(stretch["end"]), PAGES_AT_ONCE):
                 rows = self.rows(name, page, min(page + PAGES_AT_ONCE, int(stretch["end"])))
                 found.append(rows[_wanted(sp.keys(*first_keys(name, rows)), lows, highs)])
-        return np.concatenate(found)
+        return sp.join(found)
 
     def between(self, name: str, low: Key, high: Key) -> Array:
         """At least the rows of one table with low <= key < high, and one page before them."""

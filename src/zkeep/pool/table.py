@@ -123,7 +123,7 @@ def concat(tables: Iterable[Table]) -> Table:
     every = [t for t in tables if t is not NOTHING]
     if len(every) < 2:
         return every[0] if every else NOTHING
-    return Table(**{name: np.concatenate([getattr(t, name) for t in every]) for name in DTYPES})
+    return Table(**{name: sp.join([getattr(t, name) for t in every]) for name in DTYPES})
 
 
 def fold(tables: list[Table]) -> Table:
