@@ -16,6 +16,7 @@ from zkeep.errors import TryAgain, ZkeepError
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
     "create": ("names", "Create a dataset, empty until something is received below it."),
+    "demo": ("demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
     "dump": ("dump", "Print what a send stream holds, record by record."),
     "get": ("get", "Show properties."),
@@ -86,11 +87,11 @@ def run(arguments: list[str] | None = None) -> int:
         with cli.make_context("zkeep", sys.argv[1:] if arguments is None else arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()
+        return int(context.meta.get("status", 0))
     except BaseException as error:
         if os.environ.get("ZKEEP_DEBUG") == "1":
             raise
         return _report(error)
-    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -107,9 +108,13 @@ def _report(error: BaseException) -> int:
         print(error.format_message(), file=sys.stderr)
         return 2
     text, status = _explain(error)
-    line = " ".join(text.split())
-    print(f"zkeep: {line}", file=sys.stderr)
+    say(text)
     return status
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(f"zkeep: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _exit_code(error: SystemExit | click.exceptions.Exit) -> int:

@@ -1,0 +1,184 @@
+"""zkeep demo: the life of a backup server, played with the streams of a real OpenZFS host that ship with zkeep.
+
+Every line that begins with `server$` is run as it stands. What is compared is compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zkeep.cli.text import nice_bytes
+
+if TYPE_CHECKING:
+    from zkeep.cli.stage import Stage
+
+SOURCE = "zdata/encrypted/jambon"
+MIRROR = "zbackups/encrypted/jambon"
+INTRODUCTION = """\
+[bold]A backup server that cannot read its backups.[/] What follows [yellow]source#[/] was typed on a real OpenZFS
+host, whose streams ship with zkeep; what follows [green]server$[/] runs here and now, in a temporary folder."""
+AS_SENT = "-w --received-name"
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="Leave the pool in its folder, to look around.")
+def demo_verb(*, keep: bool) -> None:
+    """Play the life of a backup server in a temporary folder; it takes seconds.
+
+    Real streams of an OpenZFS host are received, listed, scrubbed, pruned, compacted and sent back, and what comes
+    out is compared with what the kernel itself sent. Exit status 0 only if all of it is equal.
+    """
+    from rich.console import Console
+
+    from zkeep.cli.stage import Stage
+
+    began = time.monotonic()
+    with _folder(keep) as folder, _known_at(folder):
+        stage = Stage(Console(highlight=False), folder)
+        stage.console.print(INTRODUCTION)
+        for scene in (_create, _receive, _refuse, _increment, _send_back, _prune, _compact):
+            scene(stage)
+        _close(stage, time.monotonic() - began)
+        if keep:
+            click.echo(f"The pool is left in {folder}; look at it with ZKEEP_HOME={folder} zkeep list -t all")
+
+
+@contextmanager
+def _folder(keep: bool) -> Iterator[Path]:
+    if keep:
+        yield Path(tempfile.mkdtemp(prefix="zkeep-demo-"))
+        return
+    with tempfile.TemporaryDirectory(prefix="zkeep-demo-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _known_at(folder: Path) -> Iterator[None]:
+    """The demo's pool is known to the demo alone."""
+    before = os.environ.get("ZKEEP_HOME")
+    os.environ["ZKEEP_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["ZKEEP_HOME"]
+        if before is not None:
+            os.environ["ZKEEP_HOME"] = before
+
+
+def stream(name: str) -> bytes:
+    """A stream as the OpenZFS host sent it."""
+    from importlib.resources import files
+
+    return lzma.decompress((files("zkeep") / "data" / f"{name}.zfs.xz").read_bytes())
+
+
+def _create(stage: Stage) -> None:
+    stage.title("A pool is a folder on any disk: no ZFS, no root, no key")
+    stage.run(f"pool create vault {stage.folder}/vault", "zpool create zbackups /dev/vdb1")
+
+
+def _receive(stage: Stage) -> None:
+    stage.title("The first backup: a tree of datasets, encrypted at the source")
+    stage.elsewhere(f"zfs send -Rw {SOURCE}@to-remote-server | ssh server ...")
+    sent = stream("jambon-full-Rw")
+    said = stage.run("receive -v vault/jambon", f"zfs receive {MIRROR}", sent, show=False)
+    count = said.count(b"\nreceived ") + said.startswith(b"received ")
+    stage.passed(f"{count} snapshots, {nice_bytes(len(sent))}; the checksum of each record was verified")
+    stage.run("list -r -o name,used,refer,encryption,keystatus vault/jambon", "zfs list -r ...")
+
+
+def _refuse(stage: Stage) -> None:
+    stage.title("What this server could read, it turns away")
+    stage.elsewhere("zfs send -R zdata/jambon/blanc@2018 | ssh server ...")
+    stage.refused("receive vault/readable", stream("jambon-blanc-plain"))
+
+
+def _increment(stage: Stage) -> None:
+    stage.title("A day of changes: only those travel")
+    stage.elsewhere("dd if=/dev/zero of=/zdata/jambon/blanc/another-file bs=1M count=5")
+    stage.elsewhere(f"zfs snapshot {SOURCE}/blanc@work-of-the-day")
+    stage.elsewhere(f"zfs send -w -i @to-remote-server {SOURCE}/blanc@work-of-the-day | ...")
+    stage.run("receive vault/jambon/blanc", f"zfs receive {MIRROR}/blanc", stream("jambon-blanc-inc-w"))
+    stage.run("list -t snapshot -o name,used,refer vault/jambon/blanc", "zfs list -t snapshot ...")
+    _scrub(stage)
+
+
+def _send_back(stage: Stage) -> None:
+    stage.title("The source burned down: everything goes back as it came")
+    stage.elsewhere("ssh server zkeep send ... | zfs receive zdata/encrypted/jambon")
+    made = stage.run(f"send -R {AS_SENT} vault/jambon@to-remote-server", "zfs send -Rw ...", show=False)
+    parts, wanted = _substreams(made), _substreams(stream("jambon-full-Rw"))
+    stage.compare(b"".join(parts), b"".join(wanted), f"the {len(wanted)} substreams that the kernel sent")
+    increment = f"send {AS_SENT} -i @to-remote-server vault/jambon/blanc@work-of-the-day"
+    made = stage.run(increment, show=False)
+    stage.compare(made, stream("jambon-blanc-inc-w"), "the increment that the kernel sent")
+
+
+def _substreams(package: bytes) -> list[bytes]:
+    """What lies between each BEGIN and END of a compound stream, in the order of the snapshots' guids."""
+    from zkeep.format.events import SubBegin, SubEnd
+    from zkeep.format.reader import Reader
+    from zkeep.format.records import HEADER
+
+    found, start, guid = {}, 0, 0
+    for event in Reader().feed(package):
+        if isinstance(event, SubBegin):
+            start, guid = event.offset, event.begin.toguid
+        elif isinstance(event, SubEnd):
+            found[guid] = package[start : event.offset + HEADER]
+    return [found[guid] for guid in sorted(found)]
+
+
+def _prune(stage: Stage) -> None:
+    stage.title("Seven snapshots come, the five in the middle go: still no key")
+    stage.elsewhere("zfs send -w tank/rs512b@s0 | ...")
+    stage.elsewhere("zfs send -w -i @s0 tank/rs512b@s1 | ...       and so on, six times")
+    for name in ("week-full-s0", *(f"week-inc-s{day}-s{day + 1}" for day in range(6))):
+        stage.quietly("receive vault/week", stream(name))
+    stage.run("destroy -v vault/week@s1%s5", "zfs destroy -v tank/rs512b@s1%s5")
+    _compare_week(stage)
+
+
+def _compare_week(stage: Stage) -> None:
+    made = stage.run(f"send {AS_SENT} vault/week@s6", show=False)
+    stage.compare(made, stream("week-full-s6"), "the full stream that the kernel sends for it")
+    made = stage.run(f"send {AS_SENT} -i @s0 vault/week@s6", show=False)
+    stage.compare(made, stream("week-inc-s0-s6"), "the kernel's increment: it never came here")
+
+
+def _compact(stage: Stage) -> None:
+    from zkeep.pool.compact import compact
+    from zkeep.pool.registry import Registry
+
+    stage.title("The disk gets back what they took, and nothing else changes")
+    before = _segment_bytes(stage.folder)
+    with Registry(stage.folder).open("vault") as pool:
+        compact(pool)
+    stage.passed(f"compaction: {nice_bytes(before)} of segments became {nice_bytes(_segment_bytes(stage.folder))}")
+    _compare_week(stage)
+    _scrub(stage)
+
+
+def _scrub(stage: Stage) -> None:
+    stage.run("pool scrub vault", "zpool scrub zbackups")
+    report = stage.quietly("pool status vault").out.decode()
+    scan = next(line for line in report.splitlines() if line.startswith("  scan: "))
+    stage.passed(scan.removeprefix("  scan: ").partition(" on ")[0])
+
+
+def _segment_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "vault" / "segments").rglob("*.seg"))
+
+
+def _close(stage: Stage, seconds: float) -> None:
+    done = f"{nice_bytes(stage.compared)} sent back, each byte as the kernel sends it; {seconds:.1f} s; no key was here"
+    stage.console.print(f"\n[bold green]✓ {done}[/]")

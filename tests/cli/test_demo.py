@@ -1,0 +1,53 @@
+"""zkeep demo: ends well, leaves nothing, and does not pass over a byte that differs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zkeep.cli import demo
+from zkeep.cli.main import run
+from zkeep.cli.stage import Stage, call
+
+
+def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path), "ZKEEP_HOME": str(tmp_path / "home"), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "zkeep", "demo"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "12 snapshots, 334K" in done.stdout
+    assert "unavailable" in done.stdout
+    assert done.stdout.count("equal to") == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["send -R", "send -w --received-name -i @to", "send -w --received-name v", "send -w --received-name -i @s0"],
+)
+def test_one_wrong_bit_is_a_failure(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Stage.run
+
+    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+        out = real(self, asked, *rest, **options)
+        return out[:5000] + bytes([out[5000] ^ 1]) + out[5001:] if asked.startswith(command) else out
+
+    monkeypatch.setattr(Stage, "run", bent)
+    assert run(["demo"]) in (1, 3)
+    assert capsys.readouterr().err.startswith("zkeep: ")
+
+
+def test_verbs_run_inside_the_process_with_their_streams() -> None:
+    done = call("dump", demo.stream("week-inc-s5-s6"))
+    assert done.status == 0
+    assert b"toname = tank/rs512b@s6" in done.out
+    assert call("dump", b"nonsense").status == 1
