@@ -292,7 +292,12 @@ all pools are healthy
         """
 $ zkeep pool list -H -o name,health,free
 renamed	UNAVAIL	-
-$ zkeep list
+$ zkeep pool create here here
+$ zkeep list -H -o name
+here
+zkeep: there is no pool in ?
+[1]
+$ zkeep list renamed
 zkeep: there is no pool in ?
 [1]
 $ zkeep pool status -x

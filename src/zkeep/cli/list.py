@@ -116,7 +116,8 @@ def _text(items: Sequence[Item], props: Sequence[Property], scripted: bool, exac
     if scripted:
         return text.tabbed(rows)
     if not rows:
-        click.echo("no datasets available", err=True)
+        if "status" not in click.get_current_context().meta:
+            click.echo("no datasets available", err=True)
         return ""
     right = [text.flush_right(p) for p in props]
     return text.table([p.column for p in props], rows, right, [text.least_width(p) for p in props])

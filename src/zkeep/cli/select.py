@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import click
 
-from zkeep.cli.home import Name, opened, parse, registry
-from zkeep.errors import WrongUsage
+from zkeep.cli.home import Name, dataset_of, opened, parse, registry
+from zkeep.cli.main import say
+from zkeep.errors import WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.derived import Thing, letter
 from zkeep.pool.model import Bookmark, Dataset, Snapshot
@@ -60,10 +61,9 @@ class Selection:
         return sorted(found.values(), key=lambda item: default_order(item.thing))
 
     def _found(self) -> Iterator[tuple[View, Thing]]:
-        names: list[Name] = parse(self.names) or [DatasetName(name) for name in registry().pools()]
         views: dict[str, View] = {}
-        for name in names:
-            pool = (name if isinstance(name, DatasetName) else name.dataset).pool
+        for name in parse(self.names) or _all_pools(views):
+            pool = dataset_of(name).pool
             if pool not in views:
                 views[pool] = _view(pool)
             for thing in self._below(views[pool], name):
@@ -86,6 +86,17 @@ class Selection:
             yield from view.snapshots[dataset.id]
         if "b" in self.types:
             yield from view.pool.bookmarks(dataset)
+
+
+def _all_pools(views: dict[str, View]) -> list[Name]:
+    """Those that can be opened; of the others one line is said, and the verb ends with their status."""
+    for name in registry().pools():
+        try:
+            views[name] = _view(name)
+        except ZkeepError as error:
+            say(str(error))
+            click.get_current_context().find_root().meta["status"] = error.status
+    return [DatasetName(name) for name in views]
 
 
 def _view(pool: str) -> View:

@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.pool.files import LocalStore
-from zkeep.pool.index import REMEDY, Document, Index
+from zkeep.pool.index import MEMORY, REMEDY, Document, Index
 from zkeep.pool.journal import Journal, Operation, Place, encode
 
 INDEX = "catalog.sqlite"
@@ -251,7 +251,7 @@ class Catalog:
         return place
 
     def _in_memory(self) -> Index:
-        index = Index(":memory:", self._wait)
+        index = Index(MEMORY, self._wait)
         for _ in range(4):
             with suppress(FileNotFoundError), index.change():  # a writer may prune what is being read
                 index.move(self._follow(index, self._load(index)))

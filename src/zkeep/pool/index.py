@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ Document = dict[str, Any]
 Row = tuple[str, str, str]
 "Kind, key, and the document's JSON."
 
+MEMORY = ":memory:"
 REMEDY = "`zkeep pool scrub --rebuild-catalog` makes it anew"
 _LAST = "\U0010ffff"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -43,11 +45,13 @@ def _sum(kind: str, key: str, value: str) -> int:
 
 
 class Index:
-    """`path` may be `:memory:`. `wait`: seconds that a statement waits for another process."""
+    """`path` may be MEMORY. `wait`: seconds that a statement waits for another process."""
 
     def __init__(self, path: str, wait: float) -> None:
         self._path = path
         self._undone = 0
+        if path != MEMORY and not os.path.exists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's other files take its mode
         with self._errors():
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
         for setting in _SETTINGS:

@@ -170,7 +170,7 @@ class Pool:
     def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
         """Make a pool in `path`, a folder that is empty or not there. `local`: the top's properties."""
         parse_pool(name)
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (path / IDENTITY).exists():
             raise Exists(f"cannot create pool {name}: there is a pool in {path} already")
         if strangers := sorted(set(os.listdir(path)) - _OURS):
