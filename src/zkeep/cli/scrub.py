@@ -7,28 +7,29 @@ import sys
 import click
 
 from zkeep.cli.home import wait
+from zkeep.cli.main import say
+from zkeep.cli.text import nice_bytes, safe
 from zkeep.errors import Damaged
-from zkeep.pool.catalog import Catalog
-from zkeep.pool.files import LocalStore
 from zkeep.pool.registry import Registry
 
 _STEP = 64 << 20
 
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
-    """Damaged if there is anything that is not what was stored."""
-    from zkeep.pool.scrub import scrub
+    """Damaged if there is anything that is not what was stored; each fault is a line on standard error."""
+    from zkeep.pool.scrub import rebuild_catalog, scrub
 
-    if rebuild:
-        Catalog.rebuild(LocalStore(registry.path(name)), wait()).close()
+    lost = rebuild_catalog(registry.path(name), wait()) if rebuild else []
     progress = Progress(name)
     with registry.open(name, wait()) as pool:
-        result = scrub(pool, progress)
+        report = scrub(pool, progress)
     progress.end()
-    for fault in result.errors:
-        click.echo(f"zkeep: {fault}", err=True)
-    if result.errors:
-        raise Damaged(f"{name}: {len(result.errors)} errors; 'zkeep pool status -v {name}' lists them")
+    faults = [*lost, *report.errors]
+    for fault in faults:
+        say(safe(str(fault)))
+    if faults:
+        raise Damaged(f"{name}: {len(faults)} errors; 'zkeep pool status -v {name}' lists them")
+    click.echo(f"{name}: {nice_bytes(report.bytes)} verified in {report.seconds:.1f} seconds, no errors")
 
 
 class Progress:
