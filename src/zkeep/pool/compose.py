@@ -83,7 +83,7 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
         state = merge(timeline.state(journey.before, low, high), delta)
         cut = high[0] if high[1] and high != LAST else None
         objects = _sent(state, delta, journey.raw)
-        steps = [*_stored(timeline, journey, state, objects, low), *_tails(objects, low)]
+        steps = [*_stored(timeline, journey, state, objects, low, cut), *_tails(objects, low)]
         if journey.raw:
             steps.append(_frees(_raw_holes(walker, parts, state, delta, objects, whole, cut)))
         else:
@@ -127,27 +127,26 @@ def _kept_holes(delta: Table, objects: Array) -> Array:
     return sp.subtract(holes, died[died["start"] >= tails])
 
 
-def _stored(timeline: Timeline, journey: Journey, state: Table, objects: Array, low: Key) -> Iterator[Array]:
-    """Steps of records that are copied."""
+def _stored(
+    timeline: Timeline, journey: Journey, state: Table, sent: Array, low: Key, cut: int | None
+) -> Iterator[Array]:
+    """Steps of records that are copied. An object that slices cut is begun in the first and ended in the last."""
     first_new = journey.new[0].txg
     is_new = timeline.newer(first_new)
-    if low[1]:  # the first object's own records went out with the slice in which it begins
-        objects = objects[objects["object"] > low[0]]
+    objects = sent[sent["object"] > low[0]] if low[1] else sent
     ranges = state.ranges[is_new[state.ranges["segment"]] & ((state.ranges["object"] > low[0]) | (low[1] == 0))]
     blocks = state.blocks[is_new[state.blocks["segment"]]]
     yield _copies(ranges, RecordType.OBJECT_RANGE, _RANGE)
     yield _copies(objects, RecordType.OBJECT, _OBJECT)
     yield _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
-    spills = state.spills[np.isin(state.spills["object"], _numbers(state, objects, low))]
+    spills = state.spills[np.isin(state.spills["object"], sent["object"])]
     new = is_new[spills["segment"]]
-    yield _copies(spills[new], spills["kind"][new], _NEW_SPILL)
-    old = _copies(spills[~new], spills["kind"][~new], _OLD_SPILL)
+    last = spills[new & (spills["object"] != (sp.END if cut is None else cut))]
+    yield _copies(last, last["kind"], _NEW_SPILL)
+    first = spills[~new & np.isin(spills["object"], objects["object"])]
+    old = _copies(first, first["kind"], _OLD_SPILL)
     old["unmodified"] = old["rtype"] == RecordType.SPILL
     yield old
-
-
-def _numbers(state: Table, objects: Array, low: Key) -> Array:
-    return np.append(objects["object"], np.uint64(low[0])) if low[1] else objects["object"]
 
 
 def _copies(rows: Array, rtype: int | Array, turn: int, offsets: Array | int = 0) -> Array:

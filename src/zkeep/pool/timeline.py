@@ -154,32 +154,28 @@ def _cut_at(number: int, offset: int) -> Key:
 
 
 def _between(segment: Segment, low: Key, high: Key) -> Table:
-    """The rows of a segment between two keys; the last object's own rows are in each slice that it reaches into."""
+    """The rows of a segment between two keys; an object's own rows are in each slice that it reaches into."""
     first, last = segment.hull
     if first > last or last < low[0] or first > high[0]:
         return NOTHING
     parts = {}
     beyond = high[0] if high[1] == 0 or high == LAST else high[0] + 1
-    for name, start in (("ranges", low[0] - low[0] % MAX_SLOTS), ("objects", low[0])):
+    for name, start in (("ranges", low[0] - low[0] % MAX_SLOTS), ("objects", low[0]), ("spills", low[0])):
         rows = segment.between(name, (start, 0), (beyond, 0))
         parts[name] = rows[(rows["object"] >= start) & (rows["object"] < beyond)]
-    for name in ("blocks", "spills", "holes", "died"):
+    for name in ("blocks", "holes", "died"):
         parts[name] = _cut(name, segment.between(name, low, high), low, high)
     freed = segment.rows("freed")
     return Table(**parts, freed=freed[(freed["end"] > low[0]) & (freed["start"] < beyond)])
 
 
 def _cut(name: str, rows: Array, low: Key, high: Key) -> Array:
-    """Rows with low <= key < high; spans are clipped, spill blocks lie at the end of their object."""
+    """Rows with low <= key < high; spans are clipped."""
     if not len(rows):
         return rows
-    if name == "blocks":
-        offsets = rows["offset"]
-    elif name == "spills":
-        offsets = np.full(len(rows), sp.END, np.uint64)
-    else:
+    if name != "blocks":
         return _clip(rows, low, high)
-    keys = sp.keys(rows["object"], offsets)
+    keys = sp.keys(rows["object"], rows["offset"])
     ends = sp.keys(*np.array([low, high], np.uint64).T)
     kept: Array = rows[(keys >= ends[0]) & ((keys < ends[1]) | (high == LAST))]
     return kept
