@@ -28,10 +28,10 @@ def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["send -R", "send -w --received-name -i @to", "send -w --received-name v", "send -w --received-name -i @s0"],
-)
+SENT = "send -w --received-name "
+
+
+@pytest.mark.parametrize("command", ["send -R", f"{SENT}-i @to", f"{SENT}vault/week", f"{SENT}-i @s0"])
 def test_one_wrong_bit_is_a_failure(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

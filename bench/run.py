@@ -1,0 +1,258 @@
+"""Measure zkeep beside the plain tools of the machine, and print tables.
+
+    python bench/run.py --folder /srv/scratch                 everything; needs 20 GB there, takes half an hour
+    python bench/run.py --folder /srv/scratch receive list    some of it
+    python bench/run.py --folder /srv/scratch --scale 0.1     smaller streams, for a try
+
+Each figure is the median of --rounds runs (3). Where two things are compared they run in turns, and the ratio is the
+median of the rounds' ratios, so that a noisy disk hits both. Memory is the peak of the process (getrusage).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+ZKEEP = [sys.executable, "-m", "zkeep"]
+MAKE = [sys.executable, str(Path(__file__).parent / "makestream.py")]
+"""A process of its own: the peak memory of a child counts what its parent had when it began."""
+KERNELS = {"compiled": {}, "numpy": {"ZKEEP_KERNEL": "numpy"}}
+
+
+class Cost(NamedTuple):
+    seconds: float
+    megabytes: float
+    """Peak memory."""
+
+
+class Bench:
+    """A scratch folder, and how often and how large to measure."""
+
+    def __init__(self, folder: Path, rounds: int, scale: float) -> None:
+        self.folder = folder
+        self.rounds = rounds
+        self.scale = scale
+        os.environ["ZKEEP_HOME"] = str(folder / "home")
+
+    def run(self, command: Sequence[str], source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
+        """One process from start to end, with its streams from and to files."""
+        with open(source or os.devnull, "rb") as stdin, open(sink or os.devnull, "wb") as stdout:
+            began = time.perf_counter()
+            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, env={**os.environ, **env})
+            _, status, usage = os.wait4(child.pid, 0)
+            seconds = time.perf_counter() - began
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit status {child.returncode}")
+        return Cost(seconds, usage.ru_maxrss / 1024)
+
+    def zkeep(self, line: str, source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
+        return self.run([*ZKEEP, *line.split()], source, sink, **env)
+
+    @contextmanager
+    def pool(self) -> Iterator[None]:
+        """A pool `b`, empty."""
+        self.zkeep(f"pool create b {self.folder / 'pool'}")
+        try:
+            yield
+        finally:
+            self.zkeep("pool destroy b")
+
+    @contextmanager
+    def stream(self, size: int, record: int) -> Iterator[Path]:
+        """A full stream of `size` MiB, in the page cache."""
+        path = self.folder / "stream"
+        self.run([*MAKE, str(path), "--size", str(size), "--record", str(record)])
+        os.sync()
+        try:
+            yield path
+        finally:
+            path.unlink()
+
+    @contextmanager
+    def increment(self, size: int, record: int, number: int) -> Iterator[Path]:
+        """1,000 changed records."""
+        path = self.folder / "increment"
+        shape = ["--size", str(size), "--record", str(record)]
+        self.run([*MAKE, str(path), *shape, "--from", str(number)])
+        try:
+            yield path
+        finally:
+            path.unlink()
+
+    def sized(self, megabytes: int) -> int:
+        return max(int(megabytes * self.scale), 8)
+
+
+@dataclass
+class Table:
+    title: str
+    head: Sequence[str]
+    rows: list[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [f"| {' | '.join(row)} |" for row in (self.head, ["---"] * len(self.head), *self.rows)]
+        return "\n".join([f"\n## {self.title}\n", *lines])
+
+
+def _settle() -> None:
+    os.sync()
+    time.sleep(1)
+
+
+def _rate(size: int, seconds: float) -> str:
+    return f"{size / seconds / 1e9:.2f} GB/s"
+
+
+def _measure(bench: Bench, task: Callable[[], Cost]) -> tuple[float, float]:
+    costs = [task() for _ in range(bench.rounds)]
+    return median(c.seconds for c in costs), max(c.megabytes for c in costs)
+
+
+def receive(bench: Bench) -> Iterator[Table]:
+    """Beside `dd` of the same bytes to the same disk, with fsync."""
+    rows = []
+    for megabytes, record in ((2048, 131072), (1024, 4096)):
+        with bench.stream(bench.sized(megabytes), record) as path:
+            rows += [_receive(bench, path, record, kernel) for kernel in KERNELS]
+    head = ["records", "kernel", "zkeep receive", "records/s", "dd conv=fsync", "ratio", "peak MB"]
+    yield Table("Receive", head, rows)
+
+
+def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str]:
+    size = path.stat().st_size
+    costs, yards = [], []
+    for _ in range(bench.rounds):
+        with bench.pool():
+            _settle()
+            costs.append(bench.zkeep("receive b/data", path, **KERNELS[kernel]))
+        copy = bench.folder / "copy"
+        _settle()
+        yards.append(bench.run(["dd", f"if={path}", f"of={copy}", "bs=1M", "conv=fsync", "status=none"]))
+        copy.unlink()
+    mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
+    ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
+    count = f"{size // (record + 312) / mine:,.0f}"
+    memory = f"{max(c.megabytes for c in costs):.0f}"
+    return [f"{record // 1024} KiB", kernel, _rate(size, mine), count, _rate(size, theirs), f"{ratio:.2f}", memory]
+
+
+def send(bench: Bench) -> Iterator[Table]:
+    """Beside `cat` of the same stream to the same disk; as it came, and put together from an increment."""
+    rows = []
+    for megabytes, record in ((2048, 131072), (1024, 4096)):
+        size = bench.sized(megabytes)
+        with bench.stream(size, record) as path, bench.pool():
+            bench.zkeep("receive b/data", path)
+            rows.append(_send(bench, path, record, "b/data@s0", "as it came"))
+            with bench.increment(size, record, 1) as change:
+                bench.zkeep("receive b/data", change)
+            rows.append(_send(bench, path, record, "b/data@s1", "put together"))
+    yield Table("Send", ["records", "stream", "zkeep send", "cat", "ratio", "peak MB"], rows)
+
+
+def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Sequence[str]:
+    size = path.stat().st_size
+    out = bench.folder / "out"
+    costs, yards = [], []
+    for _ in range(bench.rounds):
+        for command, kept in (([*ZKEEP, "send", "-w", name], costs), (["cat", str(path)], yards)):
+            out.unlink(missing_ok=True)
+            _settle()
+            kept.append(bench.run(command, sink=out))
+    out.unlink()
+    mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
+    ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
+    memory = f"{max(c.megabytes for c in costs):.0f}"
+    return [f"{record // 1024} KiB", what, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}", memory]
+
+
+def scrub(bench: Bench) -> Iterator[Table]:
+    """From the page cache."""
+    rows = []
+    for record in (131072, 16384, 4096):
+        with bench.stream(bench.sized(1024), record) as path, bench.pool():
+            bench.zkeep("receive b/data", path)
+            for kernel, env in KERNELS.items():
+                size = path.stat().st_size
+                seconds, memory = _measure(bench, lambda env=env: bench.zkeep("pool scrub b", **env))
+                rows.append([f"{record // 1024} KiB", kernel, _rate(size, seconds), f"{memory:.0f}"])
+    yield Table("Scrub", ["records", "kernel", "zkeep pool scrub", "peak MB"], rows)
+
+
+def increments(bench: Bench) -> Iterator[Table]:
+    """The same 1,000 changed records of 512 bytes into a small and into a large dataset."""
+    rows, first = [], 0.0
+    for size in (25, max(int(2500 * bench.scale), 25)):
+        with bench.pool():
+            with bench.stream(size, 512) as path:
+                base = bench.zkeep("receive b/data", path)
+            costs = [_receive_increment(bench, size, n + 1) for n in range(bench.rounds)]
+        seconds = median(c.seconds for c in costs)
+        first = first or seconds
+        memory = f"{max(base.megabytes, *(c.megabytes for c in costs)):.0f}"
+        ratio = f"{seconds / first:.2f}"
+        rows.append([f"{size * 2048:,}", f"{base.seconds:.1f} s", f"{seconds:.2f} s", ratio, memory])
+    yield Table("Increments", ["records there", "first receive", "1,000 changed", "ratio", "peak MB"], rows)
+
+
+def _receive_increment(bench: Bench, size: int, number: int) -> Cost:
+    with bench.increment(size, 512, number) as change:
+        _settle()
+        return bench.zkeep("receive b/data", change)
+
+
+def snapshots(bench: Bench) -> Iterator[Table]:
+    """A dataset with 1,000 snapshots of 20 changed records each, beside one with 10."""
+    rows = []
+    for count in (10, 1000):
+        with bench.pool():
+            _fill(bench, count)
+            listed, _ = _measure(bench, lambda: bench.zkeep("list -t all"))
+            short, _ = _measure(bench, lambda: bench.zkeep("list"))
+            names = iter(range(3, count))
+            gone, memory = _measure(bench, lambda names=names: bench.zkeep(f"destroy b/data@s{next(names)}"))
+            rows.append([f"{count:,}", f"{short:.2f} s", f"{listed:.2f} s", f"{gone:.2f} s", f"{memory:.0f}"])
+    yield Table("Snapshots", ["snapshots", "zkeep list", "zkeep list -t all", "zkeep destroy of one", "peak MB"], rows)
+
+
+def _fill(bench: Bench, count: int) -> None:
+    """By one process: starting one for each increment would take most of the time."""
+    bench.run([*MAKE, str(bench.folder / "home"), "--snapshots", str(count)])
+
+
+BENCHES = {"receive": receive, "send": send, "scrub": scrub, "increments": increments, "snapshots": snapshots}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="a folder on the disk to measure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("which", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; default: all")
+    given = parser.parse_args()
+    for name in given.which or BENCHES:
+        if name not in BENCHES:
+            parser.error(f"there is no {name}")
+    folder = given.folder / "zkeep-bench"
+    folder.mkdir(parents=True)
+    try:
+        for name in given.which or BENCHES:
+            for table in BENCHES[name](Bench(folder, given.rounds, given.scale)):
+                print(table, flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
