@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -14,8 +16,10 @@ from zkeep.pool.segment import Segment
 from zkeep.pool.spans import Array
 from zkeep.pool.timeline import Run, Timeline
 
-CHUNK = 4 << 20
+CHUNK = 2 << 20
 """Bytes put together at a time; one record may be larger."""
+RING = 3
+"""Chunks in memory: one being made, one being written, one waiting."""
 
 Write = Callable[[memoryview], object]
 
@@ -29,23 +33,29 @@ class Renderer:
 
     def __init__(self, timeline: Timeline, write: Write, byteorder: ByteOrder, toguid: int) -> None:
         self._timeline = timeline
-        self._write = write
         self._order: ByteOrder = byteorder
         self._swap = byteorder != NATIVE
         self._toguid = toguid
         self._state = kernel.zero_state()
-        self._buffer = np.empty(0, np.uint8)
+        self._outlet = Outlet(write)
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outlet.close()
 
     def begin(self, header: bytes, payload: bytes) -> None:
         whole = header + payload
         self._state = np.array(kernel.fletcher4(whole, (0, 0, 0, 0), self._swap), np.uint64)
-        self._write(memoryview(whole))
+        self._outlet.write(memoryview(whole))
 
     def end(self) -> None:
         record = bytearray(End(payloadlen=0, toguid=self._toguid).pack(self._order))
         nothing = np.zeros((1, 4), np.uint64)
         self._stamp(np.frombuffer(record, np.uint8), np.zeros(1, np.int64), np.full(1, HEADER), nothing)
-        self._write(memoryview(record))
+        self._outlet.write(memoryview(record))
+        self._outlet.flush()
 
     def steps(self, steps: Array) -> None:
         """Write the records of some steps."""
@@ -65,7 +75,7 @@ class Renderer:
     def _chunk(self, steps: Array, ends: Array) -> None:
         lengths = steps["size"].astype(np.int64)
         offsets = ends - lengths
-        buffer = self._space(int(ends[-1]))
+        buffer = self._outlet.space(int(ends[-1]))
         stored = steps["stored"]
         sums = np.zeros((len(steps), 4), np.uint64)
         sums[stored] = self._fetch(buffer, steps[stored], offsets[stored], lengths[stored])
@@ -73,12 +83,7 @@ class Renderer:
         self._mark(buffer, steps, offsets)
         self._address(buffer, steps, offsets)
         self._stamp(buffer, offsets, lengths, sums)
-        self._write(buffer.data)
-
-    def _space(self, size: int) -> Array:
-        if len(self._buffer) < size:
-            self._buffer = np.empty(max(size, CHUNK), np.uint8)
-        return self._buffer[:size]
+        self._outlet.write(buffer.data)
 
     def _fetch(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
         """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go."""
@@ -137,7 +142,7 @@ class Renderer:
 
     def _body(self, segment: Segment) -> None:
         state = np.array(segment.head[0], np.uint64)
-        for buffer, offsets, lengths, position in walk_body(segment):
+        for buffer, offsets, lengths, position in walk_body(segment, self._outlet.space):
             after, bad, _, sums = kernel.verify(buffer, offsets, lengths, self._swap, state)
             if bad >= 0:
                 at = position + int(offsets[bad])
@@ -147,30 +152,78 @@ class Renderer:
             else:
                 self._stamp(buffer, offsets, lengths, sums)
             state = after
-            self._write(buffer.data[: int(offsets[-1] + lengths[-1])])
+            self._outlet.write(buffer.data[: int(offsets[-1] + lengths[-1])])
 
 
-def walk_body(segment: Segment) -> Iterator[tuple[Array, Array, Array, int]]:
+def write_fully(write: Write, content: bytes | memoryview) -> None:
+    """Call `write`, which may take only some of it, until it took all."""
+    rest = memoryview(content)
+    while len(rest):
+        done = write(rest)
+        rest = rest[done if isinstance(done, int) else len(rest) :]
+
+
+class Outlet:
+    """Writes in a thread of its own, so that the next chunk is made meanwhile.
+
+    What is written from memory that space() gave may be used again a few calls of space() later.
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+        self._ring = [np.empty(0, np.uint8)] * RING
+        self._turn = 0
+
+    def space(self, size: int) -> Array:
+        """Memory for the next chunk."""
+        while len(self._pending) > RING - 2:
+            self._pending.popleft().result()
+        self._turn = (self._turn + 1) % RING
+        if len(self._ring[self._turn]) < size:
+            self._ring[self._turn] = np.empty(max(size, CHUNK), np.uint8)
+        return self._ring[self._turn][:size]
+
+    def write(self, content: memoryview) -> None:
+        self._pending.append(self._thread.submit(write_fully, self._write, content))
+
+    def flush(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _new_space(size: int) -> Array:
+    return np.empty(size, np.uint8)
+
+
+def walk_body(
+    segment: Segment, space: Callable[[int], Array] = _new_space
+) -> Iterator[tuple[Array, Array, Array, int]]:
     """A segment's records, piece by piece: (buffer, offsets, lengths, position of the buffer in the file).
 
-    The buffer is used again for the next piece.
+    `space` gives the memory for each piece.
 
     Raises:
         Damaged: the body does not consist of whole records.
     """
     at, end = segment.body
     swap = segment.big_endian != (NATIVE == "big")
-    space = np.empty(CHUNK, np.uint8)
+    most = CHUNK
     while at < end:
-        size = min(len(space), end - at)
-        segment.blob.readinto(at, space.data[:size])
-        found = kernel.walk(space, 0, size, swap)
+        size = min(most, end - at)
+        buffer = space(size)
+        segment.blob.readinto(at, buffer.data)
+        found = kernel.walk(buffer, 0, size, swap)
         if found.error or (not len(found.offsets) and size == end - at):
             raise Damaged(f"{segment.name}: the record at byte {at + found.stop} is damaged")
         if not len(found.offsets):
-            space = np.empty(len(space) * 2, np.uint8)
+            most *= 2
             continue
-        yield space, found.offsets, found.lengths, at
+        yield buffer, found.offsets, found.lengths, at
         at += found.stop
 
 

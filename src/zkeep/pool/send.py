@@ -21,7 +21,7 @@ from zkeep.pool.history import history_of
 from zkeep.pool.leftovers import reading
 from zkeep.pool.model import Bookmark, Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.package import conclusion, outer_header
-from zkeep.pool.render import Renderer, Write
+from zkeep.pool.render import Renderer, Write, write_fully
 from zkeep.pool.space import Amount
 from zkeep.pool.token import Token
 from zkeep.pool.view import View
@@ -85,11 +85,11 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             return
         packaged = request.replicate or request.props or request.from_all is not None
         if packaged:
-            sink.write(outer_header(pool, request, [(leg.snapshot, leg.source) for leg in legs]))
+            write_fully(sink.write, outer_header(pool, request, [(leg.snapshot, leg.source) for leg in legs]))
         for leg in legs:
             write_leg(pool, leg, sink.write, received_name=request.received_name)
         if packaged:
-            sink.write(conclusion())
+            write_fully(sink.write, conclusion())
         sink.flush()
 
 
@@ -112,8 +112,7 @@ def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False
             resume=leg.resume,
         ),
     )
-    with history.timeline(pool.store) as timeline:
-        out = Renderer(timeline, write, opening.byteorder, begin.toguid)
+    with history.timeline(pool.store) as timeline, Renderer(timeline, write, opening.byteorder, begin.toguid) as out:
         out.begin(opening.header, opening.payload)
         if len(new) == 1 and new[0].doc["whole"] and new[0].doc["from_txg"] == source_txg and not leg.resume:
             out.verbatim(new[0])
