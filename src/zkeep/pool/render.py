@@ -158,7 +158,7 @@ class Renderer:
 def write_fully(write: Write, content: bytes | memoryview) -> None:
     """Call `write`, which may take only some of it, until it took all."""
     rest = memoryview(content)
-    while len(rest):
+    while rest:
         done = write(rest)
         rest = rest[done if isinstance(done, int) else len(rest) :]
 

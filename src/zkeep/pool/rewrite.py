@@ -118,6 +118,7 @@ def _owned(table: Table, low: Key, high: Key) -> Table:
         table,
         ranges=table.ranges[table.ranges["object"] >= first],
         objects=table.objects[table.objects["object"] >= first],
+        spills=table.spills[table.spills["object"] >= first],
         freed=freed[freed["start"] < freed["end"]],
     )
 
