@@ -12,7 +12,7 @@ bookmark, nor a figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import nullcontext, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -445,8 +445,9 @@ def _abandoned(pool: Pool, kind: str, key: str, doc: Doc) -> Iterator[set[str]]:
     Raises:
         TryAgain: somebody holds it.
     """
-    name = f"receive-{doc['txg']:x}" if kind == "receive" else f"compact-{doc['dataset']}"
-    with pool.store.lock(name):
+    # a receive under way holds `readers`, which the caller has to itself
+    held = nullcontext() if kind == "receive" else pool.store.lock(f"compact-{doc['dataset']}")
+    with held:
         now = pool.catalog.get(kind, key)
         if now is None or now["txg"] != doc["txg"]:
             raise TryAgain("it was finished meanwhile")

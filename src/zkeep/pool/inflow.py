@@ -206,7 +206,10 @@ class Inflow:
 
     def _begin_segment(self) -> Draft:
         self._intake = Intake(self._source.spill_flags)
-        draft = self._draft = self._store.draft(f"{self._txg:x}-{self._begun:x}")
+        segment_id = f"{self._txg:x}-{self._begun:x}"
+        if self._resumed:  # published, but not noted before the receive broke off
+            self._store.delete(segment_name(segment_id))
+        draft = self._draft = self._store.draft(segment_id)
         draft.truncate(0)
         a, b, c, d = self._state.tolist()
         draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))

@@ -67,7 +67,8 @@ class Landing:
         return View(self._pool).quota_room(found) if found else None
 
     def start(self) -> None:
-        """Register the receive, so that nobody takes its files for leftovers."""
+        """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
+        self._stack.enter_context(reading(self._pool))
         if self._resumed:
             self._key = self._registered_key()
         else:
@@ -78,9 +79,6 @@ class Landing:
                 self._key = self._registered_key()
                 self._doc = self._registration()
                 t.put("receive", self._key, self._doc)
-        busy = f"{self._target.name} is being received already"
-        self._stack.enter_context(self._pool.store.lock(f"receive-{self.txg:x}", busy=busy))
-        self._stack.enter_context(reading(self._pool))
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
@@ -264,7 +262,7 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[Landing]:
     with ExitStack() as stack:
         for name in _lock_names(pool, target):
             busy = f"cannot receive into {target.name}: dataset is busy"
-            stack.enter_context(pool.store.lock(name, busy=busy))
+            stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
         state = _interrupted(pool, target)
         resumed = _resume(state, event) if state else None
         plan = _resumed_plan(pool, state) if state and resumed else judge(pool, event, target)
