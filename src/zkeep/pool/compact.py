@@ -386,21 +386,17 @@ class _Step:
             source = doc.get("source")
             if not source or source[0] not in family:
                 continue
-            with _idle(self._pool, key, doc):
+            with _idle(self._pool, doc):
                 dead = self._renamed(doc["tally"]["dead"], [0, 0])
                 if dead is not None:
                     t.put("receive", key, {**doc, "tally": {**doc["tally"], "dead": dead}})
 
 
 @contextmanager
-def _idle(pool: Pool, key: str, doc: Doc) -> Iterator[None]:
+def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
     """Hold off who would go on with a receive. TryAgain if it is under way."""
     busy = "a receive that needs them is under way"
-    with ExitStack() as stack:
-        if doc.get("resumable"):
-            stack.enter_context(pool.store.lock(f"dataset-{key}", busy=busy))
-        elif not doc.get("resumable"):
-            stack.enter_context(pool.store.lock(f"receive-{doc['txg']:x}", busy=busy))
+    with pool.store.lock(f"receive-{doc['txg']:x}", busy=busy, passing=True):
         yield
 
 

@@ -49,7 +49,7 @@ class Landing:
         self._target = target
         self._resumed = resumed
         self._stack = ExitStack()
-        self._history = self._past()
+        self._history = History([])
         self.txg = resumed.txg if resumed else 0
         self._doc: Doc = dict(resumed.doc) if resumed else {}
         self._key = ""
@@ -79,6 +79,10 @@ class Landing:
                 self._key = self._registered_key()
                 self._doc = self._registration()
                 t.put("receive", self._key, self._doc)
+        busy = f"{self._target.name} is being received already"
+        lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
+        self._stack.enter_context(lock)
+        self._history = self._past()  # from here on compaction leaves these runs alone
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
