@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from zkeep.errors import Refused
@@ -163,7 +163,8 @@ def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snap
 
 def _kinship(one: DatasetName, other: DatasetName) -> int:
     """How many components two names begin with in common: of several copies, a clone's origin is the nearest."""
-    return len(os.path.commonprefix([one.components, other.components]))
+    pairs = zip(one.components, other.components, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
