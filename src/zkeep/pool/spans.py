@@ -58,6 +58,13 @@ def union(*sets: Array) -> Array:
     return _sweep(together, EMPTY) if len(together) else EMPTY
 
 
+def ordered(ranges: Array) -> Array:
+    """The same as a span set, where it is not one already."""
+    objects, starts, ends = ranges["object"], ranges["start"], ranges["end"]
+    apart = (objects[1:] > objects[:-1]) | ((objects[1:] == objects[:-1]) & (starts[1:] > ends[:-1]))
+    return ranges if apart.all() else union(ranges)
+
+
 def subtract(base: Array, taken: Array) -> Array:
     """What of `base` does not lie in `taken`; both may be unsorted and may overlap."""
     if not len(base) or not len(taken):

@@ -119,11 +119,15 @@ NOTHING = Table(**{name: np.empty(0, dtype) for name, dtype in DTYPES.items()})
 
 
 def concat(tables: Iterable[Table]) -> Table:
-    """One table of several whose keys follow one another."""
+    """One table of several whose records follow one another.
+
+    What an object lost by becoming shorter lies with its OBJECT, though behind what the next table frees of it.
+    """
     every = [t for t in tables if t is not NOTHING]
     if len(every) < 2:
         return every[0] if every else NOTHING
-    return Table(**{name: sp.join([getattr(t, name) for t in every]) for name in DTYPES})
+    made = {name: sp.join([getattr(t, name) for t in every]) for name in DTYPES}
+    return Table(**{**made, "holes": sp.ordered(made["holes"]), "died": sp.ordered(made["died"])})
 
 
 def fold(tables: list[Table]) -> Table:
