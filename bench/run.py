@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from typing import NamedTuple
 ZKEEP = [sys.executable, "-m", "zkeep"]
 MAKE = [sys.executable, str(Path(__file__).parent / "makestream.py")]
 """A process of its own: the peak memory of a child counts what its parent had when it began."""
-KERNELS = {"compiled": {}, "numpy": {"ZKEEP_KERNEL": "numpy"}}
+KERNELS: dict[str, dict[str, str]] = {"compiled": {}, "numpy": {"ZKEEP_KERNEL": "numpy"}}
 
 
 class Cost(NamedTuple):
@@ -48,7 +49,7 @@ class Bench:
         """One process from start to end, with its streams from and to files."""
         with open(source or os.devnull, "rb") as stdin, open(sink or os.devnull, "wb") as stdout:
             began = time.perf_counter()
-            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, env={**os.environ, **env})
+            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, env={**os.environ, **(env or {})})
             _, status, usage = os.wait4(child.pid, 0)
             seconds = time.perf_counter() - began
             child.returncode = os.waitstatus_to_exitcode(status)
@@ -56,8 +57,14 @@ class Bench:
             raise SystemExit(f"{' '.join(command)}: exit status {child.returncode}")
         return Cost(seconds, usage.ru_maxrss / 1024)
 
-    def zkeep(self, line: str, source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
-        return self.run([*ZKEEP, *line.split()], source, sink, **env)
+    def zkeep(
+        self,
+        line: str,
+        source: Path | None = None,
+        sink: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Cost:
+        return self.run([*ZKEEP, *line.split()], source, sink, env)
 
     @contextmanager
     def pool(self) -> Iterator[None]:
@@ -98,7 +105,7 @@ class Bench:
 class Table:
     title: str
     head: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
     def __str__(self) -> str:
         lines = [f"| {' | '.join(row)} |" for row in (self.head, ["---"] * len(self.head), *self.rows)]
@@ -135,7 +142,7 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
     for _ in range(bench.rounds):
         with bench.pool():
             _settle()
-            costs.append(bench.zkeep("receive b/data", path, **KERNELS[kernel]))
+            costs.append(bench.zkeep("receive b/data", path, env=KERNELS[kernel]))
         copy = bench.folder / "copy"
         _settle()
         yards.append(bench.run(["dd", f"if={path}", f"of={copy}", "bs=1M", "conv=fsync", "status=none"]))
@@ -164,7 +171,8 @@ def send(bench: Bench) -> Iterator[Table]:
 def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Sequence[str]:
     size = path.stat().st_size
     out = bench.folder / "out"
-    costs, yards = [], []
+    costs: list[Cost] = []
+    yards: list[Cost] = []
     for _ in range(bench.rounds):
         for command, kept in (([*ZKEEP, "send", "-w", name], costs), (["cat", str(path)], yards)):
             out.unlink(missing_ok=True)
@@ -185,7 +193,7 @@ def scrub(bench: Bench) -> Iterator[Table]:
             bench.zkeep("receive b/data", path)
             for kernel, env in KERNELS.items():
                 size = path.stat().st_size
-                seconds, memory = _measure(bench, lambda env=env: bench.zkeep("pool scrub b", **env))
+                seconds, memory = _measure(bench, partial(bench.zkeep, "pool scrub b", env=env))
                 rows.append([f"{record // 1024} KiB", kernel, _rate(size, seconds), f"{memory:.0f}"])
     yield Table("Scrub", ["records", "kernel", "zkeep pool scrub", "peak MB"], rows)
 
@@ -221,9 +229,13 @@ def snapshots(bench: Bench) -> Iterator[Table]:
             listed, _ = _measure(bench, lambda: bench.zkeep("list -t all"))
             short, _ = _measure(bench, lambda: bench.zkeep("list"))
             names = iter(range(3, count))
-            gone, memory = _measure(bench, lambda names=names: bench.zkeep(f"destroy b/data@s{next(names)}"))
+            gone, memory = _measure(bench, partial(_destroy_next, bench, names))
             rows.append([f"{count:,}", f"{short:.2f} s", f"{listed:.2f} s", f"{gone:.2f} s", f"{memory:.0f}"])
     yield Table("Snapshots", ["snapshots", "zkeep list", "zkeep list -t all", "zkeep destroy of one", "peak MB"], rows)
+
+
+def _destroy_next(bench: Bench, names: Iterator[int]) -> Cost:
+    return bench.zkeep(f"destroy b/data@s{next(names)}")
 
 
 def _fill(bench: Bench, count: int) -> None:
