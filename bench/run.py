@@ -45,7 +45,13 @@ class Bench:
         self.scale = scale
         os.environ["ZKEEP_HOME"] = str(folder / "home")
 
-    def run(self, command: Sequence[str], source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
+    def run(
+        self,
+        command: Sequence[str],
+        source: Path | None = None,
+        sink: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Cost:
         """One process from start to end, with its streams from and to files."""
         with open(source or os.devnull, "rb") as stdin, open(sink or os.devnull, "wb") as stdout:
             began = time.perf_counter()
