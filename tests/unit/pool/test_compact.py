@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from vectors.histories import DATA, History, histories, new_pool, point, put_together, take, take_chain
+from vectors.histories import DATA, History, histories, new_pool, point, put_together, take_chain
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool import destroy, namespace, rewrite, tiers
 from zkeep.pool import segment as seg
 from zkeep.pool.compact import compact, sweep
 from zkeep.pool.leftovers import reading
 from zkeep.pool.model import Dataset, Pool
+from zkeep.pool.receive import ReceiveOptions, receive
 from zkeep.pool.scrub import scrub
 from zkeep.pool.timeline import Timeline
 from zkeep.pool.view import View
@@ -192,7 +194,7 @@ def test_sweep_leaves_a_receive_alone_and_takes_a_dead_one_away(pool: Pool) -> N
     name = f"segments/{txg % 256:02x}/{txg:x}-0.seg"
     pool.store.put(name, b"x")
     pool.store.draft(f"{txg:x}-1").close()
-    with pool.store.lock(f"receive-{txg:x}"):
+    with reading(pool):  # as a receive under way does
         sweep(pool)
         assert pool.store.exists(name)
     sweep(pool)
@@ -203,11 +205,8 @@ def test_sweep_leaves_a_receive_alone_and_takes_a_dead_one_away(pool: Pool) -> N
 
 def test_a_clone_s_past_is_renamed_with_its_origin_s(pool: Pool) -> None:
     """Figures of a clone name runs of its origin, which may be merged later."""
-    with pool.transaction() as t:
-        origin = pool.snapshot(SnapshotName.parse("v/x@s5"))
-        fields = {"origin": {"dataset": origin.dataset.id, "txg": origin.txg}}
-        pool.create_dataset(t, DatasetName.parse("v/clone"), **fields)
-    take(pool, HISTORY.stream((5, 6)), "v/clone@s6")
+    options = ReceiveOptions(set_properties={"origin": "v/x@s5"})
+    receive(pool, io.BytesIO(HISTORY.stream((5, 6))), "v/clone@s6", options)
     remove(pool, 0, 1, 2, 3, 4)
     clone = pool.dataset(DatasetName.parse("v/clone"))
     before = View(pool).figures(clone)
