@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zkeep.format.events import SubBegin
-from zkeep.format.nvlist import NvList, decode, encode
+from zkeep.format.nvlist import Encoding, Form, NvList, decode, encode
 from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
 
 Doc = dict[str, Any]
@@ -110,7 +110,7 @@ def _payload(opening: Opening, address: Address) -> bytes:
     if nvlist is None:
         if not address.resume:
             return b""
-        nvlist = NvList()
+        nvlist = NvList(form=Form(Encoding.NATIVE, opening.byteorder == "little"))
     nvlist.remove("resume_object")
     nvlist.remove("resume_offset")
     crypt = nvlist.get("crypt_keydata")
@@ -119,4 +119,5 @@ def _payload(opening: Opening, address: Address) -> bytes:
     if address.resume:
         nvlist.set("resume_object", address.resume[0])
         nvlist.set("resume_offset", address.resume[1])
+        nvlist.pairs.sort(key=lambda pair: pair.name == "crypt_keydata")  # the kernel names it last
     return encode(nvlist) if len(nvlist) else b""
