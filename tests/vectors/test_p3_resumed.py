@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,35 @@ def check_all(pool: Pool, history: History, *, composed: bool = False) -> None:
     pairs: list[Pair] = [*history.chain, (None, history.last)]
     for pair in pairs:
         assert put_together(pool, pair) == history.stream(pair), (pair, composed)
+
+
+def rests(archive: str) -> dict[str, bytes]:
+    with tarfile.open(DATA / "resumed" / archive) as tar:
+        return {m.name.removesuffix(".zfs"): held.read() for m in tar if (held := tar.extractfile(m))}
+
+
+@pytest.mark.parametrize("archive", ["res1.tar.xz", "res3.tar.xz"])
+def test_p3_a_real_kernel_goes_on_with_our_token_and_we_send_what_it_sends(tmp_path: Path, archive: str) -> None:
+    stem, held = archive.partition(".")[0], rests(archive)
+    full, increment = held[f"{stem}.full-s0"], held[f"{stem}.inc-s0-s1"]
+    with new_pool(tmp_path / "sender") as sender:
+        take(sender, full, "v/x@s0")
+        take(sender, increment, "v/x@s1")
+        for name, rest in held.items():
+            if ".cut" not in name:
+                continue
+            whole, cut = held[name.rpartition(".cut")[0]], int(name.rpartition(".cut")[2])
+            with new_pool(tmp_path / name) as pool:
+                if whole is increment:
+                    take(pool, full, "v/x@s0")
+                with pytest.raises(TryAgain):
+                    take(pool, whole[:cut], "v/x@s" + "01"[whole is increment], resumable=True)
+                assert resumed(sender, str(token_of(pool, "v/x"))) == rest, name
+                take(pool, rest, "v/x")
+                assert put_together(pool, (0, 1) if whole is increment else (None, 0)) == whole, name
+                forget_originals(pool)
+                last = (None, 1) if whole is increment else (None, 0)
+                assert put_together(pool, last) == held[f"{stem}.full-s{last[1]}"], name
 
 
 @pytest.mark.skipif(not WHERE.is_dir(), reason="ZKEEP_VECTORS is not set")
