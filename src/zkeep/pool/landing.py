@@ -83,6 +83,9 @@ class Landing:
         lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
         self._stack.enter_context(lock)
         self._history = self._past()  # from here on compaction leaves these runs alone
+        if self._resumed:
+            self._doc = self._pool.catalog.get("receive", self._key) or self._doc
+            self._resumed = replace(self._resumed, doc=self._doc)
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 

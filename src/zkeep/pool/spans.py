@@ -65,6 +65,13 @@ def ordered(ranges: Array) -> Array:
     return ranges if apart.all() else union(ranges)
 
 
+def add(one: Array, other: Array) -> Array:
+    """union() of two span sets that are sorted, disjoint and coalesced already."""
+    if not len(one) or not len(other):
+        return other if len(other) else one
+    return union(one, other)
+
+
 def subtract(base: Array, taken: Array) -> Array:
     """What of `base` does not lie in `taken`; both may be unsorted and may overlap."""
     if not len(base) or not len(taken):

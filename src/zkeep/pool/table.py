@@ -206,9 +206,9 @@ def merge(old: Table, new: Table) -> Table:
         objects=_interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
         blocks=_interleave_blocks(old.blocks[kept.blocks], new.blocks),
         spills=_interleave(old.spills[kept.spills], new.spills),
-        holes=sp.union(sp.subtract(old.holes[kept.holes], filled), new.holes),
-        died=sp.union(sp.subtract(old.died[kept.died], filled), new.died),
-        freed=sp.union(old.freed, new.freed, kept.lost),
+        holes=sp.add(sp.subtract(old.holes[kept.holes], filled), new.holes),
+        died=sp.add(sp.subtract(old.died[kept.died], filled), new.died),
+        freed=sp.union(old.freed, new.freed, kept.lost) if len(kept.lost) else sp.add(old.freed, new.freed),
     )
 
 
