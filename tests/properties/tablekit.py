@@ -39,7 +39,8 @@ class Model:
         for first in [f for f in self.ranges if set(range(f, f + 32)) <= freed]:
             del self.ranges[first]
         for number, (_, slots) in list(self.objects.items()):
-            if number in freed | inner or new & set(range(number + 1, number + slots)):
+            reached = {number} if number in new else set(range(number, number + slots))
+            if reached & (freed | inner) or new & set(range(number + 1, number + slots)):
                 del self.objects[number]
                 self.forget(number, BOTH)
         for row in table.objects:

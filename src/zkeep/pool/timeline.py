@@ -19,7 +19,7 @@ from zkeep.pool import spans as sp
 from zkeep.pool.segment import Key, Segment
 from zkeep.pool.spans import Array, Bools
 from zkeep.pool.store import Blob, Store, segment_name
-from zkeep.pool.table import DTYPES, MAX_SLOTS, NOTHING, Table, concat, fold
+from zkeep.pool.table import MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
 """About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
