@@ -45,8 +45,8 @@ def take_in_pieces(pool: Pool, sender: Pool, stream: bytes, name: str, dice: ran
         cut = dice.randrange(1, len(stream)) if resumes < 5 else len(stream)
         try:
             take(pool, stream[:cut], name, resumable=True)
-        except BadStream as error:
-            assert "BEGIN" in str(error)  # before it was whole: nothing was kept, or what was kept stays
+        except BadStream:
+            assert cut < 3000  # before its BEGIN was whole: nothing was kept, or what was kept stays
         except TryAgain:
             token = token_of(pool, "v/x")
             assert token is not None
