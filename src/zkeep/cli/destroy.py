@@ -81,10 +81,10 @@ def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_sn
 def _execute(pool: Pool, plan: destroy.Plan) -> None:
     gone = {dataset.id for dataset in plan.datasets}
     destroy.execute(pool, plan)
-    _give_back(pool, {s.dataset.id for s in plan.snapshots} - gone)
+    give_back(pool, {s.dataset.id for s in plan.snapshots} - gone)
 
 
-def _give_back(pool: Pool, dataset_ids: set[int]) -> None:
+def give_back(pool: Pool, dataset_ids: set[int]) -> None:
     """A bounded step of compaction; what it cannot do now waits for the next one, or 'zkeep pool compact'."""
     from zkeep.pool.compact import STEP, compact
 
@@ -105,4 +105,4 @@ def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:
             pool.bookmark(name)
         else:
             destroy.destroy_bookmark(pool, name)
-            _give_back(pool, {pool.dataset(name.dataset).id})
+            give_back(pool, {pool.dataset(name.dataset).id})

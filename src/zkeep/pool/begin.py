@@ -10,6 +10,7 @@ import base64
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zkeep.errors import Damaged
 from zkeep.format.events import SubBegin
 from zkeep.format.nvlist import Encoding, Form, NvList, decode, encode
 from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
@@ -31,7 +32,10 @@ class Opening:
 
     @classmethod
     def from_doc(cls, doc: Doc) -> Opening:
-        return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+        try:
+            return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+        except (KeyError, TypeError, ValueError):
+            raise Damaged("the catalog's copy of a snapshot's BEGIN is not what was stored") from None
 
     def doc(self) -> Doc:
         return {

@@ -159,7 +159,8 @@ class _Receiver:
         name = self._names.dataset(sent)
         fields: Doc = {}
         if self._local:
-            fields["local"] = dict(self._local)
+            below = self._outline is not None and self._outline.recursive and sent != self._outline.top
+            fields["local"] = _below(self._local) if below else dict(self._local)
         snapshot_fields: Doc = {}
         outlined = self._outline.find(sent) if self._outline else None
         if outlined is not None:
@@ -239,6 +240,12 @@ def _settings(options: ReceiveOptions) -> Doc:
             full, value = properties.check(name, text)
             local[full] = value
     return local
+
+
+def _below(local: Doc) -> Doc:
+    """The same for datasets below the top: what they inherit from it is not set again, but not received either."""
+    inherited = {name for name in local if (found := properties.find(name)) and found.how == "inherit"}
+    return {name: None if name in inherited else value for name, value in local.items()}
 
 
 class _Names:
