@@ -85,7 +85,8 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             return
         packaged = request.replicate or request.props or request.from_all is not None
         if packaged:
-            write_fully(sink.write, outer_header(pool, _wrapping(request), [(leg.snapshot, leg.source) for leg in legs]))
+            pairs = [(leg.snapshot, leg.source) for leg in legs]
+            write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
         for leg in legs:
             write_leg(pool, leg, sink.write, received_name=request.received_name)
         if packaged:
