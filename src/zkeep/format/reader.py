@@ -384,20 +384,22 @@ def _words(state: NDArray[np.uint64]) -> Words:
 def read_events(source: BinaryIO, size: int = BUFFER) -> Iterator[Event]:
     """All events of a stream read from a file or pipe; raises BadStream as Reader does."""
     reader = Reader(size)
-    more = True
+    more, begun = True, False
     while more:
-        more = fill(reader, source)
-        yield from reader.events()
+        more = fill(reader, source, once=not begun)
+        for event in reader.events():
+            begun = True  # a sender that is refused at its BEGIN need not send on
+            yield event
     reader.finish()
 
 
-def fill(reader: Reader, source: BinaryIO) -> bool:
-    """Read until the reader's space is full; False at the end of the source."""
+def fill(reader: Reader, source: BinaryIO, *, once: bool = False) -> bool:
+    """Read until the reader's space is full, or `once`; False at the end of the source."""
     space = reader.space()
     while len(space):
         count = source.readinto(space)  # type: ignore[attr-defined]
         if not count:
             return False
         reader.filled(count)
-        space = space[count:]
+        space = space[:0] if once else space[count:]
     return True
