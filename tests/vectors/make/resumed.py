@@ -1,6 +1,6 @@
 """Made tests/data/resumed, on a throw-away machine with a real kernel module, as root.
 
-resumed.py make FOLDER            a pool on DISK with two snapshots of a raw and of a plain dataset, and their streams
+resumed.py make FOLDER            a pool on DISK, two snapshots of a raw and of a plain dataset, and their streams
 resumed.py resume FOLDER TOKENS   TOKENS has lines `NAME TOKEN`, of zkeep's receives that were cut short: what the kernel
                                   sends for each, as FOLDER/NAME
 """
@@ -50,9 +50,8 @@ def make(folder: str) -> None:
         for number in range(2):
             for _ in range(20):
                 change(Path("/rp", name), dice)
-            sh(
-                f"zfs snapshot rp/{name}@s{number}; zfs send {flags} rp/{name}@s{number} > {folder}/{name}.full-s{number}.zfs"
-            )
+            sh(f"zfs snapshot rp/{name}@s{number}")
+            sh(f"zfs send {flags} rp/{name}@s{number} > {folder}/{name}.full-s{number}.zfs")
         sh(f"zfs send {flags} -i @s0 rp/{name}@s1 > {folder}/{name}.inc-s0-s1.zfs")
     sh("zpool export rp")
 
