@@ -1,8 +1,8 @@
 """Made tests/data/resumed, on a throw-away machine with a real kernel module, as root.
 
 resumed.py make FOLDER            a pool on DISK, two snapshots of a raw and of a plain dataset, and their streams
-resumed.py resume FOLDER TOKENS   TOKENS has lines `NAME TOKEN`, of zkeep's receives that were cut short: what the kernel
-                                  sends for each, as FOLDER/NAME
+resumed.py resume FOLDER TOKENS   TOKENS has lines `NAME TOKEN`, of receives by zkeep that were cut short:
+                                  what the kernel sends for each, as FOLDER/NAME
 """
 
 from __future__ import annotations
