@@ -20,7 +20,7 @@ CACHED_KEYS = 1024
 "Salts change every 400 million blocks, and with deduplication with every block."
 
 
-class Forged(Exception):  # noqa: N818  (named as zkeep.errors names them)
+class Forged(Exception):
     """A MAC does not match. Whoever knows which block it was tells the person."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ POINTER = np.dtype([("prop", "<u8"), ("mac", "V16"), ("pad", "<u8")])
 HOLE = bytes(POINTER.itemsize)
 
 
-class OutOfTree(Exception):  # noqa: N818  (named as zkeep.errors names them)
+class OutOfTree(Exception):
     """A block beyond what the object's shape reaches, or out of order."""
 
 
@@ -148,4 +149,4 @@ def runs_of(values: Numbers) -> Iterator[tuple[int, int]]:
     """Stretches of equal values: [start, end)."""
     turns = np.flatnonzero(values[1:] != values[:-1]) + 1
     marks = [0, *turns.tolist(), len(values)]
-    yield from zip(marks[:-1], marks[1:], strict=True)
+    yield from pairwise(marks)

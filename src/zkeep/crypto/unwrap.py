@@ -10,7 +10,7 @@ zio_crypt_key_unwrap(); lib/libzfs/libzfs_crypto.c derive_key().
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -163,7 +163,8 @@ def _passphrase(line: bytes, wrapped: WrappedKeys) -> bytes:
     if not MIN_PASSPHRASE <= len(line) <= MAX_PASSPHRASE:
         raise WrongKey(f"a passphrase has {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes")
     if not 0 < wrapped.iterations <= MAX_ITERATIONS:
-        raise Refused(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {MAX_ITERATIONS} at most are done")
+        most = f"at most {MAX_ITERATIONS} are done"
+        raise Refused(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {most}")
     salt = wrapped.salt.to_bytes(8, "little")
     return hashlib.pbkdf2_hmac("sha1", line, salt, wrapped.iterations, WRAPPING_KEY)
 
@@ -183,3 +184,32 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
     except invalid:
         raise WrongKey(f"the key is not that of key guid {wrapped.guid:#x}") from None
     return MasterKeys(wrapped.suite, wrapped.guid, wrapped.version, both[:-HMAC_KEY], both[-HMAC_KEY:])
+
+
+def first_that_opens(materials: Iterable[bytes]) -> GetKey:
+    """Of several key files or passphrases, the one that opens a key record; each tried once for each record.
+
+    Raises (when asked):
+        WrongKey: none does.
+    """
+    every = list(materials)
+    known: dict[WrappedKeys, bytes] = {}
+
+    def get(wrapped: WrappedKeys) -> bytes:
+        if wrapped not in known:
+            known[wrapped] = _first(every, wrapped)
+        return known[wrapped]
+
+    return get
+
+
+def _first(materials: list[bytes], wrapped: WrappedKeys) -> bytes:
+    last: WrongKey = WrongKey("no key is here")
+    for material in materials:
+        try:
+            key = from_material(material, wrapped)
+            unwrap(wrapped, key)
+            return key
+        except WrongKey as error:
+            last = error
+    raise last

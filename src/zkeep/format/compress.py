@@ -33,7 +33,7 @@ class Compression(IntEnum):
     ZSTD = 16
 
 
-class BadCompression(ValueError):  # noqa: N818  (named as zkeep.errors names them)
+class BadCompression(ValueError):
     """A block that does not decompress to what it should."""
 
 

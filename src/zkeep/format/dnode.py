@@ -35,7 +35,7 @@ HAS_SPILL = 1 << 2
 _CORE = {order: struct.Struct(mark + "8B2HB3xQQ32x") for order, mark in (("little", "<"), ("big", ">"))}
 
 
-class BadDnode(ValueError):  # noqa: N818  (named as zkeep.errors names them)
+class BadDnode(ValueError):
     """A dnode that cannot be."""
 
 

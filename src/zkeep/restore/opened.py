@@ -14,7 +14,7 @@ has none of this: its records are held against the sums with which they were sto
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import HEADER, NATIVE, Object, RecordFlag, RecordType, WriteEmbedded, other
+from zkeep.format.records import HEADER, Object, RecordFlag, RecordType, WriteEmbedded
 from zkeep.pool.begin import Opening, number
 from zkeep.pool.history import history_of
 from zkeep.pool.leftovers import reading
@@ -153,7 +153,7 @@ class Opened:
 
     def object(self, wanted: int) -> Verified:
         """Raises NoObject if it is not there."""
-        found = self.block(wanted // SLOTS).get(wanted)
+        found = self.dnodes(wanted // SLOTS).get(wanted)
         if found is None:
             raise NoObject(f"{self.name}: there is no object {wanted}")
         return found
@@ -170,7 +170,7 @@ class Opened:
                     yield block
                     last = block
 
-    def block(self, index: int) -> dict[int, Verified]:
+    def dnodes(self, index: int) -> dict[int, Verified]:
         """The objects of one block of dnodes, by number."""
         found = self._blocks.get(index)
         if found is None:
@@ -271,13 +271,14 @@ class Opened:
         if held.tree is None:
             yield self.state.leaves(dnode.number, first * dnode.blksz, end * dnode.blksz)
             return
-        fanout = 63 if dnode.nlevels == 1 else Shape.of(dnode).fanout
-        groups = [0] if dnode.nlevels == 1 else [g for g in held.tree.first if first >> fanout <= g <= (end - 1) >> fanout]
-        for group in groups:
+        flat = dnode.nlevels == 1
+        fanout = 63 if flat else Shape.of(dnode).fanout
+        low, high = first >> fanout, (end - 1) >> fanout
+        for group in [0] if flat else [group for group in held.tree.first if low <= group <= high]:
             leaves = self._group(held, group, fanout)
             numbers = leaves["offset"] // np.uint64(dnode.blksz)
-            low, high = np.searchsorted(numbers, np.array([first, end], np.uint64))
-            yield leaves[low:high]
+            start, stop = np.searchsorted(numbers, np.array([first, end], np.uint64))
+            yield leaves[start:stop]
 
     def _group(self, held: Verified, group: int, fanout: int) -> Array:
         """All leaves under one indirect block of level 1."""
@@ -351,6 +352,31 @@ class Opened:
         return bytes(content)
 
 
+    # As the tree asks
+
+    def dnode(self, number: int) -> Dnode:
+        return self.object(number).dnode
+
+    def spill_of(self, number: int) -> bytes | None:
+        return self.spill(self.object(number))
+
+    def read_block(self, number: int, block: int) -> bytes:
+        held = self.object(number)
+        for leaves in self.leaves(held, block, block + 1):
+            for _, content in self.contents(held.dnode.type, leaves):
+                return bytes(content)
+        return bytes(held.dnode.blksz)
+
+    def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
+        if end <= start:
+            return
+        held = self.object(number)
+        size = held.dnode.blksz
+        for leaves in self.leaves(held, start // size, (end + size - 1) // size):
+            for leaf, content in self.contents(held.dnode.type, leaves):
+                yield int(leaf["offset"]), content
+
+
 def _metadnode(crypt: NvList) -> Metadnode:
     shape = Metadnode(
         indblkshift=number(crypt, "mdn_indblkshift"),
@@ -385,4 +411,4 @@ def _place(leaf: Array) -> str:
     return f"object {leaf['object']}, offset {leaf['offset']}"
 
 
-__all__ = ["NATIVE", "Callable", "NoObject", "Opened", "Sequence", "Verified", "other"]
+__all__ = ["NoObject", "Opened", "Verified"]

@@ -107,7 +107,8 @@ class Records:
 
 def _cut(places: Array, ends: Array, turns: Array) -> Iterator[tuple[int, int]]:
     """Stretches between turns, none with more than PIECE bytes of more than one record."""
-    for first, last in pairwise([0, *turns.tolist(), len(places)]):
+    for start, last in pairwise([0, *turns.tolist(), len(places)]):
+        first = start
         while first < last:
             limit = int(places[first]) + PIECE
             stop = max(first + 1, min(last, int(np.searchsorted(ends[first:last], limit, "right")) + first))

@@ -169,8 +169,8 @@ class State:
         """The metadnode's blocks, all of them, without looking at what lies in them."""
         state = NOTHING
         for run in self._runs:
-            parts = [replace(NOTHING, ranges=s.rows("ranges"), freed=s.rows("freed")) for s in self._timeline.segments(run)]
-            state = merge(state, concat(parts))
+            parts = ({name: s.rows(name) for name in ("ranges", "freed")} for s in self._timeline.segments(run))
+            state = merge(state, concat(replace(NOTHING, **part) for part in parts))
         return state.ranges
 
     def leaves(self, number: int, first: int, end: int) -> Array:
