@@ -84,11 +84,11 @@ def _chains(folder: Path) -> Iterator[Case]:
 
 
 def _story(folder: Path) -> Iterator[Case]:
-    path = folder / "story" / "manifest.json"
-    if path.exists():
+    for path in folder.glob("story/manifest.json*"):
         key = first_that_opens([(path.parent / "jambon-zfs-key").read_bytes()])
-        streams = [path.parent / "full-Rw.zfs", path.parent / "inc-w.zfs"]
-        yield Case("story", streams[:1], key, _by_guid(_load(path)))
+        yield Case("story", [path.parent / "full-Rw.zfs"], key, _by_guid(_load(path)))
+        plain = [path.parent / f"plain-blanc-{year}.zfs" for year in (2018, 2019)]
+        yield Case("story-plain", plain, key, _by_guid(_load(path)))
 
 
 def cases() -> list[Case]:

@@ -47,9 +47,9 @@ def _entry(path: bytes) -> dict[str, Any]:
         entry["target"] = os.fsdecode(os.readlink(path))
     if kind in ("chr", "blk"):
         entry["rdev"] = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
-    if xattrs:
-        entry["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
+    names = os.listxattr(path, follow_symlinks=False)
+    if names:
+        entry["xattrs"] = {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
     return entry
 
 
@@ -65,5 +65,7 @@ def test_what_is_extracted_is_what_the_kernel_showed(case: Case, tmp_path: Path)
                     continue
                 work = Extraction(Filesystem(opened), Options())
                 work.everything(str(target))
-            assert not work.skipped.counts
-            assert differences(looked_at(target), told(want["files"])) == []
+            long = {path for path in want["files"] if any(len(os.fsencode(part)) > 255 for part in path.split("/"))}
+            assert bool(work.skipped.counts) == bool(long)
+            kept = {path: entry for path, entry in told(want["files"]).items() if path not in long}
+            assert differences(looked_at(target), kept) == []

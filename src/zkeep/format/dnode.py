@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from zkeep.format.records import ByteOrder, Object, RecordFlag
+from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
 
 SLOT = 512
 SLOTS = 32
@@ -114,7 +114,9 @@ class Dnode:
             raise BadDnode(f"object {self.number}: {self.nlevels} levels of 2^{self.indblkshift} bytes")
         if self.slots > SLOTS or self.bonus_room < 0 or self.bonuslen > self.bonus_room:
             raise BadDnode(f"object {self.number}: a bonus of {self.bonuslen} bytes in {self.slots} slots")
-        if self.blksz % SECTOR or not self.blksz:
+        if max(self.type, self.bonustype) > 0xFF:
+            raise BadDnode(f"object {self.number}: of type {self.type}, its bonus of type {self.bonustype}")
+        if self.blksz % SECTOR or not 0 < self.blksz <= MAX_PAYLOAD:
             raise BadDnode(f"object {self.number}: blocks of {self.blksz} bytes")
 
 

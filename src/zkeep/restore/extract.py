@@ -17,6 +17,9 @@ from zkeep.restore.placing import Folder, Skipped, dress, write_sparse
 from zkeep.tree.filesystem import Filesystem, Name, shown
 from zkeep.tree.volume import Volume
 
+NAME_MAX = 255
+"What any filesystem but ZFS takes."
+
 
 @dataclass
 class Progress:
@@ -88,6 +91,9 @@ class Extraction:
 
     def _entry(self, top: Folder, folder: Folder, name: Name) -> None:
         node = self.filesystem.znode(name.number)
+        if len(name.name) > NAME_MAX:
+            self.skipped.add(f"names of more than {NAME_MAX} bytes")
+            return
         if node.is_folder:
             with folder.enter(name.name) as inner:
                 self._folder(top, inner, name.number)

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ DNODE_BLOCKS = 256
 "Opened blocks of dnodes that are held."
 GROUPS = 64
 BATCH = 8 << 20
+END = (1 << 64) - 1
 "Bytes of blocks that are read at a time."
 
 
@@ -170,6 +172,19 @@ class Opened:
                     yield block
                     last = block
 
+    def seal(self, index: int) -> Seal | None:
+        """What one block of dnodes is sealed with: equal seals, equal blocks. None where nothing is sealed."""
+        found = self._seals.get(index)
+        return found[0] if found else None
+
+    def same(self, one: Verified, another: Verified) -> bool:
+        """Whether two objects, of this snapshot and of another, are the same for all that is authenticated of them."""
+        if one.dnode != another.dnode or one.roots != another.roots:
+            return False
+        if self._keys is None:
+            return False
+        return bool(np.array_equal(one.spill["pointer"], another.spill["pointer"]))
+
     def dnodes(self, index: int) -> dict[int, Verified]:
         """The objects of one block of dnodes, by number."""
         found = self._blocks.get(index)
@@ -187,12 +202,14 @@ class Opened:
         if index not in self._seals:
             return {}
         seal, little = self._seals[index]
-        objects = self._unsealed(index, little)
-        sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
         try:
+            objects = self._unsealed(index, little)
+            sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
             bonuses = open_dnodes(self._keys, seal, index * SLOTS, sealed)
-        except Forged:
+        except (Forged, Forgery) as error:
             self._blame(index)
+            if isinstance(error, Forgery):
+                raise
             raise Forgery(self.name, "the MAC over its block of dnodes does not verify", index * SLOTS) from None
         return {
             v.dnode.number: replace(v, dnode=replace(v.dnode, bonus=bonus))
@@ -226,7 +243,8 @@ class Opened:
             if header.object != row["object"]:
                 raise BadDnode(f"object {row['object']}: its record is that of object {header.object}")
         except (BadDnode, ValueError) as error:
-            raise Damaged(f"{self.name}: {self.state.records.where(row)}: {error}") from None
+            self.state.records.whole(row.reshape(1))
+            raise Forgery(self.name, str(error), int(row["object"])) from None
         if not raw:
             self.state.records.whole(row.reshape(1))
             return replace(dnode, bonus=dnode.bonus[: dnode.bonuslen])
@@ -269,7 +287,7 @@ class Opened:
         """The leaves of an object's blocks with numbers first <= n < end, authenticated, in stretches."""
         dnode = held.dnode
         if held.tree is None:
-            yield self.state.leaves(dnode.number, first * dnode.blksz, end * dnode.blksz)
+            yield self.state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
             return
         flat = dnode.nlevels == 1
         fanout = 63 if flat else Shape.of(dnode).fanout
@@ -277,7 +295,7 @@ class Opened:
         for group in [0] if flat else [group for group in held.tree.first if low <= group <= high]:
             leaves = self._group(held, group, fanout)
             numbers = leaves["offset"] // np.uint64(dnode.blksz)
-            start, stop = np.searchsorted(numbers, np.array([first, end], np.uint64))
+            start, stop = np.searchsorted(numbers, np.array([first, min(end, END)], np.uint64))
             yield leaves[start:stop]
 
     def _group(self, held: Verified, group: int, fanout: int) -> Array:
@@ -296,7 +314,7 @@ class Opened:
         dnode, tree = held.dnode, held.tree
         assert tree is not None
         size = dnode.blksz << fanout
-        leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, (1 << 64) - 1))
+        leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, END))
         again = MacTree(tree.shape)
         self._plant(again, dnode, leaves)
         roots = again.finish()
@@ -343,6 +361,17 @@ class Opened:
             return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+    def authenticate(self, held: Verified) -> Iterator[tuple[int, int]]:
+        """Check all blocks of an object without undoing their compression; tells of bytes and blocks, as it goes."""
+        stretches = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
+        for kind, leaves in chain(stretches, [(held.dnode.bonustype, held.spill)]):
+            for some in _batches(leaves):
+                records = self.state.records.whole(some, check=self._keys is None)
+                if self._keys is not None:
+                    for leaf, record in zip(some, records, strict=True):
+                        self._unseal(kind, leaf, record[HEADER:])
+                yield int(some["size"].sum(dtype=np.uint64)), len(some)
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""

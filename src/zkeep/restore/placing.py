@@ -11,6 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
@@ -60,10 +61,8 @@ class Folder:
     def enter(self, name: bytes) -> Folder:
         """A folder in it, made if it is not there."""
         check_name(name)
-        try:
+        with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
-        except FileExistsError:
-            pass
         try:
             return Folder(os.open(name, _FOLDER, dir_fd=self.fd), self.below(name))
         except OSError as error:
