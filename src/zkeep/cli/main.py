@@ -15,15 +15,19 @@ from zkeep.errors import TryAgain, ZkeepError
 
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
+    "cat": ("files", "Write files of a snapshot to standard output."),
     "create": ("names", "Create a dataset, empty until something is received below it."),
     "demo": ("demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
+    "diff": ("diff", "Show what changed between two snapshots."),
     "dump": ("dump", "Print what a send stream holds, record by record."),
+    "extract": ("extract", "Extract files of a snapshot."),
     "get": ("get", "Show properties."),
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),
     "list": ("list", "List datasets, snapshots and bookmarks."),
+    "ls": ("files", "List the files of a snapshot."),
     "pool": ("pool", "Create, find, check and remove pools."),
     "receive": ("receive", "Store the send stream on standard input."),
     "recv": ("receive", "The same as receive."),
@@ -32,6 +36,7 @@ VERBS = {
     "send": ("send", "Write a send stream to standard output."),
     "set": ("settings", "Set properties."),
     "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
+    "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
 

@@ -1,0 +1,126 @@
+"""zkeep extract: files out of a snapshot."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from zkeep.cli.opening import opened_snapshot, takes_key
+from zkeep.cli.text import nice
+from zkeep.errors import Refused, WrongUsage
+
+if TYPE_CHECKING:
+    from zkeep.restore.extract import Extraction, Progress
+    from zkeep.restore.opened import Opened
+
+
+@click.command("extract")
+@click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into; made if need be.")
+@click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option("--stdout", "to_stdout", is_flag=True, help="Write a tar archive to standard output instead.")
+@click.option("-v", "--verbose", "verbose", is_flag=True, help="Show progress, and say what was extracted.")
+@takes_key
+@click.argument("arguments", nargs=-1, required=True, metavar="SNAPSHOT|STREAM... [PATH...]")
+def extract_verb(
+    *,
+    target: str,
+    force: bool,
+    to_stdout: bool,
+    verbose: bool,
+    key_locations: tuple[str, ...],
+    arguments: tuple[str, ...],
+) -> None:
+    """Extract files of a snapshot with all that is stored of them, or a volume's disk image.
+
+    Nothing is written outside DIR, nothing that is there is overwritten without --force, and an interrupted call can
+    be repeated: what it had extracted is kept. Owners and devices need root.
+
+    \b
+        zkeep extract -C /mnt/new -L file:///root/key vault/home@monday
+        zkeep extract -L prompt full.zfs inc1.zfs 'docs/*.txt'
+    """
+    if to_stdout and (force or target != "."):
+        raise WrongUsage("--stdout goes with neither -C nor --force")
+    with opened_snapshot(arguments, key_locations) as (opened, paths):
+        if opened.is_volume:
+            _volume(opened, target, paths, force=force, to_stdout=to_stdout)
+        elif to_stdout:
+            _archive(opened, paths)
+        else:
+            _files(opened, target, paths, force=force, verbose=verbose)
+
+
+def _volume(opened: Opened, target: str, paths: list[str], *, force: bool, to_stdout: bool) -> None:
+    from zkeep.restore.extract import extract_volume
+    from zkeep.tree.volume import Volume
+
+    if paths or to_stdout:
+        raise WrongUsage("a volume is one disk image: extract it as a whole, or use zkeep cat")
+    name = opened.snapshot.dataset.name.text.rpartition("/")[2] + ".img"
+    click.echo(extract_volume(Volume(opened), target, name, force=force))
+
+
+def _archive(opened: Opened, paths: list[str]) -> None:
+    from zkeep.restore.archive import write_tar
+    from zkeep.tree.filesystem import Filesystem
+
+    if sys.stdout.isatty():
+        raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
+    filesystem = Filesystem(opened)
+    write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer)
+
+
+def _files(opened: Opened, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
+    from zkeep.restore.extract import Extraction, Options
+    from zkeep.tree.filesystem import Filesystem
+
+    started = time.monotonic()
+    shows = _Meter() if verbose and sys.stderr.isatty() else None
+    work = Extraction(Filesystem(opened), Options(force=force, tell=shows or (lambda progress: None)))
+    if paths:
+        work.some(target, _wanted(work.filesystem, paths))
+    else:
+        work.everything(target)
+    _conclude(work, time.monotonic() - started, verbose=verbose)
+
+
+def _conclude(work: Extraction, seconds: float, *, verbose: bool) -> None:
+    done = work.progress
+    if verbose:
+        kept = f", {done.kept} of them there already" if done.kept else ""
+        click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
+    if work.skipped.counts:
+        click.echo(f"zkeep: could not be made here: {work.skipped}", err=True)
+
+
+def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:
+    from zkeep.tree.filesystem import Filesystem
+    from zkeep.tree.glob import matches
+
+    assert isinstance(filesystem, Filesystem)
+    found = []
+    for path in paths:
+        some = matches(filesystem, os.fsencode(path))
+        if not some:
+            raise Refused(f"{path}: no such file or directory")
+        found += some
+    return found
+
+
+class _Meter:
+    """One line on a terminal, ten times a second at most."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last < 0.1:
+            return
+        self._last = now
+        rate = nice(int(progress.bytes / (now - self._started)))
+        print(f"\r{progress.files} files, {nice(progress.bytes)}, {rate}/s\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,190 @@
+"""From what is typed to an opened snapshot: of a pool, or of stream files; with keys from files or a prompt."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from zkeep.cli.home import opened as open_pool
+from zkeep.errors import Refused, WrongUsage
+from zkeep.format.records import HEADER, MAGIC
+from zkeep.names import SnapshotName, parse_any, shown
+
+if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey, WrappedKeys
+    from zkeep.pool.model import Pool, Snapshot
+    from zkeep.restore.opened import Opened
+
+MAX_KEY_FILE = 4096
+TOP = "streams/sent"
+
+key_option = click.option(
+    "-L", "key_locations", metavar="KEYLOCATION", multiple=True, help="file:///path of a key, or prompt; for this call."
+)
+
+
+def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
+    return key_option(function)
+
+
+# Keys
+
+
+def keys_from(locations: Sequence[str]) -> GetKey:
+    """Whichever of the named keys opens a snapshot; asks a person where none is named and one is there."""
+    from zkeep.crypto.unwrap import first_that_opens
+
+    materials = [_read_key(location) for location in locations if location != "prompt"]
+    if materials and "prompt" not in locations:
+        return first_that_opens(materials)
+    return _Prompt(materials)
+
+
+def _read_key(location: str) -> bytes:
+    parts = urlsplit(location)
+    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+        raise WrongUsage(f"a key location is file:///path or prompt, not {shown(location)}")
+    path = Path(unquote(parts.path))
+    try:
+        with path.open("rb") as source:
+            return source.read(MAX_KEY_FILE)
+    except OSError as error:
+        raise Refused(f"cannot read the key {shown(str(path))}: {error.strerror}") from None
+
+
+class _Prompt:
+    """Asks once for each key record that nothing else opens."""
+
+    def __init__(self, materials: list[bytes]) -> None:
+        self._materials = materials
+
+    def __call__(self, wrapped: WrappedKeys) -> bytes:
+        from zkeep.crypto.unwrap import KeyFormat, WrongKey, first_that_opens
+
+        try:
+            return first_that_opens(self._materials)(wrapped)
+        except WrongKey:
+            pass
+        if not sys.stdin.isatty():
+            raise Refused("it is encrypted and no key is here that opens it: give one with -L file:///path")
+        if wrapped.keyformat == KeyFormat.RAW:
+            raise Refused("its key is raw bytes, which cannot be typed: give it with -L file:///path")
+        import getpass
+
+        what = "hex key" if wrapped.keyformat == KeyFormat.HEX else "passphrase"
+        self._materials.append(getpass.getpass(f"Enter {what}: ").encode())
+        return first_that_opens(self._materials)(wrapped)
+
+
+# Snapshots
+
+
+def is_stream(text: str) -> bool:
+    """Whether an argument is a file with a send stream."""
+    path = Path(text)
+    if not path.is_file():
+        return False
+    with path.open("rb") as source:
+        head = source.read(HEADER)
+    return len(head) == HEADER and MAGIC in (int.from_bytes(head[8:16], "little"), int.from_bytes(head[8:16], "big"))
+
+
+@contextmanager
+def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Pool, list[Snapshot], list[str]]]:
+    """The pool, `count` snapshots, and the arguments after them.
+
+    Stream files are received into a pool of their own, in their order, which is gone afterwards; the snapshots are
+    then the newest of the dataset that was sent, unless `@snap` or `child@snap` follow.
+    """
+    streams = []
+    for text in arguments:
+        if not is_stream(text):
+            break
+        streams.append(text)
+    rest = list(arguments[len(streams) :])
+    with ExitStack() as stack:
+        if not streams:
+            names = [_snapshot_name(text) for text in rest[:count]]
+            if len(names) < count:
+                raise WrongUsage("name a snapshot (pool/dataset@snapshot) or stream files")
+            pool = stack.enter_context(open_pool(names[0]))
+            yield pool, [pool.snapshot(name) for name in names], rest[count:]
+            return
+        pool = stack.enter_context(_received(streams))
+        given = [text for text in rest[:count] if "@" in text]
+        yield pool, _chosen(pool, given, count), rest[len(given) :]
+
+
+def _snapshot_name(text: str) -> SnapshotName:
+    name = parse_any(text)
+    if not isinstance(name, SnapshotName):
+        raise WrongUsage(f"{shown(text)} is not a snapshot: name it as pool/dataset@snapshot")
+    return name
+
+
+@contextmanager
+def _received(streams: list[str]) -> Iterator[Pool]:
+    from zkeep.pool.model import Pool
+    from zkeep.pool.receive import ReceiveOptions, receive
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
+        pool = stack.enter_context(Pool.create(Path(folder) / "pool", "streams", {"blind": "off"}))
+        for path in streams:
+            target = _target(pool, path)
+            with open(path, "rb") as source:
+                receive(pool, source, target, ReceiveOptions(force=True))
+        yield pool
+
+
+def _target(pool: Pool, path: str) -> str:
+    """Where a stream belongs: an increment where its source is, all else at the top."""
+    from zkeep.format.events import Package, SubBegin
+    from zkeep.format.reader import read_events
+
+    top = b""
+    with open(path, "rb") as source:
+        for event in read_events(source):
+            if isinstance(event, Package):
+                top = event.header.name.split(b"@")[0]
+            if isinstance(event, SubBegin):
+                sent = event.begin.name.split(b"@")[0].decode()
+                below = sent[len(top) :] if top and sent.encode().startswith(top) else ""
+                return _holder(pool, event.begin.fromguid).removesuffix(below)
+    return TOP
+
+
+def _holder(pool: Pool, guid: int) -> str:
+    """The dataset with the snapshot of a guid."""
+    for found in pool.all_snapshots().values():
+        if guid and any(snapshot.guid == guid for snapshot in found):
+            return str(found[0].dataset.name)
+    return TOP
+
+
+def _chosen(pool: Pool, given: list[str], count: int) -> list[Snapshot]:
+    if given:
+        names = [SnapshotName.parse(TOP + ("" if text.startswith("@") else "/") + text) for text in given]
+        return [pool.snapshot(name) for name in names]
+    dataset = next(d for d in pool.tree().by_id.values() if d.name.text == TOP)
+    newest = pool.snapshots(dataset)[-count:]
+    if len(newest) < count:
+        raise WrongUsage(f"the streams bring {len(newest)} snapshot(s), {count} are needed")
+    return newest
+
+
+@contextmanager
+def opened_snapshot(arguments: Sequence[str], locations: Sequence[str]) -> Iterator[tuple[Opened, list[str]]]:
+    """The snapshot that the arguments begin with, opened, and the arguments after it."""
+    from zkeep.restore.opened import Opened
+
+    with ExitStack() as stack:
+        pool, (snapshot,), rest = stack.enter_context(snapshots_of(arguments))
+        yield stack.enter_context(Opened(pool, snapshot, keys_from(locations))), rest

@@ -1,0 +1,106 @@
+"""A block of dnodes: one MAC over all of them, and their bonus buffers sealed together.
+
+What is authenticated, slot by slot: the dnode's core, its pointers (with the MACs of what they point to), its spill
+pointer, and its bonus buffer if that is of a type that is not encrypted. The other bonus buffers, back to back, are
+the ciphertext.
+
+Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_crypt_init_uios_dnode(), zio_crypt_do_objset_hmacs().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zkeep.crypto.block import BlockKeys, Forged
+from zkeep.format.dnode import SLOT, SLOTS, Dnode, core_of
+from zkeep.format.objtypes import ObjectType, is_encrypted
+from zkeep.format.records import ByteOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Salt, IV and MAC of a block."""
+
+    salt: bytes
+    iv: bytes
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SealedDnode:
+    """A dnode, with the 32 authenticated bytes of each of its pointers, and of its spill pointer if it has one."""
+
+    dnode: Dnode
+    pointers: bytes
+    spill: bytes
+
+
+def open_dnodes(keys: BlockKeys, seal: Seal, first: int, dnodes: Sequence[SealedDnode]) -> list[bytes]:
+    """The bonus buffers of all dnodes of a block, whose slots begin with object number `first`.
+
+    Raises:
+        Forged: the MAC of the block does not match, or the dnodes do not fit in it.
+    """
+    aad: list[bytes] = []
+    sealed: list[bytes] = []
+    at = first
+    for each in dnodes:
+        dnode = each.dnode
+        if dnode.number < at:
+            raise Forged
+        aad.append(bytes((dnode.number - at) * SLOT))
+        at = dnode.number + dnode.slots
+        bonus = dnode.bonus or bytes(dnode.bonus_room)
+        if len(bonus) != dnode.bonus_room:
+            raise Forged
+        aad += [dnode.core(), each.pointers, each.spill]
+        (sealed if has_sealed_bonus(dnode) else aad).append(bonus)
+    if at > first + SLOTS:
+        raise Forged
+    aad.append(bytes((first + SLOTS - at) * SLOT))
+    opened = keys.open(seal.salt, seal.iv, seal.mac, b"".join(sealed), b"".join(aad))
+    return _parted(opened, dnodes)
+
+
+def has_sealed_bonus(dnode: Dnode) -> bool:
+    return dnode.bonuslen != 0 and is_encrypted(dnode.bonustype)
+
+
+def _parted(opened: bytes, dnodes: Sequence[SealedDnode]) -> list[bytes]:
+    """What of the plaintext is whose; each cut to what its dnode says that it uses."""
+    parts = []
+    at = 0
+    for dnode in (each.dnode for each in dnodes):
+        if has_sealed_bonus(dnode):
+            parts.append(opened[at : at + dnode.bonuslen])
+            at += dnode.bonus_room
+        else:
+            parts.append(dnode.bonus[: dnode.bonuslen])
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Metadnode:
+    """The shape of the object that holds all dnodes, as the stream's BEGIN tells it."""
+
+    indblkshift: int
+    nlevels: int
+    nblkptr: int
+    checksum: int
+    compress: int
+    maxblkid: int
+
+    def core(self) -> bytes:
+        shape = (ObjectType.DNODE, self.indblkshift, self.nlevels, self.nblkptr, 0, self.checksum, self.compress)
+        order: ByteOrder = "little"
+        return core_of(*shape, 0, SLOTS, 0, 0, self.maxblkid, byteorder=order)
+
+
+def portable_mac(keys: BlockKeys, objset_type: int, metadnode: Metadnode, pointers: bytes) -> bytes:
+    """The MAC of a whole object set; `objset_type` 2 is a filesystem, 3 a volume.
+
+    All of it is little-endian but the type, which goes in byte-swapped.
+    """
+    head = objset_type.to_bytes(8, "big") + bytes(8)
+    return keys.digest(head, metadnode.core(), pointers)[:32]

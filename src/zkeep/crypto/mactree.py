@@ -1,0 +1,152 @@
+"""The tree of MACs over an object's blocks, rebuilt from its leaves.
+
+A leaf is what a block pointer says of a level 0 block and what is authenticated of it: its shape and its MAC. The MAC
+of an indirect block is SHA-512 over its pointers, cut to 16 bytes, and a hole is a pointer of zeros, so that the work
+is bounded by the blocks that there are, whatever size the object claims.
+
+Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_crypt_do_indirect_mac_checksum(), zio_crypt_bp_auth_init().
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.format.dnode import Dnode, indirect_prop
+
+Array = npt.NDArray[np.void]
+Numbers = npt.NDArray[np.uint64]
+
+POINTER = np.dtype([("prop", "<u8"), ("mac", "V16"), ("pad", "<u8")])
+"What is authenticated of a block pointer (blkptr_auth_buf_t)."
+HOLE = bytes(POINTER.itemsize)
+
+
+class OutOfTree(Exception):
+    """A block beyond what the object's shape reaches, or out of order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a dnode makes its tree."""
+
+    kind: int
+    nlevels: int
+    indblkshift: int
+    nblkptr: int
+
+    @classmethod
+    def of(cls, dnode: Dnode) -> Shape:
+        return cls(dnode.type, dnode.nlevels, dnode.indblkshift, dnode.nblkptr)
+
+    @property
+    def fanout(self) -> int:
+        """Bits of a block number for one level: log2 of the pointers in an indirect block."""
+        return self.indblkshift - 7
+
+
+class MacTree:
+    """Takes leaves in ascending order and gives the dnode's own pointers.
+
+    It keeps the MACs of level 1 (`first`), so that a part of an object can be held against it later without the rest.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.first: dict[int, bytes] = {}
+        "MACs of the indirect blocks of level 1 by number; of an object without them, of nothing."
+        self._leaves: list[tuple[Numbers, Array]] = []
+        self._open = -1
+        "The group of level 1 whose leaves are being collected."
+
+    def add(self, numbers: Numbers, leaves: Array) -> None:
+        """Some more leaves; `numbers` are block numbers, ascending, larger than all before.
+
+        Raises:
+            OutOfTree: they are not.
+        """
+        if not len(numbers):
+            return
+        previous = int(self._leaves[-1][0][-1]) if self._leaves else -1
+        if int(numbers[0]) <= previous or (numbers[1:] <= numbers[:-1]).any():
+            raise OutOfTree
+        if self.shape.nlevels == 1:
+            self._leaves.append((numbers, leaves))
+            return
+        groups = numbers >> np.uint64(self.shape.fanout)
+        for start, end in runs_of(groups):
+            self._group(int(groups[start]), numbers[start:end], leaves[start:end])
+
+    def _group(self, group: int, numbers: Numbers, leaves: Array) -> None:
+        if group != self._open:
+            self._close()
+            if group <= self._open:
+                raise OutOfTree
+            self._open = group
+        self._leaves.append((numbers, leaves))
+
+    def _close(self) -> None:
+        if self._leaves:
+            numbers = np.concatenate([part for part, _ in self._leaves])
+            leaves = np.concatenate([part for _, part in self._leaves])
+            self.first[self._open] = self.digest(numbers, leaves)
+            self._leaves = []
+
+    def digest(self, numbers: Numbers, pointers: Array) -> bytes:
+        """The MAC of the indirect block that these pointers lie in."""
+        block = np.zeros(1 << self.shape.fanout, POINTER)
+        block[numbers & np.uint64(len(block) - 1)] = pointers
+        return hashlib.sha512(block.data).digest()[:16]
+
+    def finish(self) -> bytes:
+        """The dnode's pointers, 32 bytes each: what the MAC of its metadnode block covers.
+
+        Raises:
+            OutOfTree: a block lies beyond them.
+        """
+        numbers, pointers = self._top()
+        if len(numbers) and int(numbers[-1]) >= self.shape.nblkptr:
+            raise OutOfTree
+        roots = np.zeros(self.shape.nblkptr, POINTER)
+        roots[numbers] = pointers
+        return roots.tobytes()
+
+    def _top(self) -> tuple[Numbers, Array]:
+        if self.shape.nlevels == 1:
+            return _joined(self._leaves)
+        self._close()
+        macs = self.first
+        for level in range(1, self.shape.nlevels):
+            numbers, pointers = self._pointers(macs, level)
+            if level == self.shape.nlevels - 1:
+                break
+            groups = numbers >> np.uint64(self.shape.fanout)
+            macs = {
+                int(groups[start]): self.digest(numbers[start:end], pointers[start:end])
+                for start, end in runs_of(groups)
+            }
+        return numbers, pointers
+
+    def _pointers(self, macs: dict[int, bytes], level: int) -> tuple[Numbers, Array]:
+        pointers = np.zeros(len(macs), POINTER)
+        pointers["prop"] = indirect_prop(self.shape.indblkshift, self.shape.kind, level)
+        pointers["mac"] = np.frombuffer(b"".join(macs.values()), "V16")
+        return np.fromiter(macs, np.uint64, len(macs)), pointers
+
+
+def _joined(parts: list[tuple[Numbers, Array]]) -> tuple[Numbers, Array]:
+    if not parts:
+        return np.empty(0, np.uint64), np.empty(0, POINTER)
+    return np.concatenate([part for part, _ in parts]), np.concatenate([part for _, part in parts])
+
+
+def runs_of(values: Numbers) -> Iterator[tuple[int, int]]:
+    """Stretches of equal values: [start, end)."""
+    turns = np.flatnonzero(values[1:] != values[:-1]) + 1
+    marks = [0, *turns.tolist(), len(values)]
+    yield from pairwise(marks)

@@ -1,0 +1,215 @@
+"""From a passphrase or a key file to the keys of a dataset.
+
+The wrapping key is always 32 bytes and seals, in the dataset's own mode, two random keys: the master key, from which
+every block's key derives, and the HMAC key. What a person changes with change-key is only the wrapping.
+
+Source: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_populate_key_nvlist(); module/os/linux/zfs/zio_crypt.c
+zio_crypt_key_unwrap(); lib/libzfs/libzfs_crypto.c derive_key().
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from zkeep.errors import Damaged, Refused
+from zkeep.format.nvlist import NvList
+
+WRAPPING_KEY = 32
+HMAC_KEY = 64
+MAX_ITERATIONS = 10_000_000
+"More rounds than this are not a person's choice but a trap: a stream names them, and nothing authenticates it."
+MIN_PASSPHRASE, MAX_PASSPHRASE = 8, 512
+
+
+class KeyFormat(IntEnum):
+    """zfs_keyformat."""
+
+    NONE = 0
+    RAW = 1
+    HEX = 2
+    PASSPHRASE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One of the ways to seal a block."""
+
+    name: str
+    key_bytes: int
+    ccm: bool
+
+
+SUITES = {
+    3: Suite("aes-128-ccm", 16, True),
+    4: Suite("aes-192-ccm", 24, True),
+    5: Suite("aes-256-ccm", 32, True),
+    6: Suite("aes-128-gcm", 16, False),
+    7: Suite("aes-192-gcm", 24, False),
+    8: Suite("aes-256-gcm", 32, False),
+}
+
+
+class WrongKey(Refused):
+    """The key does not open what it should (or its record was forged: nothing tells the two apart)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKeys:
+    """The key record of a snapshot's stream: what of it opens the dataset."""
+
+    suite: int
+    guid: int
+    version: int
+    master: bytes
+    hmac: bytes
+    iv: bytes
+    mac: bytes
+    keyformat: int
+    iterations: int
+    salt: int
+
+    @classmethod
+    def of(cls, crypt: NvList) -> WrappedKeys:
+        """Read crypt_keydata.
+
+        Raises:
+            Damaged: something is missing or has another size; naming what.
+        """
+        suite = _number(crypt, "DSL_CRYPTO_SUITE")
+        if suite not in SUITES:
+            raise Damaged(f"the key record names suite {suite}, which there is not")
+        version = _number(crypt, "DSL_CRYPTO_VERSION")
+        if version != 1:
+            raise Damaged(f"the key record is of version {version}")
+        return cls(
+            suite=suite,
+            guid=_number(crypt, "DSL_CRYPTO_GUID"),
+            version=version,
+            master=_bytes(crypt, "DSL_CRYPTO_MASTER_KEY_1", 32)[: SUITES[suite].key_bytes],
+            hmac=_bytes(crypt, "DSL_CRYPTO_HMAC_KEY_1", HMAC_KEY),
+            iv=_bytes(crypt, "DSL_CRYPTO_IV", 12),
+            mac=_bytes(crypt, "DSL_CRYPTO_MAC", 16),
+            keyformat=_number(crypt, "keyformat"),
+            iterations=_number(crypt, "pbkdf2iters"),
+            salt=_number(crypt, "pbkdf2salt"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKeys:
+    """The unwrapped keys. They stay in memory; their text tells nothing."""
+
+    suite: int
+    guid: int
+    version: int
+    master: bytes = field(repr=False)
+    hmac: bytes = field(repr=False)
+
+
+def _number(crypt: NvList, name: str) -> int:
+    value = crypt.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Damaged(f"the key record has no {name}")
+    return value
+
+
+def _bytes(crypt: NvList, name: str, size: int) -> bytes:
+    value = crypt.get(name)
+    if not isinstance(value, bytes) or len(value) != size:
+        raise Damaged(f"the key record has no {name} of {size} bytes")
+    return value
+
+
+GetKey = Callable[[WrappedKeys], bytes]
+"Given a key record, the 32 bytes that should open it."
+
+
+def from_material(material: bytes, wrapped: WrappedKeys) -> bytes:
+    """What a key file holds, or a person typed, as the wrapping key of this key record.
+
+    Raises:
+        WrongKey: it has not the form that the key record's keyformat asks for.
+    """
+    if wrapped.keyformat == KeyFormat.RAW:
+        return _raw(material)
+    line = material.split(b"\n", 1)[0].removesuffix(b"\r")
+    if wrapped.keyformat == KeyFormat.HEX:
+        return _hex(line)
+    if wrapped.keyformat == KeyFormat.PASSPHRASE:
+        return _passphrase(line, wrapped)
+    raise Damaged(f"the key record has keyformat {wrapped.keyformat}, which there is not")
+
+
+def _raw(material: bytes) -> bytes:
+    if len(material) != WRAPPING_KEY:
+        raise WrongKey(f"a raw key has {WRAPPING_KEY} bytes, not {len(material)}")
+    return material
+
+
+def _hex(line: bytes) -> bytes:
+    try:
+        key = bytes.fromhex(line.decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != WRAPPING_KEY or len(line) != 2 * WRAPPING_KEY:
+        raise WrongKey(f"a hex key has {2 * WRAPPING_KEY} hexadecimal digits")
+    return key
+
+
+def _passphrase(line: bytes, wrapped: WrappedKeys) -> bytes:
+    if not MIN_PASSPHRASE <= len(line) <= MAX_PASSPHRASE:
+        raise WrongKey(f"a passphrase has {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes")
+    if not 0 < wrapped.iterations <= MAX_ITERATIONS:
+        most = f"at most {MAX_ITERATIONS} are done"
+        raise Refused(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {most}")
+    salt = wrapped.salt.to_bytes(8, "little")
+    return hashlib.pbkdf2_hmac("sha1", line, salt, wrapped.iterations, WRAPPING_KEY)
+
+
+def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
+    """Open a key record.
+
+    Raises:
+        WrongKey: its MAC does not verify under this key.
+    """
+    from zkeep.crypto.block import aead_of
+
+    aad = b"".join(word.to_bytes(8, "little") for word in (wrapped.guid, wrapped.suite, wrapped.version))
+    aead, invalid = aead_of(SUITES[wrapped.suite].ccm, wrapping_key)
+    try:
+        both = aead.decrypt(wrapped.iv, wrapped.master + wrapped.hmac + wrapped.mac, aad)
+    except invalid:
+        raise WrongKey(f"the key is not that of key guid {wrapped.guid:#x}") from None
+    return MasterKeys(wrapped.suite, wrapped.guid, wrapped.version, both[:-HMAC_KEY], both[-HMAC_KEY:])
+
+
+def first_that_opens(materials: Iterable[bytes]) -> GetKey:
+    """Of several key files or passphrases, the one that opens a key record; each tried once for each record.
+
+    Raises (when asked):
+        WrongKey: none does.
+    """
+    every = list(materials)
+    known: dict[WrappedKeys, bytes] = {}
+
+    def get(wrapped: WrappedKeys) -> bytes:
+        if wrapped not in known:
+            known[wrapped] = _first(every, wrapped)
+        return known[wrapped]
+
+    return get
+
+
+def _first(materials: list[bytes], wrapped: WrappedKeys) -> bytes:
+    last: WrongKey = WrongKey("no key is here")
+    for material in materials:
+        try:
+            key = from_material(material, wrapped)
+            unwrap(wrapped, key)
+            return key
+        except WrongKey as error:
+            last = error
+    raise last

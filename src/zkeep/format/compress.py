@@ -1,0 +1,174 @@
+"""Undoing every compression that blocks come in. Each result has exactly the size that was asked for.
+
+What a block decompresses to is bounded before anything is allocated, and a block that is cut short, too long or
+nonsense is an error, never a shorter result.
+
+Source: OpenZFS include/sys/zio_compress.h; module/zfs/lz4_zfs.c, lzjb.c, zle.c, gzip.c; module/zstd/zfs_zstd.c.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from zkeep.format.records import MAX_PAYLOAD
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Compression(IntEnum):
+    """zio_compress; 5 to 13 are gzip-1 to gzip-9."""
+
+    INHERIT = 0
+    ON = 1
+    OFF = 2
+    LZJB = 3
+    EMPTY = 4
+    GZIP_1 = 5
+    GZIP_9 = 13
+    ZLE = 14
+    LZ4 = 15
+    ZSTD = 16
+
+
+class BadCompression(ValueError):
+    """A block that does not decompress to what it should."""
+
+
+def decompress(data: Buffer, compression: int, size: int) -> Buffer:
+    """`size` bytes; what is not compressed is returned as it is.
+
+    Raises:
+        BadCompression: it is not `size` bytes, or not of this compression.
+    """
+    if size > MAX_PAYLOAD:
+        raise BadCompression(f"{size} bytes are more than any block has")
+    if compression in (Compression.INHERIT, Compression.OFF):
+        result = data
+    elif compression == Compression.EMPTY:
+        result = bytes(size)
+    elif compression == Compression.LZ4:
+        result = _lz4(data, size)
+    elif compression == Compression.ZSTD:
+        result = _zstd(data, size)
+    elif Compression.GZIP_1 <= compression <= Compression.GZIP_9:
+        result = _gzip(data, size)
+    elif compression == Compression.LZJB:
+        result = lzjb(bytes(data), size)
+    elif compression == Compression.ZLE:
+        result = zle(bytes(data), size)
+    else:
+        raise BadCompression(f"there is no compression {compression}")
+    if len(result) != size:
+        raise BadCompression(f"{len(result)} bytes where {size} should be")
+    return result
+
+
+def _prefixed(data: Buffer) -> memoryview:
+    """What lies behind a length of 4 big-endian bytes."""
+    view = memoryview(data)
+    length = int.from_bytes(view[:4], "big")
+    if len(view) < 4 or length > len(view) - 4:
+        raise BadCompression(f"{length} bytes are said to lie in {len(view)}")
+    return view[4 : 4 + length]
+
+
+def _lz4(data: Buffer, size: int) -> bytes:
+    import lz4.block
+
+    try:
+        result: bytes = lz4.block.decompress(_prefixed(data), uncompressed_size=size)
+    except lz4.block.LZ4BlockError as error:
+        raise BadCompression(f"lz4: {error}") from None
+    return result
+
+
+def _gzip(data: Buffer, size: int) -> bytes:
+    """A zlib stream; what lies behind its end fills a sector."""
+    inflater = zlib.decompressobj()
+    try:
+        result = inflater.decompress(data, size)
+    except zlib.error as error:
+        raise BadCompression(f"gzip: {error}") from None
+    return result
+
+
+def _zstd(data: Buffer, size: int) -> bytes:
+    """Length (big-endian), version and level, then a frame without its magic number."""
+    view = memoryview(data)
+    length = int.from_bytes(view[:4], "big")
+    if len(view) < 8 or length > len(view) - 8:
+        raise BadCompression(f"{length} bytes are said to lie in {len(view)}")
+    frame = view[8 : 8 + length]
+    zstandard = _zstandard()
+    decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    try:
+        result: bytes = decompressor.decompress(frame, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise BadCompression(f"zstd: {error}") from None
+    return result
+
+
+@cache
+def _zstandard() -> Any:
+    import zstandard
+
+    return zstandard
+
+
+_MATCH_BITS, _MATCH_MIN = 6, 3
+_OFFSET_MASK = (1 << 16 - _MATCH_BITS) - 1
+
+
+def lzjb(data: bytes, size: int) -> bytes:
+    """Eight items a byte of flags: a literal, or a length of 6 bits and an offset of 10 bits back."""
+    out = bytearray()
+    at, flags, bit = 0, 0, 8
+    try:
+        while len(out) < size:
+            if bit == 8:
+                flags, bit, at = data[at], 0, at + 1
+            if flags >> bit & 1:
+                length = (data[at] >> 8 - _MATCH_BITS) + _MATCH_MIN
+                back = (data[at] << 8 | data[at + 1]) & _OFFSET_MASK
+                at += 2
+                _repeat(out, back, min(length, size - len(out)))
+            else:
+                out.append(data[at])
+                at += 1
+            bit += 1
+    except IndexError:
+        raise BadCompression(f"lzjb: cut short after {len(out)} bytes") from None
+    return bytes(out)
+
+
+def _repeat(out: bytearray, back: int, length: int) -> None:
+    start = len(out) - back
+    if back == 0 or start < 0:
+        raise BadCompression(f"lzjb: a match {back} bytes back, after {len(out)}")
+    piece = bytes(out[start : start + length])
+    while len(piece) < length:
+        piece += piece
+    out += piece[:length]
+
+
+_ZLE_LITERALS = 64
+
+
+def zle(data: bytes, size: int) -> bytes:
+    """Up to 64 literals, or up to 192 zeros, at a time."""
+    out = bytearray()
+    at, end = 0, len(data)
+    while at < end and len(out) < size:
+        length = data[at] + 1
+        at += 1
+        if length <= _ZLE_LITERALS:
+            out += data[at : at + length]
+            at += length
+        else:
+            out += bytes(length - _ZLE_LITERALS)
+    if at > end:
+        raise BadCompression("zle: cut short")
+    return bytes(out)

@@ -1,0 +1,144 @@
+"""Dnodes and block pointers, as far as they are portable: what a raw stream says of them, and what their MACs cover.
+
+A dnode takes 1 to 32 slots of 512 bytes:
+
+    0    64                 64 + 128 * nblkptr                    end (- 128 if it has a spill block)
+    +----+------------------+-------------------------------------+--------+
+    |core| block pointers   | bonus                               | spill  |
+    +----+------------------+-------------------------------------+--------+
+
+Source: OpenZFS include/sys/dnode.h dnode_phys_t; include/sys/spa.h blkptr_t; module/os/linux/zfs/zio_crypt.c
+blkptr_auth_buf_t, zio_crypt_bp_zero_nonportable_blkprop().
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
+
+SLOT = 512
+SLOTS = 32
+"Slots of a metadnode block."
+BLOCK = SLOT * SLOTS
+CORE = 64
+POINTER = 128
+"Bytes of a block pointer, on disk."
+SECTOR = 512
+MAX_LEVELS = 13
+"As many as the narrowest tree (4 KiB indirect blocks, 32 pointers each) over 2^64 bytes could have, and more."
+MAX_POINTERS = 3
+HAS_SPILL = 1 << 2
+"dn_flags: the only one that travels, and is authenticated."
+
+_CORE = {order: struct.Struct(mark + "8B2HB3xQQ32x") for order, mark in (("little", "<"), ("big", ">"))}
+
+
+class BadDnode(ValueError):
+    """A dnode that cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dnode:
+    """What an OBJECT record says of a dnode. `bonus` is sealed or open as the holder knows.
+
+    Of streams that are not raw, `nlevels` and `nblkptr` are 0 and `maxblkid` is not known.
+    """
+
+    number: int
+    type: int
+    bonustype: int
+    blksz: int
+    bonuslen: int
+    slots: int
+    checksum: int
+    compress: int
+    has_spill: bool
+    indblkshift: int
+    nlevels: int
+    nblkptr: int
+    maxblkid: int
+    byteorder: ByteOrder
+    bonus: bytes
+
+    @classmethod
+    def of(cls, header: Object, bonus: bytes, byteorder: ByteOrder) -> Dnode:
+        """`byteorder`: of the metadnode block on the sender's disk."""
+        return cls(
+            number=header.object,
+            type=header.type,
+            bonustype=header.bonustype,
+            blksz=header.blksz,
+            bonuslen=header.bonuslen,
+            slots=header.dn_slots or 1,
+            checksum=header.checksumtype,
+            compress=header.compress,
+            has_spill=bool(header.flags & RecordFlag.OBJECT_SPILL),
+            indblkshift=header.indblkshift,
+            nlevels=header.nlevels,
+            nblkptr=header.nblkptr,
+            maxblkid=header.maxblkid,
+            byteorder=byteorder,
+            bonus=bonus,
+        )
+
+    @property
+    def bonus_room(self) -> int:
+        """Bytes that its bonus buffer may take."""
+        return self.slots * SLOT - CORE - POINTER * (self.nblkptr + self.has_spill)
+
+    def core(self) -> bytes:
+        """The 64 bytes as its block's MAC covers them."""
+        return core_of(
+            self.type,
+            self.indblkshift,
+            self.nlevels,
+            self.nblkptr,
+            self.bonustype,
+            self.checksum,
+            self.compress,
+            HAS_SPILL if self.has_spill else 0,
+            self.blksz // SECTOR,
+            self.bonuslen,
+            self.slots - 1,
+            self.maxblkid,
+            byteorder=self.byteorder,
+        )
+
+    def check_shape(self) -> None:
+        """Raises BadDnode if a raw dnode's shape leaves no tree that could be built."""
+        if not 1 <= self.nblkptr <= MAX_POINTERS:
+            raise BadDnode(f"object {self.number}: {self.nblkptr} block pointers")
+        if not 1 <= self.nlevels <= MAX_LEVELS or not 7 < self.indblkshift <= 20:
+            raise BadDnode(f"object {self.number}: {self.nlevels} levels of 2^{self.indblkshift} bytes")
+        if self.slots > SLOTS or self.bonus_room < 0 or self.bonuslen > self.bonus_room:
+            raise BadDnode(f"object {self.number}: a bonus of {self.bonuslen} bytes in {self.slots} slots")
+        if max(self.type, self.bonustype) > 0xFF:
+            raise BadDnode(f"object {self.number}: of type {self.type}, its bonus of type {self.bonustype}")
+        if self.blksz % SECTOR or not 0 < self.blksz <= MAX_PAYLOAD:
+            raise BadDnode(f"object {self.number}: blocks of {self.blksz} bytes")
+
+
+def core_of(*fields: int, byteorder: ByteOrder) -> bytes:
+    """Type, indblkshift, nlevels, nblkptr, bonustype, checksum, compress, flags, sectors, bonuslen, extra slots,
+    maxblkid: the first 64 bytes of a dnode, with dn_used as zero.
+    """
+    return _CORE[byteorder].pack(*fields, 0)
+
+
+def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, little: bool) -> int:
+    """The authenticated part of a level 0 block pointer's blk_prop. `little`: the block's own byte order."""
+    return (
+        (logical // SECTOR - 1)
+        | (physical // SECTOR - 1) << 16
+        | compress << 32
+        | kind << 48
+        | 1 << 61
+        | (1 << 63 if little else 0)
+    )
+
+
+def indirect_prop(indblkshift: int, kind: int, level: int) -> int:
+    """The same of a pointer to an indirect block: what a raw stream does not carry is left out."""
+    return ((1 << indblkshift) // SECTOR - 1) | kind << 48 | level << 56 | 1 << 61

@@ -1,0 +1,131 @@
+"""System attributes: what a bonus buffer or a spill block says of a file.
+
+A header names a layout, a list of attributes; those of varying size have their sizes in the header. What attributes
+there are, and in which layouts, each dataset says itself in two ZAPs.
+
+Source: OpenZFS include/sys/sa_impl.h sa_hdr_phys_t; module/zfs/sa.c sa_attr_iter(), sa_attr_table_setup().
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from zkeep.format.records import ByteOrder
+from zkeep.format.zap import Entry
+
+MAGIC = 0x2F505A
+MAX_ATTRIBUTES = 1024
+
+LEGACY = (
+    ("ZPL_ATIME", 16),
+    ("ZPL_MTIME", 16),
+    ("ZPL_CTIME", 16),
+    ("ZPL_CRTIME", 16),
+    ("ZPL_GEN", 8),
+    ("ZPL_MODE", 8),
+    ("ZPL_SIZE", 8),
+    ("ZPL_PARENT", 8),
+    ("ZPL_LINKS", 8),
+    ("ZPL_XATTR", 8),
+    ("ZPL_RDEV", 8),
+    ("ZPL_FLAGS", 8),
+    ("ZPL_UID", 8),
+    ("ZPL_GID", 8),
+    ("ZPL_PAD", 32),
+    ("ZPL_ZNODE_ACL", 88),
+)
+"A znode before ZPL version 5: these, one after the other. The same numbers begin every registry."
+
+
+class BadAttributes(ValueError):
+    """A buffer, a registry or a layout that makes no sense."""
+
+
+Attributes = dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The attributes of a layout: names, and sizes (0: varies)."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+class Schema:
+    """A dataset's attributes and layouts, from the entries of its REGISTRY and LAYOUTS.
+
+    Raises:
+        BadAttributes: they contradict themselves.
+    """
+
+    def __init__(self, registry: Iterable[Entry], layouts: Iterable[Entry]) -> None:
+        self._attributes: dict[int, tuple[str, int]] = dict(enumerate(LEGACY))
+        for entry in registry:
+            value = entry.number
+            self._attributes[value & 0xFFFF] = entry.name.decode("latin-1"), value >> 24 & 0xFFFF
+        self._layouts = {int(entry.name): self._layout(entry.numbers) for entry in layouts if entry.name.isdigit()}
+
+    def _layout(self, numbers: tuple[int, ...]) -> _Layout:
+        if len(numbers) > MAX_ATTRIBUTES or any(number not in self._attributes for number in numbers):
+            raise BadAttributes("a layout names an attribute that is not registered")
+        known = [self._attributes[number] for number in numbers]
+        return _Layout(tuple(name for name, _ in known), tuple(size for _, size in known))
+
+    def decode(self, buffer: bytes) -> tuple[Attributes, ByteOrder]:
+        """The attributes in a bonus buffer or spill block of type SA, and the byte order of their numbers."""
+        order: ByteOrder = "little" if buffer[:4] == MAGIC.to_bytes(4, "little") else "big"
+        if len(buffer) < 8 or int.from_bytes(buffer[:4], order) != MAGIC:
+            raise BadAttributes("a buffer does not begin as system attributes do")
+        info = int.from_bytes(buffer[4:6], order)
+        layout = self._layouts.get(info & 0x3FF or 1)
+        at = (info >> 10) * 8
+        if layout is None:
+            raise BadAttributes(f"layout {info & 0x3FF} is not registered")
+        return _parted(buffer, layout, at, order), order
+
+
+def _parted(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attributes:
+    found: Attributes = {}
+    varying = 0
+    for name, fixed in zip(layout.names, layout.sizes, strict=True):
+        size = fixed
+        if not size:
+            size = int.from_bytes(buffer[6 + 2 * varying : 8 + 2 * varying], order)
+            varying += 1
+        if at + size > len(buffer):
+            raise BadAttributes(f"{name} does not fit in a buffer of {len(buffer)} bytes")
+        found[name] = buffer[at : at + size]
+        at += (size + 7) & ~7
+    return found
+
+
+def decode_legacy(bonus: bytes) -> Attributes:
+    """A znode before ZPL version 5; a symbolic link's target may follow it."""
+    if len(bonus) < sum(size for _, size in LEGACY):
+        raise BadAttributes(f"a znode of {len(bonus)} bytes")
+    found: Attributes = {}
+    at = 0
+    for name, size in LEGACY:
+        found[name] = bonus[at : at + size]
+        at += size
+    mode = int.from_bytes(found["ZPL_MODE"], "little")
+    if mode & 0o170000 == 0o120000:
+        found["ZPL_SYMLINK"] = bonus[at:]
+    return found
+
+
+def number(attributes: Mapping[str, bytes], name: str, order: ByteOrder, default: int = 0) -> int:
+    value = attributes.get(name)
+    return default if value is None else int.from_bytes(value[:8], order)
+
+
+def time_of(attributes: Mapping[str, bytes], name: str, order: ByteOrder) -> int:
+    """Nanoseconds since 1970; 0 where there is no such time."""
+    value = attributes.get(name)
+    if value is None or len(value) < 16:
+        return 0
+    seconds, nanoseconds = struct.unpack_from("<qq" if order == "little" else ">qq", value)
+    return int(seconds * 1_000_000_000 + nanoseconds)

@@ -1,0 +1,214 @@
+"""ZAP objects: small ones in one block of fixed entries, large ones as a hash table of leaves.
+
+Sans-IO: whoever reads gives a function from a block's number to its content. Blocks tell their byte order themselves.
+
+Source: OpenZFS include/sys/zap_impl.h, zap_leaf.h; module/zfs/zap.c, zap_micro.c zap_hash(), zap_leaf.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from zkeep.format.records import ByteOrder
+
+LEAF, HEADER, MICRO = 1 << 63, (1 << 63) + 1, (1 << 63) + 3
+MAGIC = 0x2F52AB2AB
+LEAF_MAGIC = 0x2AB1EAF
+CHUNK = 24
+ARRAY_BYTES = CHUNK - 3
+CHAIN_END = 0xFFFF
+ENTRY, ARRAY = 252, 251
+HASH_BITS = 28
+FLAG_HASH64, FLAG_UINT64_KEY, FLAG_PRE_HASHED = 1, 2, 4
+POLYNOMIAL = 0xC96C5795D7870F42
+"ECMA-182, reflected."
+MAX_ENTRIES_BYTES = 1 << 16
+"What one entry's name or value may take."
+
+ReadBlock = Callable[[int], bytes]
+
+
+class BadZap(ValueError):
+    """Not a ZAP, or one that leads nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name and its value: integers of `width` bytes, big-endian, back to back."""
+
+    name: bytes
+    width: int
+    data: bytes
+
+    @property
+    def number(self) -> int:
+        """The value as one integer; BadZap if it is not one of 8 bytes."""
+        if self.width != 8 or len(self.data) != 8:
+            raise BadZap(f"the value of {self.name!r} is not a number")
+        return int.from_bytes(self.data, "big")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(
+            int.from_bytes(self.data[at : at + self.width], "big") for at in range(0, len(self.data), self.width)
+        )
+
+
+class Zap:
+    """A ZAP object of blocks of `blksz` bytes.
+
+    Raises (all methods):
+        BadZap: its blocks are not what they should be.
+    """
+
+    def __init__(self, read: ReadBlock, blksz: int) -> None:
+        self._read = read
+        self._blksz = blksz
+        first = read(0)
+        self._order, self.kind = _kind(first)
+        mark = "<" if self._order == "little" else ">"
+        if self.kind == MICRO:
+            self._first = first
+            self.salt, self.normalization = struct.unpack_from(mark + "2Q", first, 8)
+            return
+        if self.kind != HEADER:
+            raise BadZap("its first block is not the head of a ZAP")
+        self._shift = blksz.bit_length() - 1
+        if 1 << self._shift != blksz or not 9 <= self._shift <= 24:
+            raise BadZap(f"blocks of {blksz} bytes")
+        fields = struct.unpack_from(mark + "13Q", first, 8)
+        magic, self._table, self._table_blocks, self._bits, _, _ = fields[:6]
+        self._free, self._leaves, self.entries_count, self.salt, self.normalization, self.flags = fields[6:12]
+        if magic != MAGIC or self._bits > 40:
+            raise BadZap("the head of the ZAP makes no sense")
+        self._pointers = first[blksz // 2 :]
+        if not self._table and 8 << self._bits > len(self._pointers):
+            raise BadZap("its table of pointers is too large")
+
+    @property
+    def is_micro(self) -> bool:
+        return self.kind == MICRO
+
+    def __iter__(self) -> Iterator[Entry]:
+        if self.is_micro:
+            yield from _micro_entries(self._first, self._order)
+            return
+        seen: set[int] = set()
+        for index in range(1 << self._bits):
+            number = self._pointer(index)
+            if number not in seen:
+                seen.add(number)
+                yield from self._leaf(number)
+
+    def get(self, name: bytes) -> Entry | None:
+        """The entry of exactly this name."""
+        if self.is_micro or self.normalization or self.flags & (FLAG_UINT64_KEY | FLAG_PRE_HASHED):
+            return next((entry for entry in self if entry.name == name), None)
+        bits = 48 if self.flags & FLAG_HASH64 else HASH_BITS
+        hashed = hash_of(name, self.salt, bits)
+        number = self._pointer(hashed >> 64 - self._bits if self._bits else 0)
+        return next((entry for entry in self._leaf(number) if entry.name == name), None)
+
+    def _pointer(self, index: int) -> int:
+        mark = "<Q" if self._order == "little" else ">Q"
+        if not self._table:
+            return int(struct.unpack_from(mark, self._pointers, index * 8)[0])
+        block, within = divmod(index * 8, self._blksz)
+        if block >= self._table_blocks:
+            raise BadZap("its table of pointers ends too early")
+        return int(struct.unpack_from(mark, self._read(self._table + block), within)[0])
+
+    def _leaf(self, number: int) -> Iterator[Entry]:
+        if not 0 < number < max(self._free, 1 << 20) or number >= 1 << 40:
+            raise BadZap(f"it points to block {number}")
+        block = self._read(number)
+        if len(block) != self._blksz:
+            raise BadZap(f"block {number} has {len(block)} bytes")
+        return _leaf_entries(block, self._shift, bool(self.flags & FLAG_UINT64_KEY))
+
+
+def _kind(block: bytes) -> tuple[ByteOrder, int]:
+    kinds = (LEAF, HEADER, MICRO)
+    if len(block) >= 128:
+        little, big = int.from_bytes(block[:8], "little"), int.from_bytes(block[:8], "big")
+        if little in kinds:
+            return "little", little
+        if big in kinds:
+            return "big", big
+    raise BadZap("it does not begin as a ZAP does")
+
+
+def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
+    """Entries of 64 bytes behind a head of 64; free ones have no name."""
+    for at in range(64, len(block) - 63, 64):
+        name = block[at + 14 : at + 64].split(b"\0", 1)[0]
+        if name:
+            value = block[at : at + 8]
+            yield Entry(name, 8, value if order == "big" else value[::-1])
+
+
+def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
+    """The entries of one leaf, in the order of their chunks."""
+    order, kind = _kind(block)
+    mark = "<" if order == "little" else ">"
+    (magic,) = struct.unpack_from(mark + "I", block, 24)
+    if kind != LEAF or magic != LEAF_MAGIC:
+        raise BadZap("a leaf does not begin as a leaf does")
+    hashes = 1 << shift - 5
+    start = 48 + 2 * hashes
+    count = ((1 << shift) - 2 * hashes) // CHUNK - 2
+    unpack = struct.Struct(mark + "BBHHHHHIQ").unpack_from
+    for at in range(start, start + count * CHUNK, CHUNK):
+        if block[at] != ENTRY:
+            continue
+        _, width, _, name_at, name_ints, value_at, value_ints, _, _ = unpack(block, at)
+        if width not in (1, 2, 4, 8):
+            raise BadZap(f"a value of integers of {width} bytes")
+        size = name_ints * 8 if numeric else name_ints
+        name = _array(block, mark, start, count, name_at, size)
+        yield Entry(
+            name if numeric else name.split(b"\0", 1)[0],
+            width,
+            _array(block, mark, start, count, value_at, value_ints * width),
+        )
+
+
+def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: int) -> bytes:
+    """What a chain of chunks holds. Its length bounds the walk, so that a ring of chunks ends too."""
+    if size > MAX_ENTRIES_BYTES * 8:
+        raise BadZap(f"an entry of {size} bytes")
+    if size <= ARRAY_BYTES and chunk < count:
+        at = start + chunk * CHUNK
+        if block[at] == ARRAY:
+            return block[at + 1 : at + 1 + size]
+    parts = []
+    for _ in range((size + ARRAY_BYTES - 1) // ARRAY_BYTES):
+        at = start + chunk * CHUNK
+        if chunk >= count or block[at] != ARRAY:
+            raise BadZap("a chain of chunks breaks off")
+        parts.append(block[at + 1 : at + 1 + ARRAY_BYTES])
+        chunk = int.from_bytes(block[at + 22 : at + 24], "little" if mark == "<" else "big")
+    return b"".join(parts)[:size]
+
+
+@cache
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (POLYNOMIAL if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+def hash_of(name: bytes, salt: int, bits: int) -> int:
+    """The hash by which a name is found, its ending zero not included (so is no normalization)."""
+    table = _crc_table()
+    value = salt
+    for byte in name:
+        value = value >> 8 ^ table[(value ^ byte) & 0xFF]
+    return value & ~((1 << 64 - bits) - 1)

@@ -1,0 +1,129 @@
+"""What a filesystem keeps of each file, whichever way its attributes are stored.
+
+Source: OpenZFS include/sys/zfs_znode.h, zfs_sa.h; module/os/linux/zfs/zfs_znode_os.c, zpl_xattr.c.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+
+from zkeep.format import sa
+from zkeep.format.nvlist import BadNvlist, decode
+from zkeep.format.records import ByteOrder
+
+ACL_TRIVIAL = 0x4
+IS_XATTR = 0x1
+HAS_PROJID = 0x0000800000000000
+MAX_XATTRS = 1 << 20
+_LINUX = ("user.", "trusted.", "security.", "system.")
+_HIDDEN = "freebsd:"
+
+
+@dataclass(frozen=True, slots=True)
+class Znode:
+    """Times in nanoseconds; `rdev` as Linux numbers devices inside (major << 20 | minor)."""
+
+    number: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    links: int
+    atime: int
+    mtime: int
+    ctime: int
+    crtime: int
+    parent: int
+    flags: int
+    generation: int
+    rdev: int
+    xattr_folder: int
+    project: int
+    target: bytes | None = None
+    packed_xattrs: bytes = b""
+    acl: bytes = b""
+    order: ByteOrder = field(default="little", repr=False)
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """Major and minor."""
+        return self.rdev >> 20, self.rdev & 0xFFFFF
+
+    @property
+    def has_acl(self) -> bool:
+        """Whether there is an NFSv4 ACL that says more than the mode."""
+        return bool(self.acl) and not self.flags & ACL_TRIVIAL
+
+
+def znode_of(number: int, attributes: sa.Attributes, order: ByteOrder) -> Znode:
+    def get(name: str) -> int:
+        return sa.number(attributes, name, order)
+
+    mode, size, flags = get("ZPL_MODE"), get("ZPL_SIZE"), get("ZPL_FLAGS")
+    target = None
+    if stat.S_ISLNK(mode):
+        kept = attributes.get("ZPL_SYMLINK", b"")
+        target = kept[:size] if len(kept) >= size else None
+    return Znode(
+        number=number,
+        mode=mode & 0xFFFF,
+        uid=get("ZPL_UID") & 0xFFFFFFFF,
+        gid=get("ZPL_GID") & 0xFFFFFFFF,
+        size=size,
+        links=get("ZPL_LINKS"),
+        atime=sa.time_of(attributes, "ZPL_ATIME", order),
+        mtime=sa.time_of(attributes, "ZPL_MTIME", order),
+        ctime=sa.time_of(attributes, "ZPL_CTIME", order),
+        crtime=sa.time_of(attributes, "ZPL_CRTIME", order),
+        parent=get("ZPL_PARENT"),
+        flags=flags,
+        generation=get("ZPL_GEN"),
+        rdev=get("ZPL_RDEV"),
+        xattr_folder=get("ZPL_XATTR"),
+        project=get("ZPL_PROJID") if flags & HAS_PROJID else 0,
+        target=target,
+        packed_xattrs=attributes.get("ZPL_DXATTR", b""),
+        acl=attributes.get("ZPL_DACL_ACES", b""),
+        order=order,
+    )
+
+
+def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
+    """Names and values of the extended attributes that lie among the system attributes.
+
+    Raises:
+        sa.BadAttributes: it is no list of byte arrays.
+    """
+    if not packed:
+        return {}
+    try:
+        pairs = decode(packed, MAX_XATTRS).pairs
+    except BadNvlist as error:
+        raise sa.BadAttributes(f"extended attributes: {error}") from None
+    found: dict[bytes, bytes] = {}
+    for pair in pairs:
+        if not isinstance(pair.value, bytes):
+            raise sa.BadAttributes("an extended attribute is not a byte array")
+        found[pair.name.encode("utf-8", "surrogateescape")] = pair.value
+    return found
+
+
+def shown_xattr(name: bytes) -> bytes | None:
+    """The name under which Linux shows a stored extended attribute; None: it does not."""
+    text = name.decode("utf-8", "surrogateescape")
+    if text.startswith(_HIDDEN):
+        return None
+    return name if text.startswith(_LINUX) else b"user." + name

@@ -1,0 +1,443 @@
+"""A snapshot, opened with its key: objects and their blocks, each authenticated before a byte of it is seen (P5).
+
+The way from the key to a byte, and what is read for it:
+
+    portable MAC    over the metadnode: all OBJECT_RANGE headers, when the snapshot is opened
+    dnode block     over 32 slots: their OBJECT records and the headers of all their blocks, when one is asked for
+    MAC tree        of an object: the headers again, of as many blocks as an indirect block holds
+    block           its record
+
+What was authenticated is a chain of values in memory; what is read twice is compared twice. A stream that is not raw
+has none of this: its records are held against the sums with which they were stored.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.crypto.block import BlockKeys, Forged
+from zkeep.crypto.dnodeblock import Metadnode, Seal, SealedDnode, open_dnodes, portable_mac
+from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
+from zkeep.crypto.unwrap import GetKey, WrappedKeys, unwrap
+from zkeep.errors import Damaged
+from zkeep.format.compress import BadCompression, decompress
+from zkeep.format.dnode import SLOTS, BadDnode, Dnode
+from zkeep.format.nvlist import NvList
+from zkeep.format.objtypes import ObjectType, is_encrypted
+from zkeep.format.records import HEADER, Object, RecordFlag, RecordType, WriteEmbedded
+from zkeep.pool.begin import Opening, number
+from zkeep.pool.history import history_of
+from zkeep.pool.leftovers import reading
+from zkeep.pool.model import NotThere, Pool, Snapshot
+from zkeep.restore.errors import Forgery, Unreadable
+from zkeep.restore.state import LEAF, Chunk, State
+
+Array = npt.NDArray[Any]
+DNODE_BLOCKS = 256
+"Opened blocks of dnodes that are held."
+GROUPS = 64
+BATCH = 8 << 20
+END = (1 << 64) - 1
+"Bytes of blocks that are read at a time."
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An object whose dnode is authentic. `spill`: its spill block's leaf (an array of one, or none)."""
+
+    dnode: Dnode
+    tree: MacTree | None
+    roots: bytes
+    spill: Array
+
+
+class NoObject(Unreadable):
+    """There is no object of this number."""
+
+
+class Opened:
+    """Use it as a context manager. `get_key` is asked for the wrapping key of an encrypted snapshot.
+
+    Raises (all methods):
+        Forgery: something is not authentic.
+        Damaged: the pool's own data is not what was stored.
+    """
+
+    def __init__(self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None) -> None:
+        self.snapshot = snapshot
+        self.name = str(snapshot.name)
+        doc = pool.catalog.get("begin", snapshot.key)
+        if doc is None:
+            raise NotThere(f"cannot open {self.name}: it holds nothing")
+        self._opening = Opening.from_doc(doc)
+        self.begin = self._opening.begin
+        self.crypt = self._opening.crypt if self.begin.raw else None
+        self._pool = pool
+        self._keys = self._unwrap(get_key)
+        self._stack = ExitStack()
+        self._seals: dict[int, tuple[Seal, bool]] = {}
+        self._blocks: OrderedDict[int, dict[int, Verified]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self.state: State
+
+    @property
+    def is_volume(self) -> bool:
+        return self.begin.type == 3
+
+    def _unwrap(self, get_key: GetKey | None) -> BlockKeys | None:
+        if not self.begin.raw:
+            return None
+        if self.crypt is None:
+            raise Damaged(f"{self.name}: the stream is raw and brought no keys")
+        if get_key is None:
+            raise Unreadable(f"cannot open {self.name}: it is encrypted and no key is here: give it with -L")
+        wrapped = WrappedKeys.of(self.crypt)
+        return BlockKeys(unwrap(wrapped, get_key(wrapped)))
+
+    def __enter__(self) -> Opened:
+        with ExitStack() as stack:
+            stack.enter_context(reading(self._pool))
+            history = history_of(self._pool, self.snapshot.dataset).upto(self.snapshot.txg)
+            timeline = stack.enter_context(history.timeline(self._pool.store))
+            self.state = State(timeline, history.runs)
+            if self._keys is not None:
+                self._open_metadnode(self._keys)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # The metadnode
+
+    def _open_metadnode(self, keys: BlockKeys) -> None:
+        """Read the seals of all dnode blocks, and hold them against the portable MAC."""
+        crypt = self.crypt
+        assert crypt is not None
+        shape = _metadnode(crypt)
+        leaves = self._range_leaves(self.state.ranges())
+        tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
+        try:
+            tree.add(leaves["object"] // np.uint64(SLOTS), leaves["pointer"])
+            found = portable_mac(keys, self.begin.type, shape, tree.finish())
+        except OutOfTree:
+            raise Forgery(self.name, "there are dnodes beyond the metadnode's end") from None
+        if found != crypt.get("portable_mac"):
+            raise Forgery(self.name, "the MAC of the object set does not verify")
+
+    def _range_leaves(self, rows: Array) -> Array:
+        headers = self.state.records.headers(rows, RecordType.OBJECT_RANGE)
+        if (headers["firstobj"] != rows["object"]).any() or (headers["firstobj"] % SLOTS).any():
+            raise Damaged(f"{self.name}: a block of dnodes lies where another should")
+        leaves = np.zeros(len(rows), LEAF)
+        leaves["object"] = rows["object"]
+        little = np.array([self._little(row, h["flags"]) for row, h in zip(rows, headers, strict=True)], bool)
+        prop = np.uint64((SLOTS - 1) | (SLOTS - 1) << 16 | 2 << 32 | ObjectType.DNODE << 48 | 1 << 61)
+        leaves["pointer"]["prop"] = prop | little.astype(np.uint64) << np.uint64(63)
+        leaves["pointer"]["mac"] = np.ascontiguousarray(headers["mac"]).view("V16").reshape(-1)
+        for row, header, order in zip(rows, headers, little.tolist(), strict=True):
+            seal = Seal(header["salt"].tobytes(), header["iv"].tobytes(), header["mac"].tobytes())
+            self._seals[int(row["object"]) // SLOTS] = seal, order
+        return leaves
+
+    def _little(self, row: Array, flags: int) -> bool:
+        return (self.state.records.byteorder(row) == "little") ^ bool(flags & RecordFlag.RAW_BYTESWAP)
+
+    # Dnodes
+
+    def object(self, wanted: int) -> Verified:
+        """Raises NoObject if it is not there."""
+        found = self.dnodes(wanted // SLOTS).get(wanted)
+        if found is None:
+            raise NoObject(f"{self.name}: there is no object {wanted}")
+        return found
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of all blocks of dnodes."""
+        if self._keys is not None:
+            yield from sorted(self._seals)
+            return
+        last = -1
+        for chunk in self.state.chunks():
+            for block in np.unique(chunk.table.objects["object"] // np.uint64(SLOTS)).tolist():
+                if block > last:
+                    yield block
+                    last = block
+
+    def seal(self, index: int) -> Seal | None:
+        """What one block of dnodes is sealed with: equal seals, equal blocks. None where nothing is sealed."""
+        found = self._seals.get(index)
+        return found[0] if found else None
+
+    def same(self, one: Verified, another: Verified) -> bool:
+        """Whether two objects, of this snapshot and of another, are the same for all that is authenticated of them."""
+        if one.dnode != another.dnode or one.roots != another.roots:
+            return False
+        if self._keys is None:
+            return False
+        return bool(np.array_equal(one.spill["pointer"], another.spill["pointer"]))
+
+    def dnodes(self, index: int) -> dict[int, Verified]:
+        """The objects of one block of dnodes, by number."""
+        found = self._blocks.get(index)
+        if found is None:
+            found = self._load(index)
+            self._blocks[index] = found
+            if len(self._blocks) > DNODE_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(index)
+        return found
+
+    def _load(self, index: int) -> dict[int, Verified]:
+        if self._keys is None:
+            return {v.dnode.number: v for v in self._unsealed(index, True)}
+        if index not in self._seals:
+            return {}
+        seal, little = self._seals[index]
+        try:
+            objects = self._unsealed(index, little)
+            sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
+            bonuses = open_dnodes(self._keys, seal, index * SLOTS, sealed)
+        except (Forged, Forgery) as error:
+            self._blame(index)
+            if isinstance(error, Forgery):
+                raise
+            raise Forgery(self.name, "the MAC over its block of dnodes does not verify", index * SLOTS) from None
+        return {
+            v.dnode.number: replace(v, dnode=replace(v.dnode, bonus=bonus))
+            for v, bonus in zip(objects, bonuses, strict=True)
+        }
+
+    def _unsealed(self, index: int, little: bool) -> list[Verified]:
+        """The objects of a block as their records tell, with the trees that their blocks make."""
+        low, high = index * SLOTS, index * SLOTS + SLOTS
+        chunks = list(self.state.over((low, 0), (high, 0)))
+        dnodes: dict[int, Dnode] = {}
+        for chunk in chunks:
+            for dnode in self._dnodes(chunk, low, high, little):
+                dnodes.setdefault(dnode.number, dnode)
+        return [self._grown(dnodes[n], chunks) for n in sorted(dnodes)]
+
+    def _dnodes(self, chunk: Chunk, low: int, high: int, little: bool) -> Iterator[Dnode]:
+        rows = chunk.table.objects
+        first, end = np.searchsorted(rows["object"], np.array([low, high], np.uint64))
+        for row, record in zip(rows[first:end], chunk.objects[first:end], strict=True):
+            yield self._dnode(row, record, little)
+
+    def _dnode(self, row: Array, record: memoryview, little: bool) -> Dnode:
+        order = self.state.records.byteorder(row)
+        try:
+            header = Object.unpack(record, order)
+            raw = self._keys is not None
+            dnode = Dnode.of(header, bytes(record[HEADER:]), ("little" if little else "big") if raw else order)
+            if raw:
+                dnode.check_shape()
+            if header.object != row["object"]:
+                raise BadDnode(f"object {row['object']}: its record is that of object {header.object}")
+        except (BadDnode, ValueError) as error:
+            self.state.records.whole(row.reshape(1))
+            raise Forgery(self.name, str(error), int(row["object"])) from None
+        if not raw:
+            self.state.records.whole(row.reshape(1))
+            return replace(dnode, bonus=dnode.bonus[: dnode.bonuslen])
+        return dnode
+
+    def _grown(self, dnode: Dnode, chunks: Iterable[Chunk]) -> Verified:
+        spills = [c.spills[_rows_of(c.table.spills, dnode.number)] for c in chunks]
+        spill = next((s[-1:].copy() for s in spills if len(s)), np.empty(0, LEAF))
+        if self._keys is None:
+            return Verified(dnode, None, b"", spill)
+        if dnode.has_spill != bool(len(spill)):
+            spill = np.zeros(int(dnode.has_spill), LEAF)
+        spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
+        spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
+        tree = MacTree(Shape.of(dnode))
+        try:
+            for chunk in chunks:
+                self._plant(tree, dnode, chunk.leaves[_rows_of(chunk.table.blocks, dnode.number)])
+            return Verified(dnode, tree, tree.finish(), spill)
+        except OutOfTree:
+            raise Forgery(self.name, "it has blocks beyond its end", dnode.number) from None
+
+    def _plant(self, tree: MacTree, dnode: Dnode, leaves: Array) -> None:
+        if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
+            raise Forgery(self.name, "it has a block that cannot be in an encrypted dataset", dnode.number)
+        tree.add(leaves["offset"] // np.uint64(dnode.blksz), leaves["pointer"])
+
+    def _blame(self, index: int) -> None:
+        """Raise Damaged if a record that a dnode block depends on is not what was stored."""
+        low, high = index * SLOTS, index * SLOTS + SLOTS
+        for chunk in self.state.over((low, 0), (high, 0)):
+            for rows in (chunk.table.objects, chunk.table.blocks, chunk.table.spills):
+                first, end = np.searchsorted(rows["object"], np.array([low, high], np.uint64))
+                for at in range(first, end, 64):
+                    self.state.records.whole(rows[at : min(at + 64, end)])
+
+    # Blocks
+
+    def leaves(self, held: Verified, first: int, end: int) -> Iterator[Array]:
+        """The leaves of an object's blocks with numbers first <= n < end, authenticated, in stretches."""
+        dnode = held.dnode
+        if held.tree is None:
+            yield self.state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
+            return
+        flat = dnode.nlevels == 1
+        fanout = 63 if flat else Shape.of(dnode).fanout
+        low, high = first >> fanout, (end - 1) >> fanout
+        for group in [0] if flat else [group for group in held.tree.first if low <= group <= high]:
+            leaves = self._group(held, group, fanout)
+            numbers = leaves["offset"] // np.uint64(dnode.blksz)
+            start, stop = np.searchsorted(numbers, np.array([first, min(end, END)], np.uint64))
+            yield leaves[start:stop]
+
+    def _group(self, held: Verified, group: int, fanout: int) -> Array:
+        """All leaves under one indirect block of level 1."""
+        number = held.dnode.number
+        found = self._groups.get((number, group))
+        if found is None:
+            found = self._fetch_group(held, group, fanout)
+            self._groups[number, group] = found
+            if len(self._groups) > GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((number, group))
+        return found
+
+    def _fetch_group(self, held: Verified, group: int, fanout: int) -> Array:
+        dnode, tree = held.dnode, held.tree
+        assert tree is not None
+        size = dnode.blksz << fanout
+        leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, END))
+        again = MacTree(tree.shape)
+        self._plant(again, dnode, leaves)
+        roots = again.finish()
+        same = roots == held.roots if dnode.nlevels == 1 else again.first.get(group) == tree.first[group]
+        if not same:
+            raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
+        return leaves
+
+    def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, bytes | bytearray | memoryview]]:
+        """The content of each leaf's block; `kind` is their object type, or a spill block's bonus type."""
+        for some in _batches(leaves):
+            records = self.state.records.whole(some, check=self._keys is None)
+            for leaf, record in zip(some, records, strict=True):
+                yield leaf, self._content(kind, leaf, record)
+
+    def _content(self, kind: int, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
+        if leaf["kind"] == RecordType.WRITE_EMBEDDED:
+            return self._embedded(leaf, record)
+        if leaf["kind"] == RecordType.REDACT:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: it was left out of a redacted stream")
+        sealed = record[HEADER:]
+        opened = self._unseal(kind, leaf, sealed) if self._keys is not None else sealed
+        try:
+            return decompress(opened, int(leaf["compression"]), int(leaf["logical"]))
+        except BadCompression as error:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> memoryview | bytes:
+        assert self._keys is not None
+        pointer = leaf["pointer"]
+        try:
+            if not is_encrypted(kind):
+                self._keys.authenticate(pointer["mac"].tobytes(), sealed)
+                return sealed
+            return self._keys.open(leaf["salt"].tobytes(), leaf["iv"].tobytes(), pointer["mac"].tobytes(), sealed)
+        except Forged:
+            self.state.records.whole(leaf.reshape(1))
+            what = "the MAC of the block does not verify"
+            raise Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"])) from None
+
+    def _embedded(self, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
+        header = WriteEmbedded.unpack(record, self.state.records.byteorder(leaf))
+        try:
+            return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
+        except BadCompression as error:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+    def authenticate(self, held: Verified) -> Iterator[tuple[int, int]]:
+        """Check all blocks of an object without undoing their compression; tells of bytes and blocks, as it goes."""
+        stretches = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
+        for kind, leaves in chain(stretches, [(held.dnode.bonustype, held.spill)]):
+            for some in _batches(leaves):
+                records = self.state.records.whole(some, check=self._keys is None)
+                if self._keys is not None:
+                    for leaf, record in zip(some, records, strict=True):
+                        self._unseal(kind, leaf, record[HEADER:])
+                yield int(some["size"].sum(dtype=np.uint64)), len(some)
+
+    def spill(self, held: Verified) -> bytes | None:
+        """The content of an object's spill block, if it has one."""
+        if not len(held.spill):
+            return None
+        (_, content), *_ = self.contents(held.dnode.bonustype, held.spill)
+        return bytes(content)
+
+
+    # As the tree asks
+
+    def dnode(self, number: int) -> Dnode:
+        return self.object(number).dnode
+
+    def spill_of(self, number: int) -> bytes | None:
+        return self.spill(self.object(number))
+
+    def read_block(self, number: int, block: int) -> bytes:
+        held = self.object(number)
+        for leaves in self.leaves(held, block, block + 1):
+            for _, content in self.contents(held.dnode.type, leaves):
+                return bytes(content)
+        return bytes(held.dnode.blksz)
+
+    def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
+        if end <= start:
+            return
+        held = self.object(number)
+        size = held.dnode.blksz
+        for leaves in self.leaves(held, start // size, (end + size - 1) // size):
+            for leaf, content in self.contents(held.dnode.type, leaves):
+                yield int(leaf["offset"]), content
+
+
+def _metadnode(crypt: NvList) -> Metadnode:
+    shape = Metadnode(
+        indblkshift=number(crypt, "mdn_indblkshift"),
+        nlevels=number(crypt, "mdn_nlevels"),
+        nblkptr=number(crypt, "mdn_nblkptr"),
+        checksum=number(crypt, "mdn_checksum"),
+        compress=number(crypt, "mdn_compress"),
+        maxblkid=number(crypt, "mdn_maxblkid"),
+    )
+    sound = 1 <= shape.nlevels <= 13 and 7 < shape.indblkshift <= 20 and 1 <= shape.nblkptr <= 3
+    if not sound or max(shape.checksum, shape.compress) > 255:
+        raise Damaged("the key record tells of a metadnode that cannot be")
+    return shape
+
+
+def _rows_of(rows: Array, number: int) -> slice:
+    first, end = np.searchsorted(rows["object"], np.array([number, number + 1], np.uint64))
+    return slice(int(first), int(end))
+
+
+def _batches(leaves: Array) -> Iterator[Array]:
+    ends = np.cumsum(leaves["size"], dtype=np.int64)
+    first = 0
+    while first < len(leaves):
+        base = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, base + BATCH, "right")), first + 1)
+        yield leaves[first:last]
+        first = last
+
+
+def _place(leaf: Array) -> str:
+    return f"object {leaf['object']}, offset {leaf['offset']}"
+
+
+__all__ = ["NoObject", "Opened", "Verified"]

@@ -1,0 +1,116 @@
+"""Fetching records by the places that a timeline's rows tell: headers alone, or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.errors import Damaged
+from zkeep.format import kernel
+from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
+from zkeep.pool.timeline import Timeline
+
+Array = npt.NDArray[Any]
+GAP = 8 << 10
+"Bytes that are read for nothing rather than beginning another read."
+PIECE = 1 << 20
+"Bytes of one read, unless a record is larger."
+
+
+class Records:
+    """The stored records of one timeline. May be used by several threads."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def byteorder(self, row: Array) -> ByteOrder:
+        """Of the record that a row stands for."""
+        return "big" if self._timeline.owner(int(row["segment"]))[1].big_endian else "little"
+
+    def where(self, row: Array) -> str:
+        """The place, for a person."""
+        return f"{self._timeline.owner(int(row['segment']))[1].name}, byte {row['pos']}"
+
+    def headers(self, rows: Array, rtype: RecordType) -> Array:
+        """The headers of some rows' records, in this machine's byte order, as an array of the type's dtype.
+
+        Raises:
+            Damaged: a record is of another type, or as long as its row does not say.
+        """
+        raw = np.empty((len(rows), HEADER), np.uint8)
+        for mine, buffer, starts in self._pieces(rows, np.full(len(rows), HEADER, np.int64)):
+            raw[mine] = buffer[starts[:, None] + np.arange(HEADER)]
+        headers = self._native(raw, rows, rtype)
+        wrong = np.flatnonzero(headers["rtype"] != rtype)
+        if len(wrong):
+            raise Damaged(f"{self.where(rows[wrong[0]])}: there is no {rtype.name} record")
+        return headers
+
+    def _native(self, raw: Array, rows: Array, rtype: RecordType) -> Array:
+        layout = LAYOUTS[rtype]
+        headers: Array = raw.reshape(-1).view(layout.dtype(NATIVE))
+        for number in np.unique(rows["segment"]):
+            order: ByteOrder = "big" if self._timeline.owner(int(number))[1].big_endian else "little"
+            if order != NATIVE:
+                mine = rows["segment"] == number
+                headers[mine] = raw[mine].reshape(-1).view(layout.dtype(order)).astype(layout.dtype(NATIVE))
+        return headers
+
+    def whole(self, rows: Array, *, check: bool = True) -> list[memoryview]:
+        """The records themselves, with their payloads.
+
+        Raises:
+            Damaged: `check` is set and one is not what was received.
+        """
+        found: list[memoryview] = [memoryview(b"")] * len(rows)
+        sizes = rows["size"].astype(np.int64)
+        for mine, buffer, starts in self._pieces(rows, sizes):
+            view = buffer.data
+            for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
+                found[index] = view[start : start + int(sizes[index])]
+            if check:
+                self._check(rows[mine], buffer, starts, sizes[mine])
+        return found
+
+    def _check(self, rows: Array, buffer: Array, starts: Array, sizes: Array) -> None:
+        swap = self.byteorder(rows[0]) != NATIVE
+        checks, _ = kernel.check(buffer, starts, sizes, swap)
+        wrong = np.flatnonzero(checks != rows["check"])
+        if len(wrong):
+            raise Damaged(f"{self.where(rows[wrong[0]])}: the record is damaged (object {rows[wrong[0]]['object']})")
+
+    def is_whole(self, row: Array) -> bool:
+        """Whether a record on disk is what was received."""
+        try:
+            self.whole(row.reshape(1))
+        except Damaged:
+            return False
+        return True
+
+    def _pieces(self, rows: Array, sizes: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """Reads of neighbouring records: (indices of rows, what was read, where in it each record starts)."""
+        order = np.lexsort((rows["pos"], rows["segment"]))
+        places = rows["pos"][order].astype(np.int64)
+        ends = places + sizes[order]
+        segments = rows["segment"][order]
+        apart = (segments[1:] != segments[:-1]) | (places[1:] - ends[:-1] > GAP) | (places[1:] < ends[:-1])
+        for first, last in _cut(places, ends, np.flatnonzero(apart) + 1):
+            base = int(places[first])
+            buffer = np.empty(int(ends[last - 1]) - base, np.uint8)
+            self._timeline.owner(int(segments[first]))[1].blob.readinto(base, buffer.data)
+            yield order[first:last], buffer, places[first:last] - base
+
+
+def _cut(places: Array, ends: Array, turns: Array) -> Iterator[tuple[int, int]]:
+    """Stretches between turns, none with more than PIECE bytes of more than one record."""
+    for start, last in pairwise([0, *turns.tolist(), len(places)]):
+        first = start
+        while first < last:
+            limit = int(places[first]) + PIECE
+            stop = max(first + 1, min(last, int(np.searchsorted(ends[first:last], limit, "right")) + first))
+            yield first, stop
+            first = stop

@@ -1,0 +1,189 @@
+"""The state of a dataset at one txg, in chunks: each record's header read once, no more of them held than needed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.crypto.mactree import POINTER
+from zkeep.errors import Damaged
+from zkeep.format.records import HEADER, RecordFlag, RecordType
+from zkeep.pool.spans import keys
+from zkeep.pool.table import NOTHING, Table, concat, merge
+from zkeep.pool.timeline import LAST, Run, Timeline
+from zkeep.restore.records import Records
+
+Array = npt.NDArray[Any]
+CHUNK_ROWS = 16_384
+CHUNKS = 6
+"Chunks that are held at a time."
+Key = tuple[int, int]
+
+LEAF = np.dtype(
+    [
+        ("object", "<u8"),
+        ("offset", "<u8"),
+        ("pos", "<u8"),
+        ("check", "<u8"),
+        ("size", "<u4"),
+        ("segment", "<u4"),
+        ("logical", "<u4"),
+        ("kind", "u1"),
+        ("compression", "u1"),
+        ("type", "u1"),
+        ("pad", "u1"),
+        ("salt", "V8"),
+        ("iv", "V12"),
+        ("pointer", POINTER),
+    ]
+)
+"""A block: where its record lies, how it is sealed and compressed, and what its block pointer says."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a stretch of the key space."""
+
+    table: Table
+    records: Records
+
+    @cached_property
+    def leaves(self) -> Array:
+        """Of the blocks, by object and offset."""
+        return _leaves(self.table.blocks, self.records, RecordType.WRITE)
+
+    @cached_property
+    def spills(self) -> Array:
+        """Of the spill blocks, by object."""
+        return _leaves(self.table.spills, self.records, RecordType.SPILL)
+
+    @cached_property
+    def objects(self) -> list[memoryview]:
+        """The OBJECT records, as `table.objects` lists them."""
+        return self.records.whole(self.table.objects, check=False)
+
+
+def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
+    leaves = np.zeros(len(rows), LEAF)
+    for name in ("object", "offset", "pos", "check", "size", "segment", "kind"):
+        leaves[name] = rows[name]
+    leaves["logical"] = rows["length"]
+    if rtype == RecordType.SPILL:
+        leaves["offset"] = 0
+    mine = rows["kind"] == rtype
+    if mine.any():
+        headers = records.headers(rows[mine], rtype)
+        _match(rows[mine], headers, records, rtype)
+        leaves[mine] = _filled(leaves[mine], headers, _little(rows[mine], headers, records), rtype)
+    return leaves
+
+
+def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> None:
+    """A row and the record that it leads to speak of the same block."""
+    wrong = headers["object"] != rows["object"]
+    if rtype == RecordType.WRITE:
+        wrong |= headers["offset"] != rows["offset"]
+    if wrong.any():
+        raise Damaged(f"{records.where(rows[np.flatnonzero(wrong)[0]])}: the record is of another block")
+
+
+def _little(rows: Array, headers: Array, records: Records) -> Array:
+    """Whether each block is in little-endian byte order."""
+    big = np.array([records.byteorder(row) == "big" for row in rows[_firsts(rows["segment"])]], bool)
+    _, index = np.unique(rows["segment"], return_inverse=True)
+    return np.asarray(~big[index] ^ (headers["flags"] & RecordFlag.RAW_BYTESWAP > 0))
+
+
+def _firsts(values: Array) -> Array:
+    return np.unique(values, return_index=True)[1]
+
+
+def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> Array:
+    logical = headers["logical_size" if rtype == RecordType.WRITE else "length"]
+    physical = np.where(headers["compressed_size"] > 0, headers["compressed_size"], logical)
+    wrong = (physical != leaves["size"].astype(np.uint64) - HEADER) & (headers["compressed_size"] > 0)
+    if wrong.any() or (logical < 512).any():
+        raise Damaged(f"object {leaves['object'][0]}: a block is not as long as its record says")
+    leaves["logical"] = logical
+    leaves["compression"] = headers["compressiontype"]
+    leaves["type"] = headers["type"]
+    leaves["salt"] = np.ascontiguousarray(headers["salt"]).view("V8").reshape(-1)
+    leaves["iv"] = np.ascontiguousarray(headers["iv"]).view("V12").reshape(-1)
+    leaves["pointer"]["prop"] = _prop(headers, logical, physical, little)
+    leaves["pointer"]["mac"] = np.ascontiguousarray(headers["mac"]).view("V16").reshape(-1)
+    return leaves
+
+
+def _prop(headers: Array, logical: Array, physical: Array, little: Array) -> Array:
+    """format.dnode.pointer_prop() in columns."""
+    one = np.uint64(1)
+    prop = ((logical >> np.uint64(9)) - one) & np.uint64(0xFFFF)
+    prop |= (((physical >> np.uint64(9)) - one) & np.uint64(0xFFFF)) << np.uint64(16)
+    prop |= headers["compressiontype"].astype(np.uint64) << np.uint64(32)
+    prop |= headers["type"].astype(np.uint64) << np.uint64(48)
+    prop |= one << np.uint64(61)
+    return np.asarray(prop | little.astype(np.uint64) << np.uint64(63))
+
+
+class State:
+    """Chunks of one dataset's state, folded as they are asked for."""
+
+    def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
+        self._timeline = timeline
+        self._runs = runs
+        self.records = Records(timeline)
+        self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
+        self._chunks: OrderedDict[int, Chunk] = OrderedDict()
+
+    def chunk(self, index: int) -> Chunk:
+        found = self._chunks.get(index)
+        if found is None:
+            low, high = self._marks[index], self._marks[index + 1]
+            found = Chunk(self._timeline.state(self._runs, low, high), self.records)
+            self._chunks[index] = found
+            if len(self._chunks) > CHUNKS:
+                self._chunks.popitem(last=False)
+        self._chunks.move_to_end(index)
+        return found
+
+    def over(self, low: Key, high: Key) -> Iterator[Chunk]:
+        """The chunks with rows between two keys, in order."""
+        first = bisect_right(self._marks, low) - 1
+        last = bisect_left(self._marks, high)
+        for index in range(max(first, 0), min(last, len(self._marks) - 1)):
+            yield self.chunk(index)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All of them."""
+        for index in range(len(self._marks) - 1):
+            yield self.chunk(index)
+
+    def ranges(self) -> Array:
+        """The metadnode's blocks, all of them, without looking at what lies in them."""
+        state = NOTHING
+        for run in self._runs:
+            parts = ({name: s.rows(name) for name in ("ranges", "freed")} for s in self._timeline.segments(run))
+            state = merge(state, concat(replace(NOTHING, **part) for part in parts))
+        return state.ranges
+
+    def leaves(self, number: int, first: int, end: int) -> Array:
+        """An object's blocks with first <= offset < end."""
+        found = []
+        for chunk in self.over((number, first), (number, end)):
+            found.append(_between(chunk, number, first, min(end, LAST[1])))
+        return np.concatenate(found) if found else np.empty(0, LEAF)
+
+
+def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:
+    blocks = chunk.table.blocks
+    ends = np.array([[number, first], [number, end]], np.uint64)
+    low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
+    return chunk.leaves[low:high]
+

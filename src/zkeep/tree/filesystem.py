@@ -1,0 +1,274 @@
+"""A filesystem as paths: folders, files, links, and what is known of each. Names are bytes.
+
+Source: OpenZFS module/zfs/zfs_dir.c, module/os/linux/zfs/zfs_vfsops.c zfsvfs_init(), zfs_znode.h ZFS_DIRENT_*.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from zkeep.errors import Refused
+from zkeep.format import sa
+from zkeep.format.dnode import Dnode
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.records import ByteOrder
+from zkeep.format.zap import BadZap, Zap
+from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs, znode_of
+from zkeep.tree.objects import Content, Objects
+
+MASTER = 1
+OBJECT_BITS = (1 << 48) - 1
+MAX_LINKS = 40
+MAX_TARGET = 1 << 16
+MAX_XATTR = 16 << 20
+BLOCKS = 256
+"ZAP blocks that are held."
+
+
+class BadTree(Refused):
+    """Authentic, but no filesystem that OpenZFS would have written."""
+
+
+class NoSuchFile(Refused):
+    """There is nothing of this path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """An entry of a folder: `kind` as in d_type, 0 if the folder does not say."""
+
+    name: bytes
+    number: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A stretch of a file that is no hole."""
+
+    offset: int
+    content: Content
+
+
+class Filesystem:
+    """Read-only view of a snapshot's files.
+
+    Raises (all methods):
+        BadTree: what is stored makes no sense.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self._blocks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    # What the dataset says of itself
+
+    @cached_property
+    def master(self) -> dict[str, int]:
+        """ROOT, VERSION, SA_ATTRS, DELETE_QUEUE, normalization, casesensitivity, utf8only, ..."""
+        entries = self._entries(MASTER)
+        return {name.decode("latin-1"): value for name, value in entries.items() if value is not None}
+
+    def _entries(self, number: int) -> dict[bytes, int | None]:
+        try:
+            return {e.name: e.number if e.width == 8 and len(e.data) == 8 else None for e in self.zap(number)}
+        except BadZap as error:
+            raise BadTree(f"object {number}: {error}") from None
+
+    @cached_property
+    def root(self) -> int:
+        if "ROOT" not in self.master:
+            raise BadTree("the filesystem has no root")
+        return self.master["ROOT"]
+
+    @cached_property
+    def _schema(self) -> sa.Schema:
+        """An empty one for filesystems that have no system attributes."""
+        number = self.master.get("SA_ATTRS")
+        if not number:
+            return sa.Schema([], [])
+        master = self._entries(number)
+        registry, layouts = master.get(b"REGISTRY"), master.get(b"LAYOUTS")
+        try:
+            return sa.Schema(self.zap(registry) if registry else [], self.zap(layouts) if layouts else [])
+        except (BadZap, sa.BadAttributes) as error:
+            raise BadTree(f"system attributes: {error}") from None
+
+    def zap(self, number: int) -> Zap:
+        """Raises BadZap if it is none."""
+        return Zap(partial(self._block, number), self.objects.dnode(number).blksz)
+
+    def _block(self, number: int, block: int) -> bytes:
+        found = self._blocks.get((number, block))
+        if found is None:
+            found = self.objects.read_block(number, block)
+            self._blocks[number, block] = found
+            if len(self._blocks) > BLOCKS:
+                self._blocks.popitem(last=False)
+        return found
+
+    # Files
+
+    def znode(self, number: int) -> Znode:
+        """What is known of an object that is a file, a folder or the like."""
+        dnode = self.objects.dnode(number)
+        try:
+            attributes, order = self._attributes(dnode)
+        except sa.BadAttributes as error:
+            raise BadTree(f"object {number}: {error}") from None
+        node = znode_of(number, attributes, order)
+        if node.is_link and node.target is None:
+            node = replace(node, target=self._long_target(node))
+        return node
+
+    def _attributes(self, dnode: Dnode) -> tuple[sa.Attributes, ByteOrder]:
+        if dnode.bonustype == ObjectType.ZNODE:
+            return sa.decode_legacy(dnode.bonus), dnode.byteorder
+        if dnode.bonustype != ObjectType.SA:
+            raise BadTree(f"object {dnode.number} is no file")
+        attributes, order = self._schema.decode(dnode.bonus)
+        if dnode.has_spill:
+            spill = self.objects.spill_of(dnode.number)
+            if spill is not None:
+                attributes |= self._schema.decode(spill)[0]
+        return attributes, order
+
+    def _long_target(self, node: Znode) -> bytes:
+        """Of filesystems before ZPL version 5: a target too long for the znode lies in the file's first block."""
+        if node.size > MAX_TARGET:
+            raise BadTree(f"object {node.number}: a link of {node.size} bytes")
+        return self.read(node, 0, node.size)
+
+    def names(self, folder: int) -> Iterator[Name]:
+        """The entries of a folder, in no order; without `.` and `..`."""
+        try:
+            for entry in self.zap(folder):
+                value = entry.number
+                if entry.name in (b".", b"..") or b"/" in entry.name or not entry.name:
+                    raise BadTree(f"folder {folder}: there is an entry {entry.name!r}")
+                yield Name(entry.name, value & OBJECT_BITS, value >> 60)
+        except BadZap as error:
+            raise BadTree(f"folder {folder}: {error}") from None
+
+    def find(self, folder: int, name: bytes) -> Name | None:
+        """The entry of exactly this name."""
+        try:
+            entry = self.zap(folder).get(name)
+            return Name(name, entry.number & OBJECT_BITS, entry.number >> 60) if entry else None
+        except BadZap as error:
+            raise BadTree(f"folder {folder}: {error}") from None
+
+    def lookup(self, path: bytes, *, follow: bool = False) -> Znode:
+        """The object of a path from the root; symbolic links on the way are followed inside the filesystem.
+
+        Raises:
+            NoSuchFile: there is none.
+        """
+        return self._walk(self.root, path, follow, [MAX_LINKS], path)
+
+    def _walk(self, start: int, path: bytes, follow: bool, links: list[int], whole: bytes) -> Znode:
+        trail = [start]
+        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+        node = self.znode(start)
+        while parts:
+            part = parts.pop(0)
+            if part == b"..":
+                trail = trail[:-1] or [self.root]
+                node = self.znode(trail[-1])
+                continue
+            found = self.find(trail[-1], part) if node.is_folder else None
+            if found is None:
+                raise NoSuchFile(f"{shown(whole)}: no such file or directory")
+            node = self.znode(found.number)
+            if node.is_link and (parts or follow):
+                links[0] -= 1
+                if links[0] < 0:
+                    raise NoSuchFile(f"{shown(whole)}: too many symbolic links")
+                target = node.target or b""
+                trail = [self.root] if target.startswith(b"/") else trail
+                parts = [p for p in target.split(b"/") if p not in (b"", b".")] + parts
+                node = self.znode(trail[-1])
+            else:
+                trail.append(found.number)
+        return node
+
+    def path_of(self, number: int) -> bytes:
+        """A path that leads to an object; BadTree if it is not found. For telling of trouble, not for speed."""
+        parts: list[bytes] = []
+        at = number
+        while at != self.root and len(parts) < 1024:
+            parent = self.znode(at).parent
+            name = next((n.name for n in self.names(parent) if n.number == at), None)
+            if name is None:
+                raise BadTree(f"object {number} has no path")
+            parts.insert(0, name)
+            at = parent
+        return b"/".join(parts)
+
+    def walk(self, folder: int, path: bytes = b"") -> Iterator[tuple[bytes, Name]]:
+        """Everything below a folder, folders before what they hold; names sorted."""
+        stack = [iter(self.sorted_names(folder, path))]
+        while stack:
+            item = next(stack[-1], None)
+            if item is None:
+                stack.pop()
+                continue
+            yield item
+            if self.is_folder(item[1]):
+                stack.append(iter(self.sorted_names(item[1].number, item[0])))
+                if len(stack) > 4096:
+                    raise BadTree("folders lie in one another without an end")
+
+    def sorted_names(self, folder: int, path: bytes = b"") -> list[tuple[bytes, Name]]:
+        """Paths and entries of a folder, by name."""
+        prefix = path + b"/" if path else b""
+        return [(prefix + n.name, n) for n in sorted(self.names(folder), key=lambda n: n.name)]
+
+    def is_folder(self, name: Name) -> bool:
+        if name.kind:
+            return name.kind == stat.S_IFDIR >> 12
+        return self.znode(name.number).is_folder
+
+    # Content
+
+    def read(self, node: Znode, start: int, size: int) -> bytes:
+        """Bytes of a file, holes as zeros; fewer where it ends."""
+        end = min(start + size, node.size)
+        out = bytearray(max(end - start, 0))
+        for offset, content in self.objects.data(node.number, start, end):
+            low, high = max(offset, start), min(offset + len(content), end)
+            out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
+        return bytes(out)
+
+    def extents(self, node: Znode) -> Iterator[Extent]:
+        """What a file holds, without its holes, cut off at its size."""
+        for offset, content in self.objects.data(node.number, 0, node.size):
+            if offset + len(content) > node.size:
+                yield Extent(offset, memoryview(content)[: node.size - offset])
+            else:
+                yield Extent(offset, content)
+
+    def xattrs(self, node: Znode) -> dict[bytes, bytes]:
+        """Extended attributes as Linux shows them: those in the inode, and those that are files of their own."""
+        try:
+            stored = unpack_xattrs(node.packed_xattrs)
+        except sa.BadAttributes as error:
+            raise BadTree(f"object {node.number}: {error}") from None
+        if node.xattr_folder:
+            for entry in self.names(node.xattr_folder):
+                each = self.znode(entry.number)
+                if each.size > MAX_XATTR:
+                    raise BadTree(f"object {each.number}: an extended attribute of {each.size} bytes")
+                stored.setdefault(entry.name, self.read(each, 0, each.size))
+        named = ((shown_xattr(name), value) for name, value in stored.items())
+        return {name: value for name, value in named if name is not None}
+
+
+def shown(path: bytes) -> str:
+    """A path for a person: printable, whatever it holds."""
+    text = path.decode("utf-8", "surrogateescape")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "/"

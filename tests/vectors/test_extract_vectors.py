@@ -1,0 +1,71 @@
+"""As root, what is extracted equals the manifest in every field."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manifests import Case, Files, cases, differences, received, snapshots, told
+from test_open_vectors import KINDS
+
+from zkeep.restore.extract import Extraction, Options, extract_volume
+from zkeep.restore.opened import Opened
+from zkeep.tree.filesystem import Filesystem
+from zkeep.tree.volume import Volume
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make owners and devices")
+
+
+def looked_at(top: Path) -> Files:
+    """What lies in a folder, as a manifest tells it."""
+    root = os.fsencode(top)
+    paths = [root]
+    for folder, folders, files in os.walk(root):
+        paths += [os.path.join(folder, name) for name in [*folders, *files]]
+    return {os.fsdecode(os.path.relpath(path, root)): _entry(path) for path in paths}
+
+
+def _entry(path: bytes) -> dict[str, Any]:
+    status = os.lstat(path)
+    kind = KINDS[stat.S_IFMT(status.st_mode)]
+    entry: dict[str, Any] = {
+        "type": kind,
+        "mode": f"{stat.S_IMODE(status.st_mode):o}",
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+        "mtime_ns": status.st_mtime_ns,
+        "nlink": status.st_nlink,
+    }
+    if kind == "file":
+        with open(path, "rb") as source:
+            entry |= {"size": status.st_size, "sha256": hashlib.file_digest(source, "sha256").hexdigest()}
+    if kind == "symlink":
+        entry["target"] = os.fsdecode(os.readlink(path))
+    if kind in ("chr", "blk"):
+        entry["rdev"] = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    names = os.listxattr(path, follow_symlinks=False)
+    if names:
+        entry["xattrs"] = {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
+    return entry
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_what_is_extracted_is_what_the_kernel_showed(case: Case, tmp_path: Path) -> None:
+    with received(case, tmp_path) as pool:
+        for number, (snapshot, want) in enumerate(snapshots(pool, case)):
+            target = tmp_path / str(number)
+            with Opened(pool, snapshot, case.key) as opened:
+                if opened.is_volume:
+                    path = Path(extract_volume(Volume(opened), str(target), "image"))
+                    assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
+                    continue
+                work = Extraction(Filesystem(opened), Options())
+                work.everything(str(target))
+            long = {path for path in want["files"] if any(len(os.fsencode(part)) > 255 for part in path.split("/"))}
+            assert bool(work.skipped.counts) == bool(long)
+            kept = {path: entry for path, entry in told(want["files"]).items() if path not in long}
+            assert differences(looked_at(target), kept) == []

@@ -1,0 +1,285 @@
+"""P5: only authenticated bytes leave, whatever a store did to a snapshot.
+
+Each forgery is a stream with right checksums, so that a pool takes it in without a word; the key tells.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forgeries import Record, put_together, taken_apart
+from manifests import DATA, Case, cases
+from test_open_vectors import seen
+
+from zkeep.errors import Damaged, NotAuthentic
+from zkeep.format.records import Object, ObjectRange, RecordType, Write
+from zkeep.pool.model import Pool
+from zkeep.pool.receive import ReceiveOptions, receive
+from zkeep.restore.opened import Opened
+from zkeep.restore.verify import verify
+from zkeep.tree.filesystem import Filesystem
+
+NAME = "ccm192-lzjb-8k"
+Forge = Callable[[list[Record]], list[Record]]
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return next(case for case in cases() if case.name == f"{NAME}-composed")
+
+
+def full() -> list[Record]:
+    return taken_apart((DATA / "chains" / f"{NAME}.full-s0.zfs").read_bytes())
+
+
+def increment() -> list[Record]:
+    return taken_apart((DATA / "chains" / f"{NAME}.inc-s0-s1.zfs").read_bytes())
+
+
+def all_from(pool: Pool, case: Case) -> None:
+    """Open, verify, and read everything of every snapshot."""
+    for found in pool.all_snapshots().values():
+        for snapshot in found:
+            with Opened(pool, snapshot, case.key) as opened:
+                verify(opened)
+            with Opened(pool, snapshot, case.key) as opened:
+                seen(Filesystem(opened))
+
+
+def pool_with(path: Path, *streams: bytes) -> Pool:
+    pool = Pool.create(path / "pool", "v", {"blind": "off"})
+    for stream in streams:
+        receive(pool, io.BytesIO(stream), "v/x", ReceiveOptions(force=True))
+    return pool
+
+
+def of(records: list[Record], rtype: RecordType) -> list[int]:
+    return [i for i, record in enumerate(records) if record.type == rtype]
+
+
+def test_what_was_not_forged_is_authentic(case: Case, tmp_path: Path) -> None:
+    with pool_with(tmp_path, put_together(full()), put_together(increment())) as pool:
+        all_from(pool, case)
+
+
+# Forgeries
+
+
+def swap_blocks_of_a_file(records: list[Record]) -> list[Record]:
+    """Two blocks of one file change places, each with its own salt, IV and MAC."""
+    writes = of(records, RecordType.WRITE)
+    for a, b in pairwise(writes):
+        one, two = records[a].header, records[b].header
+        assert isinstance(one, Write)
+        assert isinstance(two, Write)
+        alike = (one.object, one.logical_size, one.type) == (two.object, two.logical_size, two.type)
+        if alike and one.mac != two.mac:
+            first, second = records[a].payload, records[b].payload
+            records[a].put(replace(two, offset=one.offset), second)
+            records[b].put(replace(one, offset=two.offset), first)
+            return records
+    raise AssertionError("no two blocks to swap")
+
+
+def swap_blocks_of_two_files(records: list[Record]) -> list[Record]:
+    firsts: dict[tuple[int, int, int], int] = {}
+    for i in of(records, RecordType.WRITE):
+        header = records[i].header
+        assert isinstance(header, Write)
+        shape = header.type, header.logical_size, header.compressed_size
+        other = firsts.setdefault(shape, i)
+        before = records[other].header
+        assert isinstance(before, Write)
+        if before.object != header.object:
+            mine, theirs = records[i].payload, records[other].payload
+            records[i].put(replace(before, object=header.object, offset=header.offset), theirs)
+            records[other].put(replace(header, object=before.object, offset=before.offset), mine)
+            return records
+    raise AssertionError("no two blocks to swap")
+
+
+def drop_a_block(records: list[Record]) -> list[Record]:
+    del records[of(records, RecordType.WRITE)[-1]]
+    return records
+
+
+def drop_a_file(records: list[Record]) -> list[Record]:
+    number = records[of(records, RecordType.OBJECT)[-1]].object
+    return [r for r in records if r.object != number or r.type == RecordType.OBJECT_RANGE]
+
+
+def truncate_the_dataset(records: list[Record]) -> list[Record]:
+    """The last block of dnodes and all that belongs to it is gone."""
+    first = records[of(records, RecordType.OBJECT_RANGE)[-1]].object
+    return [r for r in records if r.object < first]
+
+
+def change_the_size_in_a_dnode(records: list[Record]) -> list[Record]:
+    at = _last_with_bonus(records)
+    header = records[at].header
+    assert isinstance(header, Object)
+    records[at].put(replace(header, bonuslen=header.bonuslen - 8))
+    return records
+
+
+def flip_a_bonus(records: list[Record]) -> list[Record]:
+    records[_last_with_bonus(records)].content[-9] ^= 1
+    return records
+
+
+def _last_with_bonus(records: list[Record]) -> int:
+    return [i for i in of(records, RecordType.OBJECT) if records[i].payload][-1]
+
+
+def change_a_compression(records: list[Record]) -> list[Record]:
+    """A block that is compressed is said to be as it is."""
+    for i in of(records, RecordType.WRITE):
+        header = records[i].header
+        assert isinstance(header, Write)
+        if header.compressiontype == 3:
+            records[i].put(replace(header, compressiontype=15))
+            return records
+    raise AssertionError("no compressed block")
+
+
+def change_a_mac(records: list[Record]) -> list[Record]:
+    at = of(records, RecordType.WRITE)[-1]
+    header = records[at].header
+    assert isinstance(header, Write)
+    records[at].put(replace(header, mac=bytes([header.mac[0] ^ 1]) + header.mac[1:]))
+    return records
+
+
+def change_a_range(records: list[Record]) -> list[Record]:
+    at = of(records, RecordType.OBJECT_RANGE)[-1]
+    header = records[at].header
+    assert isinstance(header, ObjectRange)
+    records[at].put(replace(header, mac=bytes([header.mac[0] ^ 1]) + header.mac[1:]))
+    return records
+
+
+def change_a_salt(records: list[Record]) -> list[Record]:
+    at = of(records, RecordType.WRITE)[-1]
+    header = records[at].header
+    assert isinstance(header, Write)
+    records[at].put(replace(header, salt=bytes(8)))
+    return records
+
+
+FORGERIES: list[Forge] = [
+    swap_blocks_of_a_file,
+    swap_blocks_of_two_files,
+    drop_a_block,
+    drop_a_file,
+    truncate_the_dataset,
+    change_the_size_in_a_dnode,
+    flip_a_bonus,
+    change_a_compression,
+    change_a_mac,
+    change_a_range,
+    change_a_salt,
+]
+
+
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+def test_p5_a_forged_snapshot_is_told_from_an_authentic_one(forge: Forge, case: Case, tmp_path: Path) -> None:
+    with pool_with(tmp_path, put_together(forge(full()))) as pool, pytest.raises(NotAuthentic) as caught:
+        all_from(pool, case)
+    assert caught.value.status == 4
+
+
+@pytest.mark.parametrize("rtype", [RecordType.OBJECT, RecordType.WRITE, RecordType.OBJECT_RANGE], ids=lambda t: t.name)
+def test_p5_what_an_increment_brought_cannot_be_rolled_back(rtype: RecordType, case: Case, tmp_path: Path) -> None:
+    """The increment keeps the older dnode, block or seal of what it changes."""
+    old = {_place(r): r for r in full()}
+    new = increment()
+    rolled = 0
+    for record in new:
+        before = old.get(_place(record))
+        changed = before is not None and (rtype == RecordType.OBJECT_RANGE or before.payload != record.payload)
+        if before is not None and record.type == rtype and changed and not rolled:
+            record.content[:] = before.content
+            rolled += 1
+    if not rolled:
+        pytest.skip("the increment rewrites none")
+    guid = new[0].header
+    for record in new[1:]:
+        record.put(replace(record.header, toguid=guid.toguid))  # type: ignore[attr-defined, call-arg]
+    with pool_with(tmp_path, put_together(full()), put_together(new)) as pool, pytest.raises(NotAuthentic):
+        all_from(pool, case)
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    return record.type, record.object, getattr(record.header, "offset", 0)
+
+
+# Damage on the disk
+
+
+def _segments(pool: Pool) -> Iterator[Path]:
+    yield from sorted((pool.path / "segments").glob("*/*"))
+
+
+def test_p5_no_flipped_byte_gives_wrong_bytes(case: Case, tmp_path: Path) -> None:
+    import random
+
+    from zkeep.errors import ZkeepError
+
+    dice = random.Random(5)
+    with pool_with(tmp_path, put_together(full()), put_together(increment())) as pool:
+        snapshots = [s for found in pool.all_snapshots().values() for s in found]
+        with_truth = []
+        for snapshot in snapshots:
+            with Opened(pool, snapshot, case.key) as opened:
+                with_truth.append((snapshot, seen(Filesystem(opened))))
+        files = list(_segments(pool))
+        caught, odd = 0, []
+        for _ in range(150):
+            path = dice.choice(files)
+            at = dice.randrange(path.stat().st_size)
+            with _flipped(path, at, 1 << dice.randrange(8)):
+                for snapshot, truth in with_truth:
+                    try:
+                        with Opened(pool, snapshot, case.key) as opened:
+                            assert seen(Filesystem(opened)) == truth
+                    except ZkeepError as error:
+                        odd += [str(error)] * (error.status not in (3, 4))
+                        caught += 1
+        assert caught > 100
+        assert not odd
+
+
+class _flipped:  # noqa: N801
+    def __init__(self, path: Path, at: int, mask: int) -> None:
+        self._path, self._at, self._mask = path, at, mask
+
+    def _flip(self) -> None:
+        self._path.chmod(0o600)
+        with self._path.open("r+b") as target:
+            target.seek(self._at)
+            byte = target.read(1)[0]
+            target.seek(self._at)
+            target.write(bytes([byte ^ self._mask]))
+
+    def __enter__(self) -> None:
+        self._flip()
+
+    def __exit__(self, *_: object) -> None:
+        self._flip()
+
+
+def test_damage_is_told_from_forgery(case: Case, tmp_path: Path) -> None:
+    """A flipped byte of a stored block is damage of the disk: exit status 3, not 4."""
+    records = full()
+    with pool_with(tmp_path, put_together(records)) as pool:
+        path = next(_segments(pool))
+        content = path.read_bytes()
+        at = content.index(records[of(records, RecordType.WRITE)[-1]].payload)
+        with _flipped(path, at, 1), pytest.raises(Damaged):
+            all_from(pool, case)

@@ -1,0 +1,90 @@
+"""Every snapshot that a key opens shows what the kernel's mount of it showed, in every field."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manifests import Case, Files, cases, differences, received, snapshots, told
+
+from zkeep.restore.opened import Opened
+from zkeep.tree.filesystem import Filesystem
+from zkeep.tree.volume import Volume
+
+CASES = cases()
+KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "chr",
+    stat.S_IFBLK: "blk",
+}
+
+
+def seen(filesystem: Filesystem) -> Files:
+    """All paths of a filesystem, as a manifest tells them."""
+    paths = [(b".", filesystem.root), *((path, name.number) for path, name in filesystem.walk(filesystem.root))]
+    return {path.decode("utf-8", "surrogateescape"): _entry(filesystem, number) for path, number in paths}
+
+
+def _entry(filesystem: Filesystem, number: int) -> dict[str, Any]:
+    node = filesystem.znode(number)
+    kind = KINDS[stat.S_IFMT(node.mode)]
+    entry: dict[str, Any] = {
+        "type": kind,
+        "mode": f"{stat.S_IMODE(node.mode):o}",
+        "uid": node.uid,
+        "gid": node.gid,
+        "mtime_ns": node.mtime,
+        "nlink": node.links,
+    }
+    if kind == "file":
+        digest, at = hashlib.sha256(), 0
+        for extent in filesystem.extents(node):
+            _zeros(digest, extent.offset - at)
+            digest.update(extent.content)
+            at = extent.offset + len(extent.content)
+        _zeros(digest, node.size - at)
+        entry |= {"size": node.size, "sha256": digest.hexdigest()}
+    if kind == "symlink":
+        entry["target"] = (node.target or b"").decode("utf-8", "surrogateescape")
+    if kind in ("chr", "blk"):
+        entry["rdev"] = "{}:{}".format(*node.device)
+    xattrs = filesystem.xattrs(node)
+    if xattrs:
+        entry["xattrs"] = {name.decode("utf-8", "surrogateescape"): value.hex() for name, value in xattrs.items()}
+    return entry
+
+
+def _zeros(digest: Any, count: int) -> None:
+    while count > 0:
+        digest.update(bytes(min(count, 1 << 20)))
+        count -= 1 << 20
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_key_opens_is_what_the_kernel_showed(case: Case, tmp_path: Path) -> None:
+    with received(case, tmp_path) as pool:
+        expected = snapshots(pool, case)
+        assert expected
+        for snapshot, want in expected:
+            with Opened(pool, snapshot, case.key) as opened:
+                if opened.is_volume:
+                    check_volume(Volume(opened), want)
+                else:
+                    assert differences(seen(Filesystem(opened)), told(want["files"])) == []
+
+
+def check_volume(volume: Volume, want: dict[str, Any]) -> None:
+    digest, at = hashlib.sha256(), 0
+    for extent in volume.extents():
+        _zeros(digest, extent.offset - at)
+        digest.update(extent.content)
+        at = extent.offset + len(extent.content)
+    _zeros(digest, volume.size - at)
+    assert (volume.size, digest.hexdigest()) == (int(want["volsize"]), want["sha256"])
