@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -39,6 +40,8 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def keys_from(locations: Sequence[str]) -> GetKey:
     """Whichever of the named keys opens a snapshot; asks a person where none is named and one is there."""
+    if find_spec("cryptography") is None:
+        raise Refused("opening snapshots needs the ciphers, which are not installed: pip install 'zkeep[open]'")
     from zkeep.crypto.unwrap import first_that_opens
 
     materials = [_read_key(location) for location in locations if location != "prompt"]
