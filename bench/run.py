@@ -5,7 +5,8 @@
     python bench/run.py --folder /srv/scratch --scale 0.1     smaller streams, for a try
 
 Each figure is the median of --rounds runs (3). Where two things are compared they run in turns, and the ratio is the
-median of the rounds' ratios, so that a noisy disk hits both. Memory is the peak of the process (getrusage).
+median of the rounds' ratios, so that a noisy disk hits both. "CPU a GB" and figures in parentheses are CPU seconds of
+all threads, which a busy machine disturbs less. Memory is the peak of the process (getrusage).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -26,13 +28,15 @@ from typing import NamedTuple
 ZKEEP = [sys.executable, "-m", "zkeep"]
 MAKE = [sys.executable, str(Path(__file__).parent / "makestream.py")]
 """A process of its own: the peak memory of a child counts what its parent had when it began."""
-KERNELS = {"compiled": {}, "numpy": {"ZKEEP_KERNEL": "numpy"}}
+KERNELS: dict[str, dict[str, str]] = {"compiled": {}, "numpy": {"ZKEEP_KERNEL": "numpy"}}
 
 
 class Cost(NamedTuple):
     seconds: float
     megabytes: float
     """Peak memory."""
+    cpu: float
+    """Seconds of all threads."""
 
 
 class Bench:
@@ -44,20 +48,32 @@ class Bench:
         self.scale = scale
         os.environ["ZKEEP_HOME"] = str(folder / "home")
 
-    def run(self, command: Sequence[str], source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
+    def run(
+        self,
+        command: Sequence[str],
+        source: Path | None = None,
+        sink: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Cost:
         """One process from start to end, with its streams from and to files."""
         with open(source or os.devnull, "rb") as stdin, open(sink or os.devnull, "wb") as stdout:
             began = time.perf_counter()
-            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, env={**os.environ, **env})
+            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, env={**os.environ, **(env or {})})
             _, status, usage = os.wait4(child.pid, 0)
             seconds = time.perf_counter() - began
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise SystemExit(f"{' '.join(command)}: exit status {child.returncode}")
-        return Cost(seconds, usage.ru_maxrss / 1024)
+        return Cost(seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
 
-    def zkeep(self, line: str, source: Path | None = None, sink: Path | None = None, **env: str) -> Cost:
-        return self.run([*ZKEEP, *line.split()], source, sink, **env)
+    def zkeep(
+        self,
+        line: str,
+        source: Path | None = None,
+        sink: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Cost:
+        return self.run([*ZKEEP, *line.split()], source, sink, env)
 
     @contextmanager
     def pool(self) -> Iterator[None]:
@@ -98,7 +114,7 @@ class Bench:
 class Table:
     title: str
     head: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
     def __str__(self) -> str:
         lines = [f"| {' | '.join(row)} |" for row in (self.head, ["---"] * len(self.head), *self.rows)]
@@ -114,9 +130,18 @@ def _rate(size: int, seconds: float) -> str:
     return f"{size / seconds / 1e9:.2f} GB/s"
 
 
-def _measure(bench: Bench, task: Callable[[], Cost]) -> tuple[float, float]:
-    costs = [task() for _ in range(bench.rounds)]
-    return median(c.seconds for c in costs), max(c.megabytes for c in costs)
+def _measure(bench: Bench, task: Callable[[], Cost]) -> Cost:
+    return _sum_up([task() for _ in range(bench.rounds)])
+
+
+def _sum_up(costs: Sequence[Cost]) -> Cost:
+    """Medians, and the highest peak."""
+    return Cost(median(c.seconds for c in costs), max(c.megabytes for c in costs), median(c.cpu for c in costs))
+
+
+def _ends(size: int, cost: Cost) -> list[str]:
+    """The last columns: CPU seconds a GB, peak MB."""
+    return [f"{cost.cpu / size * 1e9:.2f} s", f"{cost.megabytes:.0f}"]
 
 
 def receive(bench: Bench) -> Iterator[Table]:
@@ -125,7 +150,7 @@ def receive(bench: Bench) -> Iterator[Table]:
     for megabytes, record in ((2048, 131072), (1024, 4096)):
         with bench.stream(bench.sized(megabytes), record) as path:
             rows += [_receive(bench, path, record, kernel) for kernel in KERNELS]
-    head = ["records", "kernel", "zkeep receive", "records/s", "dd conv=fsync", "ratio", "peak MB"]
+    head = ["records", "kernel", "zkeep receive", "records/s", "dd conv=fsync", "ratio", "CPU a GB", "peak MB"]
     yield Table("Receive", head, rows)
 
 
@@ -135,7 +160,7 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
     for _ in range(bench.rounds):
         with bench.pool():
             _settle()
-            costs.append(bench.zkeep("receive b/data", path, **KERNELS[kernel]))
+            costs.append(bench.zkeep("receive b/data", path, env=KERNELS[kernel]))
         copy = bench.folder / "copy"
         _settle()
         yards.append(bench.run(["dd", f"if={path}", f"of={copy}", "bs=1M", "conv=fsync", "status=none"]))
@@ -143,8 +168,8 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
     mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
     ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
     count = f"{size // (record + 312) / mine:,.0f}"
-    memory = f"{max(c.megabytes for c in costs):.0f}"
-    return [f"{record // 1024} KiB", kernel, _rate(size, mine), count, _rate(size, theirs), f"{ratio:.2f}", memory]
+    row = [f"{record // 1024} KiB", kernel, _rate(size, mine), count, _rate(size, theirs), f"{ratio:.2f}"]
+    return [*row, *_ends(size, _sum_up(costs))]
 
 
 def send(bench: Bench) -> Iterator[Table]:
@@ -158,13 +183,14 @@ def send(bench: Bench) -> Iterator[Table]:
             with bench.increment(size, record, 1) as change:
                 bench.zkeep("receive b/data", change)
             rows.append(_send(bench, path, record, "b/data@s1", "put together"))
-    yield Table("Send", ["records", "stream", "zkeep send", "cat", "ratio", "peak MB"], rows)
+    yield Table("Send", ["records", "stream", "zkeep send", "cat", "ratio", "CPU a GB", "peak MB"], rows)
 
 
 def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Sequence[str]:
     size = path.stat().st_size
     out = bench.folder / "out"
-    costs, yards = [], []
+    costs: list[Cost] = []
+    yards: list[Cost] = []
     for _ in range(bench.rounds):
         for command, kept in (([*ZKEEP, "send", "-w", name], costs), (["cat", str(path)], yards)):
             out.unlink(missing_ok=True)
@@ -173,8 +199,8 @@ def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Sequen
     out.unlink()
     mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
     ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
-    memory = f"{max(c.megabytes for c in costs):.0f}"
-    return [f"{record // 1024} KiB", what, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}", memory]
+    row = [f"{record // 1024} KiB", what, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}"]
+    return [*row, *_ends(size, _sum_up(costs))]
 
 
 def scrub(bench: Bench) -> Iterator[Table]:
@@ -185,9 +211,9 @@ def scrub(bench: Bench) -> Iterator[Table]:
             bench.zkeep("receive b/data", path)
             for kernel, env in KERNELS.items():
                 size = path.stat().st_size
-                seconds, memory = _measure(bench, lambda env=env: bench.zkeep("pool scrub b", **env))
-                rows.append([f"{record // 1024} KiB", kernel, _rate(size, seconds), f"{memory:.0f}"])
-    yield Table("Scrub", ["records", "kernel", "zkeep pool scrub", "peak MB"], rows)
+                cost = _measure(bench, partial(bench.zkeep, "pool scrub b", env=env))
+                rows.append([f"{record // 1024} KiB", kernel, _rate(size, cost.seconds), *_ends(size, cost)])
+    yield Table("Scrub", ["records", "kernel", "zkeep pool scrub", "CPU a GB", "peak MB"], rows)
 
 
 def increments(bench: Bench) -> Iterator[Table]:
@@ -202,8 +228,9 @@ def increments(bench: Bench) -> Iterator[Table]:
         first = first or seconds
         memory = f"{max(base.megabytes, *(c.megabytes for c in costs)):.0f}"
         ratio = f"{seconds / first:.2f}"
-        rows.append([f"{size * 2048:,}", f"{base.seconds:.1f} s", f"{seconds:.2f} s", ratio, memory])
-    yield Table("Increments", ["records there", "first receive", "1,000 changed", "ratio", "peak MB"], rows)
+        cpu = f"{median(c.cpu for c in costs):.2f} s"
+        rows.append([f"{size * 2048:,}", f"{base.seconds:.1f} s", f"{seconds:.2f} s", ratio, cpu, memory])
+    yield Table("Increments", ["records there", "first receive", "1,000 changed", "ratio", "CPU", "peak MB"], rows)
 
 
 def _receive_increment(bench: Bench, size: int, number: int) -> Cost:
@@ -218,12 +245,16 @@ def snapshots(bench: Bench) -> Iterator[Table]:
     for count in (10, 1000):
         with bench.pool():
             _fill(bench, count)
-            listed, _ = _measure(bench, lambda: bench.zkeep("list -t all"))
-            short, _ = _measure(bench, lambda: bench.zkeep("list"))
+            listed = _measure(bench, lambda: bench.zkeep("list -t all"))
+            short = _measure(bench, lambda: bench.zkeep("list"))
             names = iter(range(3, count))
-            gone, memory = _measure(bench, lambda names=names: bench.zkeep(f"destroy b/data@s{next(names)}"))
-            rows.append([f"{count:,}", f"{short:.2f} s", f"{listed:.2f} s", f"{gone:.2f} s", f"{memory:.0f}"])
-    yield Table("Snapshots", ["snapshots", "zkeep list", "zkeep list -t all", "zkeep destroy of one", "peak MB"], rows)
+            gone = _measure(bench, partial(_destroy_next, bench, names))
+            rows.append([f"{count:,}", *(f"{c.seconds:.2f} s ({c.cpu:.2f})" for c in (short, listed, gone))])
+    yield Table("Snapshots", ["snapshots", "zkeep list", "zkeep list -t all", "zkeep destroy of one"], rows)
+
+
+def _destroy_next(bench: Bench, names: Iterator[int]) -> Cost:
+    return bench.zkeep(f"destroy b/data@s{next(names)}")
 
 
 def _fill(bench: Bench, count: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vectors.histories import DATA, History, histories
-
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool import destroy, namespace
@@ -69,13 +69,16 @@ class Worker:
             return
         doomed = self.dice.choice(snapshots).doc["name"]
         if self.dice.random() < 0.4:
-            namespace.bookmark(
-                self.pool, SnapshotName.parse(f"{name}@{doomed}"), BookmarkName.parse(f"{name}#b{doomed}")
-            )
+            self.bookmark(name, doomed)
         self.tell("~", f"{name}@{doomed}")
         plan = destroy.plan_snapshots(View(self.pool), DatasetName.parse(name), doomed, destroy.Options())
         destroy.execute(self.pool, plan)
         self.tell("-", f"{name}@{doomed}")
+
+    def bookmark(self, name: str, snapshot: str) -> None:
+        with suppress(Refused):  # a worker killed before may have made it
+            source, made = SnapshotName.parse(f"{name}@{snapshot}"), BookmarkName.parse(f"{name}#b{snapshot}")
+            namespace.bookmark(self.pool, source, made)
 
     def destroy_dataset(self, name: str) -> None:
         names = [str(s.name) for s in self.pool.snapshots(self.pool.dataset(DatasetName.parse(name)))]
@@ -127,4 +130,4 @@ def leftovers(pool: Pool) -> list[str]:
     return files + pool.store.drafts()
 
 
-__all__ = ["Acknowledged", "Refused", "Worker", "leftovers", "sent", "small_history"]
+__all__ = ["Acknowledged", "Worker", "leftovers", "sent", "small_history"]

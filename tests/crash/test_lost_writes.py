@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from crashkit import Acknowledged, Worker, leftovers, small_history
-from recorder import Crash, Recorder
 
+from recorder import Crash, Recorder
 from zkeep.pool import model
 from zkeep.pool.compact import compact
 from zkeep.pool.files import LocalStore

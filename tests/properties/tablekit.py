@@ -1,7 +1,8 @@
 """Small random tables, and a dictionary that does by hand what the merge of tables does in whole arrays.
 
 A table here is built as a stream would: every object lies in a metadnode block that was written, data belong to objects
-of the same table, and an object that was not there before, or had other slots, begins anew.
+of the same table, an object that was not there before, or had other slots, begins anew, and one that went is freed with
+all its slots.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Model:
         for first in [f for f in self.ranges if set(range(f, f + 32)) <= freed]:
             del self.ranges[first]
         for number, (_, slots) in list(self.objects.items()):
-            if number in freed | inner or new & set(range(number + 1, number + slots)):
+            reached = {number} if number in new else set(range(number, number + slots))
+            if reached & (freed | inner) or new & set(range(number + 1, number + slots)):
                 del self.objects[number]
                 self.forget(number, BOTH)
         for row in table.objects:
@@ -137,6 +139,10 @@ def _table(segment: int, txg: tuple[list[Draw], frozenset[int], frozenset[int]],
             chosen[draw.number] = draw
             taken |= span
     freed = (set(lone) - taken) | {n for first in emptied for n in range(first, first + 32)}
+    for number, (_, slots) in model.objects.items():  # a written block tells of every slot of what went
+        span = set(range(number, number + slots))
+        if span & (freed | taken) and number not in chosen:
+            freed |= span - taken
     written = {n // 32 * 32 for n in taken | freed} - set(emptied)
     places = iter(range(segment * 10_000 + 1, segment * 10_000 + 10_000))
 

@@ -92,6 +92,7 @@ def _unpack(path: Path) -> History:
 
 
 def new_pool(path: Path) -> Pool:
+    path.mkdir(parents=True, exist_ok=True)
     return Pool.create(path / "pool", "v", {"blind": "off"})
 
 

@@ -6,7 +6,8 @@ import click
 
 from zkeep.cli import text
 from zkeep.cli.home import opened
-from zkeep.errors import WrongUsage
+from zkeep.cli.main import say
+from zkeep.errors import Damaged, WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool import destroy
 from zkeep.pool.model import Pool
@@ -36,7 +37,8 @@ def destroy_verb(
     """Destroy a dataset, snapshots or a bookmark.
 
     'a%b' means all snapshots from a to b, both included; without a or b, from the first or to the last. What
-    is held stays: all of the request is refused. The disk gets its space back by compaction.
+    is held stays: all of the request is refused. Space goes back to the disk in steps: one follows at once,
+    'zkeep pool compact' does the rest.
 
     \b
         zkeep destroy -nv vault/home@%2025-12-31
@@ -77,7 +79,24 @@ def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_sn
 
 
 def _execute(pool: Pool, plan: destroy.Plan) -> None:
+    gone = {dataset.id for dataset in plan.datasets}
     destroy.execute(pool, plan)
+    give_back(pool, {s.dataset.id for s in plan.snapshots} - gone)
+
+
+def give_back(pool: Pool, dataset_ids: set[int]) -> None:
+    """A bounded step of compaction; what it cannot do now waits for the next one, or 'zkeep pool compact'."""
+    from zkeep.pool.compact import STEP, compact
+
+    left = STEP
+    for dataset_id in sorted(dataset_ids):
+        try:
+            left -= compact(pool, pool.by_id(dataset_id), budget=left).written
+        except (ZkeepError, OSError) as error:  # what was asked for is done
+            if isinstance(error, Damaged):
+                say(f"destroyed, but its space stays: {error}")
+        if left <= 0:
+            return
 
 
 def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:
@@ -86,3 +105,4 @@ def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:
             pool.bookmark(name)
         else:
             destroy.destroy_bookmark(pool, name)
+            give_back(pool, {pool.dataset(name.dataset).id})

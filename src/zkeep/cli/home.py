@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zkeep.errors import WrongUsage
@@ -82,3 +82,12 @@ def datasets_only(names: Iterable[Name], verb: str) -> list[DatasetName]:
 
 def snapshots_only(texts: Iterable[str]) -> list[SnapshotName]:
     return [SnapshotName.parse(text) for text in texts]
+
+
+def widen(fd: int) -> None:
+    """Ask for a large pipe, where there is one and the system can: fewer turns between the two ends."""
+    import fcntl
+
+    if size := getattr(fcntl, "F_SETPIPE_SZ", None):
+        with suppress(OSError):
+            fcntl.fcntl(fd, size, 1 << 20)

@@ -1,4 +1,4 @@
-"""zkeep pool: create, import, export, list, status, scrub, upgrade, destroy."""
+"""zkeep pool: create, import, export, list, status, scrub, compact, upgrade, destroy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from zkeep.cli import asjson, text
-from zkeep.cli.home import registry, settings
+from zkeep.cli.home import registry, settings, wait
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import parse_pool, shown
 from zkeep.pool import lifecycle, properties
@@ -195,13 +195,14 @@ def _scan(pool: Status) -> str:
     took = f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}"
     size = text.nice_bytes(int(done.get("bytes", 0)))
     when = text.date(int(done.get("finished", 0)), with_seconds=True)
-    return f"scrub verified {size} in {took} with {len(done.get('errors', []))} errors on {when}"
+    found = text.count(len(done.get("errors", [])), "error")
+    return f"scrub verified {size} in {took} with {found} on {when}"
 
 
 def _errors(errors: Sequence[object], verbose: bool) -> str:
     if not errors:
         return "No known data errors"
-    return f"{len(errors)} data errors" + (":" if verbose else ", use '-v' for a list")
+    return text.count(len(errors), "data error") + (":" if verbose else ", use '-v' for a list")
 
 
 @pool_verb.command("scrub")
@@ -216,6 +217,26 @@ def scrub(rebuild: bool, names: Sequence[str]) -> None:
 
     for name in names:
         scrub_pool(registry(), name, rebuild)
+
+
+@pool_verb.command("compact")
+@click.option("-v", "verbose", is_flag=True, help="Say what was done, and what had to be left.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def compact(verbose: bool, names: Sequence[str]) -> None:
+    """Give the disk back what destroyed snapshots, rollbacks and crashes left in a pool's files.
+
+    Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time.
+    """
+    from zkeep.pool import compact as work
+
+    for name in names:
+        with registry().open(name, wait()) as pool:
+            report = work.compact(pool)
+        if verbose:
+            sizes = [text.nice_bytes(size) for size in (report.freed, report.written)]
+            click.echo(f"{name}: {sizes[0]} freed, {sizes[1]} written anew")
+            for line in report.skipped:
+                click.echo(f"{name}: left for another time: {text.safe(line)}")
 
 
 @pool_verb.command("upgrade")

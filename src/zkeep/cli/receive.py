@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.home import opened, settings
+from zkeep.cli.home import opened, settings, widen
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, parse_any
@@ -75,8 +75,14 @@ def receive_verb(
     )
     if not abort and sys.stdin.isatty():
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
+    widen(0)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
         receive(pool, source, target, wanted)
+        if force and not dry_run:  # snapshots that are gone at the source may be gone here now
+            from zkeep.cli.destroy import give_back
+
+            top = pool.find(name if isinstance(name, DatasetName) else name.dataset)
+            give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
 
 
 def _teller(dry_run: bool) -> Callable[[Arrival], None]:

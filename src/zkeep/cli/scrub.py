@@ -8,7 +8,7 @@ import click
 
 from zkeep.cli.home import wait
 from zkeep.cli.main import say
-from zkeep.cli.text import nice_bytes, safe
+from zkeep.cli.text import count, nice_bytes, safe
 from zkeep.errors import Damaged
 from zkeep.pool.registry import Registry
 
@@ -28,7 +28,7 @@ def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
     for fault in faults:
         say(safe(str(fault)))
     if faults:
-        raise Damaged(f"{name}: {len(faults)} errors; 'zkeep pool status -v {name}' lists them")
+        raise Damaged(f"{name}: {count(len(faults), 'error')}; 'zkeep pool status -v {name}' lists them")
     click.echo(f"{name}: {nice_bytes(report.bytes)} verified in {report.seconds:.1f} seconds, no errors")
 
 

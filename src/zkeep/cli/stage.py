@@ -77,6 +77,9 @@ class Stage:
     folder: Path
     scenes: int = 0
     compared: int = 0
+    """Bytes."""
+    noted: int = 0
+    """A figure that a scene leaves for a later one."""
 
     def title(self, text: str) -> None:
         self.scenes += 1
@@ -135,4 +138,4 @@ class Stage:
         from rich.text import Text
 
         for line in text.splitlines():
-            self.console.print(Padding(Text(safe(line), style), (0, 2, 0, INDENT), expand=False))
+            self.console.print(Padding(Text(safe(line), style), (0, 0, 0, INDENT), expand=False))

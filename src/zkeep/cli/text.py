@@ -40,6 +40,11 @@ def nice_bytes(number: int) -> str:
     return nice(number, "B")
 
 
+def count(number: int, what: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def date(seconds: int, with_seconds: bool = False) -> str:
     """`Mon Nov 23  0:59 2026`, in local time; the bare number where no calendar reaches."""
     try:

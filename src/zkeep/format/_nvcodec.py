@@ -250,6 +250,8 @@ class _Xdr(_Codec):
         start = self.at
         encoded, decoded = self.numbers("ii", 8)
         if decoded == 0:
+            if encoded:
+                raise BadNvlist(f"a pair of {encoded} bytes says it has none decoded", start)
             return None
         name = self.string()
         if not name or b"\0" in name:

@@ -48,8 +48,9 @@ class SubBegin:
 class Batch:
     """Whole records of one substream, without its BEGIN and END: verified, within the limits, in legal order.
 
-    `buffer` belongs to the Reader, and is valid until its next space(). `offsets` count from the buffer's
-    start, `offset` says where in the stream that is. `lengths` are 312 and the payload; `checks` and `sums`
+    `buffer` belongs to the Reader, which uses it again some calls of space() later (see there). `offsets` count
+    from the buffer's start, `offset` says where in the stream that is. `lengths` are 312 and the payload; `checks`
+    and `sums`
     are those of kernel.py.
     """
 

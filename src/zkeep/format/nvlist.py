@@ -61,7 +61,7 @@ class Encoding(IntEnum):
     XDR = 1
 
 
-class BadNvlist(ValueError):  # noqa: N818  (named as zkeep.errors names them)
+class BadNvlist(ValueError):
     """Bytes that are no nvlist, or one beyond the limits; `offset` counts from the list's first byte."""
 
     def __init__(self, reason: str, offset: int) -> None:

@@ -14,6 +14,7 @@ The fuller the space is when events() is called, the less a record costs: batche
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUFFER = 4 << 20
+RESTING = 3
+"Memories that are left alone after use."
 MAX_SUBSTREAM_NVLIST = 1 << 20
 "The payload of a substream's BEGIN takes about 1 KiB."
 MAX_PACKAGE_NVLIST = 64 << 20
@@ -70,7 +73,9 @@ class Reader:
     """A push parser with its own buffer. After an error it stays in error."""
 
     def __init__(self, size: int = BUFFER) -> None:
-        self._memory = np.empty(max(size, 2 * HEADER), np.uint8).data
+        self._size = max(size, 2 * HEADER)
+        self._memory = np.empty(self._size, np.uint8).data
+        self._resting: deque[memoryview] = deque()
         self._start = self._end = 0
         self._base = 0
         self._stage = _Stage.START
@@ -95,15 +100,27 @@ class Reader:
         return self._base + self._start
 
     def space(self, minimum: int = 1) -> memoryview:
-        """Room to read into, of at least `minimum` bytes. Memory of earlier batches is given up."""
+        """Room to read into, of at least `minimum` bytes.
+
+        The memory of a batch is used again RESTING + 1 calls later: so long may others go on working with it.
+        """
         left = self._end - self._start
         if self._start:
-            self._memory[:left] = self._memory[self._start : self._end]
+            self._turn(left)
             self._base += self._start
             self._start, self._end = 0, left
         if len(self._memory) - left < minimum:
             self._grow(left + minimum)
         return self._memory[left:]
+
+    def _turn(self, left: int) -> None:
+        """Go on in the memory that rested longest, with the bytes that are left."""
+        rested = self._resting.popleft() if len(self._resting) >= RESTING else None
+        if rested is None or len(rested) < max(self._size, left):
+            rested = np.empty(max(self._size, left), np.uint8).data
+        rested[:left] = self._memory[self._start : self._end]
+        self._resting.append(self._memory)
+        self._memory = rested
 
     def _grow(self, needed: int) -> None:
         """Twice the room, as the room is full: memory follows what was received, not what a record says."""
@@ -384,20 +401,22 @@ def _words(state: NDArray[np.uint64]) -> Words:
 def read_events(source: BinaryIO, size: int = BUFFER) -> Iterator[Event]:
     """All events of a stream read from a file or pipe; raises BadStream as Reader does."""
     reader = Reader(size)
-    more = True
+    more, begun = True, False
     while more:
-        more = fill(reader, source)
-        yield from reader.events()
+        more = fill(reader, source, once=not begun)
+        for event in reader.events():
+            begun = True  # a sender that is refused at its BEGIN need not send on
+            yield event
     reader.finish()
 
 
-def fill(reader: Reader, source: BinaryIO) -> bool:
-    """Read until the reader's space is full; False at the end of the source."""
+def fill(reader: Reader, source: BinaryIO, *, once: bool = False) -> bool:
+    """Read until the reader's space is full, or `once`; False at the end of the source."""
     space = reader.space()
     while len(space):
         count = source.readinto(space)  # type: ignore[attr-defined]
         if not count:
             return False
         reader.filled(count)
-        space = space[count:]
+        space = space[:0] if once else space[count:]
     return True

@@ -10,8 +10,9 @@ import base64
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zkeep.errors import Damaged
 from zkeep.format.events import SubBegin
-from zkeep.format.nvlist import NvList, decode, encode
+from zkeep.format.nvlist import Encoding, Form, NvList, decode, encode
 from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
 
 Doc = dict[str, Any]
@@ -31,7 +32,10 @@ class Opening:
 
     @classmethod
     def from_doc(cls, doc: Doc) -> Opening:
-        return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+        try:
+            return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+        except (KeyError, TypeError, ValueError):
+            raise Damaged("the catalog's copy of a snapshot's BEGIN is not what was stored") from None
 
     def doc(self) -> Doc:
         return {
@@ -110,7 +114,7 @@ def _payload(opening: Opening, address: Address) -> bytes:
     if nvlist is None:
         if not address.resume:
             return b""
-        nvlist = NvList()
+        nvlist = NvList(form=Form(Encoding.NATIVE, opening.byteorder == "little"))
     nvlist.remove("resume_object")
     nvlist.remove("resume_offset")
     crypt = nvlist.get("crypt_keydata")
@@ -119,4 +123,5 @@ def _payload(opening: Opening, address: Address) -> bytes:
     if address.resume:
         nvlist.set("resume_object", address.resume[0])
         nvlist.set("resume_offset", address.resume[1])
+        nvlist.pairs.sort(key=lambda pair: pair.name == "crypt_keydata")  # the kernel names it last
     return encode(nvlist) if len(nvlist) else b""

@@ -12,7 +12,7 @@ bookmark, nor a figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +151,8 @@ class _Work:
             return True
         self._count(step, freed, merging=merging)
         discard(self.pool, step.dropped)
+        if not merging:  # what it still has beside records, its holes, would not become less
+            refused |= {p.txg for p in parts}
         return True
 
     def _count(self, step: _Step, freed: int, *, merging: bool) -> None:
@@ -176,6 +178,7 @@ class _Step:
         self.group = [by_txg[part.txg] for part in parts]
         self.made = Made()
         self.dropped: list[str] = []
+        self._kills: dict[int, list[int]] = {}
         self._pool = pool
         self._dataset = dataset
         self._timeline = timeline
@@ -236,6 +239,7 @@ class _Step:
         try:
             segments = self._write(chosen, txg)
             self._check(chosen)
+            self._kills = self._shares()
             with self._pool.transaction() as t:
                 self._replace(t, segments)
                 t.delete("compact", key)
@@ -286,6 +290,23 @@ class _Step:
         left = stored - inner - killed
         if self.made.bytes != left:
             raise Damaged(f"{self.made.bytes} bytes of records are left where the figures say {left}")
+
+    def _shares(self) -> dict[int, list[int]]:
+        """By the txg of later runs, how much of what they say they killed is gone.
+
+        Which of them killed a row cannot always be seen any more, because what killed it may be trimmed itself; nor
+        does it matter, because no snapshot lies between them.
+        """
+        left = [sum(amount[i] for amount in self.made.kills.values()) for i in (0, 1)]
+        txgs, shares = {str(run.txg) for run in self.group}, {}
+        for run in self._later:
+            mine = [amount for txg, amount in run.doc["dead"].items() if txg in txgs]
+            share = [min(left[i], sum(amount[i] for amount in mine)) for i in (0, 1)]
+            left = [left[i] - share[i] for i in (0, 1)]
+            shares[run.txg] = share
+        if any(left):
+            raise Damaged(f"{left[0]} bytes of records more were killed than the figures say")
+        return shares
 
     def _inner(self) -> Iterator[list[int]]:
         """What runs of the group killed of one another."""
@@ -375,7 +396,7 @@ class _Step:
         for key, doc in t.scan("run", dataset_key(dataset_id) + "/"):
             if doc["txg"] in own or doc["txg"] < self.group[0].txg:
                 continue
-            kills = self.made.kills.get(doc["txg"], [0, 0]) if own else [0, 0]
+            kills = self._kills.get(doc["txg"], [0, 0]) if own else [0, 0]
             dead = self._renamed(doc["dead"], kills)
             if dead is not None:
                 t.put("run", key, {**doc, "dead": dead})
@@ -386,21 +407,17 @@ class _Step:
             source = doc.get("source")
             if not source or source[0] not in family:
                 continue
-            with _idle(self._pool, key, doc):
+            with _idle(self._pool, doc):
                 dead = self._renamed(doc["tally"]["dead"], [0, 0])
                 if dead is not None:
                     t.put("receive", key, {**doc, "tally": {**doc["tally"], "dead": dead}})
 
 
 @contextmanager
-def _idle(pool: Pool, key: str, doc: Doc) -> Iterator[None]:
+def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
     """Hold off who would go on with a receive. TryAgain if it is under way."""
     busy = "a receive that needs them is under way"
-    with ExitStack() as stack:
-        if doc.get("resumable"):
-            stack.enter_context(pool.store.lock(f"dataset-{key}", busy=busy))
-        elif not doc.get("resumable"):
-            stack.enter_context(pool.store.lock(f"receive-{doc['txg']:x}", busy=busy))
+    with pool.store.lock(f"receive-{doc['txg']:x}", busy=busy, passing=True):
         yield
 
 
@@ -445,8 +462,9 @@ def _abandoned(pool: Pool, kind: str, key: str, doc: Doc) -> Iterator[set[str]]:
     Raises:
         TryAgain: somebody holds it.
     """
-    name = f"receive-{doc['txg']:x}" if kind == "receive" else f"compact-{doc['dataset']}"
-    with pool.store.lock(name):
+    # a receive under way holds `readers`, which the caller has to itself
+    held = nullcontext() if kind == "receive" else pool.store.lock(f"compact-{doc['dataset']}")
+    with held:
         now = pool.catalog.get(kind, key)
         if now is None or now["txg"] != doc["txg"]:
             raise TryAgain("it was finished meanwhile")

@@ -284,13 +284,31 @@ class LocalStore:
         return after
 
     @contextmanager
-    def lock(self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "") -> Iterator[None]:
+    def lock(
+        self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "", passing: bool = False
+    ) -> Iterator[None]:
         path = self._folder("lock") / self.path(name).relative_to(self.root)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait, busy or f"{path} is locked")
         try:
-            _flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait, busy or f"{path} is locked")
             yield
         finally:
+            if passing:
+                with suppress(OSError):
+                    path.unlink()
+            os.close(fd)
+
+    def _locked(self, path: Path, mode: int, wait: float, busy: str) -> int:
+        """A descriptor that holds the lock of the file that has this name now."""
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _flock(fd, mode, wait, busy)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(fd), path.stat()):
+                        return fd
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
 
     def sweep(self) -> None:

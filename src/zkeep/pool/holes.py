@@ -23,6 +23,8 @@ from zkeep.pool.table import Table, block_ends
 
 _CONTENT = (19, 23, 25, 26, 27, 49)
 """Object types whose blocks are not metadata: files, volumes, others (uint8[], uint64[], ZAP), deduplicated."""
+DEFAULT_INDBLKSHIFT = 17
+"""What a receiver takes where an OBJECT says 0."""
 _NEW_TYPE, _NEW_METADATA = 0x80, 0x40
 
 
@@ -46,14 +48,11 @@ class Shape:
 
     @classmethod
     def of(cls, row: Array) -> Shape:
-        return cls(
-            int(row["blksz"]),
-            max(int(row["indblkshift"]) - 7, 0),
-            max(int(row["nlevels"]), 1),
-            int(row["nblkptr"]),
-            int(row["maxblkid"]),
-            bool(holds_metadata(np.array([row["type"]]))[0]),
-        )
+        fan = max((int(row["indblkshift"]) or DEFAULT_INDBLKSHIFT) - 7, 1)
+        levels, width = max(int(row["nlevels"]), 1), int(row["nblkptr"])
+        # A forged maxblkid beyond the tree would make us walk block by block where nothing can be.
+        last = min(int(row["maxblkid"]), max(width << (fan * (levels - 1)), 1) - 1)
+        return cls(int(row["blksz"]), fan, levels, width, last, bool(holds_metadata(np.array([row["type"]]))[0]))
 
     @property
     def blocks(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from zkeep.format import kernel
 from zkeep.format.events import Batch
-from zkeep.format.reader import BUFFER
+from zkeep.format.reader import RESTING
 from zkeep.format.records import CHECKSUM, NATIVE, RecordType, Words
 from zkeep.pool import segment as seg
 from zkeep.pool.intake import Intake
@@ -29,8 +29,8 @@ from zkeep.pool.timeline import Run, Timeline, segment_name
 
 MAX_UNSYNCED = 4
 """Segments that may be on their way to the disk while the next one fills."""
-MAX_UNWRITTEN = 4
-"""Batches that may wait to be written, each in memory of its own."""
+MAX_UNWRITTEN = RESTING - 1
+"""Batches that may wait to be written: their memory is the reader's, which leaves it alone for so long."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,6 @@ class Inflow:
         self._syncer = ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
         self._closing: list[Future[None]] = []
-        self._spare: list[bytearray] = []
         self._position = 0
         self._begun = len(self.tally.segments)
         self._on_segment = on_segment
@@ -141,7 +140,7 @@ class Inflow:
             self._draft = None
 
     def add(self, batch: Batch) -> None:
-        """Take one batch. Its memory may be used again afterwards.
+        """Take one batch. Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or rest().
 
         An OBJECT at its end waits for what follows: it and its FREE to the end share a segment.
         """
@@ -161,7 +160,7 @@ class Inflow:
     def _take(self, batch: Batch) -> None:
         draft = self._draft or self._begin_segment()
         batch = self._restamped(batch) if self._resumed else batch
-        self._writing.append(self._writer.submit(self._put, draft, *self._borrow(batch.buffer)))
+        self._writing.append(self._writer.submit(draft.write, batch.buffer))
         self._intake.add(batch, self._position)
         self._position += len(batch.buffer)
         self._state = _advance(batch)
@@ -170,18 +169,6 @@ class Inflow:
         _drain(self._writing, MAX_UNWRITTEN)
         if self._position >= seg.TARGET and self._intake.closable:
             self._close_segment()
-
-    def _borrow(self, content: memoryview) -> tuple[bytearray, int]:
-        """A copy in memory that is used again and again: fresh pages cost more than the copying."""
-        memory = self._spare.pop() if self._spare else bytearray()
-        if len(memory) < len(content):
-            memory = bytearray(max(len(content), BUFFER))
-        memory[: len(content)] = content
-        return memory, len(content)
-
-    def _put(self, draft: Draft, memory: bytearray, size: int) -> None:
-        draft.write(memoryview(memory)[:size])
-        self._spare.append(memory)
 
     def _restamped(self, batch: Batch) -> Batch:
         """The records as the uninterrupted stream would have carried them."""
@@ -206,7 +193,10 @@ class Inflow:
 
     def _begin_segment(self) -> Draft:
         self._intake = Intake(self._source.spill_flags)
-        draft = self._draft = self._store.draft(f"{self._txg:x}-{self._begun:x}")
+        segment_id = f"{self._txg:x}-{self._begun:x}"
+        if self._resumed:  # published, but not noted before the receive broke off
+            self._store.delete(segment_name(segment_id))
+        draft = self._draft = self._store.draft(segment_id)
         draft.truncate(0)
         a, b, c, d = self._state.tolist()
         draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from zkeep.errors import Refused
@@ -160,12 +161,19 @@ def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snap
         raise Refused(f"{where}: {source.name} has large blocks: send with -L (or -w)")
 
 
+def _kinship(one: DatasetName, other: DatasetName) -> int:
+    """How many components two names begin with in common: of several copies, a clone's origin is the nearest."""
+    pairs = zip(one.components, other.components, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
 def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
     if dataset is not None and history_of(pool, dataset).runs:
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
     every = [s for found in pool.all_snapshots().values() for s in found]
     matching = [s for s in every if s.guid == begin.fromguid]
+    matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
     if target.origin is not None:
         matching = [s for s in every if str(s.name) == target.origin]
         if matching and matching[0].guid != begin.fromguid:

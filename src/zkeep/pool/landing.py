@@ -49,7 +49,7 @@ class Landing:
         self._target = target
         self._resumed = resumed
         self._stack = ExitStack()
-        self._history = self._past()
+        self._history = History([])
         self.txg = resumed.txg if resumed else 0
         self._doc: Doc = dict(resumed.doc) if resumed else {}
         self._key = ""
@@ -67,7 +67,8 @@ class Landing:
         return View(self._pool).quota_room(found) if found else None
 
     def start(self) -> None:
-        """Register the receive, so that nobody takes its files for leftovers."""
+        """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
+        self._stack.enter_context(reading(self._pool))
         if self._resumed:
             self._key = self._registered_key()
         else:
@@ -79,8 +80,12 @@ class Landing:
                 self._doc = self._registration()
                 t.put("receive", self._key, self._doc)
         busy = f"{self._target.name} is being received already"
-        self._stack.enter_context(self._pool.store.lock(f"receive-{self.txg:x}", busy=busy))
-        self._stack.enter_context(reading(self._pool))
+        lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
+        self._stack.enter_context(lock)
+        self._history = self._past()  # from here on compaction leaves these runs alone
+        if self._resumed:
+            self._doc = self._pool.catalog.get("receive", self._key) or self._doc
+            self._resumed = replace(self._resumed, doc=self._doc)
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
@@ -264,7 +269,7 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[Landing]:
     with ExitStack() as stack:
         for name in _lock_names(pool, target):
             busy = f"cannot receive into {target.name}: dataset is busy"
-            stack.enter_context(pool.store.lock(name, busy=busy))
+            stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
         state = _interrupted(pool, target)
         resumed = _resume(state, event) if state else None
         plan = _resumed_plan(pool, state) if state and resumed else judge(pool, event, target)

@@ -6,7 +6,7 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), send_prelim_reco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import NvList, NvType, encode
@@ -14,17 +14,23 @@ from zkeep.format.records import Begin, End, Feature, HeaderType
 from zkeep.pool import properties
 from zkeep.pool.model import Bookmark, Dataset, Pool, Snapshot
 
-if TYPE_CHECKING:
-    from zkeep.pool.send import SendRequest
-
 Leg = tuple[Snapshot, Snapshot | Bookmark | None]
 NOT_SENT = ("blind", "receive_resume_token")
 """Properties that mean nothing to a real pool."""
 
 
-def outer_header(pool: Pool, request: SendRequest, legs: Sequence[Leg]) -> bytes:
+@dataclass(frozen=True)
+class Wrapping:
+    """What a compound stream is of: the snapshot's full name, and for increments the short name of the source."""
+
+    snapshot: str
+    source: str | None
+    replicate: bool
+    props: bool
+
+
+def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     """BEGIN, nvlist and END that come before the substreams."""
-    assert request.snapshot is not None
     payload = b""
     if request.replicate or request.props:
         payload = encode(_outline(pool, request, legs))
@@ -43,13 +49,11 @@ def conclusion() -> bytes:
     return End(payloadlen=0).pack("little")
 
 
-def _outline(pool: Pool, request: SendRequest, legs: Sequence[Leg]) -> NvList:
+def _outline(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
     """The nvlist of the outer header: which datasets, with which snapshots and properties."""
-    assert request.snapshot is not None
-    text = request.from_ if request.from_ is not None else request.from_all
     nvlist = NvList()
-    if text is not None:
-        nvlist.set("fromsnap", text.rpartition("@")[2].rpartition("#")[2])
+    if request.source is not None:
+        nvlist.set("fromsnap", request.source)
     nvlist.set("tosnap", request.snapshot.rpartition("@")[2])
     if not request.replicate:
         nvlist.set("not_recursive", True, NvType.BOOLEAN)
@@ -63,7 +67,7 @@ def _outline(pool: Pool, request: SendRequest, legs: Sequence[Leg]) -> NvList:
     return nvlist
 
 
-def _entry(pool: Pool, request: SendRequest, dataset: Dataset, legs: Sequence[Leg]) -> NvList:
+def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg]) -> NvList:
     entry = NvList()
     entry.set("name", dataset.name.text)
     entry.set("parentfromsnap", _parent_guid(pool, request, dataset))
@@ -87,14 +91,12 @@ def _last(dataset: Dataset, legs: Sequence[Leg]) -> int:
     return max(snapshot.txg for snapshot, _ in legs if snapshot.dataset.id == dataset.id)
 
 
-def _parent_guid(pool: Pool, request: SendRequest, dataset: Dataset) -> int:
+def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:
     """The guid of the parent's snapshot that the receiver finds the parent by; 0 for the top."""
-    assert request.snapshot is not None
     top, _, tosnap = request.snapshot.partition("@")
     if dataset.name.text == top or dataset.name.parent is None:
         return 0
-    text = request.from_ if request.from_ is not None else request.from_all
-    name = text.rpartition("@")[2] if text is not None else tosnap
+    name = request.source if request.source is not None else tosnap
     found = pool.find_snapshot(dataset.name.parent.snapshot(name))
     return found.guid if found else 0
 

@@ -58,7 +58,8 @@ class ReceiveOptions:
 def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:
     """Read a stream to its end and keep its snapshots.
 
-    Each snapshot is there as soon as its own END was verified. What follows a bad one is not read.
+    Each snapshot of a package is there as soon as its own END was verified, that of a plain stream once nothing more
+    came. What follows a bad one is not read.
 
     Raises:
         BadStream, Refused: nothing of the snapshot concerned was kept.
@@ -71,13 +72,13 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
     try:
         for event in read_events(source):
             receiver.take(event)
+        receiver.close()
     except BadStream as error:
         receiver.fail(error)
         raise
     except BaseException as error:
         receiver.fail(error)
         raise
-    receiver.close()
 
 
 class _Receiver:
@@ -94,6 +95,7 @@ class _Receiver:
         self._landing: Landing | None = None
         self._context: Any = None
         self._skipping = False
+        self._ended: SubEnd | None = None
         self._arrival = Arrival("", "", False)
         self._started = (0.0, 0)
 
@@ -103,6 +105,8 @@ class _Receiver:
                 self._landing.add(event)
         elif isinstance(event, SubBegin):
             self._begin(event)
+        elif isinstance(event, SubEnd) and self._package is None:
+            self._ended = event  # and shall be the last: what follows would speak against all of it
         elif isinstance(event, SubEnd):
             self._end(event)
         elif isinstance(event, Package):
@@ -155,7 +159,8 @@ class _Receiver:
         name = self._names.dataset(sent)
         fields: Doc = {}
         if self._local:
-            fields["local"] = dict(self._local)
+            below = self._outline is not None and self._outline.recursive and sent != self._outline.top
+            fields["local"] = _below(self._local) if below else dict(self._local)
         snapshot_fields: Doc = {}
         outlined = self._outline.find(sent) if self._outline else None
         if outlined is not None:
@@ -207,6 +212,9 @@ class _Receiver:
             ) from error
 
     def close(self) -> None:
+        """The stream came to its end."""
+        if self._ended is not None:
+            self._end(self._ended)
         if self._outline and self._outline.incremental and not self._options.dry_run:
             local = self._names.dataset(self._outline.top)
             replicate_names(self._pool, self._outline, local, self._names.dataset, force=False)
@@ -232,6 +240,12 @@ def _settings(options: ReceiveOptions) -> Doc:
             full, value = properties.check(name, text)
             local[full] = value
     return local
+
+
+def _below(local: Doc) -> Doc:
+    """The same for datasets below the top: what they inherit from it is not set again, but not received either."""
+    inherited = {name for name in local if (found := properties.find(name)) and found.how == "inherit"}
+    return {name: None if name in inherited else value for name, value in local.items()}
 
 
 class _Names:

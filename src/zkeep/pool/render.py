@@ -16,10 +16,10 @@ from zkeep.pool.segment import Segment
 from zkeep.pool.spans import Array
 from zkeep.pool.timeline import Run, Timeline
 
-CHUNK = 2 << 20
+CHUNK = 512 << 10
 """Bytes put together at a time; one record may be larger."""
-RING = 3
-"""Chunks in memory: one being made, one being written, one waiting."""
+RING = 4
+"""Chunks in memory: one being made, one being written, two waiting."""
 
 Write = Callable[[memoryview], object]
 
@@ -158,7 +158,7 @@ class Renderer:
 def write_fully(write: Write, content: bytes | memoryview) -> None:
     """Call `write`, which may take only some of it, until it took all."""
     rest = memoryview(content)
-    while len(rest):
+    while rest:
         done = write(rest)
         rest = rest[done if isinstance(done, int) else len(rest) :]
 

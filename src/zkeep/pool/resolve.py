@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -62,12 +63,38 @@ def resolve(new: Table, timeline: Timeline, past: list[Run], kind: Kind) -> tupl
     """Settle `new` against the runs `past`; returns it and what it kills of them."""
     if not past:
         return beginning(new), {}
-    shapes = fold(timeline.near(past, ("objects", "freed"), _whole_objects(new)))
+    shapes = _look_back(timeline, past, _Shapes(new, kind))
     new = replace(new, objects=_judge(new, shapes, kind))
-    wanted = {**_whole_objects(new), **_touched(new, shapes, kind)}
-    old = fold(timeline.near(past, wanted.keys(), wanted))
+    content = _look_back(timeline, past, _Content(new, shapes, kind))
+    old = replace(content, objects=shapes.objects, ranges=shapes.ranges, freed=shapes.freed)
     new = _bury(old, new, kind)
     return new, _dead(timeline, old, toll(old, new))
+
+
+class _Question(Protocol):
+    """What is asked of the past, and what of it is still open."""
+
+    def wanted(self) -> dict[str, Array]:
+        """Key ranges by table (rows of WANT); empty when nothing is open."""
+        ...
+
+    def settle(self, found: Table) -> None:
+        """A run tells this; about the same, older runs need not be asked."""
+        ...
+
+
+def _look_back(timeline: Timeline, past: list[Run], question: _Question) -> Table:
+    """Ask run after run, the newest first, until nothing is open: most of what changes changed lately."""
+    found = []
+    for run in reversed(past):
+        wanted = question.wanted()
+        if not wanted:
+            break
+        table = timeline.nearby(run, wanted)
+        if table.rows:
+            found.append(table)
+            question.settle(table)
+    return fold(found[::-1])
 
 
 def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array:
@@ -76,20 +103,87 @@ def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array
     return made
 
 
-def _whole(starts: Array, ends: Array) -> Array:
-    """Everything of the objects start <= number < end, and of those whose slots could reach into them."""
-    zero = np.zeros(len(starts), np.uint64)
-    return _wants(starts - np.minimum(starts, MAX_SLOTS - 1), zero, ends, zero)
+def _by_object(lines: Array) -> Array:
+    """Everything of the objects in a set of numbers."""
+    zero = np.zeros(len(lines), np.uint64)
+    return _wants(lines["start"], zero, lines["end"], zero)
 
 
-def _whole_objects(new: Table) -> dict[str, Array]:
-    """Where older objects could be in the way."""
-    objects = new.objects["object"]
-    starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
-    ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
-    rows = _whole(starts, ends)
-    zero = np.zeros(len(starts), np.uint64)
-    return {"ranges": rows, "objects": rows, "spills": rows, "freed": _wants(zero, starts, zero, ends)}
+class _Shapes:
+    """The objects and metadnode blocks in the way of new ones.
+
+    A metadnode block in a raw stream tells of all its objects, there or not; else each object speaks for itself.
+    """
+
+    def __init__(self, new: Table, kind: Kind) -> None:
+        objects = new.objects["object"]
+        starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
+        ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
+        reach = starts % MAX_SLOTS if kind.raw else np.minimum(starts, MAX_SLOTS - 1)
+        self._open = sp.union(sp.lines(starts - reach, ends)) if len(starts) else sp.EMPTY
+        self._raw = kind.raw
+
+    def wanted(self) -> dict[str, Array]:
+        if not len(self._open):
+            return {}
+        rows = _by_object(self._open)
+        zero = rows["start"]
+        freed = _wants(zero, self._open["start"], zero, self._open["end"])
+        return {"ranges": rows, "objects": rows, "freed": freed}
+
+    def settle(self, found: Table) -> None:
+        rows = found.ranges if self._raw else found.objects
+        told = sp.lines(rows["object"], rows["object"] + rows["slots"])
+        self._open = sp.subtract(self._open, sp.join([told, found.freed]))
+
+
+class _Content:
+    """The blocks that the new table could kill: what it overwrites, frees, cuts off or gives up with their object."""
+
+    def __init__(self, new: Table, shapes: Table, kind: Kind) -> None:
+        covered = shapes.objects[overlapped(shapes.objects, new.objects["object"])]["object"]
+        freed = shapes.objects["object"][sp.on_lines(new.freed, shapes.objects["object"])]
+        fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
+        whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
+        self._open = sp.union(_whole(whole), _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
+        mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
+        self._spills = np.unique(shapes.objects["object"][mine])
+
+    def wanted(self) -> dict[str, Array]:
+        ranges = _wants(self._open["object"], self._open["start"], self._open["object"], self._open["end"])
+        rows = _by_object(sp.union(sp.lines(self._spills, self._spills + 1))) if len(self._spills) else ranges[:0]
+        if not len(ranges) and not len(rows):
+            return {}
+        numbers = sp.union(sp.lines(ranges["object"], ranges["object"] + 1), sp.lines(self._spills, self._spills + 1))
+        zero = np.zeros(len(numbers), np.uint64)
+        freed = _wants(zero, numbers["start"], zero, numbers["end"])
+        objects = _by_object(numbers)
+        return {"objects": objects, "freed": freed, "blocks": ranges, "holes": ranges, "died": ranges, "spills": rows}
+
+    def settle(self, found: Table) -> None:
+        begun = found.objects["object"][found.objects["fresh"] & FRESH_DATA > 0]
+        bare = found.objects["object"][found.objects["fresh"] & FRESH_SPILL > 0]
+        gone = np.isin(self._open["object"], begun) | sp.on_lines(found.freed, self._open["object"])
+        self._open = sp.subtract(self._open[~gone], sp.join([extents(found.blocks), found.holes]))
+        self._spills = self._spills[
+            ~np.isin(self._spills, np.concatenate([found.spills["object"], bare]))
+            & ~sp.on_lines(found.freed, self._spills)
+        ]
+
+
+def _whole(objects: Array) -> Array:
+    return sp.spans(objects, np.zeros(len(objects), np.uint64), np.full(len(objects), sp.END, np.uint64))
+
+
+def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
+    """What lies behind the new end of objects that became shorter."""
+    old = shapes.objects
+    if not len(old):
+        return sp.EMPTY
+    at = np.minimum(np.searchsorted(old["object"], new.objects["object"]), len(old) - 1)
+    ends, were = _ends(new.objects, kind), _ends(old, kind)[at]
+    shorter = (old["object"][at] == new.objects["object"]) & (ends < were)
+    return sp.spans(new.objects["object"][shorter], ends[shorter], were[shorter])
 
 
 def _judge(new: Table, shapes: Table, kind: Kind) -> Array:
@@ -131,23 +225,6 @@ def _nblkptr(objects: Array) -> Array:
     return np.where(objects["bonustype"] == SYSTEM_ATTRIBUTES, 1, 1 + np.maximum(spare, 0))
 
 
-def _touched(new: Table, shapes: Table, kind: Kind) -> dict[str, Array]:
-    """The ranges of older blocks that the new table could kill."""
-    fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
-    covered = shapes.objects[overlapped(shapes.objects, new.objects["object"])]["object"]
-    named, ends = new.objects["object"], _ends(new.objects, kind)
-    top = np.full(len(named), sp.END, np.uint64)
-    ranges = sp.union(sp.spans(named, ends, top), extents(new.blocks), new.holes)
-    every = sp.join(
-        [
-            _wants(ranges["object"], ranges["start"], ranges["object"], ranges["end"]),
-            _whole(np.concatenate([fresh, covered, new.freed["start"]]),
-                   np.concatenate([fresh + 1, covered + 1, new.freed["end"]])),
-        ]
-    )
-    return {"blocks": every, "holes": every, "died": every}
-
-
 def _ends(objects: Array, kind: Kind) -> Array:
     """Where each object's blocks end now."""
     if not kind.raw:
@@ -160,11 +237,11 @@ def _bury(old: Table, new: Table, kind: Kind) -> Table:
     """Add to `new` the holes that dead blocks of living objects leave."""
     alive = toll(old, replace(new, holes=sp.EMPTY, blocks=new.blocks[:0])).blocks
     blocks = old.blocks[alive]
-    tails = new.objects[new.objects["fresh"] & FRESH_DATA == 0]
-    cut = sp.spans(tails["object"], _ends(tails, kind), np.full(len(tails), sp.END, np.uint64))
+    cut = _cut_off(new, old, kind)  # of what lies beyond, only some was looked at
+    cut = cut[~np.isin(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
     ends = block_ends(blocks)
     dead = sp.within(new.holes, blocks["object"], blocks["offset"], ends)
-    dead |= sp.within(cut[cut["start"] < sp.END], blocks["object"], blocks["offset"], ends)
+    dead |= sp.within(cut, blocks["object"], blocks["offset"], ends)
     died = sp.union(sp.spans(blocks["object"][dead], blocks["offset"][dead], ends[dead])) if dead.any() else sp.EMPTY
     died = sp.subtract(died, extents(new.blocks))
     return replace(new, died=died, holes=sp.union(new.holes, died) if len(died) else new.holes)

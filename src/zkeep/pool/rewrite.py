@@ -63,7 +63,7 @@ class Job:
 
 @dataclass
 class Made:
-    """What a job wrote. `kills`: by the txg of later runs, stored and logical bytes that they had killed."""
+    """What a job wrote. `kills`: by the txg of later runs, stored and logical bytes that are left out for them."""
 
     segments: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -118,6 +118,7 @@ def _owned(table: Table, low: Key, high: Key) -> Table:
         table,
         ranges=table.ranges[table.ranges["object"] >= first],
         objects=table.objects[table.objects["object"] >= first],
+        spills=table.spills[table.spills["object"] >= first],
         freed=freed[freed["start"] < freed["end"]],
     )
 

@@ -213,7 +213,7 @@ def _begin_fault(doc: Doc | None, snapshot: Snapshot) -> str:
         if opening.begin.toguid != snapshot.guid or opening.begin.payloadlen != len(opening.payload):
             return "it is not the snapshot's"
         opening.nvlist  # noqa: B018 (decoded when it is asked for)
-    except (ValueError, KeyError, TypeError, BadNvlist) as error:
+    except (ValueError, KeyError, TypeError, BadNvlist, Damaged) as error:
         return f"it is no BEGIN: {error}"
     return ""
 

@@ -18,7 +18,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -29,7 +29,7 @@ from zkeep.errors import Damaged
 from zkeep.pool import spans as sp
 from zkeep.pool.spans import Array
 from zkeep.pool.store import Blob, Draft
-from zkeep.pool.table import DTYPES, Table
+from zkeep.pool.table import DTYPES, NOTHING, Table
 
 MAGIC = b"zkeepseg"
 VERSION = 1
@@ -159,10 +159,20 @@ class Segment:
     def blob(self) -> Blob:
         return self._opened()
 
-    @cached_property
+    @property
     def footer(self) -> dict[str, Any]:
         """Without the tables; see parts."""
-        return {key: value for key, value in self._footer().items() if key != "tables"}
+        return self._contents[0]
+
+    @property
+    def parts(self) -> dict[str, _Part]:
+        """The tables that have rows, by name."""
+        return self._contents[1]
+
+    @cached_property
+    def _contents(self) -> tuple[dict[str, Any], dict[str, _Part]]:
+        footer = self._footer()
+        return footer, {name: _Part.of(entry) for name, entry in footer.pop("tables").items()}
 
     def _footer(self) -> dict[str, Any]:
         size = self.blob.size
@@ -208,10 +218,6 @@ class Segment:
         low, high = self.footer["objects"]
         return low, high
 
-    @cached_property
-    def parts(self) -> dict[str, _Part]:
-        return {name: _Part.of(entry) for name, entry in self._footer()["tables"].items()}
-
     def rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
         """The rows on some pages of one table, verified.
 
@@ -241,6 +247,12 @@ class Segment:
         for i, at in enumerate(range(0, len(content), page), first_page):
             if zlib.crc32(view[at : at + page]) != part.crc[i]:
                 raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
+
+    def nearby(self, wanted: dict[str, Array]) -> Table:
+        """A table of what near() finds of each table asked for."""
+        found = {name: self.near(name, rows) for name, rows in wanted.items() if name in self.parts and len(rows)}
+        found = {name: rows for name, rows in found.items() if len(rows)}
+        return replace(NOTHING, **found) if found else NOTHING
 
     def near(self, name: str, wanted: Array) -> Array:
         """The rows of one table whose keys lie in any of `wanted` (rows of WANT), and the one before each."""

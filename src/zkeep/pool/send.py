@@ -20,7 +20,7 @@ from zkeep.pool.compose import Journey, plan
 from zkeep.pool.history import history_of
 from zkeep.pool.leftovers import reading
 from zkeep.pool.model import Bookmark, Dataset, NotThere, Pool, Snapshot
-from zkeep.pool.package import conclusion, outer_header
+from zkeep.pool.package import Wrapping, conclusion, outer_header
 from zkeep.pool.render import Renderer, Write, write_fully
 from zkeep.pool.space import Amount
 from zkeep.pool.token import Token
@@ -85,12 +85,19 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             return
         packaged = request.replicate or request.props or request.from_all is not None
         if packaged:
-            write_fully(sink.write, outer_header(pool, request, [(leg.snapshot, leg.source) for leg in legs]))
+            pairs = [(leg.snapshot, leg.source) for leg in legs]
+            write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
         for leg in legs:
             write_leg(pool, leg, sink.write, received_name=request.received_name)
         if packaged:
             write_fully(sink.write, conclusion())
         sink.flush()
+
+
+def _wrapping(request: SendRequest) -> Wrapping:
+    text = request.from_ if request.from_ is not None else request.from_all
+    source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
+    return Wrapping(request.snapshot or "", source, request.replicate, request.props)
 
 
 def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False) -> None:

@@ -58,6 +58,20 @@ def union(*sets: Array) -> Array:
     return _sweep(together, EMPTY) if len(together) else EMPTY
 
 
+def ordered(ranges: Array) -> Array:
+    """The same as a span set, where it is not one already."""
+    objects, starts, ends = ranges["object"], ranges["start"], ranges["end"]
+    apart = (objects[1:] > objects[:-1]) | ((objects[1:] == objects[:-1]) & (starts[1:] > ends[:-1]))
+    return ranges if apart.all() else union(ranges)
+
+
+def add(one: Array, other: Array) -> Array:
+    """union() of two span sets that are sorted, disjoint and coalesced already."""
+    if not len(one) or not len(other):
+        return other if len(other) else one
+    return union(one, other)
+
+
 def subtract(base: Array, taken: Array) -> Array:
     """What of `base` does not lie in `taken`; both may be unsorted and may overlap."""
     if not len(base) or not len(taken):

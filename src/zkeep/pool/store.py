@@ -109,9 +109,12 @@ class Store(Protocol):
         ...
 
     def lock(
-        self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = ""
+        self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "", passing: bool = False
     ) -> AbstractContextManager[None]:
-        """Hold the lock `name`; TryAgain with the text `busy` if `wait` seconds do not bring it."""
+        """Hold the lock `name`; TryAgain with the text `busy` if `wait` seconds do not bring it.
+
+        `passing`: the name is of use this once, and nothing of it shall remain.
+        """
         ...
 
 

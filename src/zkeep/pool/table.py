@@ -119,11 +119,15 @@ NOTHING = Table(**{name: np.empty(0, dtype) for name, dtype in DTYPES.items()})
 
 
 def concat(tables: Iterable[Table]) -> Table:
-    """One table of several whose keys follow one another."""
+    """One table of several whose records follow one another.
+
+    What an object lost by becoming shorter lies with its OBJECT, though behind what the next table frees of it.
+    """
     every = [t for t in tables if t is not NOTHING]
     if len(every) < 2:
         return every[0] if every else NOTHING
-    return Table(**{name: sp.join([getattr(t, name) for t in every]) for name in DTYPES})
+    made = {name: sp.join([getattr(t, name) for t in every]) for name in DTYPES}
+    return Table(**{**made, "holes": sp.ordered(made["holes"]), "died": sp.ordered(made["died"])})
 
 
 def fold(tables: list[Table]) -> Table:
@@ -166,7 +170,7 @@ def toll(old: Table, new: Table) -> Toll:
         taken = sp.union(taken, sp.lines(first + 1, first + new.objects["slots"][wide]))
     covered = overlapped(old.objects, new.objects["object"])
     rewritten = np.isin(old.objects["object"], new.objects["object"])
-    gone = sp.on_lines(taken, old.objects["object"]) | covered
+    gone = np.where(rewritten, sp.on_lines(taken, old.objects["object"]), _touched(taken, old.objects)) | covered
     dead = np.concatenate([new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0], old.objects["object"][gone]])
     dead_spill = np.concatenate(
         [new.objects["object"][new.objects["fresh"] & FRESH_SPILL > 0], old.objects["object"][gone]]
@@ -185,7 +189,7 @@ def toll(old: Table, new: Table) -> Toll:
         spills=alive(old.spills, dead_spill) & ~np.isin(old.spills["object"], new.spills["object"]),
         holes=alive(old.holes, dead),
         died=alive(old.died, dead),
-        lost=_lost(old.objects, gone | rewritten, covered, new.objects),
+        lost=_lost(old.objects, gone & ~rewritten, rewritten, new.objects),
     )
 
 
@@ -202,9 +206,9 @@ def merge(old: Table, new: Table) -> Table:
         objects=_interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
         blocks=_interleave_blocks(old.blocks[kept.blocks], new.blocks),
         spills=_interleave(old.spills[kept.spills], new.spills),
-        holes=sp.union(sp.subtract(old.holes[kept.holes], filled), new.holes),
-        died=sp.union(sp.subtract(old.died[kept.died], filled), new.died),
-        freed=sp.union(old.freed, new.freed, kept.lost),
+        holes=sp.add(sp.subtract(old.holes[kept.holes], filled), new.holes),
+        died=sp.add(sp.subtract(old.died[kept.died], filled), new.died),
+        freed=sp.union(old.freed, new.freed, kept.lost) if len(kept.lost) else sp.add(old.freed, new.freed),
     )
 
 
@@ -215,17 +219,20 @@ def overlapped(old: Array, numbers: Array) -> Bools:
     return np.asarray(last > first)
 
 
-def _lost(old: Array, dropped: Bools, covered: Bools, new: Array) -> Array:
-    """Slots that a dropped old object had taken from still older ones, and that no new row accounts for."""
-    whole = old[covered]
-    inner = old[dropped & (old["slots"] > 1)]
+def _touched(numbers: Array, objects: Array) -> Bools:
+    """Objects of which a slot lies in a set of numbers: who frees a slot inside an object frees the object."""
+    zero = np.zeros(len(objects), np.uint64)
+    return sp.meets(numbers, zero, objects["object"], objects["object"] + np.maximum(objects["slots"], 1))
+
+
+def _lost(old: Array, gone: Bools, rewritten: Bools, new: Array) -> Array:
+    """Slots that old objects had taken from still older ones, and that no new row accounts for."""
+    whole, inner = old[gone], old[rewritten & (old["slots"] > 1)]
     if len(inner):
-        at = np.minimum(np.searchsorted(new["object"], inner["object"]), max(len(new) - 1, 0))
-        same = (new["object"][at] == inner["object"]) if len(new) else np.zeros(len(inner), bool)
-        taken = np.where(same, new["slots"][at] if len(new) else 0, 0)
-        inner = inner[inner["slots"] > taken]
+        now = new["slots"][np.searchsorted(new["object"], inner["object"])]
+        inner = inner[inner["slots"] > now]
     starts = np.concatenate([whole["object"], inner["object"] + 1])
-    ends = np.concatenate([whole["object"] + whole["slots"], inner["object"] + inner["slots"]])
+    ends = np.concatenate([whole["object"] + np.maximum(whole["slots"], 1), inner["object"] + inner["slots"]])
     return sp.lines(starts, ends)
 
 

@@ -19,7 +19,7 @@ from zkeep.pool import spans as sp
 from zkeep.pool.segment import Key, Segment
 from zkeep.pool.spans import Array, Bools
 from zkeep.pool.store import Blob, Store, segment_name
-from zkeep.pool.table import DTYPES, MAX_SLOTS, NOTHING, Table, concat, fold
+from zkeep.pool.table import MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
 """About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
@@ -108,15 +108,14 @@ class Timeline:
         """For each number of an opened segment, whether its run is of `txg` or later."""
         return np.array([run.txg >= txg for run, _ in self._by_number], bool)
 
+    def nearby(self, run: Run, wanted: dict[str, Array]) -> Table:
+        """A run's rows that lie in `wanted` (rows of WANT by table), and those just before."""
+        return concat(segment.nearby(wanted) for segment in self.segments(run))
+
     def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:
-        """For each run a table with at least the rows that meet `wanted` (span sets by table name)."""
-        return [
-            concat(
-                Table(**{n: s.near(n, wanted[n]) if n in names else np.empty(0, DTYPES[n]) for n in DTYPES})
-                for s in self.segments(run)
-            )
-            for run in runs
-        ]
+        """For each run what nearby() tells of the tables named."""
+        asked = {name: wanted[name] for name in names}
+        return [self.nearby(run, asked) for run in runs]
 
     def cuts(self, runs: list[Run], rows: int = SLICE_ROWS) -> list[Key]:
         """Keys at which to cut the key space, so that no slice has many more than `rows` rows of these runs."""

@@ -35,7 +35,14 @@ def add(pool: Pool, text: str, **fields: Any) -> None:
     namespace.create(pool, name.dataset, {}, parents=True)
     with pool.transaction() as t:
         dataset, txg = pool.dataset(name.dataset), t.next_txg()
-        run = {"txg": txg, "segments": [f"{txg}"], "bytes": 100, "logical": 100, "dead": fields.pop("dead", {})}
+        run = {
+            "txg": txg,
+            "segments": [f"{txg}"],
+            "bytes": 100,
+            "logical": 100,
+            "dead": fields.pop("dead", {}),
+            "file_bytes": 0,
+        }
         t.put("run", txg_key(dataset.id, txg), run)
         t.put("segment", f"{txg}", {"id": f"{txg}"})
         t.put("begin", txg_key(dataset.id, txg), {})

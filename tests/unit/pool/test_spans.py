@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def as_set(spans: sp.Array) -> set[tuple[int, int]]:
 
 def is_canonical(spans: sp.Array) -> bool:
     rows = [tuple(map(int, row)) for row in spans.tolist()]
-    ordered = all(a[0] < b[0] or (a[0] == b[0] and a[2] < b[1]) for a, b in zip(rows, rows[1:], strict=False))
+    ordered = all(a[0] < b[0] or (a[0] == b[0] and a[2] < b[1]) for a, b in pairwise(rows))
     return ordered and all(start < end for _, start, end in rows)
 
 

@@ -98,7 +98,8 @@ def test_figures_count_what_is_stored() -> None:
 
 
 def test_parts_of_the_key_space_put_together_are_the_whole() -> None:
-    table = replace(NOTHING, objects=objects((5, 1, 3), (40, 1, 3)), blocks=blocks((5, 0), (40, 0)), freed=lines(50, 70))
+    rows = {"objects": objects((5, 1, 3), (40, 1, 3)), "blocks": blocks((5, 0), (40, 0))}
+    table = replace(NOTHING, **rows, freed=lines(50, 70))
     low, high = only(table, 0, 32), only(table, 32, 100)
     assert spots(concat([low, high])) == spots(table)
     assert (low.rows, high.rows) == (2, 3)

@@ -1,0 +1,118 @@
+"""P3: all or nothing, also when the disk is full, the pool is busy, or somebody else receives the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from badkit import Box, one_line, stream
+
+FULL = stream("rs1k", "full-s0")
+NEXT = stream("rs1k", "inc-s0-s1")
+COMMAND = [sys.executable, "-m", "zkeep"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_p3_a_full_disk_changes_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZKEEP_HOME", str(small_disk))
+    box = Box(small_disk)
+    box.takes(FULL, "v/x@s0")
+    big = stream("ccm256-off-4k", "full-s4")
+    for left in (0, 8 << 10, 60 << 10, 200 << 10, 400 << 10):
+        room, filler = os.statvfs(small_disk), small_disk / "filler"
+        filler.write_bytes(bytes(max(room.f_bavail * room.f_bsize - left, 0)))
+        answer = box.receive(big, "v/y")
+        filler.unlink()
+        assert answer.status == 1, answer
+        one_line(answer)
+        assert "No space left" in answer.err
+        documents, files = box.state()
+        assert [d["name"] for d in documents["dataset"].values()] == ["", "x"]
+        assert not documents["receive"]
+        assert len(files) == 1
+    box.takes(NEXT, "v/x@s1")
+
+
+def test_p3_a_locked_catalog_is_busy(kept: Box) -> None:
+    lock = sqlite3.connect(kept.path / "catalog.sqlite", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        answer = kept.receive(stream("rs512b", "inc-s0-s1"), "v/x@s1")
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
+    assert answer.status in (0, 5), answer
+    if answer.status:
+        one_line(answer)
+        assert not kept.state()[0]["receive"]
+        kept.takes(stream("rs512b", "inc-s0-s1"), "v/x@s1")
+
+
+def receiver(*arguments: str) -> subprocess.Popen[bytes]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, "receive", *arguments], **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def begun(box: Box) -> None:
+    """Wait until a receive is registered."""
+    for _ in range(200):
+        if box.state()[0]["receive"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing is being received")
+
+
+@pytest.mark.parametrize("options", [[], ["-s"]])
+def test_p3_two_receivers_at_once(kept: Box, options: list[str]) -> None:
+    data = stream("rs512b", "inc-s0-s1")
+    one = receiver(*options, "v/x@s1")
+    assert one.stdin
+    one.stdin.write(data[:5000])
+    one.stdin.flush()
+    begun(kept)
+    answer = kept.receive(data, *options, "v/x@s1")
+    assert answer.status == 5, answer
+    one_line(answer)
+    destroyed = kept.zkeep("destroy", "-r", "v/x")
+    assert destroyed.status == 5, destroyed
+    one.communicate(data[5000:], timeout=30)
+    assert one.returncode == 0
+    assert kept.zkeep("list", "-H", "-t", "snapshot", "-o", "name").out.split() == ["v/x@s0", "v/x@s1"]
+    kept.state()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_p3_an_interrupted_receive_leaves_nothing(kept: Box, number: signal.Signals) -> None:
+    before = kept.state()
+    one = receiver("v/x@s1")
+    assert one.stdin
+    one.stdin.write(stream("rs512b", "inc-s0-s1")[:5000])
+    one.stdin.flush()
+    begun(kept)
+    one.send_signal(number)
+    _, err = one.communicate(timeout=30)
+    if number == signal.SIGKILL:
+        assert kept.zkeep("pool", "scrub", "v").status == 0
+        kept.takes(stream("rs512b", "inc-s0-s1"), "v/x@s1")
+    else:
+        assert one.returncode == 5, err
+        assert err.count(b"\n") == 1
+        assert kept.state() == before

@@ -1,0 +1,56 @@
+"""P1: no code path of the server side takes a key; what keeps backups cannot even import what decrypts."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "zkeep"
+BLIND = ("pool", "serve", "replicate", "format", "names", "errors")
+SEEING = {"zkeep.crypto", "zkeep.restore", "zkeep.capture"}
+CIPHERS = {"cryptography", "Crypto", "Cryptodome", "nacl", "ssl", "_ssl", "pyaes"}
+FILES = sorted(path for room in BLIND for path in [*SOURCE.glob(f"{room}/**/*.py"), *SOURCE.glob(f"{room}.py")])
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file names, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import, which this test does not follow"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_p1_blind_rooms_name_nothing_that_decrypts(path: Path) -> None:
+    names = set(imported(path))
+    assert not {name for name in names if name.split(".")[0] in CIPHERS}
+    assert not {name for name in names if ".".join(name.split(".")[:2]) in SEEING}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_p1_blind_rooms_import_nothing_by_a_made_up_name(path: Path) -> None:
+    """Else the test above would see nothing. (sys.modules and __import__ are as bad as import_module.)"""
+    text = path.read_text()
+    assert not [word for word in ("import_module", "__import__", "exec(", "eval(") if word in text]
+
+
+def test_p1_blind_the_story_is_played_without_any_cipher() -> None:
+    """Receive, list, scrub, prune, compact and send back, in a process that could not load a cipher if it tried."""
+    barred = sorted(CIPHERS | SEEING)
+    script = f"""
+import sys
+for name in {barred!r}:
+    sys.modules[name] = None
+from zkeep.cli.main import main
+main(["demo"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
