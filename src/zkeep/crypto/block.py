@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from zkeep.crypto.unwrap import SUITES, MasterKeys
@@ -48,15 +49,17 @@ class BlockKeys:
         self._hmac = hmac.new(keys.hmac, digestmod="sha512")
         self._aeads: OrderedDict[bytes, Any] = OrderedDict()
         self._invalid: type[Exception] = Exception
+        self._lock = Lock()
 
     def aead(self, salt: bytes) -> Any:
         """The cipher of all blocks with this salt."""
         found = self._aeads.get(salt)
         if found is None:
             found, self._invalid = aead_of(self._suite.ccm, expand(self._master, salt))
-            self._aeads[salt] = found
-            if len(self._aeads) > CACHED_KEYS:
-                self._aeads.popitem(last=False)
+            with self._lock:
+                self._aeads[salt] = found
+                if len(self._aeads) > CACHED_KEYS:
+                    self._aeads.popitem(last=False)
         return found
 
     def open(self, salt: bytes, iv: bytes, mac: bytes, sealed: Buffer, aad: bytes | None = None) -> bytes:

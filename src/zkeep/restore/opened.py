@@ -13,19 +13,22 @@ has none of this: its records are held against the sums with which they were sto
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zkeep.crypto.block import BlockKeys, Forged
+from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Metadnode, Seal, SealedDnode, open_dnodes, portable_mac
-from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
+from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
 from zkeep.crypto.unwrap import GetKey, WrappedKeys, unwrap
 from zkeep.errors import Damaged
 from zkeep.format.compress import BadCompression, decompress
@@ -46,17 +49,24 @@ DNODE_BLOCKS = 256
 GROUPS = 64
 BATCH = 8 << 20
 END = (1 << 64) - 1
+WORTHWHILE = 256 << 10
+"Bytes of blocks that are worth more than one thread."
+NO_LEAVES = np.empty(0, LEAF)
 "Bytes of blocks that are read at a time."
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An object whose dnode is authentic. `spill`: its spill block's leaf (an array of one, or none)."""
+    """An object whose dnode is authentic. `spill`: its spill block's leaf (an array of one, or none).
+
+    Of an object without indirect blocks `flat` are all its leaves; else `tree` has the MACs of their groups.
+    """
 
     dnode: Dnode
     tree: MacTree | None
     roots: bytes
     spill: Array
+    flat: Array | None = None
 
 
 class NoObject(Unreadable):
@@ -259,13 +269,28 @@ class Opened:
             spill = np.zeros(int(dnode.has_spill), LEAF)
         spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
         spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
-        tree = MacTree(Shape.of(dnode))
         try:
-            for chunk in chunks:
-                self._plant(tree, dnode, chunk.leaves[_rows_of(chunk.table.blocks, dnode.number)])
+            parts = (chunk.leaves[_rows_of(chunk.table.blocks, dnode.number)] for chunk in chunks)
+            if dnode.nlevels == 1:
+                flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
+                return Verified(dnode, None, self._flat_roots(dnode, flat), spill, flat)
+            tree = MacTree(Shape.of(dnode))
+            for part in parts:
+                self._plant(tree, dnode, part)
             return Verified(dnode, tree, tree.finish(), spill)
         except OutOfTree:
             raise Forgery(self.name, "it has blocks beyond its end", dnode.number) from None
+
+    def _flat_roots(self, dnode: Dnode, leaves: Array) -> bytes:
+        """The pointers of a dnode that point to its blocks."""
+        if len(leaves) == 0:
+            return bytes(HOLE * dnode.nblkptr)
+        alone = len(leaves) == 1 and dnode.nblkptr == 1 and not leaves["offset"][0]
+        if alone and leaves["kind"][0] == RecordType.WRITE:
+            return bytes(leaves["pointer"].tobytes())
+        tree = MacTree(Shape.of(dnode))
+        self._plant(tree, dnode, leaves)
+        return tree.finish()
 
     def _plant(self, tree: MacTree, dnode: Dnode, leaves: Array) -> None:
         if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
@@ -286,13 +311,16 @@ class Opened:
     def leaves(self, held: Verified, first: int, end: int) -> Iterator[Array]:
         """The leaves of an object's blocks with numbers first <= n < end, authenticated, in stretches."""
         dnode = held.dnode
+        if held.flat is not None:
+            numbers = held.flat["offset"] // np.uint64(dnode.blksz)
+            yield held.flat if end > len(held.flat) and not first else held.flat[(numbers >= first) & (numbers < end)]
+            return
         if held.tree is None:
             yield self.state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
             return
-        flat = dnode.nlevels == 1
-        fanout = 63 if flat else Shape.of(dnode).fanout
+        fanout = Shape.of(dnode).fanout
         low, high = first >> fanout, (end - 1) >> fanout
-        for group in [0] if flat else [group for group in held.tree.first if low <= group <= high]:
+        for group in [group for group in held.tree.first if low <= group <= high]:
             leaves = self._group(held, group, fanout)
             numbers = leaves["offset"] // np.uint64(dnode.blksz)
             start, stop = np.searchsorted(numbers, np.array([first, min(end, END)], np.uint64))
@@ -317,18 +345,30 @@ class Opened:
         leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, END))
         again = MacTree(tree.shape)
         self._plant(again, dnode, leaves)
-        roots = again.finish()
-        same = roots == held.roots if dnode.nlevels == 1 else again.first.get(group) == tree.first[group]
-        if not same:
+        again.finish()
+        if again.first.get(group) != tree.first[group]:
             raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
         return leaves
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, bytes | bytearray | memoryview]]:
         """The content of each leaf's block; `kind` is their object type, or a spill block's bonus type."""
         for some in _batches(leaves):
-            records = self.state.records.whole(some, check=self._keys is None)
+            records = self._records(some)
+            if len(some) > 1 and int(some["logical"].sum()) > WORTHWHILE:
+                yield from zip(some, self._crew.map(partial(self._content, kind), some, records), strict=True)
+                continue
             for leaf, record in zip(some, records, strict=True):
                 yield leaf, self._content(kind, leaf, record)
+
+    def _records(self, leaves: Array) -> list[memoryview]:
+        """With room for a MAC behind each where it is sealed; else held against their checks."""
+        sealed = self._keys is not None
+        return self.state.records.whole(leaves, check=not sealed, slack=MAC if sealed else 0)
+
+    @cached_property
+    def _crew(self) -> ThreadPoolExecutor:
+        """Threads for large blocks: decryption and decompression do without the interpreter."""
+        return self._stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
 
     def _content(self, kind: int, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
         if leaf["kind"] == RecordType.WRITE_EMBEDDED:
@@ -342,14 +382,18 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> memoryview | bytes:
+    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> memoryview | bytearray:
+        """`sealed` ends with room for the MAC."""
         assert self._keys is not None
-        pointer = leaf["pointer"]
+        mac = leaf["pointer"]["mac"].tobytes()
         try:
             if not is_encrypted(kind):
-                self._keys.authenticate(pointer["mac"].tobytes(), sealed)
-                return sealed
-            return self._keys.open(leaf["salt"].tobytes(), leaf["iv"].tobytes(), pointer["mac"].tobytes(), sealed)
+                self._keys.authenticate(mac, sealed[:-MAC])
+                return sealed[:-MAC]
+            sealed[-MAC:] = mac
+            opened = bytearray(len(sealed) - MAC)
+            self._keys.open_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), sealed, opened)
+            return opened
         except Forged:
             self.state.records.whole(leaf.reshape(1))
             what = "the MAC of the block does not verify"
@@ -367,11 +411,15 @@ class Opened:
         stretches = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
         for kind, leaves in chain(stretches, [(held.dnode.bonustype, held.spill)]):
             for some in _batches(leaves):
-                records = self.state.records.whole(some, check=self._keys is None)
+                records = self._records(some)
                 if self._keys is not None:
-                    for leaf, record in zip(some, records, strict=True):
-                        self._unseal(kind, leaf, record[HEADER:])
+                    work = map if len(some) == 1 else self._crew.map
+                    for _ in work(partial(self._just_unseal, kind), some, records):
+                        pass
                 yield int(some["size"].sum(dtype=np.uint64)), len(some)
+
+    def _just_unseal(self, kind: int, leaf: Array, record: memoryview) -> None:
+        self._unseal(kind, leaf, record[HEADER:])
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""

@@ -60,21 +60,32 @@ class Records:
                 headers[mine] = raw[mine].reshape(-1).view(layout.dtype(order)).astype(layout.dtype(NATIVE))
         return headers
 
-    def whole(self, rows: Array, *, check: bool = True) -> list[memoryview]:
-        """The records themselves, with their payloads.
+    def whole(self, rows: Array, *, check: bool = True, slack: int = 0) -> list[memoryview]:
+        """The records themselves, with their payloads, and `slack` bytes to write on behind each.
+
+        What is written there may fall on the next record's header.
 
         Raises:
             Damaged: `check` is set and one is not what was received.
         """
         found: list[memoryview] = [memoryview(b"")] * len(rows)
         sizes = rows["size"].astype(np.int64)
-        for mine, buffer, starts in self._pieces(rows, sizes):
+        if len(rows) == 1 and not check:
+            return [self._one(rows[0], int(sizes[0]), slack)]
+        for mine, buffer, starts in self._pieces(rows, sizes, slack):
             view = buffer.data
-            for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
-                found[index] = view[start : start + int(sizes[index])]
+            ends = (starts + sizes[mine] + slack).tolist()
+            for index, start, end in zip(mine.tolist(), starts.tolist(), ends, strict=True):
+                found[index] = view[start:end]
             if check:
                 self._check(rows[mine], buffer, starts, sizes[mine])
         return found
+
+    def _one(self, row: Array, size: int, slack: int) -> memoryview:
+        buffer = bytearray(size + slack)
+        view = memoryview(buffer)
+        self._timeline.owner(int(row["segment"]))[1].blob.readinto(int(row["pos"]), view[:size])
+        return view
 
     def _check(self, rows: Array, buffer: Array, starts: Array, sizes: Array) -> None:
         swap = self.byteorder(rows[0]) != NATIVE
@@ -91,7 +102,7 @@ class Records:
             return False
         return True
 
-    def _pieces(self, rows: Array, sizes: Array) -> Iterator[tuple[Array, Array, Array]]:
+    def _pieces(self, rows: Array, sizes: Array, slack: int = 0) -> Iterator[tuple[Array, Array, Array]]:
         """Reads of neighbouring records: (indices of rows, what was read, where in it each record starts)."""
         order = np.lexsort((rows["pos"], rows["segment"]))
         places = rows["pos"][order].astype(np.int64)
@@ -100,8 +111,9 @@ class Records:
         apart = (segments[1:] != segments[:-1]) | (places[1:] - ends[:-1] > GAP) | (places[1:] < ends[:-1])
         for first, last in _cut(places, ends, np.flatnonzero(apart) + 1):
             base = int(places[first])
-            buffer = np.empty(int(ends[last - 1]) - base, np.uint8)
-            self._timeline.owner(int(segments[first]))[1].blob.readinto(base, buffer.data)
+            size = int(ends[last - 1]) - base
+            buffer = np.empty(size + slack, np.uint8)
+            self._timeline.owner(int(segments[first]))[1].blob.readinto(base, buffer.data[:size])
             yield order[first:last], buffer, places[first:last] - base
 
 
