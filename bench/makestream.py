@@ -185,8 +185,8 @@ class _Maker:
 
 def fill(home: Path, count: int) -> None:
     """Receive a dataset of 2,000 records, and increments of 20 changed ones, into a pool."""
-    from zkeep.pool.receive import ReceiveOptions, receive
-    from zkeep.pool.registry import Registry
+    from zkeep.pool.datasets.registry import Registry
+    from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
     shape = Shape(2000, 4096, 512)
     with Registry(home).open("b") as pool, tempfile.TemporaryFile(dir=home) as file:

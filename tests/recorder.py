@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zkeep.pool.files import Disk
-from zkeep.pool.store import Buffer
+from zkeep.pool.store.files import Disk
+from zkeep.pool.store.port import Buffer
 
 
 @dataclass

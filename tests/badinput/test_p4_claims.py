@@ -12,7 +12,7 @@ from badkit import Box, Record, first, forged, one_line, renamed, stream, taken_
 
 from zkeep.format.nvlist import NvList
 from zkeep.format.records import HEADER, RecordType
-from zkeep.pool.token import Token
+from zkeep.pool.transfer.token import Token
 
 FULL = stream("rs512b", "full-s0")
 NEXT = stream("rs512b", "inc-s0-s1")

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from zkeep.cli.main import run
-from zkeep.pool.catalog import INDEX
-from zkeep.pool.files import LocalStore
-from zkeep.pool.model import Pool
-from zkeep.pool.registry import Registry
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.registry import Registry
+from zkeep.pool.store.catalog import INDEX
+from zkeep.pool.store.files import LocalStore
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.pool.model import Pool
-from zkeep.pool.registry import Registry
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.registry import Registry
 
 STREAMS = Path(__file__).parent.parent / "data" / "streams"
 FULL = (STREAMS / "full-Rw.zfs").read_bytes()

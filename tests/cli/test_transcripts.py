@@ -13,8 +13,8 @@ import pytest
 
 from zkeep.cli.main import run
 from zkeep.names import DatasetName, SnapshotName
-from zkeep.pool.model import Pool, txg_key
-from zkeep.pool.registry import Registry
+from zkeep.pool.datasets.model import Pool, txg_key
+from zkeep.pool.datasets.registry import Registry
 
 Shell = Callable[[str], str]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from zkeep.errors import Damaged, TryAgain
-from zkeep.pool.files import Disk, LocalStore
-from zkeep.pool.store import Store
+from zkeep.pool.store.files import Disk, LocalStore
+from zkeep.pool.store.port import Store
 
 
 class NoLinks(Disk):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from vectors.histories import DATA, History, histories
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool import destroy, namespace
-from zkeep.pool.compact import compact
-from zkeep.pool.model import Pool
-from zkeep.pool.receive import ReceiveOptions, receive
-from zkeep.pool.scrub import scrub
-from zkeep.pool.send import SendRequest, send
-from zkeep.pool.view import View
+from zkeep.pool.care.compact import compact
+from zkeep.pool.care.scrub import scrub
+from zkeep.pool.datasets import destroy, namespace
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.pool.transfer.send import SendRequest, send
 
 Tell = Callable[[str, str], object]
 """Told `+`: a snapshot is acknowledged, `~`: its destroy begins, `-`: it is acknowledged as destroyed."""

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from crashkit import Worker, small_history
 
-from zkeep.pool.model import Pool
+from zkeep.pool.datasets.model import Pool
 
 
 def tell(sign: str, name: str) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from zkeep.pool import spans as sp
-from zkeep.pool.table import BLOCK, FRESH_DATA, FRESH_SPILL, NOTHING, OBJECT, RANGE, Table
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.table import BLOCK, FRESH_DATA, FRESH_SPILL, NOTHING, OBJECT, RANGE, Table
 
 UNIT = 512
 NUMBERS = 96

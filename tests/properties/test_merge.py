@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tablekit import build, histories
 
-from zkeep.pool.table import DTYPES, Table, fold, merge
+from zkeep.pool.timeline.table import DTYPES, Table, fold, merge
 
 
 def same(one: Table, other: Table) -> bool:
@@ -35,7 +35,7 @@ def test_merging_is_associative(history, data) -> None:
 
 @given(histories)
 def test_a_table_without_rows_changes_nothing(history) -> None:
-    from zkeep.pool.table import NOTHING
+    from zkeep.pool.timeline.table import NOTHING
 
     tables, _ = build(history)
     whole = fold(list(tables))

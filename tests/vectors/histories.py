@@ -19,9 +19,9 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, LAYOUTS, Begin, Free, RecordType
 from zkeep.names import DatasetName, SnapshotName
-from zkeep.pool.model import Bookmark, Pool, Snapshot
-from zkeep.pool.receive import ReceiveOptions, receive
-from zkeep.pool.send import Leg, write_leg
+from zkeep.pool.datasets.model import Bookmark, Pool, Snapshot
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.pool.transfer.send import Leg, write_leg
 
 DATA = Path(__file__).parent.parent / "data"
 END = (1 << 64) - 1

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from zkeep.crypto.unwrap import GetKey, first_that_opens
-from zkeep.pool.model import Pool, Snapshot
-from zkeep.pool.receive import ReceiveOptions, receive
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
 DATA = Path(__file__).parent.parent / "data" / "opened"
 WHERE = os.environ.get("ZKEEP_VECTORS", "")

@@ -19,8 +19,8 @@ from test_open_vectors import seen
 
 from zkeep.errors import Damaged, NotAuthentic
 from zkeep.format.records import Object, ObjectRange, RecordType, Write
-from zkeep.pool.model import Pool
-from zkeep.pool.receive import ReceiveOptions, receive
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
 from zkeep.tree.filesystem import Filesystem

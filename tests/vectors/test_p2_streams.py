@@ -17,9 +17,9 @@ from histories import DATA, forget_originals, new_pool, substreams
 from zkeep.format.events import Package
 from zkeep.format.reader import read_events
 from zkeep.format.records import Begin, BeginFlag, Feature
-from zkeep.pool.model import Pool, Snapshot
-from zkeep.pool.receive import ReceiveOptions, receive
-from zkeep.pool.send import Leg, is_past, write_leg
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.pool.transfer.send import Leg, is_past, write_leg
 
 WHERE = os.environ.get("ZKEEP_VECTORS", "")
 FOLDERS = [Path(WHERE) / name for name in ("story", "blog", "variants", "chains")] if WHERE else []

@@ -13,10 +13,10 @@ from histories import DATA, History, Pair, forget_originals, histories, new_pool
 
 from zkeep.errors import BadStream, TryAgain
 from zkeep.names import DatasetName
-from zkeep.pool import inflow
-from zkeep.pool import segment as seg
-from zkeep.pool.model import NotThere, Pool
-from zkeep.pool.send import SendRequest, send
+from zkeep.pool.datasets.model import NotThere, Pool
+from zkeep.pool.timeline import inflow
+from zkeep.pool.timeline import segment as seg
+from zkeep.pool.transfer.send import SendRequest, send
 
 SETS = histories(DATA / "histories")
 WHERE = Path(os.environ.get("ZKEEP_VECTORS", "/nowhere"))

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable
 
 from zkeep.cli import text
-from zkeep.pool.derived import Answer, Thing, type_name
-from zkeep.pool.model import Snapshot
-from zkeep.pool.properties import Property
+from zkeep.pool.datasets.derived import Answer, Thing, type_name
+from zkeep.pool.datasets.model import Snapshot
+from zkeep.pool.datasets.properties import Property
 
 Object = dict[str, object]
 

@@ -158,8 +158,8 @@ def _compare_week(stage: Stage) -> None:
 
 
 def _compact(stage: Stage) -> None:
-    from zkeep.pool.compact import compact
-    from zkeep.pool.registry import Registry
+    from zkeep.pool.care.compact import compact
+    from zkeep.pool.datasets.registry import Registry
 
     stage.title("The disk has the space back, and nothing else has changed")
     with Registry(stage.folder).open("vault") as pool:

@@ -9,9 +9,9 @@ from zkeep.cli.home import opened
 from zkeep.cli.main import say
 from zkeep.errors import Damaged, WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName
-from zkeep.pool import destroy
-from zkeep.pool.model import Pool
-from zkeep.pool.view import View
+from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.view import View
 
 
 @click.command("destroy")
@@ -86,7 +86,7 @@ def _execute(pool: Pool, plan: destroy.Plan) -> None:
 
 def give_back(pool: Pool, dataset_ids: set[int]) -> None:
     """A bounded step of compaction; what it cannot do now waits for the next one, or 'zkeep pool compact'."""
-    from zkeep.pool.compact import STEP, compact
+    from zkeep.pool.care.compact import STEP, compact
 
     left = STEP
     for dataset_id in sorted(dataset_ids):

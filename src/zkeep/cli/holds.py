@@ -9,7 +9,7 @@ import click
 from zkeep.cli import text
 from zkeep.cli.home import opened, snapshots_only
 from zkeep.names import SnapshotName
-from zkeep.pool import namespace
+from zkeep.pool.datasets import namespace
 
 
 def _by_pool(names: Sequence[str]) -> dict[str, list[SnapshotName]]:

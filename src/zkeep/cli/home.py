@@ -9,9 +9,9 @@ from pathlib import Path
 
 from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
-from zkeep.pool.catalog import WAIT
-from zkeep.pool.model import Pool
-from zkeep.pool.registry import Registry
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.registry import Registry
+from zkeep.pool.store.catalog import WAIT
 
 Name = DatasetName | SnapshotName | BookmarkName
 

@@ -12,8 +12,8 @@ from zkeep.cli import asjson, text
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
 from zkeep.errors import WrongUsage
 from zkeep.names import shown
-from zkeep.pool import properties
-from zkeep.pool.properties import Property
+from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.properties import Property
 
 _COLUMNS = "name,used,available,referenced,mountpoint"
 _SPACE = "name,available,used,usedbysnapshots,usedbydataset,usedbyrefreservation,usedbychildren"

@@ -9,8 +9,8 @@ import click
 from zkeep.cli.home import opened, settings
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any
-from zkeep.pool import namespace
-from zkeep.pool.model import Pool
+from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.model import Pool
 
 
 @click.command("create")

@@ -20,7 +20,7 @@ from zkeep.names import SnapshotName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
-    from zkeep.pool.model import Pool, Snapshot
+    from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.restore.opened import Opened
 
 MAX_KEY_FILE = 4096
@@ -134,8 +134,8 @@ def _snapshot_name(text: str) -> SnapshotName:
 
 @contextmanager
 def _received(streams: list[str]) -> Iterator[Pool]:
-    from zkeep.pool.model import Pool
-    from zkeep.pool.receive import ReceiveOptions, receive
+    from zkeep.pool.datasets.model import Pool
+    from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))

@@ -12,10 +12,10 @@ from zkeep.cli import asjson, text
 from zkeep.cli.home import registry, settings, wait
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import parse_pool, shown
-from zkeep.pool import lifecycle, properties
-from zkeep.pool.derived import Answer
-from zkeep.pool.lifecycle import Status
-from zkeep.pool.model import FORMAT, Exists, Pool
+from zkeep.pool.datasets import lifecycle, properties
+from zkeep.pool.datasets.derived import Answer
+from zkeep.pool.datasets.lifecycle import Status
+from zkeep.pool.datasets.model import FORMAT, Exists, Pool
 
 _SIZES = ("size", "allocated", "free")
 _SHORT = {"alloc": "allocated", "cap": "capacity"}
@@ -227,7 +227,7 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
 
     Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time.
     """
-    from zkeep.pool import compact as work
+    from zkeep.pool.care import compact as work
 
     for name in names:
         with registry().open(name, wait()) as pool:

@@ -12,10 +12,10 @@ from zkeep.cli.home import opened, settings, widen
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, parse_any
-from zkeep.pool import properties
+from zkeep.pool.datasets import properties
 
 if TYPE_CHECKING:
-    from zkeep.pool.receive import Arrival
+    from zkeep.pool.transfer.receive import Arrival
 
 
 @click.command("receive")
@@ -54,7 +54,7 @@ def receive_verb(
         zfs send -w -i @monday tank/home@tuesday | ssh vault zkeep receive vault/home
         zkeep get -H -o value receive_resume_token vault/home
     """
-    from zkeep.pool.receive import ReceiveOptions, receive
+    from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
     tell = _teller(dry_run) if verbose else None
     if drop_pool and last_only:

@@ -10,14 +10,14 @@ from zkeep.cli.home import wait
 from zkeep.cli.main import say
 from zkeep.cli.text import count, nice_bytes, safe
 from zkeep.errors import Damaged
-from zkeep.pool.registry import Registry
+from zkeep.pool.datasets.registry import Registry
 
 _STEP = 64 << 20
 
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
     """Damaged if there is anything that is not what was stored; each fault is a line on standard error."""
-    from zkeep.pool.scrub import rebuild_catalog, scrub
+    from zkeep.pool.care.scrub import rebuild_catalog, scrub
 
     lost = rebuild_catalog(registry.path(name), wait()) if rebuild else []
     progress = Progress(name)

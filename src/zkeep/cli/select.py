@@ -11,9 +11,9 @@ from zkeep.cli.home import Name, dataset_of, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.errors import WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
-from zkeep.pool.derived import Thing, letter
-from zkeep.pool.model import Bookmark, Dataset, Snapshot
-from zkeep.pool.view import View
+from zkeep.pool.datasets.derived import Thing, letter
+from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
+from zkeep.pool.datasets.view import View
 
 _TYPES = {
     "filesystem": "f",

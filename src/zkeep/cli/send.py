@@ -15,10 +15,10 @@ from zkeep.cli.home import opened, registry
 from zkeep.cli.text import nice
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import parse_any
-from zkeep.pool.model import NotThere, Pool
+from zkeep.pool.datasets.model import NotThere, Pool
 
 if TYPE_CHECKING:
-    from zkeep.pool.send import Leg
+    from zkeep.pool.transfer.send import Leg
 
 
 @click.command("send")
@@ -61,7 +61,7 @@ def send_verb(
         zkeep send -Rw vault/home@monday | zfs receive tank/home
         zkeep send -w -i '#sunday' vault/home@monday > increment.zfs
     """
-    from zkeep.pool.send import SendRequest, send
+    from zkeep.pool.transfer.send import SendRequest, send
 
     if token is None and snapshot is None:
         raise WrongUsage("send needs a snapshot or a token")
@@ -131,7 +131,7 @@ def _pool(snapshot: str | None, token: str | None) -> AbstractContextManager[Poo
     """The pool that the snapshot is of; with a token, the one that has the snapshot of the token's guid."""
     if snapshot:
         return opened(parse_any(snapshot))
-    from zkeep.pool.token import Token
+    from zkeep.pool.transfer.token import Token
 
     wanted = Token.decode(token or "").toguid
     for name in registry().pools():

@@ -9,7 +9,7 @@ import click
 from zkeep.cli.home import by_pool, opened, parse, settings
 from zkeep.errors import WrongUsage
 from zkeep.names import DatasetName, SnapshotName
-from zkeep.pool import namespace
+from zkeep.pool.datasets import namespace
 
 
 def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotName]]:

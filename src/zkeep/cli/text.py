@@ -10,8 +10,8 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 
-from zkeep.pool.derived import Value
-from zkeep.pool.properties import Property
+from zkeep.pool.datasets.derived import Value
+from zkeep.pool.datasets.properties import Property
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")

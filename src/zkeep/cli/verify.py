@@ -16,7 +16,7 @@ from zkeep.names import BookmarkName, DatasetName, parse_any
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
-    from zkeep.pool.model import Pool, Snapshot
+    from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.restore.errors import Forgery
     from zkeep.restore.opened import Opened
 

@@ -36,10 +36,10 @@ from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, is_encrypted
 from zkeep.format.records import HEADER, Object, RecordFlag, RecordType, WriteEmbedded
-from zkeep.pool.begin import Opening, number
-from zkeep.pool.history import history_of
-from zkeep.pool.leftovers import reading
-from zkeep.pool.model import NotThere, Pool, Snapshot
+from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.leftovers import reading
+from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.restore.errors import Forgery, Unreadable
 from zkeep.restore.state import LEAF, Chunk, State
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from zkeep.errors import Damaged
 from zkeep.format import kernel
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
-from zkeep.pool.timeline import Timeline
+from zkeep.pool.timeline.timeline import Timeline
 
 Array = npt.NDArray[Any]
 GAP = 8 << 10

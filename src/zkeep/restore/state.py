@@ -15,9 +15,9 @@ import numpy.typing as npt
 from zkeep.crypto.mactree import POINTER
 from zkeep.errors import Damaged
 from zkeep.format.records import HEADER, RecordFlag, RecordType
-from zkeep.pool.spans import keys
-from zkeep.pool.table import NOTHING, Table, concat, merge
-from zkeep.pool.timeline import LAST, Run, Timeline
+from zkeep.pool.timeline.spans import keys
+from zkeep.pool.timeline.table import NOTHING, Table, concat, merge
+from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.restore.records import Records
 
 Array = npt.NDArray[Any]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from zkeep.errors import Damaged, Refused, TryAgain
-from zkeep.pool.catalog import INDEX, Catalog
-from zkeep.pool.files import Disk, LocalStore
+from zkeep.pool.store.catalog import INDEX, Catalog
+from zkeep.pool.store.files import Disk, LocalStore
 
 POOL = {"next_id": 1, "next_txg": 1}
 
@@ -400,6 +400,7 @@ def test_kill_at_random_moments_leaves_the_old_or_the_new_state(tmp_path: Path) 
 
 
 def test_opening_imports_nothing_heavy() -> None:
-    script = "import sys, zkeep.pool.model; print([m for m in ('numpy', 'rich', 'cryptography') if m in sys.modules])"
+    heavy = "('numpy', 'rich', 'cryptography')"
+    script = f"import sys, zkeep.pool.datasets.model; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool import destroy, namespace
-from zkeep.pool.destroy import Options
-from zkeep.pool.model import Exists, NotThere, Pool, txg_key
-from zkeep.pool.view import View
+from zkeep.pool.datasets import destroy, namespace
+from zkeep.pool.datasets.destroy import Options
+from zkeep.pool.datasets.model import Exists, NotThere, Pool, txg_key
+from zkeep.pool.datasets.view import View
 
 
 def ds(text: str) -> DatasetName:

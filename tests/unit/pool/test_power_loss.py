@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from recorder import Crash, Recorder
-from zkeep.pool.catalog import Catalog
-from zkeep.pool.files import LocalStore
+from zkeep.pool.store.catalog import Catalog
+from zkeep.pool.store.files import LocalStore
 
 
 def test_acknowledged_transactions_survive_and_others_are_whole_or_absent(tmp_path: Path) -> None:

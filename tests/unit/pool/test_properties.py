@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zkeep.errors import Refused
-from zkeep.pool.properties import PROPERTIES, check, find, from_stream, parse_size, to_stream
+from zkeep.pool.datasets.properties import PROPERTIES, check, find, from_stream, parse_size, to_stream
 
 
 @pytest.mark.parametrize(

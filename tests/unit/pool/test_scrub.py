@@ -10,10 +10,10 @@ import pytest
 
 from vectors.histories import DATA, histories, new_pool, put_together, snapshot, take_chain
 from zkeep.errors import Damaged
-from zkeep.pool.model import Pool
-from zkeep.pool.scrub import Report, rebuild_catalog, scrub
-from zkeep.pool.segment import Segment
-from zkeep.pool.store import segment_name
+from zkeep.pool.care.scrub import Report, rebuild_catalog, scrub
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.store.port import segment_name
+from zkeep.pool.timeline.segment import Segment
 
 HISTORY = next(h for h in histories(DATA / "histories") if h.name == "rs512b")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from zkeep.errors import Damaged
-from zkeep.pool import segment as seg
-from zkeep.pool import spans as sp
-from zkeep.pool.files import LocalStore
-from zkeep.pool.table import BLOCK, DTYPES, NOTHING, OBJECT, Table
+from zkeep.pool.store.files import LocalStore
+from zkeep.pool.timeline import segment as seg
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.table import BLOCK, DTYPES, NOTHING, OBJECT, Table
 
 NAME = "segments/00/1-0.seg"
 STATE = (1, 2, 3, 2**64 - 1)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zkeep.pool.space import Amount, DatasetSpace, compute
+from zkeep.pool.datasets.space import Amount, DatasetSpace, compute
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zkeep.pool import spans as sp
+from zkeep.pool.timeline import spans as sp
 
 TOP = 24
 points = st.integers(0, TOP)

@@ -6,8 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from zkeep.pool import spans as sp
-from zkeep.pool.table import BLOCK, FRESH_DATA, FRESH_SPILL, NOTHING, OBJECT, RANGE, Table, concat, fold, merge, only
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.table import (
+    BLOCK,
+    FRESH_DATA,
+    FRESH_SPILL,
+    NOTHING,
+    OBJECT,
+    RANGE,
+    Table,
+    concat,
+    fold,
+    merge,
+    only,
+)
 
 
 def objects(*rows: tuple[int, int, int]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""What keeps a pool well: compaction, scrub, what a flaw hurts."""

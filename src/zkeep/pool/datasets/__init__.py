@@ -1,0 +1,1 @@
+"""What the catalog tells: datasets, snapshots, bookmarks, their names, properties and space."""

@@ -1,0 +1,227 @@
+"""The properties that follow from something else: figures, the tree, the key's parameters, names.
+
+Each is a function of the view and the thing; TABLE names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
+from zkeep.pool.datasets.properties import PROPERTIES
+from zkeep.pool.datasets.space import Amount
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.view import View
+
+Thing = Dataset | Snapshot | Bookmark
+Value = int | str | None
+"A number, text, or None where the property says nothing of this thing (`-`)."
+
+_TYPES = {"f": "filesystem", "v": "volume", "s": "snapshot", "b": "bookmark"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`source`: `local`, `default`, `received`, `inherited from X` or `-`; `received`: what a stream gave."""
+
+    value: Value
+    source: str = "-"
+    received: str | None = None
+
+
+Derivation = Callable[["View", Thing], Answer]
+NOTHING = Answer(None)
+
+
+def letter(thing: Thing) -> str:
+    """How `Property.applies` calls it."""
+    if isinstance(thing, Dataset):
+        return "v" if thing.is_volume else "f"
+    return "s" if isinstance(thing, Snapshot) else "b"
+
+
+def type_name(thing: Thing) -> str:
+    return _TYPES[letter(thing)]
+
+
+def head(thing: Thing) -> Dataset:
+    """The dataset that it is, or belongs to."""
+    return thing if isinstance(thing, Dataset) else thing.dataset
+
+
+def _amount(view: View, thing: Thing, field: str) -> Amount | None:
+    if isinstance(thing, Bookmark):
+        return None
+    space = view.figures(head(thing))
+    figures = space.snapshots[thing.txg] if isinstance(thing, Snapshot) else space
+    amount: Amount = getattr(figures, field)
+    return amount
+
+
+def _stored(field: str) -> Derivation:
+    def derive(view: View, thing: Thing) -> Answer:
+        amount = _amount(view, thing, field)
+        return Answer(amount.stored) if amount else NOTHING
+
+    return derive
+
+
+def _logical(field: str) -> Derivation:
+    def derive(view: View, thing: Thing) -> Answer:
+        amount = _amount(view, thing, field)
+        return Answer(amount.logical) if amount else NOTHING
+
+    return derive
+
+
+def _ratio(field: str) -> Derivation:
+    def derive(view: View, thing: Thing) -> Answer:
+        amount = _amount(view, thing, "referenced" if isinstance(thing, Snapshot) else field)
+        return Answer(amount.ratio) if amount else NOTHING
+
+    return derive
+
+
+def _document(field: str) -> Derivation:
+    return lambda view, thing: Answer(thing.doc.get(field))
+
+
+def _always(value: Value, source: str = "-") -> Derivation:
+    return lambda view, thing: Answer(value, source)
+
+
+def _mountpoint(view: View, thing: Thing) -> Answer:
+    """An inherited path goes on with what lies below the dataset that set it."""
+    answer = view.setting(thing, PROPERTIES["mountpoint"])
+    path, name = str(answer.value), str(thing.name)
+    if not path.startswith("/") or answer.source in ("local", "received"):
+        return answer
+    start = answer.source.removeprefix("inherited from ") if answer.source != "default" else ""
+    below = name[len(start) :].strip("/")
+    return Answer(f"{path.rstrip('/')}/{below}", answer.source, answer.received)
+
+
+def _origin(view: View, thing: Thing) -> Answer:
+    origin = head(thing).origin
+    snapshot = view.pool.snapshot_at(*origin) if origin else None
+    return Answer(str(snapshot.name) if snapshot else None)
+
+
+def _clones(view: View, thing: Thing) -> Answer:
+    if not isinstance(thing, Snapshot):
+        return Answer(None)
+    return Answer(",".join(c.name.text for c in view.tree.clones(thing.dataset, thing.txg)) or None)
+
+
+def _crypt(thing: Thing) -> dict[str, int] | None:
+    crypt: dict[str, int] | None = head(thing).doc.get("crypt")
+    return crypt
+
+
+def _coded(name: str, code: int) -> str | None:
+    return next((text for text, known in PROPERTIES[name].codes.items() if known == code), None)
+
+
+def _encryption(view: View, thing: Thing) -> Answer:
+    crypt = _crypt(thing)
+    return Answer(_coded("encryption", crypt["suite"]) if crypt else "off", "-" if crypt else "default")
+
+
+def _keyformat(view: View, thing: Thing) -> Answer:
+    crypt = _crypt(thing)
+    return Answer(_coded("keyformat", crypt["keyformat"])) if crypt else Answer("none", "default")
+
+
+def _pbkdf2iters(view: View, thing: Thing) -> Answer:
+    crypt = _crypt(thing)
+    iterations = crypt["pbkdf2iters"] if crypt else 0
+    return Answer(iterations, "-" if iterations else "default")
+
+
+def encryption_root(view: View, dataset: Dataset) -> Dataset | None:
+    """The nearest one upwards that holds the wrapping of its own key; None for what is not encrypted."""
+    if not _crypt(dataset):
+        return None
+    for level in (dataset, *view.tree.ancestors(dataset)):
+        if level.doc.get("encroot"):
+            return level
+    return dataset
+
+
+def _encryptionroot(view: View, thing: Thing) -> Answer:
+    root = encryption_root(view, head(thing))
+    return Answer(root.name.text if root else None)
+
+
+def _keylocation(view: View, thing: Thing) -> Answer:
+    """A root of encryption asks for its key; zkeep itself never has one."""
+    is_root = encryption_root(view, head(thing)) is thing
+    if not is_root:
+        return Answer("none", "default")
+    answer = view.setting(thing, PROPERTIES["keylocation"])
+    return answer if answer.source != "default" else Answer("prompt", "local", answer.received)
+
+
+def _token(view: View, thing: Thing) -> Answer:
+    state = view.pool.catalog.get("receive", head(thing).key)
+    return Answer(state.get("token") if state else None)
+
+
+def _keystatus(view: View, thing: Thing) -> Answer:
+    return Answer("unavailable") if _crypt(thing) else NOTHING
+
+
+def _keyguid(view: View, thing: Thing) -> Answer:
+    crypt = _crypt(thing)
+    return Answer(crypt.get("guid") if crypt else None)
+
+
+def _available(view: View, thing: Thing) -> Answer:
+    return Answer(view.available(head(thing)))
+
+
+def _defer_destroy(view: View, thing: Thing) -> Answer:
+    return Answer("on" if thing.doc.get("defer_destroy") else "off")
+
+
+TABLE: dict[str, Derivation] = {
+    "name": lambda view, thing: Answer(str(thing.name)),
+    "type": lambda view, thing: Answer(type_name(thing)),
+    "creation": _document("creation"),
+    "used": _stored("used"),
+    "available": _available,
+    "referenced": _stored("referenced"),
+    "compressratio": _ratio("used"),
+    "refcompressratio": _ratio("referenced"),
+    "mounted": _always("no"),
+    "origin": _origin,
+    "mountpoint": _mountpoint,
+    "createtxg": _document("createtxg"),
+    "guid": _document("guid"),
+    "ivsetguid": _document("ivset_guid"),
+    "usedbysnapshots": _stored("by_snapshots"),
+    "usedbydataset": _stored("by_dataset"),
+    "usedbychildren": _stored("by_children"),
+    "usedbyrefreservation": _always(0),
+    "defer_destroy": _defer_destroy,
+    "userrefs": lambda view, thing: Answer(len(thing.doc.get("holds", ()))),
+    "objsetid": _document("id"),
+    "written": _stored("written"),
+    "clones": _clones,
+    "logicalused": _logical("used"),
+    "logicalreferenced": _logical("referenced"),
+    "filesystem_count": _always("none", "default"),
+    "snapshot_count": _always("none", "default"),
+    "receive_resume_token": _token,
+    "encryption": _encryption,
+    "keylocation": _keylocation,
+    "keyformat": _keyformat,
+    "pbkdf2iters": _pbkdf2iters,
+    "encryptionroot": _encryptionroot,
+    "keystatus": _keystatus,
+    "keyguid": _keyguid,
+    "snapshots_changed": _document("snapshots_changed"),
+}

@@ -1,0 +1,222 @@
+"""What a destroy would take with it (the plan, pure), and taking it.
+
+A plan is refused as a whole where a snapshot is held, or where something outside it depends on it: children
+without -r, clones without -R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from zkeep.errors import Refused
+from zkeep.names import BookmarkName, DatasetName
+from zkeep.pool.datasets.leftovers import discard
+from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.namespace import remove_if_deferred
+from zkeep.pool.datasets.space import compute
+from zkeep.pool.datasets.view import View
+from zkeep.pool.store.catalog import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    recursive: bool = False
+    "-r: children and their snapshots; with a snapshot, those of the same name below."
+    clones: bool = False
+    "-R: also the clones of what is destroyed."
+    defer: bool = False
+    "-d: a snapshot that is held or has clones goes once that is no longer so."
+
+
+@dataclass(slots=True)
+class Plan:
+    datasets: list[Dataset] = field(default_factory=list)
+    "Children before their parents."
+    snapshots: list[Snapshot] = field(default_factory=list)
+    "Those of the datasets included."
+    deferred: list[Snapshot] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """In the order in which they go."""
+        own = {d.id for d in self.datasets}
+        lines = [str(s.name) for s in self.snapshots if s.dataset.id not in own]
+        for dataset in self.datasets:
+            lines += [str(s.name) for s in self.snapshots if s.dataset.id == dataset.id]
+            lines.append(dataset.name.text)
+        return lines
+
+
+# Snapshots
+
+
+def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
+    """Those that `a,b%c` names: names, and ranges by age, ends included; an end left out is the last."""
+    chosen: list[Snapshot] = []
+    for part in spec.split(","):
+        found = _select_range(snapshots, part) if "%" in part else [s for s in snapshots if s.doc["name"] == part]
+        chosen += [s for s in found if s not in chosen]
+    return chosen
+
+
+def _select_range(snapshots: list[Snapshot], part: str) -> list[Snapshot]:
+    first, _, last = part.partition("%")
+    names = [s.doc["name"] for s in snapshots]
+    if (first and first not in names) or (last and last not in names):
+        return []
+    return snapshots[names.index(first) if first else 0 : names.index(last) + 1 if last else len(names)]
+
+
+def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -> Plan:
+    dataset = view.pool.dataset(name)
+    datasets = view.tree.within(dataset) if options.recursive else [dataset]
+    found = [s for d in datasets for s in select(view.snapshots[d.id], spec)]
+    if not found:
+        raise NotThere(f"cannot destroy {name}@{spec}: could not find any snapshots to destroy")
+    plan = Plan(snapshots=found)
+    if options.clones:
+        _add_clones(view, plan)
+    if options.defer:
+        plan.deferred = [s for s in found if s.holds or _clones_outside(view, plan, s)]
+        plan.snapshots = [s for s in plan.snapshots if s not in plan.deferred]
+    _check(view, plan, options)
+    return plan
+
+
+# Datasets
+
+
+def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
+    dataset = view.pool.dataset(name)
+    if name.parent is None:
+        raise Refused(f"cannot destroy {name}: it is the pool's own; use 'zkeep pool destroy {name}'")
+    plan = Plan()
+    _add_datasets(view, plan, view.tree.within(dataset))
+    if not (options.recursive or options.clones):
+        _check_alone(dataset, plan)
+    if options.clones:
+        _add_clones(view, plan)
+    _check(view, plan, options)
+    return plan
+
+
+def _add_datasets(view: View, plan: Plan, datasets: Iterable[Dataset]) -> None:
+    """Deepest first, so that no moment has a child without its parent."""
+    known = {d.id for d in plan.datasets}
+    for dataset in sorted(datasets, key=lambda d: d.name.text, reverse=True):
+        if dataset.id not in known:
+            plan.datasets.append(dataset)
+            plan.snapshots += [s for s in view.snapshots[dataset.id] if s not in plan.snapshots]
+
+
+def _check_alone(dataset: Dataset, plan: Plan) -> None:
+    others = [name for name in plan.names() if name != dataset.name.text]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        kind = "volume" if dataset.is_volume else "filesystem"
+        listed = ", ".join(sorted(others)[:3]) + more
+        raise Refused(f"cannot destroy {dataset.name}: {kind} has children; use -r to destroy also {listed}")
+
+
+def _add_clones(view: View, plan: Plan) -> None:
+    """Clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
+    examined = 0
+    while examined < len(plan.snapshots):
+        snapshot = plan.snapshots[examined]
+        examined += 1
+        for clone in view.tree.clones(snapshot.dataset, snapshot.txg):
+            if clone.id not in {d.id for d in plan.datasets}:
+                added = Plan()
+                _add_datasets(view, added, view.tree.within(clone))
+                plan.datasets[:0] = [d for d in added.datasets if d not in plan.datasets]
+                plan.snapshots += [s for s in added.snapshots if s not in plan.snapshots]
+
+
+def _clones_outside(view: View, plan: Plan, snapshot: Snapshot) -> list[Dataset]:
+    inside = {d.id for d in plan.datasets}
+    return [c for c in view.tree.clones(snapshot.dataset, snapshot.txg) if c.id not in inside]
+
+
+def _check(view: View, plan: Plan, options: Options) -> None:
+    for snapshot in plan.snapshots:
+        if snapshot.holds:
+            tags = ", ".join(sorted(snapshot.holds)[:3])
+            raise Refused(f"cannot destroy {snapshot.name}: it is held ({tags}); release it or use -d")
+        if clones := _clones_outside(view, plan, snapshot):
+            hint = f"use -R to destroy also {clones[0].name}"
+            raise Refused(f"cannot destroy {snapshot.name}: snapshot has dependent clones; {hint}")
+
+
+# What it gives back, and doing it
+
+
+def reclaims(view: View, plan: Plan) -> int:
+    """Bytes that go from the pool's `used`."""
+    gone, gone_snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
+    runs: dict[int, list[dict[str, object]]] = {}
+    for key, run in view.pool.catalog.scan("run"):
+        runs.setdefault(int(key.partition("/")[0]), []).append(run)
+    pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.snapshots.items()}
+    kept = {i: d.doc for i, d in view.tree.by_id.items() if i not in gone}
+    top = view.tree.by_name[view.pool.name]
+    return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
+
+
+def execute(pool: Pool, plan: Plan) -> None:
+    """All of it or nothing; the files of destroyed datasets go after the commit."""
+    segments: list[str] = []
+    with ExitStack() as stack:
+        for dataset in plan.datasets:
+            busy = f"cannot destroy {dataset.name}: dataset is busy"
+            stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
+        with pool.catalog.transaction(urgent=True) as t:
+            _recheck(pool, plan)
+            segments = _remove(pool, t, plan)
+    discard(pool, segments)
+
+
+def lock_name(dataset: Dataset) -> str:
+    """Held while a dataset is received into, or destroyed."""
+    return f"dataset-{dataset.key}"
+
+
+def _recheck(pool: Pool, plan: Plan) -> None:
+    """The plan was made before the lock: what changed since is for a new plan to see."""
+    known = {d.id for d in plan.datasets}
+    for snapshot in (*plan.snapshots, *plan.deferred):
+        now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
+        if not now or now.doc != snapshot.doc:
+            raise Refused(f"cannot destroy {snapshot.name}: it was changed meanwhile")
+    for dataset in plan.datasets:
+        planned = sum(s.dataset.id == dataset.id for s in plan.snapshots)
+        fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
+        if fresh or len(pool.snapshots(dataset)) != planned:
+            raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
+
+
+def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
+    segments: list[str] = []
+    gone = {d.id for d in plan.datasets}
+    for snapshot in plan.deferred:
+        pool.update_snapshot(t, snapshot, defer_destroy=True)
+    for snapshot in plan.snapshots:
+        if snapshot.dataset.id not in gone:
+            pool.remove_snapshot(t, snapshot)
+    for dataset in plan.datasets:
+        segments += pool.remove_dataset(t, dataset)
+    for dataset in plan.datasets:
+        if dataset.origin and (origin := _origin(pool, dataset)):
+            remove_if_deferred(pool, t, origin)
+    return segments
+
+
+def _origin(pool: Pool, clone: Dataset) -> Snapshot | None:
+    assert clone.origin
+    dataset_id, txg = clone.origin
+    return pool.snapshot_at(dataset_id, txg) if dataset_id in pool.tree().by_id else None
+
+
+def destroy_bookmark(pool: Pool, name: BookmarkName) -> None:
+    with pool.transaction() as t:
+        t.delete("bookmark", pool.bookmark(name).key)

@@ -1,0 +1,429 @@
+"""A pool as a tree of datasets, with their snapshots and bookmarks: views over the catalog's documents.
+
+Documents keep names relative to the pool (the top dataset is ""), so that a pool may go by another name.
+A view is of the moment at which it was read; changing anything needs a transaction, and the view after it is
+a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zkeep.errors import Damaged, Refused
+from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
+from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
+from zkeep.pool.store.files import Disk, LocalStore
+from zkeep.pool.store.index import Document
+
+IDENTITY = "POOL"
+FORMAT = 1
+_OURS = {"journal", "lock", "tmp", "partial", "segments", RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
+
+
+class NotThere(Refused):
+    """A pool, dataset, snapshot or bookmark of this name does not exist."""
+
+
+class Exists(Refused):
+    """The name is taken."""
+
+
+def dataset_key(dataset_id: int) -> str:
+    return f"{dataset_id:012d}"
+
+
+def txg_key(dataset_id: int, txg: int) -> str:
+    """The key of what belongs to one txg of a dataset: snapshot, run, begin."""
+    return f"{dataset_id:012d}/{txg:020d}"
+
+
+def new_guid() -> int:
+    """Random, 64 bits, never 0."""
+    return int.from_bytes(os.urandom(8), "big") or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    name: DatasetName
+    doc: Document
+
+    @property
+    def id(self) -> int:
+        return int(self.doc["id"])
+
+    @property
+    def guid(self) -> int:
+        return int(self.doc["guid"])
+
+    @property
+    def is_volume(self) -> bool:
+        return bool(self.doc["type"] == "volume")
+
+    @property
+    def origin(self) -> tuple[int, int] | None:
+        """The dataset's id and the txg that a clone began with."""
+        origin = self.doc["origin"]
+        return (origin["dataset"], origin["txg"]) if origin else None
+
+    @property
+    def key(self) -> str:
+        return dataset_key(self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    dataset: Dataset
+    doc: Document
+
+    @property
+    def name(self) -> SnapshotName:
+        return SnapshotName(self.dataset.name, self.doc["name"])
+
+    @property
+    def guid(self) -> int:
+        return int(self.doc["guid"])
+
+    @property
+    def txg(self) -> int:
+        return int(self.doc["txg"])
+
+    @property
+    def holds(self) -> dict[str, int]:
+        """When each tag was set, in seconds since 1970."""
+        return dict(self.doc["holds"])
+
+    @property
+    def key(self) -> str:
+        return txg_key(self.dataset.id, self.txg)
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    dataset: Dataset
+    doc: Document
+
+    @property
+    def name(self) -> BookmarkName:
+        return BookmarkName(self.dataset.name, self.doc["name"])
+
+    @property
+    def guid(self) -> int:
+        return int(self.doc["guid"])
+
+    @property
+    def txg(self) -> int:
+        return int(self.doc["txg"])
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset.key}/{self.doc['name']}"
+
+
+class Tree:
+    """All datasets of one moment, by name and by id."""
+
+    def __init__(self, datasets: list[Dataset]) -> None:
+        self.by_name = {d.name.text: d for d in sorted(datasets, key=lambda d: d.name.text)}
+        self.by_id = {d.id: d for d in self.by_name.values()}
+
+    def find(self, name: DatasetName) -> Dataset | None:
+        return self.by_name.get(name.text)
+
+    def parent(self, dataset: Dataset) -> Dataset | None:
+        above = dataset.name.parent
+        return self.by_name.get(above.text) if above else None
+
+    def ancestors(self, dataset: Dataset) -> Iterator[Dataset]:
+        """The parent first, the pool's top dataset last."""
+        above = self.parent(dataset)
+        while above:
+            yield above
+            above = self.parent(above)
+
+    def within(self, dataset: Dataset, depth: int | None = None) -> list[Dataset]:
+        """It and everything below it, to `depth` levels, by name."""
+        limit = 10**6 if depth is None else dataset.name.depth + depth
+        return [d for d in self.by_name.values() if d.name.is_within(dataset.name) and d.name.depth <= limit]
+
+    def clones(self, dataset: Dataset, txg: int | None = None) -> list[Dataset]:
+        """Those that began with a txg of `dataset`: a given one, or any."""
+        found = (d for d in self.by_name.values() if d.origin and d.origin[0] == dataset.id)
+        return [d for d in found if txg is None or d.origin == (dataset.id, txg)]
+
+
+class Pool:
+    """An open pool. Close it, or use it as a context manager."""
+
+    def __init__(self, store: LocalStore, catalog: Catalog, name: str) -> None:
+        self.store = store
+        self.catalog = catalog
+        self.name = name
+        self._tree: tuple[object, Tree] | None = None
+
+    @classmethod
+    def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
+        """Make a pool in `path`, a folder that is empty or not there. `local`: the top's properties."""
+        parse_pool(name)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (path / IDENTITY).exists():
+            raise Exists(f"cannot create pool {name}: there is a pool in {path} already")
+        if strangers := sorted(set(os.listdir(path)) - _OURS):
+            raise Refused(f"cannot create pool {name}: {path} is not empty ({strangers[0]!a} is there)")
+        store = LocalStore(path)
+        catalog = Catalog(store)
+        pool = cls(store, catalog, name)
+        with catalog.transaction() as t:
+            guid = pool._plant(t, local or {})
+        identity = {"format": FORMAT, "guid": guid, "name": name}
+        store.put(IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+        return pool
+
+    def _plant(self, t: Transaction, local: dict[str, str]) -> int:
+        """The documents of a new pool; what an interrupted creation left behind is replaced."""
+        for key, _ in t.scan("dataset"):
+            t.delete("dataset", key)
+        guid, now = new_guid(), int(time.time())
+        pool = {
+            "guid": guid,
+            "name": self.name,
+            "created": now,
+            "next_id": 1,
+            "next_txg": 1,
+            "properties": {},
+        }
+        t.put("pool", "", pool)
+        self._put_new(t, "", "filesystem", local=local)
+        return guid
+
+    @classmethod
+    def open(cls, path: Path, name: str | None = None, wait: float = WAIT, disk: Disk | None = None) -> Pool:
+        """`name`: what the pool is called here, if not as at its creation."""
+        store = LocalStore(path, disk)
+        identity = read_identity(path)
+        catalog = Catalog(store, wait)
+        document = catalog.get("pool", "")
+        if not document or document["guid"] != identity["guid"]:
+            catalog.close()
+            raise Damaged(f"{path}: the catalog is not of this pool")
+        return cls(store, catalog, name or identity["name"])
+
+    def close(self) -> None:
+        self.catalog.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        return self.store.root
+
+    @property
+    def doc(self) -> Document:
+        document = self.catalog.get("pool", "")
+        assert document
+        return document
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self.catalog.transaction()
+
+    # Names: full outside, relative in documents
+
+    def relative(self, name: DatasetName) -> str:
+        if name.pool != self.name:
+            raise NotThere(f"cannot open {name}: it is not in pool {self.name}")
+        return name.text.partition("/")[2]
+
+    def full(self, relative: str) -> DatasetName:
+        return DatasetName(f"{self.name}/{relative}" if relative else self.name)
+
+    # Lookups
+
+    def tree(self) -> Tree:
+        version = self.catalog.version()
+        if not self._tree or self._tree[0] != version:
+            rows = self.catalog.scan("dataset")
+            self._tree = version, Tree([Dataset(self.full(doc["name"]), doc) for _, doc in rows])
+        return self._tree[1]
+
+    def find(self, name: DatasetName) -> Dataset | None:
+        return self.tree().find(name)
+
+    def dataset(self, name: DatasetName) -> Dataset:
+        found = self.find(name)
+        if not found:
+            raise NotThere(f"cannot open {name}: dataset does not exist")
+        return found
+
+    def by_id(self, dataset_id: int) -> Dataset:
+        return self.tree().by_id[dataset_id]
+
+    def snapshots(self, dataset: Dataset) -> list[Snapshot]:
+        """Oldest first."""
+        return [Snapshot(dataset, doc) for _, doc in self.catalog.scan("snapshot", dataset.key + "/")]
+
+    def all_snapshots(self) -> dict[int, list[Snapshot]]:
+        """Those of every dataset, by its id; oldest first."""
+        by_id = self.tree().by_id
+        found: dict[int, list[Snapshot]] = {dataset_id: [] for dataset_id in by_id}
+        for key, doc in self.catalog.scan("snapshot"):
+            dataset_id = int(key.partition("/")[0])
+            found[dataset_id].append(Snapshot(by_id[dataset_id], doc))
+        return found
+
+    def find_snapshot(self, name: SnapshotName) -> Snapshot | None:
+        dataset = self.find(name.dataset)
+        snapshots = self.snapshots(dataset) if dataset else []
+        return next((s for s in snapshots if s.doc["name"] == name.name), None)
+
+    def snapshot(self, name: SnapshotName) -> Snapshot:
+        found = self.find_snapshot(name)
+        if not found:
+            raise NotThere(f"cannot open {name}: snapshot does not exist")
+        return found
+
+    def snapshot_at(self, dataset_id: int, txg: int) -> Snapshot | None:
+        doc = self.catalog.get("snapshot", txg_key(dataset_id, txg))
+        return Snapshot(self.by_id(dataset_id), doc) if doc else None
+
+    def bookmarks(self, dataset: Dataset) -> list[Bookmark]:
+        return [Bookmark(dataset, doc) for _, doc in self.catalog.scan("bookmark", dataset.key + "/")]
+
+    def find_bookmark(self, name: BookmarkName) -> Bookmark | None:
+        dataset = self.find(name.dataset)
+        doc = self.catalog.get("bookmark", f"{dataset.key}/{name.name}") if dataset else None
+        return Bookmark(dataset, doc) if dataset and doc else None
+
+    def bookmark(self, name: BookmarkName) -> Bookmark:
+        found = self.find_bookmark(name)
+        if not found:
+            raise NotThere(f"cannot open {name}: bookmark does not exist")
+        return found
+
+    def pins(self, dataset: Dataset) -> list[int]:
+        """The txgs that snapshots, bookmarks and clones of `dataset` name, ascending."""
+        named = [s.txg for s in self.snapshots(dataset)] + [b.txg for b in self.bookmarks(dataset)]
+        return sorted({*named, *(c.origin[1] for c in self.tree().clones(dataset) if c.origin)})
+
+    # Changes, in a transaction
+
+    def _put_new(self, t: Transaction, relative: str, kind: str, **fields: object) -> Document:
+        doc: Document = {
+            "id": t.next_id(),
+            "name": relative,
+            "guid": new_guid(),
+            "type": kind,
+            "createtxg": t.next_txg(),
+            "creation": int(time.time()),
+            "origin": None,
+            "local": {},
+            "received": {},
+            "received_name": None,
+            "raw": None,
+        }
+        doc.update(fields)
+        t.put("dataset", dataset_key(doc["id"]), doc)
+        return doc
+
+    def create_dataset(self, t: Transaction, name: DatasetName, kind: str = "filesystem", **fields: object) -> Dataset:
+        """`kind`: filesystem or volume; `fields`: of its document. The parent must exist."""
+        if self.find(name):
+            raise Exists(f"cannot create {name}: dataset already exists")
+        above = name.parent and self.find(name.parent)
+        if not above:
+            raise NotThere(f"cannot create {name}: parent does not exist")
+        if above.is_volume:
+            raise Refused(f"cannot create {name}: its parent is a volume")
+        return Dataset(name, self._put_new(t, self.relative(name), kind, **fields))
+
+    def update_dataset(self, t: Transaction, dataset: Dataset, **fields: object) -> Dataset:
+        """Set these fields; the others stay as the catalog has them."""
+        changed = Dataset(dataset.name, {**(t.get("dataset", dataset.key) or dataset.doc), **fields})
+        t.put("dataset", dataset.key, changed.doc)
+        return changed
+
+    def add_snapshot(
+        self, t: Transaction, dataset: Dataset, name: str, txg: int, guid: int, **fields: object
+    ) -> Snapshot:
+        """A snapshot that names `txg`. `fields`: of its document (creation, ivset_guid, features, ...)."""
+        full = dataset.name.snapshot(name)
+        if self.find_snapshot(full) or self.snapshot_at(dataset.id, txg):
+            raise Exists(f"cannot create {full}: snapshot already exists")
+        doc: Document = {
+            "name": name,
+            "guid": guid,
+            "txg": txg,
+            "createtxg": txg,
+            "creation": int(time.time()),
+            "ivset_guid": 0,
+            "features": 0,
+            "holds": {},
+            "local": {},
+            "received": {},
+        }
+        snapshot = Snapshot(dataset, {**doc, **fields})
+        t.put("snapshot", snapshot.key, snapshot.doc)
+        self._touch(t, dataset)
+        return snapshot
+
+    def update_snapshot(self, t: Transaction, snapshot: Snapshot, **fields: object) -> Snapshot:
+        changed = Snapshot(snapshot.dataset, {**(t.get("snapshot", snapshot.key) or snapshot.doc), **fields})
+        t.put("snapshot", snapshot.key, changed.doc)
+        return changed
+
+    def remove_snapshot(self, t: Transaction, snapshot: Snapshot) -> None:
+        """Forget it and its BEGIN record; the runs stay until compaction folds them."""
+        t.delete("snapshot", snapshot.key)
+        t.delete("begin", snapshot.key)
+        self._touch(t, snapshot.dataset)
+
+    def add_bookmark(self, t: Transaction, source: Snapshot | Bookmark, name: str) -> Bookmark:
+        full = source.dataset.name.bookmark(name)
+        if self.find_bookmark(full):
+            raise Exists(f"cannot create bookmark {full}: bookmark exists")
+        kept = ("guid", "txg", "createtxg", "creation", "ivset_guid", "features")
+        doc = {"name": name, **{key: source.doc[key] for key in kept}}
+        bookmark = Bookmark(source.dataset, doc)
+        t.put("bookmark", bookmark.key, doc)
+        return bookmark
+
+    def remove_dataset(self, t: Transaction, dataset: Dataset) -> list[str]:
+        """Forget it with all that hangs on it; returns its segments' ids, whose files may go after commit."""
+        runs = t.scan("run", dataset.key + "/")
+        segments = [segment for _, run in runs for segment in run["segments"]]
+        for segment in segments:
+            t.delete("segment", segment)
+        for kind in ("snapshot", "begin", "run", "bookmark"):
+            for key, _ in t.scan(kind, dataset.key + "/"):
+                t.delete(kind, key)
+        t.delete("receive", dataset.key)
+        t.delete("dataset", dataset.key)
+        return segments
+
+    def _touch(self, t: Transaction, dataset: Dataset) -> None:
+        """Note when the dataset's snapshots changed."""
+        doc = t.get("dataset", dataset.key)
+        if doc:
+            t.put("dataset", dataset.key, {**doc, "snapshots_changed": int(time.time())})
+
+
+def read_identity(path: Path) -> Document:
+    """What the file POOL of a pool's folder says; NotThere if there is none."""
+    try:
+        identity: Document = json.loads((path / IDENTITY).read_bytes())
+        version, _, _ = identity["format"], identity["guid"], parse_pool(identity["name"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotThere(f"there is no pool in {path}") from None
+    except (ValueError, KeyError, TypeError, Refused) as error:
+        raise Damaged(f"{path / IDENTITY} is not what was stored: {error}") from None
+    if version != FORMAT:
+        raise Refused(f"the pool in {path} has format {version}; this zkeep knows format {FORMAT}")
+    return identity

@@ -1,0 +1,247 @@
+"""Changes of names and settings: create, rename, set, inherit, hold, release, bookmark.
+
+Each function is one transaction: it looks, refuses with the reason, or changes everything asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from zkeep.errors import Refused
+from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
+from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.derived import encryption_root, letter
+from zkeep.pool.datasets.model import Bookmark, Dataset, Exists, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.view import View
+from zkeep.pool.store.catalog import Transaction
+
+_NOT_INHERITED = ("quota", "refquota", "reservation", "refreservation")
+
+
+def create(
+    pool: Pool,
+    name: DatasetName,
+    settings: Mapping[str, str],
+    parents: bool = False,
+    kind: str = "filesystem",
+) -> None:
+    """With `parents`, ancestors that are missing are made, and a dataset that is there is left as it is."""
+    local = check_settings(settings, "v" if kind == "volume" else "f")
+    with pool.transaction() as t:
+        if parents and pool.find(name):
+            return
+        if parents and name.parent:
+            make_parents(pool, t, name)
+        pool.create_dataset(t, name, kind, local=local)
+
+
+def make_parents(pool: Pool, t: Transaction, name: DatasetName) -> None:
+    above = name.parent
+    if above and not pool.find(above):
+        make_parents(pool, t, above)
+        pool.create_dataset(t, above)
+
+
+def check_settings(settings: Mapping[str, str], what: str) -> dict[str, str]:
+    return dict(properties.check(name, text, what) for name, text in settings.items())
+
+
+# Settings
+
+
+def set_properties(
+    pool: Pool, things: Iterable[DatasetName | SnapshotName], settings: Mapping[str, str]
+) -> None:
+    with pool.transaction() as t:
+        for name in things:
+            thing = find_thing(pool, name)
+            checked = check_settings(settings, letter(thing))
+            _check_quotas(pool, thing, checked)
+            _put_local(pool, t, thing, {**thing.doc["local"], **checked})
+
+
+def _check_quotas(pool: Pool, thing: Dataset | Snapshot, checked: Mapping[str, str]) -> None:
+    if not isinstance(thing, Dataset) or not {"quota", "refquota"} & set(checked):
+        return
+    figures = View(pool).figures(thing)
+    needed = {"quota": figures.used.stored, "refquota": figures.referenced.stored}
+    for name, least in needed.items():
+        if 0 < int(checked.get(name, "0")) < least:
+            raise Refused(f"cannot set {name} of {thing.name}: size is less than the {least} bytes in use")
+
+
+def inherit(
+    pool: Pool, names: Iterable[DatasetName | SnapshotName], prop: str, received: bool, recursive: bool
+) -> None:
+    """Forget the local value; with `received`, the received value shows again, else it is hidden too."""
+    found = properties.find(prop)
+    if not found or (not properties.is_user(found) and not found.can_be_set):
+        raise Refused(f"cannot inherit {shown(prop)}: property cannot be inherited")
+    if found.name in _NOT_INHERITED and not received:
+        hint = f"use 'zkeep set {found.name}=none' to clear"
+        raise Refused(f"cannot inherit {found.name}: property cannot be inherited; {hint}")
+    with pool.transaction() as t:
+        for name in names:
+            first = find_thing(pool, name)
+            below = pool.tree().within(first) if recursive and isinstance(first, Dataset) else [first]
+            for thing in below:
+                _inherit_one(pool, t, thing, found.name, received)
+
+
+def _inherit_one(pool: Pool, t: Transaction, thing: Dataset | Snapshot, prop: str, received: bool) -> None:
+    local = dict(thing.doc["local"])
+    local.pop(prop, None)
+    if not received and prop in thing.doc["received"]:
+        local[prop] = None
+    if local != thing.doc["local"]:
+        _put_local(pool, t, thing, local)
+
+
+def _put_local(pool: Pool, t: Transaction, thing: Dataset | Snapshot, local: dict[str, str]) -> None:
+    if isinstance(thing, Dataset):
+        pool.update_dataset(t, thing, local=local)
+    else:
+        pool.update_snapshot(t, thing, local=local)
+
+
+def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapshot:
+    return pool.snapshot(name) if isinstance(name, SnapshotName) else pool.dataset(name)
+
+
+# Names
+
+
+def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
+    """A dataset with all that lies below it."""
+    with pool.transaction() as t:
+        dataset = pool.dataset(old)
+        _check_rename(pool, old, new)
+        if parents:
+            make_parents(pool, t, new)
+        _check_new_parent(pool, new)
+        moved = pool.tree().within(dataset)
+        _check_lengths(pool, moved, old, new)
+        roots = {d.id: encryption_root(View(pool), d) for d in moved}
+        for each in moved:
+            relative = pool.relative(DatasetName(new.text + each.name.text[len(old.text) :]))
+            t.put("dataset", each.key, {**each.doc, "name": relative})
+        _check_roots(pool, old, roots)
+
+
+def _check_rename(pool: Pool, old: DatasetName, new: DatasetName) -> None:
+    if old.parent is None:
+        raise Refused(
+            f"cannot rename {old}: it is the pool's own; export and import the pool by another name"
+        )
+    if new.pool != old.pool:
+        raise Refused(f"cannot rename {old}: {new} is not in the same pool")
+    if new.is_within(old) and new != old:
+        raise Refused(f"cannot rename {old}: {new} would lie below itself")
+    if pool.find(new):
+        raise Exists(f"cannot rename {old}: dataset {new} already exists")
+
+
+def _check_new_parent(pool: Pool, new: DatasetName) -> None:
+    above = new.parent and pool.find(new.parent)
+    if not above:
+        raise NotThere(f"cannot rename to {new}: parent does not exist")
+    if above.is_volume:
+        raise Refused(f"cannot rename to {new}: its parent is a volume")
+
+
+def _check_lengths(pool: Pool, moved: Iterable[Dataset], old: DatasetName, new: DatasetName) -> None:
+    """Every name below must still be one; those of snapshots and bookmarks too."""
+    for dataset in moved:
+        name = DatasetName.parse(new.text + dataset.name.text[len(old.text) :])
+        tails = [s.doc["name"] for s in pool.snapshots(dataset)]
+        tails += [b.doc["name"] for b in pool.bookmarks(dataset)]
+        longest = max(map(len, tails), default=-1)
+        if len(name.text) + 1 + longest > MAX_NAME:
+            raise Refused(
+                f"cannot rename {old}: the name of a snapshot of {shown(name.text)} would be too long"
+            )
+
+
+def _check_roots(pool: Pool, old: DatasetName, before: Mapping[int, Dataset | None]) -> None:
+    """As in zfs, a dataset may not leave its encryption root."""
+    view = View(pool)
+    for dataset_id, root in before.items():
+        now = encryption_root(view, pool.by_id(dataset_id))
+        if (now and now.id) != (root and root.id):
+            raise Refused(f"cannot rename {old}: it would leave its encryption root")
+
+
+def rename_snapshot(pool: Pool, old: SnapshotName, new: SnapshotName, recursive: bool = False) -> None:
+    """With `recursive`, the snapshots of this name of everything below the dataset as well."""
+    if new.dataset != old.dataset:
+        raise Refused(f"cannot rename {old}: {new} is not of the same dataset")
+    with pool.transaction() as t:
+        first = pool.snapshot(old)
+        datasets = pool.tree().within(first.dataset) if recursive else [first.dataset]
+        for dataset in datasets:
+            snapshot = pool.find_snapshot(dataset.name.snapshot(old.name))
+            if snapshot and new.name != old.name:
+                target = dataset.name.snapshot(new.name)
+                if pool.find_snapshot(target):
+                    raise Exists(f"cannot rename {snapshot.name}: {target} already exists")
+                pool.update_snapshot(t, snapshot, name=new.name)
+
+
+# Holds and bookmarks
+
+
+def snapshots_named(pool: Pool, name: SnapshotName, recursive: bool) -> list[Snapshot]:
+    """`name`, and with `recursive` those of the same name below; at least one, or NotThere."""
+    datasets = pool.tree().within(pool.dataset(name.dataset)) if recursive else [pool.dataset(name.dataset)]
+    found = [pool.find_snapshot(SnapshotName(d.name, name.name)) for d in datasets]
+    snapshots = [s for s in found if s]
+    if not snapshots:
+        raise NotThere(f"cannot open {name}: snapshot does not exist")
+    return snapshots
+
+
+def hold(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
+    parse_tag(tag)
+    with pool.transaction() as t:
+        for snapshot in [s for n in names for s in snapshots_named(pool, n, recursive)]:
+            if tag in snapshot.holds:
+                raise Exists(f"cannot hold {snapshot.name}: tag {shown(tag)} already exists on it")
+            pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: int(time.time())})
+
+
+def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
+    """The last hold gone, a snapshot whose destruction was deferred goes too."""
+    with pool.transaction() as t:
+        held = [s for n in names for s in snapshots_named(pool, n, recursive)]
+        if not recursive:
+            _check_tags(held, tag)
+        if not (tagged := [s for s in held if tag in s.holds]):
+            raise Refused(f"cannot release {held[0].name}: no hold {shown(tag)} on it or below")
+        for snapshot in tagged:
+            left = {name: at for name, at in snapshot.holds.items() if name != tag}
+            changed = pool.update_snapshot(t, snapshot, holds=left)
+            remove_if_deferred(pool, t, changed)
+
+
+def _check_tags(held: Iterable[Snapshot], tag: str) -> None:
+    for snapshot in held:
+        if tag not in snapshot.holds:
+            raise Refused(f"cannot release {snapshot.name}: no hold {shown(tag)} on it")
+
+
+def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
+    """What `destroy -d` left for later goes when neither hold nor clone is left."""
+    if not snapshot.doc.get("defer_destroy") or snapshot.holds:
+        return
+    if not pool.tree().clones(snapshot.dataset, snapshot.txg):
+        pool.remove_snapshot(t, snapshot)
+
+
+def bookmark(pool: Pool, source: SnapshotName | BookmarkName, name: BookmarkName) -> None:
+    if source.dataset != name.dataset:
+        raise Refused(f"cannot create bookmark {name}: {source} is not of the same dataset")
+    with pool.transaction() as t:
+        found: Snapshot | Bookmark
+        found = pool.snapshot(source) if isinstance(source, SnapshotName) else pool.bookmark(source)
+        pool.add_bookmark(t, found, name.name)

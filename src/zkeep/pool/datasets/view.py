@@ -1,0 +1,154 @@
+"""What `get` and `list` answer: the value and the source of each property of each thing.
+
+A value here is a number, text, or None where the property says nothing of this thing (`-`); how numbers are
+written is the command line's business. Figures, snapshots and clones are looked up when first asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+
+from zkeep.pool.datasets import derived, properties
+from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
+from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
+from zkeep.pool.datasets.properties import PROPERTIES, Property
+from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
+
+
+class View:
+    """Answers of one moment; make a new one after a change."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.tree = pool.tree()
+
+    @cached_property
+    def snapshots(self) -> dict[int, list[Snapshot]]:
+        """Of every dataset, by its id; oldest first."""
+        return self.pool.all_snapshots()
+
+    @cached_property
+    def space(self) -> Space:
+        catalog = self.pool.catalog
+        runs: dict[int, list[dict[str, object]]] = {}
+        for key, run in catalog.scan("run"):
+            runs.setdefault(int(key.partition("/")[0]), []).append(run)
+        pins = {i: [s.txg for s in found] for i, found in self.snapshots.items()}
+        return compute({i: d.doc for i, d in self.tree.by_id.items()}, runs, pins)
+
+    def figures(self, dataset: Dataset) -> DatasetSpace:
+        return self.space.datasets[dataset.id]
+
+    def applicable(self, thing: Thing) -> Iterator[str]:
+        """The properties that `get all` prints, in its order: native ones, then those of the user."""
+        for prop in PROPERTIES.values():
+            if prop.name not in properties.HIDDEN and self._says(thing, prop):
+                yield prop.name
+        yield from sorted(self._user_properties(thing))
+
+    def _says(self, thing: Thing, prop: Property) -> bool:
+        """What is derived is passed over where there is nothing to say."""
+        return applies(prop, thing) and (prop.can_be_set or self.get(thing, prop.name).value is not None)
+
+    def _user_properties(self, thing: Thing) -> set[str]:
+        docs = [thing.doc, *(d.doc for d in self._above(thing))]
+        names = {name for doc in docs for key in ("local", "received") for name in doc.get(key, ())}
+        found = {n for n in names if n not in PROPERTIES}
+        return {n for n in found if self.get(thing, n).value is not None}
+
+    def _above(self, thing: Thing) -> Iterator[Dataset]:
+        """What it inherits from, nearest first."""
+        if not isinstance(thing, Dataset):
+            yield thing.dataset
+        yield from self.tree.ancestors(head(thing))
+
+    # One property
+
+    def get(self, thing: Thing, name: str) -> Answer:
+        """`name` as properties.find knows it; None where it does not apply."""
+        if name.startswith(("written@", "written#")):
+            return Answer(self._written_since(thing, name))
+        prop = properties.find(name)
+        if not prop or not applies(prop, thing):
+            return Answer(None)
+        if prop.name in derived.TABLE:
+            return derived.TABLE[prop.name](self, thing)
+        return self.setting(thing, prop) if prop.can_be_set else Answer(None)
+
+    def text(self, dataset: Dataset, name: str) -> str:
+        """The effective value of a property that can be set."""
+        return str(self.setting(dataset, PROPERTIES[name]).value)
+
+    def setting(self, thing: Thing, prop: Property) -> Answer:
+        """Local, else received, else (where it is inherited) the nearest ancestor's, else the default."""
+        received = thing.doc.get("received", {}).get(prop.name)
+        own = _own(thing, prop.name)
+        if own:
+            return Answer(_typed(prop, own[0]), own[1], received)
+        if prop.how == "inherit":
+            for above in self._above(thing):
+                if found := _own(above, prop.name):
+                    return Answer(_typed(prop, found[0]), f"inherited from {above.name}", received)
+        if properties.is_user(prop) or (isinstance(thing, Snapshot) and prop.kind == "size"):
+            return Answer(None, "-", received)
+        return Answer(_typed(prop, prop.default), "default", received)
+
+    def _written_since(self, thing: Thing, name: str) -> Value:
+        """`written@x`: what of it was written after its dataset's snapshot (`#`: bookmark) x."""
+        if isinstance(thing, Bookmark):
+            return None
+        dataset, mark = head(thing), name[len("written") :]
+        points = self.snapshots[dataset.id] if mark[0] == "@" else self.pool.bookmarks(dataset)
+        since = next((p.txg for p in points if p.doc["name"] == mark[1:]), None)
+        if since is None:
+            return None
+        until = thing.txg if isinstance(thing, Snapshot) else HEAD
+        return self.space.histories[dataset.id].written(since, until).stored
+
+    # Room
+
+    def free(self) -> int:
+        """Bytes that the disk has for us."""
+        disk = os.statvfs(self.pool.path)
+        return disk.f_bavail * disk.f_frsize
+
+    def available(self, dataset: Dataset) -> int:
+        """What the disk and the quotas on the way up leave."""
+        rooms = [self.free(), *self._rooms(dataset)]
+        return max(0, min(rooms))
+
+    def quota_room(self, dataset: Dataset) -> int | None:
+        """Bytes that the quotas on the way up leave; None where there is none."""
+        rooms = list(self._rooms(dataset))
+        return max(0, min(rooms)) if rooms else None
+
+    def _rooms(self, dataset: Dataset) -> Iterator[int]:
+        refquota = int(self.text(dataset, "refquota"))
+        if refquota:
+            yield refquota - self.figures(dataset).referenced.stored
+        for level in (dataset, *self.tree.ancestors(dataset)):
+            if quota := int(self.text(level, "quota")):
+                yield quota - self.figures(level).used.stored
+
+
+def applies(prop: Property, thing: Thing) -> bool:
+    """A snapshot's properties are further those of its dataset's type."""
+    if letter(thing) not in prop.applies:
+        return False
+    kinds = set(prop.applies) & {"f", "v"}
+    return not isinstance(thing, Snapshot) or not kinds or letter(thing.dataset) in kinds
+
+
+def _own(thing: Thing, name: str) -> tuple[str, str] | None:
+    """What is set on the thing itself. A local null hides what was received (`inherit`, `receive -x`)."""
+    local = thing.doc.get("local", {})
+    if name in local:
+        return None if local[name] is None else (local[name], "local")
+    received = thing.doc.get("received", {}).get(name)
+    return None if received is None else (received, "received")
+
+
+def _typed(prop: Property, text: str) -> Value:
+    return int(text) if prop.is_number and text.isdecimal() else text or None

@@ -1,0 +1,320 @@
+"""The catalog: JSON documents by (kind, key), changed in transactions.
+
+The journal is the truth, SQLite an index of it that can be made anew. A transaction counts once its line of
+the journal is synced; the SQLite commit comes after. So at any moment:
+
+    kill or power loss before the line is synced    the old state (a torn line is passed over)
+    ... after it, before SQLite has committed        the next opening applies the line: the new state
+    SQLite gone, or on a disk that takes no writes   made from the journal, in memory if need be
+
+The file `reserve` is room for one more transaction on a full disk, so that what fills it can be destroyed.
+
+Writers, of all processes, take turns by the lock `catalog`. Readers never wait.
+A Catalog serves one thread at a time; inside a transaction its own `get` and `scan` see the pending changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from zkeep.errors import Damaged, Refused, TryAgain
+from zkeep.pool.store.files import LocalStore
+from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index
+from zkeep.pool.store.journal import Journal, Operation, Place, encode
+
+INDEX = "catalog.sqlite"
+RESERVE = "reserve"
+_RESERVE_SIZE = 128 << 10
+_PLENTY = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+WAIT = 5.0
+"Seconds that a writer waits for another one."
+
+
+class Transaction:
+    """The changes of one transaction; see Catalog.transaction."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.operations: list[Operation] = []
+
+    def put(self, kind: str, key: str, document: Document) -> None:
+        self._do((kind, key, encode(document)))
+
+    def delete(self, kind: str, key: str) -> None:
+        self._do((kind, key, None))
+
+    def get(self, kind: str, key: str) -> Document | None:
+        return self._index.get(kind, key)
+
+    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Document]]:
+        return self._index.scan(kind, prefix)
+
+    def next_id(self) -> int:
+        """A number that no dataset or segment of this pool has had."""
+        return self._count("next_id")
+
+    def next_txg(self) -> int:
+        """The next transaction group: greater than all before, pool-wide."""
+        return self._count("next_txg")
+
+    def _count(self, counter: str) -> int:
+        pool = self.get("pool", "")
+        if pool is None:
+            raise Damaged("the catalog has no document of the pool itself")
+        value = int(pool[counter])
+        self.put("pool", "", {**pool, counter: value + 1})
+        return value
+
+    def _do(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        self._index.apply([operation])
+
+
+class Catalog:
+    """Opening applies what the index lacks, unless a writer is at work; then reading may begin."""
+
+    def __init__(self, store: LocalStore, wait: float = WAIT) -> None:
+        self._store = store
+        self._wait = wait
+        self._journal = Journal(store)
+        self._path = store.root / INDEX
+        self._locked = False
+        self.read_only = not os.access(store.root, os.W_OK)
+        self._index = self._in_memory() if self.read_only else self._on_disk()
+
+    def close(self) -> None:
+        self._index.close()
+
+    # Reading
+
+    def get(self, kind: str, key: str) -> Document | None:
+        return self._index.get(kind, key)
+
+    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Document]]:
+        """All documents of `kind` whose key begins with `prefix`, by key."""
+        return self._index.scan(kind, prefix)
+
+    def keys(self, kind: str, prefix: str = "") -> list[str]:
+        return self._index.keys(kind, prefix)
+
+    def version(self) -> tuple[int, ...]:
+        """Differs after every change that a reader here would see."""
+        return id(self._index), *self._index.version()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """All that is read inside is of one moment. Inside a transaction it changes nothing."""
+        if self._index.in_transaction:
+            yield
+            return
+        self._index.begin("DEFERRED")
+        try:
+            yield
+        finally:
+            self._index.rollback()
+
+    # Writing
+
+    @contextmanager
+    def transaction(self, urgent: bool = False) -> Iterator[Transaction]:
+        """All or nothing: durable when the block ends, undone if it raises. TryAgain if another is busy.
+
+        An urgent one is to free space: on a full disk it may use up the reserve.
+        """
+        with self._exclusive(self._wait):
+            place = self._catch_up(self._index)
+            self._index.begin()
+            transaction = Transaction(self._index)
+            try:
+                yield transaction
+                after = self._record(place, transaction.operations, urgent)
+            except BaseException:
+                self._index.rollback()
+                raise
+            self._settle(after)
+            if not urgent:
+                self._renew_reserve()
+
+    def _record(self, place: Place, operations: list[Operation], urgent: bool) -> Place:
+        if not operations:
+            return place
+        try:
+            return self._journal.append(place, operations)
+        except OSError as error:
+            if not urgent or error.errno not in _FULL or not self._store.exists(RESERVE):
+                raise
+        self._store.delete(RESERVE)
+        return self._journal.append(place, operations)
+
+    def _renew_reserve(self) -> None:
+        """Keep some bytes back, if the disk has plenty, for the day on which it is full."""
+        if self._store.exists(RESERVE):
+            return
+        disk = os.statvfs(self._store.root)
+        if disk.f_bavail * disk.f_frsize > _PLENTY:
+            with suppress(OSError, TryAgain):
+                self._store.put(RESERVE, os.urandom(_RESERVE_SIZE))
+
+    def _settle(self, place: Place) -> None:
+        """The line is durable, so the transaction stands: where SQLite cannot follow, memory does."""
+        try:
+            self._index.move(place)
+            self._index.commit()
+        except (OSError, TryAgain):
+            self._index.close()
+            self._index = self._in_memory()
+        if self._journal.is_long(place.generation):
+            with suppress(OSError, TryAgain):
+                self._checkpoint(place)
+
+    def _checkpoint(self, place: Place) -> Place:
+        place = self._journal.checkpoint(place, self._index.rows())
+        self._index.move(place)
+        self._journal.prune(place.generation)
+        return place
+
+    @contextmanager
+    def _exclusive(self, wait: float) -> Iterator[None]:
+        if self.read_only:
+            raise Refused(f"{self._store.root} cannot be written to")
+        if self._locked:
+            raise RuntimeError("a transaction inside a transaction")
+        busy = f"the catalog of {self._store.root} is busy: another process is changing it"
+        with self._store.lock("catalog", wait=wait, busy=busy):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    # The index follows the journal
+
+    def _on_disk(self) -> Index:
+        try:
+            index = Index(str(self._path), self._wait)
+            if not self._is_current(index):
+                self._refresh(index)
+        except OSError:
+            return self._in_memory()
+        return index
+
+    def _is_current(self, index: Index) -> bool:
+        place = index.place()
+        if place is None or place.offset != self._journal.length(place.generation):
+            return False
+        return place.generation == self._journal.generation()
+
+    def _refresh(self, index: Index) -> None:
+        """An index that was never filled waits for its turn; one that lags is good enough meanwhile."""
+        if index.place() is None:
+            with self._exclusive(self._wait):
+                self._catch_up(index)
+        else:
+            with suppress(TryAgain), self._exclusive(0.0):
+                self._catch_up(index)
+
+    def _catch_up(self, index: Index) -> Place:
+        """Bring the index to the journal's end, past a torn tail if there is one. Needs the lock."""
+        newest = self._journal.generation()
+        place = index.place()
+        if place and place.generation > newest:
+            raise Damaged(f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}")
+        if place and place.generation == newest and place.offset == self._journal.length(newest):
+            return place
+        self._journal.sync(newest)
+        with index.change():
+            if place is None or place.number < newest:
+                place = self._load(index)
+            elif place.generation < newest:
+                place = replace(place, generation=newest, offset=0)
+            place = self._follow(index, place)
+            place = replace(place, offset=self._journal.length(newest))
+            index.move(place)
+        return place
+
+    def _follow(self, index: Index, place: Place) -> Place:
+        for after, operations in self._journal.entries(place):
+            index.apply(operations)
+            place = after
+        return place
+
+    def _load(self, index: Index) -> Place:
+        """Fill the index from the newest checkpoint; within a transaction of the index."""
+        place, rows = self._journal.load(self._journal.generation())
+        index.clear()
+        index.apply(rows)
+        return place
+
+    def _in_memory(self) -> Index:
+        index = Index(MEMORY, self._wait)
+        for _ in range(4):
+            with suppress(FileNotFoundError), index.change():  # a writer may prune what is being read
+                index.move(self._follow(index, self._load(index)))
+                return index
+        raise TryAgain(f"the catalog of {self._store.root} is busy: another process is changing it")
+
+    # Verifying and rebuilding
+
+    def verify(self) -> list[str]:
+        """One line for each fault of the rows, of the journal, or of their agreement."""
+        with self._exclusive(self._wait):
+            faults = list(self._index.faults())
+            try:
+                self._catch_up(self._index)
+                truth = self._in_memory()
+            except Damaged as error:
+                return [*faults, f"journal: {error}"]
+            return faults or _differences(truth, self._index)
+
+    @classmethod
+    def rebuild(cls, store: LocalStore, wait: float = WAIT) -> Catalog:
+        """Make the index anew from the journal; or a damaged journal from a sound index first.
+
+        Damaged if neither of the two is whole; then nothing was changed.
+        """
+        busy = f"the catalog of {store.root} is busy: another process is changing it"
+        with store.lock("catalog", wait=wait, busy=busy):
+            _mend_journal(store, wait)
+            for suffix in ("", "-wal", "-shm"):
+                store.delete(INDEX + suffix)
+        return cls(store, wait)
+
+
+def _differences(truth: Index, index: Index) -> list[str]:
+    stored, indexed = set(truth.rows()), set(index.rows())
+    return sorted({f"catalog: {kind} {key} is not as the journal says" for kind, key, _ in stored ^ indexed})
+
+
+def _mend_journal(store: LocalStore, wait: float) -> None:
+    """If the journal is damaged or shorter than a sound index, write it anew from that."""
+    journal = Journal(store)
+    trouble: Damaged | None = None
+    number = -1
+    try:
+        number = journal.end().number
+    except Damaged as error:
+        trouble = error
+    index = _sound_index(store, wait)
+    place = index.place() if index else None
+    if index and place and place.number > number:
+        journal.renew(place, index.rows())
+    elif trouble:
+        raise trouble
+    if index:
+        index.close()
+
+
+def _sound_index(store: LocalStore, wait: float) -> Index | None:
+    """The index on disk, if every row of it is what was stored."""
+    if not store.exists(INDEX):
+        return None
+    try:
+        index = Index(str(store.root / INDEX), wait)
+        return None if any(index.faults()) else index
+    except (Damaged, OSError):
+        return None

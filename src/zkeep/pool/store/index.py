@@ -1,0 +1,173 @@
+"""The index of the catalog: one SQLite table of documents, and the place in the journal that it stands for.
+
+SQLite's errors become ours: busy is TryAgain, malformed is Damaged, full or read-only is an OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from zkeep.errors import Damaged, TryAgain
+from zkeep.pool.store.journal import Operation, Place
+
+Document = dict[str, Any]
+Row = tuple[str, str, str]
+"Kind, key, and the document's JSON."
+
+MEMORY = ":memory:"
+REMEDY = "`zkeep pool scrub --rebuild-catalog` makes it anew"
+_LAST = "\U0010ffff"
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DISK = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+_SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=64", "journal_size_limit=262144")
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS doc (kind TEXT, key TEXT, value TEXT, sum INTEGER,"
+    " PRIMARY KEY (kind, key)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS applied"
+    " (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
+)
+
+
+def _sum(kind: str, key: str, value: str) -> int:
+    return zlib.crc32(f"{kind}\0{key}\0{value}".encode())
+
+
+class Index:
+    """`path` may be MEMORY. `wait`: seconds that a statement waits for another process."""
+
+    def __init__(self, path: str, wait: float) -> None:
+        self._path = path
+        self._undone = 0
+        if path != MEMORY and not os.path.exists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's other files take its mode
+        with self._errors():
+            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+        for setting in _SETTINGS:
+            self._run(f"PRAGMA {setting}")
+        if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'applied'"):
+            for statement in _SCHEMA:
+                self._run(statement)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in _BUSY:
+                raise TryAgain(f"{self._path} is busy: another process holds it") from None
+            if code in _DISK:
+                raise OSError(_DISK[code], str(error), self._path) from None
+            raise Damaged(f"{self._path}: {error}; {REMEDY}") from None
+
+    def _run(self, query: str, *values: object) -> list[Any]:
+        with self._errors():
+            return self._db.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Transactions of SQLite's own
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def begin(self, mode: str = "IMMEDIATE") -> None:
+        self._run(f"BEGIN {mode}")
+
+    def commit(self) -> None:
+        self._run("COMMIT")
+
+    def rollback(self) -> None:
+        self._db.rollback()
+        self._undone += 1
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """A transaction, undone if the block raises."""
+        self.begin()
+        try:
+            yield
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
+
+    def version(self) -> tuple[int, int, int]:
+        """Differs after every change that a reader here would see, by whichever connection."""
+        return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
+
+    # Content
+
+    def place(self) -> Place | None:
+        """None as long as nothing was filled in."""
+        rows = self._run("SELECT generation, offset, number, digest FROM applied")
+        return Place(*rows[0]) if rows else None
+
+    def move(self, place: Place) -> None:
+        values = (place.generation, place.offset, place.number, place.digest)
+        self._run("INSERT OR REPLACE INTO applied VALUES (0, ?, ?, ?, ?)", *values)
+
+    def apply(self, operations: Iterable[Operation]) -> None:
+        for kind, key, value in operations:
+            if value is None:
+                self._run("DELETE FROM doc WHERE kind = ? AND key = ?", kind, key)
+            else:
+                row = (kind, key, value, _sum(kind, key, value))
+                self._run("INSERT OR REPLACE INTO doc VALUES (?, ?, ?, ?)", *row)
+
+    def clear(self) -> None:
+        self._run("DELETE FROM doc")
+        self._run("DELETE FROM applied")
+
+    def get(self, kind: str, key: str) -> Document | None:
+        rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
+        return _checked(*rows[0]) if rows else None
+
+    def scan(self, kind: str, prefix: str) -> list[tuple[str, Document]]:
+        query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        return [(row[1], _checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
+
+    def keys(self, kind: str, prefix: str) -> list[str]:
+        query = "SELECT key FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        return [key for (key,) in self._run(query, kind, prefix, prefix + _LAST)]
+
+    def rows(self) -> Iterator[Row]:
+        """Everything, by kind and key; Damaged at the first row that is not what was stored."""
+        with self._errors():
+            for kind, key, value, total in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
+                _check(kind, key, value, total)
+                yield kind, key, value
+
+    def faults(self) -> Iterator[str]:
+        """One line for each row that is not what was stored."""
+        with self._errors():
+            for row in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
+                try:
+                    _checked(*row)
+                except Damaged as error:
+                    yield str(error)
+
+
+def _check(kind: str, key: str, value: str, total: int) -> None:
+    if _sum(kind, key, value) != total:
+        raise Damaged(f"catalog: {kind} {key} is not what was stored; {REMEDY}")
+
+
+def _checked(kind: str, key: str, value: str, total: int) -> Document:
+    _check(kind, key, value, total)
+    document: Document = json.loads(value)
+    return document

@@ -1,0 +1,271 @@
+"""The records of a stream between two points of a timeline, in the order in which the kernel sends them.
+
+Slice by slice of the key space: what the runs up to the source add up to, what the runs after it add up to, and from
+both the OBJECT_RANGE, OBJECT, FREE, FREEOBJECTS, WRITE and SPILL records (FREE_RULES A). The result is a plan: rows
+that say which stored record to copy or which header to make; render.py turns it into bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from zkeep.format.records import RecordType
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.holes import Holes, unseen
+from zkeep.pool.timeline.segment import Key
+from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.timeline.table import FRESH_DATA, MAX_SLOTS, NOTHING, TAILLESS, Table, fold, merge
+from zkeep.pool.timeline.timeline import LAST, Run, Timeline
+
+STEP = np.dtype(
+    [
+        ("object", "<u8"),
+        ("turn", "u1"),
+        ("offset", "<u8"),
+        ("rtype", "u1"),
+        ("unmodified", "?"),
+        ("stored", "?"),
+        ("a", "<u8"),
+        ("b", "<u8"),
+        ("segment", "<u4"),
+        ("size", "<u4"),
+        ("pos", "<u8"),
+        ("check", "<u8"),
+    ]
+)
+"""One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."""
+
+_RANGE, _FREED, _OBJECT, _TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
+"""The turns of what belongs to one object number."""
+
+
+@dataclass(frozen=True)
+class Journey:
+    """From where to where. `before`: the runs that the receiver has; `new`: those that it lacks."""
+
+    before: list[Run]
+    new: list[Run]
+    raw: bool
+    maxblkid: int
+    """Of the metadnode, at the end (mdn_maxblkid); only raw streams tell."""
+    resume: tuple[int, int] | None = None
+    """Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."""
+
+
+def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
+    """The steps of the stream, without BEGIN and END, in arrays of bounded size."""
+    for steps in _plan(timeline, journey):
+        yield _resumed(steps, *journey.resume) if journey.resume else steps
+
+
+def _resumed(steps: Array, number: int, offset: int) -> Array:
+    """What is left to send from one block on: its metadnode block and its object are sent again."""
+    here = steps["object"] == number
+    again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
+    again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
+    left: Array = steps[again | (steps["object"] > number)]
+    return left
+
+
+def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
+    whole = not journey.before
+    walker = Holes()
+    meta = _Freed(journey, whole)
+    for low, high in timeline.slices([*journey.before, *journey.new]):
+        parts = [timeline.state([run], low, high) for run in journey.new]
+        delta = fold(list(parts))
+        if not whole and not delta.rows:
+            yield from meta.slice(delta, delta, low, high)
+            continue
+        state = merge(timeline.state(journey.before, low, high), delta)
+        cut = high[0] if high[1] and high != LAST else None
+        objects = _sent(state, delta, journey.raw)
+        steps = [*_stored(timeline, journey, state, objects, low, cut), *_tails(objects, low)]
+        if journey.raw:
+            steps.append(_frees(_raw_holes(walker, parts, state, delta, objects, whole, cut)))
+        else:
+            steps.append(_frees(_kept_holes(delta, objects)))
+        yield from meta.slice(state, delta, low, high, sp.join(steps))
+    yield from meta.rest()
+
+
+def _sent(state: Table, delta: Table, raw: bool) -> Array:
+    """The OBJECT rows that go out: in raw streams, all of the metadnode blocks that were written."""
+    if not raw:
+        return state.objects[np.isin(state.objects["object"], delta.objects["object"])]
+    blocks = sp.lines(delta.ranges["object"], delta.ranges["object"] + delta.ranges["slots"])
+    return state.objects[sp.on_lines(blocks, state.objects["object"])]
+
+
+def _raw_holes(
+    walker: Holes, parts: list[Table], state: Table, delta: Table, objects: Array, whole: bool, cut: int | None
+) -> Array:
+    fresh = np.ones(len(objects), bool) if whole else _new_objects(objects, delta)
+    born = delta.holes[np.isin(delta.holes["object"], objects["object"][~fresh])]
+    if len(parts) > 1 and not whole:
+        born = sp.union(born, unseen(parts, state, objects[~fresh], born))
+    return walker.find(state, objects, fresh, born, cut=cut)
+
+
+def _new_objects(objects: Array, delta: Table) -> Bools:
+    """Objects that began anew in the runs of `delta`."""
+    begun = delta.objects["object"][delta.objects["fresh"] & FRESH_DATA > 0]
+    return np.isin(objects["object"], begun)
+
+
+def _kept_holes(delta: Table, objects: Array) -> Array:
+    """In streams that tell no shapes: the FREE records as they came.
+
+    What died behind an object's end is left out: the FREE to the end says it.
+    """
+    holes = delta.holes[np.isin(delta.holes["object"], objects["object"])]
+    died = delta.died[np.isin(delta.died["object"], objects["object"])]
+    tails = objects["tail"][np.searchsorted(objects["object"], died["object"])]
+    return sp.subtract(holes, died[died["start"] >= tails])
+
+
+def _stored(
+    timeline: Timeline, journey: Journey, state: Table, sent: Array, low: Key, cut: int | None
+) -> Iterator[Array]:
+    """Steps of records that are copied. An object that slices cut is begun in the first and ended in the last."""
+    first_new = journey.new[0].txg
+    is_new = timeline.newer(first_new)
+    objects = sent[sent["object"] > low[0]] if low[1] else sent
+    ranges = state.ranges[is_new[state.ranges["segment"]] & ((state.ranges["object"] > low[0]) | (low[1] == 0))]
+    blocks = state.blocks[is_new[state.blocks["segment"]]]
+    yield _copies(ranges, RecordType.OBJECT_RANGE, _RANGE)
+    yield _copies(objects, RecordType.OBJECT, _OBJECT)
+    yield _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
+    spills = state.spills[np.isin(state.spills["object"], sent["object"])]
+    new = is_new[spills["segment"]]
+    last = spills[new & (spills["object"] != (sp.END if cut is None else cut))]
+    yield _copies(last, last["kind"], _NEW_SPILL)
+    first = spills[~new & np.isin(spills["object"], objects["object"])]
+    old = _copies(first, first["kind"], _OLD_SPILL)
+    old["unmodified"] = old["rtype"] == RecordType.SPILL
+    yield old
+
+
+def _copies(rows: Array, rtype: int | Array, turn: int, offsets: Array | int = 0) -> Array:
+    steps = np.zeros(len(rows), STEP)
+    steps["object"], steps["turn"], steps["offset"] = rows["object"], turn, offsets
+    steps["rtype"], steps["stored"] = rtype, True
+    for name in ("segment", "pos", "size", "check"):
+        steps[name] = rows[name]
+    return steps
+
+
+def _tails(objects: Array, low: Key) -> Iterator[Array]:
+    """The FREE to the end that follows each OBJECT."""
+    rows = objects[(objects["tail"] != TAILLESS) & ((objects["object"] > low[0]) | (low[1] == 0))]
+    steps = np.zeros(len(rows), STEP)
+    steps["object"], steps["turn"], steps["rtype"] = rows["object"], _TAIL, RecordType.FREE
+    steps["a"], steps["b"], steps["size"] = rows["tail"], sp.END, 312
+    yield steps
+
+
+def _frees(freed: Array) -> Array:
+    steps = np.zeros(len(freed), STEP)
+    steps["object"], steps["turn"], steps["rtype"] = freed["object"], _DATA, RecordType.FREE
+    steps["offset"] = steps["a"] = freed["start"]
+    steps["b"], steps["size"] = freed["end"] - freed["start"], 312
+    return steps
+
+
+class _Freed:
+    """FREEOBJECTS: free slots of written metadnode blocks, and metadnode blocks that are holes.
+
+    Neighbouring ones are one record unless another record comes between them, across slices, too.
+    """
+
+    def __init__(self, journey: Journey, whole: bool) -> None:
+        self._raw = journey.raw
+        self._whole = whole
+        self._limit = min((journey.maxblkid + 1) * MAX_SLOTS, sp.END)
+        self._open: tuple[int, int] | None = None
+
+    def slice(self, state: Table, delta: Table, low: Key, high: Key, steps: Array | None = None) -> Iterator[Array]:
+        """Put the FREEOBJECTS of a slice among its other steps; the last one waits for the next slice."""
+        steps = np.empty(0, STEP) if steps is None else steps
+        first = low[0] if low[1] == 0 else low[0] + 1
+        last = high[0] if high[1] == 0 or high == LAST else high[0] + 1
+        freed = self._find(state, delta, first, last) if first < last else sp.EMPTY
+        made = np.zeros(len(freed), STEP)
+        made["object"], made["turn"], made["rtype"] = freed["start"], _FREED, RecordType.FREEOBJECTS
+        made["a"], made["b"], made["size"] = freed["start"], freed["end"] - freed["start"], 312
+        every = sp.join([steps, made])
+        every = every[np.lexsort((every["offset"], every["turn"], every["object"]))]
+        yield self._joined(every)
+
+    def rest(self) -> Iterator[Array]:
+        if self._open is not None:
+            yield self._flush()
+
+    def _joined(self, steps: Array) -> Array:
+        """Merge the waiting FREEOBJECTS with the first step, and keep the last step waiting if it is one."""
+        if not len(steps):
+            return steps
+        before = np.empty(0, STEP)
+        if self._open is not None:
+            if steps["rtype"][0] == RecordType.FREEOBJECTS and int(steps["a"][0]) == sum(self._open):
+                steps["a"][0], steps["b"][0] = self._open[0], self._open[1] + int(steps["b"][0])
+                self._open = None
+            else:
+                before = self._flush()
+        if steps["rtype"][-1] == RecordType.FREEOBJECTS:
+            self._open = int(steps["a"][-1]), int(steps["b"][-1])
+            steps = steps[:-1]
+        return sp.join([before, steps])
+
+    def _flush(self) -> Array:
+        step = np.zeros(1, STEP)
+        if self._open is not None:
+            step["object"] = step["a"] = self._open[0]
+            step["b"], step["turn"], step["rtype"], step["size"] = self._open[1], _FREED, RecordType.FREEOBJECTS, 312
+        self._open = None
+        return step
+
+    def _find(self, state: Table, delta: Table, first: int, last: int) -> Array:
+        live = sp.lines(state.objects["object"], state.objects["object"] + state.objects["slots"])
+        if not self._raw:
+            return _clipped(_split(sp.subtract(delta.freed, sp.union(live)), state), first, last, sp.END)
+        blocks = sp.lines(state.ranges["object"], state.ranges["object"] + state.ranges["slots"])
+        written = sp.lines(delta.ranges["object"], delta.ranges["object"] + delta.ranges["slots"])
+        zero = sp.lines(np.array([0], np.uint64), np.array([1], np.uint64))
+        slots = sp.subtract(written, sp.union(live, zero))
+        empty = self._empty(delta, first, last)
+        empty = sp.subtract(empty, sp.union(blocks)) if len(blocks) else empty
+        return _clipped(_split(sp.union(slots, empty), state), first, last, self._limit)
+
+    def _empty(self, delta: Table, first: int, last: int) -> Array:
+        """Where whole metadnode blocks may be holes that are sent."""
+        if self._whole:
+            return sp.lines(np.array([first], np.uint64), np.array([min(last, self._limit)], np.uint64))
+        starts = -(-delta.freed["start"].astype(object) // MAX_SLOTS) * MAX_SLOTS
+        ends = delta.freed["end"] // MAX_SLOTS * MAX_SLOTS
+        made = sp.lines(starts.astype(np.uint64), ends)
+        return made[made["start"] < made["end"]]
+
+
+def _split(freed: Array, state: Table) -> Array:
+    """Cut ranges where a metadnode block begins: its OBJECT_RANGE comes between."""
+    if not len(freed) or not len(state.ranges):
+        return freed
+    marks = state.ranges["object"]
+    marks = marks[sp.on_lines(freed, marks)]
+    starts = np.union1d(freed["start"], marks)
+    ends = np.union1d(freed["end"], marks[~np.isin(marks, freed["start"])])
+    return sp.lines(starts, ends)
+
+
+def _clipped(freed: Array, first: int, last: int, limit: int) -> Array:
+    freed = freed.copy()
+    freed["start"] = np.maximum(freed["start"], np.uint64(first))
+    freed["end"] = np.minimum(freed["end"], np.uint64(min(last, limit)))
+    return freed[freed["start"] < freed["end"]]
+
+
+__all__ = ["NOTHING", "STEP", "Journey", "plan"]

@@ -1,0 +1,239 @@
+"""From planned steps to the bytes of a stream: copy, check, patch, stamp, write."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+
+from zkeep.errors import Damaged, Refused
+from zkeep.format import kernel
+from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, End, Free, FreeObjects, RecordFlag, RecordType
+from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline.spans import Array
+from zkeep.pool.timeline.timeline import Run, Timeline
+
+CHUNK = 512 << 10
+"""Bytes put together at a time; one record may be larger."""
+RING = 4
+"""Chunks in memory: one being made, one being written, two waiting."""
+
+Write = Callable[[memoryview], object]
+
+
+class Renderer:
+    """Writes one substream. Every stored record is compared with its row's check before it leaves.
+
+    Raises:
+        Damaged: a record on disk is not what was received.
+    """
+
+    def __init__(self, timeline: Timeline, write: Write, byteorder: ByteOrder, toguid: int) -> None:
+        self._timeline = timeline
+        self._order: ByteOrder = byteorder
+        self._swap = byteorder != NATIVE
+        self._toguid = toguid
+        self._state = kernel.zero_state()
+        self._outlet = Outlet(write)
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outlet.close()
+
+    def begin(self, header: bytes, payload: bytes) -> None:
+        whole = header + payload
+        self._state = np.array(kernel.fletcher4(whole, (0, 0, 0, 0), self._swap), np.uint64)
+        self._outlet.write(memoryview(whole))
+
+    def end(self) -> None:
+        record = bytearray(End(payloadlen=0, toguid=self._toguid).pack(self._order))
+        nothing = np.zeros((1, 4), np.uint64)
+        self._stamp(np.frombuffer(record, np.uint8), np.zeros(1, np.int64), np.full(1, HEADER), nothing)
+        self._outlet.write(memoryview(record))
+        self._outlet.flush()
+
+    def steps(self, steps: Array) -> None:
+        """Write the records of some steps."""
+        ends = np.cumsum(steps["size"], dtype=np.int64)
+        first = 0
+        while first < len(steps):
+            base = int(ends[first - 1]) if first else 0
+            last = max(int(np.searchsorted(ends, base + CHUNK, "right")), first + 1)
+            self._chunk(steps[first:last], ends[first:last] - base)
+            first = last
+
+    def verbatim(self, run: Run) -> None:
+        """Write the records of a run as they came, in the order in which they came."""
+        for segment in self._timeline.segments(run):
+            self._body(segment)
+
+    def _chunk(self, steps: Array, ends: Array) -> None:
+        lengths = steps["size"].astype(np.int64)
+        offsets = ends - lengths
+        buffer = self._outlet.space(int(ends[-1]))
+        stored = steps["stored"]
+        sums = np.zeros((len(steps), 4), np.uint64)
+        sums[stored] = self._fetch(buffer, steps[stored], offsets[stored], lengths[stored])
+        self._make(buffer, steps, offsets)
+        self._mark(buffer, steps, offsets)
+        self._address(buffer, steps, offsets)
+        self._stamp(buffer, offsets, lengths, sums)
+        self._outlet.write(buffer.data)
+
+    def _fetch(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
+        """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go."""
+        shift = steps["pos"].astype(np.int64) - offsets
+        turns = np.flatnonzero((shift[1:] != shift[:-1]) | (steps["segment"][1:] != steps["segment"][:-1])) + 1
+        view = buffer.data
+        for first, last in _stretches(turns, len(steps)):
+            blob = self._timeline.owner(int(steps["segment"][first]))[1].blob
+            end = int(offsets[last - 1] + lengths[last - 1])
+            blob.readinto(int(steps["pos"][first]), view[int(offsets[first]) : end])
+        return self._checked(buffer, steps, offsets, lengths)
+
+    def _checked(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
+        sums = np.zeros((len(steps), 4), np.uint64)
+        for number in np.unique(steps["segment"]):
+            run, segment = self._timeline.owner(int(number))
+            mine = np.flatnonzero(steps["segment"] == number)
+            big = segment.big_endian
+            swap = big != (NATIVE == "big")
+            checks, sums[mine] = kernel.check(buffer, offsets[mine], lengths[mine], swap)
+            wrong = np.flatnonzero(checks != steps["check"][mine])
+            if len(wrong):
+                row = steps[mine[wrong[0]]]
+                where = f"object {row['object']}, txg {run.txg}"
+                raise Damaged(f"{segment.name}: the record at byte {row['pos']} is damaged ({where})")
+            if big != (self._order == "big"):
+                raise Refused("this stream would need records of both byte orders: send its parts one by one")
+        return sums
+
+    def _make(self, buffer: Array, steps: Array, offsets: Array) -> None:
+        """Build the headers of FREE and FREEOBJECTS records."""
+        for layout, names in ((Free, ("object", "offset", "length")), (FreeObjects, ("firstobj", "numobjs"))):
+            mine = np.flatnonzero((steps["rtype"] == layout.RTYPE) & ~steps["stored"])
+            if not len(mine):
+                continue
+            headers = np.zeros(len(mine), layout.dtype(self._order))
+            headers["rtype"] = layout.RTYPE
+            for name, column in zip(names, ("object", "a", "b") if layout is Free else ("a", "b"), strict=True):
+                headers[name] = steps[column][mine]
+            buffer[offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)
+
+    def _mark(self, buffer: Array, steps: Array, offsets: Array) -> None:
+        """Say of spill blocks that did not change that they did not."""
+        at = offsets[steps["unmodified"]] + _field(RecordType.SPILL, "flags")
+        buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
+
+    def _address(self, buffer: Array, steps: Array, offsets: Array) -> None:
+        """Every record names the snapshot that the stream makes."""
+        guid = np.frombuffer(self._toguid.to_bytes(8, self._order), np.uint8)
+        for rtype in np.unique(steps["rtype"]):
+            at = offsets[steps["rtype"] == rtype] + _field(RecordType(int(rtype)), "toguid")
+            buffer[at[:, None] + np.arange(8)] = guid
+
+    def _stamp(self, buffer: Array, offsets: Array, lengths: Array, sums: Array) -> None:
+        self._state = kernel.stamp(buffer, offsets, lengths, sums, self._swap, self._state)
+
+    def _body(self, segment: Segment) -> None:
+        state = np.array(segment.head[0], np.uint64)
+        for buffer, offsets, lengths, position in walk_body(segment, self._outlet.space):
+            after, bad, _, sums = kernel.verify(buffer, offsets, lengths, self._swap, state)
+            if bad >= 0:
+                at = position + int(offsets[bad])
+                raise Damaged(f"{segment.name}: the record at byte {at} is damaged")
+            if (state == self._state).all():
+                self._state = after
+            else:
+                self._stamp(buffer, offsets, lengths, sums)
+            state = after
+            self._outlet.write(buffer.data[: int(offsets[-1] + lengths[-1])])
+
+
+def write_fully(write: Write, content: bytes | memoryview) -> None:
+    """Call `write`, which may take only some of it, until it took all."""
+    rest = memoryview(content)
+    while rest:
+        done = write(rest)
+        rest = rest[done if isinstance(done, int) else len(rest) :]
+
+
+class Outlet:
+    """Writes in a thread of its own, so that the next chunk is made meanwhile.
+
+    What is written from memory that space() gave may be used again a few calls of space() later.
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+        self._ring = [np.empty(0, np.uint8)] * RING
+        self._turn = 0
+
+    def space(self, size: int) -> Array:
+        """Memory for the next chunk."""
+        while len(self._pending) > RING - 2:
+            self._pending.popleft().result()
+        self._turn = (self._turn + 1) % RING
+        if len(self._ring[self._turn]) < size:
+            self._ring[self._turn] = np.empty(max(size, CHUNK), np.uint8)
+        return self._ring[self._turn][:size]
+
+    def write(self, content: memoryview) -> None:
+        self._pending.append(self._thread.submit(write_fully, self._write, content))
+
+    def flush(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _new_space(size: int) -> Array:
+    return np.empty(size, np.uint8)
+
+
+def walk_body(
+    segment: Segment, space: Callable[[int], Array] = _new_space
+) -> Iterator[tuple[Array, Array, Array, int]]:
+    """A segment's records, piece by piece: (buffer, offsets, lengths, position of the buffer in the file).
+
+    `space` gives the memory for each piece.
+
+    Raises:
+        Damaged: the body does not consist of whole records.
+    """
+    at, end = segment.body
+    swap = segment.big_endian != (NATIVE == "big")
+    most = CHUNK
+    while at < end:
+        size = min(most, end - at)
+        buffer = space(size)
+        segment.blob.readinto(at, buffer.data)
+        found = kernel.walk(buffer, 0, size, swap)
+        if found.error or (not len(found.offsets) and size == end - at):
+            raise Damaged(f"{segment.name}: the record at byte {at + found.stop} is damaged")
+        if not len(found.offsets):
+            most *= 2
+            continue
+        yield buffer, found.offsets, found.lengths, at
+        at += found.stop
+
+
+def _stretches(turns: Array, count: int) -> Iterator[tuple[int, int]]:
+    marks = [0, *turns.tolist(), count]
+    yield from ((a, b) for a, b in pairwise(marks) if a < b)
+
+
+def _field(rtype: RecordType, name: str) -> int:
+    fields = LAYOUTS[rtype].dtype().fields
+    if fields is None:
+        raise TypeError(f"{rtype} has no fields")
+    return int(fields[name][1])

@@ -1,0 +1,266 @@
+"""What a new table means for what was there before.
+
+A stream says what changed; some of it only shows against the past: an object whose shape changed starts anew, a file
+that became shorter lost blocks. That is settled once, when a segment of the new run is closed, so that from then on
+the merge of tables needs no rules about shapes. The same look at the past tells what the new run kills: the figures
+under which space is accounted.
+
+Source: OpenZFS module/zfs/dmu_recv.c, receive_handle_existing_object(), receive_object(), flush_write_batch_impl().
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.segment import WANT
+from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.timeline.table import (
+    FRESH_DATA,
+    FRESH_SPILL,
+    MAX_SLOTS,
+    TAILLESS,
+    Table,
+    Toll,
+    block_ends,
+    extents,
+    fold,
+    overlapped,
+    toll,
+)
+from zkeep.pool.timeline.timeline import Run, Timeline
+
+PLAIN_FILE = 19
+"""DMU_OT_PLAIN_FILE_CONTENTS."""
+SYSTEM_ATTRIBUTES = 44
+"""DMU_OT_SA: a bonus of this type leaves room for one block pointer only."""
+
+Dead = dict[int, list[int]]
+"""By the txg of older runs: stored bytes and logical bytes of their records that died."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What of the stream's own features matters here."""
+
+    raw: bool
+    grows_blocks: bool = False
+    """The first stream with large blocks onto a dataset without: files keep what they have."""
+
+
+def beginning(new: Table) -> Table:
+    """A table with no past: every object is new."""
+    objects = new.objects.copy()
+    objects["fresh"] = FRESH_DATA | FRESH_SPILL
+    return replace(new, objects=objects)
+
+
+def resolve(new: Table, timeline: Timeline, past: list[Run], kind: Kind) -> tuple[Table, Dead]:
+    """Settle `new` against the runs `past`; returns it and what it kills of them."""
+    if not past:
+        return beginning(new), {}
+    shapes = _look_back(timeline, past, _Shapes(new, kind))
+    new = replace(new, objects=_judge(new, shapes, kind))
+    content = _look_back(timeline, past, _Content(new, shapes, kind))
+    old = replace(content, objects=shapes.objects, ranges=shapes.ranges, freed=shapes.freed)
+    new = _bury(old, new, kind)
+    return new, _dead(timeline, old, toll(old, new))
+
+
+class _Question(Protocol):
+    """What is asked of the past, and what of it is still open."""
+
+    def wanted(self) -> dict[str, Array]:
+        """Key ranges by table (rows of WANT); empty when nothing is open."""
+        ...
+
+    def settle(self, found: Table) -> None:
+        """A run tells this; about the same, older runs need not be asked."""
+        ...
+
+
+def _look_back(timeline: Timeline, past: list[Run], question: _Question) -> Table:
+    """Ask run after run, the newest first, until nothing is open: most of what changes changed lately."""
+    found = []
+    for run in reversed(past):
+        wanted = question.wanted()
+        if not wanted:
+            break
+        table = timeline.nearby(run, wanted)
+        if table.rows:
+            found.append(table)
+            question.settle(table)
+    return fold(found[::-1])
+
+
+def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array:
+    made = np.empty(len(objects), WANT)
+    made["object"], made["start"], made["to_object"], made["to"] = objects, starts, to_objects, to
+    return made
+
+
+def _by_object(lines: Array) -> Array:
+    """Everything of the objects in a set of numbers."""
+    zero = np.zeros(len(lines), np.uint64)
+    return _wants(lines["start"], zero, lines["end"], zero)
+
+
+class _Shapes:
+    """The objects and metadnode blocks in the way of new ones.
+
+    A metadnode block in a raw stream tells of all its objects, there or not; else each object speaks for itself.
+    """
+
+    def __init__(self, new: Table, kind: Kind) -> None:
+        objects = new.objects["object"]
+        starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
+        ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
+        reach = starts % MAX_SLOTS if kind.raw else np.minimum(starts, MAX_SLOTS - 1)
+        self._open = sp.union(sp.lines(starts - reach, ends)) if len(starts) else sp.EMPTY
+        self._raw = kind.raw
+
+    def wanted(self) -> dict[str, Array]:
+        if not len(self._open):
+            return {}
+        rows = _by_object(self._open)
+        zero = rows["start"]
+        freed = _wants(zero, self._open["start"], zero, self._open["end"])
+        return {"ranges": rows, "objects": rows, "freed": freed}
+
+    def settle(self, found: Table) -> None:
+        rows = found.ranges if self._raw else found.objects
+        told = sp.lines(rows["object"], rows["object"] + rows["slots"])
+        self._open = sp.subtract(self._open, sp.join([told, found.freed]))
+
+
+class _Content:
+    """The blocks that the new table could kill: what it overwrites, frees, cuts off or gives up with their object."""
+
+    def __init__(self, new: Table, shapes: Table, kind: Kind) -> None:
+        covered = shapes.objects[overlapped(shapes.objects, new.objects["object"])]["object"]
+        freed = shapes.objects["object"][sp.on_lines(new.freed, shapes.objects["object"])]
+        fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
+        whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
+        self._open = sp.union(_whole(whole), _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
+        mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
+        self._spills = np.unique(shapes.objects["object"][mine])
+
+    def wanted(self) -> dict[str, Array]:
+        ranges = _wants(self._open["object"], self._open["start"], self._open["object"], self._open["end"])
+        rows = _by_object(sp.union(sp.lines(self._spills, self._spills + 1))) if len(self._spills) else ranges[:0]
+        if not len(ranges) and not len(rows):
+            return {}
+        numbers = sp.union(sp.lines(ranges["object"], ranges["object"] + 1), sp.lines(self._spills, self._spills + 1))
+        zero = np.zeros(len(numbers), np.uint64)
+        freed = _wants(zero, numbers["start"], zero, numbers["end"])
+        objects = _by_object(numbers)
+        return {"objects": objects, "freed": freed, "blocks": ranges, "holes": ranges, "died": ranges, "spills": rows}
+
+    def settle(self, found: Table) -> None:
+        begun = found.objects["object"][found.objects["fresh"] & FRESH_DATA > 0]
+        bare = found.objects["object"][found.objects["fresh"] & FRESH_SPILL > 0]
+        gone = np.isin(self._open["object"], begun) | sp.on_lines(found.freed, self._open["object"])
+        self._open = sp.subtract(self._open[~gone], sp.join([extents(found.blocks), found.holes]))
+        self._spills = self._spills[
+            ~np.isin(self._spills, np.concatenate([found.spills["object"], bare]))
+            & ~sp.on_lines(found.freed, self._spills)
+        ]
+
+
+def _whole(objects: Array) -> Array:
+    return sp.spans(objects, np.zeros(len(objects), np.uint64), np.full(len(objects), sp.END, np.uint64))
+
+
+def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
+    """What lies behind the new end of objects that became shorter."""
+    old = shapes.objects
+    if not len(old):
+        return sp.EMPTY
+    at = np.minimum(np.searchsorted(old["object"], new.objects["object"]), len(old) - 1)
+    ends, were = _ends(new.objects, kind), _ends(old, kind)[at]
+    shorter = (old["object"][at] == new.objects["object"]) & (ends < were)
+    return sp.spans(new.objects["object"][shorter], ends[shorter], were[shorter])
+
+
+def _judge(new: Table, shapes: Table, kind: Kind) -> Array:
+    """The new OBJECT rows with what of older objects of their numbers does not live on (FREE_RULES E)."""
+    objects = new.objects.copy()
+    old = shapes.objects
+    at = np.minimum(np.searchsorted(old["object"], objects["object"]), max(len(old) - 1, 0))
+    if not len(old):
+        objects["fresh"] = FRESH_DATA | FRESH_SPILL
+        return objects
+    was = old[at]
+    known = (was["object"] == objects["object"]) & ~sp.on_lines(new.freed, objects["object"])
+    slots = was["slots"] != objects["slots"]
+    data = slots | (_nblkptr(objects) < _nblkptr(was)) | _blocks_resized(was, objects, kind)
+    spill = slots
+    if kind.raw:
+        indirect = was["indblkshift"] != objects["indblkshift"]
+        lower = objects["nlevels"] < was["nlevels"]
+        data |= indirect | lower
+        spill |= lower | (indirect & (was["nlevels"] > 1))
+    data, spill = data | ~known, spill | ~known
+    objects["fresh"] |= np.where(data, FRESH_DATA, 0).astype(np.uint8)
+    objects["fresh"] |= np.where(spill, FRESH_SPILL, 0).astype(np.uint8)
+    return objects
+
+
+def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
+    differs: Bools = was["blksz"] != objects["blksz"]
+    if kind.raw or not kind.grows_blocks:
+        return differs
+    files = (was["type"] == PLAIN_FILE) & (objects["type"] == PLAIN_FILE)
+    return np.asarray(differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"])))
+
+
+def _nblkptr(objects: Array) -> Array:
+    """Block pointers that the dnode has room for beside its bonus. Source: dmu_recv.c, deduce_nblkptr()."""
+    room = objects["slots"].astype(np.int64) * 512 - 64 - 128
+    spare = np.minimum((room - objects["bonuslen"]) >> 7, 2)
+    return np.where(objects["bonustype"] == SYSTEM_ATTRIBUTES, 1, 1 + np.maximum(spare, 0))
+
+
+def _ends(objects: Array, kind: Kind) -> Array:
+    """Where each object's blocks end now."""
+    if not kind.raw:
+        return objects["tail"]
+    ends = (objects["maxblkid"] + 1) * objects["blksz"]
+    return np.where(objects["maxblkid"] < np.uint64(sp.END) // np.maximum(objects["blksz"], 1), ends, TAILLESS)
+
+
+def _bury(old: Table, new: Table, kind: Kind) -> Table:
+    """Add to `new` the holes that dead blocks of living objects leave."""
+    alive = toll(old, replace(new, holes=sp.EMPTY, blocks=new.blocks[:0])).blocks
+    blocks = old.blocks[alive]
+    cut = _cut_off(new, old, kind)  # of what lies beyond, only some was looked at
+    cut = cut[~np.isin(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
+    ends = block_ends(blocks)
+    dead = sp.within(new.holes, blocks["object"], blocks["offset"], ends)
+    dead |= sp.within(cut, blocks["object"], blocks["offset"], ends)
+    died = sp.union(sp.spans(blocks["object"][dead], blocks["offset"][dead], ends[dead])) if dead.any() else sp.EMPTY
+    died = sp.subtract(died, extents(new.blocks))
+    return replace(new, died=died, holes=sp.union(new.holes, died) if len(died) else new.holes)
+
+
+def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
+    stored: dict[int, int] = defaultdict(int)
+    logical: dict[int, int] = defaultdict(int)
+    for rows, alive in (
+        (old.ranges, kept.ranges),
+        (old.objects, kept.objects),
+        (old.blocks, kept.blocks),
+        (old.spills, kept.spills),
+    ):
+        gone = rows[~alive]
+        for number in np.unique(gone["segment"]):
+            txg = timeline.owner(int(number))[0].txg
+            mine = gone[gone["segment"] == number]
+            stored[txg] += int(mine["size"].sum(dtype=np.uint64))
+            if "length" in (rows.dtype.names or ()):
+                logical[txg] += int(mine["length"].sum(dtype=np.uint64))
+    return {txg: [stored[txg], logical[txg]] for txg in stored}

@@ -1,0 +1,288 @@
+"""A segment: one immutable file with records and their table of contents.
+
+    head     64 bytes: magic, version, flags, the running fletcher-4 before the first record, a digest
+    body     records with their payloads, back to back, as they came; each carries the running fletcher-4, so that a
+             body can be read and verified from its start like a stream
+    pages    the rows of the table (table.py), table after table, in pages of 256 rows
+    footer   JSON: where body and tables lie, and for each page its CRC-32 and the first key on it
+    trail    32 bytes: length and digest of the footer, magic
+
+The pages serve both ways to read: in key order, slice by slice, and one key here and there; either way no row is used
+whose page's CRC does not match.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool.store.port import Blob, Draft
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.spans import Array
+from zkeep.pool.timeline.table import DTYPES, NOTHING, Table
+
+MAGIC = b"zkeepseg"
+VERSION = 1
+BIG_ENDIAN = 1
+"""Flag: the records are in big-endian byte order."""
+PAGE_ROWS = 256
+PAGES_AT_ONCE = 64
+TARGET = 64 << 20
+"""A body that reaches this many bytes is closed at the next record that allows it."""
+
+_HEAD = struct.Struct("<8sHH4x4Q16s")
+_TRAIL = struct.Struct("<Q16s8s")
+HEAD_SIZE = _HEAD.size
+TRAIL_SIZE = _TRAIL.size
+WANT = np.dtype([("object", "<u8"), ("start", "<u8"), ("to_object", "<u8"), ("to", "<u8")])
+"""Keys from (object, start) up to, not with, (to_object, to)."""
+State = tuple[int, int, int, int]
+Key = tuple[int, int]
+"""(object, offset)"""
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
+
+
+def head(state: State, *, big_endian: bool) -> bytes:
+    """The first bytes of a segment whose first record continues the running fletcher-4 `state`."""
+    bare = _HEAD.pack(MAGIC, VERSION, BIG_ENDIAN if big_endian else 0, *state, bytes(16))[:-16]
+    return bare + _digest(bare)
+
+
+def read_head(content: bytes, name: str) -> tuple[State, bool]:
+    """The running fletcher-4 before the first record, and whether records are big-endian."""
+    if len(content) < HEAD_SIZE or _digest(content[: HEAD_SIZE - 16]) != content[HEAD_SIZE - 16 : HEAD_SIZE]:
+        raise Damaged(f"{name}: the head of the segment is damaged")
+    magic, version, flags, a, b, c, d, _ = _HEAD.unpack(content[:HEAD_SIZE])
+    if magic != MAGIC or version != VERSION:
+        raise Damaged(f"{name}: not a segment of version {VERSION}")
+    return (a, b, c, d), bool(flags & BIG_ENDIAN)
+
+
+def first_keys(name: str, rows: Array) -> tuple[Array, Array]:
+    """The two columns by which a table is sorted; see DTYPES for the tables' names."""
+    if name in ("ranges", "objects", "spills"):
+        return rows["object"], np.zeros(len(rows), np.uint64)
+    if name == "blocks":
+        return rows["object"], rows["offset"]
+    return rows["object"], rows["start"]
+
+
+def finish(draft: Draft, table: Table, state: State, records: int) -> dict[str, Any]:
+    """Write pages, footer and trail behind the body that `draft` holds; returns the footer.
+
+    `state` is the running fletcher-4 after the last record, `records` how many the body holds (some may have no row).
+    """
+    start = draft.size
+    tables: dict[str, Any] = {}
+    for name in DTYPES:
+        rows = getattr(table, name)
+        if not len(rows):
+            continue
+        content = np.ascontiguousarray(rows).tobytes()
+        page = PAGE_ROWS * rows.dtype.itemsize
+        crcs = [zlib.crc32(content[i : i + page]) for i in range(0, len(content), page)]
+        objects, offsets = first_keys(name, rows[::PAGE_ROWS])
+        tables[name] = {
+            "at": draft.size,
+            "rows": len(rows),
+            "crc": _pack(np.array(crcs, "<u4")),
+            "keys": _pack(np.stack([objects, offsets], axis=1).astype("<u8")),
+        }
+        draft.write(content)
+    footer = {
+        "body": [HEAD_SIZE, start],
+        "records": records,
+        "state": [f"{word:x}" for word in state],
+        "stored": table.stored,
+        "logical": table.logical,
+        "objects": table.hull,
+        "tables": tables,
+    }
+    text = json.dumps(footer, separators=(",", ":")).encode()
+    draft.write(text, _TRAIL.pack(len(text), _digest(text), MAGIC))
+    return footer
+
+
+def _pack(values: Array) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where the rows of one table lie, and how its pages begin."""
+
+    at: int
+    rows: int
+    crc: Array
+    keys: Array
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> _Part:
+        crc = np.frombuffer(base64.b64decode(entry["crc"]), "<u4")
+        pairs = np.frombuffer(base64.b64decode(entry["keys"]), "<u8").reshape(-1, 2)
+        return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
+
+
+def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
+    """Which keys lie in any of the ranges whose ends are given, each sorted; and those just before a low end."""
+    inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
+    before = np.searchsorted(keys, lows, "right") - 1
+    inside[before[before >= 0]] = True
+    return inside
+
+
+class Segment:
+    """A published segment. `number` is what its rows carry in `segment`.
+
+    `opened` gives its file; it is asked anew for each look, so that it may close files that were not used for long.
+    """
+
+    def __init__(self, opened: Callable[[], Blob], name: str, number: int = 0) -> None:
+        self._opened = opened
+        self.name = name
+        self.number = number
+
+    @property
+    def blob(self) -> Blob:
+        return self._opened()
+
+    @property
+    def footer(self) -> dict[str, Any]:
+        """Without the tables; see parts."""
+        return self._contents[0]
+
+    @property
+    def parts(self) -> dict[str, _Part]:
+        """The tables that have rows, by name."""
+        return self._contents[1]
+
+    @cached_property
+    def _contents(self) -> tuple[dict[str, Any], dict[str, _Part]]:
+        footer = self._footer()
+        return footer, {name: _Part.of(entry) for name, entry in footer.pop("tables").items()}
+
+    def _footer(self) -> dict[str, Any]:
+        size = self.blob.size
+        if size < HEAD_SIZE + _TRAIL.size:
+            raise Damaged(f"{self.name}: cut short at byte {size}")
+        length, digest, magic = _TRAIL.unpack(self.blob.read(size - _TRAIL.size, _TRAIL.size))
+        if magic != MAGIC or length > size - HEAD_SIZE - _TRAIL.size:
+            raise Damaged(f"{self.name}: the end of the segment is damaged")
+        text = self.blob.read(size - _TRAIL.size - length, length)
+        if _digest(text) != digest:
+            raise Damaged(f"{self.name}: the footer of the segment is damaged")
+        footer: dict[str, Any] = json.loads(text)
+        return footer
+
+    @property
+    def footer_size(self) -> int:
+        """Bytes of the footer, which ends where the trail begins."""
+        size = self.blob.size
+        return int(_TRAIL.unpack(self.blob.read(size - TRAIL_SIZE, TRAIL_SIZE))[0])
+
+    @cached_property
+    def head(self) -> tuple[State, bool]:
+        return read_head(self.blob.read(0, min(HEAD_SIZE, self.blob.size)), self.name)
+
+    @property
+    def big_endian(self) -> bool:
+        return self.head[1]
+
+    @property
+    def body(self) -> tuple[int, int]:
+        """First byte of the body and the one after its last."""
+        start, end = self.footer["body"]
+        return start, end
+
+    @property
+    def end_state(self) -> State:
+        a, b, c, d = (int(word, 16) for word in self.footer["state"])
+        return a, b, c, d
+
+    @property
+    def hull(self) -> tuple[int, int]:
+        """The smallest and the largest object number that any row touches; (1, 0) if there is no row."""
+        low, high = self.footer["objects"]
+        return low, high
+
+    def rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
+        """The rows on some pages of one table, verified.
+
+        Raises:
+            Damaged: a page's CRC does not match.
+        """
+        part = self.parts.get(name)
+        if part is None:
+            return np.empty(0, DTYPES[name])
+        end_page = len(part.crc) if end_page is None else min(end_page, len(part.crc))
+        first_row = first_page * PAGE_ROWS
+        count = min(end_page * PAGE_ROWS, part.rows) - first_row
+        if count <= 0:
+            return np.empty(0, DTYPES[name])
+        width = DTYPES[name].itemsize
+        content = bytearray(count * width)
+        self.blob.readinto(part.at + first_row * width, content)
+        self._check_pages(part, name, content, first_page)
+        rows = np.frombuffer(content, DTYPES[name])
+        if "segment" in (rows.dtype.names or ()):
+            rows["segment"] = self.number
+        return rows
+
+    def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:
+        page = PAGE_ROWS * DTYPES[name].itemsize
+        view = memoryview(content)
+        for i, at in enumerate(range(0, len(content), page), first_page):
+            if zlib.crc32(view[at : at + page]) != part.crc[i]:
+                raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
+
+    def nearby(self, wanted: dict[str, Array]) -> Table:
+        """A table of what near() finds of each table asked for."""
+        found = {name: self.near(name, rows) for name, rows in wanted.items() if name in self.parts and len(rows)}
+        found = {name: rows for name, rows in found.items() if len(rows)}
+        return replace(NOTHING, **found) if found else NOTHING
+
+    def near(self, name: str, wanted: Array) -> Array:
+        """The rows of one table whose keys lie in any of `wanted` (rows of WANT), and the one before each."""
+        part = self.parts.get(name)
+        if part is not None and name != "freed":
+            first_object, last_object = self.hull
+            wanted = wanted[(wanted["to_object"] >= first_object) & (wanted["object"] <= last_object)]
+        if part is None or not len(wanted):
+            return np.empty(0, DTYPES[name])
+        lows = np.sort(sp.keys(wanted["object"], wanted["start"]))
+        highs = np.sort(sp.keys(wanted["to_object"], wanted["to"]))
+        first = np.maximum(np.searchsorted(part.keys, lows, "right") - 1, 0)
+        last = np.maximum(np.searchsorted(part.keys, highs, "left"), 1)
+        pages = sp.union(sp.lines(first.astype(np.uint64), last.astype(np.uint64)))
+        found = []
+        for stretch in pages:
+            for page in range(int(stretch["start"]), int(stretch["end"]), PAGES_AT_ONCE):
+                rows = self.rows(name, page, min(page + PAGES_AT_ONCE, int(stretch["end"])))
+                found.append(rows[_wanted(sp.keys(*first_keys(name, rows)), lows, highs)])
+        return sp.join(found)
+
+    def between(self, name: str, low: Key, high: Key) -> Array:
+        """At least the rows of one table with low <= key < high, and one page before them."""
+        part = self.parts.get(name)
+        if part is None:
+            return np.empty(0, DTYPES[name])
+        ends = sp.keys(*np.array([low, high], np.uint64).T)
+        first, last = np.searchsorted(part.keys, ends)
+        return self.rows(name, max(int(first) - 1, 0), int(last))
+
+    def table(self) -> Table:
+        """All rows."""
+        return Table(**{name: self.rows(name) for name in DTYPES})

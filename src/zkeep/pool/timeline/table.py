@@ -1,0 +1,310 @@
+"""What one or more transaction groups did to a dataset, as sorted arrays, and how two such tables add up.
+
+A table says, over some key range: these metadnode blocks, objects, blocks and spill blocks were written, these ranges
+became holes, these object numbers were freed. The state of a dataset at a snapshot is the merge of the tables of all
+its runs up to it; an increment is the merge of the runs in between; destroying a snapshot means that two runs may be
+replaced by their merge. One operation, and it is associative.
+
+Rows of records carry their place (`segment`, `pos`, `size`) and `check`, the sum that identifies their bytes. Which
+segment a number in `segment` means is known to whoever loaded the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+
+import numpy as np
+
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.spans import Array, Bools
+
+_PLACE = [("pos", "<u8"), ("check", "<u8"), ("size", "<u4"), ("segment", "<u4")]
+
+RANGE = np.dtype([("object", "<u8"), *_PLACE, ("slots", "<u4"), ("pad", "<u4")])
+"""An OBJECT_RANGE: one metadnode block, which holds the dnodes of `slots` object numbers from `object`."""
+
+OBJECT = np.dtype(
+    [
+        ("object", "<u8"),
+        *_PLACE,
+        ("maxblkid", "<u8"),
+        ("tail", "<u8"),
+        ("blksz", "<u4"),
+        ("bonuslen", "<u4"),
+        ("type", "u1"),
+        ("bonustype", "u1"),
+        ("slots", "u1"),
+        ("indblkshift", "u1"),
+        ("nlevels", "u1"),
+        ("nblkptr", "u1"),
+        ("flags", "u1"),
+        ("fresh", "u1"),
+    ]
+)
+"""An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older one of its number does not live on."""
+
+BLOCK = np.dtype([("object", "<u8"), ("offset", "<u8"), *_PLACE, ("length", "<u4"), ("kind", "u1"), ("pad", "V3")])
+"""A WRITE, WRITE_EMBEDDED, REDACT (kind = its record type) or, in a table of their own, a SPILL."""
+
+MAX_SLOTS = 32
+"""A dnode takes at most this many object numbers."""
+
+FRESH_DATA = 1
+"""A new incarnation: blocks and holes of older tables are not this object's."""
+FRESH_SPILL = 2
+"""A spill block of older tables is not this object's."""
+
+TAILLESS = sp.END
+"""The `tail` of an OBJECT that came without a FREE to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Sorted by (object, offset). `holes`, `died` are span sets, `freed` one over object numbers (spans.lines)."""
+
+    ranges: Array
+    objects: Array
+    blocks: Array
+    spills: Array
+    holes: Array
+    """Ranges that became (or, in a full stream, were) holes; includes `died`."""
+    died: Array
+    """Those where a block lived before."""
+    freed: Array
+    """FREEOBJECTS as they came."""
+
+    @property
+    def rows(self) -> int:
+        return sum(len(getattr(self, f.name)) for f in fields(self))
+
+    def records(self) -> tuple[Array, Array, Array, Array]:
+        """The arrays whose rows stand for stored bytes."""
+        return self.ranges, self.objects, self.blocks, self.spills
+
+    @property
+    def stored(self) -> int:
+        """Bytes of all its records, headers and payloads."""
+        return sum(int(part["size"].sum(dtype=np.uint64)) for part in self.records())
+
+    @property
+    def hull(self) -> tuple[int, int]:
+        """The smallest and the largest object number that any row touches; (1, 0) if there is no row."""
+        lows = [int(self.freed["start"][0])] if len(self.freed) else []
+        highs = [int(self.freed["end"][-1]) - 1] if len(self.freed) else []
+        for name in DTYPES:
+            rows = getattr(self, name)
+            if name != "freed" and len(rows):
+                lows.append(int(rows["object"][0]))
+                highs.append(int(rows["object"][-1]) + MAX_SLOTS)
+        return (min(lows), max(highs)) if lows else (1, 0)
+
+    @property
+    def logical(self) -> int:
+        """Bytes of the blocks before compression."""
+        return sum(int(part["length"].sum(dtype=np.uint64)) for part in (self.blocks, self.spills))
+
+
+DTYPES = {
+    "ranges": RANGE,
+    "objects": OBJECT,
+    "blocks": BLOCK,
+    "spills": BLOCK,
+    "holes": sp.SPAN,
+    "died": sp.SPAN,
+    "freed": sp.SPAN,
+}
+NOTHING = Table(**{name: np.empty(0, dtype) for name, dtype in DTYPES.items()})
+
+
+def concat(tables: Iterable[Table]) -> Table:
+    """One table of several whose records follow one another.
+
+    What an object lost by becoming shorter lies with its OBJECT, though behind what the next table frees of it.
+    """
+    every = [t for t in tables if t is not NOTHING]
+    if len(every) < 2:
+        return every[0] if every else NOTHING
+    made = {name: sp.join([getattr(t, name) for t in every]) for name in DTYPES}
+    return Table(**{**made, "holes": sp.ordered(made["holes"]), "died": sp.ordered(made["died"])})
+
+
+def fold(tables: list[Table]) -> Table:
+    """Add up tables, oldest first. Neighbours first, so that many small ones do not drag a large one along."""
+    while len(tables) > 1:
+        pairs = [tables[i : i + 2] for i in range(0, len(tables), 2)]
+        tables = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return tables[0] if tables else NOTHING
+
+
+def block_ends(blocks: Array) -> Array:
+    return sp.reach(blocks["offset"], blocks["length"].astype(np.uint64))
+
+
+def extents(blocks: Array) -> Array:
+    """The ranges that blocks fill, as a span set."""
+    return sp.union(sp.spans(blocks["object"], blocks["offset"], block_ends(blocks))) if len(blocks) else sp.EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class Toll:
+    """What of an older table a newer one lets live (masks over the older one's arrays)."""
+
+    ranges: Bools
+    objects: Bools
+    blocks: Bools
+    spills: Bools
+    holes: Bools
+    died: Bools
+    lost: Array
+    """Object numbers that the older table's dropped rows had taken, beyond what the newer one says itself."""
+
+
+def toll(old: Table, new: Table) -> Toll:
+    """Judge every row of `old` by what `new` did."""
+    taken = new.freed
+    wide = new.objects["slots"] > 1
+    if wide.any():
+        first = new.objects["object"][wide]
+        taken = sp.union(taken, sp.lines(first + 1, first + new.objects["slots"][wide]))
+    covered = overlapped(old.objects, new.objects["object"])
+    rewritten = np.isin(old.objects["object"], new.objects["object"])
+    gone = np.where(rewritten, sp.on_lines(taken, old.objects["object"]), _touched(taken, old.objects)) | covered
+    dead = np.concatenate([new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0], old.objects["object"][gone]])
+    dead_spill = np.concatenate(
+        [new.objects["object"][new.objects["fresh"] & FRESH_SPILL > 0], old.objects["object"][gone]]
+    )
+
+    def alive(rows: Array, dead: Array) -> Bools:
+        return ~(np.isin(rows["object"], dead) | sp.on_lines(taken, rows["object"]))
+
+    blocks = alive(old.blocks, dead)
+    blocks &= ~_replaced(old.blocks, new.blocks)
+    blocks &= ~sp.within(new.holes, old.blocks["object"], old.blocks["offset"], block_ends(old.blocks))
+    return Toll(
+        ranges=_ranges_alive(old.ranges, new),
+        objects=~(gone | rewritten),
+        blocks=blocks,
+        spills=alive(old.spills, dead_spill) & ~np.isin(old.spills["object"], new.spills["object"]),
+        holes=alive(old.holes, dead),
+        died=alive(old.died, dead),
+        lost=_lost(old.objects, gone & ~rewritten, rewritten, new.objects),
+    )
+
+
+def merge(old: Table, new: Table) -> Table:
+    """The table that says at once what `old` and then `new` say."""
+    if not old.rows:
+        return new
+    if not new.rows:
+        return old
+    kept = toll(old, new)
+    filled = extents(new.blocks)
+    return Table(
+        ranges=_interleave(old.ranges[kept.ranges], new.ranges),
+        objects=_interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
+        blocks=_interleave_blocks(old.blocks[kept.blocks], new.blocks),
+        spills=_interleave(old.spills[kept.spills], new.spills),
+        holes=sp.add(sp.subtract(old.holes[kept.holes], filled), new.holes),
+        died=sp.add(sp.subtract(old.died[kept.died], filled), new.died),
+        freed=sp.union(old.freed, new.freed, kept.lost) if len(kept.lost) else sp.add(old.freed, new.freed),
+    )
+
+
+def overlapped(old: Array, numbers: Array) -> Bools:
+    """Old objects of several slots in whose inner slots a new object starts."""
+    first = np.searchsorted(numbers, old["object"], "right")
+    last = np.searchsorted(numbers, old["object"] + np.maximum(old["slots"], 1), "left")
+    return np.asarray(last > first)
+
+
+def _touched(numbers: Array, objects: Array) -> Bools:
+    """Objects of which a slot lies in a set of numbers: who frees a slot inside an object frees the object."""
+    zero = np.zeros(len(objects), np.uint64)
+    return sp.meets(numbers, zero, objects["object"], objects["object"] + np.maximum(objects["slots"], 1))
+
+
+def _lost(old: Array, gone: Bools, rewritten: Bools, new: Array) -> Array:
+    """Slots that old objects had taken from still older ones, and that no new row accounts for."""
+    whole, inner = old[gone], old[rewritten & (old["slots"] > 1)]
+    if len(inner):
+        now = new["slots"][np.searchsorted(new["object"], inner["object"])]
+        inner = inner[inner["slots"] > now]
+    starts = np.concatenate([whole["object"], inner["object"] + 1])
+    ends = np.concatenate([whole["object"] + np.maximum(whole["slots"], 1), inner["object"] + inner["slots"]])
+    return sp.lines(starts, ends)
+
+
+def _replaced(old: Array, new: Array) -> Bools:
+    """Old blocks at whose offset a new one lies that is not shorter."""
+    if not len(new) or not len(old):
+        return np.zeros(len(old), bool)
+    have = sp.keys(new["object"], new["offset"])
+    want = sp.keys(old["object"], old["offset"])
+    at = np.minimum(np.searchsorted(have, want), len(new) - 1)
+    return np.asarray((have[at] == want) & (new["length"][at] >= old["length"]))
+
+
+def _ranges_alive(old: Array, new: Table) -> Bools:
+    """A metadnode block dies when it is written again or when all its object numbers are freed."""
+    row = np.searchsorted(new.freed["start"], old["object"], "right") - 1
+    at = np.maximum(row, 0)
+    emptied = np.zeros(len(old), bool)
+    if len(new.freed):
+        emptied = (row >= 0) & (new.freed["end"][at] >= old["object"] + old["slots"])
+    return ~(emptied | np.isin(old["object"], new.ranges["object"]))
+
+
+def _inherit_fresh(old: Array, new: Array) -> Array:
+    """What the older row of an object cut off stays cut off under the newer row."""
+    if not len(old) or not len(new):
+        return new
+    at = np.minimum(np.searchsorted(old["object"], new["object"]), len(old) - 1)
+    fresh = np.where(old["object"][at] == new["object"], old["fresh"][at], 0)
+    if not fresh.any():
+        return new
+    merged = new.copy()
+    merged["fresh"] |= fresh.astype(np.uint8)
+    return merged
+
+
+def _interleave(old: Array, new: Array) -> Array:
+    if not len(old) or not len(new):
+        return new if len(new) else old
+    return np.insert(old, np.searchsorted(old["object"], new["object"]), new)
+
+
+def _interleave_blocks(old: Array, new: Array) -> Array:
+    if not len(old) or not len(new):
+        return new if len(new) else old
+    place = np.searchsorted(sp.keys(old["object"], old["offset"]), sp.keys(new["object"], new["offset"]), "right")
+    return np.insert(old, place, new)
+
+
+def only(table: Table, first: int, last: int) -> Table:
+    """The part of a table over object numbers first <= object < last (metadnode blocks are not cut)."""
+
+    def cut(rows: Array) -> Array:
+        lo, hi = np.searchsorted(rows["object"], np.array([first, last], np.uint64))
+        return rows[lo:hi]
+
+    freed = table.freed[(table.freed["end"] > first) & (table.freed["start"] < last)].copy()
+    freed["start"] = np.maximum(freed["start"], np.uint64(first))
+    freed["end"] = np.minimum(freed["end"], np.uint64(last))
+    parts = {name: cut(getattr(table, name)) for name in DTYPES if name != "freed"}
+    return Table(**parts, freed=freed)
+
+
+def total(tables: Iterable[Table]) -> int:
+    return reduce(lambda n, t: n + t.rows, tables, 0)
+
+
+def numbered(table: Table, segment: int) -> Table:
+    """The same rows, placed in segment number `segment`."""
+    parts = {}
+    for name in ("ranges", "objects", "blocks", "spills"):
+        rows = getattr(table, name).copy()
+        rows["segment"] = segment
+        parts[name] = rows
+    return replace(table, **parts)

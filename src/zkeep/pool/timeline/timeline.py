@@ -1,0 +1,193 @@
+"""A dataset's timeline: its runs, oldest first, and how to look at stretches of them.
+
+A run is what one transaction group did: the segments that hold its records, in key order. A clone's timeline begins
+with its origin's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool.store.port import Blob, Store, segment_name
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.segment import Key, Segment
+from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
+
+SLICE_ROWS = 150_000
+"""About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
+
+MAX_OPEN = 100
+"""Files that a timeline keeps open."""
+LAST: Key = (sp.END, sp.END)
+Doc = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: the txg that it made, and its segments' ids in key order. `doc` is its document in the catalog."""
+
+    txg: int
+    segments: tuple[str, ...]
+    doc: Doc
+
+
+class Files:
+    """Segment files, the most recently used of which stay open: a pool has more than a process may open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: OrderedDict[str, Blob] = OrderedDict()
+
+    def get(self, name: str) -> Blob:
+        """Raises Damaged: it is not there."""
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        try:
+            blob = self._store.open(name)
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        self._open[name] = blob
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)[1].close()
+        return blob
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+class Timeline:
+    """Runs of one dataset (its origin's included), with their segments opened as they are needed."""
+
+    def __init__(self, store: Store, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+        self._files = Files(store)
+        self._opened: dict[str, Segment] = {}
+        self._by_number: list[tuple[Run, Segment]] = []
+
+    def __enter__(self) -> Timeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._files.close()
+        self._opened.clear()
+
+    def upto(self, txg: int) -> list[Run]:
+        return [run for run in self.runs if run.txg <= txg]
+
+    def after(self, txg: int, last: int) -> list[Run]:
+        return [run for run in self.runs if txg < run.txg <= last]
+
+    def segments(self, run: Run) -> list[Segment]:
+        return [self._open(run, segment_id) for segment_id in run.segments]
+
+    def _open(self, run: Run, segment_id: str) -> Segment:
+        if segment_id not in self._opened:
+            name = segment_name(segment_id)
+            self._opened[segment_id] = Segment(partial(self._files.get, name), name, len(self._by_number))
+            self._by_number.append((run, self._opened[segment_id]))
+        return self._opened[segment_id]
+
+    def owner(self, number: int) -> tuple[Run, Segment]:
+        """Whose segment the `number` in a row's `segment` is."""
+        return self._by_number[number]
+
+    def newer(self, txg: int) -> Bools:
+        """For each number of an opened segment, whether its run is of `txg` or later."""
+        return np.array([run.txg >= txg for run, _ in self._by_number], bool)
+
+    def nearby(self, run: Run, wanted: dict[str, Array]) -> Table:
+        """A run's rows that lie in `wanted` (rows of WANT by table), and those just before."""
+        return concat(segment.nearby(wanted) for segment in self.segments(run))
+
+    def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:
+        """For each run what nearby() tells of the tables named."""
+        asked = {name: wanted[name] for name in names}
+        return [self.nearby(run, asked) for run in runs]
+
+    def cuts(self, runs: list[Run], rows: int = SLICE_ROWS) -> list[Key]:
+        """Keys at which to cut the key space, so that no slice has many more than `rows` rows of these runs."""
+        keys, weights = [], []
+        for run in runs:
+            for segment in self.segments(run):
+                for name, part in segment.parts.items():
+                    if name != "freed":
+                        keys.append(part.keys)
+                        weights.append(np.full(len(part.keys), min(part.rows, 256)))
+        if not keys:
+            return []
+        every, weight = np.concatenate(keys), np.concatenate(weights)
+        order = np.argsort(every, kind="stable")
+        filled = np.cumsum(weight[order]) // rows
+        turns = np.flatnonzero(filled[1:] > filled[:-1]) + 1
+        pairs = every[order][turns].view(">u8").reshape(-1, 2)
+        return sorted({_cut_at(int(o), int(x)) for o, x in pairs} - {(0, 0)})
+
+    def slices(self, runs: list[Run], rows: int = SLICE_ROWS) -> Iterator[tuple[Key, Key]]:
+        """The key space as consecutive stretches [low, high) of bounded size."""
+        low: Key = (0, 0)
+        for high in [*self.cuts(runs, rows), LAST]:
+            yield low, high
+            low = high
+
+    def state(self, runs: list[Run], low: Key, high: Key) -> Table:
+        """What these runs add up to between two keys. Rows of objects that reach into it are there, too."""
+        return fold([concat(_between(s, low, high) for s in self.segments(run)) for run in runs])
+
+
+def _cut_at(number: int, offset: int) -> Key:
+    """Between metadnode blocks, unless a single object is large."""
+    return (number, offset) if offset else (number - number % MAX_SLOTS, 0)
+
+
+def _between(segment: Segment, low: Key, high: Key) -> Table:
+    """The rows of a segment between two keys; an object's own rows are in each slice that it reaches into."""
+    first, last = segment.hull
+    if first > last or last < low[0] or first > high[0]:
+        return NOTHING
+    parts = {}
+    beyond = high[0] if high[1] == 0 or high == LAST else high[0] + 1
+    for name, start in (("ranges", low[0] - low[0] % MAX_SLOTS), ("objects", low[0]), ("spills", low[0])):
+        rows = segment.between(name, (start, 0), (beyond, 0))
+        parts[name] = rows[(rows["object"] >= start) & (rows["object"] < beyond)]
+    for name in ("blocks", "holes", "died"):
+        parts[name] = _cut(name, segment.between(name, low, high), low, high)
+    freed = segment.rows("freed")
+    return Table(**parts, freed=freed[(freed["end"] > low[0]) & (freed["start"] < beyond)])
+
+
+def _cut(name: str, rows: Array, low: Key, high: Key) -> Array:
+    """Rows with low <= key < high; spans are clipped."""
+    if not len(rows):
+        return rows
+    if name != "blocks":
+        return _clip(rows, low, high)
+    keys = sp.keys(rows["object"], rows["offset"])
+    ends = sp.keys(*np.array([low, high], np.uint64).T)
+    kept: Array = rows[(keys >= ends[0]) & ((keys < ends[1]) | (high == LAST))]
+    return kept
+
+
+def _clip(rows: Array, low: Key, high: Key) -> Array:
+    rows = rows[(rows["object"] >= low[0]) & (rows["object"] <= high[0])].copy()
+    first = rows["object"] == low[0]
+    rows["start"][first] = np.maximum(rows["start"][first], np.uint64(low[1]))
+    last = rows["object"] == high[0]
+    if high != LAST:
+        rows["end"][last] = np.minimum(rows["end"][last], np.uint64(high[1]))
+    return rows[rows["start"] < rows["end"]]
+
+
+__all__ = ["LAST", "SLICE_ROWS", "Run", "Timeline", "segment_name"]

@@ -1,0 +1,1 @@
+"""Streams in and streams out: judged, landed, addressed, packed."""

@@ -1,0 +1,192 @@
+"""What receiving a stream would mean, decided at its BEGIN, before a byte is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from zkeep.errors import Refused
+from zkeep.format.events import SubBegin
+from zkeep.format.records import Begin, BeginFlag, Feature
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.view import View
+
+Doc = dict[str, Any]
+ZVOL = 3
+"""DMU_OST_ZVOL."""
+
+
+@dataclass
+class Target:
+    """Where a stream shall land. `name` may not exist yet."""
+
+    name: DatasetName
+    snapshot: str
+    force: bool = False
+    resumable: bool = False
+    origin: str | None = None
+    fields: Doc = field(default_factory=dict)
+    """Of the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
+    snapshot_fields: Doc = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`dataset`: where it lands, if that is there. `source`: what an increment follows."""
+
+    opening: Opening
+    begin: Begin
+    dataset: Dataset | None
+    source: Snapshot | None
+    clone: bool
+    doomed: list[Snapshot]
+    """Snapshots newer than the source, which -F gives up."""
+
+
+def judge(pool: Pool, event: SubBegin, target: Target) -> Plan:
+    """Refuse what cannot land.
+
+    Raises:
+        Refused: with the reason and the way out.
+    """
+    begin, where = event.begin, f"cannot receive {target.name}"
+    opening = Opening.of(event)
+    dataset = pool.find(target.name)
+    if begin.features & Feature.RESUMING:
+        raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
+    if begin.raw and opening.crypt is None:
+        raise Refused(f"{where}: the stream is raw but carries no keys (crypt_keydata)")
+    _refuse_open_streams(pool, begin, target)
+    if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
+        raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
+    nearest = dataset or _nearest(pool, target.name)
+    left = View(pool).quota_room(nearest)
+    if left is not None and left <= 0:
+        raise Refused(f"{where}: the quota is used up")
+    if begin.fromguid == 0:
+        return _judge_full(pool, opening, begin, dataset, target)
+    return _judge_increment(pool, opening, begin, dataset, target)
+
+
+def _nearest(pool: Pool, name: DatasetName) -> Dataset:
+    """The closest ancestor that exists."""
+    above = name.parent
+    while above is not None:
+        found = pool.find(above)
+        if found:
+            return found
+        above = above.parent
+    raise Refused(f"cannot receive {name}: it is not in pool {pool.name}")
+
+
+def _refuse_open_streams(pool: Pool, begin: Begin, target: Target) -> None:
+    """blind=on takes nothing that the server could read."""
+    if begin.raw:
+        return
+    nearest = pool.find(target.name) or _nearest(pool, target.name)
+    local = target.fields.get("local", {}).get("blind")
+    if (local or View(pool).text(nearest, "blind")) == "on":
+        raise Refused(
+            f"cannot receive {target.name}: the stream is not raw and blind=on: send it with zfs send -w "
+            f"(from an encrypted dataset), or allow it with zkeep set blind=off {nearest.name}"
+        )
+
+
+def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+    where = f"cannot receive {target.name}"
+    if dataset is None:
+        above = target.name.parent
+        if above is None or pool.find(above) is None:
+            raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {above}")
+        return Plan(opening, begin, None, None, False, [])
+    if pool.snapshots(dataset) or history_of(pool, dataset).runs:
+        raise Refused(f"{where}: destination has snapshots; destroy them, or receive under another name")
+    if dataset.origin:
+        raise Refused(f"{where}: destination is a clone")
+    if not target.force:
+        raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
+    if begin.type == ZVOL and any(d != dataset for d in pool.tree().within(dataset)):
+        raise Refused(f"{where}: a volume has no children, and destination has some")
+    return Plan(opening, begin, dataset, None, False, [])
+
+
+def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+    where = f"cannot receive incremental stream into {target.name}"
+    if dataset is None or (not pool.snapshots(dataset) and not dataset.origin):
+        return _judge_clone(pool, opening, begin, dataset, target)
+    snapshots = pool.snapshots(dataset)
+    source = next((s for s in snapshots if s.guid == begin.fromguid), None)
+    if source is None:
+        newest = f"newest is @{snapshots[-1].doc['name']}, {snapshots[-1].guid:#x}" if snapshots else "it has none"
+        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest})")
+    _refuse_other_chain(where, opening, begin, source)
+    doomed = [s for s in snapshots if s.txg > source.txg]
+    if doomed and not target.force:
+        raise Refused(
+            f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
+            f"(that is @{doomed[-1].doc['name']}): roll back with -F"
+        )
+    for snapshot in doomed:
+        _refuse_needed(pool, where, snapshot)
+    return Plan(opening, begin, dataset, source, False, doomed)
+
+
+def _refuse_needed(pool: Pool, where: str, snapshot: Snapshot) -> None:
+    if snapshot.holds:
+        raise Refused(f"{where}: cannot roll back: {snapshot.name} is held ({', '.join(sorted(snapshot.holds))})")
+    clones = pool.tree().clones(snapshot.dataset, snapshot.txg)
+    if clones:
+        raise Refused(f"{where}: cannot roll back: {clones[0].name} is a clone of {snapshot.name}")
+
+
+def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snapshot) -> None:
+    """A raw increment continues a raw chain, and the same one; a plain one a plain one."""
+    source_raw = bool(Feature(source.doc["features"]) & Feature.RAW)
+    if begin.raw and not source_raw:
+        raise Refused(f"{where}: a raw increment cannot follow {source.name}, which was not received raw")
+    if source_raw and not begin.raw:
+        raise Refused(f"{where}: {source.name} was received raw, so the increment must be raw, too: zfs send -w -i")
+    have, want = source.doc["ivset_guid"], opening.from_ivset_guid
+    if begin.raw and want and have != want:
+        raise Refused(
+            f"{where}: IV set guid mismatch: the stream follows {want:#x}, {source.name} has {have:#x}: "
+            "it is not the snapshot that this increment was made from; send from an older common snapshot, or in full"
+        )
+    large = Feature.LARGE_BLOCKS
+    if Feature(source.doc["features"]) & large and not begin.features & large:
+        raise Refused(f"{where}: {source.name} has large blocks: send with -L (or -w)")
+
+
+def _kinship(one: DatasetName, other: DatasetName) -> int:
+    """How many components two names begin with in common: of several copies, a clone's origin is the nearest."""
+    pairs = zip(one.components, other.components, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+    where = f"cannot receive incremental stream into {target.name}"
+    if dataset is not None and history_of(pool, dataset).runs:
+        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
+    every = [s for found in pool.all_snapshots().values() for s in found]
+    matching = [s for s in every if s.guid == begin.fromguid]
+    matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
+    if target.origin is not None:
+        matching = [s for s in every if str(s.name) == target.origin]
+        if matching and matching[0].guid != begin.fromguid:
+            raise Refused(f"{where}: {target.origin} is not the source of the stream, guid {begin.fromguid:#x}")
+    if not matching or not (begin.flags & BeginFlag.CLONE or target.origin or dataset is None):
+        raise Refused(f"{where}: its source, guid {begin.fromguid:#x} is not there: receive its full stream first")
+    if not begin.flags & BeginFlag.CLONE and target.origin is None:
+        raise Refused(f"{where}: destination does not exist; the source is {matching[0].name}")
+    _refuse_other_chain(where, opening, begin, matching[0])
+    if dataset is None and (target.name.parent is None or pool.find(target.name.parent) is None):
+        raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {target.name.parent}")
+    if dataset is not None and not target.force:
+        raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
+    return Plan(opening, begin, dataset, matching[0], True, [])
+
+

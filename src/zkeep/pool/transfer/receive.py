@@ -1,0 +1,277 @@
+"""zfs receive: a whole stream, plain or compound, into a pool.
+
+Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_impl(), zfs_receive_package(), zfs_receive_one().
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, Literal
+
+from zkeep.errors import BadStream, Refused, TryAgain
+from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
+from zkeep.format.reader import read_events
+from zkeep.names import BadName, DatasetName, SnapshotName, shown
+from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.namespace import make_parents
+from zkeep.pool.transfer.judge import Target, judge
+from zkeep.pool.transfer.landing import Landing, give_up, land
+from zkeep.pool.transfer.replication import Outline, replicate_names
+
+Doc = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A substream: announced when it begins (`bytes` is None), told of again when it is kept, or passed over."""
+
+    sent: str
+    kept: str
+    incremental: bool
+    bytes: int | None = None
+    seconds: float = 0.0
+    ignored: bool = False
+
+
+def _untold(arrival: Arrival) -> None:
+    pass
+
+
+@dataclass
+class ReceiveOptions:
+    """The letters of zfs receive. `name_from`: d (all but the pool) or e (the last component) of the sent name."""
+
+    dry_run: bool = False
+    resumable: bool = False
+    unmounted: bool = False
+    force: bool = False
+    name_from: Literal["d", "e"] | None = None
+    set_properties: dict[str, str] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
+    abort: bool = False
+    tell: Callable[[Arrival], None] = _untold
+
+
+def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:
+    """Read a stream to its end and keep its snapshots.
+
+    Each snapshot of a package is there as soon as its own END was verified, that of a plain stream once nothing more
+    came. What follows a bad one is not read.
+
+    Raises:
+        BadStream, Refused: nothing of the snapshot concerned was kept.
+        TryAgain: the dataset is busy; or the stream was cut short and its state is kept (-s).
+    """
+    if options.abort:
+        give_up(pool, pool.dataset(DatasetName.parse(target)))
+        return
+    receiver = _Receiver(pool, target, options)
+    try:
+        for event in read_events(source):
+            receiver.take(event)
+        receiver.close()
+    except BadStream as error:
+        receiver.fail(error)
+        raise
+    except BaseException as error:
+        receiver.fail(error)
+        raise
+
+
+class _Receiver:
+    """Handles the events of a whole stream."""
+
+    def __init__(self, pool: Pool, target: str, options: ReceiveOptions) -> None:
+        self._pool = pool
+        self._options = options
+        self._names = _Names(target, options.name_from)
+        self._local = _settings(options)
+        self._origin = options.set_properties.get("origin")
+        self._package: Package | None = None
+        self._outline: Outline | None = None
+        self._landing: Landing | None = None
+        self._context: Any = None
+        self._skipping = False
+        self._ended: SubEnd | None = None
+        self._arrival = Arrival("", "", False)
+        self._started = (0.0, 0)
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Batch):
+            if self._landing is not None:
+                self._landing.add(event)
+        elif isinstance(event, SubBegin):
+            self._begin(event)
+        elif isinstance(event, SubEnd) and self._package is None:
+            self._ended = event  # and shall be the last: what follows would speak against all of it
+        elif isinstance(event, SubEnd):
+            self._end(event)
+        elif isinstance(event, Package):
+            self._open_package(event)
+        else:
+            assert isinstance(event, PackageEnd)
+
+    def _open_package(self, package: Package) -> None:
+        self._package = package
+        self._outline = Outline.of(package)
+        self._names.top = self._outline.top
+        if self._names.snapshot:
+            raise Refused("cannot receive: a package of several snapshots goes to a dataset, not to one snapshot")
+        if self._outline.incremental and not self._options.dry_run:
+            local = self._names.dataset(self._outline.top)
+            replicate_names(self._pool, self._outline, local, self._names.dataset, force=self._options.force)
+
+    def _begin(self, event: SubBegin) -> None:
+        sent, snapshot = _sent_name(event)
+        target = self._target(event, sent, snapshot)
+        if self._already_here(event, target):
+            self._skipping = True
+            return
+        kept = f"{target.name}@{target.snapshot}"
+        self._arrival = Arrival(f"{sent}@{snapshot}", kept, bool(event.begin.fromguid))
+        self._options.tell(self._arrival)
+        if self._options.dry_run:
+            if self._package is None:
+                judge(self._pool, event, target)
+            self._skipping = True
+            return
+        if self._options.name_from:
+            with self._pool.transaction() as t:
+                make_parents(self._pool, t, target.name)
+        self._started = (time.monotonic(), event.offset)
+        self._context = land(self._pool, event, target)
+        self._landing = self._context.__enter__()
+
+    def _already_here(self, event: SubBegin, target: Target) -> bool:
+        """In a package, a snapshot that is there already is passed over."""
+        if self._package is None:
+            return False
+        found = self._pool.find_snapshot(target.name.snapshot(target.snapshot))
+        if found is None or found.guid != event.begin.toguid:
+            return False
+        self._options.tell(Arrival(str(found.name), str(found.name), bool(event.begin.fromguid), ignored=True))
+        return True
+
+    def _target(self, event: SubBegin, sent: str, snapshot: str) -> Target:
+        name = self._names.dataset(sent)
+        fields: Doc = {}
+        if self._local:
+            below = self._outline is not None and self._outline.recursive and sent != self._outline.top
+            fields["local"] = _below(self._local) if below else dict(self._local)
+        snapshot_fields: Doc = {}
+        outlined = self._outline.find(sent) if self._outline else None
+        if outlined is not None:
+            snapshot_fields = outlined.snapshot_fields(snapshot)
+            if outlined.has_properties:
+                fields["received"] = outlined.received
+            if self._outline and self._outline.recursive and event.begin.raw:
+                fields["encroot"] = sent == self._outline.top or outlined.is_encroot
+        fields["received_name"] = sent
+        return Target(
+            name=name,
+            snapshot=self._names.snapshot or snapshot,
+            force=self._options.force,
+            resumable=self._options.resumable,
+            origin=self._origin,
+            fields=fields,
+            snapshot_fields=snapshot_fields,
+        )
+
+    def _end(self, event: SubEnd) -> None:
+        if self._skipping:
+            self._skipping = False
+            return
+        landing, context = self._landing, self._context
+        assert landing is not None
+        try:
+            landing.commit(event)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        self._landing = self._context = None
+        context.__exit__(None, None, None)
+        began, offset = self._started
+        seconds, size = time.monotonic() - began, event.offset + 312 - offset
+        self._options.tell(replace(self._arrival, bytes=size, seconds=seconds))
+
+    def fail(self, error: BaseException) -> None:
+        """The stream failed while a snapshot was landing: leave it as its options say."""
+        context, self._context, self._landing = self._context, None, None
+        if context is None:
+            return
+        try:
+            context.__exit__(type(error), error, error.__traceback__)
+        except type(error):
+            pass
+        if self._options.resumable and isinstance(error, BadStream | OSError | KeyboardInterrupt):
+            raise TryAgain(
+                f"{error or 'interrupted'}; what arrived is kept: go on with the receive_resume_token of the dataset"
+            ) from error
+
+    def close(self) -> None:
+        """The stream came to its end."""
+        if self._ended is not None:
+            self._end(self._ended)
+        if self._outline and self._outline.incremental and not self._options.dry_run:
+            local = self._names.dataset(self._outline.top)
+            replicate_names(self._pool, self._outline, local, self._names.dataset, force=False)
+
+
+def _sent_name(event: SubBegin) -> tuple[str, str]:
+    """The dataset and the snapshot as the sender calls them, checked."""
+    try:
+        text = event.begin.name.decode()
+        parsed = SnapshotName.parse(text)
+    except (UnicodeDecodeError, BadName) as error:
+        reason = error.reason if isinstance(error, BadName) else "it is not UTF-8"
+        raw = event.begin.name.decode("latin-1")
+        raise BadStream(f"its snapshot name {shown(raw)} is not one: {reason}", event.offset, "BEGIN") from None
+    return parsed.dataset.text, parsed.name
+
+
+def _settings(options: ReceiveOptions) -> Doc:
+    """What -o and -x make local. None hides a received value."""
+    local: Doc = {name: None for name in options.exclude}
+    for name, text in options.set_properties.items():
+        if name != "origin":
+            full, value = properties.check(name, text)
+            local[full] = value
+    return local
+
+
+def _below(local: Doc) -> Doc:
+    """The same for datasets below the top: what they inherit from it is not set again, but not received either."""
+    inherited = {name for name in local if (found := properties.find(name)) and found.how == "inherit"}
+    return {name: None if name in inherited else value for name, value in local.items()}
+
+
+class _Names:
+    """Where the datasets of a stream go."""
+
+    def __init__(self, target: str, name_from: Literal["d", "e"] | None) -> None:
+        self.snapshot = ""
+        if "@" in target:
+            parsed = SnapshotName.parse(target)
+            if name_from:
+                raise Refused("cannot receive: with -d or -e the target is a dataset, not a snapshot")
+            self._target, self.snapshot = parsed.dataset, parsed.name
+        else:
+            self._target = DatasetName.parse(target)
+        self._from = name_from
+        self.top: str | None = None
+
+    def dataset(self, sent: str) -> DatasetName:
+        """The dataset here of one that the sender calls `sent`."""
+        if self._from == "d":
+            rest = sent.partition("/")[2]
+        else:
+            top = self.top or sent
+            if not (sent + "/").startswith(top + "/"):
+                raise Refused(f"cannot receive {shown(sent)}: it is not below {shown(top)}, where the stream begins")
+            rest = sent[len(top) + 1 :]
+            if self._from == "e":
+                rest = f"{top.rpartition('/')[2]}/{rest}".rstrip("/")
+        return self._target.child(rest) if rest else self._target

@@ -1,0 +1,237 @@
+"""What a replication stream (send -R) says of its datasets, and making ours the same in name.
+
+Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), recv_incremental_replication().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zkeep.errors import BadStream, Refused
+from zkeep.format.events import Package
+from zkeep.format.nvlist import NvList
+from zkeep.names import BadName, DatasetName, SnapshotName, shown
+from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.leftovers import discard
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.store.catalog import Transaction
+
+Doc = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """One dataset of the outer header."""
+
+    name: str
+    snaps: dict[str, int]
+    """Guids by snapshot name."""
+    nvlist: NvList
+
+    @property
+    def is_encroot(self) -> bool:
+        return "is_encroot" in self.nvlist
+
+    @property
+    def has_properties(self) -> bool:
+        return "props" in self.nvlist
+
+    @property
+    def received(self) -> dict[str, str]:
+        return _texts(self.nvlist.get("props"))
+
+    def snapshot_fields(self, snapshot: str) -> Doc:
+        """Received properties and holds of one of its snapshots."""
+        fields: Doc = {}
+        props = self.nvlist.get("snapprops")
+        mine = props.get(snapshot) if isinstance(props, NvList) else None
+        if isinstance(mine, NvList) and len(mine):
+            fields["received"] = _texts(mine)
+        holds = self.nvlist.get("snapholds")
+        mine = holds.get(snapshot) if isinstance(holds, NvList) else None
+        if isinstance(mine, NvList) and len(mine):
+            fields["holds"] = {tag: when for tag, when in mine.items() if isinstance(when, int)}
+        return fields
+
+
+def _texts(nvlist: object) -> dict[str, str]:
+    """Properties as text; those of no use here are left out."""
+    if not isinstance(nvlist, NvList):
+        return {}
+    found = {}
+    for name, held in nvlist.items():
+        value = held.get("value", "") if isinstance(held, NvList) else held
+        text = properties.from_stream(name, value) if isinstance(value, int | str) else None
+        if text is not None:
+            found[name] = text
+    return found
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The outer header, checked. `top`: the dataset that all others are below."""
+
+    top: str
+    fromsnap: str | None
+    recursive: bool
+    datasets: dict[str, Outlined]
+
+    @classmethod
+    def of(cls, package: Package) -> Outline:
+        """Raises BadStream: a name or a shape in it is not what libzfs writes."""
+        nvlist = package.nvlist
+        top = _name(package, package.header.name.decode("utf-8", "replace"))
+        fss = nvlist.get("fss")
+        datasets = {}
+        for entry in fss.values() if isinstance(fss, NvList) else ():
+            outlined = _outlined(package, entry)
+            datasets[outlined.name] = outlined
+        fromsnap = nvlist.get("fromsnap")
+        recursive = bool(datasets) and "not_recursive" not in nvlist
+        return cls(top, fromsnap if isinstance(fromsnap, str) else None, recursive, datasets)
+
+    @property
+    def incremental(self) -> bool:
+        return self.recursive and self.fromsnap is not None
+
+    def find(self, name: str) -> Outlined | None:
+        return self.datasets.get(name)
+
+    def by_guid(self) -> dict[int, tuple[Outlined, str]]:
+        """Each snapshot's dataset and name."""
+        return {guid: (d, name) for d in self.datasets.values() for name, guid in d.snaps.items()}
+
+
+def _name(package: Package, text: str) -> str:
+    """The dataset part of a name in the header."""
+    try:
+        return DatasetName.parse(text.partition("@")[0]).text
+    except BadName as error:
+        raise BadStream(f"its header names {shown(text)}: {error.reason}", package.offset, "BEGIN") from None
+
+
+def _outlined(package: Package, entry: object) -> Outlined:
+    if not isinstance(entry, NvList) or not isinstance(entry.get("name"), str):
+        raise BadStream("its header has a dataset without a name", package.offset, "BEGIN")
+    snaps = entry.get("snaps")
+    pairs = snaps.items() if isinstance(snaps, NvList) else ()
+    name = _name(package, str(entry["name"]))
+    checked = {}
+    for snap, guid in pairs:
+        try:
+            SnapshotName.parse(f"{name}@{snap}")
+        except BadName as error:
+            raise BadStream(f"its header names {shown(snap)}: {error.reason}", package.offset, "BEGIN") from None
+        if isinstance(guid, int):
+            checked[snap] = guid
+    return Outlined(name, checked, entry)
+
+
+def replicate_names(
+    pool: Pool, outline: Outline, top: DatasetName, place: Callable[[str], DatasetName], *, force: bool
+) -> None:
+    """Before an incremental replication: rename, and with -F destroy, as it happened at the source.
+
+    One transaction: all of it or nothing.
+
+    Raises:
+        Refused: something to destroy is held or has a clone that stays.
+    """
+    dataset = pool.find(top)
+    if dataset is None:
+        return
+    segments: list[str] = []
+    with pool.transaction() as t:
+        local = [d for d in pool.tree().within(dataset)]
+        matched = dict(_matches(pool, outline, local))
+        if force:
+            segments = _destroy_gone(pool, t, outline, local, matched)
+        _rename_snapshots(pool, t, outline, matched)
+        _rename_datasets(pool, t, top, local, matched, place)
+    discard(pool, segments)
+
+
+def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
+    """By the id of each local dataset, the sender's dataset that has a snapshot in common."""
+    guids = outline.by_guid()
+    for dataset in local:
+        for snapshot in pool.snapshots(dataset):
+            if snapshot.guid in guids:
+                yield dataset.id, guids[snapshot.guid][0]
+                break
+
+
+def _destroy_gone(
+    pool: Pool, t: Transaction, outline: Outline, local: list[Dataset], matched: dict[int, Outlined]
+) -> list[str]:
+    guids = outline.by_guid()
+    segments: list[str] = []
+    for dataset in sorted(local, key=lambda d: -d.name.depth):
+        snapshots = pool.snapshots(dataset)
+        gone = [s for s in snapshots if s.guid not in guids]
+        for snapshot in gone:
+            _refuse_kept(pool, snapshot)
+        if dataset.id in matched:
+            for snapshot in gone:
+                pool.remove_snapshot(t, snapshot)
+        elif dataset is not local[0] and not _has_children(pool, dataset):
+            segments += pool.remove_dataset(t, dataset)
+    return segments
+
+
+def _has_children(pool: Pool, dataset: Dataset) -> bool:
+    return len(pool.tree().within(dataset)) > 1
+
+
+def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
+    if snapshot.holds:
+        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: it is held")
+    if clones := pool.tree().clones(snapshot.dataset, snapshot.txg):
+        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {clones[0].name} is its clone")
+
+
+def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dict[int, Outlined]) -> None:
+    guids = outline.by_guid()
+    for dataset_id in matched:
+        dataset = pool.tree().by_id.get(dataset_id)
+        if dataset is None:
+            continue
+        wanted = {s.txg: guids[s.guid][1] for s in pool.snapshots(dataset) if s.guid in guids}
+        kept = {s.doc["name"] for s in pool.snapshots(dataset) if s.txg not in wanted}
+        for snapshot in pool.snapshots(dataset):
+            name = wanted.get(snapshot.txg, snapshot.doc["name"])
+            if name != snapshot.doc["name"]:
+                if name in kept:
+                    raise Refused(f"cannot rename {snapshot.name} to @{name}, as at the source: the name is taken")
+                pool.update_snapshot(t, snapshot, name=name)
+
+
+def _rename_datasets(
+    pool: Pool,
+    t: Transaction,
+    top: DatasetName,
+    local: list[Dataset],
+    matched: dict[int, Outlined],
+    place: Callable[[str], DatasetName],
+) -> None:
+    """Give each dataset below the top its sender's name; what the sender does not know moves with its parent."""
+    moved: dict[str, str] = {}
+    tree = pool.tree().by_id
+    for dataset in sorted(local, key=lambda d: d.name.depth):
+        if dataset.id not in tree or dataset.name == top:
+            continue
+        above = dataset.name.parent.text if dataset.name.parent else ""
+        name = f"{moved.get(above, above)}/{dataset.name.base}"
+        if dataset.id in matched:
+            name = place(matched[dataset.id].name).text
+        if name != dataset.name.text:
+            moved[dataset.name.text] = name
+            pool.update_dataset(t, dataset, name=pool.relative(DatasetName.parse(name)))
+    names = [doc["name"] for _, doc in t.scan("dataset")]
+    taken = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    orphans = [n for n in names if "/" in n and n.rpartition("/")[0] not in names]
+    if taken or orphans:
+        name = shown(sorted(taken or set(orphans))[0])
+        raise Refused(f"cannot rename as at the source: {name} is in the way or lost its parent")

@@ -1,0 +1,275 @@
+"""zfs send: from and to any snapshots and bookmarks that the pool has.
+
+What nobody touched since it came in goes out as it came; everything else is put together (compose.py).
+
+Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_send(), dump_filesystem(); module/zfs/dmu_send.c.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from zkeep.errors import Refused
+from zkeep.format.records import Feature
+from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
+from zkeep.pool.datasets.begin import Address, Opening, addressed
+from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.leftovers import reading
+from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.space import Amount
+from zkeep.pool.datasets.view import View
+from zkeep.pool.timeline.compose import Journey, plan
+from zkeep.pool.timeline.render import Renderer, Write, write_fully
+from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header
+from zkeep.pool.transfer.token import Token
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One substream: a snapshot, from a source or in full."""
+
+    snapshot: Snapshot
+    source: Snapshot | Bookmark | None
+    resume: tuple[int, int] | None = None
+
+    @property
+    def mark(self) -> str:
+        """What stands before the source's name."""
+        return "#" if isinstance(self.source, Bookmark) else "@"
+
+    @property
+    def clone(self) -> bool:
+        return self.source is not None and self.source.dataset.id != self.snapshot.dataset.id
+
+
+@dataclass
+class SendRequest:
+    """The letters of zfs send. `from_`: -i, `from_all`: -I; both as typed (`@a`, `#b`, `pool/fs@a`)."""
+
+    snapshot: str | None = None
+    raw: bool = False
+    replicate: bool = False
+    from_: str | None = None
+    from_all: str | None = None
+    token: str | None = None
+    dry_run: bool = False
+    received_name: bool = False
+    props: bool = False
+    warn: Callable[[str], None] = _to_stderr
+    announce: Callable[[list[tuple[Leg, int]]], None] | None = None
+    """Told what is going to be sent, with estimated sizes in bytes."""
+
+
+def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
+    """Write a stream.
+
+    Raises:
+        Refused: it cannot be made; nothing was written.
+        Damaged: the pool's own data is bad; the stream breaks off without an END.
+    """
+    with reading(pool):
+        legs = list(_legs(pool, request))
+        for leg in legs:
+            _check_raw(leg, request)
+        if request.announce:
+            view = View(pool)
+            request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
+        if request.dry_run:
+            return
+        packaged = request.replicate or request.props or request.from_all is not None
+        if packaged:
+            pairs = [(leg.snapshot, leg.source) for leg in legs]
+            write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
+        for leg in legs:
+            write_leg(pool, leg, sink.write, received_name=request.received_name)
+        if packaged:
+            write_fully(sink.write, conclusion())
+        sink.flush()
+
+
+def _wrapping(request: SendRequest) -> Wrapping:
+    text = request.from_ if request.from_ is not None else request.from_all
+    source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
+    return Wrapping(request.snapshot or "", source, request.replicate, request.props)
+
+
+def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False) -> None:
+    """Write one substream, from its BEGIN to its END."""
+    snapshot = leg.snapshot
+    history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
+    source_txg = leg.source.txg if leg.source else 0
+    before, new = history.upto(source_txg).runs, history.after(source_txg).runs
+    stored = _opening(pool, snapshot)
+    begin = stored.begin
+    name = begin.toname if received_name else str(snapshot.name).encode()
+    opening = addressed(
+        stored,
+        Address(
+            toname=name,
+            fromguid=leg.source.guid if leg.source else 0,
+            from_ivset_guid=int(leg.source.doc["ivset_guid"]) if leg.source else 0,
+            clone=leg.clone,
+            resume=leg.resume,
+        ),
+    )
+    with history.timeline(pool.store) as timeline, Renderer(timeline, write, opening.byteorder, begin.toguid) as out:
+        out.begin(opening.header, opening.payload)
+        if len(new) == 1 and new[0].doc["whole"] and new[0].doc["from_txg"] == source_txg and not leg.resume:
+            out.verbatim(new[0])
+        elif new:
+            for steps in plan(timeline, Journey(before, new, begin.raw, stored.maxblkid, leg.resume)):
+                out.steps(steps)
+        out.end()
+
+
+def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
+    doc = pool.catalog.get("begin", snapshot.key)
+    if doc is None:
+        raise NotThere(f"cannot send {snapshot.name}: it holds nothing yet")
+    return Opening.from_doc(doc)
+
+
+# What is to be sent
+
+
+def _legs(pool: Pool, request: SendRequest) -> Iterator[Leg]:
+    if request.token is not None:
+        yield _resumed_leg(pool, Token.decode(request.token))
+        return
+    if request.snapshot is None:
+        raise Refused("cannot send: name a snapshot")
+    snapshot = pool.snapshot(SnapshotName.parse(request.snapshot))
+    if request.replicate:
+        yield from _replication(pool, snapshot, request)
+    elif request.from_all is not None:
+        yield from _between(pool, snapshot, _source(pool, snapshot, request.from_all))
+    else:
+        source = _source(pool, snapshot, request.from_) if request.from_ is not None else None
+        yield Leg(snapshot, source)
+
+
+def _source(pool: Pool, snapshot: Snapshot, text: str) -> Snapshot | Bookmark:
+    """What -i or -I names, checked: it lies in the snapshot's past."""
+    name = text if "@" in text or "#" in text else f"@{text}"
+    if name[0] in "@#":
+        name = f"{snapshot.dataset.name}{name}"
+    found: Snapshot | Bookmark
+    found = pool.bookmark(BookmarkName.parse(name)) if "#" in name else pool.snapshot(SnapshotName.parse(name))
+    if not is_past(pool, found, snapshot):
+        raise Refused(f"cannot send {snapshot.name}: {shown(name)} is not an earlier snapshot of the same dataset")
+    return found
+
+
+def is_past(pool: Pool, source: Snapshot | Bookmark, snapshot: Snapshot) -> bool:
+    """Whether `source` lies on the way to `snapshot`: earlier in its dataset, or in its origin's past."""
+    dataset, limit = snapshot.dataset, snapshot.txg - 1
+    while True:
+        if dataset.id == source.dataset.id:
+            return source.txg <= limit
+        if dataset.origin is None:
+            return False
+        origin_id, limit = dataset.origin
+        dataset = pool.by_id(origin_id)
+
+
+def _between(pool: Pool, snapshot: Snapshot, source: Snapshot | Bookmark | None) -> Iterator[Leg]:
+    """Every snapshot after `source` up to `snapshot`, each from the one before."""
+    first = source.txg if source is not None and source.dataset.id == snapshot.dataset.id else 0
+    for each in pool.snapshots(snapshot.dataset):
+        if first < each.txg <= snapshot.txg:
+            yield Leg(each, source)
+            source = each
+
+
+def _replication(pool: Pool, snapshot: Snapshot, request: SendRequest) -> Iterator[Leg]:
+    """The dataset and all below that have a snapshot of this name; origins before their clones."""
+    text = request.from_ if request.from_ is not None else request.from_all
+    fromsnap = text.rpartition("@")[2] if text is not None else None
+    if fromsnap is not None:
+        _source(pool, snapshot, f"@{fromsnap}")
+    datasets = pool.tree().within(snapshot.dataset)
+    ids = {d.id for d in datasets}
+    for dataset in _origins_first(datasets):
+        last = pool.find_snapshot(dataset.name.snapshot(snapshot.doc["name"]))
+        if last is None:
+            if pool.snapshots(dataset):
+                request.warn(f"WARNING: could not send {dataset.name}@{snapshot.doc['name']}: does not exist")
+            continue
+        source = pool.find_snapshot(dataset.name.snapshot(fromsnap)) if fromsnap is not None else None
+        if source is not None and request.from_all is None:
+            yield Leg(last, source)
+        else:
+            yield from _between(pool, last, source or _origin_in(pool, dataset, ids))
+
+
+def _origin_in(pool: Pool, dataset: Dataset, ids: set[int]) -> Snapshot | None:
+    if dataset.origin is None or dataset.origin[0] not in ids:
+        return None
+    return pool.snapshot_at(*dataset.origin)
+
+
+def _origins_first(datasets: list[Dataset]) -> list[Dataset]:
+    by_id = {d.id: d for d in datasets}
+    ordered: dict[int, Dataset] = {}
+
+    def visit(dataset: Dataset) -> None:
+        if dataset.origin and dataset.origin[0] in by_id and dataset.origin[0] not in ordered:
+            visit(by_id[dataset.origin[0]])
+        ordered.setdefault(dataset.id, dataset)
+
+    for dataset in datasets:
+        visit(dataset)
+    return list(ordered.values())
+
+
+def _resumed_leg(pool: Pool, token: Token) -> Leg:
+    """What a token asks for, if it fits what is here."""
+    name = SnapshotName.parse(token.toname)
+    every = [s for found in pool.all_snapshots().values() for s in found if s.guid == token.toguid]
+    named = [s for s in every if s.name.name == name.name] or every
+    if not named:
+        raise Refused(f"cannot resume send: there is no snapshot with guid {token.toguid:#x} ({shown(token.toname)})")
+    snapshot = named[0]
+    if bool(Feature(snapshot.doc["features"]) & Feature.RAW) != token.raw:
+        raise Refused(f"cannot resume send: the token and {snapshot.name} do not agree on being raw")
+    source = _by_guid(pool, snapshot, token.fromguid) if token.fromguid else None
+    resume = (token.object, token.offset) if token.object or token.offset else None
+    return Leg(snapshot, source, resume)
+
+
+def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
+    candidates: list[Snapshot | Bookmark] = []
+    dataset: Dataset | None = snapshot.dataset
+    while dataset is not None:
+        candidates += [*pool.snapshots(dataset), *pool.bookmarks(dataset)]
+        dataset = pool.by_id(dataset.origin[0]) if dataset.origin else None
+    for candidate in candidates:
+        if candidate.guid == guid and is_past(pool, candidate, snapshot):
+            return candidate
+    raise Refused(f"cannot resume send: the incremental source, guid {guid:#x}, is not here any more")
+
+
+def _check_raw(leg: Leg, request: SendRequest) -> None:
+    raw = bool(Feature(leg.snapshot.doc["features"]) & Feature.RAW)
+    if raw and not request.raw and request.token is None:
+        raise Refused(f"cannot send {leg.snapshot.name}: it is encrypted and no key is here: send it raw, with -w")
+
+
+# Estimates
+
+
+def _estimate(view: View, leg: Leg) -> Amount:
+    history = view.space.histories[leg.snapshot.dataset.id]
+    if leg.source is None:
+        return history.referenced(leg.snapshot.txg)
+    return history.written(leg.source.txg, leg.snapshot.txg)
+
+
+__all__ = ["DatasetName", "Leg", "SendRequest", "send", "write_leg"]
