@@ -60,7 +60,7 @@ static inline void put64(uint8_t *p, uint64_t x, int swap)
 
 /* fletcher-4 */
 
-static inline sum_t absorb(sum_t s, const uint8_t *p, uint64_t bytes, int swap)
+static inline sum_t absorb_words(sum_t s, const uint8_t *p, uint64_t bytes, int swap)
 {
     const uint8_t *end = p + (bytes & ~(uint64_t)3);
     uint64_t a = s.a, b = s.b, c = s.c, d = s.d;
@@ -89,12 +89,71 @@ static inline sum_t combine(sum_t s, sum_t t, uint64_t n)
     };
 }
 
+static const sum_t ZERO;
+
+/*
+ * Four sums side by side, of every fourth word each. A word that lane j counted
+ * t times into its b is s = 4t - j words from the end: its weights in b, c, d,
+ * which are s, s(s+1)/2, s(s+1)(s+2)/6, follow from the lane's as in join().
+ */
+#if defined(__GNUC__) && defined(__x86_64__)
+#define LANES 4
+#define WIDE (4 * LANES)
+#define AT_LEAST 256 /* bytes: below, joining the lanes costs more than they save */
+
+typedef uint64_t lanes_t __attribute__((vector_size(8 * LANES)));
+typedef uint32_t words_t __attribute__((vector_size(WIDE), aligned(1), may_alias));
+
+static sum_t join(const uint64_t *a, const uint64_t *b, const uint64_t *c, const uint64_t *d)
+{
+    sum_t s = {0, 0, 0, 0};
+    for (uint64_t j = 0; j < LANES; j++) {
+        s.a += a[j];
+        s.b += 4 * b[j] - j * a[j];
+        s.c += 16 * c[j] - (6 + 4 * j) * b[j] + j * (j - 1) / 2 * a[j];
+        s.d += 64 * d[j] - (48 + 16 * j) * c[j] + (4 + 4 * j + 2 * j * j) * b[j] - (j == 3) * a[j];
+    }
+    return s;
+}
+
+__attribute__((target("avx2"))) static sum_t rounds(const uint8_t *p, uint64_t count)
+{
+    lanes_t a = {0}, b = {0}, c = {0}, d = {0};
+    for (; count; count--, p += WIDE) {
+        a += __builtin_convertvector(*(const words_t *)p, lanes_t);
+        b += a; c += b; d += c;
+    }
+    return join((uint64_t *)&a, (uint64_t *)&b, (uint64_t *)&c, (uint64_t *)&d);
+}
+
+static sum_t (*wide)(const uint8_t *, uint64_t);
+
+static void choose(void)
+{
+    wide = __builtin_cpu_supports("avx2") ? rounds : NULL;
+}
+#else
+#define WIDE 4
+#define AT_LEAST UINT64_MAX
+static sum_t (*const wide)(const uint8_t *, uint64_t) = NULL;
+static void choose(void) {}
+#endif
+
+static inline sum_t absorb(sum_t s, const uint8_t *p, uint64_t bytes, int swap)
+{
+    if (wide && !swap && bytes >= AT_LEAST) {
+        uint64_t n = bytes / WIDE;
+        s = combine(s, wide(p, n), n * (WIDE / 4));
+        p += n * WIDE;
+        bytes -= n * WIDE;
+    }
+    return absorb_words(s, p, bytes, swap);
+}
+
 static inline uint64_t mix(sum_t s)
 {
     return s.a * MIX[0] + s.b * MIX[1] + s.c * MIX[2] + s.d * MIX[3];
 }
-
-static const sum_t ZERO;
 
 /* Records */
 
@@ -425,5 +484,6 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__kernel(void)
 {
+    choose();
     return PyModuleDef_Init(&module);
 }

@@ -199,6 +199,18 @@ def test_the_sum_of_two_parts_follows_from_theirs(first: bytes, second: bytes) -
         assert both == slow_fletcher4(first + second)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fletcher4_of_any_length_anywhere_in_memory(backend: ModuleType) -> None:
+    noise = random.Random(3).randbytes(9000)
+    ones = b"\xff" * 9000
+    for size in [*range(0, 600, 4), 2048, 4092, 8964]:
+        for at, data in ((0, noise), (1, noise), (3, ones), (16, noise)):
+            state = np.array([1, 2, 3, 1 << 63], np.uint64)
+            backend.fletcher4(data[at : at + size], False, state)
+            slow = combine((1, 2, 3, 1 << 63), slow_fletcher4(data[at : at + size], "="), size)
+            assert tuple(state.tolist()) == slow
+
+
 def test_a_checksum_of_zeros_is_not_compared_but_still_counts() -> None:
     data, starts = make_records(11, 4, False)
     walk = kernel.walk(data, 0, len(data), False)
