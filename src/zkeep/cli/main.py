@@ -13,6 +13,9 @@ import click
 from zkeep import __version__
 from zkeep.errors import TryAgain, ZkeepError
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+"Read where numpy is imported: its threads for linear algebra would start, spin and have nothing to do."
+
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),

@@ -16,7 +16,7 @@ from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run, Timeline
 
-CHUNK = 512 << 10
+CHUNK = 1 << 20
 """Bytes put together at a time; one record may be larger."""
 RING = 4
 """Chunks in memory: one being made, one being written, two waiting."""
@@ -115,8 +115,9 @@ class Renderer:
 
     def _make(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Build the headers of FREE and FREEOBJECTS records."""
+        made = np.flatnonzero(~steps["stored"])
         for layout, names in ((Free, ("object", "offset", "length")), (FreeObjects, ("firstobj", "numobjs"))):
-            mine = np.flatnonzero((steps["rtype"] == layout.RTYPE) & ~steps["stored"])
+            mine = made[steps["rtype"][made] == layout.RTYPE]
             if not len(mine):
                 continue
             headers = np.zeros(len(mine), layout.dtype(self._order))
@@ -133,9 +134,7 @@ class Renderer:
     def _address(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Every record names the snapshot that the stream makes."""
         guid = np.frombuffer(self._toguid.to_bytes(8, self._order), np.uint8)
-        for rtype in np.unique(steps["rtype"]):
-            at = offsets[steps["rtype"] == rtype] + _field(RecordType(int(rtype)), "toguid")
-            buffer[at[:, None] + np.arange(8)] = guid
+        buffer[(offsets + _TOGUID[steps["rtype"]])[:, None] + _EIGHT] = guid
 
     def _stamp(self, buffer: Array, offsets: Array, lengths: Array, sums: Array) -> None:
         self._state = kernel.stamp(buffer, offsets, lengths, sums, self._swap, self._state)
@@ -237,3 +236,8 @@ def _field(rtype: RecordType, name: str) -> int:
     if fields is None:
         raise TypeError(f"{rtype} has no fields")
     return int(fields[name][1])
+
+
+_TOGUID = np.array([_field(rtype, "toguid") for rtype in RecordType])
+"""Where each type of record has it."""
+_EIGHT = np.arange(8)
