@@ -15,8 +15,9 @@ import numpy.typing as npt
 from zkeep.crypto.mactree import POINTER
 from zkeep.errors import Damaged
 from zkeep.format.records import HEADER, RecordFlag, RecordType
+from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import keys
-from zkeep.pool.timeline.table import NOTHING, Table, concat, merge
+from zkeep.pool.timeline.table import NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.restore.records import Records
 
@@ -167,11 +168,7 @@ class State:
 
     def ranges(self) -> Array:
         """The metadnode's blocks, all of them, without looking at what lies in them."""
-        state = NOTHING
-        for run in self._runs:
-            parts = ({name: s.rows(name) for name in ("ranges", "freed")} for s in self._timeline.segments(run))
-            state = merge(state, concat(replace(NOTHING, **part) for part in parts))
-        return state.ranges
+        return fold(self._timeline.parts(self._runs, _lines)).ranges
 
     def leaves(self, number: int, first: int, end: int) -> Array:
         """An object's blocks with first <= offset < end."""
@@ -179,6 +176,11 @@ class State:
         for chunk in self.over((number, first), (number, end)):
             found.append(_between(chunk, number, first, min(end, LAST[1])))
         return np.concatenate(found) if found else np.empty(0, LEAF)
+
+
+def _lines(segment: Segment) -> Table:
+    """What a segment says of whole metadnode blocks."""
+    return replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
 
 
 def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:

@@ -20,6 +20,7 @@ import numpy as np
 
 from zkeep.errors import Damaged, TryAgain, ZkeepError
 from zkeep.format.records import Feature
+from zkeep.pool.datasets import summaries
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import READERS, discard, reading
 from zkeep.pool.datasets.model import Dataset, Pool, dataset_key, txg_key
@@ -68,6 +69,7 @@ def compact(
             if _figures(pool).excess > 0:
                 work.dataset(one, level)
     sweep(pool)
+    summaries.slim(pool, _figures(pool).room)
     return work.report
 
 

@@ -21,6 +21,7 @@ from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.history import own_runs
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.summaries import faults
 from zkeep.pool.store.catalog import WAIT, Catalog
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import segment_name
@@ -68,6 +69,7 @@ def scrub(pool: Pool, progress: Progress | None = None) -> Report:
     try:
         with reading(pool):
             _Scrub(pool, report, progress).all()
+        report.errors += [Finding(name, -1, f"{what}; it was only a shortcut") for name, what in faults(pool)]
     except TryAgain:
         raise
     except ZkeepError as error:

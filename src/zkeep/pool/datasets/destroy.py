@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName
+from zkeep.pool.datasets import summaries
 from zkeep.pool.datasets.leftovers import discard
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.namespace import remove_if_deferred
@@ -174,6 +175,8 @@ def execute(pool: Pool, plan: Plan) -> None:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
     discard(pool, segments)
+    for dataset in plan.datasets:
+        summaries.forget(pool, dataset)
 
 
 def lock_name(dataset: Dataset) -> str:

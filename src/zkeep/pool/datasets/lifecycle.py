@@ -17,7 +17,7 @@ from zkeep.pool.store.catalog import INDEX, RESERVE
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import Document
 
-_FOLDERS = ("journal", "segments", "partial", "tmp", "lock")
+_FOLDERS = ("journal", "segments", "summaries", "partial", "tmp", "lock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from zkeep.pool.store.index import Document
 
 IDENTITY = "POOL"
 FORMAT = 1
-_OURS = {"journal", "lock", "tmp", "partial", "segments", RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
+_FOLDERS = {"journal", "lock", "tmp", "partial", "segments", "summaries"}
+_OURS = {*_FOLDERS, RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
 
 
 class NotThere(Refused):

@@ -75,7 +75,7 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     walker = Holes()
     meta = _Freed(journey, whole)
     for low, high in timeline.slices([*journey.before, *journey.new]):
-        parts = [timeline.state([run], low, high) for run in journey.new]
+        parts = timeline.states(journey.new, low, high)
         delta = fold(list(parts))
         if not whole and not delta.rows:
             yield from meta.slice(delta, delta, low, high)

@@ -79,18 +79,18 @@ class _Question(Protocol):
         ...
 
     def settle(self, found: Table) -> None:
-        """A run tells this; about the same, older runs need not be asked."""
+        """Newer runs tell this; about the same, older runs need not be asked."""
         ...
 
 
 def _look_back(timeline: Timeline, past: list[Run], question: _Question) -> Table:
-    """Ask run after run, the newest first, until nothing is open: most of what changes changed lately."""
+    """Ask piece after piece, the newest first, until nothing is open: most of what changes changed lately."""
     found = []
-    for run in reversed(past):
+    for piece in reversed(timeline.pieces(past)):
         wanted = question.wanted()
         if not wanted:
             break
-        table = timeline.nearby(run, wanted)
+        table = timeline.nearby(piece, wanted)
         if table.rows:
             found.append(table)
             question.settle(table)

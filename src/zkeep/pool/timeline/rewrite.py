@@ -27,7 +27,7 @@ from zkeep.pool.timeline.holes import holds_metadata, unseen
 from zkeep.pool.timeline.segment import WANT, Key
 from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.table import DTYPES, FRESH_DATA, MAX_SLOTS, NOTHING, Table, concat, extents, fold, merge
-from zkeep.pool.timeline.timeline import LAST, Run, Timeline
+from zkeep.pool.timeline.timeline import LAST, Piece, Run, Timeline
 
 CHUNK = 4 << 20
 """Bytes copied at a time; one record may be larger."""
@@ -87,7 +87,7 @@ def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
     joiner = _Joiner()
     late = sp.EMPTY
     for low, high in timeline.slices([*job.chosen, *job.later]):
-        parts = [timeline.state([run], low, high) for run in job.chosen]
+        parts = timeline.states(job.chosen, low, high)
         whole = fold(parts)
         table = _owned(whole, low, high)
         if job.raw and job.before and len(parts) > 1:
@@ -222,7 +222,7 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
     state = replace(table, objects=objects)
     before = amounts(state, own)
     for run in later:
-        state = merge(state, timeline.near([run], DTYPES, wanted)[0])
+        state = merge(state, timeline.nearby(Piece([run]), wanted))
         after = amounts(state, own)
         if made is not None:
             kills = made.kills.setdefault(run.txg, [0, 0])

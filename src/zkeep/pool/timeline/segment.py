@@ -21,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from zkeep.errors import Damaged
-from zkeep.pool.store.port import Blob, Draft
+from zkeep.pool.store.port import Blob, Buffer
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import DTYPES, NOTHING, Table
@@ -80,7 +80,16 @@ def first_keys(name: str, rows: Array) -> tuple[Array, Array]:
     return rows["object"], rows["start"]
 
 
-def finish(draft: Draft, table: Table, state: State, records: int) -> dict[str, Any]:
+class Sink(Protocol):
+    """What finish() needs of a draft."""
+
+    @property
+    def size(self) -> int: ...
+
+    def write(self, *buffers: Buffer) -> None: ...
+
+
+def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, Any]:
     """Write pages, footer and trail behind the body that `draft` holds; returns the footer.
 
     `state` is the running fletcher-4 after the last record, `records` how many the body holds (some may have no row).
@@ -224,6 +233,17 @@ class Segment:
         Raises:
             Damaged: a page's CRC does not match.
         """
+        rows = self.stored_rows(name, first_page, end_page)
+        if len(rows) and "segment" in (rows.dtype.names or ()):
+            self.place(rows)
+        return rows
+
+    def place(self, rows: Array) -> None:
+        """Say of rows which segment their records lie in."""
+        rows["segment"] = self.number
+
+    def stored_rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
+        """The rows as they lie in the file, verified; `segment` means nothing yet."""
         part = self.parts.get(name)
         if part is None:
             return np.empty(0, DTYPES[name])
@@ -236,10 +256,7 @@ class Segment:
         content = bytearray(count * width)
         self.blob.readinto(part.at + first_row * width, content)
         self._check_pages(part, name, content, first_page)
-        rows = np.frombuffer(content, DTYPES[name])
-        if "segment" in (rows.dtype.names or ()):
-            rows["segment"] = self.number
-        return rows
+        return np.frombuffer(content, DTYPES[name])
 
     def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:
         page = PAGE_ROWS * DTYPES[name].itemsize

@@ -113,9 +113,14 @@ class Figures:
     live: int
 
     @property
+    def room(self) -> int:
+        """Bytes up to what a compacted pool may take; less than 0 if it takes more."""
+        return self.live * 11 // 10 + (2 << 20) - self.disk
+
+    @property
     def excess(self) -> int:
         """Bytes above what a compacted pool should take."""
-        return max(self.disk - (self.live * 11 // 10 + (2 << 20)), 0)
+        return max(-self.room, 0)
 
 
 def trims(parts: Iterable[Part], wasted: float = WASTED) -> list[Part]:

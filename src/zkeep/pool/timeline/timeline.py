@@ -1,13 +1,14 @@
 """A dataset's timeline: its runs, oldest first, and how to look at stretches of them.
 
 A run is what one transaction group did: the segments that hold its records, in key order. A clone's timeline begins
-with its origin's.
+with its origin's. Where summaries are known, they are asked in the place of the runs that they sum up.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from zkeep.pool.store.port import Blob, Store, segment_name
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.segment import Key, Segment
 from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.timeline.summary import Summary, matching
 from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
@@ -65,14 +67,31 @@ class Files:
             self._open.popitem()[1].close()
 
 
-class Timeline:
-    """Runs of one dataset (its origin's included), with their segments opened as they are needed."""
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive runs that are asked together: by their summary, or one run by itself."""
 
-    def __init__(self, store: Store, runs: Iterable[Run]) -> None:
+    runs: list[Run]
+    summary: Summary | None = None
+
+
+class Timeline:
+    """Runs of one dataset (its origin's included), with their segments opened as they are needed.
+
+    `summaries`: names of files that sum up some of the runs; those that sum up others are passed over.
+    """
+
+    def __init__(self, store: Store, runs: Iterable[Run], summaries: Sequence[str] = ()) -> None:
         self.runs = list(runs)
         self._files = Files(store)
         self._opened: dict[str, Segment] = {}
         self._by_number: list[tuple[Run, Segment]] = []
+        self._ids: list[str] = []
+        self._place = {run.txg: i for i, run in enumerate(self.runs)}
+        self._summaries: dict[int, list[tuple[int, str]]] = {}
+        for start, count, name in sorted(matching(summaries, self.runs), key=lambda found: -found[1]):
+            self._summaries.setdefault(start, []).append((count, str(name)))
+        self._summed: dict[str, Summary] = {}
 
     def __enter__(self) -> Timeline:
         return self
@@ -98,7 +117,12 @@ class Timeline:
             name = segment_name(segment_id)
             self._opened[segment_id] = Segment(partial(self._files.get, name), name, len(self._by_number))
             self._by_number.append((run, self._opened[segment_id]))
+            self._ids.append(segment_id)
         return self._opened[segment_id]
+
+    def segment_id(self, number: int) -> str:
+        """The id of the segment that rows call `number`."""
+        return self._ids[number]
 
     def owner(self, number: int) -> tuple[Run, Segment]:
         """Whose segment the `number` in a row's `segment` is."""
@@ -108,24 +132,76 @@ class Timeline:
         """For each number of an opened segment, whether its run is of `txg` or later."""
         return np.array([run.txg >= txg for run, _ in self._by_number], bool)
 
-    def nearby(self, run: Run, wanted: dict[str, Array]) -> Table:
-        """A run's rows that lie in `wanted` (rows of WANT by table), and those just before."""
-        return concat(segment.nearby(wanted) for segment in self.segments(run))
+    # Pieces
+
+    def pieces(self, runs: list[Run]) -> list[Piece]:
+        """These runs, by as few pieces as there are summaries for."""
+        found, at = [], 0
+        while at < len(runs):
+            found.append(self._piece(runs, at))
+            at += len(found[-1].runs)
+        return found
+
+    def _piece(self, runs: list[Run], at: int) -> Piece:
+        start = self._place.get(runs[at].txg, -1)
+        for count, name in self._summaries.get(start, ()):
+            some = runs[at : at + count]
+            if count <= len(runs) - at and some == self.runs[start : start + count]:
+                with suppress(Damaged):
+                    return Piece(some, self._summary(name, some))
+        return Piece(runs[at : at + 1])
+
+    def _summary(self, name: str, runs: list[Run]) -> Summary:
+        if name not in self._summed:
+            owners = {segment_id: run for run in runs for segment_id in run.segments}
+            summary = Summary(
+                partial(self._files.get, name), name, lambda i: self._open(owners[i], i).number
+            )
+            summary.parts  # noqa: B018 (verified when it is read)
+            self._summed[name] = summary
+        return self._summed[name]
+
+    def ask(self, piece: Piece, look: Callable[[Segment], Table]) -> list[Table]:
+        """What `look` finds in the segments of a piece: a table for each run, or one for all that are summed up."""
+        if piece.summary is not None:
+            with suppress(Damaged):
+                return [look(piece.summary)]
+            self._forget(piece.summary.name)
+        return [concat(look(segment) for segment in self.segments(run)) for run in piece.runs]
+
+    def _forget(self, name: str) -> None:
+        """A summary that is damaged is not asked again."""
+        self._summaries = {at: [s for s in some if s[1] != name] for at, some in self._summaries.items()}
+
+    def parts(self, runs: list[Run], look: Callable[[Segment], Table]) -> list[Table]:
+        """What `look` finds in each piece of these runs, oldest first; together it is what it finds in all of them."""
+        return [table for piece in self.pieces(runs) for table in self.ask(piece, look)]
+
+    def nearby(self, piece: Piece, wanted: dict[str, Array]) -> Table:
+        """A piece's rows that lie in `wanted` (rows of WANT by table), and those just before."""
+        return fold(self.ask(piece, lambda segment: segment.nearby(wanted)))
 
     def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:
-        """For each run what nearby() tells of the tables named."""
+        """For each piece of the runs what nearby() tells of the tables named."""
         asked = {name: wanted[name] for name in names}
-        return [self.nearby(run, asked) for run in runs]
+        return self.parts(runs, lambda segment: segment.nearby(asked))
+
+    def _asked(self, runs: list[Run]) -> Iterator[Segment]:
+        """The segments and summaries that answer for these runs."""
+        for piece in self.pieces(runs):
+            if piece.summary is not None:
+                yield piece.summary
+            else:
+                yield from self.segments(piece.runs[0])
 
     def cuts(self, runs: list[Run], rows: int = SLICE_ROWS) -> list[Key]:
         """Keys at which to cut the key space, so that no slice has many more than `rows` rows of these runs."""
         keys, weights = [], []
-        for run in runs:
-            for segment in self.segments(run):
-                for name, part in segment.parts.items():
-                    if name != "freed":
-                        keys.append(part.keys)
-                        weights.append(np.full(len(part.keys), min(part.rows, 256)))
+        for segment in self._asked(runs):
+            for name, part in segment.parts.items():
+                if name != "freed":
+                    keys.append(part.keys)
+                    weights.append(np.full(len(part.keys), min(part.rows, 256)))
         if not keys:
             return []
         every, weight = np.concatenate(keys), np.concatenate(weights)
@@ -144,7 +220,11 @@ class Timeline:
 
     def state(self, runs: list[Run], low: Key, high: Key) -> Table:
         """What these runs add up to between two keys. Rows of objects that reach into it are there, too."""
-        return fold([concat(_between(s, low, high) for s in self.segments(run)) for run in runs])
+        return fold(self.states(runs, low, high))
+
+    def states(self, runs: list[Run], low: Key, high: Key) -> list[Table]:
+        """The same piece by piece, oldest first."""
+        return self.parts(runs, lambda segment: _between(segment, low, high))
 
 
 def _cut_at(number: int, offset: int) -> Key:

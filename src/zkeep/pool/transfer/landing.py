@@ -21,6 +21,7 @@ from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.history import History, history_of
 from zkeep.pool.datasets.leftovers import discard, reading
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
+from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.timeline.inflow import Inflow, Mark, Source, Tally
@@ -173,6 +174,7 @@ class Landing:
             t.delete("receive", self._key)
         self.close()
         discard(self._pool, dropped)
+        sum_up(self._pool, snapshot.dataset)
         return snapshot
 
     def _update_dataset(self, t: Transaction, dataset: Dataset) -> Dataset:

@@ -1,0 +1,182 @@
+"""Which summaries a dataset's runs should have, and writing those that it lacks (timeline/summary.py).
+
+Units are summed up by FAN: runs first, then what became of them, as long as that stays of a size to be written at once.
+Units that wait for their like are few at any level, and a run that is large enough by itself is left alone. So a long
+timeline is a handful of pieces, and each row is written once for each level.
+
+Nothing here matters for what is true. Whoever writes summaries may be killed, or find the disk full: nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from zkeep.errors import Damaged, ZkeepError
+from zkeep.format.records import Feature
+from zkeep.pool.datasets.history import History, history_of, own_runs
+from zkeep.pool.datasets.leftovers import reading
+from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.store.port import Blob
+from zkeep.pool.timeline.rewrite import Job, Made, tables
+from zkeep.pool.timeline.summary import FOLDER, Name, Summary, encode, matching
+from zkeep.pool.timeline.table import Table, concat
+from zkeep.pool.timeline.timeline import Run, Timeline
+
+FAN = 16
+"""Units that are summed up together."""
+MOST = 1 << 18
+"""Records that a summary may stand for, about: what is written at once, in memory."""
+AT_ONCE = 4
+"""Summaries that one receive writes at most."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive runs that one look answers for: `count` of them from place `start`."""
+
+    start: int
+    count: int
+    level: int
+    records: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+def missing(runs: list[Run], have: Iterable[tuple[int, int, Name]]) -> Iterator[Unit]:
+    """The summaries that runs should have and do not, those of few runs first. Pure."""
+    known = {(start, count, name.level) for start, count, name in have}
+    units = [Unit(i, 1, 0, int(run.doc["records"])) for i, run in enumerate(runs)]
+    level = 1
+    while True:
+        joined = list(_level(units, known, level))
+        if len(joined) == len(units):
+            return
+        yield from (u for u in joined if u.level == level and (u.start, u.count, level) not in known)
+        units, level = joined, level + 1
+
+
+def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> Iterator[Unit]:
+    """The units, summed up where there is a summary of this level or should be one."""
+    there = {start: count for start, count, of in known if of == level}
+    # the newest that have not come up to the level below are not its business yet
+    ripe = max((i + 1 for i, unit in enumerate(units) if unit.level == level - 1), default=0)
+    waiting: list[Unit] = []
+    at = 0
+    while at < ripe:
+        size = _units(units, at, there.get(units[at].start, 0))
+        if size or units[at].records > MOST:
+            yield from _summed(waiting, level, len(waiting) > 1)
+            waiting = []
+            yield from _summed(units[at : at + max(size, 1)], level, size > 0)
+        else:
+            if len(waiting) == FAN or sum(u.records for u in waiting) + units[at].records > MOST:
+                yield from _summed(waiting, level, len(waiting) > 1)
+                waiting = []
+            waiting.append(units[at])
+        at += max(size, 1)
+    yield from _summed(waiting, level, len(waiting) == FAN)
+    yield from units[ripe:]
+
+
+def _units(units: list[Unit], at: int, count: int) -> int:
+    """How many units from place `at` on are these many runs; 0 where one of them lies across the end."""
+    end = units[at].start + count
+    size = next((i for i in range(at, len(units)) if units[i].start >= end), len(units)) - at
+    return size if size and units[at + size - 1].end == end else 0
+
+
+def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
+    if together:
+        yield Unit(units[0].start, sum(u.count for u in units), level, sum(u.records for u in units))
+    else:
+        yield from units
+
+
+def sum_up(pool: Pool, dataset: Dataset) -> None:
+    """Write some summaries that the dataset lacks, and delete what sums up nothing any more."""
+    with suppress(ZkeepError, OSError), reading(pool):
+        history = history_of(pool, dataset)
+        runs = own_runs(pool, dataset)
+        _write(pool, dataset, history, runs)
+        texts = _names(pool, dataset)
+        valid = {str(name) for _, _, name in matching(texts, runs)}
+        for text in texts:
+            if text not in valid:
+                pool.store.delete(text)
+
+
+def _names(pool: Pool, dataset: Dataset) -> list[str]:
+    return pool.store.names(f"{FOLDER}/{dataset.key}")
+
+
+def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> None:
+    """What is lacking at one level is made of what the level below has got by then."""
+    for _ in range(AT_ONCE):
+        have = matching(_names(pool, dataset), runs)
+        unit = next(missing(runs, have), None)
+        if unit is None:
+            return
+        some = runs[unit.start : unit.end]
+        with history.timeline(pool.store) as timeline:
+            content = _summary(timeline, some, raw=bool(dataset.doc["raw"]))
+        pool.store.put(str(Name.of(dataset.key, unit.level, some)), content)
+
+
+def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
+    """What the runs would be if they were merged, holes that none of them tells included."""
+    raw = raw and all(Feature(run.doc["features"]) & Feature.RAW for run in runs)
+    before = [run for run in timeline.runs if run.txg < runs[0].txg]
+    table = concat(tables(timeline, Job(runs, runs, before, [], raw), Made()))
+    numbers = np.unique(np.concatenate([rows["segment"] for rows in table.records()]))
+    return encode(_placed(table, numbers), [timeline.segment_id(int(number)) for number in numbers])
+
+
+def _placed(table: Table, numbers: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> Table:
+    """The same with the places of segments in `numbers` instead of their numbers."""
+    parts = {}
+    for name in ("ranges", "objects", "blocks", "spills"):
+        rows = getattr(table, name).copy()
+        rows["segment"] = np.searchsorted(numbers, rows["segment"])
+        parts[name] = rows
+    return Table(**parts, holes=table.holes, died=table.died, freed=table.freed)
+
+
+def forget(pool: Pool, dataset: Dataset) -> None:
+    """Delete all that sums up a dataset's runs."""
+    for text in _names(pool, dataset):
+        pool.store.delete(text)
+
+
+def slim(pool: Pool, room: int) -> None:
+    """Delete what is of datasets that are gone; and everything, if that takes more than `room` bytes."""
+    keys, sizes = {dataset.key for dataset in pool.tree().by_id.values()}, {}
+    for text in pool.store.names(FOLDER):
+        with suppress(FileNotFoundError):
+            sizes[text] = pool.store.size(text)
+    for text in sizes:
+        if text.split("/")[1] not in keys or sum(sizes.values()) > room:
+            pool.store.delete(text)
+
+
+def faults(pool: Pool) -> Iterator[tuple[str, str]]:
+    """Verify all summaries of a pool: the names of those that are damaged, and what is wrong; they are deleted."""
+    for text in pool.store.names(FOLDER):
+        try:
+            with pool.store.open(text) as blob:
+                Summary(_given(blob), text, lambda _: 0).check()
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            if not pool.catalog.read_only:
+                pool.store.delete(text)
+            yield text, str(error).removeprefix(f"{text}: ")
+
+
+def _given(blob: Blob) -> Callable[[], Blob]:
+    return lambda: blob

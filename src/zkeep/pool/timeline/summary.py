@@ -1,0 +1,146 @@
+"""A summary: the merged tables of consecutive runs of one dataset, without records.
+
+Who asks a long timeline something would have to ask each run. Summaries of 16 runs, of 16 such summaries and so on
+answer for all of theirs at once, so that the cost of a look grows with the logarithm of the number of runs.
+
+They are derived from segments alone, and no document names them: the name of a file says which runs it sums up, and a
+digest, of which segments. Where runs were merged, trimmed or rolled back the digest of no run of runs matches, and the
+file is nobody's. Where one is missing or damaged, its runs are asked instead.
+
+The file is a segment whose body is no record but the ids of the segments that rows point to:
+
+    body     BLAKE2b-128 of what follows, then the ids, parted by blanks
+    pages    as in a segment, but that `segment` of a row is the place of an id in the body
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool.store.port import Blob, Buffer
+from zkeep.pool.timeline import segment as seg
+from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline.spans import Array, Ints
+from zkeep.pool.timeline.table import DTYPES, Table
+
+FOLDER = "summaries"
+_DIGEST = 16
+
+
+class Summed(Protocol):
+    """What of a run a summary depends on."""
+
+    @property
+    def txg(self) -> int: ...
+
+    @property
+    def segments(self) -> tuple[str, ...]: ...
+
+
+def digest(runs: Sequence[Summed]) -> str:
+    """Says which runs these are, and which segments are theirs."""
+    text = "\n".join(f"{run.txg:x} {' '.join(run.segments)}" for run in runs)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Name:
+    """Of a summary in the store: whose, of what level (1: of runs), of the runs with these txgs, both included."""
+
+    dataset: str
+    level: int
+    first: int
+    last: int
+    digest: str
+
+    @classmethod
+    def of(cls, dataset: str, level: int, runs: Sequence[Summed]) -> Name:
+        return cls(dataset, level, runs[0].txg, runs[-1].txg, digest(runs))
+
+    @classmethod
+    def parse(cls, text: str) -> Name | None:
+        """None: it is not the name of a summary."""
+        try:
+            folder, dataset, base = text.split("/")
+            level, first, last, digest = base.split("-")
+            return cls(dataset, int(level, 16), int(first, 16), int(last, 16), digest) if folder == FOLDER else None
+        except ValueError:
+            return None
+
+    def __str__(self) -> str:
+        return f"{FOLDER}/{self.dataset}/{self.level:x}-{self.first:x}-{self.last:x}-{self.digest}"
+
+
+def matching(texts: Sequence[str], runs: Sequence[Summed]) -> list[tuple[int, int, Name]]:
+    """The summaries of some of these runs among the names: (place of the first run, how many runs, name)."""
+    place = {run.txg: i for i, run in enumerate(runs)}
+    found = []
+    for name in map(Name.parse, texts):
+        if name is None or name.first not in place or name.last not in place:
+            continue
+        start, end = place[name.first], place[name.last] + 1
+        if digest(runs[start:end]) == name.digest:
+            found.append((start, end - start, name))
+    return found
+
+
+class _Memory:
+    """A file in the making, in memory: what seg.finish() needs of a draft."""
+
+    def __init__(self, content: bytes) -> None:
+        self.parts: list[Buffer] = [content]
+        self.size = len(content)
+
+    def write(self, *buffers: Buffer) -> None:
+        self.parts += buffers
+        self.size += sum(len(buffer) for buffer in buffers)
+
+
+def encode(table: Table, ids: Sequence[str]) -> bytes:
+    """The file of a table whose rows have in `segment` the places of their segments in `ids`."""
+    text = " ".join(ids).encode()
+    memory = _Memory(seg.head((0, 0, 0, 0), big_endian=False) + blake2b(text, digest_size=_DIGEST).digest() + text)
+    seg.finish(memory, table, (0, 0, 0, 0), 0)
+    return b"".join(memory.parts)
+
+
+class Summary(Segment):
+    """A published summary. `number_of` gives the numbers that rows shall carry for the ids of segments."""
+
+    def __init__(self, opened: Callable[[], Blob], name: str, number_of: Callable[[str], int]) -> None:
+        super().__init__(opened, name)
+        self._number_of = number_of
+
+    def ids(self) -> list[str]:
+        """Raises Damaged."""
+        start, end = self.body
+        text = self.blob.read(start, end - start)
+        if blake2b(text[_DIGEST:], digest_size=_DIGEST).digest() != text[:_DIGEST]:
+            raise Damaged(f"{self.name}: its list of segments is damaged")
+        return text[_DIGEST:].decode().split()
+
+    @cached_property
+    def _numbers(self) -> Ints:
+        try:
+            return np.array([self._number_of(segment_id) for segment_id in self.ids()], np.uint32)
+        except KeyError as error:
+            raise Damaged(f"{self.name}: {error} is not a segment of its runs") from None
+
+    def place(self, rows: Array) -> None:
+        rows["segment"] = self._numbers[rows["segment"]]
+
+    def check(self) -> None:
+        """Read all of it. Raises Damaged."""
+        self.head  # noqa: B018 (verified when it is read)
+        count = len(self.ids())
+        for name in DTYPES:
+            rows = self.stored_rows(name)
+            if "segment" in (rows.dtype.names or ()) and len(rows) and int(rows["segment"].max()) >= count:
+                raise Damaged(f"{self.name}: a row names segment {int(rows['segment'].max())} of {count}")
