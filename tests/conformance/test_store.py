@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -30,9 +31,19 @@ class ShortWrites(Disk):
         return os.pwrite(fd, memoryview(first).cast("B")[:3], offset)
 
 
+class Picky(Disk):
+    """A disk that takes nothing past the cache, though the system promised it."""
+
+    def write(self, fd: int, offset: int, buffers: object) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0):
+            raise OSError(errno.EINVAL, "not here")
+        return super().write(fd, offset, buffers)  # type: ignore[arg-type]
+
+
 STORES: dict[str, Callable[[Path], Store]] = {
     "local": LocalStore,
     "local, no hard links": lambda path: LocalStore(path, NoLinks()),
+    "local, picky": lambda path: LocalStore(path, Picky()),
     "local, short writes": lambda path: LocalStore(path, ShortWrites()),
 }
 
@@ -197,3 +208,31 @@ def test_lock_waits_for_its_turn(store: Store) -> None:
     with store.lock("x", wait=10):
         pass
     thread.join()
+
+
+def test_a_large_draft_is_what_was_written_whatever_the_pieces(store: Store) -> None:
+    if isinstance(store, LocalStore) and isinstance(store.disk, ShortWrites):
+        pytest.skip("three bytes at a time would take minutes")
+    noise = os.urandom(1 << 20) * 11
+    pieces = [noise[at : at + size] for at, size in ((0, 64), (64, 3 << 20), (64 + (3 << 20), 7 << 20))]
+    with store.draft("large") as draft:
+        draft.write(*pieces)
+        assert draft.size == sum(map(len, pieces))
+        head = bytearray(5 << 20)
+        draft.readinto(3, head)
+        draft.write(b"tail", soon=True)
+        draft.write(noise)
+        draft.publish("large")
+    whole = b"".join(pieces)
+    assert head == whole[3 : 3 + len(head)]
+    assert store.get("large") == whole + b"tail" + noise
+
+
+def test_a_draft_that_is_left_keeps_all_of_it(store: Store) -> None:
+    with store.draft("left") as draft:
+        draft.write(b"one")
+    with store.draft("left") as draft:
+        assert draft.size == 3
+        draft.write(b"two")
+        draft.publish("left")
+    assert store.get("left") == b"onetwo"

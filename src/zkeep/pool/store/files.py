@@ -18,14 +18,16 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from mmap import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.pool.store.port import Blob, Buffer, Draft
+from zkeep.pool.store.staging import Stage, memory
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -89,26 +91,9 @@ def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray |
             views[0] = views[0][got:]
 
 
-def _write_all(disk: Disk, fd: int, offset: int, buffers: Sequence[Buffer]) -> int:
+def _write_all(disk: Disk, fd: int, offset: int, content: Buffer) -> int:
     """Returns the offset after the last byte."""
-    start = 0
-    while start < len(buffers):
-        some = buffers[start : start + _IOV]
-        done = disk.write(fd, offset, some)
-        offset += done
-        for index, buffer in enumerate(some):
-            size = memoryview(buffer).nbytes
-            if done < size:
-                offset = _finish(disk, fd, offset, memoryview(buffer).cast("B")[done:])
-                start += index + 1
-                break
-            done -= size
-        else:
-            start += len(some)
-    return offset
-
-
-def _finish(disk: Disk, fd: int, offset: int, rest: memoryview) -> int:
+    rest = memoryview(content).cast("B")
     while len(rest):
         done = disk.write(fd, offset, [rest])
         offset += done
@@ -163,38 +148,69 @@ class LocalDraft(_Open):
         self._store = store
         self._path = path
         self._size = os.fstat(fd).st_size
+        self._stage: Stage | None = None
         self._named = False
 
     @property
     def size(self) -> int:
-        return self._size
+        return self._size + (self._stage.held if self._stage else 0)
 
-    def write(self, *buffers: Buffer) -> None:
-        self._size = _write_all(self._store.disk, self._fd, self._size, buffers)
+    def write(self, *buffers: Buffer, soon: bool = False) -> None:
+        if soon:
+            self._flush()
+        elif not self._stage:
+            self._stage = self._store.stage(self._fd, self._append)
+        take = self._stage.add if self._stage else self._append
+        for buffer in buffers:
+            take(memoryview(buffer).cast("B"))
+
+    def _append(self, content: memoryview) -> None:
+        self._size = _write_all(self._store.disk, self._fd, self._size, content)
+
+    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
+        self._flush()
+        super().readinto(offset, *buffers)
 
     def truncate(self, size: int) -> None:
+        self._flush()
         self._store.disk.truncate(self._fd, size)
         self._size = size
 
     def sync(self) -> None:
+        self._flush()
         self._store.disk.sync(self._fd)
         if not self._named:
             self._store.disk.sync_folder(self._path.parent)
             self._named = True
 
     def publish(self, name: str) -> None:
+        self._flush()
         self._store.disk.sync(self._fd)
         self._store._publish(self._path, name)
         self.close()
 
     def discard(self) -> None:
+        self._forget()
         self.close()
         self._store.disk.unlink(self._path)
 
     def close(self) -> None:
         if self._fd >= 0:
-            self._store.disk.close(self._fd)
-            self._fd = -1
+            try:
+                self._flush()
+            finally:
+                self._store.disk.close(self._fd)
+                self._fd = -1
+
+    def _flush(self) -> None:
+        if self._stage:
+            self._stage.flush()
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._stage:
+            self._store.unstage(self._stage)
+            self._stage = None
 
 
 class LocalStore:
@@ -203,6 +219,18 @@ class LocalStore:
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root = root
         self.disk = disk or Disk()
+        self._memories: list[mmap] = []
+
+    def stage(self, fd: int, append: Callable[[memoryview], None]) -> Stage:
+        """For a draft, until it is unstaged."""
+        try:
+            return Stage(self._memories.pop(), fd, append)
+        except IndexError:
+            return Stage(memory(), fd, append)
+
+    def unstage(self, stage: Stage) -> None:
+        """Its memory is for the next one: pages that were never touched take long."""
+        self._memories.append(stage.memory)
 
     def path(self, name: str) -> Path:
         """Where `name` lies; ValueError if it could lead out of the store."""
@@ -215,7 +243,7 @@ class LocalStore:
             temporary = self._folder("tmp") / os.urandom(16).hex()
             fd = self.disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                _write_all(self.disk, fd, 0, [content])
+                _write_all(self.disk, fd, 0, content)
                 self.disk.sync(fd)
                 self._publish(temporary, name)
             finally:
@@ -273,7 +301,7 @@ class LocalStore:
 
     def _append(self, fd: int, before: int, content: Buffer, fresh: Path | None) -> int:
         try:
-            after = _write_all(self.disk, fd, before, [content])
+            after = _write_all(self.disk, fd, before, content)
             self.disk.sync(fd)
             if fresh:
                 self.disk.sync_folder(fresh.parent)

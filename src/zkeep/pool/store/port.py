@@ -55,8 +55,11 @@ class Draft(AbstractContextManager["Draft"], Protocol):
     @property
     def size(self) -> int: ...
 
-    def write(self, *buffers: Buffer) -> None:
-        """Append them all, in order. Durable only after sync() or publish()."""
+    def write(self, *buffers: Buffer, soon: bool = False) -> None:
+        """Append them all, in order. Durable only after sync() or publish().
+
+        `soon`: they will be read soon; of others no copy needs to be kept in memory.
+        """
         ...
 
     def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None: ...

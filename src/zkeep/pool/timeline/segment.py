@@ -110,7 +110,7 @@ def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, A
             "crc": _pack(np.array(crcs, "<u4")),
             "keys": _pack(np.stack([objects, offsets], axis=1).astype("<u8")),
         }
-        draft.write(content)
+        draft.write(content, soon=True)
     footer = {
         "body": [HEAD_SIZE, start],
         "records": records,
@@ -121,7 +121,7 @@ def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, A
         "tables": tables,
     }
     text = json.dumps(footer, separators=(",", ":")).encode()
-    draft.write(text, _TRAIL.pack(len(text), _digest(text), MAGIC))
+    draft.write(text, _TRAIL.pack(len(text), _digest(text), MAGIC), soon=True)
     return footer
 
 
