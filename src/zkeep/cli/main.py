@@ -32,6 +32,7 @@ VERBS = {
     "list": ("list", "List datasets, snapshots and bookmarks."),
     "ls": ("files", "List the files of a snapshot."),
     "pool": ("pool", "Create, find, check and remove pools."),
+    "promote": ("names", "Make a clone independent of its origin."),
     "receive": ("receive", "Store the send stream on standard input."),
     "recv": ("receive", "The same as receive."),
     "release": ("holds", "Remove holds from snapshots."),

@@ -11,6 +11,7 @@ from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.promote import promote
 
 
 @click.command("create")
@@ -55,6 +56,21 @@ def rename_verb(*, parents: bool, recursive: bool, unmounted: bool, force: bool,
             namespace.rename(pool, source, DatasetName.parse(new), parents)
         else:
             raise WrongUsage("a bookmark cannot be renamed")
+
+
+@click.command("promote")
+@click.argument("name", metavar="CLONE")
+def promote_verb(name: str) -> None:
+    """Make a clone independent of its origin.
+
+    The snapshots that both share become the clone's, and its origin becomes a clone of it.
+
+    \b
+        zkeep promote vault/home-tried
+    """
+    dataset = DatasetName.parse(name)
+    with opened(dataset) as pool:
+        promote(pool, dataset)
 
 
 @click.command("bookmark")

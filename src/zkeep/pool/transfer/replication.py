@@ -6,6 +6,7 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), recv_incremental
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.leftovers import discard
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.promote import hold_off, promote_in
 from zkeep.pool.store.catalog import Transaction
 
 Doc = dict[str, Any]
@@ -33,6 +35,12 @@ class Outlined:
     @property
     def is_encroot(self) -> bool:
         return "is_encroot" in self.nvlist
+
+    @property
+    def origin(self) -> int:
+        """The guid of the snapshot that it is a clone of; 0 if it is none."""
+        guid = self.nvlist.get("origin")
+        return guid if isinstance(guid, int) else 0
 
     @property
     def has_properties(self) -> bool:
@@ -132,18 +140,20 @@ def _outlined(package: Package, entry: object) -> Outlined:
 def replicate_names(
     pool: Pool, outline: Outline, top: DatasetName, place: Callable[[str], DatasetName], *, force: bool
 ) -> None:
-    """Before an incremental replication: rename, and with -F destroy, as it happened at the source.
+    """Before an incremental replication: promote, rename, and with -F destroy, as it happened at the source.
 
     One transaction: all of it or nothing.
 
     Raises:
         Refused: something to destroy is held or has a clone that stays.
+        TryAgain: what is to be promoted is busy.
     """
     dataset = pool.find(top)
     if dataset is None:
         return
     segments: list[str] = []
-    with pool.transaction() as t:
+    with ExitStack() as stack, pool.transaction() as t:
+        _promote_as_there(pool, t, outline, dataset, stack)
         local = [d for d in pool.tree().within(dataset)]
         matched = dict(_matches(pool, outline, local))
         if force:
@@ -151,6 +161,32 @@ def replicate_names(
         _rename_snapshots(pool, t, outline, matched)
         _rename_datasets(pool, t, top, local, matched, place)
     discard(pool, segments)
+
+
+def _promote_as_there(pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack) -> None:
+    """Promote the clones that are none at the source, or of something older; each once, whatever the header says."""
+    done: set[int] = set()
+    held: set[int] = set()
+    while True:
+        local = pool.tree().within(top)
+        found = next((d for d in local if d.id not in done and _is_promoted(pool, outline, d)), None)
+        if found is None:
+            return
+        done.add(found.id)
+        hold_off(pool, found, stack, held)
+        promote_in(pool, t, found)
+
+
+def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset) -> bool:
+    """Whether the dataset's origin at the source was made before its origin here."""
+    origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
+    there = next((entry for _, entry in _matches(pool, outline, [dataset])), None)
+    if origin is None or there is None or there.origin == origin.guid:
+        return False
+    if there.origin == 0:
+        return True
+    every = [s for some in pool.all_snapshots().values() for s in some if s.guid == there.origin]
+    return any(s.txg < origin.txg for s in every)
 
 
 def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:

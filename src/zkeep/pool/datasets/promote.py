@@ -1,0 +1,97 @@
+"""Promoting a clone: the past that it shares with its origin becomes its own, and its origin becomes a clone of it.
+
+Only documents move, under keys of the other dataset: runs, BEGINs and snapshots up to the origin's txg, and bookmarks
+of that time. Segments stay where they are.
+
+Source: OpenZFS module/zfs/dsl_dataset.c dsl_dataset_promote_check(), dsl_dataset_promote_sync();
+module/zfs/dsl_crypt.c dsl_dataset_promote_crypt_sync().
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from zkeep.errors import Refused
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.destroy import lock_name
+from zkeep.pool.datasets.model import Dataset, Pool, txg_key
+from zkeep.pool.store.catalog import Transaction
+
+
+def promote(pool: Pool, name: DatasetName) -> None:
+    """In a transaction of its own. Raises Refused, TryAgain: nothing was changed."""
+    with ExitStack() as stack, pool.transaction() as t:
+        clone = pool.dataset(name)
+        hold_off(pool, clone, stack, set())
+        promote_in(pool, t, clone)
+
+
+def hold_off(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> None:
+    """Keep receives and destroys away from both while they change places. `held`: ids of those locked already.
+
+    Raises:
+        TryAgain: one is at work.
+    """
+    for dataset_id in {clone.id, *(clone.origin[:1] if clone.origin else ())} - held:
+        dataset = pool.by_id(dataset_id)
+        busy = f"cannot promote {clone.name}: {dataset.name} is busy"
+        stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
+        held.add(dataset_id)
+
+
+def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
+    """Do it inside a transaction, under the locks.
+
+    Raises:
+        Refused: it is no clone, or a snapshot or bookmark of its origin has a name that it has given itself.
+    """
+    if clone.origin is None:
+        raise Refused(f"cannot promote {clone.name}: not a cloned filesystem")
+    origin_id, txg = clone.origin
+    origin = pool.by_id(origin_id)
+    _check_names(pool, clone, origin, txg)
+    _move(t, origin, clone, txg)
+    _redirect(pool, t, origin, clone, txg)
+    grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
+    roots = {}
+    if clone.doc.get("crypt") and origin.doc.get("encroot") and not clone.doc.get("encroot"):
+        roots = {clone.id: {"encroot": True}, origin.id: {"encroot": False}}
+    pool.update_dataset(t, clone, origin=grandparent, **roots.get(clone.id, {}))
+    pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **roots.get(origin.id, {}))
+
+
+def _check_names(pool: Pool, clone: Dataset, origin: Dataset, txg: int) -> None:
+    moved = [s.doc["name"] for s in pool.snapshots(origin) if s.txg <= txg]
+    if clash := {s.doc["name"] for s in pool.snapshots(clone)} & set(moved):
+        raise Refused(
+            f"cannot promote {clone.name}: conflicting snapshot '{min(clash)}' from parent '{origin.name}'; rename one"
+        )
+    moved = [b.doc["name"] for b in pool.bookmarks(origin) if b.txg <= txg]
+    if clash := {b.doc["name"] for b in pool.bookmarks(clone)} & set(moved):
+        raise Refused(f"cannot promote {clone.name}: conflicting bookmark '{min(clash)}' from parent '{origin.name}'")
+
+
+def _move(t: Transaction, origin: Dataset, clone: Dataset, txg: int) -> None:
+    """The documents of txgs up to `txg` get keys of the clone."""
+    for kind in ("run", "begin", "snapshot"):
+        for key, doc in t.scan(kind, origin.key + "/"):
+            at = int(key.rpartition("/")[2])
+            if at <= txg:
+                t.delete(kind, key)
+                t.put(kind, txg_key(clone.id, at), doc)
+    for key, doc in t.scan("bookmark", origin.key + "/"):
+        if doc["txg"] <= txg:
+            t.delete("bookmark", key)
+            t.put("bookmark", f"{clone.key}/{doc['name']}", doc)
+
+
+def _redirect(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset, txg: int) -> None:
+    """Whoever began with, or is being received onto, a txg that moved, now does so with the clone's."""
+    for other in pool.tree().clones(origin):
+        if other.id != clone.id and other.origin and other.origin[1] <= txg:
+            pool.update_dataset(t, other, origin={"dataset": clone.id, "txg": other.origin[1]})
+    for key, doc in t.scan("receive"):
+        source = doc.get("source")
+        if source and source[0] == origin.id and source[1] <= txg:
+            # one under way has read what it needs, and its files stay; what is kept of one must find its source again
+            t.put("receive", key, {**doc, "source": [clone.id, source[1]]})
