@@ -98,7 +98,7 @@ class _Memory:
         self.parts: list[Buffer] = [content]
         self.size = len(content)
 
-    def write(self, *buffers: Buffer) -> None:
+    def write(self, *buffers: Buffer, soon: bool = False) -> None:
         self.parts += buffers
         self.size += sum(len(buffer) for buffer in buffers)
 
