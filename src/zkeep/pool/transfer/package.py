@@ -74,9 +74,11 @@ def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg])
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:
         entry.set("origin", origin.guid)
-    entry.set("props", _props(dataset))
+    entry.set("props", props := _props(dataset))
     if dataset.doc.get("crypt") and dataset.doc.get("encroot"):
         entry.set("is_encroot", True, NvType.BOOLEAN)
+        # zfs receive aborts without it: libzfs_sendrecv.c recv_fix_encryption_hierarchy()
+        props.set("keylocation", props.get("keylocation", "prompt"), NvType.STRING)
     snapshots = [s for s in pool.snapshots(dataset) if s.txg <= _last(dataset, legs)]
     snaps, snapprops = NvList(), NvList()
     for snapshot in snapshots:
