@@ -17,7 +17,7 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 CHUNK = 1 << 20
-"""Bytes put together at a time; one record may be larger."""
+"""About the bytes put together at a time; one record may be larger."""
 RING = 4
 """Chunks in memory: one being made, one being written, two waiting."""
 
@@ -59,13 +59,16 @@ class Renderer:
 
     def steps(self, steps: Array) -> None:
         """Write the records of some steps."""
+        self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
         ends = np.cumsum(steps["size"], dtype=np.int64)
-        first = 0
-        while first < len(steps):
-            base = int(ends[first - 1]) if first else 0
-            last = max(int(np.searchsorted(ends, base + CHUNK, "right")), first + 1)
-            self._chunk(steps[first:last], ends[first:last] - base)
-            first = last
+        turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
+        for first, last in _stretches(turns, len(steps)):
+            self._chunk(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0))
+
+    def _refuse_mixed(self, segments: Array) -> None:
+        for number in segments.tolist():
+            if self._timeline.owner(number)[1].big_endian != (self._order == "big"):
+                raise Refused("this stream would need records of both byte orders: send its parts one by one")
 
     def verbatim(self, run: Run) -> None:
         """Write the records of a run as they came, in the order in which they came."""
@@ -77,9 +80,12 @@ class Renderer:
         offsets = ends - lengths
         buffer = self._outlet.space(int(ends[-1]))
         stored = steps["stored"]
-        sums = np.zeros((len(steps), 4), np.uint64)
-        sums[stored] = self._fetch(buffer, steps[stored], offsets[stored], lengths[stored])
-        self._make(buffer, steps, offsets)
+        if stored.all():
+            sums = self._fetch(buffer, steps, offsets, lengths)
+        else:
+            sums = np.zeros((len(steps), 4), np.uint64)
+            sums[stored] = self._fetch(buffer, steps[stored], offsets[stored], lengths[stored])
+            self._make(buffer, steps, offsets)
         self._mark(buffer, steps, offsets)
         self._address(buffer, steps, offsets)
         self._stamp(buffer, offsets, lengths, sums)
@@ -87,31 +93,22 @@ class Renderer:
 
     def _fetch(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
         """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go."""
-        shift = steps["pos"].astype(np.int64) - offsets
-        turns = np.flatnonzero((shift[1:] != shift[:-1]) | (steps["segment"][1:] != steps["segment"][:-1])) + 1
+        shift, segment = steps["pos"].astype(np.int64) - offsets, steps["segment"]
+        turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segment[1:] != segment[:-1])) + 1
         view = buffer.data
         for first, last in _stretches(turns, len(steps)):
             blob = self._timeline.owner(int(steps["segment"][first]))[1].blob
             end = int(offsets[last - 1] + lengths[last - 1])
             blob.readinto(int(steps["pos"][first]), view[int(offsets[first]) : end])
-        return self._checked(buffer, steps, offsets, lengths)
-
-    def _checked(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
-        sums = np.zeros((len(steps), 4), np.uint64)
-        for number in np.unique(steps["segment"]):
-            run, segment = self._timeline.owner(int(number))
-            mine = np.flatnonzero(steps["segment"] == number)
-            big = segment.big_endian
-            swap = big != (NATIVE == "big")
-            checks, sums[mine] = kernel.check(buffer, offsets[mine], lengths[mine], swap)
-            wrong = np.flatnonzero(checks != steps["check"][mine])
-            if len(wrong):
-                row = steps[mine[wrong[0]]]
-                where = f"object {row['object']}, txg {run.txg}"
-                raise Damaged(f"{segment.name}: the record at byte {row['pos']} is damaged ({where})")
-            if big != (self._order == "big"):
-                raise Refused("this stream would need records of both byte orders: send its parts one by one")
+        checks, sums = kernel.check(buffer, offsets, lengths, self._swap)
+        if (checks != steps["check"]).any():
+            self._damaged(steps[checks != steps["check"]][0])
         return sums
+
+    def _damaged(self, step: Array) -> None:
+        run, segment = self._timeline.owner(int(step["segment"]))
+        where = f"object {step['object']}, txg {run.txg}"
+        raise Damaged(f"{segment.name}: the record at byte {step['pos']} is damaged ({where})")
 
     def _make(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Build the headers of FREE and FREEOBJECTS records."""
@@ -128,8 +125,9 @@ class Renderer:
 
     def _mark(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Say of spill blocks that did not change that they did not."""
-        at = offsets[steps["unmodified"]] + _field(RecordType.SPILL, "flags")
-        buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
+        if steps["unmodified"].any():
+            at = offsets[steps["unmodified"]] + _field(RecordType.SPILL, "flags")
+            buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
 
     def _address(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Every record names the snapshot that the stream makes."""
@@ -181,7 +179,7 @@ class Outlet:
             self._pending.popleft().result()
         self._turn = (self._turn + 1) % RING
         if len(self._ring[self._turn]) < size:
-            self._ring[self._turn] = np.empty(max(size, CHUNK), np.uint8)
+            self._ring[self._turn] = np.empty(max(size, CHUNK + CHUNK // 4), np.uint8)
         return self._ring[self._turn][:size]
 
     def write(self, content: memoryview) -> None:
