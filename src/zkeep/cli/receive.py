@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @click.option("-e", "last_only", is_flag=True, help="Name it by the last part of its name, below DATASET.")
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property, over what is received.")
 @click.option("-x", "exclude", multiple=True, metavar="P", help="Let a received property have no effect.")
+@click.option("-h", "skip_holds", is_flag=True, help="Do not set the holds that the stream brings.")
+@click.option("-M", "unmount", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
 @click.option("-A", "abort", is_flag=True, help="Give up an interrupted receive into DATASET.")
 @click.argument("target", metavar="DATASET|SNAPSHOT")
 def receive_verb(
@@ -41,6 +43,8 @@ def receive_verb(
     last_only: bool,
     options: Sequence[str],
     exclude: Sequence[str],
+    skip_holds: bool,
+    unmount: bool,
     abort: bool,
     target: str,
 ) -> None:
@@ -62,15 +66,19 @@ def receive_verb(
     name = parse_any(target)
     if abort and not isinstance(name, DatasetName):
         raise WrongUsage("-A needs a dataset")
+    if abort and (drop_pool or last_only or dry_run or resumable or unmounted):
+        raise WrongUsage("-A goes with no other letter")
+    given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
         dry_run=dry_run,
         resumable=resumable,
         unmounted=unmounted,
         force=force,
         name_from="d" if drop_pool else "e" if last_only else None,
-        set_properties=_checked(options),
-        exclude=[_known(prop) for prop in exclude],
+        set_properties=given,
+        exclude=excluded,
         abort=abort,
+        skip_holds=skip_holds,
         **({"tell": tell} if tell else {}),
     )
     if not abort and sys.stdin.isatty():
@@ -102,8 +110,18 @@ def _teller(dry_run: bool) -> Callable[[Arrival], None]:
     return tell
 
 
+def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What -o sets and -x excludes, checked."""
+    given, excluded = _checked(options), [_known(prop) for prop in exclude]
+    if twice := [prop for prop in excluded if prop in given or excluded.count(prop) > 1]:
+        raise WrongUsage(f"property '{twice[0]}' specified multiple times")
+    return given, excluded
+
+
 def _checked(options: Sequence[str]) -> dict[str, str]:
-    return dict(properties.check(name, value) for name, value in settings(options).items())
+    given = settings(options)
+    origin = {"origin": given.pop("origin")} if "origin" in given else {}
+    return origin | dict(properties.check(name, value) for name, value in given.items())
 
 
 def _known(name: str) -> str:

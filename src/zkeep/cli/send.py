@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -14,7 +14,7 @@ import click
 from zkeep.cli.home import opened, registry
 from zkeep.cli.text import nice
 from zkeep.errors import Refused, TryAgain, WrongUsage
-from zkeep.names import parse_any
+from zkeep.names import DatasetName, parse_any
 from zkeep.pool.datasets.model import NotThere, Pool
 
 if TYPE_CHECKING:
@@ -34,24 +34,22 @@ if TYPE_CHECKING:
 @click.option("-L", "--large-block", "large", is_flag=True, help="Accepted: blocks go as they are stored.")
 @click.option("-e", "--embed", "embed", is_flag=True, help="Accepted: blocks go as they are stored.")
 @click.option("-c", "--compressed", "compressed", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("-h", "--holds", "holds", is_flag=True, help="With the holds of snapshots.")
+@click.option("-b", "--backup", "backup", is_flag=True, help="With properties as received, whatever is set here.")
+@click.option("-s", "--skip-missing", "skip_missing", is_flag=True, help="With -R, pass over who lacks the snapshot.")
+@click.option("-X", "--exclude", "exclude", multiple=True, metavar="DATASET,...", help="With -R, leave these out.")
+@click.option("-D", "--dedup", "dedup", is_flag=True, help="Accepted: nothing is deduplicated.")
+@click.option("-V", "--proctitle", "title", is_flag=True, help="Accepted and without effect.")
 @click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
 @click.argument("snapshot", required=False, metavar="SNAPSHOT")
 def send_verb(
     *,
-    raw: bool,
-    replicate: bool,
-    props: bool,
     from_: str | None,
     from_all: str | None,
     token: str | None,
-    dry_run: bool,
-    verbose: bool,
-    parsable: bool,
-    large: bool,
-    embed: bool,
-    compressed: bool,
-    received_name: bool,
+    exclude: Sequence[str],
     snapshot: str | None,
+    **letters: bool,
 ) -> None:
     """Write a send stream to standard output, for 'zfs receive' or 'zkeep receive'.
 
@@ -63,31 +61,55 @@ def send_verb(
     """
     from zkeep.pool.transfer.send import SendRequest, send
 
-    if token is None and snapshot is None:
-        raise WrongUsage("send needs a snapshot or a token")
-    if token is not None and (snapshot or from_ or from_all or replicate):
-        raise WrongUsage("-t goes with no snapshot and no other source: the token names them")
-    if from_ and from_all:
-        raise WrongUsage("-i and -I exclude each other")
+    _check(token, snapshot, from_, from_all, exclude, letters)
+    dry_run, parsable = letters["dry_run"], letters["parsable"]
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
     request = SendRequest(
         snapshot=snapshot or "",
-        raw=raw,
-        replicate=replicate,
-        props=props,
         from_=from_,
         from_all=from_all,
         token=token,
-        dry_run=dry_run,
-        received_name=received_name,
-        announce=_announcer(dry_run, parsable) if verbose or parsable else None,
+        exclude=_excluded(exclude),
+        announce=_announcer(dry_run, parsable) if letters["verbose"] or parsable else None,
+        **cast(dict[str, Any], {name: letters[name] for name in _ASKED}),
     )
     with _pool(snapshot, token) as pool:
         try:
             send(pool, request, cast(BinaryIO, Sink()))
         except BrokenPipeError:
             raise TryAgain("cannot send: nobody reads the stream any more") from None
+
+
+_ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name")
+"""The letters that the request takes as they are."""
+
+
+def _check(
+    token: str | None,
+    snapshot: str | None,
+    from_: str | None,
+    from_all: str | None,
+    exclude: Sequence[str],
+    letters: dict[str, bool],
+) -> None:
+    """Raises WrongUsage: they make no sense together."""
+    if token is None and snapshot is None:
+        raise WrongUsage("send needs a snapshot or a token")
+    extras = any(letters[name] for name in ("replicate", "props", "holds", "backup"))
+    if token is not None and (snapshot or from_ or from_all or extras):
+        raise WrongUsage("-t goes with no snapshot and no other source: the token names them")
+    if (letters["skip_missing"] or exclude) and not letters["replicate"]:
+        raise WrongUsage("-s and -X go with -R")
+    if from_ and from_all:
+        raise WrongUsage("-i and -I exclude each other")
+
+
+def _excluded(lists: Sequence[str]) -> tuple[str, ...]:
+    names = [name for text in lists for name in text.split(",")]
+    if wrong := [name for name in names if DatasetName.parse(name).parent is None]:
+        raise WrongUsage(f"-X {wrong[0]}: not a valid non-root dataset name")
+    return tuple(names)
 
 
 class Sink(io.RawIOBase):

@@ -98,6 +98,8 @@ def _refuse_open_streams(pool: Pool, begin: Begin, target: Target) -> None:
 
 def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive {target.name}"
+    if target.origin is not None:
+        raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin}")
     if dataset is None:
         above = target.name.parent
         if above is None or pool.find(above) is None:
@@ -176,6 +178,8 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
     if target.origin is not None:
         matching = [s for s in every if str(s.name) == target.origin]
+        if not matching:
+            raise Refused(f"{where}: origin {target.origin} does not exist")
         if matching and matching[0].guid != begin.fromguid:
             raise Refused(f"{where}: {target.origin} is not the source of the stream, guid {begin.fromguid:#x}")
     if not matching or not (begin.flags & BeginFlag.CLONE or target.origin or dataset is None):

@@ -27,16 +27,19 @@ class Wrapping:
     source: str | None
     replicate: bool
     props: bool
+    holds: bool = False
+    backup: bool = False
+    """Of properties only what was received."""
 
 
 def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     """BEGIN, nvlist and END that come before the substreams."""
     payload = b""
-    if request.replicate or request.props:
+    if request.replicate or request.props or request.holds or request.backup:
         payload = encode(_outline(pool, request, legs))
     begin = Begin(
         payloadlen=len(payload),
-        versioninfo=HeaderType.COMPOUND,
+        versioninfo=HeaderType.COMPOUND | int(Feature.HOLDS if request.holds else 0) << 2,
         toname=request.snapshot.encode(),
     )
     header = begin.pack("little")
@@ -74,19 +77,37 @@ def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg])
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:
         entry.set("origin", origin.guid)
-    entry.set("props", props := _props(dataset))
-    if dataset.doc.get("crypt") and dataset.doc.get("encroot"):
+    is_root = bool(dataset.doc.get("crypt") and dataset.doc.get("encroot"))
+    if request.replicate or request.props or request.backup:
+        entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
+    if is_root:
         entry.set("is_encroot", True, NvType.BOOLEAN)
-        # zfs receive aborts without it: libzfs_sendrecv.c recv_fix_encryption_hierarchy()
-        props.set("keylocation", props.get("keylocation", "prompt"), NvType.STRING)
     snapshots = [s for s in pool.snapshots(dataset) if s.txg <= _last(dataset, legs)]
-    snaps, snapprops = NvList(), NvList()
+    snaps, snapprops, snapholds = NvList(), NvList(), NvList()
     for snapshot in snapshots:
-        snaps.set(snapshot.doc["name"], snapshot.guid, NvType.UINT64)
-        snapprops.set(snapshot.doc["name"], _props(snapshot))
+        name = snapshot.doc["name"]
+        snaps.set(name, snapshot.guid, NvType.UINT64)
+        snapprops.set(name, _props(snapshot, request))
+        snapholds.set(name, _holds(snapshot))
     entry.set("snaps", snaps)
     entry.set("snapprops", snapprops)
+    if request.holds:
+        entry.set("snapholds", snapholds)
     return entry
+
+
+def _holds(snapshot: Snapshot) -> NvList:
+    nvlist = NvList()
+    for tag, when in snapshot.holds.items():
+        nvlist.set(tag, when, NvType.UINT64)
+    return nvlist
+
+
+def _with_keylocation(props: NvList) -> NvList:
+    """A root of encryption must tell it: libzfs's recv_fix_encryption_hierarchy() aborts where it is missing."""
+    if props.get("keylocation", "none") == "none":
+        props.set("keylocation", "prompt", NvType.STRING)
+    return props
 
 
 def _last(dataset: Dataset, legs: Sequence[Leg]) -> int:
@@ -103,12 +124,14 @@ def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:
     return found.guid if found else 0
 
 
-def _props(thing: Dataset | Snapshot) -> NvList:
-    """What was set or received, as a real pool knows it."""
+def _props(thing: Dataset | Snapshot, request: Wrapping) -> NvList:
+    """What was set, or received and is not hidden, as a real pool knows it; with -b all that was received."""
     nvlist = NvList()
-    own = {**thing.doc.get("received", {}), **{k: v for k, v in thing.doc.get("local", {}).items() if v is not None}}
+    own = dict(thing.doc.get("received", {}))
+    if not request.backup:
+        own |= thing.doc.get("local", {})
     for name, text in own.items():
-        if name not in NOT_SENT:
+        if name not in NOT_SENT and text is not None:
             value = properties.to_stream(name, text)
             nvlist.set(name, value, NvType.UINT64 if isinstance(value, int) else NvType.STRING)
     return nvlist

@@ -13,12 +13,13 @@ from typing import Any, BinaryIO, Literal
 from zkeep.errors import BadStream, Refused, TryAgain
 from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
 from zkeep.format.reader import read_events
+from zkeep.format.records import Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
-from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.namespace import make_parents
-from zkeep.pool.transfer.judge import Target, judge
+from zkeep.pool.transfer.judge import ZVOL, Target, judge
 from zkeep.pool.transfer.landing import Landing, give_up, land
+from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.replication import Outline, replicate_names
 
 Doc = dict[str, Any]
@@ -52,6 +53,7 @@ class ReceiveOptions:
     set_properties: dict[str, str] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
     abort: bool = False
+    skip_holds: bool = False
     tell: Callable[[Arrival], None] = _untold
 
 
@@ -88,7 +90,7 @@ class _Receiver:
         self._pool = pool
         self._options = options
         self._names = _Names(target, options.name_from)
-        self._local = _settings(options)
+        self._with_holds = False
         self._origin = options.set_properties.get("origin")
         self._package: Package | None = None
         self._outline: Outline | None = None
@@ -116,6 +118,7 @@ class _Receiver:
 
     def _open_package(self, package: Package) -> None:
         self._package = package
+        self._with_holds = bool(package.header.features & Feature.HOLDS) and not self._options.skip_holds
         self._outline = Outline.of(package)
         self._names.top = self._outline.top
         if self._names.snapshot:
@@ -158,18 +161,18 @@ class _Receiver:
     def _target(self, event: SubBegin, sent: str, snapshot: str) -> Target:
         name = self._names.dataset(sent)
         fields: Doc = {}
-        if self._local:
-            below = self._outline is not None and self._outline.recursive and sent != self._outline.top
-            fields["local"] = _below(self._local) if below else dict(self._local)
         snapshot_fields: Doc = {}
         outlined = self._outline.find(sent) if self._outline else None
         if outlined is not None:
             snapshot_fields = outlined.snapshot_fields(snapshot)
+            if self._with_holds:
+                snapshot_fields["holds"] = outlined.holds(snapshot)
             if outlined.has_properties:
                 fields["received"] = outlined.received
             if self._outline and self._outline.recursive and event.begin.raw:
                 fields["encroot"] = sent == self._outline.top or outlined.is_encroot
         fields["received_name"] = sent
+        self._override(event, name, sent, fields)
         return Target(
             name=name,
             snapshot=self._names.snapshot or snapshot,
@@ -179,6 +182,21 @@ class _Receiver:
             fields=fields,
             snapshot_fields=snapshot_fields,
         )
+
+    def _override(self, event: SubBegin, name: DatasetName, sent: str, fields: Doc) -> None:
+        """Have -o and -x prevail over what is received."""
+        recursive = self._outline is not None and self._outline.recursive
+        top = self._outline is None or not recursive or sent == self._outline.top
+        where = Where(
+            kind="v" if event.begin.type == ZVOL else "f", raw=event.begin.raw, top=top, recursive=recursive
+        )
+        dataset = self._pool.find(name)
+        try:
+            local = override(self._options, where, dataset.doc["local"] if dataset else {}, fields.get("received", {}))
+        except Refused as error:
+            raise Refused(f"cannot receive {name}: {error}") from None
+        if local:
+            fields["local"] = local
 
     def _end(self, event: SubEnd) -> None:
         if self._skipping:
@@ -230,22 +248,6 @@ def _sent_name(event: SubBegin) -> tuple[str, str]:
         raw = event.begin.name.decode("latin-1")
         raise BadStream(f"its snapshot name {shown(raw)} is not one: {reason}", event.offset, "BEGIN") from None
     return parsed.dataset.text, parsed.name
-
-
-def _settings(options: ReceiveOptions) -> Doc:
-    """What -o and -x make local. None hides a received value."""
-    local: Doc = {name: None for name in options.exclude}
-    for name, text in options.set_properties.items():
-        if name != "origin":
-            full, value = properties.check(name, text)
-            local[full] = value
-    return local
-
-
-def _below(local: Doc) -> Doc:
-    """The same for datasets below the top: what they inherit from it is not set again, but not received either."""
-    inherited = {name for name in local if (found := properties.find(name)) and found.how == "inherit"}
-    return {name: None if name in inherited else value for name, value in local.items()}
 
 
 class _Names:

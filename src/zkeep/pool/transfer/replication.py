@@ -6,14 +6,14 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), recv_incremental
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from zkeep.errors import BadStream, Refused
 from zkeep.format.events import Package
 from zkeep.format.nvlist import NvList
-from zkeep.names import BadName, DatasetName, SnapshotName, shown
+from zkeep.names import BadName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.leftovers import discard
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -51,17 +51,23 @@ class Outlined:
         return _texts(self.nvlist.get("props"))
 
     def snapshot_fields(self, snapshot: str) -> Doc:
-        """Received properties and holds of one of its snapshots."""
+        """Received properties of one of its snapshots."""
         fields: Doc = {}
         props = self.nvlist.get("snapprops")
         mine = props.get(snapshot) if isinstance(props, NvList) else None
         if isinstance(mine, NvList) and len(mine):
             fields["received"] = _texts(mine)
+        return fields
+
+    def holds(self, snapshot: str) -> dict[str, int]:
+        """When each hold of one of its snapshots was set, by tag; tags that are none are left out."""
         holds = self.nvlist.get("snapholds")
         mine = holds.get(snapshot) if isinstance(holds, NvList) else None
-        if isinstance(mine, NvList) and len(mine):
-            fields["holds"] = {tag: when for tag, when in mine.items() if isinstance(when, int)}
-        return fields
+        found = {}
+        for tag, when in mine.items() if isinstance(mine, NvList) else ():
+            with suppress(BadName):
+                found[parse_tag(tag)] = when if isinstance(when, int) else 0
+        return found
 
 
 def _texts(nvlist: object) -> dict[str, str]:

@@ -62,6 +62,12 @@ class SendRequest:
     dry_run: bool = False
     received_name: bool = False
     props: bool = False
+    holds: bool = False
+    backup: bool = False
+    """-b: of properties, what was received, whatever was set here since."""
+    skip_missing: bool = False
+    exclude: tuple[str, ...] = ()
+    """Names of datasets that -R leaves out, with all below them."""
     warn: Callable[[str], None] = _to_stderr
     announce: Callable[[list[tuple[Leg, int]]], None] | None = None
     """Told what is going to be sent, with estimated sizes in bytes."""
@@ -83,7 +89,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
         if request.dry_run:
             return
-        packaged = request.replicate or request.props or request.from_all is not None
+        packaged = _is_package(request)
         if packaged:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
             write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
@@ -94,10 +100,16 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         sink.flush()
 
 
+def _is_package(request: SendRequest) -> bool:
+    extras = request.props or request.holds or request.backup
+    return request.replicate or extras or request.from_all is not None
+
+
 def _wrapping(request: SendRequest) -> Wrapping:
     text = request.from_ if request.from_ is not None else request.from_all
     source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
-    return Wrapping(request.snapshot or "", source, request.replicate, request.props)
+    extras = (request.replicate, request.props, request.holds, request.backup)
+    return Wrapping(request.snapshot or "", source, *extras)
 
 
 def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False) -> None:
@@ -194,19 +206,47 @@ def _replication(pool: Pool, snapshot: Snapshot, request: SendRequest) -> Iterat
     fromsnap = text.rpartition("@")[2] if text is not None else None
     if fromsnap is not None:
         _source(pool, snapshot, f"@{fromsnap}")
-    datasets = pool.tree().within(snapshot.dataset)
-    ids = {d.id for d in datasets}
-    for dataset in _origins_first(datasets):
-        last = pool.find_snapshot(dataset.name.snapshot(snapshot.doc["name"]))
-        if last is None:
-            if pool.snapshots(dataset):
-                request.warn(f"WARNING: could not send {dataset.name}@{snapshot.doc['name']}: does not exist")
-            continue
+    chosen = _chosen(pool, snapshot, request)
+    ids = {s.dataset.id for s in chosen.values()}
+    for dataset in _origins_first([s.dataset for s in chosen.values()]):
+        last = chosen[dataset.name.text]
         source = pool.find_snapshot(dataset.name.snapshot(fromsnap)) if fromsnap is not None else None
         if source is not None and request.from_all is None:
             yield Leg(last, source)
         else:
             yield from _between(pool, last, source or _origin_in(pool, dataset, ids))
+
+
+def _chosen(pool: Pool, snapshot: Snapshot, request: SendRequest) -> dict[str, Snapshot]:
+    """The snapshots of this name of the dataset and what is below, by dataset; parents first.
+
+    A dataset all of whose snapshots are younger than its parent's, or that holds nothing, is passed over with all below
+    it; so is, with -s, any that lacks the snapshot.
+
+    Source: lib/libzfs/libzfs_sendrecv.c send_iterate_fs(); cmd/zfs/zfs_main.c zfs_do_send_exclude().
+
+    Raises:
+        Refused: a dataset lacks the snapshot.
+    """
+    top, name = snapshot.dataset.name, snapshot.doc["name"]
+    excluded = [DatasetName.parse(text) for text in request.exclude]
+    found = {top.text: snapshot}
+    for dataset in pool.tree().within(snapshot.dataset)[1:]:
+        above = found.get(dataset.name.parent.text if dataset.name.parent else "")
+        if above is None or any(dataset.name.is_within(one) for one in excluded):
+            continue
+        last = pool.find_snapshot(dataset.name.snapshot(name))
+        if last is not None:
+            found[dataset.name.text] = last
+            continue
+        snapshots = pool.snapshots(dataset)
+        if any(s.doc["creation"] <= above.doc["creation"] for s in snapshots) and not request.skip_missing:
+            lacking = f"snapshot {dataset.name}@{name} does not exist; pass it over with -s"
+            raise Refused(f"cannot send {snapshot.name} recursively: {lacking}")
+        if snapshots:
+            lacking = f"snapshot {name} does not exist"
+            request.warn(f"WARNING: skipping dataset {dataset.name} and its children: {lacking}")
+    return found
 
 
 def _origin_in(pool: Pool, dataset: Dataset, ids: set[int]) -> Snapshot | None:
