@@ -24,7 +24,7 @@ from zkeep.format import kernel
 from zkeep.format.events import SubBegin
 from zkeep.format.nvlist import NvList, encode
 from zkeep.format.reader import Reader
-from zkeep.format.records import HEADER, BeginFlag, End, Free, Object, ObjectRange, Write
+from zkeep.format.records import HEADER, BeginFlag, End, Feature, Free, Object, ObjectRange, Write
 
 Bytes = npt.NDArray[np.uint8]
 FIRST = 128
@@ -32,6 +32,8 @@ FIRST = 128
 GROUP = 32
 """Objects in one metadnode block."""
 PIECE = 8 << 20
+LARGE = 128 << 10
+"""Above it blocks are what the stream must say that it has."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class _Maker:
             toguid=guid(self._number),
             fromguid=before,
             flags=event.begin.flags | BeginFlag.SPILL_BLOCK,
+            versioninfo=event.begin.versioninfo | (Feature.LARGE_BLOCKS << 2 if self._shape.size > LARGE else 0),
         )
         whole = begin.pack("little") + payload
         self._state = np.array(kernel.fletcher4(whole, (0, 0, 0, 0), False), np.uint64)

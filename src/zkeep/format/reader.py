@@ -44,7 +44,7 @@ from zkeep.format.records import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BUFFER = 4 << 20
+BUFFER = 8 << 20
 RESTING = 3
 "Memories that are left alone after use."
 MAX_SUBSTREAM_NVLIST = 1 << 20
@@ -123,8 +123,8 @@ class Reader:
         self._memory = rested
 
     def _grow(self, needed: int) -> None:
-        """Twice the room, as the room is full: memory follows what was received, not what a record says."""
-        size = max(needed, min(2 * len(self._memory), _MAX_BUFFER))
+        """Half as much again, as the room is full: memory follows what was received, not what a record says."""
+        size = max(needed, min(len(self._memory) * 3 // 2, _MAX_BUFFER))
         memory = np.empty(size, np.uint8).data
         memory[: self._end] = self._memory[: self._end]
         self._memory = memory

@@ -218,7 +218,7 @@ def walk_body(
         if found.error or (not len(found.offsets) and size == end - at):
             raise Damaged(f"{segment.name}: the record at byte {at + found.stop} is damaged")
         if not len(found.offsets):
-            most *= 2
+            most += most // 2
             continue
         yield buffer, found.offsets, found.lengths, at
         at += found.stop
