@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zkeep.errors import WrongUsage
+from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.registry import Registry
@@ -24,6 +26,23 @@ def registry() -> Registry:
         return Registry(Path("/var/lib/zkeep"))
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Registry(Path(data).expanduser() / "zkeep")
+
+
+def runtime_folder() -> Path:
+    """Where sockets and logs of what runs lie, closed to others: XDG_RUNTIME_DIR, else root's /run, else /tmp.
+
+    Raises:
+        Refused: somebody else made it, or may write to it.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if not base and os.geteuid() == 0:
+        base = "/run"
+    own = Path(base) / "zkeep" if base else Path(tempfile.gettempdir()) / f"zkeep-{os.geteuid()}"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = own.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise Refused(f"cannot use {own}: it is not a folder of this user's alone")
+    return own
 
 
 def wait() -> float:

@@ -31,6 +31,7 @@ VERBS = {
     "inherit": ("settings", "Forget a property's own value."),
     "list": ("list", "List datasets, snapshots and bookmarks."),
     "ls": ("files", "List the files of a snapshot."),
+    "mount": ("mount", "Show a snapshot's files in a folder, or list what is mounted."),
     "pool": ("pool", "Create, find, check and remove pools."),
     "promote": ("names", "Make a clone independent of its origin."),
     "receive": ("receive", "Store the send stream on standard input."),
@@ -40,6 +41,7 @@ VERBS = {
     "send": ("send", "Write a send stream to standard output."),
     "set": ("settings", "Set properties."),
     "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
+    "unmount": ("mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."

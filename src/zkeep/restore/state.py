@@ -177,6 +177,19 @@ class State:
             found.append(_between(chunk, number, first, min(end, LAST[1])))
         return np.concatenate(found) if found else np.empty(0, LEAF)
 
+    def bytes_of(self, number: int) -> int | None:
+        """What an object's records of blocks take; None if they lie in many chunks."""
+        first, last = bisect_right(self._marks, (number, 0)) - 1, bisect_left(self._marks, (number, LAST[1]))
+        if last - first > CHUNKS:
+            return None
+        blocks = (chunk.table.blocks for chunk in self.over((number, 0), (number, LAST[1])))
+        return sum(int(rows["size"][_of(rows, number)].sum(dtype=np.uint64)) for rows in blocks)
+
+
+def _of(rows: Array, number: int) -> slice:
+    first, end = np.searchsorted(rows["object"], np.array([number, number + 1], np.uint64))
+    return slice(int(first), int(end))
+
 
 def _lines(segment: Segment) -> Table:
     """What a segment says of whole metadnode blocks."""

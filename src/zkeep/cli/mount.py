@@ -1,0 +1,231 @@
+"""zkeep mount, unmount: snapshots as folders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from zkeep.cli.background import background
+from zkeep.cli.home import opened as open_pool
+from zkeep.cli.home import runtime_folder
+from zkeep.cli.opening import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.names import DatasetName, parse_any
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.model import Pool, Snapshot
+    from zkeep.restore.mount import Offered, Shown
+
+MOUNTS = Path("/proc/self/mounts")
+KIND = "fuse.zkeep"
+OPTIONS = ("allow_other", "ro")
+
+
+@click.command("mount")
+@click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
+@click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro (always so); allow_other.")
+@takes_key
+@click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
+def mount_verb(
+    *, foreground: bool, options: tuple[str, ...], key_locations: tuple[str, ...], arguments: tuple[str, ...]
+) -> None:
+    """Show a snapshot in a folder, read-only; of a dataset, the newest one, and all below .zfs/snapshot.
+
+    Without arguments, list what is mounted. A block that is damaged or not authentic is an input/output error for
+    who reads it, and a line in a log in the runtime folder ($XDG_RUNTIME_DIR/zkeep, root's /run/zkeep), or on
+    standard error with -f. Only who mounts it sees it, unless allow_other is set.
+
+    \b
+        zkeep mount -L file:///root/key vault/home@monday /mnt/monday
+        zkeep mount -L prompt vault/home /mnt/home; ls /mnt/home/.zfs/snapshot
+        zkeep unmount /mnt/home
+    """
+    chosen = _options(options)
+    if not arguments:
+        _list()
+        return
+    if len(arguments) < 2:
+        raise WrongUsage("name what to mount, and a folder")
+    *what, folder = arguments
+    if not os.path.isdir(folder):
+        raise Refused(f"cannot mount: {folder} is not a folder")
+    folder = os.path.realpath(folder)
+    with background(_log_of(folder), stay=foreground) as ready:
+        _mount(what, folder, key_locations, chosen, ready)
+
+
+def _log_of(folder: str) -> Path:
+    return runtime_folder() / f"mount-{quote(folder, safe='')[-200:]}.log"
+
+
+def _options(given: Sequence[str]) -> dict[str, str | bool]:
+    words = [word for text in given for word in text.split(",") if word]
+    if unknown := [word for word in words if word not in OPTIONS]:
+        raise WrongUsage(f"there is no option {unknown[0]}: -o takes {' and '.join(OPTIONS)}")
+    return {"allow_other": True, "default_permissions": True} if "allow_other" in words else {}
+
+
+def _mount(
+    what: list[str],
+    folder: str,
+    key_locations: Sequence[str],
+    options: dict[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    from zkeep.restore.mount import Answers, serve
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    with _shown(what, key_locations) as (name, files, size), _quiet() as (told, loud):
+
+        def begun() -> None:
+            loud()
+            ready()
+
+        try:
+            serve(Answers(files, size, _log, begun), folder, name, options)
+        except OSError as error:
+            raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
+
+
+@contextmanager
+def _shown(what: list[str], key_locations: Sequence[str]) -> Iterator[tuple[str, Shown, int]]:
+    """What is named, opened: its name, what the mount shows, and how many bytes that is."""
+    from zkeep.restore.mount import Shown
+
+    name = None if is_stream(what[0]) else parse_any(what[0])
+    if isinstance(name, DatasetName):
+        if len(what) > 1:
+            raise WrongUsage("name one dataset, and a folder")
+        with open_pool(name) as pool:
+            snapshots = pool.snapshots(pool.dataset(name))
+            if not snapshots:
+                raise Refused(f"cannot mount {name}: it has no snapshot")
+            offered = _offered(pool, snapshots, key_locations)
+            with Shown(offered[-1], offered) as files:
+                yield str(name), files, _referenced(pool, snapshots[-1])
+        return
+    with snapshots_of(what) as (pool, (snapshot,), rest):
+        if rest:
+            raise WrongUsage("name one snapshot, and a folder")
+        with Shown(_offered(pool, [snapshot], key_locations)[0]) as files:
+            yield str(snapshot.name), files, _referenced(pool, snapshot)
+
+
+def _offered(pool: Pool, snapshots: list[Snapshot], key_locations: Sequence[str]) -> list[Offered]:
+    from zkeep.restore.mount import Offered
+    from zkeep.restore.opened import Opened
+
+    get_key = keys_from(key_locations)
+    return [Offered(s.doc["name"], int(s.doc["creation"]), partial(Opened, pool, s, get_key)) for s in snapshots]
+
+
+def _referenced(pool: Pool, snapshot: Snapshot) -> int:
+    from zkeep.pool.datasets.view import View
+
+    return int(View(pool).get(snapshot, "referenced").value or 0)
+
+
+@contextmanager
+def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
+    """Keep what libfuse prints from standard error: functions that return it, and that end this."""
+    with tempfile.TemporaryFile() as kept, ExitStack() as before:
+        saved = os.dup(2)
+        before.callback(os.close, saved)
+        before.callback(os.dup2, saved, 2)
+
+        def told() -> str:
+            before.close()
+            kept.seek(0)
+            return " ".join(kept.read(1000).decode(errors="replace").split()).removeprefix("fuse: ")
+
+        os.dup2(kept.fileno(), 2)
+        yield told, before.close
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} zkeep: {text}", file=sys.stderr, flush=True)
+
+
+# What is mounted
+
+
+def _mounted() -> list[tuple[str, str]]:
+    """Names and folders, oldest first."""
+    try:
+        lines = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        raise Refused("cannot tell what is mounted: this system has no /proc/self/mounts") from None
+    fields = [line.split(" ") for line in lines]
+    return [(_unescaped(words[0]), _unescaped(words[1])) for words in fields if len(words) > 2 and words[2] == KIND]
+
+
+def _unescaped(text: str) -> str:
+    """Blanks, tabs, newlines and backslashes are written there as a backslash and three octal digits."""
+    for byte in b" \t\n\\":
+        text = text.replace(f"\\{byte:03o}", chr(byte))
+    return text
+
+
+def _list() -> None:
+    for name, folder in _mounted():
+        click.echo(f"{name:<30}  {folder}")
+
+
+@click.command("unmount")
+@click.option("-a", "everything", is_flag=True, help="All that is mounted.")
+@click.option("-f", "force", is_flag=True, help="Also when it is in use: it goes when nobody uses it any more.")
+@click.argument("arguments", nargs=-1, metavar="DIR|DATASET[@SNAPSHOT]...")
+def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -> None:
+    """Take away what `zkeep mount` shows, by its folder or by its name.
+
+    \b
+        zkeep unmount /mnt/monday
+    """
+    if everything == bool(arguments):
+        raise WrongUsage("name a folder, or -a for all")
+    mounted = _mounted()
+    chosen = mounted if everything else [_chosen(mounted, text) for text in arguments]
+    for name, folder in reversed(chosen):
+        _unmount(name, folder, force)
+
+
+def _chosen(mounted: list[tuple[str, str]], text: str) -> tuple[str, str]:
+    path = os.path.realpath(text)
+    found = [(name, folder) for name, folder in mounted if text == name or path == folder]
+    if not found:
+        raise Refused(f"cannot unmount {text}: zkeep has mounted nothing of this name")
+    return found[-1]
+
+
+def _unmount(name: str, folder: str, force: bool) -> None:
+    import shutil
+
+    tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
+    command = [tool, "-u", *(["-z"] if force else [])] if tool else ["umount", *(["-l"] if force else [])]
+    done = subprocess.run([*command, "--", folder], check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        error = TryAgain if "busy" in reason else Refused
+        raise error(f"cannot unmount {name} from {folder}: {reason}")
+    _forget(folder)
+
+
+def _forget(folder: str) -> None:
+    """Remove the log of what was mounted there, if nothing was told in it."""
+    with suppress(OSError):
+        log = _log_of(folder)
+        if not log.stat().st_size:
+            log.unlink()

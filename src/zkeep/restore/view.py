@@ -1,0 +1,253 @@
+"""A snapshot as something that asks for files by path, in any order, can be served from: a mount.
+
+Whoever asks repeats itself, and reads on where it read before: names, attributes and content are held for a while.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from zkeep.errors import ZkeepError
+from zkeep.format.znode import Znode
+from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, shown
+from zkeep.tree.objects import Objects
+
+NARROW = 128 << 10
+"Bytes that are opened for a read here or there; a whole block at least."
+WIDE = 4 << 20
+"Bytes that are opened at a time for who reads on and on."
+HELD = 64 << 20
+"Bytes of content that are held."
+PATHS, NODES, FOLDERS = 16_384, 16_384, 64
+SMALL = 4096
+"Entries of a folder that are worth reading at once when one of them is asked for."
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class BadBlock(ZkeepError):
+    """A stretch of a file that cannot be given; `number` and `offset` say where, the text why."""
+
+    def __init__(self, number: int, offset: int, why: ZkeepError) -> None:
+        self.number = number
+        self.offset = offset
+        super().__init__(str(why))
+
+
+class Cache(Generic[K, V]):
+    """The values used last, as many as together weigh no more than `room`."""
+
+    def __init__(self, room: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
+        self._room = room
+        self._weigh = weigh
+        self._weight = 0
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        found = self._values.get(key)
+        if found is not None:
+            self._values.move_to_end(key)
+        return found
+
+    def put(self, key: K, value: V) -> V:
+        if (old := self._values.pop(key, None)) is not None:
+            self._weight -= self._weigh(old)
+        self._values[key] = value
+        self._weight += self._weigh(value)
+        while self._weight > self._room and len(self._values) > 1:
+            self._weight -= self._weigh(self._values.popitem(last=False)[1])
+        return value
+
+
+class Content:
+    """Bytes of objects from anywhere, opened in windows: wide for who reads on, single blocks where some are bad."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._windows: Cache[tuple[int, int, int], bytes] = Cache(HELD, len)
+        self._bad: Cache[tuple[int, int, int], bool] = Cache(PATHS)
+        self._next: Cache[int, int] = Cache(PATHS)
+
+    def read(self, number: int, end: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of an object of which `end` bytes are shown; holes are zeros.
+
+        Raises:
+            BadBlock: a block that the stretch meets is damaged or not authentic.
+        """
+        last = min(offset + size, end)
+        parts = []
+        at = offset
+        while at < last:
+            start, window = self._window(number, end, at)
+            part = window[at - start : last - start]
+            parts.append(part)
+            at += len(part)
+        self._next.put(number, at)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _window(self, number: int, end: int, at: int) -> tuple[int, bytes]:
+        """One that holds the byte at `at`, and where it begins."""
+        block = max(self._objects.dnode(number).blksz, 512)
+        keys = [(number, at // size * size, size) for size in _sizes(block)]
+        for key in keys:
+            if (found := self._windows.get(key)) is not None:
+                return key[1], found
+        for key in keys if self._reads_on(number, at) else keys[1:]:
+            if key[2] != block and not self._bad.get(key):
+                try:
+                    return key[1], self._windows.put(key, self._open(key, end))
+                except ZkeepError:
+                    self._bad.put(key, True)
+        return keys[-1][1], self._block(keys[-1], end)
+
+    def _reads_on(self, number: int, at: int) -> bool:
+        last = self._next.get(number)
+        return last is not None and at - WIDE <= last <= at + NARROW
+
+    def _block(self, key: tuple[int, int, int], end: int) -> bytes:
+        try:
+            return self._windows.put(key, self._open(key, end))
+        except ZkeepError as error:
+            raise BadBlock(key[0], key[1], error) from None
+
+    def _open(self, key: tuple[int, int, int], end: int) -> bytes:
+        number, start, size = key
+        stop = min(start + size, end)
+        out = bytearray(stop - start)
+        for offset, content in self._objects.data(number, start, stop):
+            low, high = max(offset, start), min(offset + len(content), stop)
+            out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
+        return bytes(out)
+
+
+def _sizes(block: int) -> list[int]:
+    """Of windows, widest first, a block last: multiples of a block, as only a single block is no power of two."""
+    if block & block - 1:
+        return [block] * 3
+    return [max(WIDE, block), max(NARROW, block), block]
+
+
+class Served(Protocol):
+    """What a mount shows below a folder of its own. Paths are relative to it, without slashes at their ends.
+
+    Raises (all methods):
+        NoSuchFile: there is nothing of this path.
+        ZkeepError: what is there is damaged, or not authentic.
+    """
+
+    def node(self, path: bytes) -> Znode: ...
+
+    def names(self, path: bytes) -> Iterator[Name]: ...
+
+    def xattrs(self, path: bytes) -> dict[bytes, bytes]: ...
+
+    def read(self, path: bytes, offset: int, size: int) -> bytes: ...
+
+    def stored(self, node: Znode) -> int:
+        """Bytes that a file takes; its size where that is not known."""
+        ...
+
+
+class FileView:
+    """The files of a filesystem."""
+
+    def __init__(self, filesystem: Filesystem, stored: Callable[[int], int | None]) -> None:
+        self._filesystem = filesystem
+        self._stored = stored
+        self._content = Content(filesystem.objects)
+        self._paths: Cache[bytes, int] = Cache(PATHS)
+        self._nodes: Cache[int, Znode] = Cache(NODES)
+        self._folders: Cache[int, dict[bytes, Name]] = Cache(FOLDERS)
+
+    def node(self, path: bytes) -> Znode:
+        return self._node(self._number(path))
+
+    def _node(self, number: int) -> Znode:
+        found = self._nodes.get(number)
+        return found or self._nodes.put(number, self._filesystem.znode(number))
+
+    def _number(self, path: bytes) -> int:
+        """Of what lies at a path; links are not followed, as whoever asks does that."""
+        known, rest = path, []
+        while known and self._paths.get(known) is None:
+            known, _, name = known.rpartition(b"/")
+            rest.append(name)
+        number = (self._paths.get(known) if known else None) or self._filesystem.root
+        for name in reversed(rest):
+            found = self._find(number, name)
+            if found is None:
+                raise NoSuchFile(f"{shown(path)}: no such file or directory")
+            number = found.number
+            known = known + b"/" + name if known else name
+            self._paths.put(known, number)
+        return number
+
+    def _find(self, folder: int, name: bytes) -> Name | None:
+        node = self._node(folder)
+        if not node.is_folder:
+            return None
+        entries = self._folders.get(folder)
+        if entries is None and node.size < SMALL:
+            entries = self._listed(folder)
+        found = entries.get(name) if entries is not None else None
+        return found or self._filesystem.find(folder, name)
+
+    def _listed(self, folder: int) -> dict[bytes, Name]:
+        found = self._folders.get(folder)
+        if found is None:
+            found = self._folders.put(folder, {name.name: name for name in self._filesystem.names(folder)})
+        return found
+
+    def names(self, path: bytes) -> Iterator[Name]:
+        return iter(self._listed(self._number(path)).values())
+
+    def xattrs(self, path: bytes) -> dict[bytes, bytes]:
+        node = self.node(path)
+        return self._filesystem.xattrs(node) if node.packed_xattrs or node.xattr_folder else {}
+
+    def read(self, path: bytes, offset: int, size: int) -> bytes:
+        node = self.node(path)
+        return self._content.read(node.number, node.size, offset, size)
+
+    def stored(self, node: Znode) -> int:
+        found = self._stored(node.number) if node.is_file else None
+        return node.size if found is None else found
+
+
+class ImageView:
+    """A folder with one file in it: the disk image of a volume."""
+
+    def __init__(self, objects: Objects, data: int, size: int, name: bytes, created: int) -> None:
+        """`data`: the number of its object; `created`: seconds since 1970."""
+        self._content = Content(objects)
+        self._name = Name(name, data, stat.S_IFREG >> 12)
+        self._file = synthetic(data, stat.S_IFREG | 0o400, size, created)
+        self._folder = synthetic(data + 1, stat.S_IFDIR | 0o500, 1, created)
+
+    def node(self, path: bytes) -> Znode:
+        if path in (b"", self._name.name):
+            return self._file if path else self._folder
+        raise NoSuchFile(f"{shown(path)}: no such file or directory")
+
+    def names(self, path: bytes) -> Iterator[Name]:
+        return iter([] if path else [self._name])
+
+    def xattrs(self, path: bytes) -> dict[bytes, bytes]:
+        return {}
+
+    def read(self, path: bytes, offset: int, size: int) -> bytes:
+        return self._content.read(self._file.number, self._file.size, offset, size)
+
+    def stored(self, node: Znode) -> int:
+        return node.size
+
+
+def synthetic(number: int, mode: int, size: int, created: int) -> Znode:
+    """What stands for a file that no snapshot holds: root's, with one time. `created`: seconds since 1970."""
+    at = created * 1_000_000_000
+    links = 2 if stat.S_ISDIR(mode) else 1
+    return Znode(number, mode, 0, 0, size, links, at, at, at, at, 0, 0, 0, 0, 0, 0)

@@ -1,0 +1,164 @@
+"""What a mount shows, and what it does where something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import lzma
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mountkit import mounted, needs_fuse, offered
+from zkeep.crypto.unwrap import GetKey, first_that_opens
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.restore.mount import Answers, Shown
+from zkeep.restore.opened import Opened
+from zkeep.tree.filesystem import Filesystem
+
+CHAINS = Path(__file__).parents[2] / "data" / "opened" / "chains"
+NAME = "gcm128-zstd-16k"
+FILE, BOTH = "d7d8f/f7990fb", "ffd9cee"
+"One that only the older snapshot has, and one that both have."
+BLOCK = 16_384
+
+
+@pytest.fixture(scope="module")
+def key() -> GetKey:
+    manifest = json.loads(lzma.decompress((CHAINS / f"{NAME}.manifest.json.xz").read_bytes()))
+    return first_that_opens([bytes.fromhex(manifest["key"]["hex"])])
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    pool = Pool.create(tmp_path / "pool", "v", {})
+    for part in ("full-s0", "inc-s0-s1"):
+        with (CHAINS / f"{NAME}.{part}.zfs").open("rb") as source:
+            receive(pool, source, "v/x", ReceiveOptions())
+    return pool
+
+
+def snapshots(pool: Pool) -> list[Snapshot]:
+    return pool.snapshots(next(d for d in pool.tree().by_id.values() if d.name.text == "v/x"))
+
+
+def damage(pool: Pool, snapshot: Snapshot, key: GetKey, path: str, block: int) -> None:
+    """Change one stored byte of one block of a file."""
+    with Opened(pool, snapshot, key) as opened:
+        number = Filesystem(opened).lookup(path.encode()).number
+        leaf = opened.state.leaves(number, block * BLOCK, block * BLOCK + BLOCK)
+        record = bytes(opened.state.records.whole(leaf)[0])
+    for file in (pool.path / "segments").rglob("*"):
+        if file.is_file() and record in (content := file.read_bytes()):
+            at = content.index(record) + len(record) - 100
+            file.chmod(0o600)
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            return
+    raise AssertionError("the block was not found")
+
+
+@pytest.fixture
+def answers(pool: Pool, key: GetKey) -> Answers:
+    """Of a mounted dataset; what is logged lies in its `lines`."""
+    every = [offered(pool.path, snapshot, key) for snapshot in snapshots(pool)]
+    lines: list[str] = []
+    found = Answers(Shown(every[-1], every), 1 << 20, lines.append, lambda: None)
+    found.lines = lines  # type: ignore[attr-defined]
+    return found
+
+
+def listed(answers: Answers, path: str) -> set[str]:
+    return {name for name, _, _ in answers.readdir(path, 0)} - {".", ".."}
+
+
+def test_a_dataset_shows_its_newest_snapshot_and_each_below_the_hidden_folder(answers: Answers) -> None:
+    assert ".zfs" not in listed(answers, "/")
+    assert listed(answers, "/.zfs") == {"snapshot"}
+    assert listed(answers, "/.zfs/snapshot") == {"s0", "s1"}
+    assert listed(answers, "/.zfs/snapshot/s1") == listed(answers, "/")
+    assert listed(answers, "/.zfs/snapshot/s0") != listed(answers, "/")
+
+
+def test_files_of_two_snapshots_are_not_taken_for_links_of_one_another(answers: Answers) -> None:
+    numbers = {answers.getattr(f"{top}/{BOTH}")["st_ino"] for top in ("", "/.zfs/snapshot/s0", "/.zfs/snapshot/s1")}
+    assert len(numbers) == 3
+    assert len({number & (1 << 48) - 1 for number in numbers}) == 1
+
+
+@pytest.mark.parametrize("path", ["/x", "/.zfs/x", "/.zfs/snapshot/s2", f"/{FILE}/x", "/.zfs/snapshot/s0/x"])
+def test_what_is_not_there_is_not_there(answers: Answers, path: str) -> None:
+    with pytest.raises(OSError, match="No such file") as error:
+        answers.getattr(path)
+    assert error.value.errno == errno.ENOENT
+    assert not answers.lines  # type: ignore[attr-defined]
+
+
+def test_nothing_is_opened_for_writing(answers: Answers) -> None:
+    with pytest.raises(OSError, match="Read-only"):
+        answers.open(f"/{FILE}", os.O_RDWR)
+
+
+def test_a_file_is_the_same_in_whatever_pieces_it_is_read(answers: Answers) -> None:
+    path = f"/.zfs/snapshot/s0/{FILE}"
+    whole = answers.read(path, 1 << 20, 0, 0)
+    assert len(whole) == answers.getattr(path)["st_size"]
+    for size in (777, BLOCK, 5 * BLOCK + 1):
+        assert whole == b"".join(answers.read(path, size, at, 0) for at in range(0, len(whole), size))
+    backwards = [answers.read(path, 5000, at, 0) for at in reversed(range(0, len(whole), 5000))]
+    assert whole == b"".join(reversed(backwards))
+    assert answers.read(path, 10, len(whole), 0) == b""
+
+
+def test_a_damaged_block_is_an_error_of_its_own_and_one_line(answers: Answers, pool: Pool, key: GetKey) -> None:
+    whole = answers.read(f"/.zfs/snapshot/s0/{FILE}", 1 << 20, 0, 0)
+    damage(pool, snapshots(pool)[0], key, FILE, 3)
+    told: list[str] = []
+    again = Answers(Shown(offered(pool.path, snapshots(pool)[0], key)), 0, told.append, lambda: None)
+    for block in range(9):
+        at = block * BLOCK
+        for _ in range(2):
+            if block == 3:
+                with pytest.raises(OSError, match="Input/output"):
+                    again.read(f"/{FILE}", BLOCK, at, 0)
+            else:
+                assert again.read(f"/{FILE}", BLOCK, at, 0) == whole[at : at + BLOCK]
+    assert len(told) == 1
+    assert told[0].startswith(f"/{FILE}, offset {3 * BLOCK}: ")
+
+
+def failing(file: int, at: int) -> int | None:
+    """The errno of reading a page, if it fails."""
+    try:
+        assert os.pread(file, 4096, at)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@needs_fuse
+def test_a_damaged_block_is_an_error_for_its_own_pages_only(pool: Pool, key: GetKey, tmp_path: Path) -> None:
+    damage(pool, snapshots(pool)[0], key, FILE, 3)
+    with mounted(tmp_path / "m", offered(pool.path, snapshots(pool)[0], key)) as log:
+        with (tmp_path / "m" / FILE).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            failed = {at: error for at in range(0, size, 4096) if (error := failing(file.fileno(), at))}
+        assert failed == dict.fromkeys(range(3 * BLOCK, 4 * BLOCK, 4096), errno.EIO)
+        assert len(log.read_text().splitlines()) == 1
+
+
+@needs_fuse
+def test_a_dataset_is_mounted_and_gone_again(pool: Pool, key: GetKey, tmp_path: Path) -> None:
+    every = [offered(pool.path, snapshot, key) for snapshot in snapshots(pool)]
+    with mounted(tmp_path / "m", every[-1], every) as log:
+        control = tmp_path / "m" / ".zfs" / "snapshot"
+        assert {path.name for path in control.iterdir()} == {"s0", "s1"}
+        assert (control / "s0" / FILE).stat().st_size == len((control / "s0" / FILE).read_bytes())
+        assert (control / "s1" / BOTH).stat().st_mtime_ns == (tmp_path / "m" / BOTH).stat().st_mtime_ns
+        assert stat.S_ISDIR((control / "s0").stat().st_mode)
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "m" / "new").touch()
+        assert log.read_text() == ""
+    assert not list((tmp_path / "m").iterdir())
