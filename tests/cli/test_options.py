@@ -175,6 +175,28 @@ def test_an_origin_may_be_named(full: Box) -> None:
     full.refuses(f"receive -o origin={TOP} vault/c", "the stream is full, so it has nothing in common", plain)
 
 
+def test_creating_says_what_it_does(full: Box) -> None:
+    before = full("list -r -t all -o name,used")
+    told = b"would create ancestors of vault/x/y\nwould create vault/x/y\n\ta:b=c\n"
+    assert full("create -nv -p -o a:b=c vault/x/y") == told
+    assert full("create -nP -o quota=1G vault/x") == b"create\tvault/x\nproperty\tquota\t1073741824\n"
+    full.refuses("create -nv vault/j", "dataset already exists")
+    assert full("list -r -t all -o name,used") == before
+    assert full("create -v vault/x") == b"create vault/x\n"
+    assert full.get("used", "vault/x")[0] == "0B"
+    for letters in ("-V 1G", "-s -V 1G", "-b 8K -V 1G"):
+        full.refuses(f"create {letters} vault/vol", "volumes come by 'zkeep receive'")
+
+
+def test_bookmarks_of_a_whole_tree(full: Box) -> None:
+    full("bookmark -r vault/j@to-remote-server vault/j#sent")
+    found = full("list -H -r -t bookmark -o name vault/j").decode().split()
+    assert found == [f"vault/j{name}#sent" for name in ("", "/bayonne", "/blanc", "/parme", "/pays")]
+    full.refuses("bookmark -r vault/j/pays#sent vault/j/pays#again", "-r goes with a snapshot", status=2)
+    full("destroy vault/j#sent")
+    full.refuses("bookmark -r vault/j@to-remote-server vault/j#sent", "bookmark exists")
+
+
 def test_pure() -> None:
     from zkeep.errors import Refused
     from zkeep.pool.transfer.overrides import Where, override

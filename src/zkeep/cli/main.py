@@ -40,11 +40,13 @@ VERBS = {
     "rename": ("names", "Rename a dataset or a snapshot."),
     "send": ("send", "Write a send stream to standard output."),
     "set": ("settings", "Set properties."),
+    "snap": ("names", "The same as snapshot."),
     "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
     "unmount": ("mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
+ALIASES = {"recv": "receive", "snap": "snapshot"}
 
 
 class Verbs(click.Group):
@@ -60,7 +62,7 @@ class Verbs(click.Group):
         if name not in VERBS:
             return self.commands.get(name)
         module = import_module(f"zkeep.cli.{VERBS[name][0]}")
-        command: click.Command = getattr(module, "receive_verb" if name == "recv" else f"{name}_verb")
+        command: click.Command = getattr(module, f"{ALIASES.get(name, name)}_verb")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,16 +18,45 @@ from zkeep.pool.datasets.promote import promote
 @click.option("-p", "parents", is_flag=True, help="Make missing parents too; no error if it is there already.")
 @click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property.")
+@click.option("-n", "dry_run", is_flag=True, help="Create nothing; with -v, say what would be created.")
+@click.option("-v", "verbose", is_flag=True, help="Say what is created.")
+@click.option("-P", "parsable", is_flag=True, help="As -v, for scripts.")
+@click.option("-V", "volume", metavar="SIZE", help="Refused: volumes come by 'zkeep receive'.")
+@click.option("-s", "sparse", is_flag=True, help="Refused, as -V.")
+@click.option("-b", "blocksize", metavar="SIZE", help="Refused, as -V.")
 @click.argument("name", metavar="DATASET")
-def create_verb(parents: bool, unmounted: bool, options: Sequence[str], name: str) -> None:
+def create_verb(
+    *,
+    parents: bool,
+    unmounted: bool,
+    options: Sequence[str],
+    dry_run: bool,
+    verbose: bool,
+    parsable: bool,
+    volume: str | None,
+    sparse: bool,
+    blocksize: str | None,
+    name: str,
+) -> None:
     """Create a dataset that holds nothing yet: a place to receive into.
 
     \b
         zkeep create -p -o quota=1T vault/clients/ann
     """
     dataset = DatasetName.parse(name)
+    if volume or sparse or blocksize:
+        raise Refused(f"cannot create {name}: nothing could write to a volume here; volumes come by 'zkeep receive'")
     with opened(dataset) as pool:
-        namespace.create(pool, dataset, settings(options), parents)
+        lines = namespace.create(pool, dataset, settings(options), parents, dry_run=dry_run)
+    for line in lines if verbose or parsable else ():
+        click.echo("\t".join(line) if parsable else _told(line, dry_run))
+
+
+def _told(line: Sequence[str], dry_run: bool) -> str:
+    if line[0] == "property":
+        return f"\t{line[1]}={line[2]}"
+    verb = {"create": "create", "create_ancestors": "create ancestors of"}[line[0]]
+    return f"{'would ' if dry_run else ''}{verb} {line[1]}"
 
 
 @click.command("rename")
@@ -74,9 +103,10 @@ def promote_verb(name: str) -> None:
 
 
 @click.command("bookmark")
+@click.option("-r", "recursive", is_flag=True, help="Of the snapshots of this name of all datasets below, too.")
 @click.argument("source", metavar="SNAPSHOT|BOOKMARK")
 @click.argument("name", metavar="BOOKMARK")
-def bookmark_verb(source: str, name: str) -> None:
+def bookmark_verb(recursive: bool, source: str, name: str) -> None:
     """Name the place in time of a snapshot or a bookmark.
 
     Increments can be sent from it after the snapshot was destroyed.
@@ -88,8 +118,10 @@ def bookmark_verb(source: str, name: str) -> None:
     if isinstance(origin, DatasetName):
         raise WrongUsage("a bookmark is made from a snapshot or a bookmark")
     target = BookmarkName.parse(f"{origin.dataset}{name}" if name.startswith("#") else name)
+    if recursive and not isinstance(origin, SnapshotName):
+        raise WrongUsage("-r goes with a snapshot")
     with opened(origin) as pool:
-        namespace.bookmark(pool, origin, target)
+        namespace.bookmark(pool, origin, target, recursive)
 
 
 @click.command("snapshot")

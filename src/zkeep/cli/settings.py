@@ -24,8 +24,9 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
 
 
 @click.command("set")
+@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
 @click.argument("arguments", nargs=-1, required=True, metavar="PROPERTY=VALUE... NAME...")
-def set_verb(arguments: Sequence[str]) -> None:
+def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     """Set properties of datasets, user properties (x:y) also of snapshots.
 
     \b

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.derived import encryption_root, letter
-from zkeep.pool.datasets.model import Bookmark, Dataset, Exists, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 
@@ -25,15 +26,30 @@ def create(
     settings: Mapping[str, str],
     parents: bool = False,
     kind: str = "filesystem",
-) -> None:
-    """With `parents`, ancestors that are missing are made, and a dataset that is there is left as it is."""
+    *,
+    dry_run: bool = False,
+) -> list[tuple[str, ...]]:
+    """With `parents`, ancestors that are missing are made, and a dataset that is there is left as it is.
+
+    Returns what was done, or with `dry_run` would be, as lines of words: zfs create -P.
+    """
     local = check_settings(settings, "v" if kind == "volume" else "f")
-    with pool.transaction() as t:
+    done: list[tuple[str, ...]] = []
+    with suppress(_OnlyTriedError), pool.transaction() as t:
         if parents and pool.find(name):
-            return
-        if parents and name.parent:
+            return done
+        if parents and name.parent and not pool.find(name.parent):
+            done.append(("create_ancestors", name.text))
             make_parents(pool, t, name)
         pool.create_dataset(t, name, kind, local=local)
+        done += [("create", name.text), *(("property", *pair) for pair in local.items())]
+        if dry_run:
+            raise _OnlyTriedError
+    return done
+
+
+class _OnlyTriedError(Exception):
+    """Takes back a transaction that was a dry run."""
 
 
 def make_parents(pool: Pool, t: Transaction, name: DatasetName) -> None:
@@ -238,10 +254,16 @@ def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
         pool.remove_snapshot(t, snapshot)
 
 
-def bookmark(pool: Pool, source: SnapshotName | BookmarkName, name: BookmarkName) -> None:
+def bookmark(
+    pool: Pool, source: SnapshotName | BookmarkName, name: BookmarkName, recursive: bool = False
+) -> None:
+    """With `recursive`, those of the snapshots of the same name below as well."""
     if source.dataset != name.dataset:
         raise Refused(f"cannot create bookmark {name}: {source} is not of the same dataset")
     with pool.transaction() as t:
-        found: Snapshot | Bookmark
-        found = pool.snapshot(source) if isinstance(source, SnapshotName) else pool.bookmark(source)
-        pool.add_bookmark(t, found, name.name)
+        if isinstance(source, BookmarkName):
+            pool.add_bookmark(t, pool.bookmark(source), name.name)
+            return
+        found = snapshots_named(pool, source, recursive) if recursive else [pool.snapshot(source)]
+        for snapshot in found:
+            pool.add_bookmark(t, snapshot, name.name)
