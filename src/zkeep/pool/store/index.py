@@ -71,6 +71,8 @@ class Index:
             if code in _DISK:
                 raise OSError(_DISK[code], str(error), self._path) from None
             raise Damaged(f"{self._path}: {error}; {REMEDY}") from None
+        except UnicodeDecodeError:  # SQLite quotes what it found, and so tells of it in vain
+            raise Damaged(f"{self._path}: its text is not UTF-8; {REMEDY}") from None
 
     def _run(self, query: str, *values: object) -> list[Any]:
         with self._errors():
