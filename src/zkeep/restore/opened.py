@@ -86,6 +86,8 @@ class Opened:
         self.name = str(snapshot.name)
         doc = pool.catalog.get("begin", snapshot.key)
         if doc is None:
+            if history_of(pool, snapshot.dataset).upto(snapshot.txg).runs:
+                raise Damaged(f"{self.name}: the catalog has lost its BEGIN")
             raise NotThere(f"cannot open {self.name}: it holds nothing")
         self._opening = Opening.from_doc(doc)
         self.begin = self._opening.begin
