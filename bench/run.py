@@ -6,7 +6,8 @@
 
 Each figure is the median of --rounds runs (3). Where two things are compared they run in turns, and the ratio is the
 median of the rounds' ratios, so that a noisy disk hits both. "CPU a GB" and figures in parentheses are CPU seconds of
-all threads, which a busy machine disturbs less. Memory is the peak of the process (getrusage).
+all threads, which a busy machine disturbs less. Memory is the peak of the process (getrusage). The load is that of the
+machine, bench included: well below the number of cores, or wall times say little.
 """
 
 from __future__ import annotations
@@ -281,8 +282,9 @@ def main() -> None:
     folder.mkdir(parents=True)
     try:
         for name in given.which or BENCHES:
+            before = os.getloadavg()[0]
             for table in BENCHES[name](Bench(folder, given.rounds, given.scale)):
-                print(table, flush=True)
+                print(table, f"\nLoad: {before:.1f} before, {os.getloadavg()[0]:.1f} after.", sep="\n", flush=True)
     finally:
         shutil.rmtree(folder)
 
