@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -19,9 +20,23 @@ from zkeep.pool.timeline.timeline import Run, Timeline
 CHUNK = 1 << 20
 """About the bytes put together at a time; one record may be larger."""
 RING = 4
-"""Chunks in memory: one being made, one being written, two waiting."""
+"""Chunks in memory: one being read, one being made, two being written or waiting."""
 
 Write = Callable[[memoryview], object]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some steps, and where their records will lie in the memory that goes out."""
+
+    steps: Array
+    buffer: Array
+    offsets: Array
+    lengths: Array
+    stored: slice | Array
+    """Which of them are copied."""
+    fetched: Future[Array]
+    """The sums of the payloads of those that are."""
 
 
 class Renderer:
@@ -37,12 +52,14 @@ class Renderer:
         self._swap = byteorder != NATIVE
         self._toguid = toguid
         self._state = kernel.zero_state()
+        self._fetcher = ThreadPoolExecutor(1)
         self._outlet = Outlet(write)
 
     def __enter__(self) -> Renderer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._fetcher.shutdown(wait=True, cancel_futures=True)
         self._outlet.close()
 
     def begin(self, header: bytes, payload: bytes) -> None:
@@ -62,8 +79,13 @@ class Renderer:
         self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
         ends = np.cumsum(steps["size"], dtype=np.int64)
         turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
+        ahead: deque[_Chunk] = deque()
         for first, last in _stretches(turns, len(steps)):
-            self._chunk(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0))
+            ahead.append(self._begun(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0)))
+            if len(ahead) > 1:
+                self._finish(ahead.popleft())
+        while ahead:
+            self._finish(ahead.popleft())
 
     def _refuse_mixed(self, segments: Array) -> None:
         for number in segments.tolist():
@@ -75,29 +97,35 @@ class Renderer:
         for segment in self._timeline.segments(run):
             self._body(segment)
 
-    def _chunk(self, steps: Array, ends: Array) -> None:
+    def _begun(self, steps: Array, ends: Array) -> _Chunk:
+        """A chunk whose stored records are on their way."""
         lengths = steps["size"].astype(np.int64)
         offsets = ends - lengths
         buffer = self._outlet.space(int(ends[-1]))
-        stored = steps["stored"]
-        if stored.all():
-            sums = self._fetch(buffer, steps, offsets, lengths)
-        else:
-            sums = np.zeros((len(steps), 4), np.uint64)
-            sums[stored] = self._fetch(buffer, steps[stored], offsets[stored], lengths[stored])
-            self._make(buffer, steps, offsets)
-        self._mark(buffer, steps, offsets)
-        self._address(buffer, steps, offsets)
-        self._stamp(buffer, offsets, lengths, sums)
-        self._outlet.write(buffer.data)
+        stored = slice(None) if steps["stored"].all() else steps["stored"]
+        fetched = self._fetcher.submit(self._fetch, buffer, steps[stored], offsets[stored], lengths[stored])
+        return _Chunk(steps, buffer, offsets, lengths, stored, fetched)
+
+    def _finish(self, chunk: _Chunk) -> None:
+        """Do to a chunk what cannot be done before its records are there, and write it."""
+        sums = np.zeros((len(chunk.steps), 4), np.uint64)
+        sums[chunk.stored] = chunk.fetched.result()
+        self._make(chunk.buffer, chunk.steps, chunk.offsets)
+        self._mark(chunk.buffer, chunk.steps, chunk.offsets)
+        self._address(chunk.buffer, chunk.steps, chunk.offsets)
+        self._stamp(chunk.buffer, chunk.offsets, chunk.lengths, sums)
+        self._outlet.write(chunk.buffer.data)
 
     def _fetch(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
-        """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go."""
+        """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go.
+
+        This runs beside the rest, so that one processor reads and sums while another puts together.
+        """
         shift, segment = steps["pos"].astype(np.int64) - offsets, steps["segment"]
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segment[1:] != segment[:-1])) + 1
         view = buffer.data
         for first, last in _stretches(turns, len(steps)):
-            blob = self._timeline.owner(int(steps["segment"][first]))[1].blob
+            blob = self._timeline.owner(int(segment[first]))[1].blob
             end = int(offsets[last - 1] + lengths[last - 1])
             blob.readinto(int(steps["pos"][first]), view[int(offsets[first]) : end])
         checks, sums = kernel.check(buffer, offsets, lengths, self._swap)
@@ -113,6 +141,8 @@ class Renderer:
     def _make(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Build the headers of FREE and FREEOBJECTS records."""
         made = np.flatnonzero(~steps["stored"])
+        if not len(made):
+            return
         for layout, names in ((Free, ("object", "offset", "length")), (FreeObjects, ("firstobj", "numobjs"))):
             mine = made[steps["rtype"][made] == layout.RTYPE]
             if not len(mine):
