@@ -19,17 +19,20 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
+    "change-key": ("keys", "Change the key that opens datasets."),
     "create": ("names", "Create a dataset, empty until something is received below it."),
     "demo": ("demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
     "diff": ("diff", "Show what changed between two snapshots."),
     "dump": ("dump", "Print what a send stream holds, record by record."),
     "extract": ("extract", "Extract files of a snapshot."),
+    "forget-keys": ("keys", "Drop old keys for good."),
     "get": ("get", "Show properties."),
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),
     "list": ("list", "List datasets, snapshots and bookmarks."),
+    "load-key": ("keys", "Load keys, so that datasets can be opened."),
     "ls": ("files", "List the files of a snapshot."),
     "mount": ("mount", "Show a snapshot's files in a folder, or list what is mounted."),
     "pool": ("pool", "Create, find, check and remove pools."),
@@ -42,6 +45,7 @@ VERBS = {
     "set": ("settings", "Set properties."),
     "snap": ("names", "The same as snapshot."),
     "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
+    "unload-key": ("keys", "Forget loaded keys."),
     "unmount": ("mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
@@ -62,7 +66,7 @@ class Verbs(click.Group):
         if name not in VERBS:
             return self.commands.get(name)
         module = import_module(f"zkeep.cli.{VERBS[name][0]}")
-        command: click.Command = getattr(module, f"{ALIASES.get(name, name)}_verb")
+        command: click.Command = getattr(module, f"{ALIASES.get(name, name).replace('-', '_')}_verb")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

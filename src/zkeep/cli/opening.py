@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from zkeep.agent.client import keys
 from zkeep.cli.home import opened as open_pool
 from zkeep.errors import Refused, WrongUsage
 from zkeep.format.records import HEADER, MAGIC
@@ -44,13 +45,14 @@ def keys_from(locations: Sequence[str]) -> GetKey:
         raise Refused("opening snapshots needs the ciphers, which are not installed: pip install 'zkeep[open]'")
     from zkeep.crypto.unwrap import first_that_opens
 
-    materials = [_read_key(location) for location in locations if location != "prompt"]
+    materials = [read_key(location) for location in locations if location != "prompt"]
     if materials and "prompt" not in locations:
         return first_that_opens(materials)
-    return _Prompt(materials)
+    return _Prompt(materials, loaded=not locations)
 
 
-def _read_key(location: str) -> bytes:
+def read_key(location: str) -> bytes:
+    """What a key file holds."""
     parts = urlsplit(location)
     if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
         raise WrongUsage(f"a key location is file:///path or prompt, not {shown(location)}")
@@ -63,27 +65,52 @@ def _read_key(location: str) -> bytes:
 
 
 class _Prompt:
-    """Asks once for each key record that nothing else opens."""
+    """Takes the keys that are loaded, where no other was named; else asks a person, once."""
 
-    def __init__(self, materials: list[bytes]) -> None:
+    def __init__(self, materials: list[bytes], *, loaded: bool) -> None:
         self._materials = materials
+        self._loaded = list(keys()) if loaded else []
+        self._asked = False
 
     def __call__(self, wrapped: WrappedKeys) -> bytes:
-        from zkeep.crypto.unwrap import KeyFormat, WrongKey, first_that_opens
+        from zkeep.crypto.unwrap import WrongKey, first_that_opens, key_that_opens
 
         try:
-            return first_that_opens(self._materials)(wrapped)
+            return key_that_opens(self._loaded, wrapped)
         except WrongKey:
             pass
-        if not sys.stdin.isatty():
-            raise Refused("it is encrypted and no key is here that opens it: give one with -L file:///path")
-        if wrapped.keyformat == KeyFormat.RAW:
-            raise Refused("its key is raw bytes, which cannot be typed: give it with -L file:///path")
-        import getpass
-
-        what = "hex key" if wrapped.keyformat == KeyFormat.HEX else "passphrase"
-        self._materials.append(getpass.getpass(f"Enter {what}: ").encode())
+        try:
+            return first_that_opens(self._materials)(wrapped)
+        except WrongKey as error:
+            if self._asked or self._loaded:
+                raise error from None
+        self._materials.append(self._ask(wrapped))
         return first_that_opens(self._materials)(wrapped)
+
+    def _ask(self, wrapped: WrappedKeys) -> bytes:
+        from zkeep.crypto.unwrap import KeyFormat
+
+        self._asked = True
+        way = "load it with zkeep load-key, or give it with -L file:///path"
+        if not sys.stdin.isatty():
+            raise Refused(f"it is encrypted and no key is here that opens it: {way}")
+        if wrapped.keyformat == KeyFormat.RAW:
+            raise Refused(f"its key is raw bytes, which cannot be typed: {way}")
+        return typed(wrapped.keyformat, "")
+
+
+def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
+    """What a person types, unseen; `again`: twice the same, for a new one."""
+    import getpass
+
+    from zkeep.crypto.unwrap import KeyFormat
+
+    what = "hex key" if keyformat == KeyFormat.HEX else "passphrase"
+    enter = f"{'new ' if again else ''}{what}{f' for {shown(of)}' if of else ''}: "
+    material = getpass.getpass(f"Enter {enter}").encode()
+    if again and getpass.getpass(f"Re-enter {enter}").encode() != material:
+        raise Refused("the two keys that were typed are not the same")
+    return material
 
 
 # Snapshots

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import click
 
+from zkeep.agent.client import roots
 from zkeep.cli.home import Name, dataset_of, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.errors import WrongUsage, ZkeepError
@@ -104,7 +105,7 @@ def _view(pool: str) -> View:
     context = click.get_current_context()
     found = context.with_resource(opened(pool))
     context.with_resource(found.catalog.reading())
-    return View(found)
+    return View(found, lambda: roots(found.doc["guid"]))
 
 
 def named(view: View, name: Name) -> Thing:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("-D", "--dedup", "dedup", is_flag=True, help="Accepted: nothing is deduplicated.")
 @click.option("-V", "--proctitle", "title", is_flag=True, help="Accepted and without effect.")
 @click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
+@click.option("--newest-key", "newest_key", is_flag=True, help="With the newest key of its dataset, as zfs sends.")
 @click.argument("snapshot", required=False, metavar="SNAPSHOT")
 def send_verb(
     *,
@@ -81,7 +82,7 @@ def send_verb(
             raise TryAgain("cannot send: nobody reads the stream any more") from None
 
 
-_ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name")
+_ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name", "newest_key")
 """The letters that the request takes as they are."""
 
 

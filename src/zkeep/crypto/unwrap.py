@@ -10,12 +10,13 @@ zio_crypt_key_unwrap(); lib/libzfs/libzfs_crypto.c derive_key().
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from zkeep.errors import Damaged, Refused
-from zkeep.format.nvlist import NvList
+from zkeep.format.nvlist import NvList, NvType
 
 WRAPPING_KEY = 32
 HMAC_KEY = 64
@@ -96,6 +97,30 @@ class WrappedKeys:
             iterations=_number(crypt, "pbkdf2iters"),
             salt=_number(crypt, "pbkdf2salt"),
         )
+
+
+    def fields(self) -> NvList:
+        """As crypt_keydata has them; the master key's field always takes 32 bytes."""
+        numbers = {
+            "DSL_CRYPTO_SUITE": self.suite,
+            "DSL_CRYPTO_GUID": self.guid,
+            "DSL_CRYPTO_VERSION": self.version,
+            "keyformat": self.keyformat,
+            "pbkdf2iters": self.iterations,
+            "pbkdf2salt": self.salt,
+        }
+        sealed = {
+            "DSL_CRYPTO_MASTER_KEY_1": self.master.ljust(32, b"\0"),
+            "DSL_CRYPTO_HMAC_KEY_1": self.hmac,
+            "DSL_CRYPTO_IV": self.iv,
+            "DSL_CRYPTO_MAC": self.mac,
+        }
+        fields = NvList()
+        for name, value in numbers.items():
+            fields.set(name, value, NvType.UINT64)
+        for name, content in sealed.items():
+            fields.set(name, content, NvType.UINT8_ARRAY)
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +209,44 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
     except invalid:
         raise WrongKey(f"the key is not that of key guid {wrapped.guid:#x}") from None
     return MasterKeys(wrapped.suite, wrapped.guid, wrapped.version, both[:-HMAC_KEY], both[-HMAC_KEY:])
+
+
+def wrap(keys: MasterKeys, wrapping_key: bytes, keyformat: int, iterations: int = 0, salt: int = 0) -> WrappedKeys:
+    """Seal a dataset's keys anew, under 32 bytes; the others say how a person's key becomes those."""
+    from zkeep.crypto.block import aead_of
+
+    aad = b"".join(word.to_bytes(8, "little") for word in (keys.guid, keys.suite, keys.version))
+    aead, _ = aead_of(SUITES[keys.suite].ccm, wrapping_key)
+    iv = os.urandom(12)
+    sealed = aead.encrypt(iv, keys.master + keys.hmac, aad)
+    size = len(keys.master)
+    return WrappedKeys(
+        suite=keys.suite,
+        guid=keys.guid,
+        version=keys.version,
+        master=sealed[:size],
+        hmac=sealed[size : size + HMAC_KEY],
+        iv=iv,
+        mac=sealed[size + HMAC_KEY :],
+        keyformat=keyformat,
+        iterations=iterations,
+        salt=salt,
+    )
+
+
+def key_that_opens(keys: Iterable[bytes], wrapped: WrappedKeys) -> bytes:
+    """Of several wrapping keys, of 32 bytes each, the one that opens a key record.
+
+    Raises:
+        WrongKey: none does.
+    """
+    for key in keys:
+        try:
+            unwrap(wrapped, key)
+            return key
+        except WrongKey:
+            continue
+    raise WrongKey("no key is here that opens it")
 
 
 def first_that_opens(materials: Iterable[bytes]) -> GetKey:

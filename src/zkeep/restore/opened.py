@@ -29,7 +29,7 @@ import numpy.typing as npt
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Metadnode, Seal, SealedDnode, open_dnodes, portable_mac
 from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
-from zkeep.crypto.unwrap import GetKey, WrappedKeys, unwrap
+from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Damaged
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
@@ -41,6 +41,7 @@ from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.restore.errors import Forgery, Unreadable
+from zkeep.restore.keys import master_keys
 from zkeep.restore.state import LEAF, Chunk, State
 
 Array = npt.NDArray[Any]
@@ -111,8 +112,7 @@ class Opened:
             raise Damaged(f"{self.name}: the stream is raw and brought no keys")
         if get_key is None:
             raise Unreadable(f"cannot open {self.name}: it is encrypted and no key is here: give it with -L")
-        wrapped = WrappedKeys.of(self.crypt)
-        return BlockKeys(unwrap(wrapped, get_key(wrapped)))
+        return BlockKeys(master_keys(self._pool, self.snapshot, get_key))
 
     def __enter__(self) -> Opened:
         with ExitStack() as stack:

@@ -73,6 +73,19 @@ class Opening:
         return number(self.crypt, "from_ivset_guid")
 
 
+def resealed(opening: Opening, fields: NvList) -> Opening:
+    """The same BEGIN with another sealing of the same keys; `fields` are those of a key record."""
+    nvlist = opening.nvlist
+    crypt = nvlist.get("crypt_keydata") if nvlist is not None else None
+    if nvlist is None or not isinstance(crypt, NvList):
+        return opening
+    for pair in fields.pairs:
+        crypt.set(pair.name, pair.value, pair.type)
+    payload = encode(nvlist)
+    begin = replace(opening.begin, payloadlen=len(payload))
+    return Opening(begin.pack(opening.byteorder), payload, opening.byteorder)
+
+
 def number(nvlist: NvList | None, name: str) -> int:
     """An integer of an nvlist; 0 where there is none."""
     value = nvlist.get(name, 0) if nvlist is not None else 0

@@ -5,10 +5,13 @@ Each is a function of the view and the thing; TABLE names them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zkeep.format.nvlist import NvList
+from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.begin import number
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
@@ -171,7 +174,35 @@ def _token(view: View, thing: Thing) -> Answer:
 
 
 def _keystatus(view: View, thing: Thing) -> Answer:
-    return Answer("unavailable") if _crypt(thing) else NOTHING
+    root = encryption_root(view, head(thing))
+    if root is None:
+        return NOTHING
+    return Answer("available" if root.id in view.loaded else "unavailable")
+
+
+def _keyhistory(view: View, thing: Thing) -> Answer:
+    """Which sealing of the keys came with which snapshots, oldest first; then those that were made here."""
+    if isinstance(thing, Bookmark) or not _crypt(thing):
+        return NOTHING
+    if isinstance(thing, Snapshot):
+        record = keyrecords.of_snapshot(view.pool, thing)
+        return Answer(_sealing(record.fields, record.mark) if record else None)
+    return Answer(", ".join(_events(view, thing)) or None)
+
+
+def _events(view: View, dataset: Dataset) -> Iterator[str]:
+    since: dict[str, list[str]] = {}
+    for snapshot in view.snapshots[dataset.id]:
+        if record := keyrecords.of_snapshot(view.pool, snapshot):
+            since.setdefault(_sealing(record.fields, record.mark), []).append(snapshot.doc["name"])
+    for sealing, names in since.items():
+        yield f"@{names[0]} {sealing}" if len(names) == 1 else f"@{names[0]}%{names[-1]} {sealing}"
+    for record in reversed(list(keyrecords.local(view.pool, dataset))):
+        yield f"here {_sealing(record.fields, record.mark)}"
+
+
+def _sealing(fields: NvList, mark: str) -> str:
+    return f"{_coded('keyformat', number(fields, 'keyformat'))} {mark}"
 
 
 def _keyguid(view: View, thing: Thing) -> Answer:
@@ -223,5 +254,6 @@ TABLE: dict[str, Derivation] = {
     "encryptionroot": _encryptionroot,
     "keystatus": _keystatus,
     "keyguid": _keyguid,
+    "keyhistory": _keyhistory,
     "snapshots_changed": _document("snapshots_changed"),
 }

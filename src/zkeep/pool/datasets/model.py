@@ -402,7 +402,7 @@ class Pool:
         segments = [segment for _, run in runs for segment in run["segments"]]
         for segment in segments:
             t.delete("segment", segment)
-        for kind in ("snapshot", "begin", "run", "bookmark"):
+        for kind in ("snapshot", "begin", "run", "bookmark", "key"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)
         t.delete("receive", dataset.key)

@@ -195,6 +195,7 @@ _TABLE = [
     Property("longname", "LONGNAME", "f", "inherit", "index", "off", _BOOLEAN),
     Property("ivsetguid", "IVSETGUID", "sb", "readonly", "id"),
     Property("keyguid", "KEYGUID", "fvs", "readonly", "id"),
+    Property("keyhistory", "KEYHISTORY", "fvs", "readonly", "text"),
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}

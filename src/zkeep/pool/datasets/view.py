@@ -7,7 +7,7 @@ written is the command line's business. Figures, snapshots and clones are looked
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from zkeep.pool.datasets import derived, properties
@@ -18,16 +18,24 @@ from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
 
 
 class View:
-    """Answers of one moment; make a new one after a change."""
+    """Answers of one moment; make a new one after a change.
 
-    def __init__(self, pool: Pool) -> None:
+    `loaded` tells the roots of encryption, by dataset number, whose keys somebody else holds; a pool holds none.
+    """
+
+    def __init__(self, pool: Pool, loaded: Callable[[], set[int]] = set) -> None:
         self.pool = pool
+        self._loaded = loaded
         self.tree = pool.tree()
 
     @cached_property
     def snapshots(self) -> dict[int, list[Snapshot]]:
         """Of every dataset, by its id; oldest first."""
         return self.pool.all_snapshots()
+
+    @cached_property
+    def loaded(self) -> set[int]:
+        return self._loaded()
 
     @cached_property
     def space(self) -> Space:

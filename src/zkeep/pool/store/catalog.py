@@ -178,6 +178,15 @@ class Catalog:
         self._journal.prune(place.generation)
         return place
 
+    def renew(self) -> None:
+        """Let nothing of the past stay in the catalog's files: what documents said before is gone for good."""
+        with self._exclusive(self._wait):
+            self._checkpoint(self._catch_up(self._index))
+            self._index.close()
+            for suffix in ("", "-wal", "-shm"):
+                self._store.delete(INDEX + suffix)
+        self._index = self._on_disk()
+
     @contextmanager
     def _exclusive(self, wait: float) -> Iterator[None]:
         if self.read_only:

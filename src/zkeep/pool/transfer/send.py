@@ -17,6 +17,7 @@ from zkeep.format.records import Feature
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.begin import Address, Opening, addressed
 from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.keyrecords import with_newest
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.space import Amount
@@ -61,6 +62,8 @@ class SendRequest:
     token: str | None = None
     dry_run: bool = False
     received_name: bool = False
+    newest_key: bool = False
+    """Send each snapshot with the newest sealing of its keys, in place of the one that came with it."""
     props: bool = False
     holds: bool = False
     backup: bool = False
@@ -94,7 +97,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
             write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
         for leg in legs:
-            write_leg(pool, leg, sink.write, received_name=request.received_name)
+            write_leg(pool, leg, sink.write, received_name=request.received_name, newest_key=request.newest_key)
         if packaged:
             write_fully(sink.write, conclusion())
         sink.flush()
@@ -112,13 +115,15 @@ def _wrapping(request: SendRequest) -> Wrapping:
     return Wrapping(request.snapshot or "", source, *extras)
 
 
-def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False) -> None:
+def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False, newest_key: bool = False) -> None:
     """Write one substream, from its BEGIN to its END."""
     snapshot = leg.snapshot
     history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
     source_txg = leg.source.txg if leg.source else 0
     before, new = history.upto(source_txg).runs, history.after(source_txg).runs
     stored = _opening(pool, snapshot)
+    if newest_key:
+        stored = with_newest(pool, snapshot, stored)
     begin = stored.begin
     name = begin.toname if received_name else str(snapshot.name).encode()
     opening = addressed(

@@ -1,0 +1,1 @@
+"""Loaded keys: a process that holds them in memory, and how others ask it."""

@@ -1,0 +1,49 @@
+"""From a person's key to a dataset's keys: whichever of its key records the key opens will do.
+
+A change of the wrapping key leaves the keys inside as they are. So an old key opens new snapshots as long as an old
+key record is there, and a new key opens old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, WrongKey, unwrap
+from zkeep.errors import Damaged
+from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.keyrecords import KeyRecord
+from zkeep.pool.datasets.model import Pool, Snapshot
+
+
+def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
+    """The keys of a snapshot, by its own key record or another one of the same keys.
+
+    Raises:
+        WrongKey: the key opens none of them.
+        Damaged: the snapshot's own key record makes no sense.
+    """
+    own = keyrecords.of_snapshot(pool, snapshot)
+    if own is None:
+        raise Damaged(f"{snapshot.name}: the stream is raw and brought no keys")
+    wrapped = WrappedKeys.of(own.fields)
+    try:
+        return unwrap(wrapped, get_key(wrapped))
+    except WrongKey as error:
+        others = keyrecords.distinct(keyrecords.of_dataset(pool, snapshot.dataset))
+        found = first_opened((record for record in others if record.mark != own.mark), get_key, own.guid)
+        if found is None:
+            raise error
+        return found
+
+
+def first_opened(records: Iterable[KeyRecord], get_key: GetKey, guid: int) -> MasterKeys | None:
+    """What the first record holds that the key opens, of those with the keys of this guid."""
+    for record in records:
+        if record.guid != guid:
+            continue
+        try:
+            wrapped = WrappedKeys.of(record.fields)
+            return unwrap(wrapped, get_key(wrapped))
+        except (WrongKey, Damaged):
+            continue
+    return None

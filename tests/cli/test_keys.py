@@ -1,0 +1,178 @@
+"""load-key, unload-key, change-key, forget-keys, on a backup that real OpenZFS sent."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zkeep.agent import client
+from zkeep.cli.main import run
+
+STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
+KEY = f"file://{STORY}/jambon-zfs-key"
+Output = pytest.CaptureFixture[str]
+SNAPSHOT = "v/jambon/blanc@work-of-the-day"
+
+
+@pytest.fixture(autouse=True)
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Output) -> Iterator[None]:
+    """v/jambon: a root of encryption with four children, under a raw key."""
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZKEEP_AGENT", str(tmp_path / "runtime" / "agent"))
+    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
+    for stream, target in (("full-Rw.zfs", "v/jambon"), ("inc-w.zfs", "v/jambon/blanc")):
+        receive(STORY / stream, target)
+    capfd.readouterr()
+    yield
+    run(["unload-key", "-a"])
+    assert list(client.keys()) == []
+
+
+def receive(stream: Path, target: str, *flags: str) -> None:
+    with stream.open("rb") as source:
+        command = [sys.executable, "-m", "zkeep", "receive", *flags, target]
+        assert subprocess.run(command, stdin=source, check=False).returncode == 0
+
+
+def said(capfd: Output, *words: str, status: int = 0) -> str:
+    """What a command prints, whichever way; exactly one line of it if it fails."""
+    assert run(list(words)) == status
+    out, err = capfd.readouterr()
+    if status:
+        assert err.count("\n") == 1
+    return str(out + err)
+
+
+def get(capfd: Output, prop: str, name: str) -> str:
+    return said(capfd, "get", "-H", "-o", "value", prop, name).strip()
+
+
+def passphrase(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_the_key_comes_and_the_files_are_there(capfd: Output) -> None:
+    assert get(capfd, "keystatus", SNAPSHOT) == "unavailable"
+    assert get(capfd, "encryptionroot", SNAPSHOT) == "v/jambon"
+    assert get(capfd, "keylocation", "v/jambon") == "prompt"
+    assert said(capfd, "set", f"keylocation={KEY}", "v/jambon") == ""
+    assert said(capfd, "load-key", "v/jambon") == ""
+    assert get(capfd, "keystatus", SNAPSHOT) == "available"
+    assert "another-file" in said(capfd, "ls", SNAPSHOT)
+    assert said(capfd, "unload-key", "v/jambon") == ""
+    assert get(capfd, "keystatus", SNAPSHOT) == "unavailable"
+    assert "no key is here" in said(capfd, "ls", SNAPSHOT, status=1)
+
+
+def test_what_zfs_says_is_said(capfd: Output, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_bytes(bytes(32))
+    wrong = f"file://{tmp_path}/wrong"
+    assert said(capfd, "load-key", "-n", "-L", KEY, "v/jambon") == "1 / 1 key(s) successfully verified\n"
+    assert "Incorrect key provided for 'v/jambon'." in said(capfd, "load-key", "-L", wrong, "v/jambon", status=1)
+    assert "encryption root of 'v/jambon/blanc'" in said(capfd, "load-key", "-L", KEY, "v/jambon/blanc", status=1)
+    assert "'v' is not encrypted" in said(capfd, "load-key", "-L", KEY, "v", status=1)
+    assert "already unloaded" in said(capfd, "unload-key", "v/jambon", status=1)
+    assert said(capfd, "load-key", "-r", "-L", KEY, "v") == "1 / 1 key(s) successfully loaded\n"
+    assert "already loaded" in said(capfd, "load-key", "-L", KEY, "v/jambon", status=1)
+    assert said(capfd, "unload-key", "-a") == "1 / 1 key(s) successfully unloaded\n"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["-a", "v/jambon"], ["--lifetime", "soon", "v/jambon"], ["v/jambon@to-remote-server"]]
+)
+def test_wrong_usage(capfd: Output, words: list[str]) -> None:
+    said(capfd, "load-key", *words, status=2)
+
+
+def test_a_changed_key_stands_beside_the_old_one(capfd: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    said(capfd, "load-key", "-L", KEY, "v/jambon")
+    passphrase(monkeypatch, "correct horse\n")
+    options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
+    assert said(capfd, "change-key", *options, "v/jambon") == ""
+    said(capfd, "unload-key", "-a")
+    assert get(capfd, "keyformat", "v/jambon/blanc") == "passphrase"
+    assert get(capfd, "keyhistory", "v/jambon/blanc").startswith("@2018%work-of-the-day raw ")
+    assert ", here passphrase " in get(capfd, "keyhistory", "v/jambon/blanc")
+    assert "another-file" in said(capfd, "ls", "-L", KEY, SNAPSHOT)
+    passphrase(monkeypatch, "correct horse\n")
+    said(capfd, "load-key", "v/jambon")
+    assert "blanc@2018: authentic" in said(capfd, "verify", "-v", "v/jambon/blanc@2018")
+
+
+def test_an_increment_after_a_changed_key_takes_nothing_away(capfd: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """openzfs/zfs#12614: there, the sender's wrap replaces the receiver's, and the receiver's key opens nothing."""
+    said(capfd, "destroy", SNAPSHOT)
+    passphrase(monkeypatch, "correct horse\n")
+    options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
+    said(capfd, "change-key", "-L", KEY, *options, "v/jambon")
+    receive(STORY / "inc-w.zfs", "v/jambon/blanc")
+    passphrase(monkeypatch, "correct horse\n")
+    said(capfd, "load-key", "v/jambon")
+    assert "another-file" in said(capfd, "ls", SNAPSHOT)
+    said(capfd, "unload-key", "-a")
+    assert "another-file" in said(capfd, "ls", "-L", KEY, SNAPSHOT)
+
+
+@pytest.mark.parametrize("options", [["-o", "pbkdf2iters=9"], ["-o", "keyformat=base64"], ["-o", "compression=on"]])
+def test_change_key_refuses_nonsense(capfd: Output, options: list[str]) -> None:
+    said(capfd, "change-key", "-L", KEY, *options, "v/jambon", status=2)
+
+
+def test_forgotten_keys_open_nothing_and_are_nowhere(
+    capfd: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passphrase(monkeypatch, "correct horse\n")
+    options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
+    said(capfd, "change-key", "-L", KEY, *options, "v/jambon")
+    old = sealed_key(STORY / "full-Rw.zfs")
+    assert old in everything(tmp_path / "pool")
+    said(capfd, "forget-keys", "-n", "v/jambon")
+    assert "another-file" in said(capfd, "ls", "-L", KEY, SNAPSHOT)
+    said(capfd, "forget-keys", "-f", "v/jambon")
+    said(capfd, "ls", "-L", KEY, SNAPSHOT, status=1)
+    assert old not in everything(tmp_path / "pool")
+    said(capfd, "pool", "scrub", "v")
+    said(capfd, "pool", "scrub", "--rebuild-catalog", "v")
+    passphrase(monkeypatch, "correct horse\n")
+    said(capfd, "load-key", "v/jambon")
+    assert "blanc@2018: authentic" in said(capfd, "verify", "-v", "v/jambon/blanc@2018")
+
+
+def sealed_key(stream: Path) -> bytes:
+    """The sealed master key of the first snapshot in a stream."""
+    from zkeep.format.events import SubBegin
+    from zkeep.format.nvlist import NvList
+    from zkeep.format.reader import read_events
+
+    with stream.open("rb") as source:
+        begin = next(event for event in read_events(source) if isinstance(event, SubBegin))
+    assert begin.nvlist is not None
+    crypt = begin.nvlist["crypt_keydata"]
+    assert isinstance(crypt, NvList)
+    key = crypt["DSL_CRYPTO_MASTER_KEY_1"]
+    assert isinstance(key, bytes)
+    return key
+
+
+def everything(pool: Path) -> bytes:
+    """All bytes of a pool's files, with what base64 and gzip hide in the catalog."""
+    import base64
+    import gzip
+
+    found = []
+    for path in pool.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            found.append(gzip.decompress(content) if path.suffix == ".gz" else content)
+    text = b"".join(found)
+    hidden = [piece for piece in text.split(b'"') if len(piece) > 500 and not set(piece) - BASE64]
+    assert hidden
+    return text + b"".join(base64.b64decode(piece + b"=" * (-len(piece) % 4)) for piece in hidden)
+
+
+BASE64 = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
