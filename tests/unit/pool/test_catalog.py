@@ -399,6 +399,26 @@ def test_kill_at_random_moments_leaves_the_old_or_the_new_state(tmp_path: Path) 
         catalog.close()
 
 
+def test_an_index_that_became_small_is_small_on_disk(tmp_path: Path) -> None:
+    catalog = make(tmp_path)
+    with catalog.transaction() as t:
+        for number in range(1000):
+            t.put("thing", f"{number:04}", {"text": "x" * 2000})
+    before = (tmp_path / INDEX).stat().st_size
+    with catalog.transaction() as t:
+        for number in range(990):
+            t.delete("thing", f"{number:04}")
+    reader = Catalog(LocalStore(tmp_path))
+    with catalog.transaction(), suppress(RuntimeError):
+        catalog.shrink()  # not now
+    catalog.shrink()
+    assert (tmp_path / INDEX).stat().st_size < before / 10
+    assert [len(found.scan("thing")) for found in (catalog, reader)] == [10, 10]
+    put(catalog, "more", n=1)
+    assert reader.get("thing", "more") == {"n": 1}
+    assert catalog.verify() == []
+
+
 def test_opening_imports_nothing_heavy() -> None:
     heavy = "('numpy', 'rich', 'cryptography')"
     script = f"import sys, zkeep.pool.datasets.model; print([m for m in {heavy} if m in sys.modules])"

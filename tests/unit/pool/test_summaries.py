@@ -168,6 +168,14 @@ def test_compaction_gives_them_up_where_they_are_too_much(pool: Pool) -> None:
     assert not names(pool)
 
 
+def test_compaction_keeps_none_that_sums_up_nothing(pool: Pool) -> None:
+    before = names(pool)
+    remove(pool, *range(1, HISTORY.last))
+    compact(pool)
+    assert before
+    assert not names(pool), "two runs are left, and nobody wrote their summary"
+
+
 # Which there should be
 
 

@@ -70,6 +70,7 @@ def compact(
                 work.dataset(one, level)
     sweep(pool)
     summaries.slim(pool, _figures(pool).room)
+    pool.catalog.shrink()
     return work.report
 
 

@@ -104,11 +104,12 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
         history = history_of(pool, dataset)
         runs = own_runs(pool, dataset)
         _write(pool, dataset, history, runs)
-        texts = _names(pool, dataset)
-        valid = {str(name) for _, _, name in matching(texts, runs)}
-        for text in texts:
-            if text not in valid:
-                pool.store.delete(text)
+        for text in set(_names(pool, dataset)) - set(map(str, _valid(pool, dataset))):
+            pool.store.delete(text)
+
+
+def _valid(pool: Pool, dataset: Dataset) -> list[Name]:
+    return [name for _, _, name in matching(_names(pool, dataset), own_runs(pool, dataset))]
 
 
 def _names(pool: Pool, dataset: Dataset) -> list[str]:
@@ -154,13 +155,15 @@ def forget(pool: Pool, dataset: Dataset) -> None:
 
 
 def slim(pool: Pool, room: int) -> None:
-    """Delete what is of datasets that are gone; and everything, if that takes more than `room` bytes."""
-    keys, sizes = {dataset.key for dataset in pool.tree().by_id.values()}, {}
+    """Delete what sums up nothing any more; and everything, if what is left takes more than `room` bytes."""
+    valid = {str(name) for d in pool.tree().by_id.values() for name in _valid(pool, d)}
+    sizes = {}
     for text in pool.store.names(FOLDER):
         with suppress(FileNotFoundError):
             sizes[text] = pool.store.size(text)
+    left = sum(size for text, size in sizes.items() if text in valid)
     for text in sizes:
-        if text.split("/")[1] not in keys or sum(sizes.values()) > room:
+        if text not in valid or left > room:
             pool.store.delete(text)
 
 

@@ -267,6 +267,11 @@ class Catalog:
                 return index
         raise TryAgain(f"the catalog of {self._store.root} is busy: another process is changing it")
 
+    def shrink(self) -> None:
+        """Give back to the disk what the index takes and does not use, if nobody is in the way."""
+        with suppress(OSError, TryAgain), self._exclusive(0.0):
+            self._index.shrink()
+
     # Verifying and rebuilding
 
     def verify(self) -> list[str]:

@@ -23,6 +23,8 @@ Row = tuple[str, str, str]
 
 MEMORY = ":memory:"
 REMEDY = "`zkeep pool scrub --rebuild-catalog` makes it anew"
+_FEW = 64
+"""Pages that are not worth giving back."""
 _LAST = "\U0010ffff"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = {
@@ -111,6 +113,13 @@ class Index:
     def version(self) -> tuple[int, int, int]:
         """Differs after every change that a reader here would see, by whichever connection."""
         return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
+
+    def shrink(self) -> None:
+        """Give pages that nothing uses back to the disk, where they are more than a quarter."""
+        unused, pages = (self._run(f"PRAGMA {name}")[0][0] for name in ("freelist_count", "page_count"))
+        if unused > max(pages // 4, _FEW):
+            self._run("VACUUM")
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Content
 
