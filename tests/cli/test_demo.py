@@ -23,7 +23,9 @@ def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "12 snapshots, 334K" in done.stdout
-    assert "unavailable" in done.stdout
+    assert "keystatus  unavailable" in done.stdout
+    assert "keystatus  available" in done.stdout
+    assert "another-file among them" in done.stdout
     assert done.stdout.count("equal to") == 6
     assert list(tmp_path.iterdir()) == []
 

@@ -52,7 +52,7 @@ import sys
 for name in {barred!r}:
     sys.modules[name] = None
 from zkeep.cli.main import main
-main(["demo"])
+main(["demo", "--blind"])
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -22,21 +22,26 @@ from zkeep.errors import Damaged
 if TYPE_CHECKING:
     from zkeep.cli.stage import Stage
 
+ANYWHERE = "anywhere$"
 SOURCE = "zdata/encrypted/jambon"
 MIRROR = "zbackups/encrypted/jambon"
-INTRODUCTION = """\
-[bold]A backup server that cannot read its backups.[/] What follows [yellow]source#[/] was typed on a real OpenZFS
-host, whose streams ship with zkeep; what follows [green]server$[/] runs here and now, in a temporary folder."""
+INTRODUCTION = (
+    "[bold]A backup server that cannot read its backups.[/] What follows [yellow]source#[/] was typed on a real "
+    "OpenZFS host, whose streams ship with zkeep; what follows [green]server$[/] or [green]anywhere$[/] runs here "
+    "and now, in a temporary folder."
+)
 AS_SENT = "-w --received-name"
 
 
 @click.command("demo")
 @click.option("--keep", is_flag=True, help="Leave the pool in its folder, to look around.")
-def demo_verb(*, keep: bool) -> None:
+@click.option("--blind", is_flag=True, help="Without the end, in which the key comes.")
+def demo_verb(*, keep: bool, blind: bool) -> None:
     """Play the life of a backup server in a temporary folder; it takes seconds.
 
     Real streams of an OpenZFS host are received, listed, scrubbed, pruned, compacted and sent back, and what comes
-    out is compared with what the kernel itself sent. Exit status 0 only if all of it is equal.
+    out is compared with what the kernel itself sent. Then the key comes, and the files are there. Exit status 0 only
+    if all of it is equal.
     """
     from rich.console import Console
 
@@ -48,7 +53,10 @@ def demo_verb(*, keep: bool) -> None:
         stage.console.print(INTRODUCTION)
         for scene in (_create, _receive, _refuse, _increment, _send_back, _prune, _compact):
             scene(stage)
-        _close(stage, time.monotonic() - began)
+        stage.passed(f"{nice_bytes(stage.compared)} were sent back, each byte as the kernel sends it; no key was here")
+        if not blind:
+            _emergency(stage)
+        stage.console.print(f"\n[bold green]✓ all is as it should be; {time.monotonic() - began:.1f} s[/]")
         if keep:
             click.echo(f"The pool is left in {folder}; look at it with ZKEEP_HOME={folder} zkeep list -t all")
 
@@ -64,22 +72,28 @@ def _folder(keep: bool) -> Iterator[Path]:
 
 @contextmanager
 def _known_at(folder: Path) -> Iterator[None]:
-    """The demo's pool is known to the demo alone."""
-    before = os.environ.get("ZKEEP_HOME")
-    os.environ["ZKEEP_HOME"] = str(folder)
+    """The demo's pool is known to the demo alone, and so is the agent that holds its key."""
+    own = {"ZKEEP_HOME": str(folder), "ZKEEP_AGENT": str(folder / "runtime" / "agent")}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     try:
         yield
     finally:
-        del os.environ["ZKEEP_HOME"]
-        if before is not None:
-            os.environ["ZKEEP_HOME"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def data(name: str) -> bytes:
+    from importlib.resources import files
+
+    return (files("zkeep") / "data" / name).read_bytes()
 
 
 def stream(name: str) -> bytes:
     """A stream as the OpenZFS host sent it."""
-    from importlib.resources import files
-
-    return lzma.decompress((files("zkeep") / "data" / f"{name}.zfs.xz").read_bytes())
+    return lzma.decompress(data(f"{name}.zfs.xz"))
 
 
 def _create(stage: Stage) -> None:
@@ -181,6 +195,29 @@ def _segment_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "vault" / "segments").rglob("*.seg"))
 
 
-def _close(stage: Stage, seconds: float) -> None:
-    done = f"{nice_bytes(stage.compared)} sent back, each byte as the kernel sends it; {seconds:.1f} s; no key was here"
-    stage.console.print(f"\n[bold green]✓ {done}[/]")
+def _emergency(stage: Stage) -> None:
+    """The key comes; what is read is compared with what the source's kernel showed."""
+    import hashlib
+    import json
+
+    top, newest = "vault/jambon", "vault/jambon/blanc@work-of-the-day"
+    key = stage.folder / "key"
+    key.write_bytes(data("jambon.key"))
+    stage.title("The emergency: the key comes, and the files are there, without ZFS")
+    stage.prompt = ANYWHERE
+    stage.run(f"get -o property,value keystatus {top}", f"zfs get keystatus {MIRROR}")
+    stage.run(f"set keylocation=file://{key} {top}", f"zfs set keylocation=file:///... {MIRROR}")
+    try:
+        stage.run(f"load-key {top}", f"zfs load-key {MIRROR}")
+        stage.run(f"get -o property,value keystatus {top}", f"zfs get keystatus {MIRROR}")
+        stage.run(f"verify -v {newest}")
+        stage.run(f"ls -l {newest}", "ls -l /zbackups/encrypted/jambon/blanc")
+        stage.run(f"extract -C {stage.folder}/restored {newest}", show=False)
+    finally:
+        stage.run(f"unload-key {top}", f"zfs unload-key {MIRROR}")
+    wanted = json.loads(data("jambon-blanc.sha256.json"))
+    for path, digest in wanted.items():
+        found = hashlib.sha256((stage.folder / "restored" / path).read_bytes()).hexdigest()
+        if found != digest:
+            raise Damaged(f"demo: {path} is not what it was at the source")
+    stage.passed(f"{len(wanted)} files, another-file among them, have the source's SHA-256")

@@ -42,7 +42,7 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 def keys_from(locations: Sequence[str]) -> GetKey:
     """Whichever of the named keys opens a snapshot; asks a person where none is named and one is there."""
     if find_spec("cryptography") is None:
-        raise Refused("opening snapshots needs the ciphers, which are not installed: pip install 'zkeep[open]'")
+        raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep anew")
     from zkeep.crypto.unwrap import first_that_opens
 
     materials = [read_key(location) for location in locations if location != "prompt"]

@@ -78,6 +78,8 @@ class Stage:
     scenes: int = 0
     compared: int = 0
     """Bytes."""
+    prompt: str = SERVER
+    """Of the machine on which commands run."""
     noted: int = 0
     """A figure that a scene leaves for a later one."""
 
@@ -91,7 +93,7 @@ class Stage:
 
     def run(self, command: str, answers: str = "", content: bytes = b"", *, show: bool = True) -> bytes:
         """Run a command; `answers`: the command of zfs(8) or zpool(8) that it stands for."""
-        self._command(SERVER, "green", f"zkeep {command}", answers)
+        self._command(self.prompt, "green", f"zkeep {command}", answers)
         outcome = self.quietly(command, content)
         if show:
             self._print(outcome.err + outcome.out.decode())
@@ -99,7 +101,7 @@ class Stage:
 
     def refused(self, command: str, content: bytes) -> None:
         """Run a command that must fail and change nothing."""
-        self._command(SERVER, "green", f"zkeep {command}", "")
+        self._command(self.prompt, "green", f"zkeep {command}", "")
         outcome = call(command, content)
         self._print(outcome.err, "red")
         if outcome.status != 1:
@@ -128,7 +130,7 @@ class Stage:
 
         width = max(self.console.width - INDENT - 2, 40)
         lines = f" \\\n{' ' * INDENT}".join(textwrap.wrap(command, width, break_on_hyphens=False))
-        weight = "bold" if prompt == SERVER else ""
+        weight = "" if prompt == SOURCE else "bold"
         self.console.print(Text.assemble("  ", (prompt, colour), " ", (lines, weight)))
         if answers:
             self.console.print(Text(f"{' ' * INDENT}with ZFS: {answers}", "dim"))
