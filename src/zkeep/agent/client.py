@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,21 @@ from zkeep.errors import Refused, TryAgain
 STARTING = 10.0
 "Seconds that an agent may take to come up."
 ANSWERING = 10.0
+LONGEST = 100
+"Bytes of a socket's path; systems differ, 103 is the least."
 Request = dict[str, Any]
 
 
 def path() -> Path:
-    """Where the agent's socket is."""
+    """Where the agent's socket is; elsewhere, by a short name, where the system takes no path as long as that."""
+    wanted = _wanted()
+    text = os.fsencode(wanted)
+    if len(text) <= LONGEST:
+        return wanted
+    return Path(f"/tmp/zkeep-{os.geteuid()}") / f"agent-{blake2b(text, digest_size=8).hexdigest()}"  # noqa: S108
+
+
+def _wanted() -> Path:
     if given := os.environ.get("ZKEEP_AGENT"):
         return Path(given)
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):

@@ -200,6 +200,8 @@ def _emergency(stage: Stage) -> None:
     import hashlib
     import json
 
+    from zkeep.cli.stage import call
+
     top, newest = "vault/jambon", "vault/jambon/blanc@work-of-the-day"
     key = stage.folder / "key"
     key.write_bytes(data("jambon.key"))
@@ -213,8 +215,9 @@ def _emergency(stage: Stage) -> None:
         stage.run(f"verify -v {newest}")
         stage.run(f"ls -l {newest}", "ls -l /zbackups/encrypted/jambon/blanc")
         stage.run(f"extract -C {stage.folder}/restored {newest}", show=False)
-    finally:
         stage.run(f"unload-key {top}", f"zfs unload-key {MIRROR}")
+    finally:
+        call(f"unload-key {top}")
     wanted = json.loads(data("jambon-blanc.sha256.json"))
     for path, digest in wanted.items():
         found = hashlib.sha256((stage.folder / "restored" / path).read_bytes()).hexdigest()
