@@ -10,7 +10,7 @@ import pytest
 from lab import HEX, PASSPHRASE, RAW, Key, Lab
 
 LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-SHORT_ROWS = 14
+SHORT_ROWS = 10
 FACTORS = {
     "suite": [f"aes-{bits}-{mode}" for mode in ("gcm", "ccm") for bits in (256, 128, 192)],
     "keyformat": [RAW, PASSPHRASE, HEX],

@@ -146,7 +146,9 @@ def _joined(parts: list[tuple[Numbers, Array]]) -> tuple[Numbers, Array]:
 
 
 def runs_of(values: Numbers) -> Iterator[tuple[int, int]]:
-    """Stretches of equal values: [start, end)."""
+    """Stretches of equal values: [start, end); none of nothing."""
+    if not len(values):
+        return
     turns = np.flatnonzero(values[1:] != values[:-1]) + 1
     marks = [0, *turns.tolist(), len(values)]
     yield from pairwise(marks)

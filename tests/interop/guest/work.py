@@ -24,12 +24,19 @@ class Work:
             return (b"%08x some text that shrinks\n" % self.random.getrandbits(32)) * (size // 30 + 1)
         return self.random.randbytes(size) if kind == 1 else bytes(size)
 
+    def walk(self):
+        """os.walk() without what is mounted below."""
+        device = os.lstat(self.root).st_dev
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if os.lstat(os.path.join(folder, name)).st_dev == device]
+            yield folder, files
+
     def files(self):
-        found = [os.path.join(d, n) for d, _, names in os.walk(self.root) for n in names]
-        return sorted(p for p in found if stat.S_ISREG(os.lstat(p).st_mode))
+        found = [os.path.join(folder, name) for folder, names in self.walk() for name in names]
+        return sorted(path for path in found if stat.S_ISREG(os.lstat(path).st_mode))
 
     def folder(self):
-        return self.random.choice(sorted(d for d, _, _ in os.walk(self.root)))
+        return self.random.choice(sorted(folder for folder, _ in self.walk()))
 
     def name(self, kind):
         return os.path.join(self.folder(), f"{kind}{self.random.getrandbits(24):06x}")
@@ -99,7 +106,7 @@ class Work:
 
     def rmdir(self):
         folder = self.folder()
-        if folder != self.root:
+        if folder != self.root and not any(os.path.ismount(d) for d, _, _ in os.walk(folder)):
             shutil.rmtree(folder)
 
     def chmod(self):
