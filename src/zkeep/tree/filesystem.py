@@ -18,6 +18,7 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
 from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs, znode_of
+from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 
 MASTER = 1
@@ -155,10 +156,15 @@ class Filesystem:
             raise BadTree(f"folder {folder}: {error}") from None
 
     def find(self, folder: int, name: bytes) -> Name | None:
-        """The entry of exactly this name."""
+        """The entry of this name: exactly this, else one that the dataset's normalization or case makes equal."""
         try:
-            entry = self.zap(folder).get(name)
-            return Name(name, entry.number & OBJECT_BITS, entry.number >> 60) if entry else None
+            zap = self.zap(folder)
+            entry = zap.get(name)
+            fold = folding(zap.normalization, self.master.get("casesensitivity", 0)) if entry is None else None
+            if fold is not None:
+                wanted = fold(name)
+                entry = next((entry for entry in zap if fold(entry.name) == wanted), None)
+            return Name(entry.name, entry.number & OBJECT_BITS, entry.number >> 60) if entry else None
         except BadZap as error:
             raise BadTree(f"folder {folder}: {error}") from None
 
