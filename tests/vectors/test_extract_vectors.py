@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 from manifests import Case, Files, cases, differences, received, snapshots, told
 from test_open_vectors import KINDS
 
+from zkeep.format.znode import Znode
+from zkeep.pool.datasets.model import Pool
 from zkeep.restore.extract import Extraction, Options, extract_volume
 from zkeep.restore.opened import Opened
-from zkeep.tree.filesystem import Filesystem
+from zkeep.tree.filesystem import Extent, Filesystem
 from zkeep.tree.volume import Volume
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make owners and devices")
@@ -69,3 +73,39 @@ def test_what_is_extracted_is_what_the_kernel_showed(case: Case, tmp_path: Path)
             assert bool(work.skipped.counts) == bool(long)
             kept = {path: entry for path, entry in told(want["files"]).items() if path not in long}
             assert differences(looked_at(target), kept) == []
+
+
+class Dying(Filesystem):
+    """Kills the process in the middle of its n-th file of more than one block."""
+
+    left = 0
+
+    def extents(self, node: Znode) -> Iterator[Extent]:
+        for number, extent in enumerate(super().extents(node)):
+            yield extent
+            self.left -= number == 0
+            if self.left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_an_extraction_that_was_killed_goes_on_where_it_was(turn: int, tmp_path: Path) -> None:
+    case = next(case for case in cases() if case.name == "gcm128-zstd-16k-composed")
+    with received(case, tmp_path) as pool:
+        snapshot, want = snapshots(pool, case)[0]
+    target = tmp_path / "out"
+    child = os.fork()
+    if not child:
+        with Pool.open(pool.path) as mine, Opened(mine, snapshot, case.key) as opened:
+            filesystem = Dying(opened)
+            filesystem.left = turn
+            Extraction(filesystem, Options()).everything(str(target))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    begun = [path for path in target.rglob("*") if path.is_file() and path.stat().st_mode & stat.S_ISVTX]
+    assert len(begun) == 1
+    with Pool.open(pool.path) as mine, Opened(mine, snapshot, case.key) as opened:
+        work = Extraction(Filesystem(opened), Options())
+        work.everything(str(target))
+    assert work.progress.kept >= turn - 1
+    assert differences(looked_at(target), told(want["files"])) == []

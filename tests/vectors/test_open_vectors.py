@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from manifests import Case, Files, cases, differences, received, snapshots, told
 
+from zkeep.pool.care.compact import compact
+from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.view import View
 from zkeep.restore.opened import Opened
 from zkeep.tree.filesystem import Filesystem
 from zkeep.tree.volume import Volume
@@ -73,11 +77,34 @@ def test_what_a_key_opens_is_what_the_kernel_showed(case: Case, tmp_path: Path) 
         expected = snapshots(pool, case)
         assert expected
         for snapshot, want in expected:
-            with Opened(pool, snapshot, case.key) as opened:
-                if opened.is_volume:
-                    assert shown_volume(Volume(opened)) == (int(want["volsize"]), want["sha256"])
-                else:
-                    assert differences(seen(Filesystem(opened)), told(want["files"])) == []
+            check(pool, case, snapshot, want)
+
+
+def check(pool: Pool, case: Case, snapshot: Snapshot, want: dict[str, Any]) -> None:
+    with Opened(pool, snapshot, case.key) as opened:
+        if opened.is_volume:
+            assert shown_volume(Volume(opened)) == (int(want["volsize"]), want["sha256"])
+        else:
+            assert differences(seen(Filesystem(opened)), told(want["files"])) == []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.streams) > 1], ids=str)
+def test_what_a_key_opens_is_the_same_after_others_were_destroyed_and_space_came_back(
+    case: Case, tmp_path: Path
+) -> None:
+    """Every second snapshot goes, the oldest among them; what is left is put together from merged runs."""
+    with received(case, tmp_path) as pool:
+        expected = snapshots(pool, case)
+        by_dataset = {s.dataset.id: [t for t, _ in expected if t.dataset.id == s.dataset.id] for s, _ in expected}
+        seconds = [snapshot for found in by_dataset.values() for snapshot in found[:-1][::2]]
+        doomed = [snapshot for snapshot in seconds if not pool.tree().clones(snapshot.dataset, snapshot.txg)]
+        for snapshot in doomed:
+            plan = destroy.plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.Options())
+            destroy.execute(pool, plan)
+        compact(pool)
+        gone = {snapshot.guid for snapshot in doomed}
+        for snapshot, want in [(s, want) for s, want in expected if s.guid not in gone]:
+            check(pool, case, snapshot, want)
 
 
 def shown_volume(volume: Volume) -> tuple[int, str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into; made if need be.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("--stdout", "to_stdout", is_flag=True, help="Write a tar archive to standard output instead.")
-@click.option("-v", "--verbose", "verbose", is_flag=True, help="Show progress, and say what was extracted.")
+@click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what was extracted.")
 @takes_key
 @click.argument("arguments", nargs=-1, required=True, metavar="SNAPSHOT|STREAM... [PATH...]")
 def extract_verb(
@@ -79,13 +79,24 @@ def _files(opened: Opened, target: str, paths: list[str], *, force: bool, verbos
     from zkeep.tree.filesystem import Filesystem
 
     started = time.monotonic()
-    shows = _Meter() if verbose and sys.stderr.isatty() else None
+    shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
     work = Extraction(Filesystem(opened), Options(force=force, tell=shows or (lambda progress: None)))
-    if paths:
-        work.some(target, _wanted(work.filesystem, paths))
-    else:
-        work.everything(target)
+    try:
+        if paths:
+            work.some(target, _wanted(work.filesystem, paths))
+        else:
+            work.everything(target)
+    finally:
+        if shows:
+            shows.end()
     _conclude(work, time.monotonic() - started, verbose=verbose)
+
+
+def _logical(opened: Opened) -> int:
+    """About how many bytes there are to write."""
+    from zkeep.pool.datasets.view import View
+
+    return int(View(opened.pool).get(opened.snapshot, "logicalreferenced").value or 0)
 
 
 def _conclude(work: Extraction, seconds: float, *, verbose: bool) -> None:
@@ -111,16 +122,34 @@ def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:
     return found
 
 
-class _Meter:
-    """One line on a terminal, ten times a second at most."""
+class Meter:
+    """One line on a terminal, ten times a second at most: how much, how fast, how long still."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
+        """`total`: about how many bytes there will be; 0: nobody knows."""
+        self._total = total
         self._started = self._last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < 0.1:
-            return
-        self._last = now
-        rate = nice(int(progress.bytes / (now - self._started)))
-        print(f"\r{progress.files} files, {nice(progress.bytes)}, {rate}/s\x1b[K", end="", file=sys.stderr, flush=True)
+        if now - self._last >= 0.1:
+            self._last = now
+            print(f"\r{self.line(progress, now - self._started)}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def line(self, progress: Progress, seconds: float) -> str:
+        rate = progress.bytes / max(seconds, 0.001)
+        text = f"{progress.files} files, {nice(progress.bytes)}"
+        left = self._total - progress.kept_bytes - progress.bytes
+        if self._total and left >= 0:
+            text += f" of {nice(self._total)}"
+        text += f", {nice(int(rate))}/s"
+        return f"{text}, {_clock(left / rate)} left" if self._total and left >= 0 and rate else text
+
+    def end(self) -> None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

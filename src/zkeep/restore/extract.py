@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.format.znode import Znode
-from zkeep.restore.placing import Folder, Skipped, dress, write_sparse
-from zkeep.tree.filesystem import Filesystem, Name, shown
+from zkeep.restore.placing import Folder, Skipped, dress, was_begun, write_sparse
+from zkeep.tree.filesystem import Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
 
 NAME_MAX = 255
@@ -27,8 +27,11 @@ class Progress:
 
     files: int = 0
     bytes: int = 0
+    "Written, holes left out."
     kept: int = 0
     "Files that were there already."
+    kept_bytes: int = 0
+    "Their sizes."
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Extraction:
             return
         if self._is_there(folder, name.name, node):
             self.progress.kept += 1
+            self.progress.kept_bytes += node.size if node.is_file else 0
         elif node.is_file:
             self._file(folder, name.name, node)
         else:
@@ -129,18 +133,25 @@ class Extraction:
         if found is None:
             return False
         alike = stat.S_IFMT(found.st_mode) == stat.S_IFMT(node.mode) and found.st_mtime_ns == node.mtime
+        if was_begun(found) and not node.mode & stat.S_ISVTX:
+            alike = False
         if alike and (not node.is_file or found.st_size == node.size) and not self.options.force:
             return True
         folder.clear(name, force=self.options.force)
         return False
 
     def _file(self, folder: Folder, name: bytes, node: Znode) -> None:
-        fd = folder.make_file(name, self.filesystem.extents(node), node.size)
+        fd = folder.make_file(name, self._told(self.filesystem.extents(node)), node.size)
         try:
             self._dress(fd, None, node)
         finally:
             os.close(fd)
-        self.progress.bytes += node.size
+
+    def _told(self, extents: Iterable[Extent]) -> Iterator[Extent]:
+        for extent in extents:
+            yield extent
+            self.progress.bytes += len(extent.content)
+            self.options.tell(self.progress)
 
     def _special(self, folder: Folder, name: bytes, node: Znode) -> None:
         if node.is_link:

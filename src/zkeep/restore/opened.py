@@ -93,7 +93,7 @@ class Opened:
         self._opening = Opening.from_doc(doc)
         self.begin = self._opening.begin
         self.crypt = self._opening.crypt if self.begin.raw else None
-        self._pool = pool
+        self.pool = pool
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: dict[int, tuple[Seal, bool]] = {}
@@ -116,9 +116,9 @@ class Opened:
 
     def __enter__(self) -> Opened:
         with ExitStack() as stack:
-            stack.enter_context(reading(self._pool))
-            history = history_of(self._pool, self.snapshot.dataset).upto(self.snapshot.txg)
-            timeline = stack.enter_context(history.timeline(self._pool.store))
+            stack.enter_context(reading(self.pool))
+            history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
+            timeline = stack.enter_context(history.timeline(self.pool.store))
             self.state = State(timeline, history.runs)
             if self._keys is not None:
                 self._open_metadnode(self._keys)

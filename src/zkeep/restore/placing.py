@@ -19,6 +19,9 @@ from zkeep.format.znode import Znode
 from zkeep.tree.filesystem import Extent, shown
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BEGUN = stat.S_ISVTX | stat.S_IWUSR
+"""The mode of a file that is being written. The sticky bit is its mark until all else is as it should be: it means
+nothing for files and nobody sets it, so that what an interrupted call left behind is known for what it is."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 
@@ -80,13 +83,13 @@ class Folder:
         """Remove what stands in the way; a folder only if it is empty.
 
         Raises:
-            Refused: `force` is not set, or it is a folder with something in it.
+            Refused: `force` is not set and it is no file that was begun, or it is a folder with something in it.
         """
         found = self.status(name)
         if found is None:
             return
         path = shown(self.below(name))
-        if not force:
+        if not force and not was_begun(found):
             raise Refused(f"cannot extract {path}: it is there already; --force overwrites")
         try:
             if stat.S_ISDIR(found.st_mode):
@@ -99,7 +102,7 @@ class Folder:
     def make_file(self, name: bytes, extents: Iterable[Extent], size: int) -> int:
         """Write a new file, sparse, and return it open; what is begun and cannot be finished is removed."""
         check_name(name)
-        fd = os.open(name, _NEW, 0o600, dir_fd=self.fd)
+        fd = os.open(name, _NEW, _BEGUN, dir_fd=self.fd)
         try:
             end = write_sparse(fd, extents)
             if end != size:
@@ -118,6 +121,12 @@ class Folder:
         """A fifo, a socket or a device."""
         check_name(name)
         os.mknod(name, stat.S_IFMT(node.mode) | 0o600, os.makedev(*node.device), dir_fd=self.fd)
+
+
+def was_begun(found: os.stat_result) -> bool:
+    """Whether an interrupted call left it."""
+    mine = os.geteuid() in (0, found.st_uid) and found.st_nlink == 1
+    return mine and stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
 
 
 def check_name(name: bytes) -> None:
@@ -139,7 +148,7 @@ def write_sparse(fd: int, extents: Iterable[Extent]) -> int:
 
 
 def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[bytes, bytes], skipped: Skipped) -> None:
-    """Owner, mode, extended attributes and times, in the order in which none undoes another.
+    """Owner, extended attributes, times and mode, in the order in which none undoes another; with the mode it is done.
 
     `place` is a descriptor, or the name of what cannot be opened (links, devices) in `folder`.
     """
@@ -151,8 +160,6 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
             os.chown(place, node.uid, node.gid, dir_fd=folder, follow_symlinks=False)
     except PermissionError:
         skipped.add("owners")
-    if not is_link:
-        os.chmod(place, stat.S_IMODE(node.mode), dir_fd=None if isinstance(place, int) else folder)
     for name, value in xattrs.items():
         _set_xattr(place, folder, name, value, skipped)
     times = node.atime, node.mtime
@@ -160,6 +167,8 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
         os.utime(place, ns=times)
     else:
         os.utime(place, ns=times, dir_fd=folder, follow_symlinks=False)
+    if not is_link:
+        os.chmod(place, stat.S_IMODE(node.mode), dir_fd=None if isinstance(place, int) else folder)
 
 
 def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes, skipped: Skipped) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def test_what_is_there_stays_without_force(tmp_path: Path) -> None:
     with Folder.top(str(tmp_path)) as top, pytest.raises(Refused, match="--force"):
         top.clear(b"a", force=False)
     assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_what_an_interrupted_call_began_is_begun_again(tmp_path: Path) -> None:
+    def torn() -> Iterator[Extent]:
+        yield Extent(0, b"half")
+        os.link(tmp_path / "a", tmp_path / "kept")
+        raise KeyboardInterrupt
+
+    with Folder.top(str(tmp_path)) as top:
+        with pytest.raises(KeyboardInterrupt):
+            top.make_file(b"a", torn(), 9000)
+        assert not (tmp_path / "a").exists()
+        os.rename(tmp_path / "kept", tmp_path / "a")
+        top.clear(b"a", force=False)
+        assert not (tmp_path / "a").exists()
