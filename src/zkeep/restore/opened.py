@@ -112,7 +112,7 @@ class Opened:
             raise Damaged(f"{self.name}: the stream is raw and brought no keys")
         if get_key is None:
             raise Unreadable(f"cannot open {self.name}: it is encrypted and no key is here: give it with -L")
-        return BlockKeys(master_keys(self._pool, self.snapshot, get_key))
+        return BlockKeys(master_keys(self.pool, self.snapshot, get_key))
 
     def __enter__(self) -> Opened:
         with ExitStack() as stack:
