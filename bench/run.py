@@ -148,7 +148,7 @@ def _ends(size: int, cost: Cost) -> list[str]:
 def receive(bench: Bench) -> Iterator[Table]:
     """Beside `dd` of the same bytes to the same disk, with fsync."""
     rows = []
-    for megabytes, record in ((2048, 131072), (1024, 4096)):
+    for megabytes, record in ((2048, 131072), (2048, 4096)):
         with bench.stream(bench.sized(megabytes), record) as path:
             rows += [_receive(bench, path, record, kernel) for kernel in KERNELS]
     head = ["records", "kernel", "zkeep receive", "records/s", "dd conv=fsync", "ratio", "CPU a GB", "peak MB"]
@@ -176,7 +176,7 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
 def send(bench: Bench) -> Iterator[Table]:
     """Beside `cat` of the same stream to the same disk, both from the page cache: as it came, and put together."""
     rows = []
-    for megabytes, record in ((2048, 131072), (1024, 4096)):
+    for megabytes, record in ((2048, 131072), (2048, 4096)):
         size = bench.sized(megabytes)
         with bench.stream(size, record) as path, bench.pool():
             bench.zkeep("receive b/data", path)
