@@ -16,6 +16,7 @@ from zkeep.errors import Refused, WrongUsage
 if TYPE_CHECKING:
     from zkeep.restore.extract import Extraction, Progress
     from zkeep.restore.opened import Opened
+    from zkeep.restore.placing import Skipped
 
 
 @click.command("extract")
@@ -71,7 +72,7 @@ def _archive(opened: Opened, paths: list[str]) -> None:
     if sys.stdout.isatty():
         raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
     filesystem = Filesystem(opened)
-    write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer)
+    _tell_skipped(write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer))
 
 
 def _files(opened: Opened, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
@@ -104,8 +105,12 @@ def _conclude(work: Extraction, seconds: float, *, verbose: bool) -> None:
     if verbose:
         kept = f", {done.kept} of them there already" if done.kept else ""
         click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
-    if work.skipped.counts:
-        click.echo(f"zkeep: could not be made here: {work.skipped}", err=True)
+    _tell_skipped(work.skipped)
+
+
+def _tell_skipped(skipped: Skipped) -> None:
+    if skipped.counts:
+        click.echo(f"zkeep: could not be made here: {skipped}", err=True)
 
 
 def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:

@@ -1,6 +1,8 @@
-"""NFSv4 ACLs as ZFS keeps them, as values and as text. (POSIX ACLs are extended attributes and need no care.)
+"""NFSv4 ACLs as ZFS keeps them, as values, as text, and as the extended attributes that other filesystems take.
+(POSIX ACLs are extended attributes and need no care.)
 
-Source: OpenZFS include/sys/zfs_acl.h zfs_ace_hdr_t, zfs_ace_t, zfs_object_ace_t, zfs_oldace_t; acl.h ACE_*.
+Source: OpenZFS include/sys/zfs_acl.h zfs_ace_hdr_t, zfs_ace_t, zfs_object_ace_t, zfs_oldace_t; acl.h ACE_*;
+RFC 7530, nfsace4, for the attribute of NFS clients; TrueNAS's nfs41acl.h for that of its ZFS on Linux.
 """
 
 from __future__ import annotations
@@ -67,3 +69,23 @@ def _entries(data: bytes, order: ByteOrder) -> Iterator[Ace]:
             yield Ace(kind, flags, mask, who)
     except struct.error:
         raise BadAcl(f"an ACL of {len(data)} bytes ends in the middle of an entry") from None
+
+
+_NFS_FLAGS = 0xFF
+"What ZFS and NFS mean the same by."
+_SPECIAL = {OWNER: (1, b"OWNER@"), GROUP: (2, b"GROUP@"), EVERYONE: (3, b"EVERYONE@")}
+
+
+def as_xattrs(entries: list[Ace], state: int) -> dict[bytes, bytes]:
+    """The same ACL under each name that some Linux filesystem takes: ZFS of TrueNAS, then an NFSv4 mount.
+
+    `state`: 1 it inherits by itself, 2 it is protected, 4 it is a default. Users and groups are numbers.
+    """
+    native = [struct.pack(">II", state, len(entries))]
+    over_nfs = [struct.pack(">I", len(entries))]
+    for ace in entries:
+        special, name = _SPECIAL.get(ace.flags & _WHO, (0, b"")) if ace.who < 0 else (0, b"%d" % ace.who)
+        flags, who = ace.flags & _NFS_FLAGS, special or max(ace.who, 0) & 0xFFFFFFFF
+        native.append(struct.pack(">5I", ace.type, flags, int(special > 0), ace.mask, who))
+        over_nfs.append(struct.pack(">4I", ace.type, flags, ace.mask, len(name)) + name + bytes(-len(name) % 4))
+    return {b"system.nfs4_acl_xdr": b"".join(native), b"system.nfs4_acl": b"".join(over_nfs)}

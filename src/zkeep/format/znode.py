@@ -12,7 +12,8 @@ from zkeep.format import sa
 from zkeep.format.nvlist import BadNvlist, decode
 from zkeep.format.records import ByteOrder
 
-ACL_TRIVIAL = 0x4
+ACL_TRIVIAL, ACL_PROTECTED, ACL_DEFAULTED, ACL_AUTO_INHERIT = 0x4, 0x10, 0x20, 0x40
+PROJINHERIT = 0x0000400000000000
 IS_XATTR = 0x1
 HAS_PROJID = 0x0000800000000000
 MAX_XATTRS = 1 << 20
@@ -61,6 +62,12 @@ class Znode:
     def device(self) -> tuple[int, int]:
         """Major and minor."""
         return self.rdev >> 20, self.rdev & 0xFFFFF
+
+    @property
+    def acl_state(self) -> int:
+        """As format.acl.as_xattrs() takes it."""
+        bits = (ACL_AUTO_INHERIT, 1), (ACL_PROTECTED, 2), (ACL_DEFAULTED, 4)
+        return sum(state for flag, state in bits if self.flags & flag)
 
     @property
     def has_acl(self) -> bool:

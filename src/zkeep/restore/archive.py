@@ -5,9 +5,12 @@ from __future__ import annotations
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
+from zkeep.format.acl import Ace, BadAcl, decode
 from zkeep.format.znode import Znode
+from zkeep.restore.placing import Skipped
 from zkeep.tree.filesystem import Extent, Filesystem
 
 _KINDS = {
@@ -21,12 +24,14 @@ _KINDS = {
 _ZEROS = bytes(1 << 20)
 
 
-def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO) -> None:
-    """Write files, and folders with all below them. Sockets have no place in an archive and are left out."""
+def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO) -> Skipped:
+    """Write files, and folders with all below them; tells of what has no place in an archive and is left out."""
     linked: dict[int, str] = {}
+    skipped = Skipped()
     for path, number in _all(filesystem, paths):
         node = filesystem.znode(number)
         if stat.S_IFMT(node.mode) not in _KINDS:
+            skipped.add("sockets")
             continue
         info = _info(filesystem, path, node)
         if node.links > 1 and not node.is_folder:
@@ -38,6 +43,7 @@ def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO) ->
             _content(filesystem.extents(node), node.size, sink)
     sink.write(bytes(2 * tarfile.BLOCKSIZE))
     sink.flush()
+    return skipped
 
 
 def _all(filesystem: Filesystem, paths: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
@@ -59,8 +65,16 @@ def _info(filesystem: Filesystem, path: bytes, node: Znode) -> tarfile.TarInfo:
     headers = {"mtime": f"{node.mtime // 1_000_000_000}.{node.mtime % 1_000_000_000:09d}"}
     for name, value in filesystem.xattrs(node).items():
         headers["SCHILY.xattr." + name.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+    if node.has_acl:
+        with suppress(BadAcl):
+            headers["SCHILY.acl.ace"] = ",".join(_with_number(ace) for ace in decode(node.acl, node.order))
     info.pax_headers = headers
     return info
+
+
+def _with_number(ace: Ace) -> str:
+    """As bsdtar and star write an entry of an NFSv4 ACL: with the number behind, as names may be others elsewhere."""
+    return f"{ace}:{ace.who}" if ace.who >= 0 else str(ace)
 
 
 def _content(extents: Iterable[Extent], size: int, sink: BinaryIO) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.format.znode import Znode
+from zkeep.restore.beyond import set_acl, set_project
 from zkeep.restore.placing import Folder, Skipped, dress, was_begun, write_sparse
 from zkeep.tree.filesystem import Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
@@ -165,10 +166,12 @@ class Extraction:
         self._dress(name, folder.fd, node)
 
     def _dress(self, place: int | bytes, folder: int | None, node: Znode) -> None:
-        if node.has_acl:
-            self.skipped.add("NFSv4 ACLs")
+        if node.project:
+            set_project(place, node, self.skipped)
         has_xattrs = node.packed_xattrs or node.xattr_folder
         dress(place, folder, node, self.filesystem.xattrs(node) if has_xattrs else {}, self.skipped)
+        if node.has_acl:
+            set_acl(place, folder, node, self.skipped)
 
 
 def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False) -> str:

@@ -172,6 +172,12 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
 
 
 def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes, skipped: Skipped) -> None:
+    if not takes_xattr(place, folder, name, value):
+        skipped.add("ACLs" if name.startswith(b"system.posix_acl") else "extended attributes")
+
+
+def takes_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes) -> bool:
+    """Set an extended attribute; False if the target cannot have it."""
     if isinstance(place, bytes):
         target: int | bytes = b"/proc/self/fd/%d/%s" % (folder or 0, place)
         follow = False
@@ -182,4 +188,5 @@ def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        skipped.add("ACLs" if name.startswith(b"system.posix_acl") else "extended attributes")
+        return False
+    return True

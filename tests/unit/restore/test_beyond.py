@@ -1,0 +1,55 @@
+"""What the target does not keep is told of."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zkeep.format.acl import OWNER
+from zkeep.restore import beyond
+from zkeep.restore.placing import Skipped
+from zkeep.restore.view import synthetic
+
+NODE = replace(synthetic(5, 0o100644, 0, 0), acl=struct.pack("<HHI", 0, OWNER, 0x1F01FF), project=77)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> int:
+    return os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+
+
+def test_an_acl_is_set_under_the_first_name_that_is_taken(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def takes(place: object, folder: object, name: bytes, value: bytes) -> bool:
+        asked.append(name)
+        return name == b"system.nfs4_acl"
+
+    monkeypatch.setattr(beyond, "takes_xattr", takes)
+    skipped = Skipped()
+    beyond.set_acl(file, None, NODE, skipped)
+    assert asked == [b"system.nfs4_acl_xdr", b"system.nfs4_acl"]
+    assert not skipped.counts
+
+
+def test_an_acl_that_the_target_cannot_have_is_counted(file: int) -> None:
+    skipped = Skipped()
+    beyond.set_acl(file, None, NODE, skipped)
+    beyond.set_acl(file, None, replace(NODE, acl=NODE.acl[:5]), skipped)
+    assert skipped.counts == {"NFSv4 ACLs": 1, "broken NFSv4 ACLs": 1}
+
+
+def test_a_project_number_is_kept_or_counted(file: int) -> None:
+    import fcntl
+
+    skipped = Skipped()
+    beyond.set_project(file, NODE, skipped)
+    if not skipped.counts:
+        content = fcntl.ioctl(file, beyond._GET, bytes(28))
+        assert struct.unpack_from("=5I", content)[3] == 77
+    beyond.set_project(b"link", NODE, skipped)
+    assert skipped.counts["project numbers"] in (1, 2)
