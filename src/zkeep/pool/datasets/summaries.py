@@ -21,6 +21,7 @@ from zkeep.pool.datasets.history import History, history_of, own_runs
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.store.port import Blob
+from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.rewrite import Job, Made, tables
 from zkeep.pool.timeline.summary import FOLDER, Name, Summary, encode, matching
 from zkeep.pool.timeline.table import Table, concat
@@ -99,17 +100,19 @@ def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
 
 
 def sum_up(pool: Pool, dataset: Dataset) -> None:
-    """Write some summaries that the dataset lacks, and delete what sums up nothing any more."""
+    """Write some summaries that the dataset lacks, and delete what sums up nothing any more; not at each call."""
+    if len(pool.catalog.keys("run", dataset.key + "/")) % max(FAN // 4, 1):
+        return
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)
-        runs = own_runs(pool, dataset)
+        runs = [run for run in history.runs if dataset.origin is None or run.txg > dataset.origin[1]]
         _write(pool, dataset, history, runs)
-        for text in set(_names(pool, dataset)) - set(map(str, _valid(pool, dataset))):
+        for text in set(_names(pool, dataset)) - _valid(pool, dataset, runs):
             pool.store.delete(text)
 
 
-def _valid(pool: Pool, dataset: Dataset) -> list[Name]:
-    return [name for _, _, name in matching(_names(pool, dataset), own_runs(pool, dataset))]
+def _valid(pool: Pool, dataset: Dataset, runs: list[Run]) -> set[str]:
+    return {str(name) for _, _, name in matching(_names(pool, dataset), runs)}
 
 
 def _names(pool: Pool, dataset: Dataset) -> list[str]:
@@ -134,7 +137,7 @@ def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
     raw = raw and all(Feature(run.doc["features"]) & Feature.RAW for run in runs)
     before = [run for run in timeline.runs if run.txg < runs[0].txg]
     table = concat(tables(timeline, Job(runs, runs, before, [], raw), Made()))
-    numbers = np.unique(np.concatenate([rows["segment"] for rows in table.records()]))
+    numbers = sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
     return encode(_placed(table, numbers), [timeline.segment_id(int(number)) for number in numbers])
 
 
@@ -156,7 +159,7 @@ def forget(pool: Pool, dataset: Dataset) -> None:
 
 def slim(pool: Pool, room: int) -> None:
     """Delete what sums up nothing any more; and everything, if what is left takes more than `room` bytes."""
-    valid = {str(name) for d in pool.tree().by_id.values() for name in _valid(pool, d)}
+    valid = {name for d in pool.tree().by_id.values() for name in _valid(pool, d, own_runs(pool, d))}
     sizes = {}
     for text in pool.store.names(FOLDER):
         with suppress(FileNotFoundError):

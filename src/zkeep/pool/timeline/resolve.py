@@ -147,7 +147,7 @@ class _Content:
         whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
         self._open = sp.union(_whole(whole), _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
         mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
-        self._spills = np.unique(shapes.objects["object"][mine])
+        self._spills = sp.unique(shapes.objects["object"][mine])
 
     def wanted(self) -> dict[str, Array]:
         ranges = _wants(self._open["object"], self._open["start"], self._open["object"], self._open["end"])
@@ -257,7 +257,7 @@ def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
         (old.spills, kept.spills),
     ):
         gone = rows[~alive]
-        for number in np.unique(gone["segment"]):
+        for number in sp.unique(gone["segment"]):
             txg = timeline.owner(int(number))[0].txg
             mine = gone[gone["segment"] == number]
             stored[txg] += int(mine["size"].sum(dtype=np.uint64))

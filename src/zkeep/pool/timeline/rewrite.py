@@ -196,7 +196,7 @@ def _sparsely_grown(parts: list[Table], low: Key) -> Array:
     numbers = rows["object"][first]
     grown = longest > shortest
     numbers, shortest, longest, blksz = numbers[grown], shortest[grown], longest[grown], blksz[grown]
-    blocks = np.unique(np.concatenate([sp.keys(p.blocks["object"], p.blocks["offset"]) for p in parts]))
+    blocks = sp.unique(np.concatenate([sp.keys(p.blocks["object"], p.blocks["offset"]) for p in parts]))
     have = np.searchsorted(blocks, sp.keys(numbers, _bytes(longest, blksz)), "right")
     had = np.searchsorted(blocks, sp.keys(numbers, _bytes(shortest, blksz)), "right")
     sparse: Array = numbers[(have - had).astype(np.uint64) < longest - shortest]
@@ -247,7 +247,7 @@ def _weighed(objects: Array, mine: Bools) -> Array:
 
 
 def _numbers(table: Table) -> Array:
-    return np.unique(np.concatenate([rows["segment"] for rows in table.records()]))
+    return sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
 
 
 def _is_own(rows: Array, own: Array) -> Bools:
@@ -270,7 +270,7 @@ def _ghosts(objects: Array, gone: Bools) -> Array:
 
 def reach(table: Table, objects: Array) -> dict[str, Array]:
     """Where rows of later runs could kill something of `table`."""
-    others = [table.ranges["object"], np.unique(table.blocks["object"]), table.spills["object"]]
+    others = [table.ranges["object"], sp.unique(table.blocks["object"]), table.spills["object"]]
     starts = np.concatenate([objects["object"], *others])
     ends = np.concatenate([objects["object"] + np.maximum(objects["slots"], 1), starts[len(objects) :] + 1])
     whole, lines = np.empty(len(starts), WANT), np.empty(len(starts), WANT)

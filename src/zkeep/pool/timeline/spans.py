@@ -52,6 +52,12 @@ def keys(objects: Array, offsets: Array) -> Array:
     return pairs.reshape(-1).view("S16")
 
 
+def unique(values: Array) -> Array:
+    """Each value once, sorted; np.unique() imports numpy.ma, which takes longer than all that is asked of it here."""
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
+
+
 def union(*sets: Array) -> Array:
     """Ranges that lie in any of the sets; the inputs may be unsorted and may overlap."""
     together = join(sets)

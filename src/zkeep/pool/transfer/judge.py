@@ -118,9 +118,9 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
 
 def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
-    if dataset is None or (not pool.snapshots(dataset) and not dataset.origin):
+    snapshots = pool.snapshots(dataset) if dataset is not None else []
+    if dataset is None or (not snapshots and not dataset.origin):
         return _judge_clone(pool, opening, begin, dataset, target)
-    snapshots = pool.snapshots(dataset)
     source = next((s for s in snapshots if s.guid == begin.fromguid), None)
     if source is None:
         newest = f"newest is @{snapshots[-1].doc['name']}, {snapshots[-1].guid:#x}" if snapshots else "it has none"

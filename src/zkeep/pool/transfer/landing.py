@@ -203,9 +203,9 @@ class Landing:
             if bookmark.txg > source.txg:
                 t.delete("bookmark", bookmark.key)
         dropped: list[str] = []
-        for key, doc in t.scan("run", dataset.key + "/"):
-            if doc["txg"] > source.txg:
-                dropped += doc["segments"]
+        for key in self._pool.catalog.keys("run", dataset.key + "/"):
+            if key > txg_key(dataset.id, source.txg):
+                dropped += (t.get("run", key) or {"segments": []})["segments"]
                 t.delete("run", key)
         return dropped
 
