@@ -43,7 +43,7 @@ def test_p3_a_full_disk_changes_nothing(small_disk: Path, monkeypatch: pytest.Mo
         filler.unlink()
         assert answer.status == 1, answer
         one_line(answer)
-        assert "No space left" in answer.err
+        assert answer.err == "zkeep: cannot receive v/y: No space left on device\n"
         documents, files = box.state()
         assert [d["name"] for d in documents["dataset"].values()] == ["", "x"]
         assert not documents["receive"]

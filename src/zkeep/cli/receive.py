@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -85,7 +86,8 @@ def receive_verb(
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     widen(0)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
-        receive(pool, source, target, wanted)
+        with _explained(target):
+            receive(pool, source, target, wanted)
         if force and not dry_run:  # snapshots that are gone at the source may be gone here now
             from zkeep.cli.destroy import give_back
 
@@ -108,6 +110,15 @@ def _teller(dry_run: bool) -> Callable[[Arrival], None]:
             click.echo(f"received {nice_bytes(arrival.bytes)} stream in {arrival.seconds:.2f} seconds ({rate}/sec)")
 
     return tell
+
+
+@contextmanager
+def _explained(target: str) -> Iterator[None]:
+    """Where the disk is full, or fails, say what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"cannot receive {target}: {error.strerror or error}") from None
 
 
 def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -225,8 +225,10 @@ class _Receiver:
         except type(error):
             pass
         if self._options.resumable and isinstance(error, BadStream | OSError | KeyboardInterrupt):
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "interrupted"
             raise TryAgain(
-                f"{error or 'interrupted'}; what arrived is kept: go on with the receive_resume_token of the dataset"
+                f"cannot receive {self._arrival.kept}: {why}; what arrived is kept: "
+                "go on with the receive_resume_token of the dataset"
             ) from error
 
     def close(self) -> None:
