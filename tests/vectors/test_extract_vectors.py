@@ -66,6 +66,7 @@ def test_what_is_extracted_is_what_the_kernel_showed(case: Case, tmp_path: Path)
                 if opened.is_volume:
                     path = Path(extract_volume(Volume(opened), str(target), "image"))
                     assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
+                    assert stat.S_IMODE(path.stat().st_mode) == 0o600
                     continue
                 work = Extraction(Filesystem(opened), Options())
                 work.everything(str(target))

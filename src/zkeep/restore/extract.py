@@ -178,7 +178,11 @@ def extract_volume(volume: Volume, target: str, name: str, *, force: bool = Fals
     """The disk image as a sparse file in a folder; returns its path."""
     with Folder.top(target) as top:
         top.clear(os.fsencode(name), force=force)
-        os.close(top.make_file(os.fsencode(name), volume.extents(), volume.size))
+        fd = top.make_file(os.fsencode(name), volume.extents(), volume.size)
+        try:
+            os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
     return os.path.join(target, name)
 
 
