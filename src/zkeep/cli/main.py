@@ -46,11 +46,12 @@ VERBS = {
     "snap": ("names", "The same as snapshot."),
     "snapshot": ("names", "Explain why a snapshot cannot be taken here."),
     "unload-key": ("keys", "Forget loaded keys."),
+    "umount": ("mount", "The same as unmount."),
     "unmount": ("mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
-ALIASES = {"recv": "receive", "snap": "snapshot"}
+ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 
 
 class Verbs(click.Group):
