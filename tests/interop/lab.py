@@ -146,18 +146,23 @@ class Lab:
     def same(self, one: Sequence[str], other: Sequence[str]) -> None:
         """The kernel shows the same in each two snapshots."""
         for name, got, want in zip(one, self.seen(one), self.seen(other), strict=True):
-            assert differences(got, want) == [], name
+            assert_same(name, got, want)
 
     def opens(self, kept: Sequence[str], source: Sequence[str], *keys: Key) -> None:
         """zkeep gives back what the kernel shows."""
         for name, want in zip(kept, self.seen(source), strict=True):
-            assert differences(self.extracted(name, *keys), want) == [], name
+            assert_same(name, self.extracted(name, *keys), want)
+
+
+def assert_same(name: str, got: Tree, want: Tree) -> None:
+    found = differences(got, want)
+    assert not found, f"{name}: {len(found)} differ: {'; '.join(found[:3])}"
 
 
 def differences(got: Tree, want: Tree) -> list[str]:
     """A line for each path that differs."""
     return [
-        f"{path!a}: {str(got.get(path))[:200]} instead of {str(want.get(path))[:200]}"
+        f"{path!a}: {str(got.get(path))[:400]} instead of {str(want.get(path))[:400]}"
         for path in sorted(got.keys() | want.keys())
         if got.get(path) != want.get(path)
     ]

@@ -115,8 +115,9 @@ class Work:
         os.chmod(path, self.random.choice([0o600, 0o644, 0o755, 0o4711]))
 
     def xattr(self):
-        value = self.random.randbytes(self.random.choice([3, 40, 300, 3000]))
-        os.setxattr(self.some(), f"user.n{self.random.randrange(4)}", value)
+        """No more than ext4 can take, where it may be extracted: 4 KiB in all."""
+        value = self.random.randbytes(self.random.choice([3, 40, 300, 1500]))
+        os.setxattr(self.some(), f"user.n{self.random.randrange(2)}", value)
 
     def unxattr(self):
         path = self.some()
