@@ -59,7 +59,7 @@ def view_of(opened: Opened) -> Served:
         return FileView(filesystem, opened.state.bytes_of)
     volume = Volume(opened)
     name = opened.snapshot.dataset.name.text.rpartition("/")[2] + ".img"
-    return ImageView(opened, DATA, volume.size, os.fsencode(name), int(opened.snapshot.doc["creation"]))
+    return ImageView(opened, DATA, volume.size, _bytes(name), int(opened.snapshot.doc["creation"]))
 
 
 class Shown:
@@ -75,7 +75,7 @@ class Shown:
         self._top = view_of(self._stack.enter_context(top.open()))
         self._created = top.created
         self._others = others
-        self._places = {os.fsencode(other.name): at for at, other in enumerate(others or [], 1)}
+        self._places = {_bytes(other.name): at for at, other in enumerate(others or [], 1)}
         self._open: OrderedDict[bytes, tuple[ExitStack, Served]] = OrderedDict()
 
     def __enter__(self) -> Shown:
@@ -181,7 +181,7 @@ class Answers:
             self._told.add(place)
             where = f", offset {error.offset}" if isinstance(error, BadBlock) else ""
             text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
-            self._log(f"{shown(os.fsencode(path))}{where}: {text}")
+            self._log(f"{shown(_bytes(path))}{where}: {text}")
         return errno.EIO
 
     def init_with_config(self, connection: Any, config: Any) -> None:
@@ -215,11 +215,11 @@ class Answers:
         own = self._files.node(_inside(path))[0].number
         names = [Name(b".", own, stat.S_IFDIR >> 12), Name(b"..", own, stat.S_IFDIR >> 12)]
         names += self._files.names(_inside(path))
-        return [(os.fsdecode(n.name), {"st_ino": n.number, "st_mode": n.kind << 12}, 0) for n in names]
+        return [(_text(n.name), {"st_ino": n.number, "st_mode": n.kind << 12}, 0) for n in names]
 
     @answer
     def readlink(self, path: str) -> str:
-        return os.fsdecode(self._files.node(_inside(path))[0].target or b"")
+        return _text(self._files.node(_inside(path))[0].target or b"")
 
     @answer
     def open(self, path: str, flags: int) -> int:
@@ -233,11 +233,11 @@ class Answers:
 
     @answer
     def listxattr(self, path: str) -> list[str]:
-        return [os.fsdecode(name) for name in self._files.xattrs(_inside(path))]
+        return [_text(name) for name in self._files.xattrs(_inside(path))]
 
     @answer
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        found = self._files.xattrs(_inside(path)).get(os.fsencode(name))
+        found = self._files.xattrs(_inside(path)).get(_bytes(name))
         if found is None:
             raise OSError(_NO_XATTR, os.strerror(_NO_XATTR))
         return found
@@ -250,8 +250,17 @@ class Answers:
 _NO_XATTR = getattr(errno, "ENOATTR", None) or errno.ENODATA
 
 
+def _bytes(text: str) -> bytes:
+    """As mfusepy writes and reads names, whatever the system's locale."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
 def _inside(path: str) -> bytes:
-    return os.fsencode(path).strip(b"/")
+    return _bytes(path).strip(b"/")
 
 
 def serve(answers: Answers, folder: str, name: str, options: dict[str, str | bool]) -> None:

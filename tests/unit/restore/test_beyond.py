@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zkeep.format.acl import OWNER
+from zkeep.format.znode import Znode
 from zkeep.restore import beyond
 from zkeep.restore.placing import Skipped
-from zkeep.restore.view import synthetic
 
-NODE = replace(synthetic(5, 0o100644, 0, 0), acl=struct.pack("<HHI", 0, OWNER, 0x1F01FF), project=77)
+ACL = struct.pack("<HHI", 0, OWNER, 0x1F01FF)
+
+
+def node(acl: bytes = ACL) -> Znode:
+    numbers = dict.fromkeys(("uid", "gid", "size", "atime", "mtime", "ctime", "crtime", "parent", "flags"), 0)
+    numbers |= dict.fromkeys(("generation", "rdev", "xattr_folder"), 0)
+    return Znode(number=5, mode=0o100644, links=1, project=77, acl=acl, **numbers)  # type: ignore[arg-type]
+
+
+NODE = node()
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def test_an_acl_is_set_under_the_first_name_that_is_taken(file: int, monkeypatch
 def test_an_acl_that_the_target_cannot_have_is_counted(file: int) -> None:
     skipped = Skipped()
     beyond.set_acl(file, None, NODE, skipped)
-    beyond.set_acl(file, None, replace(NODE, acl=NODE.acl[:5]), skipped)
+    beyond.set_acl(file, None, node(ACL[:5]), skipped)
     assert skipped.counts == {"NFSv4 ACLs": 1, "broken NFSv4 ACLs": 1}
 
 
