@@ -22,18 +22,33 @@ def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
         WrongKey: the key opens none of them.
         Damaged: the snapshot's own key record makes no sense.
     """
-    own = keyrecords.of_snapshot(pool, snapshot)
-    if own is None:
-        raise Damaged(f"{snapshot.name}: the stream is raw and brought no keys")
-    wrapped = WrappedKeys.of(own.fields)
+    own = _own(pool, snapshot)
     try:
-        return unwrap(wrapped, get_key(wrapped))
+        return own_keys(pool, snapshot, get_key)
     except WrongKey as error:
         others = keyrecords.distinct(keyrecords.of_dataset(pool, snapshot.dataset))
         found = first_opened((record for record in others if record.mark != own.mark), get_key, own.guid)
         if found is None:
             raise error
         return found
+
+
+def own_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
+    """The keys of a snapshot by its own key record alone: what a host that receives it will have.
+
+    Raises:
+        WrongKey: the key does not open it.
+        Damaged: it makes no sense.
+    """
+    wrapped = WrappedKeys.of(_own(pool, snapshot).fields)
+    return unwrap(wrapped, get_key(wrapped))
+
+
+def _own(pool: Pool, snapshot: Snapshot) -> KeyRecord:
+    own = keyrecords.of_snapshot(pool, snapshot)
+    if own is None:
+        raise Damaged(f"{snapshot.name}: the stream is raw and brought no keys")
+    return own
 
 
 def first_opened(records: Iterable[KeyRecord], get_key: GetKey, guid: int) -> MasterKeys | None:

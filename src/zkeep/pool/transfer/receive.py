@@ -6,7 +6,7 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_impl(), zfs_receive_pac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
@@ -70,9 +70,14 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
     if options.abort:
         give_up(pool, pool.dataset(DatasetName.parse(target)))
         return
+    receive_events(pool, read_events(source), target, options)
+
+
+def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
+    """The same, from what was read of a stream already; the next event is asked for once the one before is kept."""
     receiver = _Receiver(pool, target, options)
     try:
-        for event in read_events(source):
+        for event in events:
             receiver.take(event)
         receiver.close()
     except BadStream as error:
