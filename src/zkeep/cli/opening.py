@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ from zkeep.names import SnapshotName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
+    from zkeep.format.events import Event
     from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.restore.opened import Opened
 
@@ -147,7 +148,7 @@ def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Poo
             pool = stack.enter_context(open_pool(names[0]))
             yield pool, [pool.snapshot(name) for name in names], rest[count:]
             return
-        pool = stack.enter_context(_received(streams))
+        pool = stack.enter_context(received(streams))
         given = [text for text in rest[:count] if "@" in text]
         yield pool, _chosen(pool, given, count), rest[len(given) :]
 
@@ -160,7 +161,9 @@ def _snapshot_name(text: str) -> SnapshotName:
 
 
 @contextmanager
-def _received(streams: list[str]) -> Iterator[Pool]:
+def received(streams: Sequence[str]) -> Iterator[Pool]:
+    """A pool with what the stream files bring, gone afterwards."""
+    from zkeep.format.reader import read_events
     from zkeep.pool.datasets.model import Pool
     from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
@@ -168,27 +171,30 @@ def _received(streams: list[str]) -> Iterator[Pool]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
         pool = stack.enter_context(Pool.create(Path(folder) / "pool", "streams", {"blind": "off"}))
         for path in streams:
-            target = _target(pool, path)
+            with open(path, "rb") as source:
+                target = target_of(pool, read_events(source))
             with open(path, "rb") as source:
                 receive(pool, source, target, ReceiveOptions(force=True))
         yield pool
 
 
-def _target(pool: Pool, path: str) -> str:
+def target_of(pool: Pool, events: Iterable[Event]) -> str:
     """Where a stream belongs: an increment where its source is, all else at the top."""
     from zkeep.format.events import Package, SubBegin
-    from zkeep.format.reader import read_events
 
-    top = b""
-    with open(path, "rb") as source:
-        for event in read_events(source):
-            if isinstance(event, Package):
-                top = event.header.name.split(b"@")[0]
-            if isinstance(event, SubBegin):
-                sent = event.begin.name.split(b"@")[0].decode()
-                below = sent[len(top) :] if top and sent.encode().startswith(top) else ""
-                return _holder(pool, event.begin.fromguid).removesuffix(below)
+    top = ""
+    for event in events:
+        if isinstance(event, Package):
+            top = _dataset(event.header.name)
+        if isinstance(event, SubBegin):
+            sent = _dataset(event.begin.name)
+            below = sent[len(top) :] if top and sent.startswith(top) else ""
+            return _holder(pool, event.begin.fromguid).removesuffix(below)
     return TOP
+
+
+def _dataset(name: bytes) -> str:
+    return name.split(b"@")[0].decode("utf-8", "replace")
 
 
 def _holder(pool: Pool, guid: int) -> str:

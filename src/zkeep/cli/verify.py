@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -25,15 +26,47 @@ if TYPE_CHECKING:
 @click.option("-r", "recursive", is_flag=True, help="With all datasets below.")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what was verified.")
 @takes_key
-@click.argument("arguments", nargs=-1, required=True, metavar="DATASET[@SNAPSHOT]|STREAM...")
-def verify_verb(*, recursive: bool, verbose: bool, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> None:
+@click.option("--base", "bases", metavar="STREAM|SNAPSHOT", multiple=True, help="Filter: what an increment needs.")
+@click.option("--allow", "allow", metavar="PROPERTY", multiple=True, help="Filter: let it pass; or holds, or all.")
+@click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM]...")
+def verify_verb(
+    *,
+    recursive: bool,
+    verbose: bool,
+    key_locations: tuple[str, ...],
+    bases: tuple[str, ...],
+    allow: tuple[str, ...],
+    arguments: tuple[str, ...],
+) -> None:
     """Authenticate one snapshot, or every snapshot of datasets, without writing a file.
 
     All that lies between the key and the content is checked: the MAC of the object set, of every block of dnodes, the
     trees of MACs, every block. The first object and offset that fail are named; the exit status is 4, or 3 where a
     stored record is not what came in.
+
+    Without an argument it is a filter: a raw stream on standard input goes on to standard output, each snapshot only
+    when all of it is authentic, so that the host that receives it need not trust who kept it. Of the properties of
+    -R and -p only harmless ones pass: atime, compression, dnodesize, logbias, recordsize, relatime. It needs room for
+    the stream in TMPDIR.
+
+    \b
+        ssh vault zkeep send -Rw vault/home@monday | zkeep verify -L file:///media/usb/key | zfs receive -u tank/home
+        zkeep verify -L file:///media/usb/key --base full.zfs < increment.zfs | zfs receive -u tank/home
     """
     get_key = keys_from(key_locations)
+    if not arguments:
+        from zkeep.cli.passing import pass_on
+
+        if recursive:
+            raise WrongUsage("-r needs a dataset")
+        pass_on(partial(_check_sent, get_key), bases, allow, verbose)
+        return
+    if bases or allow:
+        raise WrongUsage("--base and --allow are for a stream on standard input")
+    _verify_named(arguments, get_key, recursive, verbose)
+
+
+def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, verbose: bool) -> None:
     if is_stream(arguments[0]):
         with snapshots_of(arguments) as (pool, _, rest):
             if rest:
@@ -67,24 +100,45 @@ def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool) 
 
 
 def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None:
+    line = _check(pool, snapshot, get_key, str(snapshot.name))
+    if verbose:
+        click.echo(line)
+
+
+def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> str:
+    """Of a stream the key must open its own key record, too: that is the one a receiving host will have."""
+    from zkeep.crypto.unwrap import WrongKey
+    from zkeep.restore.keys import own_keys
+
+    try:
+        own_keys(pool, snapshot, get_key)
+    except WrongKey as error:
+        raise WrongKey(f"cannot authenticate {sent}: {error}") from None
+    return _check(pool, snapshot, get_key, sent)
+
+
+def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
+    """Raises as verify(), with the name; else a line that tells what was found."""
     from zkeep.restore.errors import Forgery
     from zkeep.restore.opened import Opened
     from zkeep.restore.verify import verify
 
     started = time.monotonic()
-    with Opened(pool, snapshot, get_key) as opened:
-        try:
-            done = verify(opened)
-        except Forgery as error:
-            raise _with_path(error, opened) from None
-    if verbose:
-        seconds = max(time.monotonic() - started, 1e-6)
-        how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
-        rate = nice(int(done.bytes / seconds))
-        click.echo(f"{snapshot.name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s")
+    try:
+        with Opened(pool, snapshot, get_key) as opened:
+            try:
+                done = verify(opened)
+            except Forgery as error:
+                raise _with_path(error, opened, name) from None
+    except Forgery as error:
+        raise Forgery(name, error.what, error.object, error.offset) from None
+    seconds = max(time.monotonic() - started, 1e-6)
+    how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
+    rate = nice(int(done.bytes / seconds))
+    return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s"
 
 
-def _with_path(error: Forgery, opened: Opened) -> NotAuthentic:
+def _with_path(error: Forgery, opened: Opened, name: str) -> NotAuthentic:
     """The same, with the file's path where that can still be found."""
     from zkeep.tree.filesystem import Filesystem, shown
 
@@ -94,4 +148,4 @@ def _with_path(error: Forgery, opened: Opened) -> NotAuthentic:
         path = Filesystem(opened).path_of(error.object)
     except ZkeepError:
         return error
-    return NotAuthentic(f"{error.snapshot}: {shown(path)}: {error.place}{error.what}")
+    return NotAuthentic(f"{name}: {shown(path)}: {error.place}{error.what}")
