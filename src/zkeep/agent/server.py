@@ -116,13 +116,14 @@ def serve_one(agent: Agent, client: socket.socket) -> None:
             client.sendall(json.dumps(agent.answer(request)).encode() + b"\n")
 
 
-def keep_secret() -> None:
-    """No core file, no other process's look, no swapped pages: as far as the system does it."""
+def keep_secret(*, locked: bool = True) -> None:
+    """No core file, no other process's look; `locked`: no swapped pages. As far as the system does it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        library.mlockall(_MCL_CURRENT_AND_FUTURE)
+        if locked:
+            library.mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
 def run(path: str) -> None:

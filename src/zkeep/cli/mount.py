@@ -84,8 +84,10 @@ def _mount(
     options: dict[str, str | bool],
     ready: Callable[[], None],
 ) -> None:
+    from zkeep.agent.server import keep_secret
     from zkeep.restore.mount import Answers, serve
 
+    keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     with _shown(what, key_locations) as (name, files, size), _quiet() as (told, loud):
