@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from mountkit import needs_fuse
 
@@ -14,11 +15,13 @@ KEY = f"file://{STORY}/jambon-zfs-key"
 STREAMS = [str(STORY / "full-Rw.zfs"), str(STORY / "inc-w.zfs")]
 
 
-def zkeep(*arguments: str, home: Path) -> tuple[int, str]:
+def zkeep(*arguments: str, home: Path, stdin: BinaryIO | None = None) -> tuple[int, str]:
     """In a process of its own, as it goes on in the background; status, and all that was printed."""
     environment = {**os.environ, "ZKEEP_HOME": str(home / "home"), "XDG_RUNTIME_DIR": str(home)}
     command = [sys.executable, "-c", "from zkeep.cli.main import main; main()", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        command, check=False, stdin=stdin, capture_output=True, text=True, env=environment, timeout=60
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -56,3 +59,24 @@ def test_what_cannot_be_mounted_is_one_line(tmp_path: Path) -> None:
         assert (got, text.count("\n")) == (status, 1), text
         assert text.startswith("zkeep: ")
         assert not os.path.ismount(tmp_path)
+
+
+@needs_fuse
+def test_a_dataset_is_mounted_with_all_its_snapshots(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    zkeep("pool", "create", "vault", str(tmp_path / "vault"), home=tmp_path)
+    for stream in STREAMS:
+        target = "vault/home" if stream == STREAMS[0] else "vault/home/blanc"
+        with open(stream, "rb") as source:
+            assert zkeep("receive", "-F", target, home=tmp_path, stdin=source) == (0, "")
+    assert zkeep("mount", "vault/home/blanc", str(folder), "-L", KEY, home=tmp_path) == (0, "")
+    try:
+        snapshots = {path.name for path in (folder / ".zfs" / "snapshot").iterdir()}
+        assert {"2018", "work-of-the-day"} <= snapshots
+        assert (folder / "another-file").exists()
+        assert not (folder / ".zfs" / "snapshot" / "2018" / "another-file").exists()
+        assert "vault/home/blanc " in zkeep("mount", home=tmp_path)[1]
+    finally:
+        assert zkeep("umount", "vault/home/blanc", home=tmp_path) == (0, "")
+    assert zkeep("destroy", "-r", "vault/home", home=tmp_path)[0] == 0

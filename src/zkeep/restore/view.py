@@ -148,7 +148,7 @@ class Served(Protocol):
     def read(self, path: bytes, offset: int, size: int) -> bytes: ...
 
     def stored(self, node: Znode) -> int:
-        """Bytes that a file takes; its size where that is not known."""
+        """Bytes that a file takes, for who looks for holes in large ones; its size where that is not worth counting."""
         ...
 
 
@@ -214,7 +214,7 @@ class FileView:
         return self._content.read(node.number, node.size, offset, size)
 
     def stored(self, node: Znode) -> int:
-        found = self._stored(node.number) if node.is_file else None
+        found = self._stored(node.number) if node.is_file and node.size > NARROW else None
         return node.size if found is None else found
 
 
