@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import sqlite3
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class Bench:
         except ZkeepError as error:
             return _judged(error)
         except Exception as error:  # that is what is looked for
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error} ({traceback.format_exc(limit=-2)})"
 
     def _look(self, pool: Pool, snapshot: Snapshot) -> str:
         """Empty if a snapshot is what it was."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corruption import view_of
 from forgeries import Record, put_together, taken_apart
 from manifests import DATA, Case, cases
-from test_open_vectors import seen
 
 from zkeep.errors import Damaged, NotAuthentic
 from zkeep.format.records import Object, ObjectRange, RecordType, Write
@@ -23,7 +23,6 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
-from zkeep.tree.filesystem import Filesystem
 
 NAME = "ccm192-lzjb-8k"
 Forge = Callable[[list[Record]], list[Record]]
@@ -49,7 +48,7 @@ def all_from(pool: Pool, case: Case) -> None:
             with Opened(pool, snapshot, case.key) as opened:
                 verify(opened)
             with Opened(pool, snapshot, case.key) as opened:
-                seen(Filesystem(opened))
+                view_of(opened)
 
 
 def pool_with(path: Path, *streams: bytes) -> Pool:
@@ -224,35 +223,6 @@ def _place(record: Record) -> tuple[Any, ...]:
 
 def _segments(pool: Pool) -> Iterator[Path]:
     yield from sorted((pool.path / "segments").glob("*/*"))
-
-
-def test_p5_no_flipped_byte_gives_wrong_bytes(case: Case, tmp_path: Path) -> None:
-    import random
-
-    from zkeep.errors import ZkeepError
-
-    dice = random.Random(5)
-    with pool_with(tmp_path, put_together(full()), put_together(increment())) as pool:
-        snapshots = [s for found in pool.all_snapshots().values() for s in found]
-        with_truth = []
-        for snapshot in snapshots:
-            with Opened(pool, snapshot, case.key) as opened:
-                with_truth.append((snapshot, seen(Filesystem(opened))))
-        files = list(_segments(pool))
-        caught, odd = 0, []
-        for _ in range(40):
-            path = dice.choice(files)
-            at = dice.randrange(path.stat().st_size)
-            with _flipped(path, at, 1 << dice.randrange(8)):
-                for snapshot, truth in with_truth:
-                    try:
-                        with Opened(pool, snapshot, case.key) as opened:
-                            assert seen(Filesystem(opened)) == truth
-                    except ZkeepError as error:
-                        odd += [str(error)] * (error.status not in (3, 4))
-                        caught += 1
-        assert caught > 20
-        assert not odd
 
 
 class _flipped:  # noqa: N801

@@ -14,7 +14,7 @@ blkptr_auth_buf_t, zio_crypt_bp_zero_nonportable_blkprop().
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
 
@@ -39,8 +39,7 @@ class BadDnode(ValueError):
     """A dnode that cannot be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dnode:
+class Dnode(NamedTuple):
     """What an OBJECT record says of a dnode. `bonus` is sealed or open as the holder knows.
 
     Of streams that are not raw, `nlevels` and `nblkptr` are 0 and `maxblkid` is not known.

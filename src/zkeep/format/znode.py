@@ -6,7 +6,7 @@ Source: OpenZFS include/sys/zfs_znode.h, zfs_sa.h; module/os/linux/zfs/zfs_znode
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zkeep.format import sa
 from zkeep.format.nvlist import BadNvlist, decode
@@ -21,8 +21,7 @@ _LINUX = ("user.", "trusted.", "security.", "system.")
 _HIDDEN = "freebsd:"
 
 
-@dataclass(frozen=True, slots=True)
-class Znode:
+class Znode(NamedTuple):
     """Times in nanoseconds; `rdev` as Linux numbers devices inside (major << 20 | minor)."""
 
     number: int
@@ -44,7 +43,7 @@ class Znode:
     target: bytes | None = None
     packed_xattrs: bytes = b""
     acl: bytes = b""
-    order: ByteOrder = field(default="little", repr=False)
+    order: ByteOrder = "little"
 
     @property
     def is_folder(self) -> bool:

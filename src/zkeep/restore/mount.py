@@ -116,7 +116,7 @@ class Shown:
         if served is None:
             return synthetic(_CONTROL_NUMBERS[path], stat.S_IFDIR | 0o555, 2, self._created), 0
         node = served.node(rest)
-        return replace(node, number=node.number | base) if base else node, served.stored(node)
+        return node._replace(number=node.number | base) if base else node, served.stored(node)
 
     def names(self, path: bytes) -> Iterator[Name]:
         served, rest, base = self._route(path)

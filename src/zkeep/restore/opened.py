@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -35,14 +34,16 @@ from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import HEADER, Object, RecordFlag, RecordType, WriteEmbedded
+from zkeep.format.records import HEADER, Object, RecordType, WriteEmbedded
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.restore.errors import Forgery, Unreadable
+from zkeep.restore.held import LEAF, NO_LEAVES, Verified
 from zkeep.restore.keys import master_keys
-from zkeep.restore.state import LEAF, Chunk, State
+from zkeep.restore.seals import Seals
+from zkeep.restore.state import Chunk, State
 
 Array = npt.NDArray[Any]
 DNODE_BLOCKS = 256
@@ -52,22 +53,7 @@ BATCH = 8 << 20
 END = (1 << 64) - 1
 WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
-NO_LEAVES = np.empty(0, LEAF)
 "Bytes of blocks that are read at a time."
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """An object whose dnode is authentic. `spill`: its spill block's leaf (an array of one, or none).
-
-    Of an object without indirect blocks `flat` are all its leaves; else `tree` has the MACs of their groups.
-    """
-
-    dnode: Dnode
-    tree: MacTree | None
-    roots: bytes
-    spill: Array
-    flat: Array | None = None
 
 
 class NoObject(Unreadable):
@@ -96,7 +82,7 @@ class Opened:
         self.pool = pool
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
-        self._seals: dict[int, tuple[Seal, bool]] = {}
+        self._seals: Seals | None = None
         self._blocks: OrderedDict[int, dict[int, Verified]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self.state: State
@@ -135,33 +121,15 @@ class Opened:
         crypt = self.crypt
         assert crypt is not None
         shape = _metadnode(crypt)
-        leaves = self._range_leaves(self.state.ranges())
+        self._seals = Seals(self.state.ranges(), self.state.records)
         tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
         try:
-            tree.add(leaves["object"] // np.uint64(SLOTS), leaves["pointer"])
+            tree.add(self._seals.blocks, self._seals.pointers())
             found = portable_mac(keys, self.begin.type, shape, tree.finish())
         except OutOfTree:
             raise Forgery(self.name, "there are dnodes beyond the metadnode's end") from None
         if found != crypt.get("portable_mac"):
             raise Forgery(self.name, "the MAC of the object set does not verify")
-
-    def _range_leaves(self, rows: Array) -> Array:
-        headers = self.state.records.headers(rows, RecordType.OBJECT_RANGE)
-        if (headers["firstobj"] != rows["object"]).any() or (headers["firstobj"] % SLOTS).any():
-            raise Damaged(f"{self.name}: a block of dnodes lies where another should")
-        leaves = np.zeros(len(rows), LEAF)
-        leaves["object"] = rows["object"]
-        little = np.array([self._little(row, h["flags"]) for row, h in zip(rows, headers, strict=True)], bool)
-        prop = np.uint64((SLOTS - 1) | (SLOTS - 1) << 16 | 2 << 32 | ObjectType.DNODE << 48 | 1 << 61)
-        leaves["pointer"]["prop"] = prop | little.astype(np.uint64) << np.uint64(63)
-        leaves["pointer"]["mac"] = np.ascontiguousarray(headers["mac"]).view("V16").reshape(-1)
-        for row, header, order in zip(rows, headers, little.tolist(), strict=True):
-            seal = Seal(header["salt"].tobytes(), header["iv"].tobytes(), header["mac"].tobytes())
-            self._seals[int(row["object"]) // SLOTS] = seal, order
-        return leaves
-
-    def _little(self, row: Array, flags: int) -> bool:
-        return (self.state.records.byteorder(row) == "little") ^ bool(flags & RecordFlag.RAW_BYTESWAP)
 
     # Dnodes
 
@@ -175,7 +143,7 @@ class Opened:
     def numbers(self) -> Iterator[int]:
         """The numbers of all blocks of dnodes."""
         if self._keys is not None:
-            yield from sorted(self._seals)
+            yield from self._seals or ()
             return
         last = -1
         for chunk in self.state.chunks():
@@ -186,8 +154,7 @@ class Opened:
 
     def seal(self, index: int) -> Seal | None:
         """What one block of dnodes is sealed with: equal seals, equal blocks. None where nothing is sealed."""
-        found = self._seals.get(index)
-        return found[0] if found else None
+        return self._seals.get(index) if self._seals and index in self._seals else None
 
     def same(self, one: Verified, another: Verified) -> bool:
         """Whether two objects, of this snapshot and of another, are the same for all that is authenticated of them."""
@@ -211,9 +178,9 @@ class Opened:
     def _load(self, index: int) -> dict[int, Verified]:
         if self._keys is None:
             return {v.dnode.number: v for v in self._unsealed(index, True)}
-        if index not in self._seals:
+        if self._seals is None or index not in self._seals:
             return {}
-        seal, little = self._seals[index]
+        seal, little = self._seals.get(index), self._seals.is_little(index)
         try:
             objects = self._unsealed(index, little)
             sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
@@ -223,15 +190,18 @@ class Opened:
             if isinstance(error, Forgery):
                 raise
             raise Forgery(self.name, "the MAC over its block of dnodes does not verify", index * SLOTS) from None
-        return {
-            v.dnode.number: replace(v, dnode=replace(v.dnode, bonus=bonus))
-            for v, bonus in zip(objects, bonuses, strict=True)
-        }
+        return {v.dnode.number: v.opened(bonus) for v, bonus in zip(objects, bonuses, strict=True)}
 
     def _unsealed(self, index: int, little: bool) -> list[Verified]:
         """The objects of a block as their records tell, with the trees that their blocks make."""
         low, high = index * SLOTS, index * SLOTS + SLOTS
         chunks = list(self.state.over((low, 0), (high, 0)))
+        if len(chunks) == 1 and self._keys is not None:
+            rows = chunks[0].table.objects["object"]
+            first, end = np.searchsorted(rows, np.array([low, high], np.uint64)).tolist()
+            small = chunks[0].small.between(first, end, "little" if little else "big")
+            if small is not None:
+                return small
         dnodes: dict[int, Dnode] = {}
         for chunk in chunks:
             for dnode in self._dnodes(chunk, low, high, little):
@@ -259,7 +229,7 @@ class Opened:
             raise Forgery(self.name, str(error), int(row["object"])) from None
         if not raw:
             self.state.records.whole(row.reshape(1))
-            return replace(dnode, bonus=dnode.bonus[: dnode.bonuslen])
+            return dnode._replace(bonus=dnode.bonus[: dnode.bonuslen])
         return dnode
 
     def _grown(self, dnode: Dnode, chunks: Iterable[Chunk]) -> Verified:
@@ -314,8 +284,11 @@ class Opened:
         """The leaves of an object's blocks with numbers first <= n < end, authenticated, in stretches."""
         dnode = held.dnode
         if held.flat is not None:
+            if not first and (not len(held.flat) or int(held.flat["offset"][-1]) < end * dnode.blksz):
+                yield held.flat
+                return
             numbers = held.flat["offset"] // np.uint64(dnode.blksz)
-            yield held.flat if end > len(held.flat) and not first else held.flat[(numbers >= first) & (numbers < end)]
+            yield held.flat[(numbers >= first) & (numbers < end)]
             return
         if held.tree is None:
             yield self.state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))

@@ -12,40 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zkeep.crypto.mactree import POINTER
 from zkeep.errors import Damaged
-from zkeep.format.records import HEADER, RecordFlag, RecordType
+from zkeep.format.dnode import SECTOR
+from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
 from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import keys
 from zkeep.pool.timeline.table import NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
+from zkeep.restore.held import LEAF
 from zkeep.restore.records import Records
+from zkeep.restore.small import Small
 
 Array = npt.NDArray[Any]
 CHUNK_ROWS = 16_384
 CHUNKS = 6
 "Chunks that are held at a time."
 Key = tuple[int, int]
-
-LEAF = np.dtype(
-    [
-        ("object", "<u8"),
-        ("offset", "<u8"),
-        ("pos", "<u8"),
-        ("check", "<u8"),
-        ("size", "<u4"),
-        ("segment", "<u4"),
-        ("logical", "<u4"),
-        ("kind", "u1"),
-        ("compression", "u1"),
-        ("type", "u1"),
-        ("pad", "u1"),
-        ("salt", "V8"),
-        ("iv", "V12"),
-        ("pointer", POINTER),
-    ]
-)
-"""A block: where its record lies, how it is sealed and compressed, and what its block pointer says."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +52,16 @@ class Chunk:
         """The OBJECT records, as `table.objects` lists them."""
         return self.records.whole(self.table.objects, check=False)
 
+    @cached_property
+    def heads(self) -> Array:
+        """Their headers, of whichever type they are."""
+        raw = np.frombuffer(b"".join([record[:HEADER] for record in self.objects]), np.uint8)
+        return self.records.native(raw.reshape(-1, HEADER), self.table.objects, RecordType.OBJECT)
+
+    @cached_property
+    def small(self) -> Small:
+        return Small(self)
+
 
 def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     leaves = np.zeros(len(rows), LEAF)
@@ -82,7 +74,7 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     if mine.any():
         headers = records.headers(rows[mine], rtype)
         _match(rows[mine], headers, records, rtype)
-        leaves[mine] = _filled(leaves[mine], headers, _little(rows[mine], headers, records), rtype)
+        leaves[mine] = _filled(leaves[mine], headers, little_of(rows[mine], headers, records), rtype)
     return leaves
 
 
@@ -95,7 +87,7 @@ def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> 
         raise Damaged(f"{records.where(rows[np.flatnonzero(wrong)[0]])}: the record is of another block")
 
 
-def _little(rows: Array, headers: Array, records: Records) -> Array:
+def little_of(rows: Array, headers: Array, records: Records) -> Array:
     """Whether each block is in little-endian byte order."""
     big = np.array([records.byteorder(row) == "big" for row in rows[_firsts(rows["segment"])]], bool)
     _, index = np.unique(rows["segment"], return_inverse=True)
@@ -110,8 +102,11 @@ def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> 
     logical = headers["logical_size" if rtype == RecordType.WRITE else "length"]
     physical = np.where(headers["compressed_size"] > 0, headers["compressed_size"], logical)
     wrong = (physical != leaves["size"].astype(np.uint64) - HEADER) & (headers["compressed_size"] > 0)
-    if wrong.any() or (logical < 512).any():
-        raise Damaged(f"object {leaves['object'][0]}: a block is not as long as its record says")
+    for length in (logical, physical):  # of which the pointer keeps no more than their sectors
+        wrong |= (length % np.uint64(SECTOR) > 0) | (length < SECTOR) | (length > MAX_PAYLOAD)
+    if wrong.any():
+        first = leaves["object"][np.flatnonzero(wrong)[0]]
+        raise Damaged(f"object {first}: a block is not as long as its record says")
     leaves["logical"] = logical
     leaves["compression"] = headers["compressiontype"]
     leaves["type"] = headers["type"]

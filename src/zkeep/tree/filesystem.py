@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from zkeep.errors import Refused
@@ -123,7 +123,7 @@ class Filesystem:
             raise BadTree(f"object {number}: {error}") from None
         node = znode_of(number, attributes, order)
         if node.is_link and node.target is None:
-            node = replace(node, target=self._long_target(node))
+            node = node._replace(target=self._long_target(node))
         return node
 
     def _attributes(self, dnode: Dnode) -> tuple[sa.Attributes, ByteOrder]:

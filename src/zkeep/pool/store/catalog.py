@@ -208,6 +208,8 @@ class Catalog:
             index = Index(str(self._path), self._wait)
             if not self._is_current(index):
                 self._refresh(index)
+            if not index.is_complete():
+                raise Damaged(f"{self._path}: documents are missing; {REMEDY}")
         except OSError:
             return self._in_memory()
         return index

@@ -33,13 +33,28 @@ _DISK = {
     sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_IOERR: errno.EIO,
 }
-_SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=64", "journal_size_limit=262144")
+_SETTINGS = (
+    "recursive_triggers=ON",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "wal_autocheckpoint=64",
+    "journal_size_limit=262144",
+)
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS doc (kind TEXT, key TEXT, value TEXT, sum INTEGER,"
     " PRIMARY KEY (kind, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS applied"
     " (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
 )
+_TALLY = (
+    "CREATE TABLE tally (id INTEGER PRIMARY KEY, rows INTEGER, total INTEGER)",
+    "INSERT INTO tally SELECT 0, count(*), coalesce(sum(sum), 0) FROM doc",
+    "CREATE TRIGGER doc_comes AFTER INSERT ON doc BEGIN"
+    " UPDATE tally SET rows = rows + 1, total = total + new.sum; END",
+    "CREATE TRIGGER doc_goes AFTER DELETE ON doc BEGIN"
+    " UPDATE tally SET rows = rows - 1, total = total - old.sum; END",
+)
+"How many rows there are, and the sum of their sums: a damaged page may lose rows without a word."
 
 
 def _sum(kind: str, key: str, value: str) -> int:
@@ -61,6 +76,15 @@ class Index:
         if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'applied'"):
             for statement in _SCHEMA:
                 self._run(statement)
+        if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'doc_goes'"):
+            self._begin_tally()
+
+    def _begin_tally(self) -> None:
+        """Also of an index that was made before there was one."""
+        with self.change():
+            if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'doc_goes'"):
+                for statement in _TALLY:
+                    self._run(statement)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -163,8 +187,15 @@ class Index:
                 _check(kind, key, value, total)
                 yield kind, key, value
 
+    def is_complete(self) -> bool:
+        """Whether every row that was put is there; not, whether it is what was put."""
+        found = self._run("SELECT count(*), coalesce(sum(sum), 0) FROM doc UNION ALL SELECT rows, total FROM tally")
+        return len(found) == 2 and found[0] == found[1]
+
     def faults(self) -> Iterator[str]:
         """One line for each row that is not what was stored."""
+        if not self.is_complete():
+            yield f"catalog: documents are missing; {REMEDY}"
         with self._errors():
             for row in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
                 try:
