@@ -162,7 +162,8 @@ class _Maker:
             value = held.get("value", "") if isinstance(held, NvList) else held
             text = properties.from_stream(name, value) if isinstance(value, int | str) else None
             if name == "keylocation" or name not in self._allowed or text is None:
-                self._dropped.append((of, name))
+                if (name, value) != ("keylocation", "prompt"):
+                    self._dropped.append((of, name))
                 continue
             made = properties.to_stream(name, text)
             new.set(name, made, NvType.UINT64 if isinstance(made, int) else NvType.STRING)

@@ -123,6 +123,13 @@ def test_the_key_of_a_root_of_encryption_is_asked_for() -> None:
     assert dataset["props"]["keylocation"] == "prompt"
 
 
+def test_a_prompt_for_the_key_is_nothing_to_tell_of() -> None:
+    root = entry(props=nvlist({"keylocation": "prompt"}), snapprops=NvList(), snapholds=NvList())
+    root.set("is_encroot", True, NvType.BOOLEAN)
+    assert remake(package(root), Allowed()).dropped == []
+    assert passed(package(root))[1]["props"] == {"keylocation": "prompt"}
+
+
 @pytest.mark.parametrize("wrong", [{"compression": 9999}, {"compression": "lz4"}, {"recordsize": "big"}])
 def test_a_value_that_makes_no_sense_does_not_pass(wrong: dict[str, Value]) -> None:
     _, dataset = passed(package(entry(props=nvlist(wrong))))
