@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import chain
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from zkeep.restore.seals import Seals
 from zkeep.restore.state import Chunk, State
 
 Array = npt.NDArray[Any]
+Buffer = memoryview | bytearray
 DNODE_BLOCKS = 256
 "Opened blocks of dnodes that are held."
 GROUPS = 64
@@ -53,6 +55,10 @@ BATCH = 8 << 20
 END = (1 << 64) - 1
 WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
+PORTION = 1 << 20
+"Bytes that a thread authenticates before it asks for more: they fit its cache."
+FEW = 50
+"Segments that are open at a time, whatever is read."
 "Bytes of blocks that are read at a time."
 
 
@@ -83,6 +89,7 @@ class Opened:
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
+        self._space = local()
         self._blocks: OrderedDict[int, dict[int, Verified]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self.state: State
@@ -327,7 +334,7 @@ class Opened:
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, bytes | bytearray | memoryview]]:
         """The content of each leaf's block; `kind` is their object type, or a spill block's bonus type."""
-        for some in _batches(leaves):
+        for some in _batches(leaves, BATCH):
             records = self._records(some)
             if len(some) > 1 and int(some["logical"].sum()) > WORTHWHILE:
                 yield from zip(some, self._crew.map(partial(self._content, kind), some, records), strict=True)
@@ -357,8 +364,8 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> memoryview | bytearray:
-        """`sealed` ends with room for the MAC."""
+    def _unseal(self, kind: int, leaf: Array, sealed: memoryview, out: memoryview | None = None) -> Buffer:
+        """`sealed` ends with room for the MAC. `out`: where the result shall lie, if it has room."""
         assert self._keys is not None
         mac = leaf["pointer"]["mac"].tobytes()
         try:
@@ -366,7 +373,8 @@ class Opened:
                 self._keys.authenticate(mac, sealed[:-MAC])
                 return sealed[:-MAC]
             sealed[-MAC:] = mac
-            opened = bytearray(len(sealed) - MAC)
+            size = len(sealed) - MAC
+            opened = bytearray(size) if out is None else out[:size]
             self._keys.open_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), sealed, opened)
             return opened
         except Forged:
@@ -381,20 +389,44 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def authenticate(self, held: Verified) -> Iterator[tuple[int, int]]:
-        """Check all blocks of an object without undoing their compression; tells of bytes and blocks, as it goes."""
-        stretches = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
-        for kind, leaves in chain(stretches, [(held.dnode.bonustype, held.spill)]):
-            for some in _batches(leaves):
-                records = self._records(some)
-                if self._keys is not None:
-                    work = map if len(some) == 1 else self._crew.map
-                    for _ in work(partial(self._just_unseal, kind), some, records):
-                        pass
+    def authenticate(self, index: int) -> Iterator[tuple[int, int]]:
+        """Check all that a block of dnodes holds, without undoing compression; tells of bytes and blocks as it goes."""
+        held = self.dnodes(index).values()
+        small: dict[int, list[Array]] = {}
+        for each in held:
+            if each.flat is not None:
+                small.setdefault(each.dnode.type, []).append(each.flat)
+            small.setdefault(each.dnode.bonustype, []).append(each.spill)
+        trees = (each for each in held if each.flat is None)
+        large = ((each.dnode.type, leaves) for each in trees for leaves in self.leaves(each, 0, END))
+        for kind, leaves in chain(((kind, np.concatenate(parts)) for kind, parts in small.items()), large):
+            for some in _batches(leaves, BATCH):
+                self._authenticate(kind, some)
                 yield int(some["size"].sum(dtype=np.uint64)), len(some)
 
-    def _just_unseal(self, kind: int, leaf: Array, record: memoryview) -> None:
-        self._unseal(kind, leaf, record[HEADER:])
+    def _authenticate(self, kind: int, leaves: Array) -> None:
+        if self._keys is None:
+            self._records(leaves)
+            return
+        segments = np.unique(leaves["segment"]).tolist()
+        for segment in segments:  # opened here, so that no thread has to
+            self.state.records.open(segment)
+        portions = list(_batches(leaves, PORTION))
+        work = self._crew.map if len(portions) > 1 and len(segments) <= FEW else map
+        for _ in work(partial(self._just_unseal, kind), portions):
+            pass
+
+    def _just_unseal(self, kind: int, leaves: Array) -> None:
+        """To one buffer of each thread, over and over."""
+        sizes = leaves["size"].astype(np.int64)
+        most = int(sizes.max())
+        if len(getattr(self._space, "out", b"")) < most:
+            self._space.out = bytearray(most)
+        out = memoryview(self._space.out)
+        for mine, buffer, starts in self.state.records.pieces(leaves, sizes, MAC):
+            view = buffer.data
+            for leaf, start in zip(leaves[mine], starts.tolist(), strict=True):
+                self._unseal(kind, leaf, view[start + HEADER : start + int(leaf["size"]) + MAC], out)
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""
@@ -449,12 +481,13 @@ def _rows_of(rows: Array, number: int) -> slice:
     return slice(int(first), int(end))
 
 
-def _batches(leaves: Array) -> Iterator[Array]:
+def _batches(leaves: Array, most: int) -> Iterator[Array]:
+    """Stretches of at most so many bytes, or of one block."""
     ends = np.cumsum(leaves["size"], dtype=np.int64)
     first = 0
     while first < len(leaves):
         base = int(ends[first - 1]) if first else 0
-        last = max(int(np.searchsorted(ends, base + BATCH, "right")), first + 1)
+        last = max(int(np.searchsorted(ends, base + most, "right")), first + 1)
         yield leaves[first:last]
         first = last
 

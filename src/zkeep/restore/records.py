@@ -31,6 +31,10 @@ class Records:
         """Of the record that a row stands for."""
         return "big" if self._timeline.owner(int(row["segment"]))[1].big_endian else "little"
 
+    def open(self, segment: int) -> None:
+        """Open a segment, or note that it is in use, so that it stays open while a few others are read."""
+        self._timeline.owner(segment)[1].blob  # noqa: B018
+
     def where(self, row: Array) -> str:
         """The place, for a person."""
         return f"{self._timeline.owner(int(row['segment']))[1].name}, byte {row['pos']}"
@@ -83,7 +87,7 @@ class Records:
         sizes = rows["size"].astype(np.int64)
         if len(rows) == 1 and not check:
             return [self._one(rows[0], int(sizes[0]), slack)]
-        for mine, buffer, starts in self._pieces(rows, sizes, slack):
+        for mine, buffer, starts in self.pieces(rows, sizes, slack):
             view = buffer.data
             ends = (starts + sizes[mine] + slack).tolist()
             for index, start, end in zip(mine.tolist(), starts.tolist(), ends, strict=True):
@@ -113,7 +117,7 @@ class Records:
             return False
         return True
 
-    def _pieces(self, rows: Array, sizes: Array, slack: int = 0) -> Iterator[tuple[Array, Array, Array]]:
+    def pieces(self, rows: Array, sizes: Array, slack: int = 0) -> Iterator[tuple[Array, Array, Array]]:
         """Reads of neighbouring records: (indices of rows, what was read, where in it each record starts)."""
         order = np.lexsort((rows["pos"], rows["segment"]))
         places = rows["pos"][order].astype(np.int64)
