@@ -67,6 +67,22 @@ def test_what_is_passed_on_is_received_and_is_all_there(tmp_path: Path) -> None:
     assert (more.returncode, more.stdout) == (0, INCREMENT.read_bytes())
     assert run("receive", "vault/j/blanc", stdin=more.stdout).returncode == 0
     assert run("verify", "-r", "vault/j", "-L", KEY).returncode == 0
+    several = run("send", "-Rw", "-I", "@2018", "vault/j/blanc@work-of-the-day").stdout
+    again = run("verify", "-v", "-L", KEY, "--base", "vault/j/blanc@2018", stdin=several)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(b": authentic: ") == 5
+    assert len(again.stdout) == len(several)
+
+
+def test_who_stops_reading_gets_one_line_and_may_try_again() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with FULL.open("rb") as source:
+        command = [*COMMAND, "verify", "-L", KEY]
+        answer = subprocess.run(command, stdin=source, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    assert (answer.returncode, answer.stderr.count(b"\n")) == (5, 1)
+    assert b"nobody reads it" in answer.stderr
 
 
 @pytest.mark.skipif(not shutil.which("zstream"), reason="zstream is not installed")
