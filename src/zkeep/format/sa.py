@@ -16,6 +16,7 @@ from zkeep.format.records import ByteOrder
 from zkeep.format.zap import Entry
 
 MAGIC = 0x2F505A
+_LITTLE = MAGIC.to_bytes(4, "little")
 MAX_ATTRIBUTES = 1024
 
 LEGACY = (
@@ -44,6 +45,9 @@ class BadAttributes(ValueError):
 
 
 Attributes = dict[str, bytes]
+Numbers = dict[str, int]
+NANO = "+"
+"Behind a time's name: its nanoseconds, where the name alone has its seconds."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,23 @@ class _Layout:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+
+    def begins(self, order: ByteOrder) -> _Beginning:
+        """Its first attributes, as far as they are numbers or times."""
+        count = next((i for i, size in enumerate(self.sizes) if size not in (8, 16)), len(self.sizes))
+        names: list[str] = []
+        for name, size in zip(self.names[:count], self.sizes, strict=False):
+            names += [name] if size == 8 else [name, name + NANO]
+        shape = "".join("Q" if size == 8 else "qq" for size in self.sizes[:count])
+        fields = struct.Struct(("<" if order == "little" else ">") + shape)
+        return _Beginning(fields, tuple(names), _Layout(self.names[count:], self.sizes[count:]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    fields: struct.Struct
+    names: tuple[str, ...]
+    rest: _Layout
 
 
 class Schema:
@@ -66,6 +87,7 @@ class Schema:
         for entry in registry:
             value = entry.number
             self._attributes[value & 0xFFFF] = entry.name.decode("latin-1"), value >> 24 & 0xFFFF
+        self._begins: dict[tuple[int, ByteOrder], _Beginning] = {}
         self._layouts = {int(entry.name): self._layout(entry.numbers) for entry in layouts if entry.name.isdigit()}
 
     def _layout(self, numbers: tuple[int, ...]) -> _Layout:
@@ -76,15 +98,31 @@ class Schema:
 
     def decode(self, buffer: bytes) -> tuple[Attributes, ByteOrder]:
         """The attributes in a bonus buffer or spill block of type SA, and the byte order of their numbers."""
-        order: ByteOrder = "little" if buffer[:4] == MAGIC.to_bytes(4, "little") else "big"
+        index, at, order = self._head(buffer)
+        return _parted(buffer, self._layouts[index], at, order), order
+
+    def decode_numbers(self, buffer: bytes) -> tuple[Numbers, Attributes, ByteOrder]:
+        """The same, but the numbers and times with which the layout begins as integers: there are millions of files."""
+        index, at, order = self._head(buffer)
+        begins = self._begins.get((index, order))
+        if begins is None:
+            begins = self._begins[index, order] = self._layouts[index].begins(order)
+        if at + begins.fields.size > len(buffer):
+            raise BadAttributes(f"its attributes do not fit in a buffer of {len(buffer)} bytes")
+        numbers = dict(zip(begins.names, begins.fields.unpack_from(buffer, at), strict=True))
+        rest = begins.rest
+        return numbers, _parted(buffer, rest, at + begins.fields.size, order) if rest.names else {}, order
+
+    def _head(self, buffer: bytes) -> tuple[int, int, ByteOrder]:
+        """The number of a buffer's layout, where its attributes begin, and its byte order."""
+        order: ByteOrder = "little" if buffer[:4] == _LITTLE else "big"
         if len(buffer) < 8 or int.from_bytes(buffer[:4], order) != MAGIC:
             raise BadAttributes("a buffer does not begin as system attributes do")
         info = int.from_bytes(buffer[4:6], order)
-        layout = self._layouts.get(info & 0x3FF or 1)
-        at = (info >> 10) * 8
-        if layout is None:
+        index = info & 0x3FF or 1
+        if index not in self._layouts:
             raise BadAttributes(f"layout {info & 0x3FF} is not registered")
-        return _parted(buffer, layout, at, order), order
+        return index, (info >> 10) * 8, order
 
 
 def _parted(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attributes:

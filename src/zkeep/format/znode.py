@@ -19,6 +19,7 @@ HAS_PROJID = 0x0000800000000000
 MAX_XATTRS = 1 << 20
 _LINUX = ("user.", "trusted.", "security.", "system.")
 _HIDDEN = "freebsd:"
+_U64 = (1 << 64) - 1
 
 
 class Znode(NamedTuple):
@@ -74,35 +75,55 @@ class Znode(NamedTuple):
         return bool(self.acl) and not self.flags & ACL_TRIVIAL
 
 
-def znode_of(number: int, attributes: sa.Attributes, order: ByteOrder) -> Znode:
-    def get(name: str) -> int:
-        return sa.number(attributes, name, order)
+_NUMBERS = (
+    *("ZPL_MODE", "ZPL_UID", "ZPL_GID", "ZPL_SIZE", "ZPL_LINKS", "ZPL_PARENT", "ZPL_FLAGS", "ZPL_GEN", "ZPL_RDEV"),
+    *("ZPL_XATTR", "ZPL_PROJID"),
+)
+_TIMES = ("ZPL_ATIME", "ZPL_MTIME", "ZPL_CTIME", "ZPL_CRTIME")
 
-    mode, size, flags = get("ZPL_MODE"), get("ZPL_SIZE"), get("ZPL_FLAGS")
+
+def znode_of(number: int, attributes: sa.Attributes, order: ByteOrder) -> Znode:
+    return znode_with(number, {}, attributes, order)
+
+
+def _with_rest(numbers: sa.Numbers, rest: sa.Attributes, order: ByteOrder) -> sa.Numbers:
+    """With the numbers and times that do not lie at a layout's beginning."""
+    found = {name: sa.number(rest, name, order) for name in _NUMBERS if name in rest}
+    for name in _TIMES:
+        if name in rest:
+            found[name], found[name + sa.NANO] = divmod(sa.time_of(rest, name, order), 1_000_000_000)
+    return {**found, **numbers} if found else numbers
+
+
+def znode_with(number: int, numbers: sa.Numbers, rest: sa.Attributes, order: ByteOrder) -> Znode:
+    """From the numbers with which a layout begins, and what follows them; see Schema.decode_numbers."""
+    get = (_with_rest(numbers, rest, order) if rest else numbers).get
+    mode, size, flags = get("ZPL_MODE", 0) & 0xFFFF, get("ZPL_SIZE", 0) & _U64, get("ZPL_FLAGS", 0)
     target = None
     if stat.S_ISLNK(mode):
-        kept = attributes.get("ZPL_SYMLINK", b"")
+        kept = rest.get("ZPL_SYMLINK", b"")
         target = kept[:size] if len(kept) >= size else None
+    atime, mtime, ctime, crtime = [get(n, 0) * 1_000_000_000 + get(n + sa.NANO, 0) for n in _TIMES]
     return Znode(
         number=number,
-        mode=mode & 0xFFFF,
-        uid=get("ZPL_UID") & 0xFFFFFFFF,
-        gid=get("ZPL_GID") & 0xFFFFFFFF,
+        mode=mode,
+        uid=get("ZPL_UID", 0) & 0xFFFFFFFF,
+        gid=get("ZPL_GID", 0) & 0xFFFFFFFF,
         size=size,
-        links=get("ZPL_LINKS"),
-        atime=sa.time_of(attributes, "ZPL_ATIME", order),
-        mtime=sa.time_of(attributes, "ZPL_MTIME", order),
-        ctime=sa.time_of(attributes, "ZPL_CTIME", order),
-        crtime=sa.time_of(attributes, "ZPL_CRTIME", order),
-        parent=get("ZPL_PARENT"),
+        links=get("ZPL_LINKS", 0),
+        atime=atime,
+        mtime=mtime,
+        ctime=ctime,
+        crtime=crtime,
+        parent=get("ZPL_PARENT", 0),
         flags=flags,
-        generation=get("ZPL_GEN"),
-        rdev=get("ZPL_RDEV"),
-        xattr_folder=get("ZPL_XATTR"),
-        project=get("ZPL_PROJID") if flags & HAS_PROJID else 0,
+        generation=get("ZPL_GEN", 0),
+        rdev=get("ZPL_RDEV", 0),
+        xattr_folder=get("ZPL_XATTR", 0),
+        project=get("ZPL_PROJID", 0) if flags & HAS_PROJID else 0,
         target=target,
-        packed_xattrs=attributes.get("ZPL_DXATTR", b""),
-        acl=attributes.get("ZPL_DACL_ACES", b""),
+        packed_xattrs=rest.get("ZPL_DXATTR", b""),
+        acl=rest.get("ZPL_DACL_ACES", b""),
         order=order,
     )
 

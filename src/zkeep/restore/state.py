@@ -50,7 +50,7 @@ class Chunk:
     @cached_property
     def objects(self) -> list[memoryview]:
         """The OBJECT records, as `table.objects` lists them."""
-        return self.records.whole(self.table.objects, check=False)
+        return self.records.each(self.table.objects)
 
     @cached_property
     def heads(self) -> Array:

@@ -17,7 +17,7 @@ from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
-from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs, znode_of
+from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
 from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 
@@ -118,10 +118,12 @@ class Filesystem:
         """What is known of an object that is a file, a folder or the like."""
         dnode = self.objects.dnode(number)
         try:
-            attributes, order = self._attributes(dnode)
+            if dnode.bonustype == ObjectType.SA and not dnode.has_spill:
+                node = znode_with(number, *self._schema.decode_numbers(dnode.bonus))
+            else:
+                node = znode_of(number, *self._attributes(dnode))
         except sa.BadAttributes as error:
             raise BadTree(f"object {number}: {error}") from None
-        node = znode_of(number, attributes, order)
         if node.is_link and node.target is None:
             node = node._replace(target=self._long_target(node))
         return node
