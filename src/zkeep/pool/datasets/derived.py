@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zkeep.format.nvlist import NvList
-from zkeep.pool.datasets import keyrecords
-from zkeep.pool.datasets.begin import number
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
 
 if TYPE_CHECKING:
+    from zkeep.pool.datasets.keyrecords import KeyRecord
     from zkeep.pool.datasets.view import View
 
 Thing = Dataset | Snapshot | Bookmark
@@ -182,27 +180,31 @@ def _keystatus(view: View, thing: Thing) -> Answer:
 
 def _keyhistory(view: View, thing: Thing) -> Answer:
     """Which sealing of the keys came with which snapshots, oldest first; then those that were made here."""
+    from zkeep.pool.datasets import keyrecords
+
     if isinstance(thing, Bookmark) or not _crypt(thing):
         return NOTHING
     if isinstance(thing, Snapshot):
         record = keyrecords.of_snapshot(view.pool, thing)
-        return Answer(_sealing(record.fields, record.mark) if record else None)
+        return Answer(_sealing(record) if record else None)
     return Answer(", ".join(_events(view, thing)) or None)
 
 
 def _events(view: View, dataset: Dataset) -> Iterator[str]:
+    from zkeep.pool.datasets import keyrecords
+
     since: dict[str, list[str]] = {}
     for snapshot in view.snapshots[dataset.id]:
         if record := keyrecords.of_snapshot(view.pool, snapshot):
-            since.setdefault(_sealing(record.fields, record.mark), []).append(snapshot.doc["name"])
+            since.setdefault(_sealing(record), []).append(snapshot.doc["name"])
     for sealing, names in since.items():
         yield f"@{names[0]} {sealing}" if len(names) == 1 else f"@{names[0]}%{names[-1]} {sealing}"
     for record in reversed(list(keyrecords.local(view.pool, dataset))):
-        yield f"here {_sealing(record.fields, record.mark)}"
+        yield f"here {_sealing(record)}"
 
 
-def _sealing(fields: NvList, mark: str) -> str:
-    return f"{_coded('keyformat', number(fields, 'keyformat'))} {mark}"
+def _sealing(record: KeyRecord) -> str:
+    return f"{_coded('keyformat', record.keyformat)} {record.mark}"
 
 
 def _keyguid(view: View, thing: Thing) -> Answer:

@@ -39,6 +39,11 @@ class KeyRecord:
         return number(self.fields, "DSL_CRYPTO_GUID")
 
     @property
+    def keyformat(self) -> int:
+        """zfs_keyformat."""
+        return number(self.fields, "keyformat")
+
+    @property
     def mark(self) -> str:
         """Eight digits that tell one sealing from another."""
         sealed = b"".join(_bytes(self.fields, name) for name in SEALED)
