@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.home import opened as open_pool
+from zkeep.cli.meter import Meter
 from zkeep.cli.opening import is_stream, keys_from, snapshots_of, takes_key
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.restore.errors import Forgery
     from zkeep.restore.opened import Opened
+    from zkeep.restore.verify import Verified
 
 
 @click.command("verify")
@@ -121,13 +123,12 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     """Raises as verify(), with the name; else a line that tells what was found."""
     from zkeep.restore.errors import Forgery
     from zkeep.restore.opened import Opened
-    from zkeep.restore.verify import verify
 
     started = time.monotonic()
     try:
         with Opened(pool, snapshot, get_key) as opened:
             try:
-                done = verify(opened)
+                done = _metered(opened)
             except Forgery as error:
                 raise _with_path(error, opened, name) from None
     except Forgery as error:
@@ -136,6 +137,22 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
     rate = nice(int(done.bytes / seconds))
     return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s"
+
+
+def _metered(opened: Opened) -> Verified:
+    """Verify; on a terminal, tell how far it is."""
+    from zkeep.restore.verify import verify
+
+    if not sys.stderr.isatty():
+        return verify(opened)
+    from zkeep.pool.datasets.view import View
+    from zkeep.restore.extract import Progress
+
+    meter = Meter(int(View(opened.pool).get(opened.snapshot, "referenced").value or 0), "objects")
+    try:
+        return verify(opened, lambda done: meter(Progress(done.objects, done.bytes)))
+    finally:
+        meter.end()
 
 
 def _with_path(error: Forgery, opened: Opened, name: str) -> NotAuthentic:

@@ -1,10 +1,10 @@
-"""What extract tells on a terminal."""
+"""What extract and verify tell on a terminal."""
 
 from __future__ import annotations
 
 import pytest
 
-from zkeep.cli.extract import Meter
+from zkeep.cli.meter import Meter
 from zkeep.restore.extract import Progress
 
 
