@@ -209,7 +209,7 @@ class Catalog:
             if not self._is_current(index):
                 self._refresh(index)
             if not index.is_complete():
-                raise Damaged(f"{self._path}: documents are missing; {REMEDY}")
+                raise Damaged(f"{self._path}: documents are missing or not what was stored; {REMEDY}")
         except OSError:
             return self._in_memory()
         return index

@@ -195,7 +195,7 @@ class Index:
     def faults(self) -> Iterator[str]:
         """One line for each row that is not what was stored."""
         if not self.is_complete():
-            yield f"catalog: documents are missing; {REMEDY}"
+            yield f"catalog: documents are missing or not what was stored; {REMEDY}"
         with self._errors():
             for row in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
                 try:
