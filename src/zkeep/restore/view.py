@@ -197,9 +197,11 @@ class FileView:
         return found or self._filesystem.find(folder, name)
 
     def _listed(self, folder: int) -> dict[bytes, Name]:
+        """In the order in which what they name lies in the pool: whoever lists a folder then looks at each."""
         found = self._folders.get(folder)
         if found is None:
-            found = self._folders.put(folder, {name.name: name for name in self._filesystem.names(folder)})
+            names = sorted(self._filesystem.names(folder), key=lambda name: name.number)
+            found = self._folders.put(folder, {name.name: name for name in names})
         return found
 
     def names(self, path: bytes) -> Iterator[Name]:
