@@ -18,7 +18,7 @@ from forgeries import Record, put_together, taken_apart
 from manifests import DATA, Case, cases
 
 from zkeep.errors import Damaged, NotAuthentic
-from zkeep.format.records import Object, ObjectRange, RecordType, Write
+from zkeep.format.records import Free, Object, ObjectRange, RecordType, Write
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.restore.opened import Opened
@@ -171,7 +171,41 @@ def change_a_salt(records: list[Record]) -> list[Record]:
     return records
 
 
+def _bent_object(records: list[Record], **change: int) -> list[Record]:
+    """The last file of several blocks, with its dnode's shape changed by so much."""
+    files = [i for i in of(records, RecordType.OBJECT) if _is_large(records[i])]
+    header = records[files[-1]].header
+    assert isinstance(header, Object)
+    records[files[-1]].put(replace(header, **{name: getattr(header, name) + by for name, by in change.items()}))
+    return records
+
+
+def _is_large(record: Record) -> bool:
+    header = record.header
+    return isinstance(header, Object) and header.type == 19 and header.maxblkid > 0
+
+
+def lengthen_a_file(records: list[Record]) -> list[Record]:
+    return _bent_object(records, maxblkid=1)
+
+
+def raise_a_tree(records: list[Record]) -> list[Record]:
+    return _bent_object(records, nlevels=1)
+
+
+def change_the_fanout(records: list[Record]) -> list[Record]:
+    return _bent_object(records, indblkshift=-1)
+
+
+def bend_the_checksum_of_a_dnode(records: list[Record]) -> list[Record]:
+    return _bent_object(records, checksumtype=1)
+
+
 FORGERIES: list[Forge] = [
+    lengthen_a_file,
+    raise_a_tree,
+    change_the_fanout,
+    bend_the_checksum_of_a_dnode,
     swap_blocks_of_a_file,
     swap_blocks_of_two_files,
     drop_a_block,
@@ -212,6 +246,55 @@ def test_p5_what_an_increment_brought_cannot_be_rolled_back(rtype: RecordType, c
         record.put(replace(record.header, toguid=guid.toguid))  # type: ignore[attr-defined, call-arg]
     with pool_with(tmp_path, put_together(full()), put_together(new)) as pool, pytest.raises(NotAuthentic):
         all_from(pool, case)
+
+
+def test_p5_objects_that_an_increment_freed_cannot_be_kept(tmp_path: Path) -> None:
+    old, new = gone_and_kept()
+    kept = [record for record in new if record.type != RecordType.FREEOBJECTS]
+    assert len(kept) < len(new)
+    with pool_with(tmp_path, put_together(old), put_together(kept)) as pool, pytest.raises(NotAuthentic):
+        all_from(pool, next(case for case in cases() if case.name == "gcm128-zstd-16k-composed"))
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_p5_a_hole_that_an_increment_lost_shows_or_changes_nothing(at: int, tmp_path: Path) -> None:
+    """Most FREE records are over what was a hole before."""
+    case = next(case for case in cases() if case.name == "gcm128-zstd-16k-composed")
+    old, new = gone_and_kept()
+    frees = [record for record in new if record.type == RecordType.FREE and not _is_to_the_end(record)]
+    kept = [record for record in new if record not in frees[at::3]]
+    views = []
+    for number, records in enumerate((new, kept)):
+        with pool_with(tmp_path / str(number), put_together(old), put_together(records)) as pool:
+            try:
+                views.append(views_of(pool, case))
+            except NotAuthentic:
+                assert number
+                return
+    assert views[0] == views[1]
+
+
+def gone_and_kept() -> tuple[list[Record], list[Record]]:
+    """A full stream, and an increment that frees ranges and objects."""
+    folder = DATA / "chains"
+    names = ("gcm128-zstd-16k.full-s0.zfs", "gcm128-zstd-16k.inc-s0-s1.zfs")
+    old, new = (taken_apart((folder / name).read_bytes()) for name in names)
+    return old, new
+
+
+def _is_to_the_end(record: Record) -> bool:
+    header = record.header
+    return isinstance(header, Free) and header.length == (1 << 64) - 1
+
+
+def views_of(pool: Pool, case: Case) -> list[object]:
+    found = []
+    for snapshots in pool.all_snapshots().values():
+        for snapshot in snapshots:
+            with Opened(pool, snapshot, case.key) as opened:
+                verify(opened)
+                found.append(view_of(opened))
+    return found
 
 
 def _place(record: Record) -> tuple[Any, ...]:
