@@ -73,6 +73,7 @@ def test_the_kernel_sees_it(lab: Lab, report: object, forge: Callable[[list[Reco
     forge(records)
     (lab.share / "forged.zfs").write_bytes(put_together(records))
     said = _turned_away(lab, key.inside)
+    lab.guest.run("zfs destroy -r back/forged; zpool scrub -w back; zpool scrub -w back; zpool clear back")
     assert said
     lab.receive("forged.zfs", "v/forged")
     answer = lab.call("verify", "-L", key.outside, "v/forged@s0")
