@@ -10,9 +10,7 @@ import json
 import os
 import socket
 import stat
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -39,13 +37,19 @@ def path() -> Path:
 
 
 def _wanted() -> Path:
-    if given := os.environ.get("ZKEEP_AGENT"):
-        return Path(given)
+    given = os.environ.get("ZKEEP_AGENT")
+    return Path(given) if given else own_folder() / "agent"
+
+
+def own_folder() -> Path:
+    """Where sockets and logs of what runs lie; it may not be there yet."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "zkeep" / "agent"
+        return Path(runtime) / "zkeep"
     if os.geteuid() == 0 and Path("/run").is_dir():
-        return Path("/run/zkeep/agent")
-    return Path(tempfile.gettempdir()) / f"zkeep-{os.geteuid()}" / "agent"
+        return Path("/run/zkeep")
+    import tempfile
+
+    return Path(tempfile.gettempdir()) / f"zkeep-{os.geteuid()}"
 
 
 def load(pool: int, root: int, key: bytes, seconds: float | None = None) -> None:
@@ -80,7 +84,7 @@ def keys() -> Iterable[bytes]:
 def _ask(request: Request) -> Request | None:
     """The answer; None where nobody is there to give one."""
     where = path()
-    if not where.is_socket() or not _is_ours(where.parent):
+    if not where.is_socket() or not is_ours(where.parent):
         return None
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(ANSWERING)
@@ -93,16 +97,18 @@ def _ask(request: Request) -> Request | None:
     return found if isinstance(found, dict) else None
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Whether nobody else can put a socket there."""
     status = os.lstat(folder)
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _start() -> None:
+    import subprocess
+
     where = path()
     where.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_ours(where.parent):
+    if not is_ours(where.parent):
         raise Refused(f"cannot keep a key in memory: {where.parent} belongs to somebody else or is open to others")
     where.unlink(missing_ok=True)
     subprocess.Popen(  # noqa: S603 - our own interpreter and our own module

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,13 +32,11 @@ def runtime_folder() -> Path:
     Raises:
         Refused: somebody else made it, or may write to it.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if not base and os.geteuid() == 0:
-        base = "/run"
-    own = Path(base) / "zkeep" if base else Path(tempfile.gettempdir()) / f"zkeep-{os.geteuid()}"
+    from zkeep.agent.client import is_ours, own_folder
+
+    own = own_folder()
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = own.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not is_ours(own):
         raise Refused(f"cannot use {own}: it is not a folder of this user's alone")
     return own
 
