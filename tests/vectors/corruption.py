@@ -1,6 +1,7 @@
 """One byte of a pool changed at random, and what whoever holds the key then sees of its snapshots.
 
-A trial passes if each snapshot is as it was, or says with exit status 3 or 4 that it is not.
+A trial passes if each snapshot is as it was, or says that it is not: with exit status 3, as the pool's own sums tell
+damage from forgery.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from manifests import Case
 
 from zkeep.errors import ZkeepError
+from zkeep.format.records import HEADER, LAYOUTS, RecordType
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Blob
-from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
+from zkeep.pool.timeline.segment import TRAIL_SIZE, Segment
 from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
 from zkeep.tree.filesystem import Extent, Filesystem
@@ -30,14 +32,34 @@ from zkeep.tree.volume import Volume
 
 View = dict[bytes, tuple[object, ...]]
 CATALOG = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
-KINDS = ("body", "body", "body", "table", "footer", "segment", "catalog", "row", "journal")
-"Where bytes are changed; the first is most of a pool."
+KINDS = ("payload", "mac", "header", "dnode", "seal", "table", "footer", "segment", "page", "row", "key", "journal")
+"""Where bytes are changed: of records, a block's payload, its salt, IV or MAC, any field of its header, an OBJECT, an
+OBJECT_RANGE; of segments, tables, footer and trail, anything; of the catalog, SQLite's file, a document, the key by
+which it is found, the journal."""
+ROWS = {"payload": "blocks", "mac": "blocks", "header": "blocks", "dnode": "objects", "seal": "ranges"}
+"The table whose rows lead to the records of a kind."
+
+
+def _fields(rtype: RecordType, *names: str) -> list[tuple[int, int]]:
+    """Where fields of a header begin and end; all but its checksums, if none is named."""
+    found = LAYOUTS[rtype].dtype("little").fields or {}
+    wanted = names or [name for name in found if "checksum" not in name]
+    return [(at, at + kind.itemsize) for kind, at in (found[name][:2] for name in wanted)]
+
+
+FIELDS = {
+    "mac": _fields(RecordType.WRITE, "salt", "iv", "mac"),
+    "header": _fields(RecordType.WRITE),
+    "seal": _fields(RecordType.OBJECT_RANGE),
+    "dnode": _fields(RecordType.OBJECT),
+}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A place, what was done to it, and what came of it: `harmless`, `caught`, or what is wrong."""
+    """A kind of place, what was done to it, and what came of it: `harmless`, `caught`, or what is wrong."""
 
+    kind: str
     where: str
     outcome: str
 
@@ -95,40 +117,59 @@ class Bench:
         self._segments = [Segment(partial(_blob, path, file), file.name) for file in self._files]
         self._catalog = {name: (path / name).read_bytes() for name in CATALOG if (path / name).exists()}
         self._sizes = [file.stat().st_size for file in self._files]
+        self._rows = {name: [segment.rows(name) for segment in self._segments] for name in set(ROWS.values())}
 
     def trial(self) -> Trial:
         kind = self._dice.choice(KINDS)
-        if kind == "row":
-            return self._row()
+        if kind in ("row", "key"):
+            return self._document(kind)
         path, at = self._place(kind)
         mask = self._dice.randrange(1, 256)
         with self._rested(), _changed(path, at, mask):
-            return Trial(f"{self._case}: {kind}: {path.name} byte {at} ^ {mask:#x}", self._outcome())
+            return Trial(kind, f"{self._case}: {kind}: {path.name} byte {at} ^ {mask:#x}", self._outcome())
 
     def _place(self, kind: str) -> tuple[Path, int]:
-        if kind == "catalog":
-            path = self._path / "catalog.sqlite"
+        if kind == "page":
+            path = self._path / CATALOG[0]
             return path, self._dice.randrange(path.stat().st_size)
         if kind == "journal":
             path = self._dice.choice(sorted(self._path.glob("journal/*")))
             return path, self._dice.randrange(path.stat().st_size)
+        if kind in ROWS:
+            return self._record(kind)
         (index,) = self._dice.choices(range(len(self._files)), self._sizes)
         segment, size = self._segments[index], self._sizes[index]
-        body, end = segment.body[1], size - 32 - segment.footer_size
-        ranges = {"body": (HEAD_SIZE, body), "table": (body, end), "footer": (end, size), "segment": (0, size)}
-        low, high = ranges[kind]
+        body, end = segment.body[1], size - TRAIL_SIZE - segment.footer_size
+        low, high = {"table": (body, end), "footer": (end, size), "segment": (0, size)}[kind]
         return self._files[index], self._dice.randrange(low, max(high, low + 1))
 
-    def _row(self) -> Trial:
-        """A character of a document in the catalog is another one."""
+    def _record(self, kind: str) -> tuple[Path, int]:
+        """A byte of any record of a kind, each record as likely as any other."""
+        counts = [len(rows) for rows in self._rows[ROWS[kind]]]
+        (index,) = self._dice.choices(range(len(counts)), counts)
+        row = self._dice.choice(self._rows[ROWS[kind]][index])
+        low, high = self._stretch(kind, int(row["size"]))
+        return self._files[index], int(row["pos"]) + self._dice.randrange(low, max(high, low + 1))
+
+    def _stretch(self, kind: str, size: int) -> tuple[int, int]:
+        """A field of a record of `size` bytes, or its content."""
+        content = [(HEADER, size)] if size > HEADER and kind in ("payload", "dnode") else []
+        return self._dice.choice([*content, *FIELDS.get(kind, ())] or [(0, HEADER)])
+
+    def _document(self, what: str) -> Trial:
+        """A character of a document in the catalog, or of its key, is another one."""
         with self._rested():
             db = sqlite3.connect(self._path / CATALOG[0], isolation_level=None)
             kind, key, value = self._dice.choice(db.execute("SELECT kind, key, value FROM doc").fetchall())
-            at, other = self._dice.randrange(len(value)), self._dice.choice("0129 az}~")
-            changed = value[:at] + (other if value[at] != other else "!") + value[at + 1 :]
-            db.execute("UPDATE doc SET value = ? WHERE kind = ? AND key = ?", (changed, kind, key))
+            text = value if what == "row" else f"{kind}\0{key}"
+            at, other = self._dice.randrange(len(text)), self._dice.choice("0129 az}~/")
+            changed = text[:at] + (other if text[at] != other else "!") + text[at + 1 :]
+            new = (kind, key, changed) if what == "row" else (*changed.partition("\0")[::2], value)
+            db.execute(
+                "UPDATE OR IGNORE doc SET kind = ?, key = ?, value = ? WHERE kind = ? AND key = ?", (*new, kind, key)
+            )
             db.close()
-            return Trial(f"{self._case}: {kind} {key}, character {at} is {changed[at]!r}", self._outcome())
+            return Trial(what, f"{self._case}: {what} of {kind} {key}: {at} is {changed[at]!r}", self._outcome())
 
     @contextmanager
     def _rested(self) -> Iterator[None]:
@@ -166,7 +207,7 @@ class Bench:
 
 
 def _judged(error: ZkeepError) -> str:
-    return "caught" if error.status in (3, 4) else f"exit status {error.status}: {error}"
+    return "caught" if error.status == 3 else f"exit status {error.status}: {error}"
 
 
 def _blob(root: Path, path: Path) -> Blob:

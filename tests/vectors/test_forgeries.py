@@ -327,12 +327,15 @@ class _flipped:  # noqa: N801
         self._flip()
 
 
-def test_damage_is_told_from_forgery(case: Case, tmp_path: Path) -> None:
-    """A flipped byte of a stored block is damage of the disk: exit status 3, not 4."""
+@pytest.mark.parametrize("rtype", [RecordType.WRITE, RecordType.OBJECT, RecordType.OBJECT_RANGE], ids=lambda t: t.name)
+def test_damage_is_told_from_forgery(rtype: RecordType, case: Case, tmp_path: Path) -> None:
+    """A flipped byte of a stored record is damage of the disk: exit status 3, not 4."""
     records = full()
     with pool_with(tmp_path, put_together(records)) as pool:
         path = next(_segments(pool))
         content = path.read_bytes()
-        at = content.index(records[of(records, RecordType.WRITE)[-1]].payload)
+        record = records[of(records, rtype)[-1]]
+        head = bytes(record.content[:280]) if rtype == RecordType.OBJECT_RANGE else record.payload
+        at = content.index(head) + (60 if rtype == RecordType.OBJECT_RANGE else 0)
         with _flipped(path, at, 1), pytest.raises(Damaged):
             all_from(pool, case)

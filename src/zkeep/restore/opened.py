@@ -40,6 +40,7 @@ from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
+from zkeep.restore import blame
 from zkeep.restore.errors import Forgery, Unreadable
 from zkeep.restore.held import LEAF, NO_LEAVES, Verified
 from zkeep.restore.keys import master_keys
@@ -134,8 +135,10 @@ class Opened:
             tree.add(self._seals.blocks, self._seals.pointers())
             found = portable_mac(keys, self.begin.type, shape, tree.finish())
         except OutOfTree:
+            blame.seals(self.state)
             raise Forgery(self.name, "there are dnodes beyond the metadnode's end") from None
         if found != crypt.get("portable_mac"):
+            blame.seals(self.state)
             raise Forgery(self.name, "the MAC of the object set does not verify")
 
     # Dnodes
@@ -193,7 +196,7 @@ class Opened:
             sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
             bonuses = open_dnodes(self._keys, seal, index * SLOTS, sealed)
         except (Forged, Forgery) as error:
-            self._blame(index)
+            blame.dnodes(self.state, index)
             if isinstance(error, Forgery):
                 raise
             raise Forgery(self.name, "the MAC over its block of dnodes does not verify", index * SLOTS) from None
@@ -275,15 +278,6 @@ class Opened:
         if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
             raise Forgery(self.name, "it has a block that cannot be in an encrypted dataset", dnode.number)
         tree.add(leaves["offset"] // np.uint64(dnode.blksz), leaves["pointer"])
-
-    def _blame(self, index: int) -> None:
-        """Raise Damaged if a record that a dnode block depends on is not what was stored."""
-        low, high = index * SLOTS, index * SLOTS + SLOTS
-        for chunk in self.state.over((low, 0), (high, 0)):
-            for rows in (chunk.table.objects, chunk.table.blocks, chunk.table.spills):
-                first, end = np.searchsorted(rows["object"], np.array([low, high], np.uint64))
-                for at in range(first, end, 64):
-                    self.state.records.whole(rows[at : min(at + 64, end)])
 
     # Blocks
 

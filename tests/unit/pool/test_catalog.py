@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -193,6 +194,7 @@ def test_a_row_that_the_journal_does_not_know_is_noticed(tmp_path: Path) -> None
     put(catalog, "a", n=1)
     catalog.close()
     db = sqlite3.connect(tmp_path / INDEX)
+    db.create_function("place", 2, lambda kind, key: zlib.crc32(f"{kind}\0{key}".encode()))
     db.execute("DELETE FROM doc WHERE key = 'a'")
     db.commit()
     db.close()

@@ -27,6 +27,25 @@ def test_a_row_that_is_gone_is_missed(tmp_path: Path) -> None:
         Pool.open(tmp_path / "p")
 
 
+def test_a_row_under_a_wrong_key_is_missed(tmp_path: Path) -> None:
+    """Nobody who looks for it would find it, nor see that it is damaged."""
+    Pool.create(tmp_path / "p", "p").close()
+    _edit(tmp_path / "p", "UPDATE doc SET key = '900000000001' WHERE kind = 'dataset'")
+    with pytest.raises(Damaged, match="documents are missing or not what was stored"):
+        Pool.open(tmp_path / "p")
+
+
+def test_an_index_with_an_older_tally_gets_a_new_one(tmp_path: Path) -> None:
+    Pool.create(tmp_path / "p", "p").close()
+    for statement in ("DROP TRIGGER doc_goes", "DROP TRIGGER doc_comes", "ALTER TABLE tally DROP COLUMN places"):
+        _edit(tmp_path / "p", statement)
+    with Pool.open(tmp_path / "p") as pool:
+        assert pool.catalog.verify() == []
+    _edit(tmp_path / "p", "UPDATE doc SET kind = 'datases' WHERE kind = 'dataset'")
+    with pytest.raises(Damaged, match="documents are missing or not what was stored"):
+        Pool.open(tmp_path / "p")
+
+
 def test_an_index_without_a_tally_gets_one(tmp_path: Path) -> None:
     """Indexes that were made before there was one."""
     Pool.create(tmp_path / "p", "p").close()

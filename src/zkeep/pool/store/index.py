@@ -35,6 +35,7 @@ _DISK = {
 }
 _SETTINGS = (
     "recursive_triggers=ON",
+    "trusted_schema=ON",
     "journal_mode=WAL",
     "synchronous=FULL",
     "wal_autocheckpoint=64",
@@ -46,19 +47,28 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS applied"
     " (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
 )
+_SUMS = "SELECT 0, count(*), coalesce(sum(sum), 0), coalesce(sum(place(kind, key)), 0) FROM doc"
 _TALLY = (
-    "CREATE TABLE tally (id INTEGER PRIMARY KEY, rows INTEGER, total INTEGER)",
-    "INSERT INTO tally SELECT 0, count(*), coalesce(sum(sum), 0) FROM doc",
-    "CREATE TRIGGER doc_comes AFTER INSERT ON doc BEGIN"
-    " UPDATE tally SET rows = rows + 1, total = total + new.sum; END",
-    "CREATE TRIGGER doc_goes AFTER DELETE ON doc BEGIN"
-    " UPDATE tally SET rows = rows - 1, total = total - old.sum; END",
+    "DROP TRIGGER IF EXISTS doc_comes",
+    "DROP TRIGGER IF EXISTS doc_goes",
+    "DROP TABLE IF EXISTS tally",
+    "CREATE TABLE tally (id INTEGER PRIMARY KEY, rows INTEGER, total INTEGER, places INTEGER)",
+    f"INSERT INTO tally {_SUMS}",
+    "CREATE TRIGGER doc_comes AFTER INSERT ON doc BEGIN UPDATE tally"
+    " SET rows = rows + 1, total = total + new.sum, places = places + place(new.kind, new.key); END",
+    "CREATE TRIGGER doc_goes AFTER DELETE ON doc BEGIN UPDATE tally"
+    " SET rows = rows - 1, total = total - old.sum, places = places - place(old.kind, old.key); END",
 )
-"How many rows there are, and the sum of their sums: a damaged page may lose rows without a word."
+"""How many rows there are, the sum of their sums, and that of the keys by which they are found: a damaged page may
+lose rows without a word, or hide one where nobody looks."""
+_HAS_TALLY = (
+    "SELECT 1 FROM sqlite_master m, pragma_table_info('tally') t WHERE m.name = 'doc_goes' AND t.name = 'places'"
+)
 
 
-def _sum(kind: str, key: str, value: str) -> int:
-    return zlib.crc32(f"{kind}\0{key}\0{value}".encode())
+def _sum(*parts: str) -> int:
+    """Of kind, key and value; or of kind and key, by which a row is found."""
+    return zlib.crc32("\0".join(parts).encode())
 
 
 class Index:
@@ -71,18 +81,19 @@ class Index:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's other files take its mode
         with self._errors():
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            self._db.create_function("place", 2, _sum, deterministic=True)
         for setting in _SETTINGS:
             self._run(f"PRAGMA {setting}")
         if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'applied'"):
             for statement in _SCHEMA:
                 self._run(statement)
-        if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'doc_goes'"):
+        if not self._run(_HAS_TALLY):
             self._begin_tally()
 
     def _begin_tally(self) -> None:
         """Also of an index that was made before there was one."""
         with self.change():
-            if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'doc_goes'"):
+            if not self._run(_HAS_TALLY):
                 for statement in _TALLY:
                     self._run(statement)
 
@@ -188,8 +199,8 @@ class Index:
                 yield kind, key, value
 
     def is_complete(self) -> bool:
-        """Whether every row that was put is there; not, whether it is what was put."""
-        found = self._run("SELECT count(*), coalesce(sum(sum), 0) FROM doc UNION ALL SELECT rows, total FROM tally")
+        """Whether every row that was put is there, under its key; not, whether it is what was put."""
+        found = self._run(" UNION ALL ".join((_SUMS, "SELECT * FROM tally")))
         return len(found) == 2 and found[0] == found[1]
 
     def faults(self) -> Iterator[str]:
