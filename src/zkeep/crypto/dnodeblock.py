@@ -9,8 +9,9 @@ Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_crypt_init_uios_dnode(), zio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zkeep.crypto.block import BlockKeys, Forged
 from zkeep.format.dnode import SLOT, SLOTS, Dnode, core_of
@@ -27,57 +28,58 @@ class Seal:
     mac: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SealedDnode:
-    """A dnode, with the 32 authenticated bytes of each of its pointers, and of its spill pointer if it has one."""
+class Stretch(NamedTuple):
+    """Dnodes in slots that follow one another, from object number `first` up to, not with, `end`.
 
-    dnode: Dnode
-    pointers: bytes
-    spill: bytes
+    `aad` are their cores, each with the 32 authenticated bytes of its pointers, and of its spill pointer if it has one,
+    and with its bonus buffer if that lies open; `sealed` are the other bonus buffers.
+    """
+
+    first: int
+    end: int
+    aad: bytes | memoryview
+    sealed: bytes | memoryview
 
 
-def open_dnodes(keys: BlockKeys, seal: Seal, first: int, dnodes: Sequence[SealedDnode]) -> list[bytes]:
-    """The bonus buffers of all dnodes of a block, whose slots begin with object number `first`.
+def stretch_of(dnode: Dnode, pointers: bytes, spill: bytes) -> Stretch:
+    """Of one dnode.
+
+    Raises:
+        Forged: its bonus buffer is not as long as its shape says.
+    """
+    bonus = dnode.bonus or bytes(dnode.bonus_room)
+    if len(bonus) != dnode.bonus_room:
+        raise Forged
+    end = dnode.number + dnode.slots
+    aad = dnode.core() + pointers + spill
+    if has_sealed_bonus(dnode):
+        return Stretch(dnode.number, end, aad, bonus)
+    return Stretch(dnode.number, end, aad + bonus, b"")
+
+
+def open_dnodes(keys: BlockKeys, seal: Seal, first: int, stretches: Iterable[Stretch]) -> bytes:
+    """The sealed bonus buffers, back to back, of a block whose slots begin with object number `first`.
 
     Raises:
         Forged: the MAC of the block does not match, or the dnodes do not fit in it.
     """
-    aad: list[bytes] = []
-    sealed: list[bytes] = []
+    aad: list[bytes | memoryview] = []
+    sealed: list[bytes | memoryview] = []
     at = first
-    for each in dnodes:
-        dnode = each.dnode
-        if dnode.number < at:
+    for each in stretches:
+        if each.first < at:
             raise Forged
-        aad.append(bytes((dnode.number - at) * SLOT))
-        at = dnode.number + dnode.slots
-        bonus = dnode.bonus or bytes(dnode.bonus_room)
-        if len(bonus) != dnode.bonus_room:
-            raise Forged
-        aad += [dnode.core(), each.pointers, each.spill]
-        (sealed if has_sealed_bonus(dnode) else aad).append(bonus)
+        aad += [bytes((each.first - at) * SLOT), each.aad]
+        sealed.append(each.sealed)
+        at = each.end
     if at > first + SLOTS:
         raise Forged
     aad.append(bytes((first + SLOTS - at) * SLOT))
-    opened = keys.open(seal.salt, seal.iv, seal.mac, b"".join(sealed), b"".join(aad))
-    return _parted(opened, dnodes)
+    return keys.open(seal.salt, seal.iv, seal.mac, b"".join(sealed), b"".join(aad))
 
 
 def has_sealed_bonus(dnode: Dnode) -> bool:
     return dnode.bonuslen != 0 and is_encrypted(dnode.bonustype)
-
-
-def _parted(opened: bytes, dnodes: Sequence[SealedDnode]) -> list[bytes]:
-    """What of the plaintext is whose; each cut to what its dnode says that it uses."""
-    parts = []
-    at = 0
-    for dnode in (each.dnode for each in dnodes):
-        if has_sealed_bonus(dnode):
-            parts.append(opened[at : at + dnode.bonuslen])
-            at += dnode.bonus_room
-        else:
-            parts.append(dnode.bonus[: dnode.bonuslen])
-    return parts
 
 
 @dataclass(frozen=True, slots=True)

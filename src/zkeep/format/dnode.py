@@ -14,6 +14,8 @@ blkptr_auth_buf_t, zio_crypt_bp_zero_nonportable_blkprop().
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from itertools import repeat
 from typing import NamedTuple
 
 from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
@@ -124,6 +126,11 @@ def core_of(*fields: int, byteorder: ByteOrder) -> bytes:
     maxblkid: the first 64 bytes of a dnode, with dn_used as zero.
     """
     return _CORE[byteorder].pack(*fields, 0)
+
+
+def cores_of(*columns: Iterable[int], byteorder: ByteOrder) -> bytes:
+    """The same of many dnodes, back to back, from a column for each field."""
+    return b"".join(map(_CORE[byteorder].pack, *columns, repeat(0)))
 
 
 def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, little: bool) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -27,25 +27,27 @@ import numpy as np
 import numpy.typing as npt
 
 from zkeep.crypto.block import MAC, BlockKeys, Forged
-from zkeep.crypto.dnodeblock import Metadnode, Seal, SealedDnode, open_dnodes, portable_mac
-from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
+from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
+from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Damaged
 from zkeep.format.compress import BadCompression, decompress
-from zkeep.format.dnode import SLOTS, BadDnode, Dnode
+from zkeep.format.dnode import SLOTS, Dnode
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import HEADER, Object, RecordType, WriteEmbedded
+from zkeep.format.records import HEADER, ByteOrder, RecordType, WriteEmbedded
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.restore import blame
+from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
-from zkeep.restore.held import LEAF, NO_LEAVES, Verified
+from zkeep.restore.held import Verified
 from zkeep.restore.keys import master_keys
 from zkeep.restore.seals import Seals
-from zkeep.restore.state import Chunk, State
+from zkeep.restore.state import State
+from zkeep.tree.objects import Bonus
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
@@ -91,9 +93,10 @@ class Opened:
         self._stack = ExitStack()
         self._seals: Seals | None = None
         self._space = local()
-        self._blocks: OrderedDict[int, dict[int, Verified]] = OrderedDict()
+        self._blocks: OrderedDict[int, Mapping[int, Verified]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self.state: State
+        self._dnodes: DnodeBlocks
 
     @property
     def is_volume(self) -> bool:
@@ -114,6 +117,7 @@ class Opened:
             history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
             timeline = stack.enter_context(history.timeline(self.pool.store))
             self.state = State(timeline, history.runs)
+            self._dnodes = DnodeBlocks(self.name, self.state, raw=self._keys is not None)
             if self._keys is not None:
                 self._open_metadnode(self._keys)
             self._stack = stack.pop_all()
@@ -174,7 +178,7 @@ class Opened:
             return False
         return bool(np.array_equal(one.spill["pointer"], another.spill["pointer"]))
 
-    def dnodes(self, index: int) -> dict[int, Verified]:
+    def dnodes(self, index: int) -> Mapping[int, Verified]:
         """The objects of one block of dnodes, by number."""
         found = self._blocks.get(index)
         if found is None:
@@ -185,99 +189,13 @@ class Opened:
         self._blocks.move_to_end(index)
         return found
 
-    def _load(self, index: int) -> dict[int, Verified]:
+    def _load(self, index: int) -> Mapping[int, Verified]:
         if self._keys is None:
-            return {v.dnode.number: v for v in self._unsealed(index, True)}
+            return self._dnodes.open(index)
         if self._seals is None or index not in self._seals:
             return {}
-        seal, little = self._seals.get(index), self._seals.is_little(index)
-        try:
-            objects = self._unsealed(index, little)
-            sealed = [SealedDnode(v.dnode, v.roots, v.spill["pointer"].tobytes()) for v in objects]
-            bonuses = open_dnodes(self._keys, seal, index * SLOTS, sealed)
-        except (Forged, Forgery) as error:
-            blame.dnodes(self.state, index)
-            if isinstance(error, Forgery):
-                raise
-            raise Forgery(self.name, "the MAC over its block of dnodes does not verify", index * SLOTS) from None
-        return {v.dnode.number: v.opened(bonus) for v, bonus in zip(objects, bonuses, strict=True)}
-
-    def _unsealed(self, index: int, little: bool) -> list[Verified]:
-        """The objects of a block as their records tell, with the trees that their blocks make."""
-        low, high = index * SLOTS, index * SLOTS + SLOTS
-        chunks = list(self.state.over((low, 0), (high, 0)))
-        if len(chunks) == 1 and self._keys is not None:
-            rows = chunks[0].table.objects["object"]
-            first, end = np.searchsorted(rows, np.array([low, high], np.uint64)).tolist()
-            small = chunks[0].small.between(first, end, "little" if little else "big")
-            if small is not None:
-                return small
-        dnodes: dict[int, Dnode] = {}
-        for chunk in chunks:
-            for dnode in self._dnodes(chunk, low, high, little):
-                dnodes.setdefault(dnode.number, dnode)
-        return [self._grown(dnodes[n], chunks) for n in sorted(dnodes)]
-
-    def _dnodes(self, chunk: Chunk, low: int, high: int, little: bool) -> Iterator[Dnode]:
-        rows = chunk.table.objects
-        first, end = np.searchsorted(rows["object"], np.array([low, high], np.uint64))
-        for row, record in zip(rows[first:end], chunk.objects[first:end], strict=True):
-            yield self._dnode(row, record, little)
-
-    def _dnode(self, row: Array, record: memoryview, little: bool) -> Dnode:
-        order = self.state.records.byteorder(row)
-        try:
-            header = Object.unpack(record, order)
-            raw = self._keys is not None
-            dnode = Dnode.of(header, bytes(record[HEADER:]), ("little" if little else "big") if raw else order)
-            if raw:
-                dnode.check_shape()
-            if header.object != row["object"]:
-                raise BadDnode(f"object {row['object']}: its record is that of object {header.object}")
-        except (BadDnode, ValueError) as error:
-            self.state.records.whole(row.reshape(1))
-            raise Forgery(self.name, str(error), int(row["object"])) from None
-        if not raw:
-            self.state.records.whole(row.reshape(1))
-            return dnode._replace(bonus=dnode.bonus[: dnode.bonuslen])
-        return dnode
-
-    def _grown(self, dnode: Dnode, chunks: Iterable[Chunk]) -> Verified:
-        spills = [c.spills[_rows_of(c.table.spills, dnode.number)] for c in chunks]
-        spill = next((s[-1:].copy() for s in spills if len(s)), np.empty(0, LEAF))
-        if self._keys is None:
-            return Verified(dnode, None, b"", spill)
-        if dnode.has_spill != bool(len(spill)):
-            spill = np.zeros(int(dnode.has_spill), LEAF)
-        spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
-        spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
-        try:
-            parts = (chunk.leaves[_rows_of(chunk.table.blocks, dnode.number)] for chunk in chunks)
-            if dnode.nlevels == 1:
-                flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
-                return Verified(dnode, None, self._flat_roots(dnode, flat), spill, flat)
-            tree = MacTree(Shape.of(dnode))
-            for part in parts:
-                self._plant(tree, dnode, part)
-            return Verified(dnode, tree, tree.finish(), spill)
-        except OutOfTree:
-            raise Forgery(self.name, "it has blocks beyond its end", dnode.number) from None
-
-    def _flat_roots(self, dnode: Dnode, leaves: Array) -> bytes:
-        """The pointers of a dnode that point to its blocks."""
-        if len(leaves) == 0:
-            return bytes(HOLE * dnode.nblkptr)
-        alone = len(leaves) == 1 and dnode.nblkptr == 1 and not leaves["offset"][0]
-        if alone and leaves["kind"][0] == RecordType.WRITE:
-            return bytes(leaves["pointer"].tobytes())
-        tree = MacTree(Shape.of(dnode))
-        self._plant(tree, dnode, leaves)
-        return tree.finish()
-
-    def _plant(self, tree: MacTree, dnode: Dnode, leaves: Array) -> None:
-        if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
-            raise Forgery(self.name, "it has a block that cannot be in an encrypted dataset", dnode.number)
-        tree.add(leaves["offset"] // np.uint64(dnode.blksz), leaves["pointer"])
+        order: ByteOrder = "little" if self._seals.is_little(index) else "big"
+        return self._dnodes.unseal(index, self._keys, self._seals.get(index), order)
 
     # Blocks
 
@@ -320,7 +238,7 @@ class Opened:
         size = dnode.blksz << fanout
         leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, END))
         again = MacTree(tree.shape)
-        self._plant(again, dnode, leaves)
+        self._dnodes.plant(again, dnode, leaves)
         again.finish()
         if again.first.get(group) != tree.first[group]:
             raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
@@ -429,8 +347,14 @@ class Opened:
         (_, content), *_ = self.contents(held.dnode.bonustype, held.spill)
         return bytes(content)
 
-
     # As the tree asks
+
+    def bonus(self, number: int) -> Bonus:
+        block = self.dnodes(number // SLOTS)
+        if isinstance(block, Block) and number in block:
+            return block.bonus(number)
+        dnode = self.object(number).dnode
+        return Bonus(dnode.bonustype, dnode.has_spill, dnode.bonus)
 
     def dnode(self, number: int) -> Dnode:
         return self.object(number).dnode
@@ -468,11 +392,6 @@ def _metadnode(crypt: NvList) -> Metadnode:
     if not sound or max(shape.checksum, shape.compress) > 255:
         raise Damaged("the key record tells of a metadnode that cannot be")
     return shape
-
-
-def _rows_of(rows: Array, number: int) -> slice:
-    first, end = np.searchsorted(rows["object"], np.array([number, number + 1], np.uint64))
-    return slice(int(first), int(end))
 
 
 def _batches(leaves: Array, most: int) -> Iterator[Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,30 @@ GAP = 8 << 10
 "Bytes that are read for nothing rather than beginning another read."
 PIECE = 1 << 20
 "Bytes of one read, unless a record is larger."
+
+
+class Packed(NamedTuple):
+    """Stretches of bytes, back to back: where each starts, and how many bytes it has."""
+
+    content: Array
+    starts: Array
+    sizes: Array
+
+    @classmethod
+    def of(cls, sizes: Array) -> Packed:
+        """With room for them."""
+        ends = np.cumsum(sizes, dtype=np.int64)
+        return cls(np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), ends - sizes, sizes)
+
+    def at(self, index: int) -> memoryview:
+        start = int(self.starts[index])
+        return self.content.data[start : start + int(self.sizes[index])]
+
+    def cut(self, skip: int, sizes: Array) -> Packed:
+        """Of each stretch `sizes` bytes behind the first `skip`."""
+        found = Packed.of(sizes)
+        _copy(self.content, self.starts + skip, found.content, found.starts, sizes)
+        return found
 
 
 class Records:
@@ -45,34 +69,22 @@ class Records:
         Raises:
             Damaged: a record is of another type, or as long as its row does not say.
         """
-        headers = self.native(self._heads(rows), rows, rtype)
+        headers = self.native(self.packed(rows, np.full(len(rows), HEADER)).content, rows, rtype)
         wrong = np.flatnonzero(headers["rtype"] != rtype)
         if len(wrong):
             raise Damaged(f"{self.where(rows[wrong[0]])}: there is no {rtype.name} record")
         return headers
 
-    def _heads(self, rows: Array) -> Array:
-        """A read for each: most lie far from one another, and reading what is between them costs more."""
-        raw = np.empty((len(rows), HEADER), np.uint8)
-        order = np.argsort(rows["segment"], kind="stable")
-        segments = rows["segment"][order]
-        turns = np.flatnonzero(segments[1:] != segments[:-1]) + 1
-        for mine in np.split(order, turns) if len(rows) else ():
-            read = self._timeline.owner(int(rows["segment"][mine[0]]))[1].blob.read
-            parts = [read(at, HEADER) for at in rows["pos"][mine].tolist()]
-            raw[mine] = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, HEADER)
-        return raw
-
     def native(self, raw: Array, rows: Array, rtype: RecordType) -> Array:
-        """Headers as they were read, a row of bytes each, in this machine's byte order."""
+        """Headers as they were read, back to back, in this machine's byte order."""
         layout = LAYOUTS[rtype]
-        headers: Array = raw.reshape(-1).view(layout.dtype(NATIVE))
+        headers: Array = raw.view(layout.dtype(NATIVE))
         for number in np.unique(rows["segment"]):
             order: ByteOrder = "big" if self._timeline.owner(int(number))[1].big_endian else "little"
             if order != NATIVE:
                 mine = rows["segment"] == number
                 headers = headers.copy()
-                headers[mine] = raw[mine].reshape(-1).view(layout.dtype(order)).astype(layout.dtype(NATIVE))
+                headers[mine] = raw.view(layout.dtype(order))[mine].astype(layout.dtype(NATIVE))
         return headers
 
     def whole(self, rows: Array, *, check: bool = True, slack: int = 0) -> list[memoryview]:
@@ -96,11 +108,23 @@ class Records:
                 self._check(rows[mine], buffer, starts, sizes[mine])
         return found
 
-    def each(self, rows: Array) -> list[memoryview]:
-        """The same, unchecked, and read one by one: for short records that lie far from one another."""
+    def packed(self, rows: Array, sizes: Array) -> Packed:
+        """The first `sizes` bytes of some rows' records, unchecked; neighbours are read together."""
+        packed = Packed.of(sizes)
+        alone = _are_alone(rows, sizes)
+        near = np.flatnonzero(~alone)
+        for mine, buffer, starts in self.pieces(rows[near], sizes[near]):
+            which = near[mine]
+            _copy(buffer, starts, packed.content, packed.starts[which], sizes[which])
+        self._read_each(rows[alone], sizes[alone], packed.content.data, packed.starts[alone])
+        return packed
+
+    def _read_each(self, rows: Array, sizes: Array, out: memoryview, to: Array) -> None:
+        """A read for each: they lie far from one another, and reading what is between them costs more."""
         owner = self._timeline.owner
-        places = zip(*(rows[name].tolist() for name in ("segment", "pos", "size")), strict=True)
-        return [memoryview(owner(segment)[1].blob.read(at, size)) for segment, at, size in places]
+        columns = rows["segment"], rows["pos"], sizes, to
+        for segment, position, size, start in zip(*(column.tolist() for column in columns), strict=True):
+            out[start : start + size] = owner(segment)[1].blob.read(position, size)
 
     def _one(self, row: Array, size: int, slack: int) -> memoryview:
         buffer = bytearray(size + slack)
@@ -125,17 +149,46 @@ class Records:
 
     def pieces(self, rows: Array, sizes: Array, slack: int = 0) -> Iterator[tuple[Array, Array, Array]]:
         """Reads of neighbouring records: (indices of rows, what was read, where in it each record starts)."""
-        order = np.lexsort((rows["pos"], rows["segment"]))
-        places = rows["pos"][order].astype(np.int64)
-        ends = places + sizes[order]
+        order, places, ends, turns = _in_order(rows, sizes)
         segments = rows["segment"][order]
-        apart = (segments[1:] != segments[:-1]) | (places[1:] - ends[:-1] > GAP) | (places[1:] < ends[:-1])
-        for first, last in _cut(places, ends, np.flatnonzero(apart) + 1):
+        for first, last in _cut(places, ends, turns):
             base = int(places[first])
             size = int(ends[last - 1]) - base
             buffer = np.empty(size + slack, np.uint8)
             self._timeline.owner(int(segments[first]))[1].blob.readinto(base, buffer.data[:size])
             yield order[first:last], buffer, places[first:last] - base
+
+
+def _copy(source: Array, at: Array, target: Array, to: Array, sizes: Array) -> None:
+    """Stretches of `sizes` bytes from one array to another. Most are of the same size."""
+    for size in np.unique(sizes).tolist():
+        if size:
+            mine = sizes == size
+            _windows(target, size)[to[mine]] = _windows(source, size)[at[mine]]
+
+
+def _windows(content: Array, size: int) -> Array:
+    """All stretches of so many bytes, each byte's beginning one, over the same memory."""
+    return np.ndarray((len(content) - size + 1,), f"V{size}", content, 0, (1,))
+
+
+def _in_order(rows: Array, sizes: Array) -> tuple[Array, Array, Array, Array]:
+    """Rows as they lie on disk: indices, where they begin and end, and which are no neighbours of the one before."""
+    order = np.lexsort((rows["pos"], rows["segment"]))
+    places = rows["pos"][order].astype(np.int64)
+    ends = places + sizes[order]
+    segments = rows["segment"][order]
+    apart = (segments[1:] != segments[:-1]) | (places[1:] - ends[:-1] > GAP) | (places[1:] < ends[:-1])
+    return order, places, ends, np.flatnonzero(apart) + 1
+
+
+def _are_alone(rows: Array, sizes: Array) -> Array:
+    """Which rows' records have no neighbours."""
+    order, _, _, turns = _in_order(rows, sizes)
+    alone = np.empty(len(rows), bool)
+    counts = np.diff([0, *turns, len(rows)])
+    alone[order] = np.repeat(counts == 1, counts)
+    return alone
 
 
 def _cut(places: Array, ends: Array, turns: Array) -> Iterator[tuple[int, int]]:

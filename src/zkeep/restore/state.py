@@ -20,7 +20,7 @@ from zkeep.pool.timeline.spans import keys
 from zkeep.pool.timeline.table import NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.restore.held import LEAF
-from zkeep.restore.records import Records
+from zkeep.restore.records import Packed, Records
 from zkeep.restore.small import Small
 
 Array = npt.NDArray[Any]
@@ -48,15 +48,16 @@ class Chunk:
         return _leaves(self.table.spills, self.records, RecordType.SPILL)
 
     @cached_property
-    def objects(self) -> list[memoryview]:
+    def objects(self) -> Packed:
         """The OBJECT records, as `table.objects` lists them."""
-        return self.records.each(self.table.objects)
+        sizes = self.table.objects["size"].astype(np.int64)
+        return self.records.packed(self.table.objects, np.maximum(sizes, HEADER))
 
     @cached_property
     def heads(self) -> Array:
         """Their headers, of whichever type they are."""
-        raw = np.frombuffer(b"".join([record[:HEADER] for record in self.objects]), np.uint8)
-        return self.records.native(raw.reshape(-1, HEADER), self.table.objects, RecordType.OBJECT)
+        raw = self.objects.cut(0, np.full(len(self.objects.sizes), HEADER)).content
+        return self.records.native(raw, self.table.objects, RecordType.OBJECT)
 
     @cached_property
     def small(self) -> Small:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from zkeep.format.dnode import Dnode
 
 Content = bytes | bytearray | memoryview
+
+
+class Bonus(NamedTuple):
+    """What an object's dnode says of the file that it is: open, and of which type; more may be in a spill block."""
+
+    type: int
+    has_spill: bool
+    content: bytes
 
 
 class Objects(Protocol):
@@ -15,6 +23,10 @@ class Objects(Protocol):
 
     def dnode(self, number: int) -> Dnode:
         """With its bonus buffer open. Raises a ZkeepError if there is none."""
+        ...
+
+    def bonus(self, number: int) -> Bonus:
+        """Of its dnode. Raises a ZkeepError if there is none."""
         ...
 
     def spill_of(self, number: int) -> bytes | None: ...
