@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zkeep.format import sa, zap
 from zkeep.format.zap import BadZap, Entry, Zap
-from zkeep.format.znode import unpack_xattrs, znode_of, znode_with
+from zkeep.format.znode import COLUMNS, unpack_xattrs, znode_of, znode_with
 
 SIZE = 1024
 WORDS = st.lists(st.tuples(st.integers(0, SIZE // 2 - 1), st.integers(0, 0xFFFF)), max_size=12)
@@ -51,6 +51,7 @@ def test_p4_a_hostile_zap_ends_or_is_refused(
 SCHEMA = sa.Schema(
     [Entry(b"ZPL_DXATTR", 8, (20).to_bytes(8, "big"))],
     [Entry(b"2", 2, struct.pack(">14H", 5, 6, 4, 12, 13, 7, 11, 0, 1, 2, 3, 8, 20, 20))],
+    COLUMNS,
 )
 
 

@@ -9,8 +9,9 @@ Source: OpenZFS include/sys/sa_impl.h sa_hdr_phys_t; module/zfs/sa.c sa_attr_ite
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import Entry
@@ -45,7 +46,6 @@ class BadAttributes(ValueError):
 
 
 Attributes = dict[str, bytes]
-Numbers = dict[str, int]
 NANO = "+"
 "Behind a time's name: its nanoseconds, where the name alone has its seconds."
 
@@ -57,37 +57,53 @@ class _Layout:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
-    def begins(self, order: ByteOrder) -> _Beginning:
-        """Its first attributes, as far as they are numbers or times."""
+    def begins(self, at: int, order: ByteOrder, columns: Sequence[str]) -> _Beginning:
+        """Its first attributes, as far as they are numbers or times, and which of them are the columns."""
         count = next((i for i, size in enumerate(self.sizes) if size not in (8, 16)), len(self.sizes))
         names: list[str] = []
         for name, size in zip(self.names[:count], self.sizes, strict=False):
             names += [name] if size == 8 else [name, name + NANO]
         shape = "".join("Q" if size == 8 else "qq" for size in self.sizes[:count])
         fields = struct.Struct(("<" if order == "little" else ">") + shape)
-        return _Beginning(fields, tuple(names), _Layout(self.names[count:], self.sizes[count:]))
+        places = dict(zip(names, range(len(names)), strict=True))
+        pick = itemgetter(*(places.get(column, len(names)) for column in columns))
+        rest = _Layout(self.names[count:], self.sizes[count:])
+        late = any(column in rest.names for column in columns)
+        return _Beginning(at, at + fields.size, order, fields, pick, rest, late)
 
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
+    """The numbers and times with which buffers of one layout begin, from `at` to `end`."""
+
+    at: int
+    end: int
+    order: ByteOrder
     fields: struct.Struct
-    names: tuple[str, ...]
+    pick: Callable[[tuple[int, ...]], tuple[int, ...]]
+    "The columns, from the fields and a zero behind them."
     rest: _Layout
+    late: bool
+    "Some columns are in the rest."
 
 
 class Schema:
     """A dataset's attributes and layouts, from the entries of its REGISTRY and LAYOUTS.
 
+    `columns`: the numbers and times that decode_numbers() gives, two columns or more. A time is two: the name alone for
+    its seconds, with NANO behind it for its nanoseconds.
+
     Raises:
         BadAttributes: they contradict themselves.
     """
 
-    def __init__(self, registry: Iterable[Entry], layouts: Iterable[Entry]) -> None:
+    def __init__(self, registry: Iterable[Entry], layouts: Iterable[Entry], columns: Sequence[str]) -> None:
+        self._columns = columns
         self._attributes: dict[int, tuple[str, int]] = dict(enumerate(LEGACY))
         for entry in registry:
             value = entry.number
             self._attributes[value & 0xFFFF] = entry.name.decode("latin-1"), value >> 24 & 0xFFFF
-        self._begins: dict[tuple[int, ByteOrder], _Beginning] = {}
+        self._begins: dict[bytes, _Beginning] = {}
         self._layouts = {int(entry.name): self._layout(entry.numbers) for entry in layouts if entry.name.isdigit()}
 
     def _layout(self, numbers: tuple[int, ...]) -> _Layout:
@@ -101,17 +117,25 @@ class Schema:
         index, at, order = self._head(buffer)
         return _parted(buffer, self._layouts[index], at, order), order
 
-    def decode_numbers(self, buffer: bytes) -> tuple[Numbers, Attributes, ByteOrder]:
-        """The same, but the numbers and times with which the layout begins as integers: there are millions of files."""
-        index, at, order = self._head(buffer)
-        begins = self._begins.get((index, order))
-        if begins is None:
-            begins = self._begins[index, order] = self._layouts[index].begins(order)
-        if at + begins.fields.size > len(buffer):
+    def decode_numbers(self, buffer: bytes) -> tuple[tuple[int, ...], Attributes, ByteOrder]:
+        """The columns, 0 where there is none, and the attributes from the first on that is no number and no time.
+
+        There are millions of files, and few layouts.
+        """
+        begins = self._begins.get(buffer[:6]) or self._begin(buffer)
+        if begins.end > len(buffer):
             raise BadAttributes(f"its attributes do not fit in a buffer of {len(buffer)} bytes")
-        numbers = dict(zip(begins.names, begins.fields.unpack_from(buffer, at), strict=True))
-        rest = begins.rest
-        return numbers, _parted(buffer, rest, at + begins.fields.size, order) if rest.names else {}, order
+        numbers = begins.pick((*begins.fields.unpack_from(buffer, begins.at), 0))
+        rest = _parted(buffer, begins.rest, begins.end, begins.order) if begins.rest.names else {}
+        if begins.late:
+            found = columns_of(rest, self._columns, begins.order)
+            numbers = tuple(late or early for late, early in zip(found, numbers, strict=True))
+        return numbers, rest, begins.order
+
+    def _begin(self, buffer: bytes) -> _Beginning:
+        index, at, order = self._head(buffer)
+        begins = self._begins[buffer[:6]] = self._layouts[index].begins(at, order, self._columns)
+        return begins
 
     def _head(self, buffer: bytes) -> tuple[int, int, ByteOrder]:
         """The number of a buffer's layout, where its attributes begin, and its byte order."""
@@ -155,15 +179,13 @@ def decode_legacy(bonus: bytes) -> Attributes:
     return found
 
 
-def number(attributes: Mapping[str, bytes], name: str, order: ByteOrder, default: int = 0) -> int:
-    value = attributes.get(name)
-    return default if value is None else int.from_bytes(value[:8], order)
+def columns_of(attributes: Mapping[str, bytes], columns: Iterable[str], order: ByteOrder) -> tuple[int, ...]:
+    """Numbers and times as Schema.decode_numbers() gives them."""
+    return tuple(_column(attributes, name, order) for name in columns)
 
 
-def time_of(attributes: Mapping[str, bytes], name: str, order: ByteOrder) -> int:
-    """Nanoseconds since 1970; 0 where there is no such time."""
-    value = attributes.get(name)
-    if value is None or len(value) < 16:
-        return 0
-    seconds, nanoseconds = struct.unpack_from("<qq" if order == "little" else ">qq", value)
-    return int(seconds * 1_000_000_000 + nanoseconds)
+def _column(attributes: Mapping[str, bytes], name: str, order: ByteOrder) -> int:
+    value = attributes.get(name.removesuffix(NANO), b"")
+    if name.endswith(NANO):
+        return int.from_bytes(value[8:16], order, signed=True)
+    return int.from_bytes(value[:8], order, signed=len(value) == 16)

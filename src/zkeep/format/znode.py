@@ -20,6 +20,7 @@ MAX_XATTRS = 1 << 20
 _LINUX = ("user.", "trusted.", "security.", "system.")
 _HIDDEN = "freebsd:"
 _U64 = (1 << 64) - 1
+_SECOND = 1_000_000_000
 
 
 class Znode(NamedTuple):
@@ -75,57 +76,31 @@ class Znode(NamedTuple):
         return bool(self.acl) and not self.flags & ACL_TRIVIAL
 
 
-_NUMBERS = (
-    *("ZPL_MODE", "ZPL_UID", "ZPL_GID", "ZPL_SIZE", "ZPL_LINKS", "ZPL_PARENT", "ZPL_FLAGS", "ZPL_GEN", "ZPL_RDEV"),
-    *("ZPL_XATTR", "ZPL_PROJID"),
-)
+_NUMBERS = ("ZPL_MODE", "ZPL_UID", "ZPL_GID", "ZPL_SIZE", "ZPL_LINKS")
 _TIMES = ("ZPL_ATIME", "ZPL_MTIME", "ZPL_CTIME", "ZPL_CRTIME")
+_OTHERS = ("ZPL_PARENT", "ZPL_FLAGS", "ZPL_GEN", "ZPL_RDEV", "ZPL_XATTR", "ZPL_PROJID")
+COLUMNS = (*_NUMBERS, *(name + part for name in _TIMES for part in ("", sa.NANO)), *_OTHERS)
+"What znode_with() takes, as format.sa names it."
 
 
 def znode_of(number: int, attributes: sa.Attributes, order: ByteOrder) -> Znode:
-    return znode_with(number, {}, attributes, order)
+    return znode_with(number, sa.columns_of(attributes, COLUMNS, order), attributes, order)
 
 
-def _with_rest(numbers: sa.Numbers, rest: sa.Attributes, order: ByteOrder) -> sa.Numbers:
-    """With the numbers and times that do not lie at a layout's beginning."""
-    found = {name: sa.number(rest, name, order) for name in _NUMBERS if name in rest}
-    for name in _TIMES:
-        if name in rest:
-            found[name], found[name + sa.NANO] = divmod(sa.time_of(rest, name, order), 1_000_000_000)
-    return {**found, **numbers} if found else numbers
-
-
-def znode_with(number: int, numbers: sa.Numbers, rest: sa.Attributes, order: ByteOrder) -> Znode:
-    """From the numbers with which a layout begins, and what follows them; see Schema.decode_numbers."""
-    get = (_with_rest(numbers, rest, order) if rest else numbers).get
-    mode, size, flags = get("ZPL_MODE", 0) & 0xFFFF, get("ZPL_SIZE", 0) & _U64, get("ZPL_FLAGS", 0)
+def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order: ByteOrder) -> Znode:
+    """From the COLUMNS, and what else there is."""
+    mode, uid, gid, size, links, a, a_nano, m, m_nano, c, c_nano, cr, cr_nano, *others = columns
+    parent, flags, generation, rdev, xattr_folder, project = others
+    size &= _U64
     target = None
     if stat.S_ISLNK(mode):
         kept = rest.get("ZPL_SYMLINK", b"")
         target = kept[:size] if len(kept) >= size else None
-    atime, mtime, ctime, crtime = [get(n, 0) * 1_000_000_000 + get(n + sa.NANO, 0) for n in _TIMES]
-    return Znode(
-        number=number,
-        mode=mode,
-        uid=get("ZPL_UID", 0) & 0xFFFFFFFF,
-        gid=get("ZPL_GID", 0) & 0xFFFFFFFF,
-        size=size,
-        links=get("ZPL_LINKS", 0),
-        atime=atime,
-        mtime=mtime,
-        ctime=ctime,
-        crtime=crtime,
-        parent=get("ZPL_PARENT", 0),
-        flags=flags,
-        generation=get("ZPL_GEN", 0),
-        rdev=get("ZPL_RDEV", 0),
-        xattr_folder=get("ZPL_XATTR", 0),
-        project=get("ZPL_PROJID", 0) if flags & HAS_PROJID else 0,
-        target=target,
-        packed_xattrs=rest.get("ZPL_DXATTR", b""),
-        acl=rest.get("ZPL_DACL_ACES", b""),
-        order=order,
-    )
+    owner = uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
+    times = a * _SECOND + a_nano, m * _SECOND + m_nano, c * _SECOND + c_nano, cr * _SECOND + cr_nano
+    head = number, mode & 0xFFFF, *owner, size, links, *times, parent, flags, generation, rdev, xattr_folder
+    tail = rest.get("ZPL_DXATTR", b""), rest.get("ZPL_DACL_ACES", b""), order
+    return Znode._make((*head, project if flags & HAS_PROJID else 0, target, *tail))
 
 
 def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:

@@ -17,7 +17,7 @@ from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
-from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
+from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
 from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 
@@ -91,11 +91,12 @@ class Filesystem:
         """An empty one for filesystems that have no system attributes."""
         number = self.master.get("SA_ATTRS")
         if not number:
-            return sa.Schema([], [])
+            return sa.Schema([], [], COLUMNS)
         master = self._entries(number)
         registry, layouts = master.get(b"REGISTRY"), master.get(b"LAYOUTS")
         try:
-            return sa.Schema(self.zap(registry) if registry else [], self.zap(layouts) if layouts else [])
+            known, layered = (self.zap(number) if number else () for number in (registry, layouts))
+            return sa.Schema(known, layered, COLUMNS)
         except (BadZap, sa.BadAttributes) as error:
             raise BadTree(f"system attributes: {error}") from None
 
@@ -116,12 +117,12 @@ class Filesystem:
 
     def znode(self, number: int) -> Znode:
         """What is known of an object that is a file, a folder or the like."""
-        dnode = self.objects.dnode(number)
+        bonus = self.objects.bonus(number)
         try:
-            if dnode.bonustype == ObjectType.SA and not dnode.has_spill:
-                node = znode_with(number, *self._schema.decode_numbers(dnode.bonus))
+            if bonus.type == ObjectType.SA and not bonus.has_spill:
+                node = znode_with(number, *self._schema.decode_numbers(bonus.content))
             else:
-                node = znode_of(number, *self._attributes(dnode))
+                node = znode_of(number, *self._attributes(self.objects.dnode(number)))
         except sa.BadAttributes as error:
             raise BadTree(f"object {number}: {error}") from None
         if node.is_link and node.target is None:
