@@ -1,7 +1,7 @@
 """Make raw streams that a key opens: filesystems sealed as the kernel seals them, of any size.
 
     python bench/sealing.py FILE KEY --folders 1 --files 128 --size 16777216              2 GiB in records of 128 KiB
-    python bench/sealing.py FILE KEY --folders 1 --files 100000 --size 4096
+    python bench/sealing.py FILE KEY --folders 1 --files 100000 --size 4096 --shuffle
     python bench/sealing.py FILE KEY --folders 1000 --files 1000 --size 4096 --one 1048576    and `one`, of 1 MiB
     python bench/sealing.py FILE KEY --one 1048576 --sparse 107374182400 --every 8            and `sparse`, of 100 GiB
 
@@ -39,6 +39,8 @@ from zkeep.format.sa import LEGACY, MAGIC
 SUITE, GUID, TOGUID = 8, 0x5EA1, 0x5EED_5EA1
 INDIRECT = 17
 NOW = 1_700_000_000
+APART = 7
+"Seconds between the times of one file and of the next."
 ROOT, SA_MASTER, REGISTRY, LAYOUTS, QUEUE, FIRST = 34, 2, 3, 4, 5, 64
 ATTRIBUTES = (5, 6, 4, 12, 13, 7, 11, 0, 1, 2, 3, 8)
 "Mode, size, generation, owner, group, parent, flags, four times, links."
@@ -235,9 +237,10 @@ def _object(dnode: Dnode, sealed: bytes) -> Iterator[bytes]:
 # What a filesystem is made of
 
 
-def attributes(mode: int, size: int, parent: int, links: int = 1) -> bytes:
+def attributes(mode: int, size: int, parent: int, links: int = 1, age: int = 0) -> bytes:
+    """`age`: seconds after NOW."""
     head = struct.pack("<IHH", MAGIC, 1 << 10 | LAYOUT, 0)
-    times = struct.pack("<2Q", NOW, 123_456_789) * 4
+    times = struct.pack("<2Q", NOW + age, 123_456_789) * 4
     return head + struct.pack("<7Q", mode, size, 7, 0, 0, parent, 0) + times + struct.pack("<Q", links)
 
 
@@ -362,7 +365,8 @@ def file(number: int, parent: int, size: int, record: int, fill: Fill, every: in
             content, code = fill(number << 24 | i, blksz)
             yield i, content, blksz, code
 
-    return Thing(number, ObjectType.PLAIN_FILE, blksz, count - 1, blocks(), attributes(0o100644, size, parent))
+    bonus = attributes(0o100644, size, parent, age=number * APART)
+    return Thing(number, ObjectType.PLAIN_FILE, blksz, count - 1, blocks(), bonus)
 
 
 def filesystem(given: argparse.Namespace) -> Iterator[Thing]:
@@ -379,9 +383,10 @@ def filesystem(given: argparse.Namespace) -> Iterator[Thing]:
     if given.sparse:
         yield file(FIRST + 1, ROOT, given.sparse, given.record, filler("tiny"), given.every)
     start = folders.stop
+    order = np.random.default_rng(1).permutation(given.files) if given.shuffle else np.arange(given.files)
     for i, number in enumerate(folders):
         first = start + i * given.files
-        yield folder(number, ROOT, [(b"file-%06d" % n, first + n, 8) for n in range(given.files)])
+        yield folder(number, ROOT, [(b"file-%06d" % n, first + at, 8) for n, at in enumerate(order.tolist())])
     for i, number in enumerate(folders):
         for n in range(given.files):
             yield file(start + i * given.files + n, number, given.size, given.record, fill)
@@ -393,6 +398,7 @@ def main() -> None:
     parser.add_argument("key", type=Path)
     parser.add_argument("--folders", type=int, default=0)
     parser.add_argument("--files", type=int, default=0, help="in each folder")
+    parser.add_argument("--shuffle", action="store_true", help="names in another order than the files lie in")
     parser.add_argument("--size", type=int, default=4096, help="bytes of each file")
     parser.add_argument("--record", type=int, default=131072)
     parser.add_argument("--compress", choices=("off", "lz4", "zstd"), default="off")

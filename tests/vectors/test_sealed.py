@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from zkeep.cli.main import run
 from zkeep.crypto.unwrap import first_that_opens
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
@@ -15,8 +19,25 @@ from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
 from zkeep.tree.filesystem import Filesystem
 
+NOW = 1_700_000_000
 MAKE = [sys.executable, str(Path(__file__).parents[2] / "bench" / "sealing.py")]
 SIZES = ["--folders", "2", "--files", "300", "--size", "5000", "--one", "300000", "--sparse", "8388608", "--every", "7"]
+LINE = re.compile(rb"-rw-r--r--    1      0      0          100 (.{12}) d0/(file-\d{6})\n")
+
+
+def test_files_are_listed_by_name_whatever_order_they_lie_in(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    stream, key = tmp_path / "stream", tmp_path / "key"
+    shape = ["--folders", "1", "--files", "3000", "--size", "100", "--shuffle"]
+    subprocess.run([*MAKE, stream, key, *shape], check=True)
+    assert run(["ls", "-lR", str(stream), "-L", f"file://{key}"]) == 0
+    _, *lines = capfdbinary.readouterr().out.splitlines(keepends=True)
+    found = [match.groups() for match in map(LINE.fullmatch, lines) if match]
+    assert [name for _, name in found] == [b"file-%06d" % n for n in range(3000)]
+    order = np.random.default_rng(1).permutation(3000).tolist()
+    times = [time.localtime(NOW + 7 * (67 + at)) for at in order]
+    assert [when for when, _ in found] == [time.strftime("%b %e  %Y", at).encode() for at in times]
 
 
 @pytest.mark.parametrize("compress", ["off", "lz4", "zstd"])

@@ -6,7 +6,9 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 HALF_YEAR = 182 * 86400
 ZEROS = bytes(1 << 20)
+AT_ONCE = 1 << 17
+"Entries that are looked at before the first of them is shown."
 
 
 @click.command("ls")
@@ -52,42 +56,66 @@ def ls_verb(
 class _Lister:
     def __init__(self, filesystem: Filesystem, long: bool, recursive: bool, itself: bool, end: bytes) -> None:
         self.filesystem = filesystem
-        self._long, self._recursive, self._itself, self._end = long, recursive, itself, end
+        self._recursive, self._itself, self._end = recursive, itself, end
+        self._columns = _Columns() if long else None
 
     def path(self, path: bytes, *, many: bool) -> None:
         node = self.filesystem.lookup(path)
-        if not node.is_folder or self._itself:
-            self._line(path or b".", node.number)
-            return
-        entries = self.filesystem.walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
-        for shown_path, name in entries:
-            self._line(shown_path, name.number)
+        entries: Iterable[tuple[bytes, int]] = [(path or b".", node.number)]
+        if node.is_folder and not self._itself:
+            found = self.filesystem.walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
+            entries = ((inner, name.number) for inner, name in found)
+        while some := list(islice(entries := iter(entries), AT_ONCE)):
+            _write(b"".join(self._lines(some)))
 
-    def _flat(self, number: int, path: bytes, many: bool) -> Iterator[tuple[bytes, Name]]:
-        return iter(self.filesystem.sorted_names(number, path if many else b""))
+    def _flat(self, number: int, path: bytes, many: bool) -> list[tuple[bytes, Name]]:
+        return self.filesystem.sorted_names(number, path if many else b"")
 
-    def _line(self, path: bytes, number: int) -> None:
-        text = path if self._end == b"\0" else _printable(path)
-        if not self._long:
-            _write(text + self._end)
-            return
-        node = self.filesystem.znode(number)
+    def _lines(self, entries: list[tuple[bytes, int]]) -> Iterator[bytes]:
+        """In their order, but looked at in that in which they lie in the pool: that of names may be any other."""
+        if self._columns is None:
+            return (self._shown(path) + self._end for path, _ in entries)
+        lines = [b""] * len(entries)
+        for number, at in sorted((number, at) for at, (_, number) in enumerate(entries)):
+            lines[at] = self._line(self._columns, entries[at][0], self.filesystem.znode(number))
+        return iter(lines)
+
+    def _line(self, columns: _Columns, path: bytes, node: Znode) -> bytes:
+        text = self._shown(path)
         if node.is_link:
-            text += b" -> " + (node.target or b"" if self._end == b"\0" else _printable(node.target or b""))
-        _write(_columns(node).encode() + text + self._end)
+            text += b" -> " + self._shown(node.target or b"")
+        return columns.of(node) + text + self._end
+
+    def _shown(self, path: bytes) -> bytes:
+        return path if self._end == b"\0" else _printable(path)
 
 
-def _columns(node: Znode) -> str:
-    size = "{}, {}".format(*node.device) if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode) else str(node.size)
-    mark = "+" if node.has_acl or b"system.posix_acl_access" in node.packed_xattrs else " "
-    mode = stat.filemode(node.mode) + mark
-    return f"{mode}{node.links:>4} {node.uid:>6} {node.gid:>6} {size:>12} {_when(node.mtime)} "
+class _Columns:
+    """What `ls -l` says of files before their names."""
+
+    def __init__(self) -> None:
+        self._now = time.time()
+
+    def of(self, node: Znode) -> bytes:
+        device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
+        size = "{}, {}".format(*node.device) if device else node.size
+        mark = "+" if node.has_acl or b"system.posix_acl_access" in node.packed_xattrs else " "
+        seconds = node.mtime // 1_000_000_000
+        when = _when(seconds // 60, -3600 < self._now - seconds < HALF_YEAR)
+        return f"{_mode(node.mode)}{mark}{node.links:>4} {node.uid:>6} {node.gid:>6} {size:>12} {when} ".encode()
 
 
-def _when(nanoseconds: int) -> str:
-    seconds = nanoseconds // 1_000_000_000
-    moment = time.localtime(seconds)
-    recent = -3600 < time.time() - seconds < HALF_YEAR
+@lru_cache
+def _mode(mode: int) -> str:
+    return stat.filemode(mode)
+
+
+@lru_cache(1 << 12)
+def _when(minute: int, recent: bool) -> str:
+    try:
+        moment = time.localtime(minute * 60)
+    except (OverflowError, ValueError, OSError):
+        return f"{minute * 60:>12}"
     return time.strftime("%b %e %H:%M" if recent else "%b %e  %Y", moment)
 
 
@@ -101,7 +129,9 @@ def _printable(path: bytes) -> bytes:
 
 
 def _write(content: bytes) -> None:
-    sys.stdout.buffer.write(content)
+    view = memoryview(content)
+    while view:
+        view = view[sys.stdout.buffer.write(view) :]
 
 
 def _found(filesystem: Filesystem, paths: list[str]) -> list[bytes]:
