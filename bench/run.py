@@ -48,6 +48,7 @@ class Bench:
         self.rounds = rounds
         self.scale = scale
         os.environ["ZKEEP_HOME"] = str(folder / "home")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles the package anew
 
     def run(
         self,
@@ -174,35 +175,53 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
 
 
 def send(bench: Bench) -> Iterator[Table]:
-    """Beside `cat` of the same stream to the same disk, both from the page cache: as it came, and put together."""
-    rows = []
+    """Beside `cat` of the same stream, both from the page cache, into a file and into a pipe.
+
+    As it came, and put together: the same stream with what an increment changed in it.
+    """
+    rows: list[Sequence[str]] = []
     for megabytes, record in ((2048, 131072), (2048, 4096)):
         size = bench.sized(megabytes)
         with bench.stream(size, record) as path, bench.pool():
             bench.zkeep("receive b/data", path)
-            rows.append(_send(bench, path, record, "b/data@s0", "as it came"))
+            rows.extend(_send(bench, path, record, "b/data@s0", "as it came"))
             with bench.increment(size, record, 1) as change:
                 bench.zkeep("receive b/data", change)
-            rows.append(_send(bench, path, record, "b/data@s1", "put together"))
-    yield Table("Send", ["records", "stream", "zkeep send", "cat", "ratio", "CPU a GB", "peak MB"], rows)
+            rows.extend(_send(bench, path, record, "b/data@s1", "put together"))
+    yield Table("Send", ["records", "stream", "into", "zkeep send", "cat", "ratio", "CPU a GB", "peak MB"], rows)
 
 
-def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Sequence[str]:
-    size = path.stat().st_size
-    out = bench.folder / "out"
+def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Iterator[Sequence[str]]:
     bench.zkeep("pool scrub b")  # brings it into the page cache
-    costs: list[Cost] = []
-    yards: list[Cost] = []
-    for _ in range(bench.rounds):
-        for command, kept in (([*ZKEEP, "send", "-w", name], costs), (["cat", str(path)], yards)):
-            out.unlink(missing_ok=True)
-            _settle()
-            kept.append(bench.run(command, sink=out))
+    for place, run in (("file", _into_file), ("pipe", _into_pipe)):
+        costs: list[Cost] = []
+        yards: list[Cost] = []
+        for _ in range(bench.rounds):
+            costs.append(run(bench, [*ZKEEP, "send", "-w", name]))
+            yards.append(run(bench, ["cat", str(path)]))
+        size = path.stat().st_size
+        mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
+        ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
+        row = [f"{record // 1024} KiB", what, place, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}"]
+        yield [*row, *_ends(size, _sum_up(costs))]
+
+
+def _into_file(bench: Bench, command: Sequence[str]) -> Cost:
+    out = bench.folder / "out"
+    _settle()
+    cost = bench.run(command, sink=out)
     out.unlink()
-    mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
-    ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
-    row = [f"{record // 1024} KiB", what, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}"]
-    return [*row, *_ends(size, _sum_up(costs))]
+    return cost
+
+
+def _into_pipe(bench: Bench, command: Sequence[str]) -> Cost:
+    """With a reader that throws it away."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
+        if reader.stdin is None:
+            raise SystemExit("no pipe")
+        cost = bench.run(command, sink=Path(f"/dev/fd/{reader.stdin.fileno()}"))
+        reader.stdin.close()
+    return cost
 
 
 def scrub(bench: Bench) -> Iterator[Table]:

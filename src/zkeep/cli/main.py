@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from zkeep.errors import TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 "Read where numpy is imported: its threads for linear algebra would start, spin and have nothing to do."
+gc.set_threshold(10_000, 10, 10)
+"What is imported stays: looking through it for garbage after every 700 objects is a twentieth of a short command."
 
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),

@@ -17,8 +17,8 @@ from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run, Timeline
 
-CHUNK = 1 << 20
-"""About the bytes put together at a time; one record may be larger."""
+CHUNK = 4 << 20
+"""About the bytes put together at a time; one record may be larger. With less, 4 KiB records cost a fifth more."""
 RING = 4
 """Chunks in memory: one being read, one being made, two being written or waiting."""
 
