@@ -54,6 +54,8 @@ VERBS = {
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
+RINGS = 1 << 16
+"Objects that are made before Python looks for rings among them: there are millions of objects, and hardly any ring."
 ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 
 
@@ -98,6 +100,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run and exit."""
+    gc.set_threshold(RINGS)
     sys.exit(run(arguments))
 
 

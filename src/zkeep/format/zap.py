@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from zkeep.format.records import ByteOrder
 
@@ -35,8 +35,7 @@ class BadZap(ValueError):
     """Not a ZAP, or one that leads nowhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A name and its value: integers of `width` bytes, big-endian, back to back."""
 
     name: bytes

@@ -66,9 +66,8 @@ class Block(Mapping[int, Verified]):
         return self._bonus(self._at[number])
 
     def _bonus(self, at: int) -> Bonus:
-        _, _, kind, _, size, *_ = self._columns.fields[at]
-        start = self._columns.places[at]
-        return Bonus(kind, False, self._opened[start : start + size])
+        fields, start = self._columns.fields[at], self._columns.places[at]
+        return Bonus(fields[2], False, self._opened[start : start + fields[4]])
 
 
 class DnodeBlocks:

@@ -17,7 +17,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -122,7 +122,7 @@ class Shown:
         served, rest, base = self._route(path)
         if served is not None:
             for name in served.names(rest):
-                yield replace(name, number=name.number | base) if base else name
+                yield name._replace(number=name.number | base) if base else name
         elif path == CONTROL:
             yield from (Name(name, at << 48, stat.S_IFDIR >> 12) for name, at in self._places.items())
         else:

@@ -40,6 +40,7 @@ from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
+from zkeep.pool.timeline.spans import unique
 from zkeep.restore import blame
 from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
@@ -161,7 +162,7 @@ class Opened:
             return
         last = -1
         for chunk in self.state.chunks():
-            for block in np.unique(chunk.table.objects["object"] // np.uint64(SLOTS)).tolist():
+            for block in unique(chunk.table.objects["object"] // np.uint64(SLOTS)).tolist():
                 if block > last:
                     yield block
                     last = block
@@ -320,7 +321,7 @@ class Opened:
         if self._keys is None:
             self._records(leaves)
             return
-        segments = np.unique(leaves["segment"]).tolist()
+        segments = unique(leaves["segment"]).tolist()
         for segment in segments:  # opened here, so that no thread has to
             self.state.records.open(segment)
         portions = list(_batches(leaves, PORTION))

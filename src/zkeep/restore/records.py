@@ -12,6 +12,7 @@ import numpy.typing as npt
 from zkeep.errors import Damaged
 from zkeep.format import kernel
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
+from zkeep.pool.timeline.spans import unique
 from zkeep.pool.timeline.timeline import Timeline
 
 Array = npt.NDArray[Any]
@@ -79,7 +80,7 @@ class Records:
         """Headers as they were read, back to back, in this machine's byte order."""
         layout = LAYOUTS[rtype]
         headers: Array = raw.view(layout.dtype(NATIVE))
-        for number in np.unique(rows["segment"]):
+        for number in unique(rows["segment"]):
             order: ByteOrder = "big" if self._timeline.owner(int(number))[1].big_endian else "little"
             if order != NATIVE:
                 mine = rows["segment"] == number
@@ -161,7 +162,7 @@ class Records:
 
 def _copy(source: Array, at: Array, target: Array, to: Array, sizes: Array) -> None:
     """Stretches of `sizes` bytes from one array to another. Most are of the same size."""
-    for size in np.unique(sizes).tolist():
+    for size in unique(sizes).tolist():
         if size:
             mine = sizes == size
             _windows(target, size)[to[mine]] = _windows(source, size)[at[mine]]

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NamedTuple
 
 from zkeep.errors import Refused
 from zkeep.format import sa
@@ -38,8 +39,7 @@ class NoSuchFile(Refused):
     """There is nothing of this path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """An entry of a folder: `kind` as in d_type, 0 if the folder does not say."""
 
     name: bytes
