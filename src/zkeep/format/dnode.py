@@ -14,11 +14,13 @@ blkptr_auth_buf_t, zio_crypt_bp_zero_nonportable_blkprop().
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from itertools import repeat
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SLOT = 512
 SLOTS = 32
@@ -128,9 +130,15 @@ def core_of(*fields: int, byteorder: ByteOrder) -> bytes:
     return _CORE[byteorder].pack(*fields, 0)
 
 
-def cores_of(*columns: Iterable[int], byteorder: ByteOrder) -> bytes:
-    """The same of many dnodes, back to back, from a column for each field."""
-    return b"".join(map(_CORE[byteorder].pack, *columns, repeat(0)))
+@cache
+def core_dtype(byteorder: ByteOrder) -> np.dtype[np.void]:
+    """The same for columns of many dnodes."""
+    import numpy as np
+
+    mark = "<" if byteorder == "little" else ">"
+    narrow = ("type", "indblkshift", "nlevels", "nblkptr", "bonustype", "checksumtype", "compress", "flags")
+    sizes = [("sectors", mark + "u2"), ("bonuslen", mark + "u2"), ("more_slots", "u1"), ("", "V3")]
+    return np.dtype([*((name, "u1") for name in narrow), *sizes, ("maxblkid", mark + "u8"), ("unused", "V40")])
 
 
 def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, little: bool) -> int:

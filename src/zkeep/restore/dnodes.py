@@ -15,7 +15,7 @@ from zkeep.crypto.block import BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Seal, Stretch, has_sealed_bonus, open_dnodes, stretch_of
 from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
-from zkeep.format.records import HEADER, ByteOrder, Object, RecordType
+from zkeep.format.records import ByteOrder, Object, RecordType
 from zkeep.restore import blame
 from zkeep.restore.errors import Forgery
 from zkeep.restore.held import LEAF, NO_LEAVES, Verified
@@ -142,11 +142,11 @@ class DnodeBlocks:
         return [self._grown(dnodes[number], chunks) for number in sorted(dnodes)]
 
     def _dnode(self, chunk: Chunk, at: int, order: ByteOrder) -> Dnode:
-        row, record = chunk.table.objects[at], chunk.objects.at(at)
+        row, (heads, bodies) = chunk.table.objects[at], chunk.objects
         sender = self._state.records.byteorder(row)
         try:
-            header = Object.unpack(record, sender)
-            dnode = Dnode.of(header, bytes(record[HEADER:]), order if self._raw else sender)
+            header = Object.unpack(heads[at].tobytes())
+            dnode = Dnode.of(header, bytes(bodies.at(at)), order if self._raw else sender)
             if self._raw:
                 dnode.check_shape()
             if header.object != row["object"]:

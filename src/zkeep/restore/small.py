@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from zkeep.crypto.dnodeblock import Stretch
-from zkeep.crypto.mactree import HOLE
-from zkeep.format.dnode import CORE, POINTER, SECTOR, SLOT, SLOTS, Dnode, cores_of
+from zkeep.crypto.mactree import HOLE, POINTER
+from zkeep.format.dnode import CORE, SECTOR, SLOT, SLOTS, Dnode, core_dtype
+from zkeep.format.dnode import POINTER as ON_DISK
 from zkeep.format.objtypes import is_encrypted
-from zkeep.format.records import HEADER, MAX_PAYLOAD, ByteOrder, RecordFlag, RecordType
+from zkeep.format.records import MAX_PAYLOAD, ByteOrder, RecordFlag, RecordType
 from zkeep.restore.held import NO_LEAVES, Verified
 
 if TYPE_CHECKING:
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 SEALED = np.array([is_encrypted(kind) for kind in range(256)])
 "Whether a bonus buffer of a type is sealed."
-ROW = CORE + len(HOLE)
+ROW = CORE + POINTER.itemsize
 "Bytes that are authenticated of a dnode with one pointer, next to its bonus buffer."
+_SHAPE = ("object", "type", "bonustype", "blksz", "bonuslen", "slots", "checksumtype", "compress", "has_spill")
+_TREE = ("indblkshift", "nlevels", "nblkptr", "maxblkid")
+FIELDS = np.dtype([(name, "?" if name == "has_spill" else "u8") for name in (*_SHAPE, *_TREE)])
+"A Dnode's, in their order, up to its byte order."
 
 
 class Columns(NamedTuple):
@@ -51,16 +55,19 @@ class Small:
     """A chunk's objects as far as they are small; who is not, or is odd in any way, is left to be looked at closely."""
 
     def __init__(self, chunk: Chunk) -> None:
-        rows, blocks, heads = chunk.table.objects, chunk.table.blocks, chunk.heads
+        rows, blocks = chunk.table.objects, chunk.table.blocks
+        self._heads, self._bodies = heads, bodies = chunk.objects
         starts = np.searchsorted(blocks["object"], rows["object"], "left")
         counts = np.searchsorted(blocks["object"], rows["object"], "right") - starts
-        self._heads = heads
         self._alone = counts == 1
         self._leaves = chunk.leaves[starts[self._alone]]
-        self._plain = _is_plain(chunk) & (counts <= 1) & ~np.isin(rows["object"], chunk.table.spills["object"])
+        self._ranks = _sums(self._alone)
+        self._plain = _is_plain(heads, rows, bodies.sizes) & (counts <= 1)
+        self._plain &= ~np.isin(rows["object"], chunk.table.spills["object"])
         self._plain[self._alone] &= (self._leaves["offset"] == 0) & (self._leaves["kind"] == RecordType.WRITE)
         self._turns = np.flatnonzero(_turns(heads, self._plain))
-        self._bonuses = chunk.objects.cut(HEADER, np.where(_has_sealed_bonus(heads), chunk.objects.sizes - HEADER, 0))
+        self._fields = _fields(heads)
+        self._places = _sums(np.where(_has_sealed_bonus(heads), bodies.sizes, 0))
         self._solid: dict[ByteOrder, bytes] = {}
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -74,44 +81,44 @@ class Small:
         """What of a run of small ones is authenticated and sealed; `order`: of their block."""
         solid = self._solid.get(order) or self._solid.setdefault(order, self._made_solid(order))
         first, last = self._fields[start], self._fields[stop - 1]
-        sealed = self._bonuses.content.data[self._places[start] : self._places[stop]]
-        return Stretch(first[0], last[0] + last[5], solid[start * ROW : stop * ROW], sealed)
+        low, high = int(self._bodies.starts[start]), int(self._bodies.starts[stop - 1] + self._bodies.sizes[stop - 1])
+        end = int(last["object"]) + int(last["slots"])
+        return Stretch(int(first["object"]), end, solid[start * ROW : stop * ROW], self._bodies.content.data[low:high])
 
     def _made_solid(self, order: ByteOrder) -> bytes:
-        """The cores and pointers of all small ones; of others zeros, or nothing that is used."""
-        solid = np.zeros((len(self._heads), ROW), np.uint8)
-        cores = cores_of(*_core_columns(self._heads[self._plain]), byteorder=order)
-        solid[self._plain, :CORE] = np.frombuffer(cores, np.uint8).reshape(-1, CORE)
-        pointers = np.ascontiguousarray(self._leaves["pointer"])
-        solid[self._alone, CORE:] = pointers.view(np.uint8).reshape(-1, len(HOLE))
+        """The cores and pointers of all small ones; of others nothing that is used."""
+        solid = np.zeros(len(self._heads), [("core", core_dtype(order)), ("pointer", POINTER)])
+        core, heads = solid["core"], self._heads
+        for name in ("type", "indblkshift", "nlevels", "nblkptr", "bonustype", "checksumtype", "compress"):
+            core[name] = heads[name]
+        core["sectors"], core["bonuslen"] = heads["blksz"] // SECTOR, heads["bonuslen"]
+        core["more_slots"], core["maxblkid"] = _slots(heads) - 1, heads["maxblkid"]
+        solid["pointer"][self._alone] = self._leaves["pointer"]
         return solid.tobytes()
 
     def cut(self, first: int, end: int) -> Columns:
         """Rows first to end, without holding on to the others."""
-        base, last = self._ranks[first], self._ranks[end]
-        own = zip(self._ranks[first:end], self._alone[first:end].tolist(), strict=True)
-        leaf_of = [rank - base if alone else -1 for rank, alone in own]
-        places = [place - self._places[first] for place in self._places[first:end]]
-        return Columns(self._fields[first:end], places, leaf_of, self._leaves[base:last].copy())
+        ranks = self._ranks[first : end + 1]
+        leaf_of = np.where(self._alone[first:end], ranks[:-1] - ranks[0], -1)
+        leaves = self._leaves[ranks[0] : ranks[-1]].copy()
+        places = self._places[first:end] - self._places[first]
+        return Columns(self._fields[first:end].tolist(), places.tolist(), leaf_of.tolist(), leaves)
 
-    @cached_property
-    def _ranks(self) -> list[int]:
-        """How many of `_leaves` are of the rows before each, and of all."""
-        return [0, *np.cumsum(self._alone).tolist()]
 
-    @cached_property
-    def _places(self) -> list[int]:
-        """Where each row's bonus buffer begins among those that are sealed, and where the last one ends."""
-        return [*self._bonuses.starts.tolist(), len(self._bonuses.content)]
+def _sums(values: Array) -> Array:
+    """Of the values before each, and of all."""
+    return np.append(0, np.cumsum(values, dtype=np.int64))
 
-    @cached_property
-    def _fields(self) -> list[tuple[Any, ...]]:
-        """Of each row the fields of its Dnode up to the byte order."""
-        heads, names = self._heads, ("object", "type", "bonustype", "blksz", "bonuslen")
-        shape = [*(heads[name].tolist() for name in names), _slots(heads).tolist()]
-        kinds = [heads[name].tolist() for name in ("checksumtype", "compress")]
-        tree = [heads[name].tolist() for name in ("indblkshift", "nlevels", "nblkptr", "maxblkid")]
-        return list(zip(*shape, *kinds, repeat(False, len(heads)), *tree, strict=True))
+
+def _fields(heads: Array) -> Array:
+    """Of each row the fields of its Dnode up to the byte order."""
+    fields = np.zeros(len(heads), FIELDS)
+    for name in ("object", "type", "bonustype", "blksz", "bonuslen", "checksumtype", "compress"):
+        fields[name] = heads[name]
+    for name in ("indblkshift", "nlevels", "nblkptr", "maxblkid"):
+        fields[name] = heads[name]
+    fields["slots"] = _slots(heads)
+    return fields
 
 
 def _slots(heads: Array) -> Array:
@@ -123,13 +130,12 @@ def _has_sealed_bonus(heads: Array) -> Array:
     return np.asarray((heads["bonuslen"] > 0) & (heads["bonustype"] <= 0xFF) & SEALED[heads["bonustype"] & 0xFF])
 
 
-def _is_plain(chunk: Chunk) -> Array:
+def _is_plain(heads: Array, rows: Array, sizes: Array) -> Array:
     """What Dnode.check_shape() asks for, with one level, one pointer, no spill block and a whole, sealed bonus."""
-    heads, rows = chunk.heads, chunk.table.objects
-    room = _slots(heads).astype(np.int64) * SLOT - CORE - POINTER
+    room = _slots(heads).astype(np.int64) * SLOT - CORE - ON_DISK
     plain = (heads["rtype"] == RecordType.OBJECT) & (heads["object"] == rows["object"]) & (heads["nlevels"] == 1)
     plain &= (heads["nblkptr"] == 1) & (heads["indblkshift"] > 7) & (heads["indblkshift"] <= 20)
-    plain &= (heads["dn_slots"] <= SLOTS) & (heads["bonuslen"] <= room) & (chunk.objects.sizes - HEADER == room)
+    plain &= (heads["dn_slots"] <= SLOTS) & (heads["bonuslen"] <= room) & (sizes == room)
     plain &= (heads["type"] <= 0xFF) & _has_sealed_bonus(heads) & (heads["flags"] & RecordFlag.OBJECT_SPILL == 0)
     plain &= (heads["blksz"] % SECTOR == 0) & (heads["blksz"] > 0) & (heads["blksz"] <= MAX_PAYLOAD)
     return np.asarray(plain)
@@ -141,11 +147,3 @@ def _turns(heads: Array, plain: Array) -> Array:
     ends = heads["object"] + _slots(heads)
     turns[1:] |= ~plain[:-1] | (heads["object"][1:] != ends[:-1])
     return np.asarray(turns)
-
-
-def _core_columns(heads: Array) -> list[list[int]]:
-    """As format.dnode.core_of() takes them."""
-    kinds = [heads[name] for name in ("type", "indblkshift", "nlevels", "nblkptr", "bonustype")]
-    kinds += [heads["checksumtype"], heads["compress"], np.zeros(len(heads), np.uint8)]
-    sizes = [heads["blksz"] // SECTOR, heads["bonuslen"], _slots(heads) - 1, heads["maxblkid"]]
-    return [column.tolist() for column in (*kinds, *sizes)]

@@ -48,16 +48,13 @@ class Chunk:
         return _leaves(self.table.spills, self.records, RecordType.SPILL)
 
     @cached_property
-    def objects(self) -> Packed:
-        """The OBJECT records, as `table.objects` lists them."""
-        sizes = self.table.objects["size"].astype(np.int64)
-        return self.records.packed(self.table.objects, np.maximum(sizes, HEADER))
-
-    @cached_property
-    def heads(self) -> Array:
-        """Their headers, of whichever type they are."""
-        raw = self.objects.cut(0, np.full(len(self.objects.sizes), HEADER)).content
-        return self.records.native(raw, self.table.objects, RecordType.OBJECT)
+    def objects(self) -> tuple[Array, Packed]:
+        """Of the OBJECT records, as `table.objects` lists them, the headers (of whichever type) and what follows."""
+        sizes = np.maximum(self.table.objects["size"].astype(np.int64), HEADER)
+        records = self.records.packed(self.table.objects, sizes)
+        heads = records.cut(0, np.full(len(sizes), HEADER)).content
+        bodies = records.cut(HEADER, sizes - HEADER)
+        return self.records.native(heads, self.table.objects, RecordType.OBJECT), bodies
 
     @cached_property
     def small(self) -> Small:
@@ -75,7 +72,10 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     if mine.any():
         headers = records.headers(rows[mine], rtype)
         _match(rows[mine], headers, records, rtype)
-        leaves[mine] = _filled(leaves[mine], headers, little_of(rows[mine], headers, records), rtype)
+        filled = _filled(leaves[mine], headers, little_of(rows[mine], headers, records), rtype)
+        if len(filled) == len(leaves):
+            return filled
+        leaves[mine] = filled
     return leaves
 
 
