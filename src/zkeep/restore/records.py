@@ -111,6 +111,8 @@ class Records:
 
     def packed(self, rows: Array, sizes: Array) -> Packed:
         """The first `sizes` bytes of some rows' records, unchecked; neighbours are read together."""
+        if len(sizes) and int(sizes.min()) < HEADER:
+            raise Damaged("a row leads to no record")
         packed = Packed.of(sizes)
         alone = _are_alone(rows, sizes)
         near = np.flatnonzero(~alone)

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zkeep.errors import Damaged
+from zkeep.format.records import HEADER, MAX_PAYLOAD
 from zkeep.pool.store.port import Blob, Buffer
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array
@@ -37,6 +38,8 @@ BIG_ENDIAN = 1
 """Flag: the records are in big-endian byte order."""
 PAGE_ROWS = 256
 PAGES_AT_ONCE = 64
+MAX_FILE = 1 << 62
+"No segment is as large, and no row leads beyond it."
 TARGET = 64 << 20
 """A body that reaches this many bytes is closed at the next record that allows it."""
 
@@ -145,6 +148,27 @@ class _Part:
         return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
 
 
+def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> bool:
+    """Whether what a footer tells of lies inside of a file of `size` bytes."""
+    counts = [footer[name] for name in ("records", "stored", "logical")]
+    places = [number for part in parts.values() for number in (part.at, part.rows)]
+    numbers = [*counts, *places, *footer["body"], *footer["objects"]]
+    start, end = footer["body"]
+    if not all(type(n) is int and n >= 0 for n in numbers) or not HEAD_SIZE <= start <= end <= size:
+        return False
+    inside = all(part.at + part.rows * DTYPES[name].itemsize <= size for name, part in parts.items())
+    pages = [(len(part.crc), len(part.keys), -(-part.rows // PAGE_ROWS)) for part in parts.values()]
+    fixed = len(footer["objects"]) == 2 and len([int(word, 16) for word in footer["state"]]) == 4
+    return inside and fixed and all(crcs == keys == count for crcs, keys, count in pages)
+
+
+def _leads_somewhere(rows: Array) -> bool:
+    """Whether records can lie where rows say; one without a record has the size 0."""
+    sizes = rows["size"]
+    wrong = (sizes % 8 > 0) | (sizes > HEADER + MAX_PAYLOAD) | ((sizes < HEADER) & (sizes > 0))
+    return not (wrong | (rows["pos"] >= MAX_FILE)).any()
+
+
 def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
     """Which keys lie in any of the ranges whose ends are given, each sorted; and those just before a low end."""
     inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
@@ -180,10 +204,17 @@ class Segment:
 
     @cached_property
     def _contents(self) -> tuple[dict[str, Any], dict[str, _Part]]:
-        footer = self._footer()
-        return footer, {name: _Part.of(entry) for name, entry in footer.pop("tables").items()}
+        text = self._footer()
+        try:
+            footer: dict[str, Any] = json.loads(text)
+            parts = {name: _Part.of(entry) for name, entry in footer.pop("tables").items()}
+            if _makes_sense(footer, parts, self.blob.size):
+                return footer, parts
+        except (AttributeError, KeyError, TypeError, ValueError):
+            pass
+        raise Damaged(f"{self.name}: the footer of the segment makes no sense")
 
-    def _footer(self) -> dict[str, Any]:
+    def _footer(self) -> bytes:
         size = self.blob.size
         if size < HEAD_SIZE + _TRAIL.size:
             raise Damaged(f"{self.name}: cut short at byte {size}")
@@ -193,8 +224,7 @@ class Segment:
         text = self.blob.read(size - _TRAIL.size - length, length)
         if _digest(text) != digest:
             raise Damaged(f"{self.name}: the footer of the segment is damaged")
-        footer: dict[str, Any] = json.loads(text)
-        return footer
+        return text
 
     @property
     def footer_size(self) -> int:
@@ -256,7 +286,10 @@ class Segment:
         content = bytearray(count * width)
         self.blob.readinto(part.at + first_row * width, content)
         self._check_pages(part, name, content, first_page)
-        return np.frombuffer(content, DTYPES[name])
+        rows = np.frombuffer(content, DTYPES[name])
+        if "pos" in (rows.dtype.names or ()) and not _leads_somewhere(rows):
+            raise Damaged(f"{self.name}: a row of its table of {name} leads to no record")
+        return rows
 
     def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:
         page = PAGE_ROWS * DTYPES[name].itemsize

@@ -134,6 +134,10 @@ class Summary(Segment):
             raise Damaged(f"{self.name}: {error} is not a segment of its runs") from None
 
     def place(self, rows: Array) -> None:
+        """Raises Damaged: a row names a segment that is not in the list."""
+        last, count = int(rows["segment"].max()), len(self._numbers)
+        if last >= count:
+            raise Damaged(f"{self.name}: a row names segment {last} of {count}")
         rows["segment"] = self._numbers[rows["segment"]]
 
     def check(self) -> None:
