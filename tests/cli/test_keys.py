@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import lzma
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,3 +178,100 @@ def everything(pool: Path) -> bytes:
 
 
 BASE64 = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
+
+
+# Whose key it is
+
+CHAIN = STORY.parent / "chains"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> str:
+    """v/jambon/other: a root of its own below the other one; the key's location."""
+    manifest = json.loads(lzma.decompress((CHAIN / "ccm192-lzjb-8k.manifest.json.xz").read_bytes()))
+    (tmp_path / "other").write_bytes(bytes.fromhex(manifest["key"]["hex"]))
+    receive(CHAIN / "ccm192-lzjb-8k.full-s0.zfs", "v/jambon/other")
+    return f"file://{tmp_path}/other"
+
+
+def test_a_root_inherits_its_parents_key_and_both_open_it(capfd: Output, other: str, tmp_path: Path) -> None:
+    child = "v/jambon/other"
+    assert get(capfd, "encryptionroot", child) == child
+    assert "Key of 'v/jambon/other' must be loaded" in said(capfd, "change-key", "-i", child, status=1)
+    assert "Key of 'v/jambon' must be loaded" not in said(capfd, "change-key", "-i", "-L", other, child, status=1)
+    said(capfd, "load-key", "-L", KEY, "v/jambon")
+    assert said(capfd, "change-key", "-i", "-L", other, "-o", "x:y=z", child) == ""
+    assert get(capfd, "encryptionroot", child) == "v/jambon"
+    assert get(capfd, "keylocation", child) == "none"
+    assert get(capfd, "keystatus", child) == "available"
+    assert get(capfd, "x:y", child) == "z"
+    assert "authentic" in said(capfd, "verify", "-v", f"{child}@s0")
+    said(capfd, "unload-key", "-a")
+    for location in (KEY, other):
+        assert "authentic" in said(capfd, "verify", "-v", "-L", location, f"{child}@s0")
+    assert "inherits from 'v/jambon' as it is" in said(capfd, "change-key", "-i", child, status=1)
+    said(capfd, "forget-keys", "-f", "v/jambon")
+    assert "authentic" in said(capfd, "verify", "-v", "-L", KEY, f"{child}@s0")
+    said(capfd, "verify", "-L", other, f"{child}@s0", status=1)
+
+
+@pytest.mark.parametrize("newest", [[], ["--newest-key"]])
+def test_what_is_sent_names_the_roots_of_the_sealings_that_are_sent(
+    capfd: Output, other: str, tmp_path: Path, newest: list[str]
+) -> None:
+    """A child that is no root in the header would never open with the sealing that came."""
+    said(capfd, "change-key", "-i", "-L", other, "-L", KEY, "v/jambon/other")
+    said(capfd, "rename", "v/jambon/other@s0", "v/jambon/other@to-remote-server")
+    command = [sys.executable, "-m", "zkeep", "send", "-Rws", *newest, "v/jambon@to-remote-server"]
+    sent = subprocess.run(command, capture_output=True, check=True).stdout
+    (tmp_path / "sent").write_bytes(sent)
+    receive(tmp_path / "sent", "v/again")
+    assert get(capfd, "encryptionroot", "v/again/other") == ("v/again" if newest else "v/again/other")
+
+
+def test_what_inherits_becomes_a_root_and_goes_back(capfd: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "v/jambon/blanc"
+    assert "Keyformat required" in said(capfd, "change-key", "-L", KEY, child, status=1)
+    passphrase(monkeypatch, "correct horse\n")
+    options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
+    assert said(capfd, "change-key", "-L", KEY, *options, child) == ""
+    assert get(capfd, "encryptionroot", SNAPSHOT) == child
+    assert get(capfd, "keyformat", "v/jambon") == "raw"
+    passphrase(monkeypatch, "correct horse\n")
+    said(capfd, "load-key", child)
+    assert "another-file" in said(capfd, "ls", SNAPSHOT)
+    assert said(capfd, "change-key", "-i", "-L", KEY, child) == ""
+    assert get(capfd, "encryptionroot", SNAPSHOT) == "v/jambon"
+    assert get(capfd, "keyformat", child) == "raw"
+    assert list(client.keys()) == []
+    assert "another-file" in said(capfd, "ls", "-L", KEY, SNAPSHOT)
+
+
+def test_the_present_key_and_the_new_one_may_come_line_by_line(
+    capfd: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passphrase(monkeypatch, "correct horse\n")
+    options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
+    said(capfd, "change-key", "-L", KEY, *options, "v/jambon")
+    passphrase(monkeypatch, "correct horse\nbattery staple\n")
+    said(capfd, "change-key", "-l", *options, "v/jambon")
+    assert get(capfd, "keystatus", "v/jambon") == "available"
+    said(capfd, "unload-key", "-a")
+    passphrase(monkeypatch, "battery staple\n")
+    assert said(capfd, "load-key", "-n", "v/jambon") == "1 / 1 key(s) successfully verified\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "why"),
+    [
+        (["-i", "v/jambon"], 1, "the parent of 'v/jambon' is not encrypted"),
+        (["v"], 1, "'v' is not encrypted"),
+        (["-i", "-o", "keyformat=raw", "v/jambon/blanc"], 2, "Only user properties"),
+        (["-o", "keyformat=raw", "-o", "pbkdf2iters=200000", "v/jambon"], 2, "non-passphrase"),
+        (["-o", "keyformat=hex", "v/jambon"], 1, "must be loaded"),
+        (["v/jambon/nobody"], 1, "does not exist"),
+        (["v/jambon@2018"], 1, "bad dataset name"),
+    ],
+)
+def test_change_key_says_what_is_missing(capfd: Output, words: list[str], status: int, why: str) -> None:
+    assert why in said(capfd, "change-key", *words, status=status)

@@ -1,18 +1,17 @@
-"""zkeep load-key, unload-key, change-key: what opens datasets, and for how long."""
+"""zkeep load-key, unload-key, forget-keys: what opens datasets, and for how long."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import click
 
 from zkeep.agent import client
-from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry, settings
+from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
-from zkeep.cli.opening import MAX_KEY_FILE, read_key, typed
+from zkeep.cli.opening import piped, read_key, typed
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import keyrecords
@@ -23,12 +22,6 @@ from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.view import View
 
-if TYPE_CHECKING:
-    from zkeep.crypto.unwrap import MasterKeys
-
-MIN_ITERATIONS = 100_000
-"OpenZFS include/sys/fs/zfs.h, MIN_PBKDF2_ITERATIONS."
-DEFAULT_ITERATIONS = 350_000
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -128,7 +121,7 @@ def _run(
     tally = Tally()
     for pool_name, chosen in _chosen(names, every).items():
         with opened(pool_name) as pool:
-            tally.each([(pool, root) for root in _roots(pool, chosen, recursive or every)], what, act)
+            tally.each([(pool, root) for root in _roots(pool, chosen, recursive or every, what)], what, act)
     if done and (tally.attempted or not every):
         click.echo(f"{tally.attempted - tally.failed} / {tally.attempted} key(s) successfully {done}")
     if tally.failed:
@@ -141,7 +134,8 @@ def _chosen(names: Sequence[str], every: bool) -> dict[str, list[DatasetName]]:
     return {pool: datasets_only(found, "load or unload the key of") for pool, found in by_pool(parse(names)).items()}
 
 
-def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool) -> Iterator[Dataset]:
+def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool, what: str) -> Iterator[Dataset]:
+    """`what` is wanted of them, for a person."""
     view = View(pool)
     for name in names:
         first = pool.dataset(name)
@@ -150,9 +144,10 @@ def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool) -> Iterato
             if root == dataset:
                 yield dataset
             elif not recursive and root is None:
-                raise Refused(f"Key load error: '{name}' is not encrypted.")
+                raise Refused(f"{what} error: '{name}' is not encrypted.")
             elif not recursive and root is not None:
-                raise Refused(f"Key load error: Keys must be loaded for encryption root of '{name}' ({root.name}).")
+                does = what.lower().removeprefix("key ")
+                raise Refused(f"{what} error: Keys must be {does}ed for encryption root of '{name}' ({root.name}).")
 
 
 # From a person's key to the one that opens
@@ -183,7 +178,7 @@ def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
     from zkeep.crypto.unwrap import WrappedKeys, WrongKey, from_material, unwrap
 
     records = records_of(pool, root)
-    material = _material(root, records[0], location or _location(pool, root))
+    material = _material(root, records[0], location or key_location(pool, root))
     reasons: list[Refused | Damaged] = []
     for record in records:
         try:
@@ -211,131 +206,20 @@ def _tell_damage(pool: Pool, root: Dataset, material: bytes) -> None:
             raise Damaged(f"the key record of '{root.name}' is damaged: its key opens '{dataset.name}', but not itself")
 
 
-def _location(pool: Pool, root: Dataset) -> str:
+def key_location(pool: Pool, root: Dataset) -> str:
     return str(View(pool).get(root, "keylocation").value)
 
 
 def _material(root: Dataset, record: KeyRecord, location: str) -> bytes:
-    from zkeep.crypto.unwrap import KeyFormat, WrappedKeys
+    from zkeep.crypto.unwrap import KeyFormat
 
     if location != "prompt":
         return read_key(location)
     if not sys.stdin.isatty():
-        return sys.stdin.buffer.read(MAX_KEY_FILE)
-    keyformat = WrappedKeys.of(record.fields).keyformat
-    if keyformat == KeyFormat.RAW:
+        return piped(record.keyformat)
+    if record.keyformat == KeyFormat.RAW:
         raise Refused(f"the key of '{root.name}' is raw bytes, which cannot be typed: name a file with -L")
-    return typed(keyformat, root.name.text)
-
-
-# Changing it
-
-
-@click.command("change-key")
-@click.option("-l", "load_first", is_flag=True, help="Load the present key first.")
-@click.option("-i", "inherit", is_flag=True, help="Inherit the parent's key.")
-@click.option("-o", "options", multiple=True, metavar="P=V", help="keyformat, keylocation, pbkdf2iters of the new key.")
-@click.option("-L", "location", metavar="KEYLOCATION", help="Where the present key is, if it is not loaded.")
-@click.argument("name", metavar="DATASET")
-def change_key_verb(
-    *, load_first: bool, inherit: bool, options: Sequence[str], location: str | None, name: str
-) -> None:
-    """Seal the keys of a root and of what inherits from it under a new key.
-
-    The new sealing stands beside those that came with snapshots: what they are opened with goes on opening them, and
-    what is received later takes nothing away. 'zkeep forget-keys' drops the old ones.
-
-    \b
-        zkeep change-key -o keyformat=raw -o keylocation=file:///media/usb/new vault/home
-    """
-    dataset_name = DatasetName.parse(name)
-    if inherit:
-        raise Refused(f"Key change error: '{name}' cannot inherit here: its parent's key is not in its snapshots")
-    wanted = settings(options)
-    if unknown := wanted.keys() - {"keyformat", "keylocation", "pbkdf2iters"}:
-        raise WrongUsage(f"change-key sets keyformat, keylocation and pbkdf2iters, not {', '.join(sorted(unknown))}")
-    with opened(dataset_name) as pool:
-        (root,) = _roots(pool, [dataset_name], False)
-        old = _present_key(pool, root, location, load_first)
-        _change(pool, root, old, _NewKey.of(root, wanted))
-
-
-def _present_key(pool: Pool, root: Dataset, location: str | None, load_first: bool) -> bytes:
-    from zkeep.crypto.unwrap import WrappedKeys, WrongKey, key_that_opens
-
-    if location is None and not load_first:
-        for record in records_of(pool, root):
-            try:
-                return key_that_opens(client.keys(), WrappedKeys.of(record.fields))
-            except WrongKey:
-                continue
-    return opening_key(pool, root, location)
-
-
-@dataclass(frozen=True)
-class _NewKey:
-    """What a person wants the key to become."""
-
-    keyformat: str
-    location: str
-    iterations: int
-    root: str
-
-    @classmethod
-    def of(cls, root: Dataset, wanted: dict[str, str]) -> _NewKey:
-        codes = PROPERTIES["keyformat"].codes
-        now = next((text for text, code in codes.items() if code == root.doc["crypt"]["keyformat"]), "passphrase")
-        keyformat = wanted.get("keyformat", now)
-        if keyformat not in ("raw", "hex", "passphrase"):
-            raise WrongUsage(f"keyformat is raw, hex or passphrase, not {shown(keyformat)}")
-        iterations = wanted.get("pbkdf2iters", str(DEFAULT_ITERATIONS))
-        if not iterations.isdecimal() or int(iterations) < MIN_ITERATIONS:
-            raise WrongUsage(f"pbkdf2iters is a number of at least {MIN_ITERATIONS}, not {shown(iterations)}")
-        return cls(keyformat, wanted.get("keylocation", "prompt"), int(iterations), root.name.text)
-
-    def material(self) -> bytes:
-        if self.location != "prompt":
-            return read_key(self.location)
-        if not sys.stdin.isatty():
-            return sys.stdin.buffer.read(MAX_KEY_FILE)
-        if self.keyformat == "raw":
-            raise Refused("a raw key cannot be typed: name a file with -o keylocation=file:///path")
-        return typed(PROPERTIES["keyformat"].codes[self.keyformat], self.root, again=True)
-
-
-def _change(pool: Pool, root: Dataset, old: bytes, new: _NewKey) -> None:
-    import os
-
-    from zkeep.crypto.unwrap import WrappedKeys, from_material, wrap
-
-    code = PROPERTIES["keyformat"].codes[new.keyformat]
-    is_passphrase = new.keyformat == "passphrase"
-    salt = int.from_bytes(os.urandom(8), "little") if is_passphrase else 0
-    iterations = new.iterations if is_passphrase else 0
-    members = [(dataset, _opened_keys(pool, dataset, old)) for dataset in family(pool, root)]
-    like = replace(WrappedKeys.of(records_of(pool, root)[0].fields), keyformat=code, iterations=iterations, salt=salt)
-    key = from_material(new.material(), like)
-    with pool.transaction() as t:
-        for dataset, keys in members:
-            if keys is not None:
-                keyrecords.add(pool, t, dataset, wrap(keys, key, code, iterations, salt).fields())
-        fresh = pool.dataset(root.name)
-        pool.update_dataset(t, fresh, local={**fresh.doc["local"], "keylocation": new.location})
-    if root.id in client.roots(pool.doc["guid"]):
-        client.load(pool.doc["guid"], root.id, key)
-
-
-def _opened_keys(pool: Pool, dataset: Dataset, key: bytes) -> MasterKeys | None:
-    """None where it holds nothing yet that could be opened."""
-    from zkeep.restore.keys import first_opened
-
-    records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))
-    if not records:
-        return None
-    found = first_opened(records, lambda _: key, records[0].guid)
-    if found is None:
-        raise Refused(f"Key change error: the key of the root does not open '{dataset.name}'.")
-    return found
+    return typed(record.keyformat, root.name.text)
 
 
 # Dropping old ones
@@ -358,7 +242,7 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
     """
     dataset_name = DatasetName.parse(name)
     with opened(dataset_name) as pool:
-        members = [d for root in _roots(pool, [dataset_name], recursive) for d in family(pool, root)]
+        members = [d for root in _roots(pool, [dataset_name], recursive, "Key load") for d in family(pool, root)]
         plans = keyrecords.plan_forget(pool, members)
         for plan in plans:
             _tell_forgetting(plan)

@@ -22,7 +22,7 @@ gc.set_threshold(10_000, 10, 10)
 VERBS = {
     "bookmark": ("names", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
-    "change-key": ("keys", "Change the key that opens datasets."),
+    "change-key": ("changekey", "Change the key that opens datasets."),
     "create": ("names", "Create a dataset, empty until something is received below it."),
     "demo": ("demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),

@@ -100,6 +100,14 @@ class _Prompt:
         return typed(wrapped.keyformat, "")
 
 
+def piped(keyformat: int) -> bytes:
+    """A key from standard input where nobody types: all of it if it is raw, else a line, as more may follow."""
+    from zkeep.crypto.unwrap import KeyFormat
+
+    source = sys.stdin.buffer
+    return source.read(MAX_KEY_FILE) if keyformat == KeyFormat.RAW else source.readline(MAX_KEY_FILE)
+
+
 def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
     """What a person types, unseen; `again`: twice the same, for a new one."""
     import getpass

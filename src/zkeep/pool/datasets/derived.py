@@ -147,7 +147,7 @@ def encryption_root(view: View, dataset: Dataset) -> Dataset | None:
     if not _crypt(dataset):
         return None
     for level in (dataset, *view.tree.ancestors(dataset)):
-        if level.doc.get("encroot"):
+        if level.has_own_key:
             return level
     return dataset
 

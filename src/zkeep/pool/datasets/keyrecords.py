@@ -170,3 +170,4 @@ def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
     for key, doc in pool.catalog.scan("key", dataset.key + "/"):
         if KeyRecord(_fields(key, doc), None).mark != plan.kept.mark:
             t.delete("key", key)
+    pool.update_dataset(t, dataset, encroot=dataset.has_own_key, own_key=None)

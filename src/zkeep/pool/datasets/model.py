@@ -76,6 +76,12 @@ class Dataset:
     def key(self) -> str:
         return dataset_key(self.id)
 
+    @property
+    def has_own_key(self) -> bool:
+        """Whether it is a root of encryption: as it was at the sender, or as change-key made it here."""
+        own = self.doc.get("own_key")
+        return bool(self.doc.get("encroot") if own is None else own)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

@@ -53,11 +53,17 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     _move(t, origin, clone, txg)
     _redirect(pool, t, origin, clone, txg)
     grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
-    roots = {}
-    if clone.doc.get("crypt") and origin.doc.get("encroot") and not clone.doc.get("encroot"):
-        roots = {clone.id: {"encroot": True}, origin.id: {"encroot": False}}
-    pool.update_dataset(t, clone, origin=grandparent, **roots.get(clone.id, {}))
-    pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **roots.get(origin.id, {}))
+    mine, theirs = _key_roots(clone, origin)
+    pool.update_dataset(t, clone, origin=grandparent, **mine)
+    pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **theirs)
+
+
+def _key_roots(clone: Dataset, origin: Dataset) -> tuple[dict[str, bool], dict[str, bool]]:
+    """What the documents of both then say of their keys: who is the origin holds them."""
+    fields = [name for name in ("encroot", "own_key") if origin.doc.get(name) and not clone.doc.get(name)]
+    if not clone.doc.get("crypt"):
+        return {}, {}
+    return dict.fromkeys(fields, True), dict.fromkeys(fields, False)
 
 
 def _check_names(pool: Pool, clone: Dataset, origin: Dataset, txg: int) -> None:

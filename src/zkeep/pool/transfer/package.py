@@ -30,6 +30,7 @@ class Wrapping:
     holds: bool = False
     backup: bool = False
     """Of properties only what was received."""
+    newest_key: bool = False
 
 
 def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
@@ -77,7 +78,7 @@ def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg])
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:
         entry.set("origin", origin.guid)
-    is_root = bool(dataset.doc.get("crypt") and dataset.doc.get("encroot"))
+    is_root = bool(dataset.doc.get("crypt") and _is_root(request, dataset))
     if request.replicate or request.props or request.backup:
         entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
     if is_root:
@@ -94,6 +95,11 @@ def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg])
     if request.holds:
         entry.set("snapholds", snapholds)
     return entry
+
+
+def _is_root(request: Wrapping, dataset: Dataset) -> bool:
+    """Of encryption, by the sealings that are sent: those that came, or those that change-key made here."""
+    return dataset.has_own_key if request.newest_key else bool(dataset.doc.get("encroot"))
 
 
 def _holds(snapshot: Snapshot) -> NvList:

@@ -111,7 +111,7 @@ def _is_package(request: SendRequest) -> bool:
 def _wrapping(request: SendRequest) -> Wrapping:
     text = request.from_ if request.from_ is not None else request.from_all
     source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
-    extras = (request.replicate, request.props, request.holds, request.backup)
+    extras = (request.replicate, request.props, request.holds, request.backup, request.newest_key)
     return Wrapping(request.snapshot or "", source, *extras)
 
 

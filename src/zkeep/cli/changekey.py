@@ -1,0 +1,266 @@
+"""zkeep change-key: seal the keys of datasets under another key, a new one or their parent's.
+
+As zfs has it: a root of encryption gets a new key, what inherits becomes a root of its own, and with -i a root inherits
+again. The keys inside stay what they are, and so do the sealings that are there.
+
+Source: OpenZFS lib/libzfs/libzfs_crypto.c zfs_crypto_rewrap(); module/zfs/dsl_crypt.c spa_keystore_change_key_check().
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from zkeep.agent import client
+from zkeep.cli.home import opened, settings
+from zkeep.cli.keys import key_location, opening_key, records_of
+from zkeep.cli.opening import piped, read_key, typed
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import DatasetName, shown
+from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.derived import encryption_root
+from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.properties import PROPERTIES, check
+from zkeep.pool.datasets.view import View
+
+if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import MasterKeys
+    from zkeep.pool.datasets.keyrecords import KeyRecord
+
+MIN_ITERATIONS = 100_000
+"OpenZFS include/sys/fs/zfs.h, MIN_PBKDF2_ITERATIONS."
+DEFAULT_ITERATIONS = 350_000
+MAX_ITERATIONS = 10_000_000
+"As many as zkeep does: see crypto.unwrap."
+OF_KEYS = ("keyformat", "keylocation", "pbkdf2iters")
+CODES = PROPERTIES["keyformat"].codes
+
+
+@click.command("change-key")
+@click.option("-l", "load_first", is_flag=True, help="Load the present key first.")
+@click.option("-i", "inherit", is_flag=True, help="Inherit the parent's key.")
+@click.option("-o", "options", multiple=True, metavar="P=V", help="keyformat, keylocation, pbkdf2iters of the new key.")
+@click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="A key needed that is not loaded.")
+@click.argument("name", metavar="DATASET")
+def change_key_verb(
+    *, load_first: bool, inherit: bool, options: Sequence[str], locations: Sequence[str], name: str
+) -> None:
+    """Seal the keys of a dataset, and of what inherits from it, under a new key, or with -i under its parent's.
+
+    The new sealing stands beside those that came with snapshots: what they are opened with goes on opening them, and
+    what is received later takes nothing away. 'zkeep forget-keys' drops the old ones.
+
+    \b
+        zkeep change-key -o keyformat=raw -o keylocation=file:///media/usb/new vault/home
+        zkeep change-key -i vault/home/mail
+    """
+    dataset_name = DatasetName.parse(name)
+    wanted = _checked(settings(options), inherit)
+    with opened(dataset_name) as pool:
+        dataset, root = _changeable(pool, dataset_name)
+        present = _Present(pool, locations, load_first)
+        if inherit:
+            _inherit(pool, dataset, root, present, wanted)
+        else:
+            _renew(pool, dataset, root, present, wanted)
+
+
+def _checked(wanted: dict[str, str], inherit: bool) -> dict[str, str]:
+    """Values as they are kept."""
+    for name in wanted:
+        if inherit and ":" not in name:
+            raise WrongUsage("Only user properties may be set with 'zkeep change-key -i'")
+        if name not in OF_KEYS and ":" not in name:
+            raise WrongUsage(f"change-key sets {', '.join(OF_KEYS)} and user properties, not {shown(name)}")
+    return {name: text if name in OF_KEYS else check(name, text)[1] for name, text in wanted.items()}
+
+
+def _changeable(pool: Pool, name: DatasetName) -> tuple[Dataset, Dataset]:
+    """A dataset whose keys can be sealed anew, and its root of encryption."""
+    dataset = pool.dataset(name)
+    root = encryption_root(View(pool), dataset)
+    if root is None:
+        raise Refused(f"Key change error: '{name}' is not encrypted.")
+    if dataset.origin:
+        raise Refused(f"Key change error: '{name}' is a clone, which uses its origin's key.")
+    return dataset, root
+
+
+@dataclass
+class _Present:
+    """Where the keys are that open what is there now."""
+
+    pool: Pool
+    locations: Sequence[str]
+    load_first: bool
+
+    def key(self, root: Dataset) -> bytes:
+        """The one of a root of encryption: named, or loaded."""
+        wrong: Refused | None = None
+        for location in self.locations:
+            try:
+                return opening_key(self.pool, root, location)
+            except Refused as error:
+                wrong = error
+        if (loaded := _loaded_key(self.pool, root)) is not None:
+            return loaded
+        if wrong is not None:
+            raise wrong
+        if not self.load_first:
+            way = "zkeep load-key it, or say -l, or -L file:///path"
+            raise Refused(f"Key change error: Key of '{root.name}' must be loaded: {way}.")
+        key = opening_key(self.pool, root, None)
+        client.load(self.pool.doc["guid"], root.id, key)
+        return key
+
+
+def _loaded_key(pool: Pool, root: Dataset) -> bytes | None:
+    from zkeep.crypto.unwrap import WrappedKeys, WrongKey, key_that_opens
+
+    for record in records_of(pool, root):
+        try:
+            return key_that_opens(client.keys(), WrappedKeys.of(record.fields))
+        except WrongKey:
+            continue
+    return None
+
+
+@dataclass(frozen=True)
+class _Sealing:
+    """How keys shall be sealed: the wrapping key of 32 bytes, and how a person's key becomes it."""
+
+    key: bytes
+    keyformat: int
+    iterations: int
+    salt: int
+
+
+def _renew(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
+    """A new key of its own."""
+    new = _NewKey.of(pool, dataset, wanted, is_root=dataset == root)
+    members = _unsealed(pool, dataset, root, present.key(root))
+    sealing = new.sealing(records_of(pool, root)[0])
+    user = {name: text for name, text in wanted.items() if ":" in name}
+    _seal(pool, dataset, members, sealing, {"keylocation": new.location, **user}, own=True)
+    if root.id in client.roots(pool.doc["guid"]):
+        client.load(pool.doc["guid"], dataset.id, sealing.key)
+
+
+def _inherit(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
+    """The parent's key: both keys are needed, as the keys inside are opened and sealed again."""
+    if dataset != root:
+        raise Refused(f"Key change error: '{dataset.name}' inherits from '{root.name}' as it is.")
+    above = dataset.name.parent and pool.dataset(dataset.name.parent)
+    above_root = encryption_root(View(pool), above) if above else None
+    if above_root is None:
+        raise Refused(f"Key change error: the parent of '{dataset.name}' is not encrypted.")
+    members = _unsealed(pool, dataset, root, present.key(root))
+    sealing = _sealing_of(pool, above_root, present.key(above_root))
+    _seal(pool, dataset, members, sealing, wanted, own=False)
+    client.unload(pool.doc["guid"], dataset.id)
+
+
+def _sealing_of(pool: Pool, root: Dataset, key: bytes) -> _Sealing:
+    """How a root's keys are sealed with a key that opens them."""
+    from zkeep.crypto.unwrap import WrappedKeys, WrongKey, unwrap
+
+    for record in records_of(pool, root):
+        try:
+            wrapped = WrappedKeys.of(record.fields)
+            unwrap(wrapped, key)
+            return _Sealing(key, wrapped.keyformat, wrapped.iterations, wrapped.salt)
+        except WrongKey:
+            continue
+    raise Refused(f"Key change error: the key does not open '{root.name}'.")
+
+
+Member = tuple[Dataset, "MasterKeys | None"]
+
+
+def _unsealed(pool: Pool, dataset: Dataset, root: Dataset, key: bytes) -> list[Member]:
+    """A dataset and what below it has the same root of encryption, with their keys."""
+    view = View(pool)
+    every = [d for d in view.tree.within(dataset) if d.doc.get("crypt") and encryption_root(view, d) == root]
+    return [(each, _opened_keys(pool, each, key)) for each in every]
+
+
+def _opened_keys(pool: Pool, dataset: Dataset, key: bytes) -> MasterKeys | None:
+    """None where it holds nothing yet that could be opened."""
+    from zkeep.restore.keys import first_opened
+
+    records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))
+    if not records:
+        return None
+    found = first_opened(records, lambda _: key, records[0].guid)
+    if found is None:
+        raise Refused(f"Key change error: the key of the root does not open '{dataset.name}'.")
+    return found
+
+
+def _seal(
+    pool: Pool, dataset: Dataset, members: list[Member], sealing: _Sealing, local: dict[str, str], *, own: bool
+) -> None:
+    """Put the new key records, and what the dataset's document then says, in one transaction."""
+    from zkeep.crypto.unwrap import wrap
+
+    with pool.transaction() as t:
+        for member, keys in members:
+            if keys is not None:
+                wrapped = wrap(keys, sealing.key, sealing.keyformat, sealing.iterations, sealing.salt)
+                keyrecords.add(pool, t, member, wrapped.fields())
+        fresh = pool.dataset(dataset.name)
+        before = {name: text for name, text in fresh.doc["local"].items() if name != "keylocation"}
+        pool.update_dataset(t, fresh, local={**before, **local}, own_key=own)
+
+
+@dataclass(frozen=True)
+class _NewKey:
+    """What a person wants the key to become."""
+
+    keyformat: str
+    location: str
+    iterations: int
+    dataset: str
+
+    @classmethod
+    def of(cls, pool: Pool, dataset: Dataset, wanted: dict[str, str], *, is_root: bool) -> _NewKey:
+        """A root keeps what is not said anew; what becomes one must say its keyformat."""
+        now = next((text for text, code in CODES.items() if code == dataset.doc["crypt"]["keyformat"]), "none")
+        keyformat = wanted.get("keyformat", now if is_root else "")
+        if not keyformat:
+            raise Refused("Key change error: Keyformat required for new encryption root.")
+        if keyformat not in ("raw", "hex", "passphrase"):
+            raise WrongUsage(f"keyformat is raw, hex or passphrase, not {shown(keyformat)}")
+        iterations = wanted.get("pbkdf2iters", str(DEFAULT_ITERATIONS))
+        if "pbkdf2iters" in wanted and keyformat != "passphrase":
+            raise WrongUsage("Cannot specify pbkdf2iters with a non-passphrase keyformat.")
+        if not iterations.isdecimal() or not MIN_ITERATIONS <= int(iterations) <= MAX_ITERATIONS:
+            most = f"from {MIN_ITERATIONS} to {MAX_ITERATIONS}"
+            raise WrongUsage(f"pbkdf2iters is a number {most}, not {shown(iterations)}")
+        location = wanted.get("keylocation") or (key_location(pool, dataset) if is_root else "prompt")
+        return cls(keyformat, location, int(iterations), dataset.name.text)
+
+    def sealing(self, record: KeyRecord) -> _Sealing:
+        """Asks for the key. `record`: of the same dataset; says what its keys are sealed with."""
+        from zkeep.crypto.unwrap import WrappedKeys, from_material
+
+        is_passphrase = self.keyformat == "passphrase"
+        salt = int.from_bytes(os.urandom(8), "little") if is_passphrase else 0
+        iterations = self.iterations if is_passphrase else 0
+        code = CODES[self.keyformat]
+        like = replace(WrappedKeys.of(record.fields), keyformat=code, iterations=iterations, salt=salt)
+        return _Sealing(from_material(self._material(code), like), code, iterations, salt)
+
+    def _material(self, code: int) -> bytes:
+        if self.location != "prompt":
+            return read_key(self.location)
+        if not sys.stdin.isatty():
+            return piped(code)
+        if self.keyformat == "raw":
+            raise Refused("a raw key cannot be typed: name a file with -o keylocation=file:///path")
+        return typed(code, self.dataset, again=True)
