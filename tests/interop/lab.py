@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,10 @@ class Lab:
         self.guest = guest
         self.folder = folder
         self.share = guest.share
+        self.given: list[tuple[Path, str]] = []
+        "Copies of the streams that went into zkeep, in their order, and where to."
         self._keys = 0
+        self._seen: dict[str, Tree] = {}
         self.zkeep("pool", "create", "v", str(folder / "v"))
 
     def clean(self) -> None:
@@ -58,14 +62,17 @@ class Lab:
 
     # zkeep
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "ZKEEP_HOME": str(self.folder / "home")}
+
     def call(self, *words: str, given: Path | None = None, to: Path | None = None) -> Answer:
         """zkeep WORDS, in a process of its own."""
-        environment = {**os.environ, "ZKEEP_HOME": str(self.folder / "home")}
         with open(given or os.devnull, "rb") as source, open(to or os.devnull, "wb") as sink:
             out = sink if to else subprocess.PIPE
             done = subprocess.run(
                 [sys.executable, "-m", "zkeep", *words], check=False, stdin=source, stdout=out, stderr=subprocess.PIPE,
-                env=environment,
+                env=self._environment,
             )  # fmt: skip
         text = (done.stdout or b"").decode(errors="surrogateescape")
         return Answer(done.returncode, text, done.stderr.decode(errors="replace"))
@@ -75,11 +82,53 @@ class Lab:
         assert answer.status == 0, f"zkeep {' '.join(words)}: {answer.status}: {answer.err}"
         return answer.out.strip()
 
+    def through(self, first: Sequence[str], second: Sequence[str], stream: str) -> None:
+        """zkeep FIRST | zkeep SECOND > STREAM; both must succeed."""
+        command = [sys.executable, "-m", "zkeep"]
+        with (self.share / stream).open("wb") as sink:
+            one = subprocess.Popen([*command, *first], stdout=subprocess.PIPE, env=self._environment)
+            two = subprocess.Popen([*command, *second], stdin=one.stdout, stdout=sink, env=self._environment)
+            assert one.stdout
+            one.stdout.close()
+            assert (one.wait(), two.wait()) == (0, 0)
+
     def receive(self, stream: str, dataset: str, *flags: str) -> None:
-        self.zkeep("receive", *flags, dataset, given=self.share / stream)
+        self.zkeep("receive", *flags, dataset, given=self._noted(stream, dataset))
+
+    def _noted(self, stream: str, dataset: str) -> Path:
+        copy = self.folder / f"given{len(self.given)}.zfs"
+        shutil.copy(self.share / stream, copy)
+        self.given.append((copy, dataset))
+        return copy
+
+    def receive_cut(self, stream: str, at: int, dataset: str) -> bool:
+        """Receive a stream that breaks off there; the kernel goes on from our token.
+
+        False: nothing of it was kept, so there was no token, and all of it came again.
+        """
+        self._noted(stream, dataset)
+        answer = self.call("receive", "-s", dataset, given=self.share / self.cut(stream, at))
+        assert answer.status != 0
+        asked = ["get", "-H", "-o", "value", "receive_resume_token", dataset]
+        token = self.zkeep(*asked) if dataset in self.kept() else "-"
+        rest = stream if token == "-" else "rest.zfs"
+        if token != "-":
+            self.kernel_sends(rest, f"-t {token}")
+        self.zkeep("receive", "-s", dataset, given=self.share / rest)
+        return token != "-"
+
+    def kept(self) -> list[str]:
+        """The datasets of zkeep's pool."""
+        return self.zkeep("list", "-H", "-o", "name", "-r", "v").splitlines()
 
     def send(self, stream: str, *words: str) -> None:
         self.zkeep("send", *words, to=self.share / stream)
+
+    def cut(self, stream: str, at: int) -> str:
+        """The first bytes of a stream, as another; its name."""
+        with (self.share / stream).open("rb") as whole, (self.share / "part.zfs").open("wb") as part:
+            part.write(whole.read(at))
+        return "part.zfs"
 
     # The kernel
 
@@ -95,6 +144,14 @@ class Lab:
         self.guest.run(f"mv /mnt/{name} /root/keys/{name}")
         return Key(keyformat, f"file:///root/keys/{name}", f"file://{path}")
 
+    def key_contents(self) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(self.folder.glob("key-*"))]
+
+    @property
+    def openzfs(self) -> str:
+        """The version of the kernel's module."""
+        return self.guest.run("cat /sys/module/zfs/version")
+
     def kernel_sends(self, stream: str, words: str) -> Path:
         self.guest.run(f"zfs send {words} > /mnt/{stream}")
         return self.share / stream
@@ -106,10 +163,13 @@ class Lab:
         answer = self.kernel_receives(stream, words)
         assert answer.status == 0, f"zfs receive {words}: {answer.err}"
 
-    def kernel_opens(self, dataset: str, key: Key) -> None:
-        """Load the key of a received tree and mount it."""
-        self.guest.run(f"zfs load-key -L {key.inside} {dataset}")
-        self.guest.run(f"for d in $(zfs list -H -o name -r -t filesystem {dataset}); do zfs mount $d || exit 1; done")
+    def kernel_opens(self, top: str, *keys: Key) -> None:
+        """Load each root of encryption below with the key that fits, and mount all."""
+        roots = set(self.guest.run(f"zfs get -H -o value -r -t filesystem,volume encryptionroot {top}").splitlines())
+        for root in sorted(roots):
+            answers = [self.guest.call(f"zfs load-key -L {key.inside} {root}") for key in keys]
+            assert any(answer.status == 0 for answer in answers), f"no key opens {root}: {answers}"
+        self.guest.run(f"for d in $(zfs list -H -o name -r -t filesystem {top}); do zfs mount $d || exit 1; done")
 
     def kernel_finds_no_fault(self, pool: str = "back") -> None:
         self.guest.run(f"zpool scrub -w {pool}")
@@ -119,14 +179,33 @@ class Lab:
     # What snapshots hold
 
     def seen(self, snapshots: Sequence[str]) -> list[Tree]:
-        """Snapshots as the kernel shows them: of mounted filesystems their files, of volumes what they hold."""
-        return self.guest.trees([self._place(name) for name in snapshots])
+        """Snapshots as the kernel shows them: of mounted filesystems their files, of volumes what they hold.
 
-    def _place(self, snapshot: str) -> str:
+        A snapshot of the source is looked at once: it does not change. Who has its guid elsewhere is looked at.
+        """
+        told = self._told(snapshots)
+        guids = {name: told[name]["guid"] for name in snapshots}
+        found = {name: self._seen[guid] for name, guid in guids.items() if _at_source(name) and guid in self._seen}
+        new = [name for name in guids if name not in found]
+        for name, tree in zip(new, self.guest.trees([self._place(name, told) for name in new]), strict=True):
+            found[name] = tree
+            if _at_source(name):
+                self._seen[guids[name]] = tree
+        return [found[name] for name in snapshots]
+
+    def _told(self, snapshots: Sequence[str]) -> dict[str, dict[str, str]]:
+        """guid, type and mountpoint of snapshots and their datasets, by name."""
+        names = [*snapshots, *sorted({name.split("@")[0] for name in snapshots})]
+        told: dict[str, dict[str, str]] = {}
+        lines = self.guest.run(f"zfs get -H -p -o name,property,value guid,type,mountpoint {shlex.join(names)}")
+        for name, prop, value in (line.split("\t") for line in lines.splitlines()):
+            told.setdefault(name, {})[prop] = value
+        return told
+
+    def _place(self, snapshot: str, told: dict[str, dict[str, str]]) -> str:
         dataset, name = snapshot.split("@")
-        kind, place = self.guest.run(f"zfs get -H -o value type,mountpoint {dataset}").splitlines()
-        if kind == "filesystem":
-            return f"{place}/.zfs/snapshot/{name}"
+        if told[dataset]["type"] == "filesystem":
+            return f"{told[dataset]['mountpoint']}/.zfs/snapshot/{name}"
         self.guest.run(f"zfs set snapdev=visible {dataset}")
         return self.guest.device(snapshot)
 
@@ -145,13 +224,18 @@ class Lab:
 
     def same(self, one: Sequence[str], other: Sequence[str]) -> None:
         """The kernel shows the same in each two snapshots."""
-        for name, got, want in zip(one, self.seen(one), self.seen(other), strict=True):
+        found = self.seen([*one, *other])
+        for name, got, want in zip(one, found[: len(one)], found[len(one) :], strict=True):
             assert_same(name, got, want)
 
     def opens(self, kept: Sequence[str], source: Sequence[str], *keys: Key) -> None:
         """zkeep gives back what the kernel shows."""
         for name, want in zip(kept, self.seen(source), strict=True):
             assert_same(name, self.extracted(name, *keys), want)
+
+
+def _at_source(name: str) -> bool:
+    return name.startswith("tank/")
 
 
 def assert_same(name: str, got: Tree, want: Tree) -> None:

@@ -10,13 +10,16 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).parent / "guest"
-BOOT = 180
+BOOT = 300
 "Seconds that it may take to come up; it takes about 10 without KVM."
+PATIENCE = 900
+"Seconds for a command; the host may be busy with other things."
 DISKS = 2
 
 
@@ -123,29 +126,37 @@ class Guest:
 
     # What tests use
 
-    def call(self, command: str, *, given: str = "", timeout: float = 300) -> Answer:
+    def call(self, command: str, *, given: str = "", timeout: float = PATIENCE) -> Answer:
         """Run a command of bash as root; it may fail."""
         request = {"command": command, "input": given, "timeout": timeout}
         self._serial.settimeout(None)
         self._serial.sendall(json.dumps(request).encode() + b"\n")
         return Answer(**self._answer(time.monotonic() + timeout + 30))
 
-    def run(self, command: str, *, given: str = "", timeout: float = 300) -> str:
+    def run(self, command: str, *, given: str = "", timeout: float = PATIENCE) -> str:
         """Run a command that must succeed; its output without the last end of line."""
         answer = self.call(command, given=given, timeout=timeout)
         if answer.status:
             raise GuestError(f"{command}: status {answer.status}: {answer.err.strip()} {answer.out.strip()[-500:]}")
         return answer.out.removesuffix("\n")
 
+    def make_pools(self) -> None:
+        """tank and back, of a disk each, and the folder for keys."""
+        for pool, disk in (("tank", "vda1"), ("back", "vdb1")):
+            self.run(f"zpool create -f -O acltype=posix -O xattr=sa -O atime=off {pool} /dev/{disk}")
+        self.run("mkdir -p /root/keys")
+
     def trees(self, places: list[str]) -> list[dict[str, Any]]:
         """What folders and devices hold there; see guest/tree.py."""
+        if not places:
+            return []
         self.run(f"python3 /mnt/tree.py /mnt/tree.json {shlex.join(places)}")
         found: list[dict[str, Any]] = json.loads((self.share / "tree.json").read_text())
         return found
 
-    def work(self, seed: int, count: int, path: str) -> None:
-        """Change a folder or a disk at random; see guest/work.py."""
-        self.run(f"python3 /mnt/work.py {seed} {count} '{path}'")
+    def work(self, seed: int, count: int, path: str) -> Counter[str]:
+        """Change a folder or a disk at random; what was done how often. See guest/work.py."""
+        return Counter(json.loads(self.run(f"python3 /mnt/work.py {seed} {count} '{path}'")))
 
     def device(self, volume: str) -> str:
         return self.run(f"python3 /mnt/voldev.py '{volume}'")

@@ -1,12 +1,14 @@
 """Random histories of a tree of datasets, replicated step by step: at every snapshot, what zkeep has is the source's.
 
-Work on files, snapshots renamed and destroyed, rollbacks, clones, promotions, keys changed, datasets made and renamed.
+Work on files, snapshots renamed and destroyed, rollbacks, clones, promotions, keys changed, datasets made, renamed and
+destroyed. Events are dealt like cards: each one that can happen does, before any happens twice as often.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 import pytest
 from lab import PASSPHRASE, RAW, Key, Lab
@@ -24,14 +26,16 @@ class History:
         self.seed = seed
         self.keys: list[Key] = [lab.key(PASSPHRASE if seed % 2 else RAW)]
         self.made = 0
-        self.told: list[str] = []
+        self.told: Counter[str] = Counter()
+        self.files: Counter[str] = Counter()
+        self.deck: list[str] = []
         size = self.chance.choice(["4K", "16K", "128K"])
         options = f"-o recordsize={size} -o dnodesize=auto -o compression=zstd"
         self.run(f"zfs create -o encryption=on {self.keys[0].creating} {options} {TOP}")
         self.run(f"zfs create {TOP}/child")
         self.work()
 
-    # What happens at the source
+    # What happens at the source; an event says if it could not happen now
 
     def datasets(self) -> list[str]:
         return self.run(f"zfs list -H -o name -r {TOP}").splitlines()
@@ -39,10 +43,16 @@ class History:
     def snapshots(self, dataset: str) -> list[str]:
         return self.run(f"zfs list -H -o name -t snapshot -s createtxg -d 1 {dataset}").splitlines()
 
+    def value(self, prop: str, name: str) -> str:
+        return self.run(f"zfs get -H -o value {prop} {name}")
+
     def work(self) -> None:
         for dataset in self.datasets():
             if self.chance.random() < 0.8:
-                self.lab.guest.work(self.chance.randrange(1 << 30), self.chance.choice([3, 15, 40]), f"/{dataset}")
+                self.change(dataset, self.chance.choice([3, 15, 40]))
+
+    def change(self, dataset: str, count: int) -> None:
+        self.files += self.lab.guest.work(self.chance.randrange(1 << 30), count, f"/{dataset}")
 
     def new_name(self, kind: str) -> str:
         self.made += 1
@@ -52,58 +62,100 @@ class History:
         self.run(f"zfs create {self.chance.choice(self.datasets())}/{self.new_name('new')}")
 
     def rename(self) -> None:
-        below = [name for name in self.datasets() if name != TOP]
-        if below:
-            old = self.chance.choice(below)
-            self.run(f"zfs rename {old} {old.rsplit('/', 1)[0]}/{self.new_name('renamed')}")
+        old = self.chance.choice([name for name in self.datasets() if name != TOP])
+        self.run(f"zfs rename {old} {old.rsplit('/', 1)[0]}/{self.new_name('renamed')}")
+
+    def destroy(self) -> bool:
+        """A dataset with nothing below it and no clone of it, but never the last one."""
+        names = self.datasets()
+        leaves = [name for name in names if not any(other.startswith(f"{name}/") for other in names)]
+        free = [n for n in leaves if not any(self.value("clones", s) not in ("", "-") for s in self.snapshots(n))]
+        if len(free) < 2:
+            return False
+        self.run(f"zfs destroy -r {self.chance.choice(free)}")
+        return True
 
     def extra_snapshot(self) -> None:
         self.run(f"zfs snapshot {self.chance.choice(self.datasets())}@{self.new_name('extra')}")
 
-    def _old(self, prefixes: tuple[str, ...]) -> list[str]:
+    def _old(self, *prefixes: str) -> list[str]:
         every = [name for dataset in self.datasets() for name in self.snapshots(dataset)]
         return [name for name in every if name.split("@")[1].startswith(prefixes)]
 
-    def destroy_snapshot(self) -> None:
-        for name in self.chance.sample(self._old(("extra",)), min(1, len(self._old(("extra",))))):
-            self.lab.guest.call(f"zfs destroy {name}")
+    def destroy_snapshot(self) -> bool:
+        free = [name for name in self._old("extra") if self.value("clones", name) in ("", "-")]
+        if free:
+            self.run(f"zfs destroy {self.chance.choice(free)}")
+        return bool(free)
 
-    def rename_snapshot(self) -> None:
-        for name in self._old(("extra",))[:1]:
+    def rename_snapshot(self) -> bool:
+        old = self._old("extra")
+        if old:
+            name = self.chance.choice(old)
             self.run(f"zfs rename {name} {name.split('@')[0]}@{self.new_name('extra')}")
+        return bool(old)
 
-    def clone(self) -> None:
-        old = self._old(("extra", "r"))
+    def clone(self) -> bool:
+        """Of a snapshot that was replicated, or of one that was not yet."""
+        old = self._old("extra", "r")
         if old:
             self.run(f"zfs clone {self.chance.choice(old)} {TOP}/{self.new_name('clone')}")
+        return bool(old)
 
-    def promote(self) -> None:
-        clones = [name for name in self.datasets() if self.run(f"zfs get -H -o value origin {name}") != "-"]
+    def promote(self) -> bool:
+        """A clone, perhaps replicated as one; not of the root of encryption, as that would move."""
+        origins = {name: self.value("origin", name) for name in self.datasets()}
+        clones = [name for name, origin in origins.items() if origin != "-" and not origin.startswith(f"{TOP}@")]
         if clones:
             self.run(f"zfs promote {self.chance.choice(clones)}")
+        return bool(clones)
 
     def change_key(self) -> None:
         self.keys.append(self.lab.key(self.chance.choice([RAW, PASSPHRASE])))
         self.run(f"zfs change-key {self.keys[-1].creating} {TOP}")
 
-    def rollback(self) -> None:
-        """Work that no snapshot holds is undone."""
-        dataset = self.chance.choice(self.datasets())
+    def rollback(self) -> bool:
+        """To a snapshot not older than what was replicated; what came after it is undone."""
+        datasets = [name for name in self.datasets() if any("@r" in snapshot for snapshot in self.snapshots(name))]
+        if not datasets:
+            return False
+        dataset = self.chance.choice(datasets)
         snapshots = self.snapshots(dataset)
-        if snapshots:
-            self.lab.guest.work(self.chance.randrange(1 << 30), 10, f"/{dataset}")
-            self.run(f"zfs rollback {snapshots[-1]}")
+        sent = max(at for at, name in enumerate(snapshots) if "@r" in name)
+        later = snapshots[sent + 1 :]
+        self.change(dataset, 10)
+        self.run(f"zfs snapshot {dataset}@{self.new_name('undone')}")
+        self.change(dataset, 10)
+        free = all(self.value("clones", name) in ("", "-") for name in later)
+        self.run(f"zfs rollback -r {snapshots[sent if free else -1]}")
+        self.mount()
+        return True
 
-    EVENTS = ("create", "rename", "extra_snapshot", "extra_snapshot", "destroy_snapshot", "rename_snapshot", "clone")
-    EVENTS += ("promote", "change_key", "rollback", "work", "work", "work")
+    def mount(self) -> None:
+        """A folder that a rollback took away had a dataset mounted on it."""
+        test = '[ "$(zfs get -H -o value mounted $d)" = yes ]'
+        self.run(f"for d in $(zfs list -H -o name -r {TOP}); do {test} || zfs mount $d || exit 1; done")
+
+    EVENTS = (
+        *("create", "rename", "destroy", "extra_snapshot", "destroy_snapshot", "rename_snapshot", "clone", "promote"),
+        *("change_key", "rollback", "work"),
+    )
+
+    def event(self) -> None:
+        """The next card that can be played. Who snapshots and clones finds something to destroy, rename, promote."""
+        if len(self.deck) < len(self.EVENTS):
+            self.deck += self.chance.sample(self.EVENTS, len(self.EVENTS))
+        for name in list(self.deck):
+            if getattr(self, name)() is not False:
+                self.deck.remove(name)
+                self.told[name] += 1
+                return
 
     # Replication and its judgement
 
     def step(self, number: int) -> None:
         for _ in range(3 if number else 1):
-            event = self.chance.choice(self.EVENTS)
-            getattr(self, event)()
-            self.told.append(event)
+            self.event()
         self.work()
         self.run(f"zfs snapshot -r {TOP}@r{number}")
         since = f"-I @r{number - 1} " if number else ""
@@ -127,7 +179,7 @@ class History:
         """All of it into the kernel's other pool."""
         self.lab.send("out.zfs", "-R", "-w", f"{KEPT}@r{last}")
         self.lab.kernel_takes("out.zfs", "-u back/h")
-        self.lab.kernel_opens("back/h", self.keys[-1])
+        self.lab.kernel_opens("back/h", *self.keys)
         names = sorted(self.there())
         self.lab.same([f"back/h{name}" for name in names], [TOP + name for name in names])
         self.lab.kernel_finds_no_fault()
@@ -139,5 +191,10 @@ def test_a_history_is_followed(lab: Lab, report: object, seed: int) -> None:
     for number in range(STEPS):
         history.step(number)
     history.back(STEPS - 1)
-    text = f"history {seed}: {STEPS} steps, {len(history.there())} snapshots equal; {' '.join(history.told)}"
-    report.add(text)  # type: ignore[attr-defined]
+    text = f"history {seed}: {STEPS} steps, {len(history.there())} snapshots equal; {counted(history.told)}"
+    report.add(f"{text}; in files: {counted(history.files)}")  # type: ignore[attr-defined]
+    assert set(history.told) == set(History.EVENTS)
+
+
+def counted(events: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(events.items()))

@@ -19,13 +19,6 @@ def source(lab: Lab, key: Key) -> None:
         lab.guest.run(f"zfs snapshot tank/d@s{number}")
 
 
-def cut(lab: Lab, stream: str, at: int) -> str:
-    """The first bytes of a stream; its name."""
-    with (lab.share / stream).open("rb") as whole, (lab.share / "part.zfs").open("wb") as part:
-        part.write(whole.read(at))
-    return "part.zfs"
-
-
 @pytest.mark.parametrize("words", ["-w tank/d@s0", "-w -i @s0 tank/d@s1"], ids=["full", "increment"])
 def test_the_kernel_goes_on_from_our_token(lab: Lab, report: object, words: str) -> None:
     key = lab.key(PASSPHRASE)
@@ -39,18 +32,11 @@ def test_the_kernel_goes_on_from_our_token(lab: Lab, report: object, words: str)
         if name == "s1":
             lab.kernel_sends("base.zfs", "-w tank/d@s0")
             lab.receive("base.zfs", target)
-        at = chance.randrange(size // 8, size)
-        answer = lab.call("receive", "-s", target, given=lab.share / cut(lab, "whole.zfs", at))
-        assert answer.status != 0
-        token = lab.zkeep("get", "-H", "-o", "value", "receive_resume_token", target)
-        if token == "-":
-            continue
-        lab.kernel_sends("rest.zfs", f"-t {token}")
-        lab.receive("rest.zfs", target, "-s")
+        cut = lab.receive_cut("whole.zfs", chance.randrange(size // 8, size), target)
         source_words = ["-i", "@s0"] if name == "s1" else []
         lab.send("out.zfs", "-w", "--received-name", *source_words, f"{target}@{name}")
         assert (lab.share / "out.zfs").read_bytes() == (lab.share / "whole.zfs").read_bytes()
-        resumed += 1
+        resumed += cut
     assert resumed, "no cut left a token"
     lab.opens([f"{target}@{name}"], [f"tank/d@{name}"], key)
     report.add(f"zfs send {words}: {resumed} of {CUTS} cuts resumed with zfs send -t, equal to the whole")  # type: ignore[attr-defined]
@@ -62,7 +48,7 @@ def test_zkeep_goes_on_from_the_kernels_token(lab: Lab, report: object) -> None:
     source(lab, key)
     size = lab.kernel_sends("whole.zfs", "-w tank/d@s0").stat().st_size
     lab.receive("whole.zfs", "v/d")
-    answer = lab.kernel_receives(cut(lab, "whole.zfs", size * 2 // 3), "-s -u back/d")
+    answer = lab.kernel_receives(lab.cut("whole.zfs", size * 2 // 3), "-s -u back/d")
     assert answer.status != 0
     token = lab.guest.run("zfs get -H -o value receive_resume_token back/d")
     lab.send("rest.zfs", "-t", token)
@@ -79,7 +65,7 @@ def test_forged_tokens_are_refused(lab: Lab, report: object) -> None:
     source(lab, key)
     lab.kernel_sends("whole.zfs", "-w tank/d@s0")
     lab.receive("whole.zfs", "v/d")
-    lab.kernel_receives(cut(lab, "whole.zfs", 60_000), "-s -u back/d")
+    lab.kernel_receives(lab.cut("whole.zfs", 60_000), "-s -u back/d")
     token = lab.guest.run("zfs get -H -o value receive_resume_token back/d")
     shutil.copy(lab.share / "whole.zfs", lab.folder)
     for at in range(2, len(token), 17):

@@ -17,7 +17,7 @@ FACTORS = {
     "compression": ["lz4", "zstd", "gzip", "off", "lzjb", "zle"],
     "recordsize": ["128K", "16K", "4K", "1M", "512"],
     "kind": ["filesystem", "volume"],
-    "way": ["full", "i", "I", "R", "bookmark", "elsewhere"],
+    "way": ["full", "i", "I", "R", "bookmark", "resumed", "elsewhere"],
     "prune": ["no", "middle"],
 }
 Row = dict[str, str]
@@ -55,6 +55,8 @@ class Trip:
 
     def __init__(self, lab: Lab, row: Row, seed: int) -> None:
         self.lab, self.row, self.seed = lab, row, seed
+        self.chance = random.Random(seed)
+        self.resumed = 0
         self.key: Key = lab.key(row["keyformat"])
         self.source, self.kept, self.back = "tank/d", "v/d", "back/d"
 
@@ -79,9 +81,21 @@ class Trip:
         single = [f"-w {source}@s0", *(f"-w -i @s{n} {source}@s{n + 1}" for n in range(3))]
         for words in steps.get(self.row["way"], single):
             lab.kernel_sends("in.zfs", words)
-            lab.receive("in.zfs", self.kept)
+            self._into_zkeep("in.zfs")
         if self.row["way"] == "bookmark":
             lab.zkeep("bookmark", f"{self.kept}@s1", f"{self.kept}#b1")
+
+    def _into_zkeep(self, stream: str) -> None:
+        """A way that is resumed: the stream is cut, and the kernel goes on from our token."""
+        if self.row["way"] == "resumed":
+            self.resumed += self.lab.receive_cut(stream, self._somewhere(stream), self.kept)
+        else:
+            self.lab.receive(stream, self.kept)
+
+    def _somewhere(self, stream: str) -> int:
+        """A byte after the first records, before the end."""
+        size = (self.lab.share / stream).stat().st_size
+        return self.chance.randrange(size // 3, size - 312)
 
     def prune(self) -> None:
         if self.row["prune"] == "middle":
@@ -101,6 +115,7 @@ class Trip:
         last = f"{kept}@s3"
         rest = {
             "full": [[last]],
+            "resumed": [[f"{kept}@s0"], ["-i", "@s0", last]],
             "R": [["-R", last]],
             "bookmark": [["-i", "#b1", last]],
             "elsewhere": [["-i", "@s0", last]],
@@ -111,14 +126,19 @@ class Trip:
             self._across(*words)
 
     def _across(self, *words: str) -> None:
-        self.lab.send("out.zfs", "-w", *words)
-        self.lab.kernel_takes("out.zfs", f"-u {self.back}")
+        lab = self.lab
+        lab.send("out.zfs", "-w", *words)
+        if self.row["way"] == "resumed":
+            part = lab.cut("out.zfs", self._somewhere("out.zfs"))
+            assert lab.kernel_receives(part, f"-s -u {self.back}").status != 0
+            token = lab.guest.run(f"zfs get -H -o value receive_resume_token {self.back}")
+            lab.send("out.zfs", "-t", token)
+        lab.kernel_takes("out.zfs", f"-s -u {self.back}")
 
     def compare(self) -> None:
         lab = self.lab
-        lab.guest.run(f"zfs load-key -L {self.key.inside} {self.back}")
-        if self.row["kind"] == "filesystem":
-            lab.guest.run(f"zfs mount {self.back}")
+        assert bool(self.resumed) == (self.row["way"] == "resumed")
+        lab.kernel_opens(self.back, self.key)
         names = self.snapshots()
         lab.same([f"{self.back}@{name}" for name in names], [f"{self.source}@{name}" for name in names])
         lab.kernel_finds_no_fault()

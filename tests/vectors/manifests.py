@@ -33,6 +33,8 @@ class Case:
     key: GetKey
     snapshots: dict[int, dict[str, Any]] = field(default_factory=dict)
     """`files` of a filesystem, `sha256` and `volsize` of a volume, by guid."""
+    into: dict[str, str] = field(default_factory=dict)
+    """By a stream's name, below which dataset it is received; at the top where it is not told."""
 
     def __str__(self) -> str:
         return self.name
@@ -55,14 +57,16 @@ def _by_guid(datasets: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def _single(folder: Path) -> Iterator[Case]:
-    """NAME.zfs beside NAME.zfs.json.xz; `base` names what goes before."""
+    """NAME.zfs beside NAME.zfs.json.xz; `base` names what goes before, `into` where to, `keys` opens it."""
     for path in sorted(folder.glob("*/*.zfs.json.xz")):
         manifest = _load(path)
         if "stream" not in manifest or any(part in path.name for part in ("resume-2", "redacted", "from-origin")):
             continue
         bases = [path.parent / name for name in manifest.get("base", "").split(",") if name]
         streams = [*bases, path.parent / manifest["stream"]]
-        yield Case(path.name.removesuffix(".zfs.json.xz"), streams, _materials(folder), _by_guid(manifest["datasets"]))
+        key = _materials(folder, *({"hex": content} for content in manifest.get("keys", [])))
+        name, expected = path.name.removesuffix(".zfs.json.xz"), _by_guid(manifest["datasets"])
+        yield Case(name, streams, key, expected, manifest.get("into", {}))
 
 
 def _chains(folder: Path) -> Iterator[Case]:
@@ -102,7 +106,7 @@ def received(case: Case, path: Path) -> Pool:
     pool = Pool.create(path / "pool", "v", {"blind": "off"})
     for stream in case.streams:
         with stream.open("rb") as source:
-            receive(pool, source, "v/x", ReceiveOptions(force=True))
+            receive(pool, source, case.into.get(stream.name, "v/x"), ReceiveOptions(force=True))
     return pool
 
 

@@ -1,8 +1,11 @@
 """Changes a folder or a disk at random, the same for the same seed.
 
 python3 work.py SEED COUNT FOLDER|DEVICE
+
+Prints as JSON what was done how often.
 """
 
+import json
 import os
 import random
 import shutil
@@ -128,8 +131,12 @@ class Work:
     OPS += ["symlink", "mkdir", "fifo", "rmdir", "chmod", "xattr", "xattr", "unxattr", "many"]
 
     def run(self, count):
+        done = {}
         for _ in range(count):
-            getattr(self, self.random.choice(self.OPS))()
+            name = self.random.choice(self.OPS)
+            getattr(self, name)()
+            done[name] = done.get(name, 0) + 1
+        return done
 
 
 def scribble(chance, count, device):
@@ -145,11 +152,13 @@ def scribble(chance, count, device):
             out.seek(at)
             out.write(chance.randbytes(length) if chance.random() < 0.5 else b"disk" * (length // 4))
         os.fsync(out.fileno())
+    return {"write": count}
 
 
 if __name__ == "__main__":
     seed, count, where = sys.argv[1:]
     if os.path.isdir(where):
-        Work(int(seed), where).run(int(count))
+        done = Work(int(seed), where).run(int(count))
     else:
-        scribble(random.Random(int(seed)), int(count), where)
+        done = scribble(random.Random(int(seed)), int(count), where)
+    print(json.dumps(done))
