@@ -14,8 +14,8 @@ import pytest
 from lab import PASSPHRASE, RAW, Key, Lab
 
 LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-SEEDS = range(6) if LONG else range(2)
-STEPS = 12 if LONG else 6
+SEEDS = range(4) if LONG else range(2)
+STEPS = 10 if LONG else 6
 TOP, KEPT = "tank/h", "v/h"
 
 
@@ -49,7 +49,7 @@ class History:
     def work(self) -> None:
         for dataset in self.datasets():
             if self.chance.random() < 0.8:
-                self.change(dataset, self.chance.choice([3, 15, 40]))
+                self.change(dataset, self.chance.choice([3, 8, 20]))
 
     def change(self, dataset: str, count: int) -> None:
         self.files += self.lab.guest.work(self.chance.randrange(1 << 30), count, f"/{dataset}")

@@ -71,7 +71,7 @@ class Trip:
             self.lab.guest.run(f"zfs create -o recordsize={size} -o dnodesize=auto {options} {self.source}")
             self.place = f"/{self.source}"
         for number in range(4):
-            self.lab.guest.work(self.seed * 10 + number, 40 if number == 0 else 15, self.place)
+            self.lab.guest.work(self.seed * 10 + number, 24 if number == 0 else 8, self.place)
             self.lab.guest.run(f"zfs snapshot {self.source}@s{number}")
 
     def bring(self) -> None:

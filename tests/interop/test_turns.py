@@ -25,7 +25,7 @@ class Tree:
     def grow(self, *datasets: str) -> None:
         for dataset in datasets:
             self.seed += 1
-            self.lab.guest.work(self.seed, 20, f"/{dataset}")
+            self.lab.guest.work(self.seed, 8, f"/{dataset}")
 
     def replicate(self, name: str, *, since: str = "", to_kernel: bool = True) -> None:
         """All of it as a snapshot, to zkeep and further; `since`: not from the one before but from an older one."""
