@@ -18,10 +18,11 @@ class Filtered:
         self.lab, self.run = lab, lab.guest.run
         self.key: Key = lab.key(RAW)
         self.run(f"zfs create -o encryption=on {self.key.creating} -o recordsize=16K {TOP}")
+        self.run(f"dd if=/dev/urandom of=/{TOP}/blocks bs=16k count=4 status=none")
         self.run(f"zfs create {HARMFUL} {TOP}/child; zfs set mountpoint=/{TOP}/child {TOP}/child")
         for number in range(3):
             for at, dataset in enumerate((TOP, f"{TOP}/child")):
-                lab.guest.work(800 + 10 * number + at, 25, f"/{dataset}")
+                lab.guest.work(800 + 10 * number + at, 12, f"/{dataset}")
             self.run(f"zfs snapshot -r {TOP}@s{number}")
         lab.kernel_sends("in.zfs", f"-Rw {TOP}@s2")
         lab.receive("in.zfs", KEPT)
