@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from forgeries import Record, put_together, taken_apart
 from lab import RAW, Key, Lab
 
 from zkeep.format.nvlist import NvList, decode
-from zkeep.format.records import RecordType, Write
+from zkeep.format.records import Begin, RecordType, Write
 
 Forge = Callable[[list[Record], list[Record]], None]
 """Changes the records of a snapshot; it may take those of an older one."""
@@ -64,6 +65,8 @@ def old_among_new(records: list[Record], older: list[Record]) -> None:
     start, end = _range(records, first)
     begin, stop = _range(older, first)
     assert [record.content for record in records[start:end]] != [record.content for record in older[begin:stop]]
+    for record in older[begin:stop]:
+        record.put(replace(cast(Any, record.header), toguid=cast(Begin, records[0].header).toguid))
     records[start:end] = older[begin:stop]
 
 
