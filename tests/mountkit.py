@@ -15,7 +15,7 @@ import pytest
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.restore.mount import Answers, Offered, Shown, _library, serve
+from zkeep.restore.mount import Answers, Offered, Shown, _driver, serve
 from zkeep.restore.opened import Opened
 
 
@@ -26,7 +26,7 @@ def why_not() -> str:
     except OSError as error:
         return f"/dev/fuse cannot be opened: {error.strerror}"
     try:
-        _library()
+        _driver()
     except Refused as error:
         return str(error)
     return ""

@@ -106,6 +106,11 @@ class Schema:
         self._begins: dict[bytes, _Beginning] = {}
         self._layouts = {int(entry.name): self._layout(entry.numbers) for entry in layouts if entry.name.isdigit()}
 
+    @property
+    def laid_out(self) -> set[str]:
+        """The names of all attributes that any file may have."""
+        return {name for layout in self._layouts.values() for name in layout.names}
+
     def _layout(self, numbers: tuple[int, ...]) -> _Layout:
         if len(numbers) > MAX_ATTRIBUTES or any(number not in self._attributes for number in numbers):
             raise BadAttributes("a layout names an attribute that is not registered")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
@@ -37,6 +38,10 @@ _CONTROL_NUMBERS = {b".zfs": (1 << 48) - 1, CONTROL: (1 << 48) - 3}
 "As the kernel numbers them: ZFSCTL_INO_ROOT, ZFSCTL_INO_SNAPDIR."
 BLOCK = 512
 LONGEST_NAME = 1023
+PAGE = 256
+"Entries that are listed with their attributes at a time."
+AUTO = 1 << 14
+"FUSE_CAP_READDIRPLUS_AUTO: list attributes with the first few entries alone. Whoever lists mostly looks at all."
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,6 +133,21 @@ class Shown:
         else:
             yield Name(b"snapshot", _CONTROL_NUMBERS[CONTROL], stat.S_IFDIR >> 12)
 
+    def page(self, path: bytes, first: int) -> list[tuple[Name, tuple[Znode, int] | None]]:
+        """Some of names(), from the first-th on, each with what node() tells of it.
+
+        None: to be asked for by itself. Nothing can be told, or it would take to open a snapshot.
+        """
+        served, rest, base = self._route(path)
+        if served is None:
+            return [(name, None) for name in islice(self.names(path), first, first + PAGE)]
+        return [_seen(served, name, base) for name in served.names(rest)[first : first + PAGE]]
+
+    @property
+    def has_xattrs(self) -> bool:
+        """False: nothing of the newest snapshot, nor of older ones, has extended attributes."""
+        return self._top.has_xattrs
+
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         served, rest, _ = self._route(path)
         return served.xattrs(rest) if served else {}
@@ -137,6 +157,15 @@ class Shown:
         if served is None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return served.read(rest, offset, size)
+
+
+def _seen(served: Served, name: Name, base: int) -> tuple[Name, tuple[Znode, int] | None]:
+    entry = name._replace(number=name.number | base) if base else name
+    try:
+        node = served.look(name)
+    except ZkeepError:
+        return entry, None
+    return entry, (node._replace(number=entry.number) if base else node, served.stored(node))
 
 
 def answer(method: Callable[P, R]) -> Callable[P, R]:
@@ -185,6 +214,7 @@ class Answers:
         return errno.EIO
 
     def init_with_config(self, connection: Any, config: Any) -> None:
+        connection.want &= ~AUTO
         if config is not None:
             config.use_ino = 1
             config.kernel_cache = 1
@@ -194,7 +224,9 @@ class Answers:
 
     @answer
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-        node, stored = self._files.node(_inside(path))
+        return self._status(*self._files.node(_inside(path)))
+
+    def _status(self, node: Znode, stored: int) -> dict[str, int]:
         return {
             "st_ino": node.number,
             "st_mode": node.mode,
@@ -212,10 +244,22 @@ class Answers:
 
     @answer
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        names = [*self._dots(path), *self._files.names(_inside(path))]
+        return [(_text(name.name), _hint(name), 0) for name in names]
+
+    def _dots(self, path: str) -> list[Name]:
         own = self._files.node(_inside(path))[0].number
-        names = [Name(b".", own, stat.S_IFDIR >> 12), Name(b"..", own, stat.S_IFDIR >> 12)]
-        names += self._files.names(_inside(path))
-        return [(_text(n.name), {"st_ino": n.number, "st_mode": n.kind << 12}, 0) for n in names]
+        return [Name(b".", own, stat.S_IFDIR >> 12), Name(b"..", own, stat.S_IFDIR >> 12)]
+
+    @answer
+    def readdir_plus(self, path: str, first: int) -> list[tuple[str, dict[str, int], bool]]:
+        """Some entries from the first-th on, with their attributes, and whether these are all; none: there are no more.
+
+        Entries that are in trouble are listed; who asks for them is told.
+        """
+        dots = [(name, None) for name in self._dots(path)] if first < 2 else []
+        page = [*dots[first:], *self._files.page(_inside(path), max(first - 2, 0))]
+        return [(_text(name.name), self._status(*seen) if seen else _hint(name), bool(seen)) for name, seen in page]
 
     @answer
     def readlink(self, path: str) -> str:
@@ -237,6 +281,8 @@ class Answers:
 
     @answer
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        if not self._files.has_xattrs:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # so that the system never asks again
         found = self._files.xattrs(_inside(path)).get(_bytes(name))
         if found is None:
             raise OSError(_NO_XATTR, os.strerror(_NO_XATTR))
@@ -245,6 +291,11 @@ class Answers:
     def statfs(self, path: str) -> dict[str, int]:
         blocks = self._size // BLOCK
         return {"f_bsize": 128 << 10, "f_frsize": BLOCK, "f_blocks": blocks, "f_namemax": LONGEST_NAME}
+
+
+def _hint(name: Name) -> dict[str, int]:
+    """What a listing tells of an entry."""
+    return {"st_ino": name.number, "st_mode": name.kind << 12}
 
 
 _NO_XATTR = getattr(errno, "ENOATTR", None) or errno.ENODATA
@@ -270,9 +321,9 @@ def serve(answers: Answers, folder: str, name: str, options: dict[str, str | boo
         Refused: FUSE is not here.
         OSError: it could not be mounted; libfuse has said why on standard error.
     """
-    fuse = _library()
+    driver = _driver()
     try:
-        fuse.FUSE(
+        driver(
             answers, folder, encoding="utf-8", foreground=True, nothreads=True,
             ro=True, fsname=name.replace(",", "\\,"), subtype="zkeep", **options,
         )
@@ -281,11 +332,11 @@ def serve(answers: Answers, folder: str, name: str, options: dict[str, str | boo
             raise OSError(errno.EIO, "FUSE would not") from None
 
 
-def _library() -> Any:
+def _driver() -> Any:
     try:
-        import mfusepy
+        from zkeep.restore.plus import Driver
     except ImportError:
         raise Refused("mounting needs mfusepy, which is not installed: pip install 'zkeep[mount]'") from None
     except OSError:
         raise Refused("mounting needs libfuse, which is not installed (Debian: apt install fuse3)") from None
-    return mfusepy
+    return Driver

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
@@ -141,15 +141,31 @@ class Served(Protocol):
 
     def node(self, path: bytes) -> Znode: ...
 
-    def names(self, path: bytes) -> Iterator[Name]: ...
+    def names(self, path: bytes) -> list[Name]: ...
+
+    def look(self, name: Name) -> Znode:
+        """What an entry of a folder is."""
+        ...
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]: ...
 
     def read(self, path: bytes, offset: int, size: int) -> bytes: ...
 
+    @property
+    def has_xattrs(self) -> bool:
+        """False: no file has extended attributes."""
+        ...
+
     def stored(self, node: Znode) -> int:
         """Bytes that a file takes, for who looks for holes in large ones; its size where that is not worth counting."""
         ...
+
+
+class Folder(NamedTuple):
+    """What is in a folder, in the order in which it lies in the pool: whoever lists a folder then looks at each."""
+
+    names: list[Name]
+    by_name: dict[bytes, Name]
 
 
 class FileView:
@@ -161,7 +177,7 @@ class FileView:
         self._content = Content(filesystem.objects)
         self._paths: Cache[bytes, int] = Cache(PATHS)
         self._nodes: Cache[int, Znode] = Cache(NODES)
-        self._folders: Cache[int, dict[bytes, Name]] = Cache(FOLDERS)
+        self._folders: Cache[int, Folder] = Cache(FOLDERS)
 
     def node(self, path: bytes) -> Znode:
         return self._node(self._number(path))
@@ -190,22 +206,29 @@ class FileView:
         node = self._node(folder)
         if not node.is_folder:
             return None
-        entries = self._folders.get(folder)
-        if entries is None and node.size < SMALL:
-            entries = self._listed(folder)
-        found = entries.get(name) if entries is not None else None
+        listed = self._folders.get(folder)
+        if listed is None and node.size < SMALL:
+            listed = self._listed(folder)
+        found = listed.by_name.get(name) if listed is not None else None
         return found or self._filesystem.find(folder, name)
 
-    def _listed(self, folder: int) -> dict[bytes, Name]:
-        """In the order in which what they name lies in the pool: whoever lists a folder then looks at each."""
+    def _listed(self, folder: int) -> Folder:
         found = self._folders.get(folder)
         if found is None:
             names = sorted(self._filesystem.names(folder), key=lambda name: name.number)
-            found = self._folders.put(folder, {name.name: name for name in names})
+            found = self._folders.put(folder, Folder(names, {name.name: name for name in names}))
         return found
 
-    def names(self, path: bytes) -> Iterator[Name]:
-        return iter(self._listed(self._number(path)).values())
+    def names(self, path: bytes) -> list[Name]:
+        return self._listed(self._number(path)).names
+
+    def look(self, name: Name) -> Znode:
+        """Not held: the system holds what a listing tells it."""
+        return self._nodes.get(name.number) or self._filesystem.znode(name.number)
+
+    @property
+    def has_xattrs(self) -> bool:
+        return self._filesystem.has_xattrs
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         node = self.node(path)
@@ -225,6 +248,7 @@ class ImageView:
 
     def __init__(self, objects: Objects, data: int, size: int, name: bytes, created: int) -> None:
         """`data`: the number of its object; `created`: seconds since 1970."""
+        self.has_xattrs = False
         self._content = Content(objects)
         self._name = Name(name, data, stat.S_IFREG >> 12)
         self._file = synthetic(data, stat.S_IFREG | 0o400, size, created)
@@ -235,8 +259,11 @@ class ImageView:
             return self._file if path else self._folder
         raise NoSuchFile(f"{shown(path)}: no such file or directory")
 
-    def names(self, path: bytes) -> Iterator[Name]:
-        return iter([] if path else [self._name])
+    def names(self, path: bytes) -> list[Name]:
+        return [] if path else [self._name]
+
+    def look(self, name: Name) -> Znode:
+        return self._file
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         return {}

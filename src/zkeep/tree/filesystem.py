@@ -100,6 +100,14 @@ class Filesystem:
         except (BadZap, sa.BadAttributes) as error:
             raise BadTree(f"system attributes: {error}") from None
 
+    @property
+    def has_xattrs(self) -> bool:
+        """False: no layout has a place for extended attributes, in this snapshot or in one before it.
+
+        Layouts are added with the first file that needs them, and never taken away.
+        """
+        return not self.master.get("SA_ATTRS") or bool(self._schema.laid_out & {"ZPL_DXATTR", "ZPL_XATTR"})
+
     def zap(self, number: int) -> Zap:
         """Raises BadZap if it is none."""
         return Zap(partial(self._block, number), self.objects.dnode(number).blksz)

@@ -7,6 +7,9 @@ import json
 import lzma
 import os
 import stat
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ NAME = "gcm128-zstd-16k"
 FILE, BOTH = "d7d8f/f7990fb", "ffd9cee"
 "One that only the older snapshot has, and one that both have."
 BLOCK = 16_384
+SHAPE = ["--folders", "1", "--files", "200", "--size", "512"]
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +55,18 @@ def damage(pool: Pool, snapshot: Snapshot, key: GetKey, path: str, block: int) -
         number = Filesystem(opened).lookup(path.encode()).number
         leaf = opened.state.leaves(number, block * BLOCK, block * BLOCK + BLOCK)
         record = bytes(opened.state.records.whole(leaf)[0])
+    spoil(pool, record)
+
+
+def spoil(pool: Pool, record: bytes) -> None:
+    """Change a byte of the payload of one stored record."""
     for file in (pool.path / "segments").rglob("*"):
         if file.is_file() and record in (content := file.read_bytes()):
             at = content.index(record) + len(record) - 100
             file.chmod(0o600)
             file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
             return
-    raise AssertionError("the block was not found")
+    raise AssertionError("the record was not found")
 
 
 @pytest.fixture
@@ -80,6 +89,86 @@ def test_a_dataset_shows_its_newest_snapshot_and_each_below_the_hidden_folder(an
     assert listed(answers, "/.zfs/snapshot") == {"s0", "s1"}
     assert listed(answers, "/.zfs/snapshot/s1") == listed(answers, "/")
     assert listed(answers, "/.zfs/snapshot/s0") != listed(answers, "/")
+
+
+def pages(answers: Answers, path: str) -> list[tuple[str, dict[str, int], bool]]:
+    """What a listing tells, to its end."""
+    found: list[tuple[str, dict[str, int], bool]] = []
+    while some := answers.readdir_plus(path, len(found)):
+        found += some
+    return found
+
+
+@pytest.mark.parametrize("path", ["/", "/.zfs/snapshot/s0/d7d8f"])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_listing_tells_of_entries_what_they_tell_of_themselves(
+    answers: Answers, path: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zkeep.restore.mount.PAGE", size)
+    found = pages(answers, path)
+    assert [name for name, _, _ in found] == [name for name, _, _ in answers.readdir(path, 0)]
+    assert [is_whole for _, _, is_whole in found] == [False, False, *[True] * (len(found) - 2)]
+    assert all(status == answers.getattr(f"{path}/{name}") for name, status, is_whole in found if is_whole)
+
+
+def test_to_list_snapshots_opens_none(pool: Pool, key: GetKey) -> None:
+    every = [offered(pool.path, snapshot, key) for snapshot in snapshots(pool)]
+    opened: list[str] = []
+    told = [replace(each, open=lambda each=each: opened.append(each.name) or each.open()) for each in every]
+    answers = Answers(Shown(told[-1], told), 1 << 20, str, lambda: None)
+    found = [(name, is_whole) for name, _, is_whole in pages(answers, "/.zfs/snapshot")]
+    assert found == [(name, False) for name in (".", "..", "s0", "s1")]
+    assert opened == ["s1"]
+
+
+def test_entries_in_trouble_are_listed_with_the_others(tmp_path: Path) -> None:
+    stream, secret = tmp_path / "stream", tmp_path / "key"
+    maker = str(Path(__file__).parents[3] / "bench" / "sealing.py")
+    subprocess.run([sys.executable, maker, stream, secret, *SHAPE], check=True)
+    key = first_that_opens([secret.read_bytes()])
+    pool = Pool.create(tmp_path / "pool", "v", {"blind": "off"})
+    with stream.open("rb") as source:
+        receive(pool, source, "v/x", ReceiveOptions())
+    (snapshot,) = snapshots(pool)
+    with Opened(pool, snapshot, key) as opened:
+        number = Filesystem(opened).lookup(b"d0/file-000100").number
+        (chunk,) = opened.state.over((number, 0), (number + 1, 0))
+        row = chunk.table.objects[chunk.table.objects["object"] == number]
+        record = bytes(opened.state.records.whole(row)[0])
+    spoil(pool, record)
+    told: list[str] = []
+    answers = Answers(Shown(offered(pool.path, snapshot, key)), 0, told.append, lambda: None)
+    whole = {name: is_whole for name, _, is_whole in pages(answers, "/d0")}
+    assert len(whole) == 2 + 200
+    assert [name for name in whole if not whole[name]][2:] == [f"file-{n:06d}" for n in range(93, 125)]
+    assert told == []
+    with pytest.raises(OSError, match="Input/output"):
+        answers.getattr("/d0/file-000100")
+
+
+@needs_fuse
+def test_where_no_file_has_xattrs_the_system_asks_once(tmp_path: Path) -> None:
+    story = CHAINS.parent / "story"
+    pool = Pool.create(tmp_path / "pool", "v", {})
+    with (story / "full-Rw.zfs").open("rb") as source:
+        receive(pool, source, "v/x", ReceiveOptions())
+    key = first_that_opens([(story / "jambon-zfs-key").read_bytes()])
+    snapshot = next(s for found in pool.all_snapshots().values() for s in found if s.doc["name"] == "to-remote-server")
+    with mounted(tmp_path / "m", offered(pool.path, snapshot, key)):
+        for path in (tmp_path / "m").iterdir():
+            assert os.listxattr(path) == []
+            with pytest.raises(OSError, match="not supported"):
+                os.getxattr(path, "user.x")
+
+
+@needs_fuse
+def test_where_a_file_has_xattrs_each_is_asked(pool: Pool, key: GetKey, tmp_path: Path) -> None:
+    with mounted(tmp_path / "m", offered(pool.path, snapshots(pool)[0], key)):
+        found = [path for path in (tmp_path / "m").rglob("*") if os.listxattr(path, follow_symlinks=False)]
+        assert found
+        for path in found:
+            for name in os.listxattr(path, follow_symlinks=False):
+                assert os.getxattr(path, name, follow_symlinks=False) is not None
 
 
 def test_files_of_two_snapshots_are_not_taken_for_links_of_one_another(answers: Answers) -> None:
