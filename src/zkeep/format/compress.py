@@ -37,6 +37,9 @@ class BadCompression(ValueError):
     """A block that does not decompress to what it should."""
 
 
+_PLAIN = (int(Compression.INHERIT), int(Compression.OFF))
+
+
 def decompress(data: Buffer, compression: int, size: int) -> Buffer:
     """`size` bytes; what is not compressed is returned as it is.
 
@@ -45,7 +48,7 @@ def decompress(data: Buffer, compression: int, size: int) -> Buffer:
     """
     if size > MAX_PAYLOAD:
         raise BadCompression(f"{size} bytes are more than any block has")
-    if compression in (Compression.INHERIT, Compression.OFF):
+    if compression in _PLAIN:
         result = data
     elif compression == Compression.EMPTY:
         result = bytes(size)

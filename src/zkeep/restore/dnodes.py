@@ -65,6 +65,14 @@ class Block(Mapping[int, Verified]):
             return Bonus(made.dnode.bonustype, made.dnode.has_spill, made.dnode.bonus)
         return self._bonus(self._at[number])
 
+    def only_leaves(self, kind: int, numbers: Iterable[int]) -> Array:
+        """Of those of these objects that are of a type and have one block only, that block."""
+        columns = self._columns
+        places = [self._at[number] for number in numbers if number in self._at]
+        ranks = [columns.leaf_of[at] for at in places if columns.fields[at][1] == kind]
+        leaves: Array = columns.leaves[[rank for rank in ranks if rank >= 0]]
+        return leaves
+
     def _bonus(self, at: int) -> Bonus:
         fields, start = self._columns.fields[at], self._columns.places[at]
         return Bonus(fields[2], False, self._opened[start : start + fields[4]])

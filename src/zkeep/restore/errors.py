@@ -15,6 +15,9 @@ class Forgery(NotAuthentic):
         self.offset = offset
         super().__init__(f"{snapshot}: {self.place}{what}")
 
+    def __reduce__(self) -> tuple[type[Forgery], tuple[str, str, int, int]]:
+        return type(self), (self.snapshot, self.what, self.object, self.offset)
+
     @property
     def place(self) -> str:
         if self.object < 0:

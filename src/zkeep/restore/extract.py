@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 
 from zkeep.errors import Refused
 from zkeep.format.znode import Znode
 from zkeep.restore.beyond import set_acl, set_project
+from zkeep.restore.crew import Crew
 from zkeep.restore.placing import Folder, Skipped, dress, was_begun, write_sparse
-from zkeep.tree.filesystem import Extent, Filesystem, Name, shown
+from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
 
 NAME_MAX = 255
 "What any filesystem but ZFS takes."
+PORTION = 32
+"Files that are shared out together. With more, who has large ones is not done when the others are."
+OFTEN = 0.2
+"Seconds after which another process tells how far it is."
 
 
 @dataclass
@@ -34,6 +42,12 @@ class Progress:
     kept_bytes: int = 0
     "Their sizes."
 
+    def add(self, more: Progress) -> None:
+        self.files += more.files
+        self.bytes += more.bytes
+        self.kept += more.kept
+        self.kept_bytes += more.kept_bytes
+
 
 @dataclass
 class Options:
@@ -41,77 +55,148 @@ class Options:
     tell: Callable[[Progress], object] = lambda progress: None
 
 
+Portion = list[tuple[bytes, Name]]
+"Files to be extracted, each with the path of its folder."
+Told = tuple[Progress, Skipped, Portion]
+"What was done since the last time, what was skipped, and which files have several names."
+
+
 @dataclass
 class Extraction:
-    """One call's work."""
+    """One call's work.
+
+    Folders are made as they are come to, and files are shared out in portions. What depends on others waits until all
+    that is done: files of several names, and what folders have, for their times change when something is put there.
+    """
 
     filesystem: Filesystem
     options: Options
     progress: Progress = field(default_factory=Progress)
     skipped: Skipped = field(default_factory=Skipped)
+    _portion: Portion = field(default_factory=list)
+    "What is to be shared out next."
+    _several: Portion = field(default_factory=list)
+    "Files of several names."
     _linked: dict[int, bytes] = field(default_factory=dict)
-    "Where a file of several names was put first."
+    "Where such a file was put first."
+    _folders: dict[bytes, int] = field(default_factory=dict)
+    "Paths and numbers of folders that were made, outer ones first."
 
     def everything(self, target: str) -> None:
         """All files of the snapshot; the target takes what its root has."""
-        with Folder.top(target) as top:
-            self._folder(top, top, self.filesystem.root)
+        self.some(target, [b""])
 
     def some(self, target: str, paths: Iterable[bytes]) -> None:
         """Some files and folders, each below the target with its whole path."""
         with Folder.top(target) as top:
-            for path in paths:
-                self._path(top, top, self.filesystem.root, [p for p in path.split(b"/") if p not in (b"", b".")])
+            with Crew[Portion](partial(self._hand, top), self._heard) as crew:
+                for path in paths:
+                    self._path(crew, top, self.filesystem.root, [p for p in path.split(b"/") if p not in (b"", b".")])
+                crew.finish()
+            self._do(top, self._portion)
+            for path, name in sorted(self._several, key=lambda found: found[1].number):
+                with top.inner(path) as folder:
+                    self._entry(top, folder, name, self.filesystem.znode(name.number))
+            for path, number in reversed(self._folders.items()):
+                with top.inner(path) as folder:
+                    self._dress(folder.fd, None, self.filesystem.znode(number))
 
-    def _path(self, top: Folder, folder: Folder, number: int, parts: list[bytes]) -> None:
+    def _path(self, crew: Crew[Portion], folder: Folder, number: int, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
         if not parts:
-            self._folder(top, folder, number)
+            self._folder(crew, folder, number)
             return
         name = self.filesystem.find(number, parts[0])
         if name is None:
             raise Refused(f"{shown(folder.below(parts[0]))}: no such file or directory")
-        if len(parts) == 1:
-            self._entry(top, folder, name)
-            return
-        node = self.filesystem.znode(name.number)
-        if not node.is_folder:
+        if self.filesystem.is_folder(name):
+            with folder.enter(name.name) as inner:
+                if parts[1:]:
+                    self._folders.setdefault(inner.path, name.number)
+                self._path(crew, inner, name.number, parts[1:])
+        elif parts[1:]:
             raise Refused(f"{shown(folder.below(name.name))}: not a directory")
-        with folder.enter(name.name) as inner:
-            self._path(top, inner, name.number, parts[1:])
-            self._dress(inner.fd, None, node)
+        else:
+            self._later(crew, folder, name)
 
-    def _folder(self, top: Folder, folder: Folder, number: int) -> None:
-        """What a folder holds, in the order in which it lies in the pool; then its own attributes."""
+    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> None:
+        """What a folder holds, in the order in which it lies in the pool."""
+        self._folders.setdefault(folder.path, number)
         inner = []
         for name in sorted(self.filesystem.names(number), key=lambda name: name.number):
-            if self.filesystem.is_folder(name):
+            if len(name.name) > NAME_MAX:
+                self.skipped.add(f"names of more than {NAME_MAX} bytes")
+            elif self.filesystem.is_folder(name):
                 inner.append(name)
             else:
-                self._entry(top, folder, name)
+                self._later(crew, folder, name)
         for name in inner:
-            self._entry(top, folder, name)
-        self._dress(folder.fd, None, self.filesystem.znode(number))
+            with folder.enter(name.name) as below:
+                self._folder(crew, below, name.number)
 
-    def _entry(self, top: Folder, folder: Folder, name: Name) -> None:
-        node = self.filesystem.znode(name.number)
-        if len(name.name) > NAME_MAX:
-            self.skipped.add(f"names of more than {NAME_MAX} bytes")
-            return
-        if node.is_folder:
-            with folder.enter(name.name) as inner:
-                self._folder(top, inner, name.number)
-            return
+    # Sharing the work
+
+    def _later(self, crew: Crew[Portion], folder: Folder, name: Name) -> None:
+        """Share it out with others, if they become enough."""
+        self._portion.append((folder.path, name))
+        if len(self._portion) == PORTION:
+            self.filesystem.objects.rest()
+            crew.give(self._portion)
+            self._portion = []
+
+    def _hand(self, top: Folder, portion: Portion, tell: Callable[[Told], object]) -> None:
+        """Do a portion in another process, and tell of it now and then."""
+        told = time.monotonic()
+
+        def now_and_then(_: Progress) -> None:
+            nonlocal told
+            if time.monotonic() - told > OFTEN:
+                told = time.monotonic()
+                tell(self._taken())
+
+        self.options = replace(self.options, tell=now_and_then)
+        self._do(top, portion)
+        tell(self._taken())
+
+    def _taken(self) -> Told:
+        told = self.progress, self.skipped, self._several
+        self.progress, self.skipped, self._several = Progress(), Skipped(), []
+        return told
+
+    def _heard(self, told: Told) -> None:
+        progress, skipped, several = told
+        self.progress.add(progress)
+        self.skipped.counts.update(skipped.counts)
+        self._several += several
+        self.options.tell(self.progress)
+
+    # Files
+
+    def _do(self, top: Folder, portion: Portion) -> None:
+        """Extract files; those of several names are set aside."""
+        self.filesystem.objects.expect(name.number for _, name in portion)
+        for path, some in groupby(portion, key=lambda found: found[0]):
+            with top.inner(path) as folder:
+                for _, name in some:
+                    node = self.filesystem.znode(name.number)
+                    if node.links > 1:
+                        self._several.append((path, name))
+                    else:
+                        self._entry(top, folder, name, node)
+
+    def _entry(self, top: Folder, folder: Folder, name: Name, node: Znode) -> None:
         if node.links > 1 and self._link(top, folder, name):
             return
-        if self._is_there(folder, name.name, node):
-            self.progress.kept += 1
-            self.progress.kept_bytes += node.size if node.is_file else 0
-        elif node.is_file:
-            self._file(folder, name.name, node)
-        else:
-            self._special(folder, name.name, node)
-        self._linked.setdefault(name.number, folder.below(name.name))
+        try:
+            self._make(folder, name.name, node)
+        except FileExistsError:
+            if self._is_there(folder, name.name, node):
+                self.progress.kept += 1
+                self.progress.kept_bytes += node.size if node.is_file else 0
+            else:
+                self._make(folder, name.name, node)
+        if node.links > 1:
+            self._linked.setdefault(name.number, folder.below(name.name))
         self.progress.files += 1
         self.options.tell(self.progress)
 
@@ -141,7 +226,10 @@ class Extraction:
         folder.clear(name, force=self.options.force)
         return False
 
-    def _file(self, folder: Folder, name: bytes, node: Znode) -> None:
+    def _make(self, folder: Folder, name: bytes, node: Znode) -> None:
+        if not node.is_file:
+            self._special(folder, name, node)
+            return
         fd = folder.make_file(name, self._told(self.filesystem.extents(node)), node.size)
         try:
             self._dress(fd, None, node)
@@ -155,6 +243,8 @@ class Extraction:
             self.options.tell(self.progress)
 
     def _special(self, folder: Folder, name: bytes, node: Znode) -> None:
+        if node.is_folder:
+            raise BadTree(f"object {node.number}: a folder whose entry says that it is none")
         if node.is_link:
             folder.make_link(name, node.target or b"")
         else:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, groupby
 from threading import local
 from typing import Any
 
@@ -42,9 +42,10 @@ from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.pool.timeline.spans import unique
 from zkeep.restore import blame
+from zkeep.restore.ahead import opened_ahead
 from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
-from zkeep.restore.held import Verified
+from zkeep.restore.held import NO_LEAVES, Verified
 from zkeep.restore.keys import master_keys
 from zkeep.restore.seals import Seals
 from zkeep.restore.state import State
@@ -57,6 +58,9 @@ DNODE_BLOCKS = 256
 GROUPS = 64
 BATCH = 8 << 20
 END = (1 << 64) - 1
+EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
+SMALL = 128 << 10
+"Bytes of a file's only block that may be opened before it is asked for."
 WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
 PORTION = 1 << 20
@@ -96,6 +100,7 @@ class Opened:
         self._space = local()
         self._blocks: OrderedDict[int, Mapping[int, Verified]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self._expected: dict[int, Buffer | bytes] = {}
         self.state: State
         self._dnodes: DnodeBlocks
 
@@ -265,10 +270,16 @@ class Opened:
         """Threads for large blocks: decryption and decompression do without the interpreter."""
         return self._stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
 
+    def rest(self) -> None:
+        crew = self.__dict__.pop("_crew", None)
+        if crew is not None:
+            crew.shutdown()
+
     def _content(self, kind: int, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
-        if leaf["kind"] == RecordType.WRITE_EMBEDDED:
+        kind_of_record = leaf["kind"]
+        if kind_of_record == EMBEDDED:
             return self._embedded(leaf, record)
-        if leaf["kind"] == RecordType.REDACT:
+        if kind_of_record == REDACT:
             raise Unreadable(f"{self.name}: {_place(leaf)}: it was left out of a redacted stream")
         sealed = record[HEADER:]
         opened = self._unseal(kind, leaf, sealed) if self._keys is not None else sealed
@@ -373,11 +384,26 @@ class Opened:
     def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
         if end <= start:
             return
+        expected = self._expected.pop(number, None)
+        if expected is not None and start < len(expected):
+            yield 0, expected
+            return
         held = self.object(number)
         size = held.dnode.blksz
         for leaves in self.leaves(held, start // size, (end + size - 1) // size):
             for leaf, content in self.contents(held.dnode.type, leaves):
                 yield int(leaf["offset"]), content
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        if self._keys is None:
+            return
+        parts = [NO_LEAVES]
+        for index, some in groupby(numbers, key=lambda number: number // SLOTS):
+            block = self.dnodes(index)
+            if isinstance(block, Block):
+                parts.append(block.only_leaves(ObjectType.PLAIN_FILE, some))
+        leaves = np.concatenate(parts)
+        self._expected = dict(opened_ahead(self.state.records, self._keys, leaves[leaves["logical"] <= SMALL]))
 
 
 def _metadnode(crypt: NvList) -> Metadnode:

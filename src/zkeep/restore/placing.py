@@ -66,6 +66,17 @@ class Folder:
         check_name(name)
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
+        return self._open(name)
+
+    def inner(self, path: bytes) -> Folder:
+        """One below it that was made before."""
+        found = Folder(os.dup(self.fd), self.path)
+        for name in path.split(b"/") if path else ():
+            with found:
+                found = found._open(name)
+        return found
+
+    def _open(self, name: bytes) -> Folder:
         try:
             return Folder(os.open(name, _FOLDER, dir_fd=self.fd), self.below(name))
         except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from zkeep.format.dnode import Dnode
@@ -37,4 +37,12 @@ class Objects(Protocol):
 
     def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, Content]]:
         """The blocks that meet [start, end), whole and ascending, with their offsets; holes are left out."""
+        ...
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """The data of these objects, in ascending order, will be asked for next: small ones may be got together."""
+        ...
+
+    def rest(self) -> None:
+        """End the threads that it works with, until it needs them again: a process with threads must not fork."""
         ...

@@ -1,0 +1,97 @@
+"""Portions of work are done in other processes, and whatever goes wrong there is heard here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zkeep.errors import TryAgain
+from zkeep.restore.crew import Crew
+from zkeep.restore.errors import Forgery
+
+Tell = Callable[[Any], object]
+
+
+def squares(portion: list[int], tell: Tell) -> None:
+    for number in portion:
+        tell((os.getpid(), number * number))
+
+
+def test_all_portions_are_done_by_several_processes() -> None:
+    heard: list[tuple[int, int]] = []
+    with Crew(squares, heard.append) as crew:
+        for first in range(0, 1000, 10):
+            crew.give(list(range(first, first + 10)))
+        crew.finish()
+    assert sorted(square for _, square in heard) == [number * number for number in range(1000)]
+    processes = {process for process, _ in heard}
+    assert os.getpid() not in processes
+    assert len(processes) == (os.cpu_count() or 1)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_nothing_is_forked_for_nothing() -> None:
+    with Crew(squares, print) as crew:
+        crew.finish()
+        assert not crew._hands
+
+
+def forge(portion: int, tell: Tell) -> None:
+    if portion == 3:
+        raise Forgery("pool/fs@a", "the MAC of the block does not verify", 7, 4096)
+
+
+def do(work: Callable[[int, Tell], None]) -> None:
+    with Crew(work, print) as crew:
+        for portion in range(100):
+            crew.give(portion)
+        crew.finish()
+
+
+def test_an_error_comes_over_as_it_was_raised() -> None:
+    with pytest.raises(Forgery, match="object 7, offset 4096") as caught:
+        do(forge)
+    assert (caught.value.status, caught.value.object, caught.value.offset) == (4, 7, 4096)
+
+
+def die(portion: int, tell: Tell) -> None:
+    if portion == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_missed() -> None:
+    with pytest.raises(TryAgain, match="has ended before it was done"):
+        do(die)
+
+
+def linger(portion: Path, tell: Tell) -> None:
+    portion.with_suffix(f".{os.getpid()}").touch()
+    time.sleep(1)
+
+
+def test_they_end_when_who_gave_the_work_was_killed(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        with Crew(linger, print) as crew:
+            for _ in range(4):
+                crew.give(tmp_path / "hand")
+            crew.finish()
+        os._exit(0)
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.iterdir())) < (os.cpu_count() or 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    hands = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
+    assert hands
+    while any(Path(f"/proc/{hand}").exists() for hand in hands) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{hand}").exists() for hand in hands)
