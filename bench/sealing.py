@@ -26,7 +26,7 @@ from zkeep.cli.demo import stream
 from zkeep.crypto.block import MAC, BlockKeys, aead_of, expand
 from zkeep.crypto.dnodeblock import Metadnode, portable_mac
 from zkeep.crypto.mactree import POINTER, MacTree, Shape
-from zkeep.crypto.unwrap import MasterKeys
+from zkeep.crypto.unwrap import SUITES, MasterKeys
 from zkeep.format import kernel, zap
 from zkeep.format.dnode import SLOT, SLOTS, Dnode, pointer_prop
 from zkeep.format.events import SubBegin
@@ -67,13 +67,14 @@ class Thing:
 class Sealer:
     """Writes a stream into a file; things come in ascending order of their numbers."""
 
-    def __init__(self, path: Path, key: bytes) -> None:
+    def __init__(self, path: Path, key: bytes, suite: int = SUITE) -> None:
         self._sink = path.open("w+b")
         self._wrapping = key
-        self._keys = MasterKeys(SUITE, GUID, 1, os.urandom(32), os.urandom(64))
+        how = SUITES[suite]
+        self._keys = MasterKeys(suite, GUID, 1, os.urandom(how.key_bytes), os.urandom(64))
         self._block_keys = BlockKeys(self._keys)
         self._salt = os.urandom(8)
-        self._aead = aead_of(False, expand(self._keys.master, self._salt))[0]
+        self._aead = aead_of(how.ccm, expand(self._keys.master, self._salt))[0]
         self._count = 0
         self._index = -1
         self._things: list[tuple[Dnode, bytes, list[bytes]]] = []
@@ -187,14 +188,16 @@ class Sealer:
         assert event.nvlist is not None
         crypt = event.nvlist["crypt_keydata"]
         assert isinstance(crypt, NvList)
-        aad = struct.pack("<3Q", GUID, SUITE, 1)
+        aad = struct.pack("<3Q", GUID, self._keys.suite, 1)
+        size = len(self._keys.master)
         both = self._keys.master + self._keys.hmac
-        wrapped = aead_of(False, self._wrapping)[0].encrypt(bytes(12), both, aad)
+        wrapped = aead_of(SUITES[self._keys.suite].ccm, self._wrapping)[0].encrypt(bytes(12), both, aad)
         shape = self._metadnode(last)
         values = {
-            **{"DSL_CRYPTO_SUITE": SUITE, "DSL_CRYPTO_GUID": GUID, "DSL_CRYPTO_VERSION": 1, "DSL_CRYPTO_IV": bytes(12)},
-            **{"DSL_CRYPTO_MASTER_KEY_1": wrapped[:32], "DSL_CRYPTO_HMAC_KEY_1": wrapped[32:96]},
-            **{"DSL_CRYPTO_MAC": wrapped[96:], "keyformat": 1, "pbkdf2iters": 0, "pbkdf2salt": 0, "portable_mac": mac},
+            **{"DSL_CRYPTO_SUITE": self._keys.suite, "DSL_CRYPTO_GUID": GUID, "DSL_CRYPTO_VERSION": 1},
+            **{"DSL_CRYPTO_IV": bytes(12), "DSL_CRYPTO_MASTER_KEY_1": wrapped[:size].ljust(32, b"\0")},
+            **{"DSL_CRYPTO_HMAC_KEY_1": wrapped[size : size + 64], "DSL_CRYPTO_MAC": wrapped[size + 64 :]},
+            **{"keyformat": 1, "pbkdf2iters": 0, "pbkdf2salt": 0, "portable_mac": mac},
             **{"mdn_indblkshift": shape.indblkshift, "mdn_nlevels": shape.nlevels, "mdn_nblkptr": shape.nblkptr},
             **{"mdn_checksum": 0, "mdn_compress": 0, "mdn_maxblkid": last},
             **{"to_ivset_guid": TOGUID + 1, "from_ivset_guid": 0},
@@ -204,7 +207,7 @@ class Sealer:
         payload = encode(event.nvlist)
         flags = event.begin.flags | BeginFlag.SPILL_BLOCK
         named = {"toname": b"bench/sealed@s0", "toguid": TOGUID, "fromguid": 0, "flags": flags}
-        named |= {"versioninfo": event.begin.versioninfo | Feature.ZSTD << 2}
+        named |= {"versioninfo": event.begin.versioninfo | (Feature.ZSTD | Feature.LARGE_BLOCKS) << 2}
         return replace(event.begin, payloadlen=len(payload), **_any(named)).pack("little") + payload
 
 

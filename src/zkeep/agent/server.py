@@ -126,14 +126,24 @@ def keep_secret(*, locked: bool = True) -> None:
             library.mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
+def _opened(path: str) -> socket.socket:
+    """A socket that has its name when it listens, not before: who sees it may call."""
+    door = socket.socket(socket.AF_UNIX)
+    made = f"{path}~"
+    with suppress(FileNotFoundError):
+        os.unlink(made)
+    before = os.umask(0o177)
+    door.bind(made)
+    os.umask(before)
+    door.listen(16)
+    os.rename(made, path)
+    return door
+
+
 def run(path: str) -> None:
     """Serve until nothing is held."""
     keep_secret()
-    door = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    door.bind(path)
-    os.umask(before)
-    door.listen(16)
+    door = _opened(path)
     agent = Agent()
     wait: float | None = EMPTY_FOR
     try:

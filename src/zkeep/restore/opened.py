@@ -30,7 +30,7 @@ from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
 from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
 from zkeep.crypto.unwrap import GetKey
-from zkeep.errors import Damaged
+from zkeep.errors import Damaged, Refused
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.dnode import SLOTS, Dnode
 from zkeep.format.nvlist import NvList
@@ -115,7 +115,10 @@ class Opened:
             raise Damaged(f"{self.name}: the stream is raw and brought no keys")
         if get_key is None:
             raise Unreadable(f"cannot open {self.name}: it is encrypted and no key is here: give it with -L")
-        return BlockKeys(master_keys(self.pool, self.snapshot, get_key))
+        try:
+            return BlockKeys(master_keys(self.pool, self.snapshot, get_key))
+        except Refused as error:
+            raise type(error)(f"cannot open {self.name}: {error}") from None
 
     def __enter__(self) -> Opened:
         with ExitStack() as stack:

@@ -216,29 +216,43 @@ class Filesystem:
     def path_of(self, number: int) -> bytes:
         """A path that leads to an object; BadTree if it is not found. For telling of trouble, not for speed."""
         parts: list[bytes] = []
+        seen = set()
         at = number
-        while at != self.root and len(parts) < 1024:
+        while at != self.root:
+            seen.add(at)
             parent = self.znode(at).parent
             name = next((n.name for n in self.names(parent) if n.number == at), None)
-            if name is None:
+            if name is None or parent in seen:
                 raise BadTree(f"object {number} has no path")
-            parts.insert(0, name)
+            parts.append(name)
             at = parent
-        return b"/".join(parts)
+        return b"/".join(reversed(parts))
 
     def walk(self, folder: int, path: bytes = b"") -> Iterator[tuple[bytes, Name]]:
         """Everything below a folder, folders before what they hold; names sorted."""
-        stack = [iter(self.sorted_names(folder, path))]
+        stack = [(folder, iter(self.sorted_names(folder, path)), set[int]())]
         while stack:
-            item = next(stack[-1], None)
+            number, items, seen = stack[-1]
+            item = next(items, None)
             if item is None:
                 stack.pop()
                 continue
             yield item
             if self.is_folder(item[1]):
-                stack.append(iter(self.sorted_names(item[1].number, item[0])))
-                if len(stack) > 4096:
-                    raise BadTree("folders lie in one another without an end")
+                self.check_inside(number, item[1], seen)
+                stack.append((item[1].number, iter(self.sorted_names(item[1].number, item[0])), set()))
+
+    def check_inside(self, folder: int, name: Name, seen: set[int]) -> None:
+        """That a folder lies in another one, and there once: so whoever goes through all of them comes to an end.
+
+        `seen`: those in the same folder that were looked at before.
+
+        Raises:
+            BadTree: it is another one's, or has two names.
+        """
+        if name.number == self.root or name.number in seen or self.znode(name.number).parent != folder:
+            raise BadTree(f"folder {folder}: {shown(name.name)} is a folder that lies elsewhere, too")
+        seen.add(name.number)
 
     def sorted_names(self, folder: int, path: bytes = b"") -> list[tuple[bytes, Name]]:
         """Paths and entries of a folder, by name."""

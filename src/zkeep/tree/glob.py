@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterator
 
-from zkeep.tree.filesystem import Filesystem, NoSuchFile
+from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile
 
 _MAGIC = re.compile(rb"[*?\[]")
 
@@ -20,23 +20,26 @@ def matches(filesystem: Filesystem, pattern: bytes) -> list[bytes]:
     except NoSuchFile:
         if not _MAGIC.search(plain):
             return []
-    return sorted(set(_below(filesystem, filesystem.root, b"", plain.split(b"/"))))
+    return sorted(set(_all(filesystem, plain.split(b"/"))))
 
 
-def _below(filesystem: Filesystem, folder: int, path: bytes, parts: list[bytes]) -> Iterator[bytes]:
-    first, rest = parts[0], parts[1:]
-    if first == b"**":
-        if rest:
-            yield from _below(filesystem, folder, path, rest)
-        rest_inside = parts
-    else:
-        rest_inside = rest
-    fits = re.compile(fnmatch.translate(first.decode("latin-1"))).match
-    for entry in filesystem.names(folder):
-        if first != b"**" and not fits(entry.name.decode("latin-1")):
-            continue
-        inner = path + b"/" + entry.name if path else entry.name
-        if not rest:
-            yield inner
-        if rest_inside and filesystem.is_folder(entry):
-            yield from _below(filesystem, entry.number, inner, rest_inside)
+def _all(filesystem: Filesystem, pattern: list[bytes]) -> Iterator[bytes]:
+    todo = [(filesystem.root, b"", pattern)]
+    while todo:
+        folder, path, parts = todo.pop()
+        if parts[0] == b"**" and parts[1:]:
+            todo.append((folder, path, parts[1:]))
+        seen = set[int]()
+        inside = parts if parts[0] == b"**" else parts[1:]
+        for entry in _fitting(filesystem, folder, parts[0]):
+            inner = path + b"/" + entry.name if path else entry.name
+            if not parts[1:]:
+                yield inner
+            if inside and filesystem.is_folder(entry):
+                filesystem.check_inside(folder, entry, seen)
+                todo.append((entry.number, inner, inside))
+
+
+def _fitting(filesystem: Filesystem, folder: int, pattern: bytes) -> Iterator[Name]:
+    fits = re.compile(fnmatch.translate("*" if pattern == b"**" else pattern.decode("latin-1"))).match
+    return (entry for entry in filesystem.names(folder) if fits(entry.name.decode("latin-1")))

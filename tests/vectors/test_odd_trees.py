@@ -1,0 +1,86 @@
+"""Odd and hostile trees, sealed with a right key: shown as they are, or told of; nobody goes round in circles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sealedkit import FILE, FIRST, FOLDER, ROOT, Entries, file, opened, tree
+from sealing import Thing, folder
+
+from zkeep.crypto.unwrap import SUITES
+from zkeep.restore.extract import Extraction, Options
+from zkeep.restore.verify import verify
+from zkeep.tree.filesystem import BadTree, Filesystem
+from zkeep.tree.glob import matches
+
+NAMES = [b"\xff\xfe", b"a" * 255, b"\xe9" * 255, b"new\nline", b"-rf", b" ", b"\x1b[31m", b"*", b"\\", b"$(x)", b"%s"]
+DEPTH = 1200
+
+
+def walked(filesystem: Filesystem) -> list[bytes]:
+    return [path for path, _ in filesystem.walk(filesystem.root)]
+
+
+def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:
+    entries = [(name, FIRST + i, FILE) for i, name in enumerate(NAMES)]
+    with opened(tmp_path, tree(entries, *(file(FIRST + i) for i in range(len(NAMES))))) as found:
+        filesystem = Filesystem(found)
+        assert walked(filesystem) == sorted(NAMES)
+        Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(NAMES)
+
+
+def deep() -> list[Thing]:
+    above = [ROOT, *range(FIRST, FIRST + DEPTH)]
+    inner = [folder(n, above[i], [(b"d", n + 1, FOLDER)]) for i, n in enumerate(range(FIRST, FIRST + DEPTH - 1))]
+    last = FIRST + DEPTH - 1
+    return [*inner, folder(last, last - 1, [(b"f", last + 1, FILE)]), file(last + 1, last)]
+
+
+def test_folders_lie_as_deep_as_they_like(tmp_path: Path) -> None:
+    path = b"d/" * DEPTH + b"f"
+    with opened(tmp_path, tree([(b"d", FIRST, FOLDER)], *deep())) as found:
+        filesystem = Filesystem(found)
+        assert walked(filesystem)[-1] == path
+        assert matches(filesystem, b"**/f") == [path]
+        assert filesystem.path_of(FIRST + DEPTH) == path
+
+
+@pytest.mark.parametrize(
+    ("root", "inner"),
+    [
+        ([(b"up", ROOT, FOLDER)], []),
+        ([(b"d", FIRST, FOLDER)], [(b"up", ROOT, FOLDER)]),
+        ([(b"d", FIRST, FOLDER)], [(b"self", FIRST, FOLDER)]),
+        ([(b"d", FIRST, FOLDER), (b"e", FIRST, FOLDER)], []),
+    ],
+)
+def test_folders_that_lie_in_one_another_are_told_of(root: Entries, inner: Entries, tmp_path: Path) -> None:
+    with opened(tmp_path, tree(root, folder(FIRST, ROOT, inner))) as found:
+        verify(found)
+        for look in (walked, lambda filesystem: matches(filesystem, b"**/f")):
+            with pytest.raises(BadTree, match="a folder that lies elsewhere, too"):
+                look(Filesystem(found))
+
+
+@pytest.mark.parametrize("name", [b"../../evil", b"a/b", b"..", b".", b""])
+def test_names_that_lead_elsewhere_are_told_of(name: bytes, tmp_path: Path) -> None:
+    things = tree([(b"f", FIRST, FILE), (name, FIRST, FILE)], file(FIRST))
+    with opened(tmp_path, things) as found, pytest.raises(BadTree, match="there is an entry"):
+        Extraction(Filesystem(found), Options()).everything(str(tmp_path / "in" / "out"))
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES), ids=lambda suite: SUITES[suite].name)
+@pytest.mark.parametrize("record", [512, 131072, 16 << 20])
+def test_every_suite_and_record_size_opens(suite: int, record: int, tmp_path: Path) -> None:
+    size = 2 * record + 100
+    if SUITES[suite].ccm and record == 16 << 20:
+        pytest.skip("CCM with a nonce of 12 bytes holds less than 16 MiB")
+    with opened(tmp_path, tree([(b"f", FIRST, FILE)], file(FIRST, size=size, record=record)), suite) as found:
+        assert verify(found).objects == 5 + 2
+        node = Filesystem(found).lookup(b"f")
+        got = [(e.offset, bytes(e.content[:8])) for e in Filesystem(found).extents(node)]
+    assert got == [(i * record, (FIRST << 24 | i).to_bytes(8, "little")) for i in range(3)]
