@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,17 @@ def deep() -> list[Thing]:
 
 def test_folders_lie_as_deep_as_they_like(tmp_path: Path) -> None:
     path = b"d/" * DEPTH + b"f"
-    with opened(tmp_path, tree([(b"d", FIRST, FOLDER)], *deep())) as found:
-        filesystem = Filesystem(found)
+    with opened(tmp_path, tree([(b"d", FIRST, FOLDER)], *deep())) as snapshot:
+        filesystem = Filesystem(snapshot)
         assert walked(filesystem)[-1] == path
         assert matches(filesystem, b"**/f") == [path]
         assert filesystem.path_of(FIRST + DEPTH) == path
+        Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
+        Extraction(filesystem, Options()).some(str(tmp_path / "one"), [path])
+    for name in ("out", "one"):
+        found = subprocess.run(["find", ".", "-type", "f"], cwd=tmp_path / name, capture_output=True, check=True)
+        assert found.stdout == b"./" + path + b"\n"
+        subprocess.run(["rm", "-r", tmp_path / name], check=True)  # shutil cannot go as deep
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,8 @@ def test_folders_lie_as_deep_as_they_like(tmp_path: Path) -> None:
 def test_folders_that_lie_in_one_another_are_told_of(root: Entries, inner: Entries, tmp_path: Path) -> None:
     with opened(tmp_path, tree(root, folder(FIRST, ROOT, inner))) as found:
         verify(found)
-        for look in (walked, lambda filesystem: matches(filesystem, b"**/f")):
+        everything = partial(Extraction.everything, target=str(tmp_path / "out"))
+        for look in (walked, lambda fs: matches(fs, b"**/f"), lambda fs: everything(Extraction(fs, Options()))):
             with pytest.raises(BadTree, match="a folder that lies elsewhere, too"):
                 look(Filesystem(found))
 

@@ -91,7 +91,7 @@ class Extraction:
         with Folder.top(target) as top:
             with Crew[Portion](partial(self._hand, top), self._heard) as crew:
                 for path in paths:
-                    self._path(crew, top, self.filesystem.root, [p for p in path.split(b"/") if p not in (b"", b".")])
+                    self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
                 crew.finish()
             self._do(top, self._portion)
             for path, name in sorted(self._several, key=lambda found: found[1].number):
@@ -101,44 +101,53 @@ class Extraction:
                 with top.inner(path) as folder:
                     self._dress(folder.fd, None, self.filesystem.znode(number))
 
-    def _path(self, crew: Crew[Portion], folder: Folder, number: int, parts: list[bytes]) -> None:
+    def _path(self, crew: Crew[Portion], top: Folder, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
-        if not parts:
-            self._folder(crew, folder, number)
-            return
-        name = self.filesystem.find(number, parts[0])
-        if name is None:
-            raise Refused(f"{shown(folder.below(parts[0]))}: no such file or directory")
-        if self.filesystem.is_folder(name):
-            with folder.enter(name.name) as inner:
-                if parts[1:]:
-                    self._folders.setdefault(inner.path, name.number)
-                self._path(crew, inner, name.number, parts[1:])
-        elif parts[1:]:
-            raise Refused(f"{shown(folder.below(name.name))}: not a directory")
-        else:
-            self._later(crew, folder, name)
+        path, number = b"", self.filesystem.root
+        for i, part in enumerate(parts):
+            name = self.filesystem.find(number, part)
+            below = path + b"/" + part if path else part
+            if name is None:
+                raise Refused(f"{shown(below)}: no such file or directory")
+            if not self.filesystem.is_folder(name):
+                if parts[i + 1 :]:
+                    raise Refused(f"{shown(below)}: not a directory")
+                self._later(crew, path, name)
+                return
+            with top.inner(path) as folder, folder.enter(name.name) as inner:
+                path, number = inner.path, name.number
+            self._folders.setdefault(path, number)
+        self._below(crew, top, path, number)
 
-    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> None:
-        """What a folder holds, in the order in which it lies in the pool."""
-        self._folders.setdefault(folder.path, number)
-        inner = []
+    def _below(self, crew: Crew[Portion], top: Folder, path: bytes, number: int) -> None:
+        """All that lies in a folder, however deep: one is open at a time."""
+        todo = [(path, number)]
+        while todo:
+            path, number = todo.pop()
+            self._folders.setdefault(path, number)
+            with top.inner(path) as folder:
+                todo += reversed(self._folder(crew, folder, number))
+
+    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[bytes, int]]:
+        """Share out what a folder holds, in the order in which it lies in the pool; folders in it are made and told."""
+        made = []
+        seen = set[int]()
         for name in sorted(self.filesystem.names(number), key=lambda name: name.number):
             if len(name.name) > NAME_MAX:
                 self.skipped.add(f"names of more than {NAME_MAX} bytes")
             elif self.filesystem.is_folder(name):
-                inner.append(name)
+                self.filesystem.check_inside(number, name, seen)
+                with folder.enter(name.name) as inner:
+                    made.append((inner.path, name.number))
             else:
-                self._later(crew, folder, name)
-        for name in inner:
-            with folder.enter(name.name) as below:
-                self._folder(crew, below, name.number)
+                self._later(crew, folder.path, name)
+        return made
 
     # Sharing the work
 
-    def _later(self, crew: Crew[Portion], folder: Folder, name: Name) -> None:
-        """Share it out with others, if they become enough."""
-        self._portion.append((folder.path, name))
+    def _later(self, crew: Crew[Portion], path: bytes, name: Name) -> None:
+        """Share it out with others, if they become enough. `path`: of its folder."""
+        self._portion.append((path, name))
         if len(self._portion) == PORTION:
             self.filesystem.objects.rest()
             crew.give(self._portion)
