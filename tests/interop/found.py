@@ -61,7 +61,7 @@ def _datasets(lab: Lab) -> dict[str, Any]:
 
 def _held(lab: Lab, snapshot: str) -> dict[str, Any]:
     dataset = snapshot.partition("@")[0]
-    (tree,) = lab.seen([snapshot])
+    (tree,) = lab.seen([snapshot], "sha256")
     kind, size = lab.guest.run(f"zfs get -H -p -o value type,volsize {dataset}").splitlines()
     if kind == "volume":
         return {"volsize": size, **tree}

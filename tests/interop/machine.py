@@ -146,11 +146,11 @@ class Guest:
             self.run(f"zpool create -f -O acltype=posix -O xattr=sa -O atime=off {pool} /dev/{disk}")
         self.run("mkdir -p /root/keys")
 
-    def trees(self, places: list[str]) -> list[dict[str, Any]]:
-        """What folders and devices hold there; see guest/tree.py."""
+    def trees(self, places: list[str], digest: str) -> list[dict[str, Any]]:
+        """What folders and devices hold there; see guest/tree.py. `digest`: of contents, by its name in hashlib."""
         if not places:
             return []
-        self.run(f"python3 /mnt/tree.py /mnt/tree.json {shlex.join(places)}")
+        self.run(f"python3 /mnt/tree.py /mnt/tree.json {digest} {shlex.join(places)}")
         found: list[dict[str, Any]] = json.loads((self.share / "tree.json").read_text())
         return found
 

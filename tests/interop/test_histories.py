@@ -26,7 +26,7 @@ class History:
         self.seed = seed
         self.keys: list[Key] = [lab.key(PASSPHRASE if seed % 2 else RAW)]
         self.made = 0
-        self.told: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
         self.files: Counter[str] = Counter()
         self.deck: list[str] = []
         size = self.chance.choice(["4K", "16K", "128K"])
@@ -43,8 +43,15 @@ class History:
     def snapshots(self, dataset: str) -> list[str]:
         return self.run(f"zfs list -H -o name -t snapshot -s createtxg -d 1 {dataset}").splitlines()
 
-    def value(self, prop: str, name: str) -> str:
-        return self.run(f"zfs get -H -o value {prop} {name}")
+    def told(self, prop: str, kind: str) -> dict[str, str]:
+        """A property of all datasets or snapshots, by name; what is `-` or empty is left out."""
+        lines = self.run(f"zfs get -H -o name,value -t {kind} -r {prop} {TOP}").splitlines()
+        pairs = (line.split("\t") for line in lines)
+        return {name: value for name, value in pairs if value not in ("", "-")}
+
+    def cloned(self) -> set[str]:
+        """Snapshots that something is a clone of."""
+        return set(self.told("clones", "snapshot"))
 
     def work(self) -> None:
         for dataset in self.datasets():
@@ -69,7 +76,8 @@ class History:
         """A dataset with nothing below it and no clone of it, but never the last one."""
         names = self.datasets()
         leaves = [name for name in names if not any(other.startswith(f"{name}/") for other in names)]
-        free = [n for n in leaves if not any(self.value("clones", s) not in ("", "-") for s in self.snapshots(n))]
+        origins = {snapshot.split("@")[0] for snapshot in self.cloned()}
+        free = [name for name in leaves if name not in origins]
         if len(free) < 2:
             return False
         self.run(f"zfs destroy -r {self.chance.choice(free)}")
@@ -79,11 +87,12 @@ class History:
         self.run(f"zfs snapshot {self.chance.choice(self.datasets())}@{self.new_name('extra')}")
 
     def _old(self, *prefixes: str) -> list[str]:
-        every = [name for dataset in self.datasets() for name in self.snapshots(dataset)]
+        every = self.run(f"zfs list -H -o name -t snapshot -s name -r {TOP}").splitlines()
         return [name for name in every if name.split("@")[1].startswith(prefixes)]
 
     def destroy_snapshot(self) -> bool:
-        free = [name for name in self._old("extra") if self.value("clones", name) in ("", "-")]
+        cloned = self.cloned()
+        free = [name for name in self._old("extra") if name not in cloned]
         if free:
             self.run(f"zfs destroy {self.chance.choice(free)}")
         return bool(free)
@@ -96,16 +105,15 @@ class History:
         return bool(old)
 
     def clone(self) -> bool:
-        """Of a snapshot that was replicated, or of one that was not yet."""
-        old = self._old("extra", "r")
+        """Of a snapshot that was replicated, or of one that was not yet; not of the root of encryption."""
+        old = [name for name in self._old("extra", "r") if not name.startswith(f"{TOP}@")]
         if old:
             self.run(f"zfs clone {self.chance.choice(old)} {TOP}/{self.new_name('clone')}")
         return bool(old)
 
     def promote(self) -> bool:
-        """A clone, perhaps replicated as one; not of the root of encryption, as that would move."""
-        origins = {name: self.value("origin", name) for name in self.datasets()}
-        clones = [name for name, origin in origins.items() if origin != "-" and not origin.startswith(f"{TOP}@")]
+        """A clone, perhaps replicated as one."""
+        clones = sorted(self.told("origin", "filesystem"))
         if clones:
             self.run(f"zfs promote {self.chance.choice(clones)}")
         return bool(clones)
@@ -116,7 +124,7 @@ class History:
 
     def rollback(self) -> bool:
         """To a snapshot not older than what was replicated; what came after it is undone."""
-        datasets = [name for name in self.datasets() if any("@r" in snapshot for snapshot in self.snapshots(name))]
+        datasets = sorted({name.split("@")[0] for name in self._old("r")})
         if not datasets:
             return False
         dataset = self.chance.choice(datasets)
@@ -126,7 +134,7 @@ class History:
         self.change(dataset, 10)
         self.run(f"zfs snapshot {dataset}@{self.new_name('undone')}")
         self.change(dataset, 10)
-        free = all(self.value("clones", name) in ("", "-") for name in later)
+        free = not self.cloned() & set(later)
         self.run(f"zfs rollback -r {snapshots[sent if free else -1]}")
         self.mount()
         return True
@@ -148,7 +156,7 @@ class History:
         for name in list(self.deck):
             if getattr(self, name)() is not False:
                 self.deck.remove(name)
-                self.told[name] += 1
+                self.done[name] += 1
                 return
 
     # Replication and its judgement
@@ -191,9 +199,9 @@ def test_a_history_is_followed(lab: Lab, report: object, seed: int) -> None:
     for number in range(STEPS):
         history.step(number)
     history.back(STEPS - 1)
-    text = f"history {seed}: {STEPS} steps, {len(history.there())} snapshots equal; {counted(history.told)}"
+    text = f"history {seed}: {STEPS} steps, {len(history.there())} snapshots equal; {counted(history.done)}"
     report.add(f"{text}; in files: {counted(history.files)}")  # type: ignore[attr-defined]
-    assert set(history.told) == set(History.EVENTS)
+    assert set(history.done) == set(History.EVENTS)
 
 
 def counted(events: Counter[str]) -> str:

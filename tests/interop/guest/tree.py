@@ -1,6 +1,6 @@
 """What folders and disks hold, as JSON: run in the machine on the kernel's mounts, outside on what zkeep gave back.
 
-python3 tree.py OUT FOLDER|DEVICE...
+python3 tree.py OUT DIGEST FOLDER|DEVICE...
 """
 
 import hashlib
@@ -20,12 +20,12 @@ KINDS = {
 }
 
 
-def digest(path):
+def digest(path, name):
     with open(path, "rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+        return hashlib.file_digest(source, name).hexdigest()
 
 
-def entry(path):
+def entry(path, digest_name):
     status = os.lstat(path)
     kind = KINDS[stat.S_IFMT(status.st_mode)]
     told = {
@@ -37,7 +37,7 @@ def entry(path):
         "mtime_ns": status.st_mtime_ns,
     }
     if kind == "file":
-        told |= {"size": status.st_size, "sha256": digest(path)}
+        told |= {"size": status.st_size, digest_name: digest(path, digest_name)}
     if kind == "symlink":
         told["target"] = os.fsdecode(os.readlink(path))
     if kind in ("chr", "blk"):
@@ -47,16 +47,16 @@ def entry(path):
     return told
 
 
-def tree(top):
+def tree(top, digest_name):
     root = os.fsencode(top)
     paths = [root]
     for folder, folders, files in os.walk(root):
         paths += [os.path.join(folder, name) for name in [*folders, *files]]
-    return {os.fsdecode(os.path.relpath(path, root)): entry(path) for path in paths}
+    return {os.fsdecode(os.path.relpath(path, root)): entry(path, digest_name) for path in paths}
 
 
 if __name__ == "__main__":
-    out, *places = sys.argv[1:]
-    found = [tree(place) if os.path.isdir(place) else {"sha256": digest(place)} for place in places]
+    out, name, *places = sys.argv[1:]
+    found = [tree(place, name) if os.path.isdir(place) else {name: digest(place, name)} for place in places]
     with open(out, "w", encoding="ascii") as sink:
         json.dump(found, sink)
