@@ -133,10 +133,10 @@ def _rate(size: int, seconds: float) -> str:
 
 
 def _measure(bench: Bench, task: Callable[[], Cost]) -> Cost:
-    return _sum_up([task() for _ in range(bench.rounds)])
+    return sum_up([task() for _ in range(bench.rounds)])
 
 
-def _sum_up(costs: Sequence[Cost]) -> Cost:
+def sum_up(costs: Sequence[Cost]) -> Cost:
     """Medians, and the highest peak."""
     return Cost(median(c.seconds for c in costs), max(c.megabytes for c in costs), median(c.cpu for c in costs))
 
@@ -171,7 +171,7 @@ def _receive(bench: Bench, path: Path, record: int, kernel: str) -> Sequence[str
     ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
     count = f"{size // (record + 312) / mine:,.0f}"
     row = [f"{record // 1024} KiB", kernel, _rate(size, mine), count, _rate(size, theirs), f"{ratio:.2f}"]
-    return [*row, *_ends(size, _sum_up(costs))]
+    return [*row, *_ends(size, sum_up(costs))]
 
 
 def send(bench: Bench) -> Iterator[Table]:
@@ -203,7 +203,7 @@ def _send(bench: Bench, path: Path, record: int, name: str, what: str) -> Iterat
         mine, theirs = median(c.seconds for c in costs), median(c.seconds for c in yards)
         ratio = median(y.seconds / c.seconds for c, y in zip(costs, yards, strict=True))
         row = [f"{record // 1024} KiB", what, place, _rate(size, mine), _rate(size, theirs), f"{ratio:.2f}"]
-        yield [*row, *_ends(size, _sum_up(costs))]
+        yield [*row, *_ends(size, sum_up(costs))]
 
 
 def _into_file(bench: Bench, command: Sequence[str]) -> Cost:
