@@ -48,6 +48,39 @@ def test_p4_a_hostile_zap_ends_or_is_refused(
             list(found)
 
 
+def _entries(found: Zap) -> list[tuple[bytes, int]] | None:
+    with suppress(BadZap):
+        return [(entry.name, entry.number) for entry in found]
+    return None
+
+
+def _numbers(found: Zap) -> list[tuple[bytes, int]] | None:
+    with suppress(BadZap):
+        return list(found.numbers())
+    return None
+
+
+@settings(max_examples=500, deadline=None)
+@given(WORDS)
+def test_both_ways_to_read_a_folder_agree(leaf: list[tuple[int, int]]) -> None:
+    blocks = {0: _head(1), 1: _changed(_leaf(), leaf), 2: _leaf()}
+    found = Zap(lambda number: blocks.get(number, bytes(SIZE)), SIZE)
+    assert _numbers(found) == _entries(found)
+
+
+@given(st.integers(1, 255), st.integers(0, (1 << 64) - 1))
+def test_names_of_any_length_are_read_whole(size: int, value: int) -> None:
+    name = bytes(1 + n % 250 for n in range(size))
+    parts = [(name + b"\0")[at : at + zap.ARRAY_BYTES] for at in range(0, size + 1, zap.ARRAY_BYTES)]
+    chunks = [struct.pack("<B21sH", zap.ARRAY, part, at + 1) for at, part in enumerate(parts)]
+    chunks.append(struct.pack("<B21sH", zap.ARRAY, value.to_bytes(8, "big"), 0xFFFF))
+    chunks.append(struct.pack("<BBHHHHHIQ", zap.ENTRY, 8, 0xFFFF, 0, size + 1, len(parts), 1, 0, 7))
+    blocks = {0: _head(1), 1: (_leaf()[:112] + b"".join(chunks)).ljust(SIZE, b"\0"), 2: _leaf()}
+    found = Zap(blocks.__getitem__, SIZE)
+    assert next(found.numbers()) == (name, value)
+    assert _numbers(found) == _entries(found)
+
+
 SCHEMA = sa.Schema(
     [Entry(b"ZPL_DXATTR", 8, (20).to_bytes(8, "big"))],
     [Entry(b"2", 2, struct.pack(">14H", 5, 6, 4, 12, 13, 7, 11, 0, 1, 2, 3, 8, 20, 20))],

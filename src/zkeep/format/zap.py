@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from zkeep.format.records import ByteOrder
 
@@ -95,12 +95,25 @@ class Zap:
         if self.is_micro:
             yield from _micro_entries(self._first, self._order)
             return
+        for number in self._leaf_numbers():
+            yield from self._leaf(number)
+
+    def _leaf_numbers(self) -> Iterator[int]:
         seen: set[int] = set()
         for index in range(1 << self._bits):
             number = self._pointer(index)
             if number not in seen:
                 seen.add(number)
-                yield from self._leaf(number)
+                yield number
+
+    def numbers(self) -> Iterator[tuple[bytes, int]]:
+        """The names and values of a ZAP whose values are single numbers, as those of folders are."""
+        if self.is_micro:
+            yield from ((entry.name, entry.number) for entry in self)
+            return
+        for number in self._leaf_numbers():
+            plain = [] if self.flags & FLAG_UINT64_KEY else _leaf_numbers(self._leaf_block(number), self._shift)
+            yield from plain or ((entry.name, entry.number) for entry in self._leaf(number))
 
     def get(self, name: bytes) -> Entry | None:
         """The entry of exactly this name."""
@@ -121,12 +134,15 @@ class Zap:
         return int(struct.unpack_from(mark, self._read(self._table + block), within)[0])
 
     def _leaf(self, number: int) -> Iterator[Entry]:
+        return _leaf_entries(self._leaf_block(number), self._shift, bool(self.flags & FLAG_UINT64_KEY))
+
+    def _leaf_block(self, number: int) -> bytes:
         if not 0 < number < max(self._free, 1 << 20) or number >= 1 << 40:
             raise BadZap(f"it points to block {number}")
         block = self._read(number)
         if len(block) != self._blksz:
             raise BadZap(f"block {number} has {len(block)} bytes")
-        return _leaf_entries(block, self._shift, bool(self.flags & FLAG_UINT64_KEY))
+        return block
 
 
 def _kind(block: bytes) -> tuple[ByteOrder, int]:
@@ -149,16 +165,20 @@ def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
             yield Entry(name, 8, value if order == "big" else value[::-1])
 
 
-def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
-    """The entries of one leaf, in the order of their chunks."""
+def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
+    """A leaf's byte order, where its chunks begin, and how many there are."""
     order, kind = _kind(block)
-    mark = "<" if order == "little" else ">"
+    mark: Literal["<", ">"] = "<" if order == "little" else ">"
     (magic,) = struct.unpack_from(mark + "I", block, 24)
     if kind != LEAF or magic != LEAF_MAGIC:
         raise BadZap("a leaf does not begin as a leaf does")
     hashes = 1 << shift - 5
-    start = 48 + 2 * hashes
-    count = ((1 << shift) - 2 * hashes) // CHUNK - 2
+    return mark, 48 + 2 * hashes, ((1 << shift) - 2 * hashes) // CHUNK - 2
+
+
+def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
+    """The entries of one leaf, in the order of their chunks."""
+    mark, start, count = _leaf_shape(block, shift)
     unpack = struct.Struct(mark + "BBHHHHHIQ").unpack_from
     for at in range(start, start + count * CHUNK, CHUNK):
         if block[at] != ENTRY:
@@ -173,6 +193,28 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
             width,
             _array(block, mark, start, count, value_at, value_ints * width),
         )
+
+
+def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
+    """The same as names and numbers, at once; none if there is an entry of another kind, or one that is odd."""
+    import numpy as np
+
+    mark, start, count = _leaf_shape(block, shift)
+    chunks = np.frombuffer(block, np.uint8, count * CHUNK, start).reshape(-1, CHUNK)
+    entries = chunks[chunks[:, 0] == ENTRY]
+    names, sizes, values, counts = np.ascontiguousarray(entries[:, 4:12]).view(mark + "u2").T
+    if (entries[:, 1] != 8).any() or (counts != 1).any() or (np.maximum(names, values) >= count).any():
+        return []
+    if (chunks[names, 0] != ARRAY).any() or (chunks[values, 0] != ARRAY).any():
+        return []
+    numbers = np.ascontiguousarray(chunks[values, 1:9]).view(">u8").reshape(-1).tolist()
+    heads = chunks[names, 1 : 1 + ARRAY_BYTES].tobytes()
+    found = []
+    for at, (name, size, number) in enumerate(zip(names.tolist(), sizes.tolist(), numbers, strict=True)):
+        first = at * ARRAY_BYTES
+        whole = heads[first : first + size] if size <= ARRAY_BYTES else _array(block, mark, start, count, name, size)
+        found.append((whole.split(b"\0", 1)[0], number))
+    return found
 
 
 def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: int) -> bytes:

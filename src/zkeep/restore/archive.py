@@ -51,7 +51,8 @@ def _all(filesystem: Filesystem, paths: Iterable[bytes]) -> Iterator[tuple[bytes
         node = filesystem.lookup(path)
         yield path, node.number
         if node.is_folder:
-            yield from ((inner, name.number) for inner, name in filesystem.walk(node.number, path))
+            below = filesystem.walk(node.number, path, as_stored=True)
+            yield from ((inner, name.number) for inner, name in below)
 
 
 def _info(filesystem: Filesystem, path: bytes, node: Znode) -> tarfile.TarInfo:

@@ -53,8 +53,8 @@ from zkeep.tree.objects import Bonus
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
-DNODE_BLOCKS = 256
-"Opened blocks of dnodes that are held."
+DNODE_BLOCKS = 1024
+"Opened blocks of dnodes that are held: some 20 KiB each."
 GROUPS = 64
 BATCH = 8 << 20
 END = (1 << 64) - 1

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import NamedTuple
 
 from zkeep.errors import Refused
@@ -158,11 +159,10 @@ class Filesystem:
     def names(self, folder: int) -> Iterator[Name]:
         """The entries of a folder, in no order; without `.` and `..`."""
         try:
-            for entry in self.zap(folder):
-                value = entry.number
-                if entry.name in (b".", b"..") or b"/" in entry.name or not entry.name:
-                    raise BadTree(f"folder {folder}: there is an entry {entry.name!r}")
-                yield Name(entry.name, value & OBJECT_BITS, value >> 60)
+            for name, value in self.zap(folder).numbers():
+                if name in (b".", b"..") or b"/" in name or not name:
+                    raise BadTree(f"folder {folder}: there is an entry {name!r}")
+                yield Name(name, value & OBJECT_BITS, value >> 60)
         except BadZap as error:
             raise BadTree(f"folder {folder}: {error}") from None
 
@@ -228,9 +228,9 @@ class Filesystem:
             at = parent
         return b"/".join(reversed(parts))
 
-    def walk(self, folder: int, path: bytes = b"") -> Iterator[tuple[bytes, Name]]:
-        """Everything below a folder, folders before what they hold; names sorted."""
-        stack = [(folder, iter(self.sorted_names(folder, path)), set[int]())]
+    def walk(self, folder: int, path: bytes = b"", *, as_stored: bool = False) -> Iterator[tuple[bytes, Name]]:
+        """Everything below a folder, folders before what they hold; names sorted, or as they lie in the pool."""
+        stack = [(folder, iter(self.sorted_names(folder, path, as_stored=as_stored)), set[int]())]
         while stack:
             number, items, seen = stack[-1]
             item = next(items, None)
@@ -240,7 +240,8 @@ class Filesystem:
             yield item
             if self.is_folder(item[1]):
                 self.check_inside(number, item[1], seen)
-                stack.append((item[1].number, iter(self.sorted_names(item[1].number, item[0])), set()))
+                inner = self.sorted_names(item[1].number, item[0], as_stored=as_stored)
+                stack.append((item[1].number, iter(inner), set()))
 
     def check_inside(self, folder: int, name: Name, seen: set[int]) -> None:
         """That a folder lies in another one, and there once: so whoever goes through all of them comes to an end.
@@ -254,10 +255,11 @@ class Filesystem:
             raise BadTree(f"folder {folder}: {shown(name.name)} is a folder that lies elsewhere, too")
         seen.add(name.number)
 
-    def sorted_names(self, folder: int, path: bytes = b"") -> list[tuple[bytes, Name]]:
-        """Paths and entries of a folder, by name."""
+    def sorted_names(self, folder: int, path: bytes = b"", *, as_stored: bool = False) -> list[tuple[bytes, Name]]:
+        """Paths and entries of a folder, by name, or in the order in which what they name lies in the pool."""
         prefix = path + b"/" if path else b""
-        return [(prefix + n.name, n) for n in sorted(self.names(folder), key=lambda n: n.name)]
+        names = sorted(self.names(folder), key=attrgetter("number" if as_stored else "name"))
+        return [(prefix + n.name, n) for n in names]
 
     def is_folder(self, name: Name) -> bool:
         if name.kind:
