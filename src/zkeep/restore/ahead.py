@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,45 @@ def opened_ahead(records: Records, keys: BlockKeys, leaves: Array) -> Iterator[t
     Those that cannot be opened are left out: whoever asks for one of them by itself is told why.
     """
     sizes = leaves["size"].astype(np.int64)
-    rows = _rows(leaves)
+    rows = rows_of(leaves)
     for mine, buffer, starts in records.pieces(leaves, sizes, MAC):
         view = buffer.data
         for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
-            number, size, compression, logical, salt, iv, mac = rows[index]
-            sealed = view[start + HEADER : start + size + MAC]
-            sealed[-MAC:] = mac  # on the next record's header, which nobody needs
-            opened = bytearray(size - HEADER)
+            row = rows[index]
+            opened = bytearray(row.size - HEADER)
             with suppress(Forged, BadCompression):
-                keys.open_into(salt, iv, sealed, opened)
-                yield number, decompress(opened, compression, logical)
+                open_row(keys, row, view[start + HEADER : start + row.size + MAC], opened)
+                yield row.number, decompress(opened, row.compression, row.logical)
 
 
-def _rows(leaves: Array) -> list[tuple[int, int, int, int, bytes, bytes, bytes]]:
+class Row(NamedTuple):
+    """Of a leaf what is needed to open its block."""
+
+    number: int
+    size: int
+    compression: int
+    logical: int
+    salt: bytes
+    iv: bytes
+    mac: bytes
+
+
+def rows_of(leaves: Array) -> list[Row]:
     numbers = [leaves[name].tolist() for name in ("object", "size", "compression", "logical")]
     seals = [_cut(leaves["salt"], 8), _cut(leaves["iv"], 12), _cut(leaves["pointer"]["mac"], MAC)]
-    return list(zip(*numbers, *seals, strict=True))
+    return list(map(Row._make, zip(*numbers, *seals, strict=True)))
+
+
+def open_row(keys: BlockKeys, row: Row, sealed: memoryview, out: bytearray | memoryview) -> None:
+    """Open a block into `out`, which is as long or longer. `sealed` ends with room for the MAC: it may be the next
+    record's header, which nobody needs.
+
+    Raises:
+        Forged: its MAC does not verify.
+    """
+    sealed[-MAC:] = row.mac
+    size = len(sealed) - MAC
+    keys.open_into(row.salt, row.iv, sealed, out if len(out) == size else memoryview(out)[:size])
 
 
 def _cut(column: Array, size: int) -> list[bytes]:

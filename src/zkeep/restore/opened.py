@@ -42,7 +42,7 @@ from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.pool.timeline.spans import unique
 from zkeep.restore import blame
-from zkeep.restore.ahead import opened_ahead
+from zkeep.restore.ahead import open_row, opened_ahead, rows_of
 from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
 from zkeep.restore.held import NO_LEAVES, Verified
@@ -57,6 +57,7 @@ DNODE_BLOCKS = 1024
 "Opened blocks of dnodes that are held: some 20 KiB each."
 GROUPS = 64
 BATCH = 8 << 20
+"Bytes of blocks that are read at a time."
 END = (1 << 64) - 1
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 SMALL = 128 << 10
@@ -65,9 +66,6 @@ WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
 PORTION = 1 << 20
 "Bytes that a thread authenticates before it asks for more: they fit its cache."
-FEW = 50
-"Segments that are open at a time, whatever is read."
-"Bytes of blocks that are read at a time."
 
 
 class NoObject(Unreadable):
@@ -258,7 +256,7 @@ class Opened:
         for some in _batches(leaves, BATCH):
             records = self._records(some)
             if len(some) > 1 and int(some["logical"].sum()) > WORTHWHILE:
-                yield from zip(some, self._crew.map(partial(self._content, kind), some, records), strict=True)
+                yield from zip(some, self.crew.map(partial(self._content, kind), some, records), strict=True)
                 continue
             for leaf, record in zip(some, records, strict=True):
                 yield leaf, self._content(kind, leaf, record)
@@ -269,12 +267,12 @@ class Opened:
         return self.state.records.whole(leaves, check=not sealed, slack=MAC if sealed else 0)
 
     @cached_property
-    def _crew(self) -> ThreadPoolExecutor:
+    def crew(self) -> ThreadPoolExecutor:
         """Threads for large blocks: decryption and decompression do without the interpreter."""
         return self._stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
 
     def rest(self) -> None:
-        crew = self.__dict__.pop("_crew", None)
+        crew = self.__dict__.pop("crew", None)
         if crew is not None:
             crew.shutdown()
 
@@ -291,8 +289,8 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def _unseal(self, kind: int, leaf: Array, sealed: memoryview, out: memoryview | None = None) -> Buffer:
-        """`sealed` ends with room for the MAC. `out`: where the result shall lie, if it has room."""
+    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> Buffer:
+        """`sealed` ends with room for the MAC."""
         assert self._keys is not None
         mac = leaf["pointer"]["mac"].tobytes()
         try:
@@ -300,14 +298,17 @@ class Opened:
                 self._keys.authenticate(mac, sealed[:-MAC])
                 return sealed[:-MAC]
             sealed[-MAC:] = mac
-            size = len(sealed) - MAC
-            opened = bytearray(size) if out is None else out[:size]
+            opened = bytearray(len(sealed) - MAC)
             self._keys.open_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), sealed, opened)
             return opened
         except Forged:
-            self.state.records.whole(leaf.reshape(1))
-            what = "the MAC of the block does not verify"
-            raise Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"])) from None
+            raise self._forged(leaf) from None
+
+    def _forged(self, leaf: Array) -> Forgery:
+        """Of a block that does not verify. Raises Damaged: it is not what was stored."""
+        self.state.records.whole(leaf.reshape(1))
+        what = "the MAC of the block does not verify"
+        return Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"]))
 
     def _embedded(self, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
         header = WriteEmbedded.unpack(record, self.state.records.byteorder(leaf))
@@ -316,8 +317,8 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def authenticate(self, index: int) -> Iterator[tuple[int, int]]:
-        """Check all that a block of dnodes holds, without undoing compression; tells of bytes and blocks as it goes."""
+    def portions(self, index: int) -> Iterator[tuple[int, Array]]:
+        """All blocks of the objects of a block of dnodes: in stretches, each of one type of object."""
         held = self.dnodes(index).values()
         small: dict[int, list[Array]] = {}
         for each in held:
@@ -327,21 +328,14 @@ class Opened:
         trees = (each for each in held if each.flat is None)
         large = ((each.dnode.type, leaves) for each in trees for leaves in self.leaves(each, 0, END))
         for kind, leaves in chain(((kind, np.concatenate(parts)) for kind, parts in small.items()), large):
-            for some in _batches(leaves, BATCH):
-                self._authenticate(kind, some)
-                yield int(some["size"].sum(dtype=np.uint64)), len(some)
+            yield from ((kind, some) for some in _batches(leaves, PORTION))
 
-    def _authenticate(self, kind: int, leaves: Array) -> None:
+    def check(self, kind: int, leaves: Array) -> None:
+        """Authenticate blocks without undoing their compression. Several threads may."""
         if self._keys is None:
             self._records(leaves)
-            return
-        segments = unique(leaves["segment"]).tolist()
-        for segment in segments:  # opened here, so that no thread has to
-            self.state.records.open(segment)
-        portions = list(_batches(leaves, PORTION))
-        work = self._crew.map if len(portions) > 1 and len(segments) <= FEW else map
-        for _ in work(partial(self._just_unseal, kind), portions):
-            pass
+        else:
+            self._just_unseal(kind, leaves)
 
     def _just_unseal(self, kind: int, leaves: Array) -> None:
         """To one buffer of each thread, over and over."""
@@ -350,10 +344,20 @@ class Opened:
         if len(getattr(self._space, "out", b"")) < most:
             self._space.out = bytearray(most)
         out = memoryview(self._space.out)
+        keys, rows, is_sealed = self._keys, rows_of(leaves), is_encrypted(kind)
+        assert keys is not None
         for mine, buffer, starts in self.state.records.pieces(leaves, sizes, MAC):
             view = buffer.data
-            for leaf, start in zip(leaves[mine], starts.tolist(), strict=True):
-                self._unseal(kind, leaf, view[start + HEADER : start + int(leaf["size"]) + MAC], out)
+            for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
+                row = rows[index]
+                sealed = view[start + HEADER : start + row.size + MAC]
+                try:
+                    if is_sealed:
+                        open_row(keys, row, sealed, out)
+                    else:
+                        keys.authenticate(row.mac, sealed[:-MAC])
+                except Forged:
+                    raise self._forged(leaves[index]) from None
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""

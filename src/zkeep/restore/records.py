@@ -56,10 +56,6 @@ class Records:
         """Of the record that a row stands for."""
         return "big" if self._timeline.owner(int(row["segment"]))[1].big_endian else "little"
 
-    def open(self, segment: int) -> None:
-        """Open a segment, or note that it is in use, so that it stays open while a few others are read."""
-        self._timeline.owner(segment)[1].blob  # noqa: B018
-
     def where(self, row: Array) -> str:
         """The place, for a person."""
         return f"{self._timeline.owner(int(row['segment']))[1].name}, byte {row['pos']}"

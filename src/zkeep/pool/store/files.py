@@ -129,6 +129,9 @@ class _Open:
 
 
 class LocalBlob(_Open):
+    def __del__(self) -> None:
+        self.close()
+
     @property
     def size(self) -> int:
         return os.fstat(self._fd).st_size

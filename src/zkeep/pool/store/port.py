@@ -26,7 +26,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Blob(AbstractContextManager["Blob"], Protocol):
-    """A published file, open for reading. Closing it is the owner's duty; it may be read by many threads."""
+    """A published file, open for reading, by many threads if need be. It is closed, too, when nobody holds it."""
 
     @property
     def size(self) -> int: ...

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -42,25 +43,31 @@ class Run:
 
 
 class Files:
-    """Segment files, the most recently used of which stay open: a pool has more than a process may open."""
+    """Segment files, the most recently used of which stay open: a pool has more than a process may open.
+
+    Several threads may ask. What one of them reads stays open for it, whatever others ask for meanwhile.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open: OrderedDict[str, Blob] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, name: str) -> Blob:
         """Raises Damaged: it is not there."""
-        if name in self._open:
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = self._opened(name)
             self._open.move_to_end(name)
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)  # closed when nobody holds it any more
             return self._open[name]
+
+    def _opened(self, name: str) -> Blob:
         try:
-            blob = self._store.open(name)
+            return self._store.open(name)
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
-        self._open[name] = blob
-        if len(self._open) > MAX_OPEN:
-            self._open.popitem(last=False)[1].close()
-        return blob
 
     def close(self) -> None:
         while self._open:
