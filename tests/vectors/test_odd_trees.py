@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -93,3 +94,19 @@ def test_every_suite_and_record_size_opens(suite: int, record: int, tmp_path: Pa
         node = Filesystem(found).lookup(b"f")
         got = [(e.offset, bytes(e.content[:8])) for e in Filesystem(found).extents(node)]
     assert got == [(i * record, (FIRST << 24 | i).to_bytes(8, "little")) for i in range(3)]
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["extracted", "read"])
+def test_the_only_block_of_a_sparse_file_lies_where_it_lies(every: bool, tmp_path: Path) -> None:
+    far = 16 * 512
+    things = [file(FIRST + i, size=far + 512, record=512) for i in range(2)]
+    things = [replace(thing, blocks=list(thing.blocks)[-1:]) for thing in things]
+    wanted = [bytes(far) + (FIRST + i << 24 | 16).to_bytes(8, "little") + bytes(504) for i in range(2)]
+    with opened(tmp_path, tree([(b"f0", FIRST, FILE), (b"f1", FIRST + 1, FILE)], *things)) as found:
+        filesystem = Filesystem(found)
+        if every:
+            Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
+            assert [(tmp_path / "out" / f"f{i}").read_bytes() for i in range(2)] == wanted
+        else:
+            nodes = [filesystem.lookup(name) for name in (b"f0", b"f1")]
+            assert [filesystem.read(node, 0, node.size) for node in nodes] == wanted
