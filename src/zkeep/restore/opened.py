@@ -47,6 +47,7 @@ from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
 from zkeep.restore.held import NO_LEAVES, Verified
 from zkeep.restore.keys import master_keys
+from zkeep.restore.memory import keep_freed_memory
 from zkeep.restore.seals import Seals
 from zkeep.restore.state import State
 from zkeep.tree.objects import Bonus
@@ -119,6 +120,7 @@ class Opened:
             raise type(error)(f"cannot open {self.name}: {error}") from None
 
     def __enter__(self) -> Opened:
+        keep_freed_memory()
         with ExitStack() as stack:
             stack.enter_context(reading(self.pool))
             history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)

@@ -1,0 +1,170 @@
+"""Authenticating and extracting, with the key, beside the plain tools of the machine.
+
+    python bench/restoring.py --folder FOLDER [--rounds 3] [--scale 0.1] [NAME...]
+
+The pool is in the page cache; files go to the same disk. Whole processes, start included, in turns with what they are
+compared to; the ratio is the median of the rounds' ratios, above 1 where zkeep is the faster. What was extracted stays
+until the end: a disk that deletes is slow. `openssl speed` reads no disk and starts no interpreter: `without start`
+takes off what zkeep needs for a dataset of two small files. Needs 15 GB for all; `zstd` and `openssl` must be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from opening import pool_of
+from run import Bench, Cost
+
+LARGE = 16 << 20
+
+
+def _large(bench: Bench, compression: str) -> tuple[str, int]:
+    """Files of 16 MiB in records of 128 KiB, and how many bytes they have."""
+    files = bench.sized(128)
+    return f"--folders 1 --files {files} --size {LARGE} --compress {compression}", files * LARGE
+
+
+def _row(what: str, beside: str, mine: list[float], theirs: list[float]) -> Sequence[str]:
+    ratio = median(b / a for a, b in zip(mine, theirs, strict=True))
+    return [what, f"{median(mine):.2f} s", beside, f"{median(theirs):.2f} s", f"{ratio:.2f}"]
+
+
+def _peak(costs: Sequence[Cost]) -> str:
+    return f"{max(cost.megabytes for cost in costs):.0f}"
+
+
+def verify(bench: Bench) -> Iterator[Sequence[str]]:
+    """lz4 beside as many bytes of `openssl speed`, as they are stored"""
+    with pool_of(bench, "--folders 1 --files 2 --size 131072") as key:
+        start = median(bench.zkeep(f"verify {key} b/x@s0").seconds for _ in range(bench.rounds))
+    shape, _ = _large(bench, "lz4")
+    with pool_of(bench, shape) as key:
+        stored = _stored(bench)
+        bench.zkeep(f"verify {key} b/x@s0")
+        costs, yards = [], []
+        for _ in range(bench.rounds):
+            costs.append(bench.zkeep(f"verify {key} b/x@s0"))
+            yards.append(stored / _openssl())
+        times = [cost.seconds for cost in costs]
+        yield [*_row("verify, lz4", "openssl speed", times, yards), _peak(costs)]
+        yield [*_row("the same without start", "", [t - start for t in times], yards), ""]
+
+
+def _stored(bench: Bench) -> int:
+    told = subprocess.run(
+        [sys.executable, "-m", "zkeep", "list", "-Hpo", "used", "b/x"], capture_output=True, text=True, check=True
+    )
+    return int(told.stdout)
+
+
+def _openssl() -> float:
+    """Bytes a second of all processors together, in pieces of 128 KiB."""
+    command = ["openssl", "speed", "-seconds", "2", "-bytes", "131072", "-multi", str(os.cpu_count() or 1)]
+    told = subprocess.run([*command, "-evp", "aes-256-gcm"], capture_output=True, text=True, check=True)
+    found = re.search(r"AES-256-GCM\s+([\d.]+)k", told.stdout)
+    if found is None:
+        raise SystemExit("openssl speed: no figure")
+    return float(found[1]) * 1000
+
+
+def zstd(bench: Bench) -> Iterator[Sequence[str]]:
+    """Files of zstd blocks read by `zkeep cat`, beside `zstd -d` of the same bytes in one frame"""
+    shape, _ = _large(bench, "zstd")
+    with pool_of(bench, shape) as key:
+        line = f"verify {key} b/x@s0"
+        packed = bench.folder / "packed.zst"
+        bench.run(["zstd", "-q", "-3", "-f", "-", "-o", str(packed)], source=_content(bench, key))
+        costs, yards = [], []
+        bench.zkeep(line)
+        for _ in range(bench.rounds):
+            costs.append(bench.zkeep(line))
+            yards.append(bench.run(["zstd", "-qdc", str(packed)]).seconds)
+        yield [*_row("verify, zstd", "zstd -d", [cost.seconds for cost in costs], yards), _peak(costs)]
+        packed.unlink()
+
+
+def _content(bench: Bench, key: str) -> Path:
+    """All files' bytes."""
+    plain = bench.folder / "plain"
+    bench.zkeep(f"cat {key} b/x@s0 d0/*", sink=plain)
+    return plain
+
+
+def large(bench: Bench) -> Iterator[Sequence[str]]:
+    """128 files of 16 MiB beside `cp -r`"""
+    for compression in ("off", "lz4"):
+        shape, _ = _large(bench, compression)
+        with pool_of(bench, shape) as key:
+            yield _extract(bench, key, f"extract, 16 MiB, {compression}", "cp -r", _copied)
+
+
+def small(bench: Bench) -> Iterator[Sequence[str]]:
+    """100,000 files of 4 KiB beside `tar -x`"""
+    with pool_of(bench, f"--folders 1 --files {bench.sized(100_000)} --size 4096 --shuffle") as key:
+        yield _extract(bench, key, "extract, 4 KiB", "tar -x", _unpacked)
+
+
+def _extract(
+    bench: Bench, key: str, what: str, beside: str, other: Callable[[Bench, Path, Path], list[str]]
+) -> Sequence[str]:
+    first = bench.folder / "first"
+    bench.zkeep(f"extract {key} -C {first} b/x@s0")
+    command = other(bench, first, bench.folder)
+    costs, yards = [], []
+    for number in range(bench.rounds):
+        os.sync()
+        costs.append(bench.zkeep(f"extract {key} -C {bench.folder / f'mine{number}'} b/x@s0"))
+        theirs = bench.folder / f"theirs{number}"
+        theirs.mkdir()
+        os.sync()
+        yards.append(bench.run([part.replace("TARGET", str(theirs)) for part in command]).seconds)
+    row = [*_row(what, beside, [cost.seconds for cost in costs], yards), _peak(costs)]
+    for path in bench.folder.glob("*[0-9]"):
+        shutil.rmtree(path)
+    shutil.rmtree(first)
+    return row
+
+
+def _copied(bench: Bench, first: Path, folder: Path) -> list[str]:
+    return ["cp", "-r", str(first), "TARGET"]
+
+
+def _unpacked(bench: Bench, first: Path, folder: Path) -> list[str]:
+    archive = folder / "archive.tar"
+    bench.run(["tar", "-C", str(first), "-cf", str(archive), "."])
+    return ["tar", "-C", "TARGET", "-xf", str(archive)]
+
+
+MEASURES = (verify, zstd, large, small)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of files")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(each.__name__ for each in MEASURES))
+    given = parser.parse_args()
+    folder = given.folder / "zkeep-bench-restoring"
+    folder.mkdir(parents=True)
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
+    print("| zkeep | | beside | | ratio | peak MB | load |\n| --- | --- | --- | --- | --- | --- | --- |")
+    try:
+        for each in MEASURES:
+            if not given.names or each.__name__ in given.names:
+                for row in each(Bench(folder, given.rounds, given.scale)):
+                    print(f"| {' | '.join(row)} | {os.getloadavg()[0]:.1f} |", flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

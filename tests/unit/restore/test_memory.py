@@ -1,0 +1,34 @@
+"""Freed memory stays, and a block that is opened again and again costs no new pages."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, threading
+from zkeep.restore.memory import keep_freed_memory
+{call}
+def work():
+    for _ in range(500):
+        bytes(1 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_blocks_do_not_cost_new_pages() -> None:
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(call=call)], capture_output=True, check=True).stdout)
+        for call in ("keep_freed_memory()", "")
+    )
+    pages = (1 << 20) // resource.getpagesize()
+    assert kept < 20 * pages
+    assert kept <= given_back
