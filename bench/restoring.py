@@ -76,7 +76,7 @@ def _openssl() -> float:
 
 
 def zstd(bench: Bench) -> Iterator[Sequence[str]]:
-    """Files of zstd blocks read by `zkeep cat`, beside `zstd -d` of the same bytes in one frame"""
+    """zstd beside `zstd -d` of the same bytes in one frame"""
     shape, _ = _large(bench, "zstd")
     with pool_of(bench, shape) as key:
         line = f"verify {key} b/x@s0"

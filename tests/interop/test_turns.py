@@ -1,5 +1,5 @@
-"""Turns that a replicated tree takes: a clone is promoted, also that of the root of encryption, and a tree goes back
-behind what was replicated. Each is followed by zkeep, and from there by another pool of the kernel.
+"""Turns that a replicated tree takes: clones are promoted and renamed, and a tree goes back behind what was
+replicated. Each is followed by zkeep, and from there by another pool of the kernel.
 """
 
 from __future__ import annotations
