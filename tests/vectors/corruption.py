@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from manifests import Case
 
@@ -162,14 +163,21 @@ class Bench:
             db = sqlite3.connect(self._path / CATALOG[0], isolation_level=None)
             kind, key, value = self._dice.choice(db.execute("SELECT kind, key, value FROM doc").fetchall())
             text = value if what == "row" else f"{kind}\0{key}"
-            at, other = self._dice.randrange(len(text)), self._dice.choice("0129 az}~/")
-            changed = text[:at] + (other if text[at] != other else "!") + text[at + 1 :]
+            at, changed = self._changed(text)
             new = (kind, key, changed) if what == "row" else (*changed.partition("\0")[::2], value)
             db.execute(
                 "UPDATE OR IGNORE doc SET kind = ?, key = ?, value = ? WHERE kind = ? AND key = ?", (*new, kind, key)
             )
             db.close()
             return Trial(what, f"{self._case}: {what} of {kind} {key}: {at} is {changed[at]!r}", self._outcome())
+
+    def _changed(self, text: Any) -> tuple[int, Any]:
+        """Where, and what became of it; of a compressed document it is a byte."""
+        at, other = self._dice.randrange(len(text)), self._dice.choice("0129 az}~/")
+        new = other if text[at : at + 1] != other else "!"
+        if isinstance(text, bytes):
+            new = bytes([text[at] ^ self._dice.randrange(1, 256)])
+        return at, text[:at] + new + text[at + 1 :]
 
     @contextmanager
     def _rested(self) -> Iterator[None]:

@@ -405,7 +405,7 @@ def test_an_index_that_became_small_is_small_on_disk(tmp_path: Path) -> None:
     catalog = make(tmp_path)
     with catalog.transaction() as t:
         for number in range(1000):
-            t.put("thing", f"{number:04}", {"text": "x" * 2000})
+            t.put("thing", f"{number:04}", {"text": os.urandom(1000).hex()})
     before = (tmp_path / INDEX).stat().st_size
     with catalog.transaction() as t:
         for number in range(990):
@@ -419,6 +419,28 @@ def test_an_index_that_became_small_is_small_on_disk(tmp_path: Path) -> None:
     put(catalog, "more", n=1)
     assert reader.get("thing", "more") == {"n": 1}
     assert catalog.verify() == []
+
+
+def test_long_documents_take_less_in_the_index(tmp_path: Path) -> None:
+    catalog = make(tmp_path)
+    long = {"header": "A" * 3000, "name": "ü\ud800" * 500}
+    with catalog.transaction() as t:
+        for number in range(100):
+            t.put("begin", f"{number:04}", long)
+    catalog.close()
+    assert (tmp_path / INDEX).stat().st_size < 100_000
+    db = sqlite3.connect(tmp_path / INDEX)
+    value = db.execute("SELECT value FROM doc WHERE key = '0007'").fetchone()[0]
+    db.create_function("place", 2, lambda kind, key: 0)
+    for damaged in (value[:9] + b"!" + value[10:], value[:-1], b"", b"{}", 7):
+        db.execute("UPDATE doc SET value = ? WHERE key = '0007'", (damaged,))
+        db.commit()
+        catalog = Catalog(LocalStore(tmp_path))
+        assert catalog.get("begin", "0006") == long
+        with pytest.raises(Damaged, match="begin 0007 is not what was stored"):
+            catalog.get("begin", "0007")
+        catalog.close()
+    db.close()
 
 
 def test_opening_imports_nothing_heavy() -> None:

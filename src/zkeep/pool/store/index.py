@@ -11,7 +11,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from zkeep.errors import Damaged, TryAgain
@@ -25,6 +25,8 @@ MEMORY = ":memory:"
 REMEDY = "`zkeep pool scrub --rebuild-catalog` makes it anew"
 _FEW = 64
 """Pages that are not worth giving back."""
+_LONG = 1024
+"""Characters of a document above which it is compressed."""
 _LAST = "\U0010ffff"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = {
@@ -172,7 +174,7 @@ class Index:
             if value is None:
                 self._run("DELETE FROM doc WHERE kind = ? AND key = ?", kind, key)
             else:
-                row = (kind, key, value, _sum(kind, key, value))
+                row = (kind, key, _packed(value), _sum(kind, key, value))
                 self._run("INSERT OR REPLACE INTO doc VALUES (?, ?, ?, ?)", *row)
 
     def clear(self) -> None:
@@ -195,8 +197,7 @@ class Index:
         """Everything, by kind and key; Damaged at the first row that is not what was stored."""
         with self._errors():
             for kind, key, value, total in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
-                _check(kind, key, value, total)
-                yield kind, key, value
+                yield kind, key, _text(kind, key, value, total)
 
     def is_complete(self) -> bool:
         """Whether every row that was put is there, under its key; not, whether it is what was put."""
@@ -215,12 +216,20 @@ class Index:
                     yield str(error)
 
 
-def _check(kind: str, key: str, value: str, total: int) -> None:
-    if _sum(kind, key, value) != total:
-        raise Damaged(f"catalog: {kind} {key} is not what was stored; {REMEDY}")
+def _packed(text: str) -> str | bytes:
+    """As it lies in a row: a snapshot's BEGIN is mostly zeros and names."""
+    return zlib.compress(text.encode(), 1) if len(text) > _LONG else text
 
 
-def _checked(kind: str, key: str, value: str, total: int) -> Document:
-    _check(kind, key, value, total)
-    document: Document = json.loads(value)
+def _text(kind: str, key: str, value: str | bytes, total: int) -> str:
+    """The JSON of a document. Raises Damaged: it is not what was stored."""
+    with suppress(zlib.error, UnicodeDecodeError, AttributeError):
+        text = value if isinstance(value, str) else zlib.decompress(value).decode()
+        if _sum(kind, key, text) == total:
+            return text
+    raise Damaged(f"catalog: {kind} {key} is not what was stored; {REMEDY}")
+
+
+def _checked(kind: str, key: str, value: str | bytes, total: int) -> Document:
+    document: Document = json.loads(_text(kind, key, value, total))
     return document
