@@ -42,12 +42,12 @@ from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.pool.timeline.spans import unique
 from zkeep.restore import blame
-from zkeep.restore.ahead import open_row, opened_ahead, rows_of
 from zkeep.restore.dnodes import Block, DnodeBlocks
 from zkeep.restore.errors import Forgery, Unreadable
 from zkeep.restore.held import NO_LEAVES, Verified
 from zkeep.restore.keys import master_keys
 from zkeep.restore.memory import keep_freed_memory
+from zkeep.restore.sealed import fetched, open_row, opened_ahead
 from zkeep.restore.seals import Seals
 from zkeep.restore.state import State
 from zkeep.tree.objects import Bonus
@@ -334,32 +334,25 @@ class Opened:
 
     def check(self, kind: int, leaves: Array) -> None:
         """Authenticate blocks without undoing their compression. Several threads may."""
-        if self._keys is None:
+        keys, is_sealed = self._keys, is_encrypted(kind)
+        if keys is None:
             self._records(leaves)
-        else:
-            self._just_unseal(kind, leaves)
+            return
+        out = self._room(int(leaves["size"].max()))
+        for index, row, sealed in fetched(self.state.records, leaves):
+            try:
+                if is_sealed:
+                    open_row(keys, row, sealed, out[: len(sealed) - MAC])
+                else:
+                    keys.authenticate(row.mac, sealed[:-MAC])
+            except Forged:
+                raise self._forged(leaves[index]) from None
 
-    def _just_unseal(self, kind: int, leaves: Array) -> None:
-        """To one buffer of each thread, over and over."""
-        sizes = leaves["size"].astype(np.int64)
-        most = int(sizes.max())
-        if len(getattr(self._space, "out", b"")) < most:
-            self._space.out = bytearray(most)
-        out = memoryview(self._space.out)
-        keys, rows, is_sealed = self._keys, rows_of(leaves), is_encrypted(kind)
-        assert keys is not None
-        for mine, buffer, starts in self.state.records.pieces(leaves, sizes, MAC):
-            view = buffer.data
-            for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
-                row = rows[index]
-                sealed = view[start + HEADER : start + row.size + MAC]
-                try:
-                    if is_sealed:
-                        open_row(keys, row, sealed, out)
-                    else:
-                        keys.authenticate(row.mac, sealed[:-MAC])
-                except Forged:
-                    raise self._forged(leaves[index]) from None
+    def _room(self, size: int) -> memoryview:
+        """For what nobody looks at: a thread's own, over and over."""
+        if len(getattr(self._space, "out", b"")) < size:
+            self._space.out = bytearray(size)
+        return memoryview(self._space.out)
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""
