@@ -35,6 +35,17 @@ def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(NAMES)
 
 
+def test_what_is_skipped_is_counted_once(tmp_path: Path) -> None:
+    """However many processes share the rest."""
+    names = [b"n" * 300, *(b"%d" % i for i in range(200))]
+    entries = [(name, FIRST + i, FILE) for i, name in enumerate(names)]
+    with opened(tmp_path, tree(entries, *(file(FIRST + i) for i in range(len(names))))) as found:
+        work = Extraction(Filesystem(found), Options())
+        work.everything(str(tmp_path / "out"))
+    assert len(os.listdir(tmp_path / "out")) == work.progress.files == 200
+    assert str(work.skipped) == "1 names of more than 255 bytes"
+
+
 def deep() -> list[Thing]:
     above = [ROOT, *range(FIRST, FIRST + DEPTH)]
     inner = [folder(n, above[i], [(b"d", n + 1, FOLDER)]) for i, n in enumerate(range(FIRST, FIRST + DEPTH - 1))]

@@ -163,6 +163,7 @@ class Extraction:
                 told = time.monotonic()
                 tell(self._taken())
 
+        self._taken()  # what was there at the fork is told by who forked
         self.options = replace(self.options, tell=now_and_then)
         self._do(top, portion)
         tell(self._taken())
