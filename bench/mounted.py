@@ -51,6 +51,14 @@ def read_through(path: Path, server: int) -> Reading:
         return Reading(size, time.monotonic() - started, cpu_of(server) + time.process_time() - cpu)
 
 
+def wait_for(mount: Path, server: subprocess.Popen[bytes]) -> None:
+    """Until it is mounted; SystemExit if the server has ended before, which has said why."""
+    while not os.path.ismount(mount):
+        if server.poll() is not None:
+            raise SystemExit(f"zkeep mount: exit status {server.returncode}")
+        time.sleep(0.05)
+
+
 @contextmanager
 def mounted(folder: Path, megabytes: int, compression: str) -> Iterator[tuple[Path, int]]:
     """A new file of a new pool, and the process that serves it."""
@@ -65,8 +73,7 @@ def mounted(folder: Path, megabytes: int, compression: str) -> Iterator[tuple[Pa
     mount.mkdir()
     server = subprocess.Popen([*ZKEEP, "mount", "-f", "-L", f"file://{key}", "b/x", str(mount)], env=environment)
     try:
-        while not os.path.ismount(mount) and server.poll() is None:
-            time.sleep(0.05)
+        wait_for(mount, server)
         yield mount / "one", server.pid
     finally:
         server.send_signal(signal.SIGTERM)

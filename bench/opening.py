@@ -10,19 +10,17 @@ needs root, FUSE and `pip install '.[mount]'`.
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 
-from mounted import cpu_of
-from run import ZKEEP, Bench, Cost, sum_up
+from mounted import cpu_of, wait_for
+from run import ZKEEP, Bench, Cost, measured, sum_up
 
 MAKE = [sys.executable, str(Path(__file__).parent / "sealing.py")]
 Measure = Callable[[Bench], list[Cost]]
@@ -72,8 +70,7 @@ def _mounted(bench: Bench, key: str) -> Cost:
     top.mkdir(exist_ok=True)
     with subprocess.Popen([*ZKEEP, "mount", "-f", *key.split(), "b/x@s0", str(top)]) as server:
         try:
-            while not os.path.ismount(top):
-                time.sleep(0.05)
+            wait_for(top, server)
             before = cpu_of(server.pid)
             cost = bench.run(["ls", "-l", str(top / "d0")])
             peak = next(line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines() if "VmHWM" in line)
@@ -93,29 +90,16 @@ def sparse(bench: Bench) -> list[Cost]:
     return _repeated(bench, f"--one 1048576 --sparse {100 << 30} --every 8", "cat KEY b/x@s0 one")
 
 
-MEASURES: tuple[Measure, ...] = (listed, shuffled, mounted, million, sparse)
+def _row(measure: Measure, bench: Bench) -> Iterator[Sequence[str]]:
+    cost = sum_up(measure(bench))
+    yield [measure.__doc__ or "", f"{cost.seconds:.2f} s", f"{cost.cpu:.2f} s", f"{cost.megabytes:.0f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of files")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(each.__name__ for each in MEASURES))
-    given = parser.parse_args()
-    folder = given.folder / "zkeep-bench-opening"
-    folder.mkdir(parents=True)
-    os.environ["XDG_RUNTIME_DIR"] = str(folder)
-    print("| | wall | CPU | peak MB | load |\n| --- | --- | --- | --- | --- |")
-    try:
-        for each in MEASURES:
-            if not given.names or each.__name__ in given.names:
-                cost = sum_up(each(Bench(folder, given.rounds, given.scale)))
-                row = f"{each.__doc__} | {cost.seconds:.2f} s | {cost.cpu:.2f} s | {cost.megabytes:.0f}"
-                print(f"| {row} | {os.getloadavg()[0]:.1f} |", flush=True)
-    finally:
-        shutil.rmtree(folder)
+def _rows(measure: Measure) -> Callable[[Bench], Iterator[Sequence[str]]]:
+    return wraps(measure)(partial(_row, measure))
 
+
+MEASURES = tuple(map(_rows, (listed, shuffled, mounted, million, sparse)))
 
 if __name__ == "__main__":
-    main()
+    measured(__doc__, MEASURES, ("", "wall", "CPU", "peak MB"), "opening")

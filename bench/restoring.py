@@ -10,7 +10,6 @@ takes off what zkeep needs for a dataset of two small files. Needs 15 GB for all
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from opening import pool_of
-from run import Bench, Cost
+from run import Bench, Cost, measured
 
 LARGE = 16 << 20
 
@@ -146,25 +145,7 @@ def _unpacked(bench: Bench, first: Path, folder: Path) -> list[str]:
 MEASURES = (verify, zstd, large, small)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of files")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(each.__name__ for each in MEASURES))
-    given = parser.parse_args()
-    folder = given.folder / "zkeep-bench-restoring"
-    folder.mkdir(parents=True)
-    os.environ["XDG_RUNTIME_DIR"] = str(folder)
-    print("| zkeep | | beside | | ratio | peak MB | load |\n| --- | --- | --- | --- | --- | --- | --- |")
-    try:
-        for each in MEASURES:
-            if not given.names or each.__name__ in given.names:
-                for row in each(Bench(folder, given.rounds, given.scale)):
-                    print(f"| {' | '.join(row)} | {os.getloadavg()[0]:.1f} |", flush=True)
-    finally:
-        shutil.rmtree(folder)
-
+HEAD = ("zkeep", "", "beside", "", "ratio", "peak MB")
 
 if __name__ == "__main__":
-    main()
+    measured(__doc__, MEASURES, HEAD, "restoring")

@@ -120,7 +120,7 @@ class Table:
 
     def __str__(self) -> str:
         lines = [f"| {' | '.join(row)} |" for row in (self.head, ["---"] * len(self.head), *self.rows)]
-        return "\n".join([f"\n## {self.title}\n", *lines])
+        return "\n".join([f"\n## {self.title}\n", *lines] if self.title else lines)
 
 
 def _settle() -> None:
@@ -282,6 +282,29 @@ def _destroy_next(bench: Bench, names: Iterator[int]) -> Cost:
 def _fill(bench: Bench, count: int) -> None:
     """By one process: starting one for each increment would take most of the time."""
     bench.run([*MAKE, str(bench.folder / "home"), "--snapshots", str(count)])
+
+
+def measured(
+    document: str | None, measures: Sequence[Callable[[Bench], Iterator[Sequence[str]]]], head: Sequence[str], name: str
+) -> None:
+    """The command line of a file of benchmarks that each give rows of one table; prints the rows as they come."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of files")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(each.__name__ for each in measures))
+    given = parser.parse_args()
+    folder = given.folder / f"zkeep-bench-{name}"
+    folder.mkdir(parents=True)
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
+    print(Table("", [*head, "load"], []), flush=True)
+    try:
+        for each in measures:
+            if not given.names or each.__name__ in given.names:
+                for row in each(Bench(folder, given.rounds, given.scale)):
+                    print(f"| {' | '.join(row)} | {os.getloadavg()[0]:.1f} |", flush=True)
+    finally:
+        shutil.rmtree(folder)
 
 
 BENCHES = {"receive": receive, "send": send, "scrub": scrub, "increments": increments, "snapshots": snapshots}
