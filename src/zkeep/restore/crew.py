@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zkeep.errors import TryAgain
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
 AHEAD = 2
 "Portions that a process has been given: the one it works on, and the next."
 Portion = TypeVar("Portion")
@@ -74,13 +77,17 @@ class Crew(Generic[Portion]):
         from multiprocessing import get_context
 
         context = get_context("fork")
-        for _ in range(os.cpu_count() or 1):
-            mine, its = context.Pipe()
-            ours = [*(hand.connection for hand in self._hands), mine]
-            process = context.Process(target=_serve, args=(self._work, its, ours), daemon=True)
-            process.start()
-            its.close()
-            self._hands.append(_Hand(process, mine))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # they come when a process knows what to do then
+        try:
+            for _ in range(os.cpu_count() or 1):
+                mine, its = context.Pipe()
+                ours = [*(hand.connection for hand in self._hands), mine]
+                process = context.Process(target=_serve, args=(self._work, its, ours), daemon=True)
+                process.start()
+                its.close()
+                self._hands.append(_Hand(process, mine))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _listen(self) -> None:
         from multiprocessing.connection import wait
@@ -108,15 +115,33 @@ def _lost() -> TryAgain:
 
 
 def _serve(work: Work[Any], its: Connection[Any, Any], ours: list[Connection[Any, Any]]) -> None:
-    """Do portions until there are no more. It ends, too, when the process that gives them has: nobody else holds it."""
+    """Do portions until there are no more. It ends, too, when the process that gives them has: nobody else holds it.
+
+    A terminal's interrupt goes to all processes. It is left to the one that gave the work, which then ends the others.
+    """
     for connection in ours:
         connection.close()
-    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
-        while True:
-            portion = its.recv()
-            try:
-                work(portion, its.send)
-            except Exception as error:
-                its.send(error)
-                return
-            its.send(None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ended)
+    with suppress(KeyboardInterrupt):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        with suppress(EOFError, ConnectionError):
+            _portions(work, its)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """Once is enough: what is begun is cleared away on the way out."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _portions(work: Work[Any], its: Connection[Any, Any]) -> None:
+    while True:
+        portion = its.recv()
+        try:
+            work(portion, its.send)
+        except Exception as error:
+            its.send(error)
+            return
+        its.send(None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,3 +97,40 @@ def test_they_end_when_who_gave_the_work_was_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{hand}").exists() for hand in hands) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{hand}").exists() for hand in hands)
+
+
+BUSY = """
+import signal, time
+from zkeep.restore.crew import Crew
+
+def interrupted(number, frame):
+    raise KeyboardInterrupt
+
+def work(portion, tell):
+    until = time.monotonic() + 0.0005
+    while time.monotonic() < until:
+        tell(portion)
+
+signal.signal(signal.SIGTERM, interrupted)
+try:
+    with Crew(work, lambda told: None) as crew:
+        print("begun", flush=True)
+        while True:
+            crew.give(1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("turn", range(12))
+def test_an_interrupt_is_one_persons_to_tell(turn: int) -> None:
+    """A terminal interrupts all processes, and the one that gave the work ends the others besides."""
+    command = [sys.executable, "-c", BUSY]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as busy:
+        assert busy.stdout is not None
+        assert busy.stdout.readline() == "begun\n"
+        time.sleep(0.02 * turn)
+        os.killpg(busy.pid, signal.SIGINT)
+        out, err = busy.communicate(timeout=30)
+    assert (out, err, busy.returncode) == ("interrupted\n", "", 0)
