@@ -18,12 +18,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
 from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index
+from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index, closing_on_error
 from zkeep.pool.store.journal import Journal, Operation, Place, encode
 
 INDEX = "catalog.sqlite"
@@ -205,14 +205,14 @@ class Catalog:
 
     def _on_disk(self) -> Index:
         try:
-            index = Index(str(self._path), self._wait)
-            if not self._is_current(index):
-                self._refresh(index)
-            if not index.is_complete():
-                raise Damaged(f"{self._path}: documents are missing or not what was stored; {REMEDY}")
+            with closing_on_error(Index(str(self._path), self._wait)) as index:
+                if not self._is_current(index):
+                    self._refresh(index)
+                if not index.is_complete():
+                    raise Damaged(f"{self._path}: documents are missing or not what was stored; {REMEDY}")
+                return index
         except OSError:
             return self._in_memory()
-        return index
 
     def _is_current(self, index: Index) -> bool:
         place = index.place()
@@ -262,12 +262,12 @@ class Catalog:
         return place
 
     def _in_memory(self) -> Index:
-        index = Index(MEMORY, self._wait)
-        for _ in range(4):
-            with suppress(FileNotFoundError), index.change():  # a writer may prune what is being read
-                index.move(self._follow(index, self._load(index)))
-                return index
-        raise TryAgain(f"the catalog of {self._store.root} is busy: another process is changing it")
+        with closing_on_error(Index(MEMORY, self._wait)) as index:
+            for _ in range(4):
+                with suppress(FileNotFoundError), index.change():  # a writer may prune what is being read
+                    index.move(self._follow(index, self._load(index)))
+                    return index
+            raise TryAgain(f"the catalog of {self._store.root} is busy: another process is changing it")
 
     def shrink(self) -> None:
         """Give back to the disk what the index takes and does not use, if nobody is in the way."""
@@ -282,10 +282,10 @@ class Catalog:
             faults = list(self._index.faults())
             try:
                 self._catch_up(self._index)
-                truth = self._in_memory()
+                with closing(self._in_memory()) as truth:
+                    return faults or _differences(truth, self._index)
             except Damaged as error:
                 return [*faults, f"journal: {error}"]
-            return faults or _differences(truth, self._index)
 
     @classmethod
     def rebuild(cls, store: LocalStore, wait: float = WAIT) -> Catalog:
@@ -315,22 +315,21 @@ def _mend_journal(store: LocalStore, wait: float) -> None:
         number = journal.end().number
     except Damaged as error:
         trouble = error
-    index = _sound_index(store, wait)
-    place = index.place() if index else None
-    if index and place and place.number > number:
-        journal.renew(place, index.rows())
-    elif trouble:
-        raise trouble
-    if index:
-        index.close()
+    with _sound_index(store, wait) as index:
+        place = index.place() if index else None
+        if index and place and place.number > number:
+            journal.renew(place, index.rows())
+        elif trouble:
+            raise trouble
 
 
-def _sound_index(store: LocalStore, wait: float) -> Index | None:
+@contextmanager
+def _sound_index(store: LocalStore, wait: float) -> Iterator[Index | None]:
     """The index on disk, if every row of it is what was stored."""
-    if not store.exists(INDEX):
-        return None
-    try:
-        index = Index(str(store.root / INDEX), wait)
-        return None if any(index.faults()) else index
-    except (Damaged, OSError):
-        return None
+    with ExitStack() as held:
+        sound = None
+        if store.exists(INDEX):
+            with suppress(Damaged, OSError):
+                index = held.enter_context(closing(Index(str(store.root / INDEX), wait)))
+                sound = None if any(index.faults()) else index
+        yield sound

@@ -73,6 +73,16 @@ def _sum(*parts: str) -> int:
     return zlib.crc32("\0".join(parts).encode())
 
 
+@contextmanager
+def closing_on_error(index: Index) -> Iterator[Index]:
+    """What SQLite holds open is let go now, not when garbage is next collected."""
+    try:
+        yield index
+    except BaseException:
+        index.close()
+        raise
+
+
 class Index:
     """`path` may be MEMORY. `wait`: seconds that a statement waits for another process."""
 
@@ -84,6 +94,10 @@ class Index:
         with self._errors():
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
             self._db.create_function("place", 2, _sum, deterministic=True)
+        with closing_on_error(self):
+            self._prepare()
+
+    def _prepare(self) -> None:
         for setting in _SETTINGS:
             self._run(f"PRAGMA {setting}")
         if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'applied'"):
