@@ -101,6 +101,18 @@ def test_a_clone_is_promoted_before_it_was_replicated(tree: Tree, report: object
     report.add(f"a clone is promoted before it was replicated: {tree.followed()} snapshots equal")  # type: ignore[attr-defined]
 
 
+def test_a_clone_is_promoted_and_its_origin_has_a_child(tree: Tree, report: object) -> None:
+    """What is kept as a becomes b, and below a, which is still to come, is a child that is there already."""
+    tree.run(f"zfs create {TOP}/a/child")
+    tree.grow(TOP, f"{TOP}/a", f"{TOP}/a/child")
+    tree.replicate("r0")
+    tree.run(f"zfs clone {TOP}/a@r0 {TOP}/b; zfs promote {TOP}/b")
+    tree.grow(f"{TOP}/a", f"{TOP}/b", f"{TOP}/a/child")
+    tree.replicate("r1")
+    assert tree.origins(KEPT) == tree.origins(TOP) == {"/a": "/b@r0"}
+    report.add(f"the origin of a promoted clone has a child: {tree.followed()} snapshots equal")  # type: ignore[attr-defined]
+
+
 def _promote_twice(tree: Tree) -> None:
     """There and back again, with a snapshot between."""
     for number, name in enumerate(("b", "a")):

@@ -203,6 +203,24 @@ def test_the_origin_may_be_gone_and_its_name_taken(source: Pool, backup: Pool) -
     }
 
 
+def test_a_child_waits_for_its_parent(source: Pool, tmp_path: Path) -> None:
+    """A clone was promoted before it was replicated: it is what is kept as v/t/o, and v/t/o is still to come."""
+    for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2")):
+        for dataset, by in (("v/t/o/k", 3000), ("v/t/o/k/l", 4000)):
+            take(source, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
+    with Pool.create(tmp_path / "w", "w") as backup:
+        take(backup, sent(source, "v/t@s2", replicate=True), "w/t")
+        take(source, shifted(stream(HISTORY, "inc-s2-s3"), 5000, clone=True, source=1000), "v/t/n@s3")
+        goes_on(source)
+        for dataset, by in (("v/t/o/k", 3000), ("v/t/o/k/l", 4000)):
+            take(source, shifted(stream(HISTORY, "inc-s2-s3"), by), f"{dataset}@s3")
+        promote(source, ds("v/t/n"))
+        take(backup, sent(source, "v/t@s3", replicate=True, from_all="@s2"), "w/t", force=True)
+        assert shape(backup) == shape(source)
+        assert streams(backup) == streams(source)
+        assert scrub(backup).clean
+
+
 def test_a_header_that_wants_it_both_ways_comes_to_an_end(
     source: Pool, backup: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ class _Receiver:
         self._landing: Landing | None = None
         self._context: Any = None
         self._skipping = False
+        self._settled = True
         self._ended: SubEnd | None = None
         self._arrival = Arrival("", "", False)
         self._started = (0.0, 0)
@@ -128,12 +129,17 @@ class _Receiver:
         self._names.top = self._outline.top
         if self._names.snapshot:
             raise Refused("cannot receive: a package of several snapshots goes to a dataset, not to one snapshot")
-        if self._outline.incremental and not self._options.dry_run:
+        self._replicate_names(force=self._options.force)
+
+    def _replicate_names(self, *, force: bool) -> None:
+        if self._outline and self._outline.incremental and not self._options.dry_run:
             local = self._names.dataset(self._outline.top)
-            replicate_names(self._pool, self._outline, local, self._names.dataset, force=self._options.force)
+            self._settled = replicate_names(self._pool, self._outline, local, self._names.dataset, force=force)
 
     def _begin(self, event: SubBegin) -> None:
         sent, snapshot = _sent_name(event)
+        if not self._settled:
+            self._replicate_names(force=False)
         target = self._target(event, sent, snapshot)
         if self._already_here(event, target):
             self._skipping = True
@@ -240,9 +246,7 @@ class _Receiver:
         """The stream came to its end."""
         if self._ended is not None:
             self._end(self._ended)
-        if self._outline and self._outline.incremental and not self._options.dry_run:
-            local = self._names.dataset(self._outline.top)
-            replicate_names(self._pool, self._outline, local, self._names.dataset, force=False)
+        self._replicate_names(force=False)
 
 
 def _sent_name(event: SubBegin) -> tuple[str, str]:

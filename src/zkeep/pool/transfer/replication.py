@@ -5,6 +5,7 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), recv_incremental
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -145,10 +146,11 @@ def _outlined(package: Package, entry: object) -> Outlined:
 
 def replicate_names(
     pool: Pool, outline: Outline, top: DatasetName, place: Callable[[str], DatasetName], *, force: bool
-) -> None:
+) -> bool:
     """Before an incremental replication: promote, rename, and with -F destroy, as it happened at the source.
 
-    One transaction: all of it or nothing.
+    One transaction: all of it or nothing. Returns whether all have their sender's name; else this is to be done again
+    once more has arrived.
 
     Raises:
         Refused: something to destroy is held or has a clone that stays.
@@ -156,7 +158,7 @@ def replicate_names(
     """
     dataset = pool.find(top)
     if dataset is None:
-        return
+        return True
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         _promote_as_there(pool, t, outline, dataset, stack)
@@ -165,8 +167,9 @@ def replicate_names(
         if force:
             segments = _destroy_gone(pool, t, outline, local, matched)
         _rename_snapshots(pool, t, outline, matched)
-        _rename_datasets(pool, t, top, local, matched, place)
+        settled = _rename_datasets(pool, t, top, local, matched, place)
     discard(pool, segments)
+    return settled
 
 
 def _promote_as_there(pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack) -> None:
@@ -257,23 +260,38 @@ def _rename_datasets(
     local: list[Dataset],
     matched: dict[int, Outlined],
     place: Callable[[str], DatasetName],
-) -> None:
-    """Give each dataset below the top its sender's name; what the sender does not know moves with its parent."""
+) -> bool:
+    """Give each dataset below the top its sender's name; what the sender does not know moves with its parent.
+
+    So does what belongs below a dataset that is still to come.
+    """
+    tree = pool.tree()
+    below = sorted((d for d in local if d.id in tree.by_id and d.name != top), key=lambda d: d.name.depth)
+    others = {d.name.text for d in tree.by_id.values()} - {d.name.text for d in below}
+    wanted = {d.id: place(matched[d.id].name).text for d in below if d.id in matched}
+    waiting: set[int] = set()
+    while True:
+        names = _moved(below, {i: name for i, name in wanted.items() if i not in waiting})
+        parents = others.union(names.values())
+        more = {i for i, name in wanted.items() if name.rpartition("/")[0] not in parents} - waiting
+        if not more:
+            break
+        waiting |= more
+    for dataset in below:
+        if names[dataset.id] != dataset.name.text:
+            pool.update_dataset(t, dataset, name=pool.relative(DatasetName.parse(names[dataset.id])))
+    taken = sorted(name for name, count in Counter(names.values()).items() if count > 1 or name in others)
+    if taken:
+        raise Refused(f"cannot rename as at the source: {shown(taken[0])} is in the way")
+    return not waiting
+
+
+def _moved(datasets: list[Dataset], wanted: dict[int, str]) -> dict[int, str]:
+    """The name of each by id: as wanted, or below what its parent is called then. Parents come first."""
     moved: dict[str, str] = {}
-    tree = pool.tree().by_id
-    for dataset in sorted(local, key=lambda d: d.name.depth):
-        if dataset.id not in tree or dataset.name == top:
-            continue
-        above = dataset.name.parent.text if dataset.name.parent else ""
-        name = f"{moved.get(above, above)}/{dataset.name.base}"
-        if dataset.id in matched:
-            name = place(matched[dataset.id].name).text
-        if name != dataset.name.text:
-            moved[dataset.name.text] = name
-            pool.update_dataset(t, dataset, name=pool.relative(DatasetName.parse(name)))
-    names = [doc["name"] for _, doc in t.scan("dataset")]
-    taken = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    orphans = [n for n in names if "/" in n and n.rpartition("/")[0] not in names]
-    if taken or orphans:
-        name = shown(sorted(taken or set(orphans))[0])
-        raise Refused(f"cannot rename as at the source: {name} is in the way or lost its parent")
+    names: dict[int, str] = {}
+    for dataset in datasets:
+        above = dataset.name.text.rpartition("/")[0]
+        names[dataset.id] = wanted.get(dataset.id) or f"{moved.get(above, above)}/{dataset.name.base}"
+        moved[dataset.name.text] = names[dataset.id]
+    return names
