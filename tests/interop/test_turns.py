@@ -50,13 +50,14 @@ class Tree:
         for name in self.run(f"zfs list -H -o name -t snapshot -r {TOP}").splitlines():
             yield name.removeprefix(TOP)
 
-    def followed(self) -> int:
+    def followed(self, *, by_kernel: bool = True) -> int:
         """zkeep and the kernel's other pool have the same snapshots with the same files; how many."""
         lab, names = self.lab, sorted(self.snapshots())
         kept = lab.zkeep("list", "-H", "-o", "name", "-t", "snapshot", "-r", KEPT).splitlines()
         assert sorted(name.removeprefix(KEPT) for name in kept) == names
         lab.opens([KEPT + name for name in names], [TOP + name for name in names], self.key)
-        self.taken_back(BACK, names)
+        if by_kernel:
+            self.taken_back(BACK, names)
         lab.send("fresh.zfs", "-R", "-w", f"{KEPT}@{self.last}")
         lab.kernel_takes("fresh.zfs", "-u back/fresh")
         self.taken_back("back/fresh", names)
@@ -102,15 +103,18 @@ def test_a_clone_is_promoted_before_it_was_replicated(tree: Tree, report: object
 
 
 def test_a_clone_is_promoted_and_its_origin_has_a_child(tree: Tree, report: object) -> None:
-    """What is kept as a becomes b, and below a, which is still to come, is a child that is there already."""
+    """What is kept as a becomes b, and below a, which is still to come, is a child that is there already.
+
+    `zfs receive -F` itself (2.3.2) leaves the child out, so the kernel gets only all of it at once.
+    """
     tree.run(f"zfs create {TOP}/a/child")
     tree.grow(TOP, f"{TOP}/a", f"{TOP}/a/child")
-    tree.replicate("r0")
+    tree.replicate("r0", to_kernel=False)
     tree.run(f"zfs clone {TOP}/a@r0 {TOP}/b; zfs promote {TOP}/b")
     tree.grow(f"{TOP}/a", f"{TOP}/b", f"{TOP}/a/child")
-    tree.replicate("r1")
+    tree.replicate("r1", to_kernel=False)
     assert tree.origins(KEPT) == tree.origins(TOP) == {"/a": "/b@r0"}
-    report.add(f"the origin of a promoted clone has a child: {tree.followed()} snapshots equal")  # type: ignore[attr-defined]
+    report.add(f"the origin of a promoted clone has a child: {tree.followed(by_kernel=False)} snapshots equal")  # type: ignore[attr-defined]
 
 
 def _promote_twice(tree: Tree) -> None:
