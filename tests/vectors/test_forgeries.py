@@ -21,11 +21,18 @@ from zkeep.errors import Damaged, NotAuthentic
 from zkeep.format.records import Free, Object, ObjectRange, RecordType, Write
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.restore.errors import Forgery
 from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
 
 NAME = "ccm192-lzjb-8k"
 Forge = Callable[[list[Record]], list[Record]]
+
+
+@pytest.fixture(autouse=True)
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a large snapshot, several processes authenticate."""
+    monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +232,25 @@ def test_p5_a_forged_snapshot_is_told_from_an_authentic_one(forge: Forge, case: 
     with pool_with(tmp_path, put_together(forge(full()))) as pool, pytest.raises(NotAuthentic) as caught:
         all_from(pool, case)
     assert caught.value.status == 4
+
+
+@pytest.mark.parametrize("alone", [0, 1 << 30])
+def test_the_first_block_that_fails_is_named(
+    alone: int, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks at it, and however many fail."""
+    monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", alone)
+    monkeypatch.setattr("zkeep.restore.opened.PORTION", 1)
+    records = full()
+    writes = of(records, RecordType.WRITE)
+    wrong = writes[len(writes) // 3 :]
+    for at in wrong:
+        header, payload = records[at].header, records[at].payload
+        assert isinstance(header, Write)
+        records[at].put(header, bytes([payload[0] ^ 1]) + payload[1:])
+    with pool_with(tmp_path, put_together(records)) as pool, pytest.raises(Forgery) as caught:
+        all_from(pool, case)
+    assert caught.value.object == records[wrong[0]].object
 
 
 @pytest.mark.parametrize("rtype", [RecordType.OBJECT, RecordType.WRITE, RecordType.OBJECT_RANGE], ids=lambda t: t.name)

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import chain, groupby
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -65,8 +64,8 @@ SMALL = 128 << 10
 "Bytes of a file's only block that may be opened before it is asked for."
 WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
-PORTION = 1 << 20
-"Bytes that a thread authenticates before it asks for more: they fit its cache."
+PORTION = 8 << 20
+"Bytes that are authenticated at a time."
 
 
 class NoObject(Unreadable):
@@ -96,7 +95,6 @@ class Opened:
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
-        self._space = local()
         self._blocks: OrderedDict[int, Mapping[int, Verified]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self._expected: dict[int, Buffer | bytes] = {}
@@ -319,40 +317,46 @@ class Opened:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def portions(self, index: int) -> Iterator[tuple[int, Array]]:
-        """All blocks of the objects of a block of dnodes: in stretches, each of one type of object."""
-        held = self.dnodes(index).values()
-        small: dict[int, list[Array]] = {}
-        for each in held:
-            if each.flat is not None:
-                small.setdefault(each.dnode.type, []).append(each.flat)
-            small.setdefault(each.dnode.bonustype, []).append(each.spill)
-        trees = (each for each in held if each.flat is None)
-        large = ((each.dnode.type, leaves) for each in trees for leaves in self.leaves(each, 0, END))
-        for kind, leaves in chain(((kind, np.concatenate(parts)) for kind, parts in small.items()), large):
-            yield from ((kind, some) for some in _batches(leaves, PORTION))
+    def portions(self, index: int) -> Iterator[tuple[bool, Array]]:
+        """All blocks of the objects of a block of dnodes, by number: in stretches, each encrypted or none of it."""
+        pieces = chain.from_iterable(map(self._pieces, self.dnodes(index).values()))
+        for encrypted, run in groupby(pieces, key=lambda piece: piece[0]):
+            waiting: list[Array] = []
+            size = 0
+            for _, leaves in run:
+                waiting.append(leaves)
+                size += int(leaves["size"].sum(dtype="u8"))
+                if size >= PORTION:
+                    yield from ((encrypted, some) for some in _batches(np.concatenate(waiting), PORTION))
+                    waiting, size = [], 0
+            if waiting:
+                yield encrypted, np.concatenate(waiting)
 
-    def check(self, kind: int, leaves: Array) -> None:
-        """Authenticate blocks without undoing their compression. Several threads may."""
-        keys, is_sealed = self._keys, is_encrypted(kind)
+    def _pieces(self, held: Verified) -> Iterator[tuple[bool, Array]]:
+        """The blocks of an object in stretches, and whether they are encrypted."""
+        of_type = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
+        for kind, leaves in chain(of_type, [(held.dnode.bonustype, held.spill)]):
+            if len(leaves):
+                yield is_encrypted(kind), leaves
+
+    def check(self, encrypted: bool, leaves: Array) -> None:
+        """Authenticate blocks without undoing their compression; of those that fail, the first is told of."""
+        keys = self._keys
         if keys is None:
             self._records(leaves)
             return
-        out = self._room(int(leaves["size"].max()))
+        nobody = memoryview(bytearray(int(leaves["size"].max())))  # looks at what comes out
+        failed: list[int] = []
         for index, row, sealed in fetched(self.state.records, leaves):
             try:
-                if is_sealed:
-                    open_row(keys, row, sealed, out[: len(sealed) - MAC])
+                if encrypted:
+                    open_row(keys, row, sealed, nobody[: len(sealed) - MAC])
                 else:
                     keys.authenticate(row.mac, sealed[:-MAC])
             except Forged:
-                raise self._forged(leaves[index]) from None
-
-    def _room(self, size: int) -> memoryview:
-        """For what nobody looks at: a thread's own, over and over."""
-        if len(getattr(self._space, "out", b"")) < size:
-            self._space.out = bytearray(size)
-        return memoryview(self._space.out)
+                failed.append(index)
+        if failed:
+            raise self._forged(leaves[min(failed)])
 
     def spill(self, held: Verified) -> bytes | None:
         """The content of an object's spill block, if it has one."""

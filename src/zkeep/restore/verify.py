@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy.typing as npt
+
+from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
+from zkeep.restore.crew import Crew
 from zkeep.restore.opened import Opened
 
-WINDOW = 16
-"Portions that are being authenticated or wait for it, while what comes next is found out."
+ALONE_BYTES, ALONE_OBJECTS = 32 << 20, 2048
+"What is authenticated before other processes are made to help."
+BLOCKS = 8
+"Of dnodes, that a process is given at once."
 
 
 @dataclass
@@ -22,6 +31,29 @@ class Verified:
     bytes: int = 0
 
 
+class Portion(NamedTuple):
+    """Data blocks, all encrypted or none. `place`: the number of the block of dnodes that leads to them, and a turn."""
+
+    place: tuple[int, int]
+    encrypted: bool
+    leaves: npt.NDArray[Any]
+
+
+class Checked(NamedTuple):
+    """What was looked at, and what was wrong with it."""
+
+    place: tuple[int, int]
+    objects: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    error: ZkeepError | None = None
+    is_large: bool = False
+    """Nothing was done: what this block of dnodes leads to is worth sharing out."""
+
+
+Tell = Callable[[Checked], object]
+
+
 def verify(opened: Opened, tell: Callable[[Verified], object] = lambda done: None) -> Verified:
     """Hold every object and every block of an opened snapshot against the keys.
 
@@ -29,28 +61,113 @@ def verify(opened: Opened, tell: Callable[[Verified], object] = lambda done: Non
         Forgery: the first that fails.
         Damaged: it fails because the pool's own data is not what was stored.
     """
-    done = Verified()
-    for size, count in _abreast(opened, done):
-        done.blocks += count
-        done.bytes += size
-        tell(done)
-    return done
+    return _Verifier(opened, tell).run()
 
 
-def _abreast(opened: Opened, done: Verified) -> Iterator[tuple[int, int]]:
-    """Bytes and blocks of portions that are authentic, in the order in which they lie."""
-    window: deque[tuple[Future[None], int, int]] = deque()
-    for index in opened.numbers():
-        for kind, leaves in opened.portions(index):
-            under_way = opened.crew.submit(opened.check, kind, leaves)
-            window.append((under_way, int(leaves["size"].sum(dtype="u8")), len(leaves)))
-            if len(window) > WINDOW:
-                yield _finished(*window.popleft())
-        done.objects += len(opened.dnodes(index))
-    while window:
-        yield _finished(*window.popleft())
+class _Verifier:
+    """Shares the work out among processes: blocks of dnodes, and of those that lead to much the data blocks.
+
+    Where there is little, it does all of it itself.
+    """
+
+    def __init__(self, opened: Opened, tell: Callable[[Verified], object]) -> None:
+        self._opened = opened
+        self._tell = tell
+        self._done = Verified()
+        self._large: list[int] = []
+        self._failed: dict[tuple[int, int], ZkeepError] = {}
+
+    def run(self) -> Verified:
+        self._opened.rest()
+        alone = threading.active_count() > 1  # whoever forks must have no other thread
+        numbers = iter(self._opened.numbers())
+        with Crew[list[int] | Portion](partial(_check, self._opened), self._heard) as crew:
+            give = self._check_here if alone else partial(self._give, crew)
+            for number in numbers:
+                self._share(number, give)
+                if self._failed or (self._is_much and not alone):
+                    break
+            while not self._failed and (some := list(islice(numbers, BLOCKS))):
+                crew.give(some)
+                self._share_large(give)
+            crew.finish()
+            self._share_large(give)
+            crew.finish()
+        if self._failed:
+            raise self._failed[min(self._failed)]
+        return self._done
+
+    @property
+    def _is_much(self) -> bool:
+        return self._done.bytes >= ALONE_BYTES or self._done.objects >= ALONE_OBJECTS
+
+    def _give(self, crew: Crew[list[int] | Portion], portion: Portion) -> None:
+        if self._is_much:
+            crew.give(portion)
+        else:
+            self._check_here(portion)
+
+    def _check_here(self, portion: Portion) -> None:
+        _check(self._opened, portion, self._heard)
+
+    def _share_large(self, give: Callable[[Portion], object]) -> None:
+        while self._large:
+            self._share(self._large.pop(), give)
+
+    def _share(self, number: int, give: Callable[[Portion], object]) -> None:
+        """What a block of dnodes leads to, until something fails that comes before."""
+        try:
+            for portion in _portions(self._opened, number):
+                if self._failed and min(self._failed) < portion.place:
+                    return
+                give(portion)
+            self._done.objects += len(self._opened.dnodes(number))
+        except (Damaged, NotAuthentic, Refused) as error:
+            self._failed[number, sys.maxsize] = error
+
+    def _heard(self, checked: Checked) -> None:
+        if checked.error is not None:
+            self._failed[checked.place] = checked.error
+            return
+        if checked.is_large:
+            self._large.append(checked.place[0])
+            return
+        self._done.objects += checked.objects
+        self._done.blocks += checked.blocks
+        self._done.bytes += checked.bytes
+        self._tell(self._done)
 
 
-def _finished(under_way: Future[None], size: int, count: int) -> tuple[int, int]:
-    under_way.result()
-    return size, count
+def _portions(opened: Opened, number: int) -> Iterator[Portion]:
+    for turn, (encrypted, leaves) in enumerate(opened.portions(number)):
+        yield Portion((number, turn), encrypted, leaves)
+
+
+def _check(opened: Opened, portion: Iterable[int] | Portion, tell: Tell) -> None:
+    """What fails is told of like the rest: what was given before may fail as well, and comes first."""
+    if isinstance(portion, Portion):
+        tell(_checked(opened, portion))
+        return
+    for number in portion:
+        tell(_block_of_dnodes(opened, number))
+
+
+def _block_of_dnodes(opened: Opened, number: int) -> Checked:
+    place = number, 0
+    try:
+        portions = list(islice(_portions(opened, number), 2))
+        if len(portions) > 1:
+            return Checked(place, is_large=True)
+        checked = _checked(opened, portions[0]) if portions else Checked(place)
+        return checked._replace(objects=len(opened.dnodes(number)))
+    except (Damaged, NotAuthentic, Refused) as error:
+        return Checked(place, error=error)
+
+
+def _checked(opened: Opened, portion: Portion) -> Checked:
+    place, encrypted, leaves = portion
+    try:
+        opened.check(encrypted, leaves)
+    except (Damaged, NotAuthentic, Refused) as error:
+        return Checked(place, error=error)
+    return Checked(place, 0, len(leaves), int(leaves["size"].sum(dtype="u8")))
