@@ -221,6 +221,29 @@ def test_a_child_waits_for_its_parent(source: Pool, tmp_path: Path) -> None:
         assert scrub(backup).clean
 
 
+def grown(pool: Pool, dataset: str, by: int, *, last: int = 2) -> None:
+    for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2", "inc-s2-s3")[: last + 1]):
+        take(pool, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
+
+
+def test_a_tree_is_sent_parents_and_origins_first(source: Pool, tmp_path: Path) -> None:
+    """A clone that comes first by its name, of a dataset below one that does not."""
+    grown(source, "v/t/o/k", 3000)
+    take(source, shifted(stream(HISTORY, "inc-s1-s2"), 4000, clone=True, source=3000), "v/t/a@s2")
+    with Pool.create(tmp_path / "w", "w") as backup:
+        take(backup, sent(source, "v/t@s2", replicate=True), "w/t")
+        assert shape(backup) == shape(source)
+
+
+def test_a_clone_of_what_lies_below_it_is_sent_in_full(source: Pool, tmp_path: Path) -> None:
+    take(source, shifted(stream(HISTORY, "inc-s1-s2"), 4000, clone=True, source=1000), "v/t/o/k@s2")
+    promote(source, ds("v/t/o/k"))
+    assert shape(source)["/t/o"] == ("/t/o/k@s1", ["s2"])
+    with Pool.create(tmp_path / "w", "w") as backup:
+        take(backup, sent(source, "v/t@s2", replicate=True), "w/t")
+        assert shape(backup) == shape(source) | {"/t/o": (None, ["s2"])}
+
+
 def test_a_header_that_wants_it_both_ways_comes_to_an_end(
     source: Pool, backup: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

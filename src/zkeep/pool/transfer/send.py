@@ -212,14 +212,13 @@ def _replication(pool: Pool, snapshot: Snapshot, request: SendRequest) -> Iterat
     if fromsnap is not None:
         _source(pool, snapshot, f"@{fromsnap}")
     chosen = _chosen(pool, snapshot, request)
-    ids = {s.dataset.id for s in chosen.values()}
-    for dataset in _origins_first([s.dataset for s in chosen.values()]):
+    for dataset, origin in _in_turn(pool, [s.dataset for s in chosen.values()]):
         last = chosen[dataset.name.text]
         source = pool.find_snapshot(dataset.name.snapshot(fromsnap)) if fromsnap is not None else None
         if source is not None and request.from_all is None:
             yield Leg(last, source)
         else:
-            yield from _between(pool, last, source or _origin_in(pool, dataset, ids))
+            yield from _between(pool, last, source or origin)
 
 
 def _chosen(pool: Pool, snapshot: Snapshot, request: SendRequest) -> dict[str, Snapshot]:
@@ -254,24 +253,32 @@ def _chosen(pool: Pool, snapshot: Snapshot, request: SendRequest) -> dict[str, S
     return found
 
 
-def _origin_in(pool: Pool, dataset: Dataset, ids: set[int]) -> Snapshot | None:
-    if dataset.origin is None or dataset.origin[0] not in ids:
-        return None
-    return pool.snapshot_at(*dataset.origin)
+def _in_turn(pool: Pool, datasets: list[Dataset]) -> Iterator[tuple[Dataset, Snapshot | None]]:
+    """In the order in which a receiver can have them, each after its parent and its origin; with its origin.
 
+    A clone that cannot come after its origin, because that lies below it, comes without one.
 
-def _origins_first(datasets: list[Dataset]) -> list[Dataset]:
-    by_id = {d.id: d for d in datasets}
-    ordered: dict[int, Dataset] = {}
-
-    def visit(dataset: Dataset) -> None:
-        if dataset.origin and dataset.origin[0] in by_id and dataset.origin[0] not in ordered:
-            visit(by_id[dataset.origin[0]])
-        ordered.setdefault(dataset.id, dataset)
-
-    for dataset in datasets:
-        visit(dataset)
-    return list(ordered.values())
+    Source: lib/libzfs/libzfs_sendrecv.c dump_filesystems().
+    """
+    ids: dict[DatasetName | None, int] = {d.name: d.id for d in datasets}
+    known, pending = set(ids.values()), set(ids.values())
+    waiting = datasets
+    while waiting:
+        later = []
+        for dataset in waiting:
+            if {ids.get(dataset.name.parent), dataset.origin and dataset.origin[0]} & pending:
+                later.append(dataset)
+                continue
+            pending.remove(dataset.id)
+            origin = dataset.origin if dataset.origin and dataset.origin[0] in known else None
+            yield dataset, pool.snapshot_at(*origin) if origin else None
+        if len(later) == len(waiting):
+            free = [d for d in later if ids.get(d.name.parent) not in pending]
+            alone = next((d for d in free if d.origin and pool.by_id(d.origin[0]).name.is_within(d.name)), free[0])
+            pending.remove(alone.id)
+            later.remove(alone)
+            yield alone, None
+        waiting = later
 
 
 def _resumed_leg(pool: Pool, token: Token) -> Leg:
