@@ -221,6 +221,25 @@ def test_a_child_waits_for_its_parent(source: Pool, tmp_path: Path) -> None:
         assert scrub(backup).clean
 
 
+def test_a_past_that_parts_where_the_source_parted_it(source: Pool, tmp_path: Path) -> None:
+    """A clone of something old was promoted before it was replicated: what came later stays, with its clones."""
+    grown(source, "v/t/o/k", 3000)
+    take(source, shifted(stream(HISTORY, "inc-s2-s3"), 4000, clone=True, source=1000), "v/t/d@s2")
+    with Pool.create(tmp_path / "w", "w") as backup:
+        take(backup, sent(source, "v/t@s2", replicate=True), "w/t")
+        assert shape(backup)["/t/d"] == ("/t/o@s2", ["s2"])
+        namespace.rename_snapshot(source, snap("v/t/d@s2"), snap("v/t/d@s3"))
+        take(source, shifted(stream(HISTORY, "inc-s1-s3"), 5000, clone=True, source=1000), "v/t/n@s3")
+        goes_on(source)
+        take(source, shifted(stream(HISTORY, "inc-s2-s3"), 3000), "v/t/o/k@s3")
+        promote(source, ds("v/t/n"))
+        assert shape(source)["/t/o"] == ("/t/n@s1", ["s2", "s3"])
+        take(backup, sent(source, "v/t@s3", replicate=True, from_all="@s2"), "w/t", force=True)
+        assert shape(backup) == shape(source)
+        assert streams(backup) == streams(source)
+        assert scrub(backup).clean
+
+
 def grown(pool: Pool, dataset: str, by: int, *, last: int = 2) -> None:
     for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2", "inc-s2-s3")[: last + 1]):
         take(pool, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool, txg_key
 from zkeep.pool.store.catalog import Transaction
@@ -53,9 +54,17 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     _move(t, origin, clone, txg)
     _redirect(pool, t, origin, clone, txg)
     grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
+    _copy_keys(pool, t, origin, clone)
     mine, theirs = _key_roots(clone, origin)
     pool.update_dataset(t, clone, origin=grandparent, **mine)
     pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **theirs)
+
+
+def _copy_keys(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset) -> None:
+    """Sealings that were made here go on opening what moves; a clone has its origin's keys."""
+    if not any(keyrecords.local(pool, clone)):
+        for record in reversed(list(keyrecords.local(pool, origin))):
+            keyrecords.add(pool, t, clone, record.fields)
 
 
 def _key_roots(clone: Dataset, origin: Dataset) -> tuple[dict[str, bool], dict[str, bool]]:

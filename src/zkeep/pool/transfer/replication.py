@@ -161,7 +161,9 @@ def replicate_names(
         return True
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
-        _promote_as_there(pool, t, outline, dataset, stack)
+        held: set[int] = set()
+        _promote_as_there(pool, t, outline, dataset, stack, held)
+        _part_as_there(pool, t, outline, dataset, stack, held)
         local = [d for d in pool.tree().within(dataset)]
         matched = dict(_matches(pool, outline, local))
         if force:
@@ -172,10 +174,11 @@ def replicate_names(
     return settled
 
 
-def _promote_as_there(pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack) -> None:
+def _promote_as_there(
+    pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack, held: set[int]
+) -> None:
     """Promote the clones that are none at the source, or of something older; each once, whatever the header says."""
     done: set[int] = set()
-    held: set[int] = set()
     while True:
         local = pool.tree().within(top)
         found = next((d for d in local if d.id not in done and _is_promoted(pool, outline, d)), None)
@@ -196,6 +199,45 @@ def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset) -> bool:
         return True
     every = [s for some in pool.all_snapshots().values() for s in some if s.guid == there.origin]
     return any(s.txg < origin.txg for s in every)
+
+
+def _part_as_there(
+    pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack, held: set[int]
+) -> None:
+    """Give a past that is another dataset's at the source a dataset here: a clone that was promoted there before it
+    was ever replicated.
+    """
+    guids = outline.by_guid()
+    todo = pool.tree().within(top)[1:]
+    while todo:
+        dataset = todo.pop()
+        owned = [(s, guids[s.guid][0]) for s in pool.snapshots(dataset) if s.guid in guids]
+        older = [(snapshot, owner) for snapshot, owner in owned if owner is not owned[-1][1]]
+        if not older or older[-1][1] in dict(_matches(pool, outline, _others(pool, top, dataset))).values():
+            continue
+        snapshot, owner = older[-1]
+        clone = _clone_for(pool, t, snapshot, owner)
+        hold_off(pool, clone, stack, held)
+        promote_in(pool, t, clone)
+        todo.append(pool.by_id(clone.id))
+
+
+def _others(pool: Pool, top: Dataset, dataset: Dataset) -> list[Dataset]:
+    return [other for other in pool.tree().within(top) if other.id != dataset.id]
+
+
+def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) -> Dataset:
+    """A clone of the snapshot, beside its dataset; called as at the source, where that is free here."""
+    origin = snapshot.dataset
+    assert origin.name.parent is not None
+    name = origin.name.parent.child(owner.name.rpartition("/")[2])
+    if pool.find(name):
+        name = origin.name.parent.child(f"recv-{snapshot.guid:x}")
+    same = {field: origin.doc[field] for field in ("raw", "crypt") if field in origin.doc}
+    source = {"dataset": origin.id, "txg": snapshot.txg}
+    return pool.create_dataset(
+        t, name, origin.doc["type"], origin=source, received=owner.received, received_name=owner.name, **same
+    )
 
 
 def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
