@@ -169,7 +169,7 @@ def replicate_names(
         if force:
             segments = _destroy_gone(pool, t, outline, local, matched)
         _rename_snapshots(pool, t, outline, matched)
-        settled = _rename_datasets(pool, t, top, local, matched, place)
+        settled = _rename_datasets(pool, t, outline, local, matched, place)
     discard(pool, segments)
     return settled
 
@@ -232,7 +232,7 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) 
     assert origin.name.parent is not None
     name = origin.name.parent.child(owner.name.rpartition("/")[2])
     if pool.find(name):
-        name = origin.name.parent.child(f"recv-{snapshot.guid:x}")
+        name = origin.name.parent.child(_aside(snapshot.guid))
     same = {field: origin.doc[field] for field in ("raw", "crypt") if field in origin.doc}
     source = {"dataset": origin.id, "txg": snapshot.txg}
     return pool.create_dataset(
@@ -241,10 +241,10 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) 
 
 
 def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
-    """By the id of each local dataset, the sender's dataset that has a snapshot in common."""
+    """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have."""
     guids = outline.by_guid()
     for dataset in local:
-        for snapshot in pool.snapshots(dataset):
+        for snapshot in reversed(pool.snapshots(dataset)):
             if snapshot.guid in guids:
                 yield dataset.id, guids[snapshot.guid][0]
                 break
@@ -255,9 +255,8 @@ def _destroy_gone(
 ) -> list[str]:
     guids = outline.by_guid()
     segments: list[str] = []
-    for dataset in sorted(local, key=lambda d: -d.name.depth):
-        snapshots = pool.snapshots(dataset)
-        gone = [s for s in snapshots if s.guid not in guids]
+    for dataset in _leaves_first(local):
+        gone = [s for s in pool.snapshots(dataset) if s.guid not in guids]
         for snapshot in gone:
             _refuse_kept(pool, snapshot)
         if dataset.id in matched:
@@ -266,6 +265,18 @@ def _destroy_gone(
         elif dataset is not local[0] and not _has_children(pool, dataset):
             segments += pool.remove_dataset(t, dataset)
     return segments
+
+
+def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
+    """Clones before their origins, and children before their parents."""
+    todo = sorted(datasets, key=lambda d: -d.name.depth)
+    while todo:
+        origins = {d.origin[0] for d in todo if d.origin}
+        parents = {d.name.parent for d in todo}
+        free = [d for d in todo if d.id not in origins and d.name not in parents] or todo[:1]
+        yield from free
+        done = {d.id for d in free}
+        todo = [d for d in todo if d.id not in done]
 
 
 def _has_children(pool: Pool, dataset: Dataset) -> bool:
@@ -298,27 +309,31 @@ def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dic
 def _rename_datasets(
     pool: Pool,
     t: Transaction,
-    top: DatasetName,
+    outline: Outline,
     local: list[Dataset],
     matched: dict[int, Outlined],
     place: Callable[[str], DatasetName],
 ) -> bool:
     """Give each dataset below the top its sender's name; what the sender does not know moves with its parent.
 
-    So does what belongs below a dataset that is still to come.
+    So does what belongs below a dataset that is still to come; if it has that one's name, it steps aside.
     """
-    tree = pool.tree()
-    below = sorted((d for d in local if d.id in tree.by_id and d.name != top), key=lambda d: d.name.depth)
-    others = {d.name.text for d in tree.by_id.values()} - {d.name.text for d in below}
+    tree = pool.tree().by_id
+    below = sorted((d for d in local[1:] if d.id in tree), key=lambda d: d.name.depth)
+    others = {d.name.text for d in tree.values()} - {d.name.text for d in below}
     wanted = {d.id: place(matched[d.id].name).text for d in below if d.id in matched}
+    coming = {place(name).text for name in outline.datasets.keys() - {o.name for o in matched.values()}}
     waiting: set[int] = set()
+    aside: set[int] = set()
     while True:
-        names = _moved(below, {i: name for i, name in wanted.items() if i not in waiting})
+        names = _moved(below, {i: name for i, name in wanted.items() if i not in waiting}, aside)
         parents = others.union(names.values())
-        more = {i for i, name in wanted.items() if name.rpartition("/")[0] not in parents} - waiting
-        if not more:
+        homeless = {i for i, name in wanted.items() if name.rpartition("/")[0] not in parents} - waiting
+        in_the_way = {i for i in waiting if names[i] in coming} - aside
+        if not homeless and not in_the_way:
             break
-        waiting |= more
+        waiting |= homeless
+        aside |= in_the_way
     for dataset in below:
         if names[dataset.id] != dataset.name.text:
             pool.update_dataset(t, dataset, name=pool.relative(DatasetName.parse(names[dataset.id])))
@@ -328,12 +343,18 @@ def _rename_datasets(
     return not waiting
 
 
-def _moved(datasets: list[Dataset], wanted: dict[int, str]) -> dict[int, str]:
+def _moved(datasets: list[Dataset], wanted: dict[int, str], aside: set[int]) -> dict[int, str]:
     """The name of each by id: as wanted, or below what its parent is called then. Parents come first."""
     moved: dict[str, str] = {}
     names: dict[int, str] = {}
     for dataset in datasets:
         above = dataset.name.text.rpartition("/")[0]
-        names[dataset.id] = wanted.get(dataset.id) or f"{moved.get(above, above)}/{dataset.name.base}"
+        base = _aside(dataset.guid) if dataset.id in aside else dataset.name.base
+        names[dataset.id] = wanted.get(dataset.id) or f"{moved.get(above, above)}/{base}"
         moved[dataset.name.text] = names[dataset.id]
     return names
+
+
+def _aside(guid: int) -> str:
+    """A name that nobody else gives."""
+    return f"recv-{guid:x}"
