@@ -262,7 +262,7 @@ def _destroy_gone(
         if dataset.id in matched:
             for snapshot in gone:
                 pool.remove_snapshot(t, snapshot)
-        elif dataset is not local[0] and not _has_children(pool, dataset):
+        elif dataset is not local[0]:  # a child that stays is given another parent
             segments += pool.remove_dataset(t, dataset)
     return segments
 
@@ -277,10 +277,6 @@ def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
         yield from free
         done = {d.id for d in free}
         todo = [d for d in todo if d.id not in done]
-
-
-def _has_children(pool: Pool, dataset: Dataset) -> bool:
-    return len(pool.tree().within(dataset)) > 1
 
 
 def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
@@ -318,7 +314,7 @@ def _rename_datasets(
 
     So does what belongs below a dataset that is still to come; if it has that one's name, it steps aside.
     """
-    tree = pool.tree().by_id
+    top, tree = local[0].name.text, pool.tree().by_id
     below = sorted((d for d in local[1:] if d.id in tree), key=lambda d: d.name.depth)
     others = {d.name.text for d in tree.values()} - {d.name.text for d in below}
     wanted = {d.id: place(matched[d.id].name).text for d in below if d.id in matched}
@@ -326,7 +322,7 @@ def _rename_datasets(
     waiting: set[int] = set()
     aside: set[int] = set()
     while True:
-        names = _moved(below, {i: name for i, name in wanted.items() if i not in waiting}, aside)
+        names = _moved(top, below, {i: name for i, name in wanted.items() if i not in waiting}, aside)
         parents = others.union(names.values())
         homeless = {i for i, name in wanted.items() if name.rpartition("/")[0] not in parents} - waiting
         in_the_way = {i for i in waiting if names[i] in coming} - aside
@@ -343,14 +339,14 @@ def _rename_datasets(
     return not waiting
 
 
-def _moved(datasets: list[Dataset], wanted: dict[int, str], aside: set[int]) -> dict[int, str]:
-    """The name of each by id: as wanted, or below what its parent is called then. Parents come first."""
-    moved: dict[str, str] = {}
+def _moved(top: str, below: list[Dataset], wanted: dict[int, str], aside: set[int]) -> dict[int, str]:
+    """The name of each by id: as wanted, or below what its parent is called then; if that is gone, below the top."""
+    moved = {top: top}
     names: dict[int, str] = {}
-    for dataset in datasets:
-        above = dataset.name.text.rpartition("/")[0]
-        base = _aside(dataset.guid) if dataset.id in aside else dataset.name.base
-        names[dataset.id] = wanted.get(dataset.id) or f"{moved.get(above, above)}/{base}"
+    for dataset in below:
+        above = moved.get(dataset.name.text.rpartition("/")[0])
+        base = _aside(dataset.guid) if dataset.id in aside or above is None else dataset.name.base
+        names[dataset.id] = wanted.get(dataset.id) or f"{above or top}/{base}"
         moved[dataset.name.text] = names[dataset.id]
     return names
 
