@@ -325,7 +325,8 @@ def _rename_datasets(
         names = _moved(top, below, {i: name for i, name in wanted.items() if i not in waiting}, aside)
         parents = others.union(names.values())
         homeless = {i for i, name in wanted.items() if name.rpartition("/")[0] not in parents} - waiting
-        in_the_way = {i for i in waiting if names[i] in coming} - aside
+        needed = coming.union(name for i, name in wanted.items() if i not in waiting)
+        in_the_way = {i for i in waiting if names[i] in needed} - aside
         if not homeless and not in_the_way:
             break
         waiting |= homeless
