@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zkeep.cli.demo import stream
-from zkeep.crypto.block import MAC, BlockKeys, aead_of, expand
+from zkeep.crypto.block import MAC, BlockKeys, expand
 from zkeep.crypto.dnodeblock import Metadnode, portable_mac
 from zkeep.crypto.mactree import POINTER, MacTree, Shape
 from zkeep.crypto.unwrap import SUITES, MasterKeys
@@ -74,7 +74,7 @@ class Sealer:
         self._keys = MasterKeys(suite, GUID, 1, os.urandom(how.key_bytes), os.urandom(64))
         self._block_keys = BlockKeys(self._keys)
         self._salt = os.urandom(8)
-        self._aead = aead_of(how.ccm, expand(self._keys.master, self._salt))[0]
+        self._aead = how.aead(expand(self._keys.master, self._salt))[0]
         self._count = 0
         self._index = -1
         self._things: list[tuple[Dnode, bytes, list[bytes]]] = []
@@ -191,7 +191,7 @@ class Sealer:
         aad = struct.pack("<3Q", GUID, self._keys.suite, 1)
         size = len(self._keys.master)
         both = self._keys.master + self._keys.hmac
-        wrapped = aead_of(SUITES[self._keys.suite].ccm, self._wrapping)[0].encrypt(bytes(12), both, aad)
+        wrapped = SUITES[self._keys.suite].aead(self._wrapping)[0].encrypt(bytes(12), both, aad)
         shape = self._metadnode(last)
         values = {
             **{"DSL_CRYPTO_SUITE": self._keys.suite, "DSL_CRYPTO_GUID": GUID, "DSL_CRYPTO_VERSION": 1},

@@ -25,14 +25,6 @@ class Forged(Exception):
     """A MAC does not match. Whoever knows which block it was tells the person."""
 
 
-def aead_of(ccm: bool, key: bytes) -> tuple[Any, type[Exception]]:
-    """A cipher, and what it raises when the MAC does not match."""
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM
-
-    return (AESCCM(key, tag_length=MAC) if ccm else AESGCM(key)), InvalidTag
-
-
 def expand(master: bytes, salt: bytes) -> bytes:
     """HKDF-SHA512 without a salt of its own, a block's salt as info, for a key as long as the master key."""
     prk = hmac.digest(bytes(64), master, "sha512")
@@ -55,7 +47,7 @@ class BlockKeys:
         """The cipher of all blocks with this salt."""
         found = self._aeads.get(salt)
         if found is None:
-            found, self._invalid = aead_of(self._suite.ccm, expand(self._master, salt))
+            found, self._invalid = self._suite.aead(expand(self._master, salt))
             with self._lock:
                 self._aeads[salt] = found
                 if len(self._aeads) > CACHED_KEYS:

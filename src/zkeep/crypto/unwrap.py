@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format.nvlist import NvList, NvType
@@ -41,6 +42,13 @@ class Suite:
     name: str
     key_bytes: int
     ccm: bool
+
+    def aead(self, key: bytes) -> tuple[Any, type[Exception]]:
+        """A cipher, and what it raises when a MAC does not match."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM
+
+        return (AESCCM(key, tag_length=16) if self.ccm else AESGCM(key)), InvalidTag
 
 
 SUITES = {
@@ -200,10 +208,8 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
     Raises:
         WrongKey: its MAC does not verify under this key.
     """
-    from zkeep.crypto.block import aead_of
-
     aad = b"".join(word.to_bytes(8, "little") for word in (wrapped.guid, wrapped.suite, wrapped.version))
-    aead, invalid = aead_of(SUITES[wrapped.suite].ccm, wrapping_key)
+    aead, invalid = SUITES[wrapped.suite].aead(wrapping_key)
     try:
         both = aead.decrypt(wrapped.iv, wrapped.master + wrapped.hmac + wrapped.mac, aad)
     except invalid:
@@ -213,10 +219,8 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
 
 def wrap(keys: MasterKeys, wrapping_key: bytes, keyformat: int, iterations: int = 0, salt: int = 0) -> WrappedKeys:
     """Seal a dataset's keys anew, under 32 bytes; the others say how a person's key becomes those."""
-    from zkeep.crypto.block import aead_of
-
     aad = b"".join(word.to_bytes(8, "little") for word in (keys.guid, keys.suite, keys.version))
-    aead, _ = aead_of(SUITES[keys.suite].ccm, wrapping_key)
+    aead, _ = SUITES[keys.suite].aead(wrapping_key)
     iv = os.urandom(12)
     sealed = aead.encrypt(iv, keys.master + keys.hmac, aad)
     size = len(keys.master)

@@ -20,7 +20,7 @@ from zkeep.format.records import Begin, Feature, HeaderType
 from zkeep.format.writer import Writer
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import properties
-from zkeep.pool.transfer.replication import Outline, Outlined
+from zkeep.pool.transfer.outline import Outline, Outlined
 
 HARMLESS = frozenset(("atime", "compression", "dnodesize", "logbias", "recordsize", "relatime"))
 """What passes unasked."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from badinput.badkit import Record, forged, renamed, stream
+from properties.treekit import sent, take
 from zkeep.errors import Refused, TryAgain
 from zkeep.format.nvlist import NvList
 from zkeep.format.records import BeginFlag
@@ -21,8 +21,6 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer import package
-from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.pool.transfer.send import SendRequest, send
 
 HISTORY = "rs512b"
 
@@ -48,16 +46,6 @@ def shifted(data: bytes, by: int, *, clone: bool = False, source: int | None = N
             records[0].put("flags", begin.flags | BeginFlag.CLONE)  # type: ignore[attr-defined]
 
     return forged(data, change)
-
-
-def take(pool: Pool, data: bytes, target: str, **options: Any) -> None:
-    receive(pool, io.BytesIO(data), target, ReceiveOptions(**options))
-
-
-def sent(pool: Pool, snapshot: str, **options: Any) -> bytes:
-    sink = io.BytesIO()
-    send(pool, SendRequest(snapshot, raw=True, **options), sink)
-    return sink.getvalue()
 
 
 @pytest.fixture

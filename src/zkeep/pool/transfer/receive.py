@@ -19,8 +19,9 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.namespace import make_parents
 from zkeep.pool.transfer.judge import ZVOL, Target, judge
 from zkeep.pool.transfer.landing import Landing, give_up, land
+from zkeep.pool.transfer.outline import Outline
 from zkeep.pool.transfer.overrides import Where, override
-from zkeep.pool.transfer.replication import Outline, replicate_names
+from zkeep.pool.transfer.replication import replicate_names
 
 Doc = dict[str, Any]
 
