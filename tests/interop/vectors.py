@@ -53,6 +53,31 @@ def promoted(lab: Lab) -> None:
         "zfs clone tank/x/a@r0 tank/x/b; echo two > /tank/x/b/two; echo three > /tank/x/a/three",
         "zfs promote tank/x/b; echo four > /tank/x/b/four; rm /tank/x/a/one",
     ]
+    _replicated(lab, turns)
+
+
+def parted(lab: Lab) -> None:
+    """A clone of something old is promoted before it was ever replicated. Its origin has a child and, of a later
+    snapshot, another clone. zfs receive -F, by itself, loses the child or refuses.
+    """
+    lab.guest.run(f"zfs create -o encryption=on {lab.key(RAW).creating} -o recordsize=4K tank/x; zfs create tank/x/a")
+    turns = [
+        "zfs create tank/x/a/child; echo one > /tank/x/a/one; echo child > /tank/x/a/child/file",
+        "echo two > /tank/x/a/two",
+        "zfs clone tank/x/a@r1 tank/x/c; echo three > /tank/x/c/three",
+        "zfs clone tank/x/a@r0 tank/x/b; zfs promote tank/x/b; echo four > /tank/x/b/four; rm /tank/x/a/one",
+    ]
+    _replicated(lab, turns)
+
+
+def crossed(lab: Lab) -> None:
+    """A clone comes first by its name, its origin lies below a dataset that does not. zfs receive needs that first."""
+    lab.guest.run(f"zfs create -o encryption=on {lab.key(RAW).creating} -o recordsize=4K tank/x; zfs create tank/x/z")
+    _replicated(lab, ["zfs create tank/x/z/k; echo one > /tank/x/z/k/one", "zfs clone tank/x/z/k@r0 tank/x/a"])
+
+
+def _replicated(lab: Lab, turns: list[str]) -> None:
+    """Each turn is followed by a snapshot of everything, and that by a replication."""
     for number, turn in enumerate(turns):
         lab.guest.run(f"{turn}; zfs snapshot -r tank/x@r{number}")
         since = f"-I @r{number - 1} " if number else ""
@@ -60,7 +85,7 @@ def promoted(lab: Lab) -> None:
         lab.receive("in.zfs", "v/x", "-F")
 
 
-VECTORS: list[Callable[[Lab], None]] = [roots, punched, promoted]
+VECTORS: list[Callable[[Lab], None]] = [roots, punched, promoted, parted, crossed]
 
 
 def make(guest: Guest, vector: Callable[[Lab], None]) -> None:

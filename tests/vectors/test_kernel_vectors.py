@@ -50,11 +50,30 @@ def test_every_root_of_encryption_has_a_keylocation(tmp_path: Path) -> None:
     assert told == {"v/x": "prompt", "v/x/y": "prompt"}
 
 
+def origins(pool: Pool) -> dict[str, str]:
+    """What each clone is a clone of."""
+    found = {str(d.name): pool.snapshot_at(*d.origin) for d in pool.tree().by_name.values() if d.origin}
+    return {name: str(origin and origin.name) for name, origin in found.items()}
+
+
 def test_a_promoted_clone_is_the_origin_now(tmp_path: Path) -> None:
     with received(case("promoted"), tmp_path) as pool:
-        clones = [dataset for dataset in pool.tree().by_name.values() if dataset.origin]
-        origins = {str(dataset.name): pool.snapshot_at(*dataset.origin) for dataset in clones if dataset.origin}
-        assert {name: str(origin and origin.name) for name, origin in origins.items()} == {"v/x/a": "v/x/b@r0"}
+        assert origins(pool) == {"v/x/a": "v/x/b@r0"}
+
+
+def test_a_past_is_parted_where_the_source_parted_it(tmp_path: Path) -> None:
+    with received(case("parted"), tmp_path) as pool:
+        assert origins(pool) == {"v/x/a": "v/x/b@r0", "v/x/c": "v/x/a@r1"}
+        kept = {str(s.name) for some in pool.all_snapshots().values() for s in some}
+    assert {f"v/x/a/child@r{number}" for number in range(4)} <= kept
+    assert {"v/x/b@r0", "v/x/b@r3", "v/x/a@r1", "v/x/a@r2", "v/x/a@r3"} <= kept
+    assert not {"v/x/a@r0", "v/x/b@r1"} & kept
+
+
+def test_a_parent_is_sent_before_its_child_and_an_origin_before_its_clone(tmp_path: Path) -> None:
+    with received(case("crossed"), tmp_path) as pool:
+        names = [str(entry["name"]) for entry in replicated(pool, "v/x@r1")]
+    assert names == ["v/x", "v/x/z", "v/x/z/k", "v/x/a"]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name.removesuffix(".zfs.json.xz"))
