@@ -15,7 +15,11 @@ from manifests import Case, Files, cases, differences, received, snapshots, told
 from test_open_vectors import KINDS
 
 from zkeep.format.znode import Znode
-from zkeep.pool.datasets.model import Pool
+from zkeep.pool.care.compact import compact
+from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.destroy import plan_snapshots
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.view import View
 from zkeep.restore import extract
 from zkeep.restore.extract import Extraction, Options, extract_volume
 from zkeep.restore.opened import Opened
@@ -66,20 +70,38 @@ def test_what_is_extracted_is_what_the_kernel_showed(
     with received(case, tmp_path) as pool:
         for number, (snapshot, want) in enumerate(snapshots(pool, case)):
             monkeypatch.setattr(extract, "PORTION", 32 if number % 2 else 2)
-            target = tmp_path / str(number)
-            with Opened(pool, snapshot, case.key) as opened:
-                if opened.is_volume:
-                    path = Path(extract_volume(Volume(opened), str(target), "image"))
-                    assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
-                    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-                    continue
-                work = Extraction(Filesystem(opened), Options())
-                work.everything(str(target))
-            long = {path for path in want["files"] if any(len(os.fsencode(part)) > 255 for part in path.split("/"))}
-            assert bool(work.skipped.counts) == bool(long)
-            assert sum(work.skipped.counts.values()) == len({_first_long(path) for path in long})
-            kept = {path: entry for path, entry in told(want["files"]).items() if path not in long}
-            assert differences(looked_at(target), kept) == []
+            _extracted(pool, snapshot, case, tmp_path / str(number), want)
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+@pytest.mark.parametrize("case", [case for case in cases() if case.name.endswith("-composed")], ids=str)
+def test_so_is_what_is_left_after_pruning(case: Case, rest: int, tmp_path: Path) -> None:
+    """Every second snapshot is destroyed, and what only it held gives its space back."""
+    with received(case, tmp_path) as pool:
+        every = snapshots(pool, case)
+        for snapshot, _ in every[1 - rest :: 2]:
+            plan = plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.Options())
+            destroy.execute(pool, plan)
+        compact(pool)
+        assert len(snapshots(pool, case)) == len(every[rest::2])
+        for number, (snapshot, want) in enumerate(every[rest::2]):
+            _extracted(pool, snapshot, case, tmp_path / str(number), want)
+
+
+def _extracted(pool: Pool, snapshot: Snapshot, case: Case, target: Path, want: dict[str, Any]) -> None:
+    with Opened(pool, snapshot, case.key) as opened:
+        if opened.is_volume:
+            path = Path(extract_volume(Volume(opened), str(target), "image"))
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            return
+        work = Extraction(Filesystem(opened), Options())
+        work.everything(str(target))
+    long = {path for path in want["files"] if any(len(os.fsencode(part)) > 255 for part in path.split("/"))}
+    assert bool(work.skipped.counts) == bool(long)
+    assert sum(work.skipped.counts.values()) == len({_first_long(path) for path in long})
+    kept = {path: entry for path, entry in told(want["files"]).items() if path not in long}
+    assert differences(looked_at(target), kept) == []
 
 
 def _first_long(path: str) -> str:
