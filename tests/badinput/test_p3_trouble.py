@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,11 @@ def test_p3_a_locked_catalog_is_busy(kept: Box) -> None:
 
 
 def receiver(*arguments: str) -> subprocess.Popen[bytes]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, "receive", *arguments], **pipes)  # type: ignore[call-overload, no-any-return]
+    """It takes an interrupt, also where this runs in the background, for which shells have it ignored."""
+    take = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [*COMMAND, "receive", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=take)
 
 
 def begun(box: Box) -> None:

@@ -112,6 +112,7 @@ def work(portion, tell):
         tell(portion)
 
 signal.signal(signal.SIGTERM, interrupted)
+signal.signal(signal.SIGINT, interrupted)  # whoever runs this in the background has it ignored
 try:
     with Crew(work, lambda told: None) as crew:
         print("begun", flush=True)
@@ -132,5 +133,8 @@ def test_an_interrupt_is_one_persons_to_tell(turn: int) -> None:
         assert busy.stdout.readline() == "begun\n"
         time.sleep(0.02 * turn)
         os.killpg(busy.pid, signal.SIGINT)
-        out, err = busy.communicate(timeout=30)
+        try:
+            out, err = busy.communicate(timeout=30)
+        finally:
+            busy.kill()
     assert (out, err, busy.returncode) == ("interrupted\n", "", 0)
