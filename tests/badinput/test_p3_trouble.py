@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,10 +73,13 @@ def test_p3_a_locked_catalog_is_busy(kept: Box) -> None:
 
 def receiver(*arguments: str) -> subprocess.Popen[bytes]:
     """It takes an interrupt, also where this runs in the background, for which shells have it ignored."""
-    take = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     command = [*COMMAND, "receive", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=take)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def begun(box: Box) -> None:
