@@ -19,7 +19,7 @@ from zkeep.errors import Damaged, Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.files import Disk, LocalStore
-from zkeep.pool.store.index import Document
+from zkeep.pool.store.index import Document, closing_on_error
 
 IDENTITY = "POOL"
 FORMAT = 1
@@ -183,13 +183,12 @@ class Pool:
         if strangers := sorted(set(os.listdir(path)) - _OURS):
             raise Refused(f"cannot create pool {name}: {path} is not empty ({strangers[0]!a} is there)")
         store = LocalStore(path)
-        catalog = Catalog(store)
-        pool = cls(store, catalog, name)
-        with catalog.transaction() as t:
-            guid = pool._plant(t, local or {})
-        identity = {"format": FORMAT, "guid": guid, "name": name}
-        store.put(IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
-        return pool
+        with closing_on_error(cls(store, Catalog(store), name)) as pool:
+            with pool.transaction() as t:
+                guid = pool._plant(t, local or {})
+            identity = {"format": FORMAT, "guid": guid, "name": name}
+            store.put(IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+            return pool
 
     def _plant(self, t: Transaction, local: dict[str, str]) -> int:
         """The documents of a new pool; what an interrupted creation left behind is replaced."""
@@ -213,12 +212,11 @@ class Pool:
         """`name`: what the pool is called here, if not as at its creation."""
         store = LocalStore(path, disk)
         identity = read_identity(path)
-        catalog = Catalog(store, wait)
-        document = catalog.get("pool", "")
-        if not document or document["guid"] != identity["guid"]:
-            catalog.close()
-            raise Damaged(f"{path}: the catalog is not of this pool")
-        return cls(store, catalog, name or identity["name"])
+        with closing_on_error(Catalog(store, wait)) as catalog:
+            document = catalog.get("pool", "")
+            if not document or document["guid"] != identity["guid"]:
+                raise Damaged(f"{path}: the catalog is not of this pool")
+            return cls(store, catalog, name or identity["name"])
 
     def close(self) -> None:
         self.catalog.close()

@@ -12,7 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.pool.store.journal import Operation, Place
@@ -73,13 +73,20 @@ def _sum(*parts: str) -> int:
     return zlib.crc32("\0".join(parts).encode())
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Held = TypeVar("Held", bound=_Closable)
+
+
 @contextmanager
-def closing_on_error(index: Index) -> Iterator[Index]:
+def closing_on_error(held: Held) -> Iterator[Held]:
     """What SQLite holds open is let go now, not when garbage is next collected."""
     try:
-        yield index
+        yield held
     except BaseException:
-        index.close()
+        held.close()
         raise
 
 
