@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from zkeep.errors import BadStream
@@ -108,6 +109,7 @@ class Outline:
     def find(self, name: str) -> Outlined | None:
         return self.datasets.get(name)
 
+    @cached_property
     def by_guid(self) -> dict[int, tuple[Outlined, str]]:
         """Each snapshot's dataset and name."""
         return {guid: (d, name) for d in self.datasets.values() for name, guid in d.snaps.items()}

@@ -38,7 +38,7 @@ def replicate_names(
         held: set[int] = set()
         _promote_as_there(pool, t, outline, dataset, stack, held)
         _part_as_there(pool, t, outline, dataset, stack, held)
-        local = [d for d in pool.tree().within(dataset)]
+        local = pool.tree().within(dataset)
         matched = dict(_matches(pool, outline, local))
         if force:
             segments = _destroy_gone(pool, t, outline, local, matched)
@@ -81,7 +81,7 @@ def _part_as_there(
     """Give a past that is another dataset's at the source a dataset here: a clone that was promoted there before it
     was ever replicated.
     """
-    guids = outline.by_guid()
+    guids = outline.by_guid
     todo = pool.tree().within(top)[1:]
     while todo:
         dataset = todo.pop()
@@ -116,7 +116,7 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) 
 
 def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
     """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have."""
-    guids = outline.by_guid()
+    guids = outline.by_guid
     for dataset in local:
         for snapshot in reversed(pool.snapshots(dataset)):
             if snapshot.guid in guids:
@@ -127,7 +127,7 @@ def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tup
 def _destroy_gone(
     pool: Pool, t: Transaction, outline: Outline, local: list[Dataset], matched: dict[int, Outlined]
 ) -> list[str]:
-    guids = outline.by_guid()
+    guids = outline.by_guid
     segments: list[str] = []
     for dataset in _leaves_first(local):
         gone = [s for s in pool.snapshots(dataset) if s.guid not in guids]
@@ -161,7 +161,7 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
 
 
 def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dict[int, Outlined]) -> None:
-    guids = outline.by_guid()
+    guids = outline.by_guid
     for dataset_id in matched:
         dataset = pool.tree().by_id.get(dataset_id)
         if dataset is None:
