@@ -76,51 +76,45 @@ class _Verifier:
         self._done = Verified()
         self._large: list[int] = []
         self._failed: dict[tuple[int, int], ZkeepError] = {}
+        opened.rest()
+        self._alone = threading.active_count() > 1  # whoever forks must have no other thread
+
+    @property
+    def _is_shared(self) -> bool:
+        much = self._done.bytes >= ALONE_BYTES or self._done.objects >= ALONE_OBJECTS
+        return much and not self._alone
 
     def run(self) -> Verified:
-        self._opened.rest()
-        alone = threading.active_count() > 1  # whoever forks must have no other thread
         numbers = iter(self._opened.numbers())
         with Crew[list[int] | Portion](partial(_check, self._opened), self._heard) as crew:
-            give = self._check_here if alone else partial(self._give, crew)
             for number in numbers:
-                self._share(number, give)
-                if self._failed or (self._is_much and not alone):
+                self._data_of(crew, number)
+                if self._failed or self._is_shared:
                     break
             while not self._failed and (some := list(islice(numbers, BLOCKS))):
                 crew.give(some)
-                self._share_large(give)
+                self._data_of_large(crew)
             crew.finish()
-            self._share_large(give)
+            self._data_of_large(crew)
             crew.finish()
         if self._failed:
             raise self._failed[min(self._failed)]
         return self._done
 
-    @property
-    def _is_much(self) -> bool:
-        return self._done.bytes >= ALONE_BYTES or self._done.objects >= ALONE_OBJECTS
-
-    def _give(self, crew: Crew[list[int] | Portion], portion: Portion) -> None:
-        if self._is_much:
-            crew.give(portion)
-        else:
-            self._check_here(portion)
-
-    def _check_here(self, portion: Portion) -> None:
-        _check(self._opened, portion, self._heard)
-
-    def _share_large(self, give: Callable[[Portion], object]) -> None:
+    def _data_of_large(self, crew: Crew[list[int] | Portion]) -> None:
         while self._large:
-            self._share(self._large.pop(), give)
+            self._data_of(crew, self._large.pop())
 
-    def _share(self, number: int, give: Callable[[Portion], object]) -> None:
+    def _data_of(self, crew: Crew[list[int] | Portion], number: int) -> None:
         """What a block of dnodes leads to, until something fails that comes before."""
         try:
             for portion in _portions(self._opened, number):
                 if self._failed and min(self._failed) < portion.place:
                     return
-                give(portion)
+                if self._is_shared:
+                    crew.give(portion)
+                else:
+                    _check(self._opened, portion, self._heard)
             self._done.objects += len(self._opened.dnodes(number))
         except (Damaged, NotAuthentic, Refused) as error:
             self._failed[number, sys.maxsize] = error
