@@ -120,15 +120,17 @@ def renamed(data: bytes, name: bytes) -> bytes:
 def with_keys(data: bytes, change: Callable[[NvList, NvList], object]) -> bytes:
     """With another BEGIN payload: `change` is given it and its crypt_keydata."""
 
-    def rewrite(records: list[Record]) -> None:
-        nvlist = decode(records[0].payload)
-        crypt = nvlist["crypt_keydata"]
-        assert isinstance(crypt, NvList)
-        change(nvlist, crypt)
-        records[0].payload = encode(nvlist)
-        records[0].put("payloadlen", len(records[0].payload))
+    return forged(data, lambda records: rekeyed(records[0], change))
 
-    return forged(data, rewrite)
+
+def rekeyed(begin: Record, change: Callable[[NvList, NvList], object]) -> None:
+    """The same of a BEGIN that is taken apart already."""
+    nvlist = decode(begin.payload)
+    crypt = nvlist["crypt_keydata"]
+    assert isinstance(crypt, NvList)
+    change(nvlist, crypt)
+    begin.payload = encode(nvlist)
+    begin.put("payloadlen", len(begin.payload))
 
 
 def record_ends(data: bytes) -> list[int]:

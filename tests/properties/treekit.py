@@ -6,8 +6,8 @@ import io
 from random import Random
 from typing import Any
 
-from badinput.badkit import stamped, stream, taken_apart
-from zkeep.format.nvlist import NvList, NvType, decode, encode
+from badinput.badkit import Record, forged, rekeyed, stream
+from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import BeginFlag
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy, namespace
@@ -34,23 +34,24 @@ def sent(pool: Pool, snapshot: str, **options: Any) -> bytes:
 
 def made(data: bytes, guid: int, source: int = 0, *, clone: bool = False) -> bytes:
     """The same content as a snapshot of this guid, on top of one of the guid `source`."""
-    records = taken_apart(data)
-    nvlist = decode(records[0].payload)
-    crypt = nvlist["crypt_keydata"]
-    assert isinstance(crypt, NvList)
-    for fields in (nvlist, crypt):
-        for name, follows in (("to_ivset_guid", guid), ("from_ivset_guid", source)):
-            if name in fields and follows:
-                fields.remove(name)
-                fields.set(name, follows ^ 1, NvType.UINT64)
-    records[0].payload = encode(nvlist)
-    records[0].put("payloadlen", len(records[0].payload))
-    for record in records:
-        record.put("toguid", guid)
-    records[0].put("fromguid", source)
-    flags = int(records[0].get().flags)  # type: ignore[attr-defined]
-    records[0].put("flags", flags | BeginFlag.CLONE if clone else flags & ~BeginFlag.CLONE)
-    return stamped(records)
+
+    def follow(*lists: NvList) -> None:
+        for fields in lists:
+            for name, follows in (("to_ivset_guid", guid), ("from_ivset_guid", source)):
+                if name in fields and follows:
+                    fields.remove(name)
+                    fields.set(name, follows ^ 1, NvType.UINT64)
+
+    def change(records: list[Record]) -> None:
+        begin = records[0]
+        rekeyed(begin, follow)
+        for record in records:
+            record.put("toguid", guid)
+        begin.put("fromguid", source)
+        flags = int(begin.get().flags)  # type: ignore[attr-defined]
+        begin.put("flags", flags | BeginFlag.CLONE if clone else flags & ~BeginFlag.CLONE)
+
+    return forged(data, change)
 
 
 class Source:

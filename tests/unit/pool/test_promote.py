@@ -11,12 +11,12 @@ import pytest
 from badinput.badkit import Record, forged, renamed, stream
 from properties.treekit import sent, take
 from zkeep.errors import Refused, TryAgain
-from zkeep.format.nvlist import NvList
+from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import BeginFlag
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.care.compact import compact
 from zkeep.pool.care.scrub import rebuild_catalog, scrub
-from zkeep.pool.datasets import destroy, namespace, summaries
+from zkeep.pool.datasets import destroy, keyrecords, namespace, summaries
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.view import View
@@ -48,13 +48,18 @@ def shifted(data: bytes, by: int, *, clone: bool = False, source: int | None = N
     return forged(data, change)
 
 
+def grown(pool: Pool, dataset: str, by: int) -> None:
+    """A dataset with s0 to s2."""
+    for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2")):
+        take(pool, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[Pool]:
     """v/t, v/t/o with s0 to s2, and v/t/c, a clone of v/t/o@s1, with a c2."""
     with Pool.create(tmp_path / "v", "v") as pool:
-        for dataset, by in (("v/t", 0), ("v/t/o", 1000)):
-            for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2")):
-                take(pool, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
+        grown(pool, "v/t", 0)
+        grown(pool, "v/t/o", 1000)
         take(pool, shifted(stream(HISTORY, "inc-s1-s2"), 2000, clone=True, source=1000), "v/t/c@s2")
         yield pool
 
@@ -156,6 +161,22 @@ def test_bookmarks_and_other_clones_go_along(source: Pool) -> None:
     assert scrub(source).clean
 
 
+def test_keys_that_were_sealed_here_go_along(source: Pool) -> None:
+    """A clone that had none of its own; what its origin had before goes on opening both."""
+    origin, clone = ds("v/t/o"), ds("v/t/c")
+    came = keyrecords.of_snapshot(source, source.snapshot(snap("v/t/o@s0")))
+    assert came is not None
+    for number in (1, 2):
+        came.fields.remove("pbkdf2salt")
+        came.fields.set("pbkdf2salt", number, NvType.UINT64)
+        with source.transaction() as t:
+            keyrecords.add(source, t, source.dataset(origin), came.fields)
+    promote(source, clone)
+    for name in (origin, clone):
+        records = keyrecords.local(source, source.dataset(name))
+        assert [record.fields["pbkdf2salt"] for record in records] == [2, 1]
+
+
 @pytest.mark.parametrize("fan", [2, 16])
 def test_a_replication_does_as_the_source_did(
     source: Pool, backup: Pool, fan: int, monkeypatch: pytest.MonkeyPatch
@@ -193,9 +214,8 @@ def test_the_origin_may_be_gone_and_its_name_taken(source: Pool, backup: Pool) -
 
 def test_a_child_waits_for_its_parent(source: Pool, tmp_path: Path) -> None:
     """A clone was promoted before it was replicated: it is what is kept as v/t/o, and v/t/o is still to come."""
-    for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2")):
-        for dataset, by in (("v/t/o/k", 3000), ("v/t/o/k/l", 4000)):
-            take(source, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
+    grown(source, "v/t/o/k", 3000)
+    grown(source, "v/t/o/k/l", 4000)
     with Pool.create(tmp_path / "w", "w") as backup:
         take(backup, sent(source, "v/t@s2", replicate=True), "w/t")
         take(source, shifted(stream(HISTORY, "inc-s2-s3"), 5000, clone=True, source=1000), "v/t/n@s3")
@@ -226,11 +246,6 @@ def test_a_past_that_parts_where_the_source_parted_it(source: Pool, tmp_path: Pa
         assert shape(backup) == shape(source)
         assert streams(backup) == streams(source)
         assert scrub(backup).clean
-
-
-def grown(pool: Pool, dataset: str, by: int, *, last: int = 2) -> None:
-    for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2", "inc-s2-s3")[: last + 1]):
-        take(pool, shifted(stream(HISTORY, name), by), f"{dataset}@s{number}")
 
 
 def test_a_tree_is_sent_parents_and_origins_first(source: Pool, tmp_path: Path) -> None:
