@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zkeep.errors import Damaged, TryAgain
@@ -120,6 +121,16 @@ def test_blob_that_ends_early_is_damaged(store: Store) -> None:
             blob.read(3, 3)
         with pytest.raises(Damaged, match="ends at byte 5"):
             blob.readinto(0, bytearray(6))
+
+
+def test_many_short_stretches_are_read_each_to_its_place(store: Store) -> None:
+    store.put("a", bytes(range(200)))
+    out = bytearray(b"-" * 12)
+    with store.open("a") as blob:
+        blob.readinto_each(np.array([150, 0, 3]), np.array([2, 0, 4]), memoryview(out), np.array([8, 2, 0]))
+        assert out == bytes([3, 4, 5, 6]) + b"----" + bytes([150, 151]) + b"--"
+        with pytest.raises(Damaged, match="a ends before byte 202"):
+            blob.readinto_each(np.array([0, 198]), np.array([4, 4]), memoryview(out), np.array([0, 4]))
 
 
 def test_open_blob_survives_delete(store: Store) -> None:

@@ -1,5 +1,6 @@
 /*
- * The loops over whole buffers of records: find them, sum them, stamp them.
+ * The loops over whole buffers of records: find them, sum them, stamp them,
+ * gather them from a file.
  *
  * The twin in _kernel_numpy.py does the same with numpy; kernel.py says what
  * each function is for, and the tests hold the two against each other. Nothing
@@ -12,8 +13,10 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #define HEADER 312
 #define CHECKSUM 280
@@ -459,7 +462,71 @@ static PyObject *fletcher4(PyObject *self, PyObject *args)
     return result;
 }
 
+/* gather */
+
+typedef struct { Py_buffer places, sizes, out, to; } reads_t;
+
+/* All sizes fit their places in `out`, and a file's offset. */
+static int fitting(const reads_t *reads, Py_ssize_t n)
+{
+    const int64_t *places = reads->places.buf, *sizes = reads->sizes.buf, *to = reads->to.buf;
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (places[i] < 0 || sizes[i] < 0 || to[i] < 0 || sizes[i] > reads->out.len || to[i] > reads->out.len - sizes[i]
+            || places[i] > INT64_MAX - sizes[i])
+            return 0;
+    return 1;
+}
+
+/* The first that the file ends before, or n. `error`: what the system said. */
+static Py_ssize_t do_gather(int fd, const reads_t *reads, Py_ssize_t n, int *error)
+{
+    const int64_t *places = reads->places.buf, *sizes = reads->sizes.buf, *to = reads->to.buf;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int64_t done = 0;
+        while (done < sizes[i]) {
+            ssize_t got = pread(fd, (uint8_t *)reads->out.buf + to[i] + done, (size_t)(sizes[i] - done),
+                                (off_t)(places[i] + done));
+            if (got == 0)
+                return i;
+            if (got > 0) {
+                done += got;
+            } else if (errno != EINTR) {
+                *error = errno;
+                return i;
+            }
+        }
+    }
+    return n;
+}
+
+static PyObject *gather(PyObject *self, PyObject *args)
+{
+    reads_t reads = {0};
+    int fd, error = 0;
+    PyObject *result = NULL;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iy*y*w*y*", &fd, &reads.places, &reads.sizes, &reads.out, &reads.to))
+        return NULL;
+    Py_ssize_t n = reads.places.len / 8, stop = n;
+    if (!sized(&reads.places, n, 8) || !sized(&reads.sizes, n, 8) || !sized(&reads.to, n, 8) || !fitting(&reads, n)) {
+        PyErr_SetString(PyExc_ValueError, "reads that do not fit");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        stop = do_gather(fd, &reads, n, &error);
+        Py_END_ALLOW_THREADS
+        errno = error;
+        result = error ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSsize_t(stop < n ? stop : -1);
+    }
+    PyBuffer_Release(&reads.places);
+    PyBuffer_Release(&reads.sizes);
+    PyBuffer_Release(&reads.out);
+    PyBuffer_Release(&reads.to);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"gather", gather, METH_VARARGS, NULL},
     {"walk", walk, METH_VARARGS, NULL},
     {"verify", verify, METH_VARARGS, NULL},
     {"check", check, METH_VARARGS, NULL},

@@ -7,6 +7,7 @@ ends, for all records at once.
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -283,3 +284,22 @@ def _add(state: Words, words: tuple[int, ...]) -> Words:
         c += b
         d += c
     return shift((a, b, c, d), 0)
+
+
+# gather
+
+
+def gather(fd: int, places: I64s, sizes: I64s, out: Any, to: I64s) -> int:
+    view = memoryview(out).cast("B")
+    if len({len(places), len(sizes), len(to)}) > 1:
+        raise ValueError("reads that do not fit")
+    if ((places < 0) | (sizes < 0) | (to < 0) | (sizes > len(view)) | (to > len(view) - sizes)).any():
+        raise ValueError("reads that do not fit")
+    for index, (place, size, at) in enumerate(zip(places.tolist(), sizes.tolist(), to.tolist(), strict=True)):
+        rest = view[at : at + size]
+        while rest:
+            got = os.preadv(fd, [rest], place + size - len(rest))
+            if not got:
+                return index
+            rest = rest[got:]
+    return -1

@@ -1,4 +1,5 @@
-"""The loops over whole buffers, compiled where that was possible, else in numpy; the results are the same.
+"""The loops over whole buffers, and over many short reads, compiled where that was possible, else in numpy; the
+results are the same.
 
 The compiled kernel (_kernel.c) needs no numpy and gives up the GIL while it works. ZKEEP_KERNEL=numpy forces
 the twin. Offsets, types and lengths are numpy arrays; a `state` is uint64[4].
@@ -125,6 +126,15 @@ def stamp(buffer: Buffer, offsets: Offsets, lengths: Lengths, sums: Sums, swap: 
     after = state.copy()
     _backend.stamp(buffer, _i64(offsets), _i64(lengths), np.ascontiguousarray(sums, np.uint64), swap, after)
     return after
+
+
+def gather(fd: int, places: Offsets, sizes: Lengths, out: Buffer, to: Offsets) -> int:
+    """Read stretches of a file, each to its place in `out`: the first that the file ends before, or -1.
+
+    Raises:
+        OSError: one could not be read.
+    """
+    return int(_backend.gather(fd, _i64(places), _i64(sizes), out, _i64(to)))
 
 
 def fletcher4(buffer: Buffer, state: Words, swap: bool) -> Words:

@@ -64,7 +64,7 @@ SMALL = 128 << 10
 "Bytes of a file's only block that may be opened before it is asked for."
 WORTHWHILE = 256 << 10
 "Bytes of blocks that are worth more than one thread."
-PORTION = 8 << 20
+PORTION = 16 << 20
 "Bytes that are authenticated at a time."
 
 
@@ -316,6 +316,14 @@ class Opened:
             return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+    def leads_to_much(self, index: int) -> bool:
+        """Whether the blocks of the objects of a block of dnodes make more than one portion, as far as one can tell."""
+        try:
+            size = self.state.bytes_of(index * SLOTS, SLOTS)
+        except Damaged:
+            return False  # whoever looks at it closely says what it is
+        return size is None or size > PORTION
 
     def portions(self, index: int) -> Iterator[tuple[bool, Array]]:
         """All blocks of the objects of a block of dnodes, by number: in stretches, each encrypted or none of it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from zkeep.crypto.mactree import runs_of
 from zkeep.errors import Damaged
 from zkeep.format import kernel
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
@@ -120,10 +121,11 @@ class Records:
 
     def _read_each(self, rows: Array, sizes: Array, out: memoryview, to: Array) -> None:
         """A read for each: they lie far from one another, and reading what is between them costs more."""
-        owner = self._timeline.owner
-        columns = rows["segment"], rows["pos"], sizes, to
-        for segment, position, size, start in zip(*(column.tolist() for column in columns), strict=True):
-            out[start : start + size] = owner(segment)[1].blob.read(position, size)
+        order = np.argsort(rows["segment"], kind="stable")
+        for first, last in runs_of(rows["segment"][order]):
+            mine = order[first:last]
+            blob = self._timeline.owner(int(rows["segment"][mine[0]]))[1].blob
+            blob.readinto_each(rows["pos"][mine].astype(np.int64), sizes[mine], out, to[mine])
 
     def _one(self, row: Array, size: int, slack: int) -> memoryview:
         buffer = bytearray(size + slack)

@@ -24,8 +24,8 @@ from zkeep.restore.records import Packed, Records
 from zkeep.restore.small import Small
 
 Array = npt.NDArray[Any]
-CHUNK_ROWS = 16_384
-CHUNKS = 6
+CHUNK_ROWS = 8192
+CHUNKS = 12
 "Chunks that are held at a time."
 Key = tuple[int, int]
 
@@ -173,17 +173,17 @@ class State:
             found.append(_between(chunk, number, first, min(end, LAST[1])))
         return np.concatenate(found) if found else np.empty(0, LEAF)
 
-    def bytes_of(self, number: int) -> int | None:
-        """What an object's records of blocks take; None if they lie in many chunks."""
-        first, last = bisect_right(self._marks, (number, 0)) - 1, bisect_left(self._marks, (number, LAST[1]))
+    def bytes_of(self, number: int, count: int = 1) -> int | None:
+        """What the records of blocks of some objects take; None if they lie in many chunks."""
+        first, last = bisect_right(self._marks, (number, 0)) - 1, bisect_left(self._marks, (number + count, 0))
         if last - first > CHUNKS:
             return None
-        blocks = (chunk.table.blocks for chunk in self.over((number, 0), (number, LAST[1])))
-        return sum(int(rows["size"][_of(rows, number)].sum(dtype=np.uint64)) for rows in blocks)
+        blocks = (chunk.table.blocks for chunk in self.over((number, 0), (number + count, 0)))
+        return sum(int(rows["size"][_of(rows, number, count)].sum(dtype=np.uint64)) for rows in blocks)
 
 
-def _of(rows: Array, number: int) -> slice:
-    first, end = np.searchsorted(rows["object"], np.array([number, number + 1], np.uint64))
+def _of(rows: Array, number: int, count: int) -> slice:
+    first, end = np.searchsorted(rows["object"], np.array([number, number + count], np.uint64))
     return slice(int(first), int(end))
 
 
@@ -197,4 +197,3 @@ def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:
     ends = np.array([[number, first], [number, end]], np.uint64)
     low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
     return chunk.leaves[low:high]
-

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -47,8 +46,6 @@ class Checked(NamedTuple):
     blocks: int = 0
     bytes: int = 0
     error: ZkeepError | None = None
-    is_large: bool = False
-    """Nothing was done: what this block of dnodes leads to is worth sharing out."""
 
 
 Tell = Callable[[Checked], object]
@@ -65,7 +62,7 @@ def verify(opened: Opened, tell: Callable[[Verified], object] = lambda done: Non
 
 
 class _Verifier:
-    """Shares the work out among processes: blocks of dnodes, and of those that lead to much the data blocks.
+    """Shares the work out among processes: blocks of dnodes, or, of one that leads to much, its data blocks.
 
     Where there is little, it does all of it itself.
     """
@@ -74,7 +71,6 @@ class _Verifier:
         self._opened = opened
         self._tell = tell
         self._done = Verified()
-        self._large: list[int] = []
         self._failed: dict[tuple[int, int], ZkeepError] = {}
         opened.rest()
         self._alone = threading.active_count() > 1  # whoever forks must have no other thread
@@ -85,25 +81,24 @@ class _Verifier:
         return much and not self._alone
 
     def run(self) -> Verified:
-        numbers = iter(self._opened.numbers())
+        few: list[int] = []
         with Crew[list[int] | Portion](partial(_check, self._opened), self._heard) as crew:
-            for number in numbers:
-                self._data_of(crew, number)
-                if self._failed or self._is_shared:
+            for number in self._opened.numbers():
+                if self._failed:
                     break
-            while not self._failed and (some := list(islice(numbers, BLOCKS))):
-                crew.give(some)
-                self._data_of_large(crew)
-            crew.finish()
-            self._data_of_large(crew)
+                if not self._is_shared or self._opened.leads_to_much(number):
+                    self._data_of(crew, number)
+                    continue
+                few.append(number)
+                if len(few) == BLOCKS:
+                    crew.give(few)
+                    few = []
+            if few:
+                crew.give(few)
             crew.finish()
         if self._failed:
             raise self._failed[min(self._failed)]
         return self._done
-
-    def _data_of_large(self, crew: Crew[list[int] | Portion]) -> None:
-        while self._large:
-            self._data_of(crew, self._large.pop())
 
     def _data_of(self, crew: Crew[list[int] | Portion], number: int) -> None:
         """What a block of dnodes leads to, until something fails that comes before."""
@@ -123,9 +118,6 @@ class _Verifier:
         if checked.error is not None:
             self._failed[checked.place] = checked.error
             return
-        if checked.is_large:
-            self._large.append(checked.place[0])
-            return
         self._done.objects += checked.objects
         self._done.blocks += checked.blocks
         self._done.bytes += checked.bytes
@@ -143,19 +135,17 @@ def _check(opened: Opened, portion: Iterable[int] | Portion, tell: Tell) -> None
         tell(_checked(opened, portion))
         return
     for number in portion:
-        tell(_block_of_dnodes(opened, number))
+        _block_of_dnodes(opened, number, tell)
 
 
-def _block_of_dnodes(opened: Opened, number: int) -> Checked:
-    place = number, 0
+def _block_of_dnodes(opened: Opened, number: int, tell: Tell) -> None:
+    place = number, sys.maxsize
     try:
-        portions = list(islice(_portions(opened, number), 2))
-        if len(portions) > 1:
-            return Checked(place, is_large=True)
-        checked = _checked(opened, portions[0]) if portions else Checked(place)
-        return checked._replace(objects=len(opened.dnodes(number)))
+        for portion in _portions(opened, number):
+            tell(_checked(opened, portion))
+        tell(Checked(place, objects=len(opened.dnodes(number))))
     except (Damaged, NotAuthentic, Refused) as error:
-        return Checked(place, error=error)
+        tell(Checked(place, error=error))
 
 
 def _checked(opened: Opened, portion: Portion) -> Checked:

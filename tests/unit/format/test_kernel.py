@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -225,3 +226,25 @@ def test_a_checksum_of_zeros_is_not_compared_but_still_counts() -> None:
     first = starts[0]
     data[first + 280 : first + 312] = bytes(32)
     assert kernel.verify(data, walk.offsets, walk.lengths, False, kernel.zero_state())[1] == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stretches_of_a_file_are_gathered(backend: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 4)
+    out = bytearray(b"-" * 16)
+
+    def gather(places: list[int], sizes: list[int], to: list[int]) -> int:
+        with path.open("rb") as file:
+            columns = [np.array(column, np.int64) for column in (places, sizes, to)]
+            return int(backend.gather(file.fileno(), columns[0], columns[1], out, columns[2]))
+
+    assert gather([], [], []) == -1
+    assert gather([1000, 5, 7], [3, 0, 2], [10, 16, 0]) == -1
+    assert out == bytes([7, 8]) + b"--------" + bytes([232, 233, 234]) + b"---"
+    assert gather([0, 1023, 1 << 62], [1, 2, 1], [0, 1, 0]) == 1
+    for places, sizes, to in ([-1], [1], [0]), ([0], [-1], [0]), ([0], [1], [16]), ([0], [17], [0]), ([0, 0], [1], [0]):
+        with pytest.raises(ValueError, match="reads that do not fit"):
+            gather(places, sizes, to)
+    with pytest.raises(OSError, match="descriptor"):
+        backend.gather(-1, np.zeros(1, np.int64), np.ones(1, np.int64), out, np.zeros(1, np.int64))

@@ -23,11 +23,14 @@ from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.pool.store.port import Blob, Buffer, Draft
 from zkeep.pool.store.staging import Stage, memory
+
+if TYPE_CHECKING:
+    from zkeep.pool.store.port import Places
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -143,6 +146,14 @@ class LocalBlob(_Open):
         buffer = bytearray(length)
         self.readinto(offset, buffer)
         return bytes(buffer)
+
+    def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
+        from zkeep.format import kernel  # with numpy, which not every command needs
+
+        short = kernel.gather(self._fd, places, sizes, out, to)
+        if short >= 0:
+            end = int(places[short] + sizes[short])
+            raise Damaged(f"{self.name} ends before byte {end}, which is needed")
 
 
 class LocalDraft(_Open):

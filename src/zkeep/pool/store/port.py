@@ -20,7 +20,13 @@ in place what was published.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Places = NDArray[np.int64]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -37,6 +43,10 @@ class Blob(AbstractContextManager["Blob"], Protocol):
 
     def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
         """Fill all buffers, one after the other, from `offset` on; Damaged if the file ends before."""
+        ...
+
+    def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
+        """Many short stretches of the file, each to its place in `out`; Damaged if the file ends before one does."""
         ...
 
     def fileno(self) -> int:
