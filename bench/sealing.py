@@ -5,8 +5,8 @@
     python bench/sealing.py FILE KEY --folders 1000 --files 1000 --size 4096 --one 1048576    and `one`, of 1 MiB
     python bench/sealing.py FILE KEY --one 1048576 --sparse 107374182400 --every 8            and `sparse`, of 100 GiB
 
-KEY is written, too: 32 raw bytes. `--compress lz4` or `zstd` fills files with what compresses to about half. The
-opening side (zkeep.crypto) is judged by real streams; what is made here is judged by it.
+KEY is written, too: 32 raw bytes. `--compress lz4` fills files with what compresses to about half, `zstd` with words.
+The opening side (zkeep.crypto) is judged by real streams; what is made here is judged by it.
 """
 
 from __future__ import annotations
@@ -342,6 +342,20 @@ def filler(compression: str) -> Fill:
     return fill
 
 
+def text() -> Fill:
+    """What compresses as prose does; no part of it comes again within a window of zstd."""
+    rng = np.random.default_rng(1)
+    letters = np.frombuffer(b"etaoinshrdlucmfwypvbgk", np.uint8)
+    vocabulary = [bytes(rng.choice(letters, length)) for length in rng.integers(2, 11, 20_000)]
+    prose = b" ".join(vocabulary[rank] for rank in np.minimum(rng.zipf(1.2, 6_000_000), 20_000) - 1)
+
+    def fill(number: int, size: int) -> tuple[bytes, int]:
+        start = number * 1_234_567 % (len(prose) - size)
+        return _packed(prose[start : start + size], "zstd")
+
+    return fill
+
+
 def _packed(block: bytes, compression: str) -> tuple[bytes, int]:
     if compression == "lz4":
         import lz4.block
@@ -374,7 +388,7 @@ def file(number: int, parent: int, size: int, record: int, fill: Fill, every: in
 
 def filesystem(given: argparse.Namespace) -> Iterator[Thing]:
     """`files` files of `size` bytes in each of `folders` folders d0, d1, ...; `one` and `sparse` at the top."""
-    fill = filler(given.compress)
+    fill = text() if given.compress == "zstd" else filler(given.compress)
     folders = range(FIRST + 2, FIRST + 2 + given.folders)
     names = [(b"d%d" % i, number, 4) for i, number in enumerate(folders)]
     names += [(b"one", FIRST, 8)] if given.one else []
