@@ -6,6 +6,10 @@ Each forgery is a stream with right checksums, so that a pool takes it in withou
 from __future__ import annotations
 
 import io
+import json
+import lzma
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +21,9 @@ from corruption import view_of
 from forgeries import Record, put_together, taken_apart
 from manifests import DATA, Case, cases
 
+from zkeep.cli.main import run
 from zkeep.errors import Damaged, NotAuthentic
+from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import Free, Object, ObjectRange, RecordType, Write
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
@@ -251,6 +257,58 @@ def test_the_first_block_that_fails_is_named(
     with pool_with(tmp_path, put_together(records)) as pool, pytest.raises(Forgery) as caught:
         all_from(pool, case)
     assert caught.value.object == records[wrong[0]].object
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> str:
+    (tmp_path / "key").write_bytes(bytes.fromhex(manifest()["key"]["hex"]))
+    return f"file://{tmp_path}/key"
+
+
+def manifest() -> Any:
+    return json.loads(lzma.decompress((DATA / "chains" / f"{NAME}.manifest.json.xz").read_bytes()))
+
+
+def a_block_far_in_a_file(records: list[Record]) -> tuple[int, str]:
+    """Which record it is, and how it is named."""
+    paths = {file["ino"]: path for path, file in manifest()["snapshots"]["s0"]["files"].items()}
+    for at in of(records, RecordType.WRITE):
+        block = records[at].header
+        if isinstance(block, Write) and block.type == ObjectType.PLAIN_FILE and block.offset:
+            return at, f"{paths[block.object]}: object {block.object}, offset {block.offset}: "
+    raise AssertionError("every file has one block")
+
+
+def test_the_file_of_a_forged_block_is_named(key: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    records = full()
+    at, place = a_block_far_in_a_file(records)
+    records[at].put(records[at].header, records[at].payload[::-1])
+    forged = tmp_path / "forged.zfs"
+    forged.write_bytes(put_together(records))
+    assert run(["verify", str(forged), "-L", key]) == 4
+    line = capfd.readouterr().err
+    assert line.endswith(f"@s0: {place}the MAC of the block does not verify\n")
+    assert line.count("\n") == 1
+
+
+def test_the_file_of_a_block_that_is_not_what_came_in_is_named(
+    key: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = full()
+    at, place = a_block_far_in_a_file(records)
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
+    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
+    stream = (DATA / "chains" / f"{NAME}.full-s0.zfs").read_bytes()
+    subprocess.run([sys.executable, "-m", "zkeep", "receive", "v/x"], input=stream, check=True)
+    (segment,) = (tmp_path / "pool" / "segments").rglob("*.seg")
+    content = bytearray(segment.read_bytes())
+    content[content.index(records[at].payload) + 100] ^= 1
+    segment.write_bytes(content)
+    assert run(["verify", "v/x@s0", "-L", key]) == 3
+    line = capfd.readouterr().err
+    assert line.startswith(f"zkeep: v/x@s0: {place}segments/")
+    assert line.endswith("the record is damaged\n")
+    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("rtype", [RecordType.OBJECT, RecordType.WRITE, RecordType.OBJECT_RANGE], ids=lambda t: t.name)

@@ -19,7 +19,7 @@ from zkeep.names import BookmarkName, DatasetName, parse_any
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.errors import Forgery
+    from zkeep.restore.errors import BadRecord, Forgery
     from zkeep.restore.opened import Opened
     from zkeep.restore.verify import Verified
 
@@ -121,7 +121,7 @@ def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> s
 
 def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     """Raises as verify(), with the name; else a line that tells what was found."""
-    from zkeep.restore.errors import Forgery
+    from zkeep.restore.errors import BadRecord, Forgery
     from zkeep.restore.opened import Opened
 
     started = time.monotonic()
@@ -129,10 +129,12 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
         with Opened(pool, snapshot, get_key) as opened:
             try:
                 done = _metered(opened)
-            except Forgery as error:
-                raise _with_path(error, opened, name) from None
-    except Forgery as error:
-        raise Forgery(name, error.what, error.object, error.offset) from None
+            except (BadRecord, Forgery) as error:
+                raise _named(error, name, _path(error, opened)) from None
+    except (BadRecord, Forgery) as error:
+        raise _named(error, name) from None
+    except Damaged as error:
+        raise Damaged(str(error) if name in str(error) else f"{name}: {error}") from None
     seconds = max(time.monotonic() - started, 1e-6)
     how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
     rate = nice(int(done.bytes / seconds))
@@ -155,14 +157,18 @@ def _metered(opened: Opened) -> Verified:
         meter.end()
 
 
-def _with_path(error: Forgery, opened: Opened, name: str) -> NotAuthentic:
-    """The same, with the file's path where that can still be found."""
+def _named(error: BadRecord | Forgery, name: str, path: str = "") -> ZkeepError:
+    kind = Damaged if isinstance(error, Damaged) else NotAuthentic
+    return kind(f"{name}: {path}{error.place}{error.what}")
+
+
+def _path(error: BadRecord | Forgery, opened: Opened) -> str:
+    """Of the file that a block belongs to, where that can still be found."""
     from zkeep.tree.filesystem import Filesystem, shown
 
     if error.object < 0 or error.offset < 0 or opened.is_volume:
-        return error
+        return ""
     try:
-        path = Filesystem(opened).path_of(error.object)
+        return f"{shown(Filesystem(opened).path_of(error.object))}: "
     except ZkeepError:
-        return error
-    return NotAuthentic(f"{name}: {shown(path)}: {error.place}{error.what}")
+        return ""

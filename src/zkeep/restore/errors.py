@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from zkeep.errors import NotAuthentic, Refused
+from zkeep.errors import Damaged, NotAuthentic, Refused
+
+
+def _place(number: int, offset: int) -> str:
+    if number < 0:
+        return ""
+    return f"object {number}, offset {offset}: " if offset >= 0 else f"object {number}: "
+
+
+class BadRecord(Damaged):
+    """A stored record is not what came in. `object` and `offset`: of its block; -1 where it is not a block's."""
+
+    def __init__(self, where: str, number: int, offset: int = -1) -> None:
+        self.where = where
+        self.object = number
+        self.offset = offset
+        self.place = _place(number, offset)
+        self.what = f"{where}: the record is damaged"
+        super().__init__(self.place + self.what)
+
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, int, int]]:
+        return type(self), (self.where, self.object, self.offset)
 
 
 class Forgery(NotAuthentic):
@@ -13,17 +34,11 @@ class Forgery(NotAuthentic):
         self.what = what
         self.object = number
         self.offset = offset
+        self.place = _place(number, offset)
         super().__init__(f"{snapshot}: {self.place}{what}")
 
     def __reduce__(self) -> tuple[type[Forgery], tuple[str, str, int, int]]:
         return type(self), (self.snapshot, self.what, self.object, self.offset)
-
-    @property
-    def place(self) -> str:
-        if self.object < 0:
-            return ""
-        offset = f", offset {self.offset}" if self.offset >= 0 else ""
-        return f"object {self.object}{offset}: "
 
 
 class Unreadable(Refused):

@@ -15,6 +15,7 @@ from zkeep.format import kernel
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
 from zkeep.pool.timeline.spans import unique
 from zkeep.pool.timeline.timeline import Timeline
+from zkeep.restore.errors import BadRecord
 
 Array = npt.NDArray[Any]
 GAP = 8 << 10
@@ -138,7 +139,9 @@ class Records:
         checks, _ = kernel.check(buffer, starts, sizes, swap)
         wrong = np.flatnonzero(checks != rows["check"])
         if len(wrong):
-            raise Damaged(f"{self.where(rows[wrong[0]])}: the record is damaged (object {rows[wrong[0]]['object']})")
+            row = rows[wrong[0]]
+            has_offset = "offset" in (rows.dtype.names or ())
+            raise BadRecord(self.where(row), int(row["object"]), int(row["offset"]) if has_offset else -1)
 
     def is_whole(self, row: Array) -> bool:
         """Whether a record on disk is what was received."""
