@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,16 +74,17 @@ class Renderer:
         self._outlet.write(memoryview(record))
         self._outlet.flush()
 
-    def steps(self, steps: Array) -> None:
-        """Write the records of some steps."""
-        self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
-        ends = np.cumsum(steps["size"], dtype=np.int64)
-        turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
+    def steps(self, plans: Iterable[Array]) -> None:
+        """Write the records of some steps, which may come in many arrays; the next is planned meanwhile."""
         ahead: deque[_Chunk] = deque()
-        for first, last in _stretches(turns, len(steps)):
-            ahead.append(self._begun(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0)))
-            if len(ahead) > 1:
-                self._finish(ahead.popleft())
+        for steps in _one_ahead(plans):
+            self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
+            ends = np.cumsum(steps["size"], dtype=np.int64)
+            turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
+            for first, last in _stretches(turns, len(steps)):
+                ahead.append(self._begun(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0)))
+                if len(ahead) > 1:
+                    self._finish(ahead.popleft())
         while ahead:
             self._finish(ahead.popleft())
 
@@ -252,6 +253,16 @@ def walk_body(
             continue
         yield buffer, found.offsets, found.lengths, at
         at += found.stop
+
+
+def _one_ahead(plans: Iterable[Array]) -> Iterator[Array]:
+    """The same, each made in a thread of its own while the one before is used."""
+    every = iter(plans)
+    with ThreadPoolExecutor(1) as planner:
+        planned = planner.submit(next, every, None)
+        while (steps := planned.result()) is not None:
+            planned = planner.submit(next, every, None)
+            yield steps
 
 
 def _stretches(turns: Array, count: int) -> Iterator[tuple[int, int]]:

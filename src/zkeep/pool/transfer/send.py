@@ -141,8 +141,7 @@ def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False
         if len(new) == 1 and new[0].doc["whole"] and new[0].doc["from_txg"] == source_txg and not leg.resume:
             out.verbatim(new[0])
         elif new:
-            for steps in plan(timeline, Journey(before, new, begin.raw, stored.maxblkid, leg.resume)):
-                out.steps(steps)
+            out.steps(plan(timeline, Journey(before, new, begin.raw, stored.maxblkid, leg.resume)))
         out.end()
 
 
