@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -132,17 +133,21 @@ def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Datase
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
             f"(that is @{doomed[-1].doc['name']}): roll back with -F"
         )
-    for snapshot in doomed:
-        _refuse_needed(pool, where, snapshot)
+    refuse_needed(pool, where, doomed)
     return Plan(opening, begin, dataset, source, False, doomed)
 
 
-def _refuse_needed(pool: Pool, where: str, snapshot: Snapshot) -> None:
-    if snapshot.holds:
-        raise Refused(f"{where}: cannot roll back: {snapshot.name} is held ({', '.join(sorted(snapshot.holds))})")
-    clones = pool.tree().clones(snapshot.dataset, snapshot.txg)
-    if clones:
-        raise Refused(f"{where}: cannot roll back: {clones[0].name} is a clone of {snapshot.name}")
+def refuse_needed(pool: Pool, where: str, doomed: Iterable[Snapshot]) -> None:
+    """What is held, or has clones, is not given up. What was destroyed meanwhile is in nobody's way."""
+    for planned in doomed:
+        snapshot = pool.snapshot_at(planned.dataset.id, planned.txg)
+        if snapshot is None:
+            continue
+        if snapshot.holds:
+            raise Refused(f"{where}: cannot roll back: {snapshot.name} is held ({', '.join(sorted(snapshot.holds))})")
+        clones = pool.tree().clones(snapshot.dataset, snapshot.txg)
+        if clones:
+            raise Refused(f"{where}: cannot roll back: {clones[0].name} is a clone of {snapshot.name}")
 
 
 def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snapshot) -> None:

@@ -28,7 +28,7 @@ from zkeep.pool.timeline.inflow import Inflow, Mark, Source, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
-from zkeep.pool.transfer.judge import ZVOL, Plan, Target, judge
+from zkeep.pool.transfer.judge import ZVOL, Plan, Target, judge, refuse_needed
 from zkeep.pool.transfer.token import Token
 
 Doc = dict[str, Any]
@@ -51,6 +51,8 @@ class Landing:
         self._resumed = resumed
         self._stack = ExitStack()
         self._history = History([])
+        self._dataset = plan.dataset
+        "Where it lands: that dataset, whatever it is called by the end. None: one that is made at the end."
         self.txg = resumed.txg if resumed else 0
         self._doc: Doc = dict(resumed.doc) if resumed else {}
         self._key = ""
@@ -71,12 +73,14 @@ class Landing:
         """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
         self._stack.enter_context(reading(self._pool))
         if self._resumed:
+            self._dataset = self._pool.dataset(self._target.name)
             self._key = self._registered_key()
         else:
             with self._pool.transaction() as t:
                 self.txg = t.next_txg()
-                if self._target.resumable and self._plan.dataset is None:
-                    self._make_dataset(t)
+                if self._target.resumable and self._dataset is None:
+                    self._dataset = self._make_dataset(t)
+                    self._stack.enter_context(self._pool.store.lock(lock_name(self._dataset)))
                 self._key = self._registered_key()
                 self._doc = self._registration()
                 t.put("receive", self._key, self._doc)
@@ -91,8 +95,8 @@ class Landing:
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
     def _registered_key(self) -> str:
-        dataset = self._pool.find(self._target.name) if self._target.resumable else None
-        return dataset.key if dataset else f"txg/{self.txg:020d}"
+        resumable = self._target.resumable and self._dataset
+        return resumable.key if resumable else f"txg/{self.txg:020d}"
 
     def _open_inflow(self, timeline: Timeline) -> Inflow:
         opening, begin = self._plan.opening, self._plan.begin
@@ -140,8 +144,6 @@ class Landing:
         kind = "volume" if plan.begin.type == ZVOL else "filesystem"
         source = plan.source if plan.clone else None
         origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None
-        if source and self._pool.snapshot_at(source.dataset.id, source.txg) is None:
-            raise Refused(f"cannot receive {self._target.name}: its origin {source.name} was destroyed meanwhile")
         return self._pool.create_dataset(t, self._target.name, kind, origin=origin, **self._target.fields)
 
     def add(self, batch: Batch) -> None:
@@ -163,11 +165,15 @@ class Landing:
         self._doc = doc
 
     def commit(self, end: SubEnd) -> Snapshot:
-        """Everything came and agrees: one transaction makes the snapshot."""
+        """Everything came and agrees: one transaction makes the snapshot.
+
+        Raises:
+            Refused: what was there at the BEGIN is not there any more, or something is in the way.
+        """
         assert self._inflow is not None
         tally = self._inflow.finish()
         with self._pool.transaction() as t:
-            dataset = self._pool.find(self._target.name) or self._make_dataset(t)
+            dataset = self._landed(t)
             dataset = self._update_dataset(t, dataset)
             dropped = self._roll_back(t, dataset)
             snapshot = self._put_snapshot(t, dataset, tally)
@@ -176,6 +182,22 @@ class Landing:
         discard(self._pool, dropped)
         sum_up(self._pool, snapshot.dataset)
         return snapshot
+
+    def _landed(self, t: Transaction) -> Dataset:
+        """The dataset as it is now, when what was judged at the BEGIN still holds."""
+        where = f"cannot receive {self._target.name}"
+        source = self._plan.source
+        if source is not None and self._pool.snapshot_at(source.dataset.id, source.txg) is None:
+            raise Refused(f"{where}: {source.name}, its source, is not there any more")
+        if self._dataset is None:
+            return self._make_dataset(t)
+        now = self._pool.tree().by_id.get(self._dataset.id)
+        if now is None:
+            raise Refused(f"{where}: the dataset was destroyed meanwhile")
+        if source is None and (self._pool.snapshots(now) or history_of(self._pool, now).runs):
+            raise Refused(f"{where}: the dataset was received into meanwhile")
+        refuse_needed(self._pool, where, self._plan.doomed)
+        return now
 
     def _update_dataset(self, t: Transaction, dataset: Dataset) -> Dataset:
         plan, target = self._plan, self._target
