@@ -27,6 +27,8 @@ MAX_LINE = 65_536
 PATIENCE = 5.0
 "Seconds that a client may take to send its line."
 EMPTY_FOR = 10.0
+LONGEST = 86_400.0
+"Seconds that it waits at a time: epoll counts milliseconds in 31 bits."
 "Seconds that an agent waits for its first key."
 
 _PR_SET_DUMPABLE = 4
@@ -156,6 +158,7 @@ def run(path: str) -> None:
                 if not agent.entries:
                     return
                 wait = agent.next_end()
+                wait = min(wait, LONGEST) if wait is not None else None
     finally:
         with suppress(OSError):
             os.unlink(path)

@@ -226,6 +226,11 @@ _OBJECT_RANGE = (
     Rule("first object {firstobj} does not begin a block", lambda h, b: h["firstobj"] % DNODES_PER_BLOCK != 0),
     Rule("it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - DNODES_PER_BLOCK),
 )
+def _whole(name: str) -> Rule:
+    """A block pointer counts its sizes in sectors."""
+    return Rule(f"{name.replace('_', ' ')} {{{name}}} is not a multiple of 512", lambda h, b: h[name] % MIN_BLOCK != 0)
+
+
 _SPILL = (
     _TOGUID,
     _OBJECT_ID,
@@ -251,6 +256,8 @@ _SPILL = (
         "compression type {compressiontype} in a stream that is not raw",
         lambda h, b: (h["compressiontype"] != 0) & (not b.raw),
     ),
+    _whole("length"),
+    _whole("compressed_size"),
 )
 _WRITE = (
     _TOGUID,
@@ -278,6 +285,8 @@ _WRITE = (
     ),
     _TYPE,
     Rule("there is no checksum type {checksumtype}", lambda h, b: h["checksumtype"] >= _CHECKSUMS),
+    _whole("logical_size"),
+    _whole("compressed_size"),
 )
 _RAW_WRITE = (
     Rule("the compressed size is zero in a raw stream", lambda h, b: h["compressed_size"] == 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +122,8 @@ class Inflow:
         self._intake = Intake(source.spill_flags)
         self._waiting: Batch | None = None
         self._draft: Draft | None = None
+        self._sealing: list[Draft] = []
+        "Drafts on their way to becoming segments."
         self._writer = ThreadPoolExecutor(1)
         self._syncer = ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
@@ -136,8 +139,11 @@ class Inflow:
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._syncer.shutdown(wait=True, cancel_futures=True)
         if self._draft is not None:
-            self._draft.discard()
+            self._sealing.append(self._draft)
             self._draft = None
+        while self._sealing:
+            with suppress(OSError):  # on the way out after something worse
+                self._sealing.pop().discard()
 
     def add(self, batch: Batch) -> None:
         """Take one batch. Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or rest().
@@ -217,15 +223,13 @@ class Inflow:
         self._begun += 1
 
         def seal() -> None:
-            try:
-                seg.finish(draft, table, (a, b, c, d), records)
-                size = draft.size
-                draft.publish(segment_name(segment_id))
-            except BaseException:
-                draft.discard()
-                raise
+            seg.finish(draft, table, (a, b, c, d), records)
+            size = draft.size
+            draft.publish(segment_name(segment_id))
+            self._sealing.remove(draft)
             self.tally.count(segment_id, table, records, size, dead)
 
+        self._sealing.append(draft)
         self._closing.append(self._syncer.submit(seal))
         if self._on_segment:
             _drain(self._closing, 0)

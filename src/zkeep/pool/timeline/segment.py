@@ -165,7 +165,7 @@ def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> 
 def _leads_somewhere(rows: Array) -> bool:
     """Whether records can lie where rows say; one without a record has the size 0."""
     sizes = rows["size"]
-    wrong = (sizes % 8 > 0) | (sizes > HEADER + MAX_PAYLOAD) | ((sizes < HEADER) & (sizes > 0))
+    wrong = (sizes % 4 > 0) | (sizes > HEADER + MAX_PAYLOAD) | ((sizes < HEADER) & (sizes > 0))
     return not (wrong | (rows["pos"] >= MAX_FILE)).any()
 
 
