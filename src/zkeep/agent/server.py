@@ -122,10 +122,10 @@ def keep_secret(*, locked: bool = True) -> None:
     """No core file, no other process's look; `locked`: no swapped pages. As far as the system does it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        if locked:
-            library.mlockall(_MCL_CURRENT_AND_FUTURE)
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if locked:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
 def _opened(path: str) -> socket.socket:

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -137,11 +139,20 @@ def _ended(number: int, frame: FrameType | None) -> None:
 
 
 def _portions(work: Work[Any], its: Connection[Any, Any]) -> None:
-    while True:
-        portion = its.recv()
+    """A thread takes what is given at any time: nobody waits to give while this process waits to tell."""
+    given: SimpleQueue[Any] = SimpleQueue()
+    Thread(target=_take, args=(its, given.put), daemon=True).start()
+    while (portion := given.get()) is not None:
         try:
             work(portion, its.send)
         except Exception as error:
             its.send(error)
             return
         its.send(None)
+
+
+def _take(its: Connection[Any, Any], put: Callable[[Any], None]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            put(its.recv())
+    put(None)

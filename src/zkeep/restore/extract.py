@@ -18,7 +18,7 @@ from zkeep.errors import Refused
 from zkeep.format.znode import Znode
 from zkeep.restore.beyond import set_acl, set_project
 from zkeep.restore.crew import Crew
-from zkeep.restore.placing import Folder, Skipped, dress, was_begun, write_sparse
+from zkeep.restore.placing import NOT_OURS, Folder, Skipped, dress, was_begun, write_sparse
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
 
@@ -260,7 +260,9 @@ class Extraction:
         else:
             try:
                 folder.make_node(name, node)
-            except PermissionError:
+            except OSError as error:
+                if error.errno not in NOT_OURS:
+                    raise
                 self.skipped.add("devices")
                 return
         self._dress(name, folder.fd, node)

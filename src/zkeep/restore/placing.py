@@ -24,6 +24,8 @@ _BEGUN = stat.S_ISVTX | stat.S_IWUSR
 nothing for files and nobody sets it, so that what an interrupted call left behind is known for what it is."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
+NOT_OURS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
+"What chown() says of owners, and mknod() of devices, that are not ours to give, or that this system does not have."
 
 
 @dataclass
@@ -169,7 +171,9 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
             os.fchown(place, node.uid, node.gid)
         else:
             os.chown(place, node.uid, node.gid, dir_fd=folder, follow_symlinks=False)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in NOT_OURS:
+            raise
         skipped.add("owners")
     for name, value in xattrs.items():
         _set_xattr(place, folder, name, value, skipped)
@@ -188,7 +192,9 @@ def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes
 
 
 def takes_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes) -> bool:
-    """Set an extended attribute; False if the target cannot have it."""
+    """Set an extended attribute; False if the target cannot have it, as none can where Python has no setxattr."""
+    if not hasattr(os, "setxattr"):
+        return False
     if isinstance(place, bytes):
         target: int | bytes = b"/proc/self/fd/%d/%s" % (folder or 0, place)
         follow = False

@@ -40,6 +40,21 @@ def test_all_portions_are_done_by_several_processes() -> None:
             os.kill(process, 0)
 
 
+def echo(portion: bytes, tell: Tell) -> None:
+    for _ in range(4):
+        tell(portion)
+
+
+def test_nobody_waits_for_somebody_who_waits_for_him() -> None:
+    """However much is given and told at the same time: more than any pipe holds."""
+    heard: list[bytes] = []
+    with Crew(echo, heard.append) as crew:
+        for number in range(12):
+            crew.give(bytes([number]) * (4 << 20))
+        crew.finish()
+    assert sorted(told[0] for told in heard) == sorted(4 * list(range(12)))
+
+
 def test_nothing_is_forked_for_nothing() -> None:
     with Crew(squares, print) as crew:
         crew.finish()

@@ -56,9 +56,10 @@ class Disk:
 
     def sync(self, fd: int) -> None:
         if sys.platform == "darwin":  # fsync leaves the bytes in the drive's cache there
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(fd)
+            with suppress(OSError):  # of what is no drive
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(fd)
 
     def sync_folder(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
