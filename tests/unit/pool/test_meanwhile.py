@@ -148,3 +148,50 @@ def test_two_full_streams_do_not_meet_in_one_dataset(pool: Pool, other: Pool) ->
     assert kept(pool) == {"p/a": ["other"]}
     assert sent(pool, "p/a@other")[HEADER:] == stream("full-s0")[HEADER:]
     assert list(pool.catalog.keys("receive")) == []
+
+
+def quota(pool: Pool, size: int) -> None:
+    namespace.set_properties(pool, [DatasetName.parse("p")], {"quota": str(size)})
+
+
+def cut(pool: Pool, name: str, size: int, content: bytes) -> None:
+    with pytest.raises(TryAgain):
+        receive(pool, io.BytesIO(content[:size]), name, ReceiveOptions(resumable=True))
+
+
+def test_what_interrupted_receives_keep_takes_room(pool: Pool) -> None:
+    content = stream("full-s0")
+    quota(pool, len(content))
+    cut(pool, "p/a", 200_000, content)
+    with pytest.raises(Refused, match="the quota is used up"):
+        receive(pool, io.BytesIO(content), "p/b", ReceiveOptions(resumable=True))
+    give_up(pool)
+    receive(pool, None, "p/b", ReceiveOptions(abort=True))
+    receive(pool, io.BytesIO(content), "p/b", ReceiveOptions())
+
+
+def test_a_resumed_receive_has_no_more_room_than_one(pool: Pool) -> None:
+    content = stream("full-s0")
+    cut(pool, "p/a", 150_000, content)
+    token = str(View(pool).get(pool.dataset(HERE), "receive_resume_token").value)
+    with Pool.create(pool.store.root.parent / "source", "q") as source:  # type: ignore[attr-defined]
+        receive(source, io.BytesIO(content), "q/a", ReceiveOptions())
+        sink = io.BytesIO()
+        send(source, SendRequest(token=token), sink)
+    quota(pool, 160_000)
+    with pytest.raises(Refused, match="the quota is used up"):
+        receive(pool, io.BytesIO(sink.getvalue()), "p/a", ReceiveOptions(resumable=True))
+    quota(pool, len(content))
+    receive(pool, io.BytesIO(sink.getvalue()), "p/a", ReceiveOptions(resumable=True))
+    assert kept(pool) == {"p/a": ["s0"]}
+
+
+def test_two_receives_share_one_quota(pool: Pool, other: Pool) -> None:
+    quota(pool, len(stream("full-s0")) + 1000)
+
+    def too(other: Pool) -> None:
+        receive(other, io.BytesIO(stream("full-s0")), "p/b", ReceiveOptions())
+
+    with pytest.raises(Refused, match="the quota is used up"):
+        take_while(pool, other, too, "full-s0")
+    assert kept(pool) == {"p/b": ["s0"]}

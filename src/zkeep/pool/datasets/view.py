@@ -127,18 +127,26 @@ class View:
         rooms = [self.free(), *self._rooms(dataset)]
         return max(0, min(rooms))
 
-    def quota_room(self, dataset: Dataset) -> int | None:
-        """Bytes that the quotas on the way up leave; None where there is none."""
-        rooms = list(self._rooms(dataset))
+    def quota_room(self, dataset: Dataset, apart_from: str = "") -> int | None:
+        """Bytes that the quotas on the way up leave; None where there is none.
+
+        What is kept of interrupted receives takes room, too, but for that of the receive `apart_from`.
+        """
+        rooms = list(self._rooms(dataset, apart_from))
         return max(0, min(rooms)) if rooms else None
 
-    def _rooms(self, dataset: Dataset) -> Iterator[int]:
+    def _rooms(self, dataset: Dataset, apart_from: str = "") -> Iterator[int]:
         refquota = int(self.text(dataset, "refquota"))
         if refquota:
             yield refquota - self.figures(dataset).referenced.stored
         for level in (dataset, *self.tree.ancestors(dataset)):
             if quota := int(self.text(level, "quota")):
-                yield quota - self.figures(level).used.stored
+                yield quota - self.figures(level).used.stored - self._underway(level, apart_from)
+
+    def _underway(self, level: Dataset, apart_from: str) -> int:
+        """What resumable receives below have brought so far."""
+        keys = {dataset.key for dataset in self.tree.within(level)} - {apart_from}
+        return sum(doc["tally"]["bytes"] for key, doc in self.pool.catalog.scan("receive") if key in keys)
 
 
 def applies(prop: Property, thing: Thing) -> bool:

@@ -56,7 +56,7 @@ class Landing:
         self.txg = resumed.txg if resumed else 0
         self._doc: Doc = dict(resumed.doc) if resumed else {}
         self._key = ""
-        self._room = self._quota_room()
+        self._room: int | None = None
         self._bytes = 0
         self._inflow: Inflow | None = None
 
@@ -65,9 +65,10 @@ class Landing:
         return history_of(self._pool, source.dataset).upto(source.txg) if source else History([])
 
     def _quota_room(self) -> int | None:
-        name = self._target.name
-        found = self._pool.find(name) or (name.parent and self._pool.find(name.parent))
-        return View(self._pool).quota_room(found) if found else None
+        name, tree = self._target.name, self._pool.tree()
+        mine = self._dataset and tree.by_id.get(self._dataset.id)
+        found = mine or tree.find(name) or (name.parent and tree.find(name.parent))
+        return View(self._pool).quota_room(found, self._key) if found else None
 
     def start(self) -> None:
         """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
@@ -91,6 +92,8 @@ class Landing:
         if self._resumed:
             self._doc = self._pool.catalog.get("receive", self._key) or self._doc
             self._resumed = replace(self._resumed, doc=self._doc)
+            self._bytes = int(self._doc["tally"]["bytes"])
+        self._room = self._quota_room()
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
@@ -149,10 +152,13 @@ class Landing:
     def add(self, batch: Batch) -> None:
         """Take in one batch. Raises Refused when a quota is exceeded."""
         self._bytes += len(batch.buffer)
-        if self._room is not None and self._bytes > self._room:
-            raise Refused(f"cannot receive {self._target.name}: the quota is used up")
+        self._refuse_more_than(self._room)
         assert self._inflow is not None
         self._inflow.add(batch)
+
+    def _refuse_more_than(self, room: int | None) -> None:
+        if room is not None and self._bytes > room:
+            raise Refused(f"cannot receive {self._target.name}: the quota is used up")
 
     def _note_segment(self, mark: Mark) -> None:
         """A finished segment of a resumable receive: from here on it survives this process."""
@@ -173,6 +179,7 @@ class Landing:
         assert self._inflow is not None
         tally = self._inflow.finish()
         with self._pool.transaction() as t:
+            self._refuse_more_than(self._quota_room())  # others may have come in meanwhile
             dataset = self._landed(t)
             dataset = self._update_dataset(t, dataset)
             dropped = self._roll_back(t, dataset)
