@@ -351,7 +351,7 @@ def text() -> Fill:
 
     def fill(number: int, size: int) -> tuple[bytes, int]:
         start = number * 1_234_567 % (len(prose) - size)
-        return _packed(prose[start : start + size], "zstd")
+        return _packed(number.to_bytes(8, "little") + prose[start : start + size - 8], "zstd")
 
     return fill
 

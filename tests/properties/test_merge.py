@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import reduce
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tablekit import build, histories
+from tablekit import Draw, build, histories
 
 from zkeep.pool.timeline.table import DTYPES, Table, fold, merge
 
@@ -15,14 +16,14 @@ def same(one: Table, other: Table) -> bool:
     return all((getattr(one, name) == getattr(other, name)).all() for name in DTYPES) and one.rows == other.rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(histories)
 def test_a_fold_is_what_a_dictionary_says(history) -> None:
     tables, model = build(history)
     assert model.agrees(fold(list(tables)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(histories, st.data())
 def test_merging_is_associative(history, data) -> None:
     tables, _ = build(history)
@@ -31,6 +32,26 @@ def test_merging_is_associative(history, data) -> None:
         at = data.draw(st.integers(0, len(tables) - 2))
         tables[at : at + 2] = [merge(tables[at], tables[at + 1])]
     assert same(tables[0], expected)
+
+
+def objects(*numbers_and_slots: tuple[int, int]) -> list[Draw]:
+    return [Draw(number, slots, False, frozenset(), frozenset(), False, False) for number, slots in numbers_and_slots]
+
+
+NOBODY: frozenset[int] = frozenset()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [(objects((2, 2)), NOBODY, NOBODY), (objects((2, 1)), NOBODY, NOBODY), (objects((2, 2)), NOBODY, NOBODY)],
+        [(objects((3, 1)), NOBODY, NOBODY), ([], frozenset([3]), NOBODY), (objects((2, 2)), NOBODY, NOBODY)],
+    ],
+    ids=["narrow and wide again", "freed and taken"],
+)
+def test_a_number_that_an_object_takes_is_not_freed_as_well(history) -> None:
+    first, second, third = build(history)[0]
+    assert same(merge(merge(first, second), third), merge(first, merge(second, third)))
 
 
 @given(histories)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from zkeep.errors import Damaged
+from zkeep.format.records import RecordType
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.timeline import segment as seg
 from zkeep.pool.timeline import spans as sp
@@ -22,6 +23,7 @@ def a_table(count: int = 1000) -> Table:
     blocks, objects = np.zeros(count, BLOCK), np.zeros(count // 10, OBJECT)
     blocks["object"], blocks["offset"] = np.arange(count) // 10, np.arange(count) % 10 * 512
     blocks["pos"], blocks["size"], blocks["length"] = np.arange(count) * 824 + 64, 824, 512
+    blocks["kind"] = RecordType.WRITE
     objects["object"], objects["slots"] = np.arange(count // 10), 1
     holes = np.array([(3, 8192, sp.END)], sp.SPAN)
     return replace(NOTHING, blocks=blocks, objects=objects, holes=holes)

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zkeep.errors import Damaged
-from zkeep.format.records import HEADER, MAX_PAYLOAD
+from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordType
 from zkeep.pool.store.port import Blob, Buffer
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array
@@ -162,11 +162,27 @@ def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> 
     return inside and fixed and all(crcs == keys == count for crcs, keys, count in pages)
 
 
-def _leads_somewhere(rows: Array) -> bool:
-    """Whether records can lie where rows say; one without a record has the size 0."""
+_KINDS = {
+    "blocks": [RecordType.WRITE, RecordType.WRITE_EMBEDDED, RecordType.REDACT],
+    "spills": [RecordType.SPILL],
+}
+
+
+def _is_possible(name: str, rows: Array) -> bool:
+    """Whether rows are in order, and records of their kind can lie where they say; an object without one has size 0."""
+    number, at = first_keys(name, rows)
+    later = (number[1:] > number[:-1]) | ((number[1:] == number[:-1]) & (at[1:] > at[:-1]))
+    if not later.all():
+        return False
+    if "pos" not in (rows.dtype.names or ()):
+        return not (rows["start"] >= rows["end"]).any()
     sizes = rows["size"]
-    wrong = (sizes % 4 > 0) | (sizes > HEADER + MAX_PAYLOAD) | ((sizes < HEADER) & (sizes > 0))
-    return not (wrong | (rows["pos"] >= MAX_FILE)).any()
+    wrong = (sizes % 4 > 0) | (sizes > HEADER + MAX_PAYLOAD) | (sizes < HEADER) | (rows["pos"] >= MAX_FILE)
+    if name == "objects":
+        wrong = (wrong | (rows["blksz"] == 0)) & (sizes > 0)
+    if name in _KINDS:
+        wrong |= ~np.isin(rows["kind"], _KINDS[name])
+    return not wrong.any()
 
 
 def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
@@ -287,8 +303,8 @@ class Segment:
         self.blob.readinto(part.at + first_row * width, content)
         self._check_pages(part, name, content, first_page)
         rows = np.frombuffer(content, DTYPES[name])
-        if "pos" in (rows.dtype.names or ()) and not _leads_somewhere(rows):
-            raise Damaged(f"{self.name}: a row of its table of {name} leads to no record")
+        if not _is_possible(name, rows):
+            raise Damaged(f"{self.name}: its table of {name} makes no sense")
         return rows
 
     def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:

@@ -163,11 +163,8 @@ class Toll:
 
 def toll(old: Table, new: Table) -> Toll:
     """Judge every row of `old` by what `new` did."""
-    taken = new.freed
-    wide = new.objects["slots"] > 1
-    if wide.any():
-        first = new.objects["object"][wide]
-        taken = sp.union(taken, sp.lines(first + 1, first + new.objects["slots"][wide]))
+    inner = _inner(new.objects)
+    taken = sp.union(new.freed, inner) if len(inner) else new.freed
     covered = overlapped(old.objects, new.objects["object"])
     rewritten = np.isin(old.objects["object"], new.objects["object"])
     gone = np.where(rewritten, sp.on_lines(taken, old.objects["object"]), _touched(taken, old.objects)) | covered
@@ -201,6 +198,10 @@ def merge(old: Table, new: Table) -> Table:
         return old
     kept = toll(old, new)
     filled = extents(new.blocks)
+    inner = _inner(new.objects)
+    before = sp.union(old.freed, kept.lost) if len(kept.lost) else old.freed
+    if len(inner):
+        before = sp.subtract(before, inner)
     return Table(
         ranges=_interleave(old.ranges[kept.ranges], new.ranges),
         objects=_interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
@@ -208,8 +209,15 @@ def merge(old: Table, new: Table) -> Table:
         spills=_interleave(old.spills[kept.spills], new.spills),
         holes=sp.add(sp.subtract(old.holes[kept.holes], filled), new.holes),
         died=sp.add(sp.subtract(old.died[kept.died], filled), new.died),
-        freed=sp.union(old.freed, new.freed, kept.lost) if len(kept.lost) else sp.add(old.freed, new.freed),
+        freed=sp.add(before, new.freed),
     )
+
+
+def _inner(objects: Array) -> Array:
+    """The object numbers that objects of several slots take beyond their own."""
+    wide = objects["slots"] > 1
+    first = objects["object"][wide]
+    return sp.lines(first + 1, first + objects["slots"][wide])
 
 
 def overlapped(old: Array, numbers: Array) -> Bools:
