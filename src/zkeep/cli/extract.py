@@ -12,7 +12,7 @@ import click
 from zkeep.cli.meter import Meter
 from zkeep.cli.opening import opened_snapshot, takes_key
 from zkeep.cli.text import nice
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
 
 if TYPE_CHECKING:
     from zkeep.restore.extract import Extraction
@@ -39,7 +39,8 @@ def extract_verb(
     """Extract files of a snapshot with all that is stored of them, or a volume's disk image.
 
     Nothing is written outside DIR, nothing that is there is overwritten without --force, and an interrupted call can
-    be repeated: what it had extracted is kept. Owners and devices need root.
+    be repeated: what it had extracted is kept. Owners and devices need root. What cannot be read is named and left
+    out; everything else is extracted, and the exit status is 3 or 4.
 
     \b
         zkeep extract -C /mnt/new -L file:///root/key vault/home@monday
@@ -107,6 +108,20 @@ def _conclude(work: Extraction, seconds: float, *, verbose: bool) -> None:
         kept = f", {done.kept} of them there already" if done.kept else ""
         click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
     _tell_skipped(work.skipped)
+    if work.failed:
+        raise _unreadable(work)
+
+
+def _unreadable(work: Extraction) -> ZkeepError:
+    """Say of each file what is wrong with it, and give what ends the call."""
+    from zkeep.tree.filesystem import shown
+
+    for path, error in sorted(work.failed, key=lambda failed: failed[0]):
+        click.echo(f"zkeep: {shown(path)}: {error}", err=True)
+    worst = max((error for _, error in work.failed), key=lambda error: error.status)
+    kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(worst, kind))
+    count = len(work.failed)
+    return kind(f"{count} of the files could not be extracted" if count > 1 else "one file could not be extracted")
 
 
 def _tell_skipped(skipped: Skipped) -> None:

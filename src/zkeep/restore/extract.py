@@ -10,14 +10,16 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
-from zkeep.errors import Refused
+from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.format.znode import Znode
 from zkeep.restore.beyond import set_acl, set_project
 from zkeep.restore.crew import Crew
+from zkeep.restore.errors import Unreadable
 from zkeep.restore.placing import NOT_OURS, Folder, Skipped, dress, was_begun, write_sparse
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
@@ -57,8 +59,12 @@ class Options:
 
 Portion = list[tuple[bytes, Name]]
 "Files to be extracted, each with the path of its folder."
-Told = tuple[Progress, Skipped, Portion]
-"What was done since the last time, what was skipped, and which files have several names."
+Failed = list[tuple[bytes, ZkeepError]]
+"Paths of what could not be read, and why."
+Told = tuple[Progress, Skipped, Portion, Failed]
+"What was done since the last time, what was skipped, which files have several names, and what could not be read."
+UNREADABLE = (Damaged, NotAuthentic, Unreadable, BadTree)
+"What is wrong with one file, and says nothing of the others."
 
 
 @dataclass
@@ -67,12 +73,14 @@ class Extraction:
 
     Folders are made as they are come to, and files are shared out in portions. What depends on others waits until all
     that is done: files of several names, and what folders have, for their times change when something is put there.
+    What cannot be read is left out and told of in `failed`: in an emergency everything else is wanted all the more.
     """
 
     filesystem: Filesystem
     options: Options
     progress: Progress = field(default_factory=Progress)
     skipped: Skipped = field(default_factory=Skipped)
+    failed: Failed = field(default_factory=list)
     _portion: Portion = field(default_factory=list)
     "What is to be shared out next."
     _several: Portion = field(default_factory=list)
@@ -91,15 +99,23 @@ class Extraction:
         with Folder.top(target) as top:
             with Crew[Portion](partial(self._hand, top), self._heard) as crew:
                 for path in paths:
-                    self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
+                    with self._spared(path):
+                        self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
                 crew.finish()
             self._do(top, self._portion)
             for path, name in sorted(self._several, key=lambda found: found[1].number):
-                with top.inner(path) as folder:
+                with top.inner(path) as folder, self._spared(folder.below(name.name)):
                     self._entry(top, folder, name, self.filesystem.znode(name.number))
             for path, number in reversed(self._folders.items()):
-                with top.inner(path) as folder:
+                with top.inner(path) as folder, self._spared(path):
                     self._dress(folder.fd, None, self.filesystem.znode(number))
+
+    @contextmanager
+    def _spared(self, path: bytes) -> Iterator[None]:
+        try:
+            yield
+        except UNREADABLE as error:
+            self.failed.append((path, error))
 
     def _path(self, crew: Crew[Portion], top: Folder, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
@@ -125,7 +141,7 @@ class Extraction:
         while todo:
             path, number = todo.pop()
             self._folders.setdefault(path, number)
-            with top.inner(path) as folder:
+            with top.inner(path) as folder, self._spared(path):
                 todo += reversed(self._folder(crew, folder, number))
 
     def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[bytes, int]]:
@@ -169,30 +185,33 @@ class Extraction:
         tell(self._taken())
 
     def _taken(self) -> Told:
-        told = self.progress, self.skipped, self._several
-        self.progress, self.skipped, self._several = Progress(), Skipped(), []
+        told = self.progress, self.skipped, self._several, self.failed
+        self.progress, self.skipped, self._several, self.failed = Progress(), Skipped(), [], []
         return told
 
     def _heard(self, told: Told) -> None:
-        progress, skipped, several = told
+        progress, skipped, several, failed = told
         self.progress.add(progress)
         self.skipped.counts.update(skipped.counts)
         self._several += several
+        self.failed += failed
         self.options.tell(self.progress)
 
     # Files
 
     def _do(self, top: Folder, portion: Portion) -> None:
         """Extract files; those of several names are set aside."""
-        self.filesystem.objects.expect(name.number for _, name in portion)
+        with suppress(*UNREADABLE):  # whichever it is tells when it is asked for
+            self.filesystem.objects.expect(name.number for _, name in portion)
         for path, some in groupby(portion, key=lambda found: found[0]):
             with top.inner(path) as folder:
                 for _, name in some:
-                    node = self.filesystem.znode(name.number)
-                    if node.links > 1:
-                        self._several.append((path, name))
-                    else:
-                        self._entry(top, folder, name, node)
+                    with self._spared(folder.below(name.name)):
+                        node = self.filesystem.znode(name.number)
+                        if node.links > 1:
+                            self._several.append((path, name))
+                        else:
+                            self._entry(top, folder, name, node)
 
     def _entry(self, top: Folder, folder: Folder, name: Name, node: Znode) -> None:
         if node.links > 1 and self._link(top, folder, name):
@@ -243,6 +262,9 @@ class Extraction:
         fd = folder.make_file(name, self._told(self.filesystem.extents(node)), node.size)
         try:
             self._dress(fd, None, node)
+        except UNREADABLE:
+            os.unlink(name, dir_fd=folder.fd)
+            raise
         finally:
             os.close(fd)
 

@@ -165,7 +165,7 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
 
     `place` is a descriptor, or the name of what cannot be opened (links, devices) in `folder`.
     """
-    is_link = node.is_link
+    mode = stat.S_IMODE(node.mode)
     try:
         if isinstance(place, int):
             os.fchown(place, node.uid, node.gid)
@@ -175,6 +175,7 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
         if error.errno not in NOT_OURS:
             raise
         skipped.add("owners")
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)  # what another owner's file may do, ours need not
     for name, value in xattrs.items():
         _set_xattr(place, folder, name, value, skipped)
     times = node.atime, node.mtime
@@ -182,8 +183,8 @@ def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[byte
         os.utime(place, ns=times)
     else:
         os.utime(place, ns=times, dir_fd=folder, follow_symlinks=False)
-    if not is_link:
-        os.chmod(place, stat.S_IMODE(node.mode), dir_fd=None if isinstance(place, int) else folder)
+    if not node.is_link:
+        os.chmod(place, mode, dir_fd=None if isinstance(place, int) else folder)
 
 
 def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes, skipped: Skipped) -> None:

@@ -73,7 +73,10 @@ def _inspect(segment: Segment, found: Inspection, tick: Callable[[int], object])
     if found.flaws:
         tick(segment.body[1] - segment.body[0])
     places = _places([tables[name] for name in RECORDS])
-    fault = _body(segment, places, tick)
+    try:
+        fault = _body(segment, places, tick)
+    except Damaged as error:  # of a bad sector the rest of the body is still to be looked at
+        fault = segment.body[0], str(error).removeprefix(f"{segment.name}: ")
     if fault is None:
         return
     hurt = list(_each(segment, tables, places))
@@ -190,8 +193,12 @@ def _damaged(segment: Segment, places: Array) -> Bools:
     whole = (places["pos"] >= HEAD_SIZE) & (places["pos"] + places["size"] <= end) & (lengths >= HEADER)
     offsets = np.cumsum(lengths) - lengths
     space = _buffer(int(lengths.sum()))
-    for place, offset in zip(places[whole], offsets[whole], strict=True):
-        segment.blob.readinto(int(place["pos"]), memoryview(space.data)[int(offset) : int(offset + place["size"])])
+    for index in np.flatnonzero(whole).tolist():
+        place, offset = places[index], int(offsets[index])
+        try:
+            segment.blob.readinto(int(place["pos"]), memoryview(space.data)[offset : offset + int(place["size"])])
+        except Damaged:
+            whole[index] = False
     checks, _ = kernel.check(space, offsets[whole], lengths[whole], segment.big_endian != (NATIVE == "big"))
     wrong = ~whole
     wrong[whole] = checks != places["check"][whole]

@@ -81,11 +81,23 @@ class Disk:
         path.mkdir(mode=0o700)
 
 
+@contextmanager
+def _bad_sectors(name: str) -> Iterator[None]:
+    """What the disk cannot read any more is damage like any other."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Damaged(f"{name}: the disk cannot read it: {error.strerror}") from None
+
+
 def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray | memoryview]) -> None:
     views = [memoryview(b).cast("B") for b in buffers]
     position = offset
     while views := [v for v in views if len(v)]:
-        got = os.preadv(fd, views[:_IOV], position)
+        with _bad_sectors(name):
+            got = os.preadv(fd, views[:_IOV], position)
         if not got:
             raise Damaged(f"{name} ends at byte {position}, {sum(map(len, views))} more are needed")
         position += got
@@ -141,7 +153,8 @@ class LocalBlob(_Open):
         return os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        content = os.pread(self._fd, length, offset)
+        with _bad_sectors(self.name):
+            content = os.pread(self._fd, length, offset)
         if len(content) == length:
             return content
         buffer = bytearray(length)
@@ -151,7 +164,8 @@ class LocalBlob(_Open):
     def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
         from zkeep.format import kernel  # with numpy, which not every command needs
 
-        short = kernel.gather(self._fd, places, sizes, out, to)
+        with _bad_sectors(self.name):
+            short = kernel.gather(self._fd, places, sizes, out, to)
         if short >= 0:
             end = int(places[short] + sizes[short])
             raise Damaged(f"{self.name} ends before byte {end}, which is needed")

@@ -11,7 +11,7 @@ What holds for every implementation (tests/conformance runs one suite over all o
 
 Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`. Errors are FileExistsError and
 FileNotFoundError where a name is or is not there, TryAgain where a lock is busy, Damaged where a file is
-shorter than asked for, and OSError for the disk's own troubles (full, read-only, input/output error).
+shorter than asked for or the disk cannot read it, and OSError for the disk's other troubles (full, read-only).
 
 put, draft and delete map to a bucket's create-only objects, append to numbered ones: nothing here updates
 in place what was published.
