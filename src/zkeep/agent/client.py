@@ -17,11 +17,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from zkeep.agent.door import accepts
 from zkeep.errors import Refused, TryAgain
 
 STARTING = 10.0
 "Seconds that an agent may take to come up."
 ANSWERING = 10.0
+"Seconds that it may take to answer; it has nothing to do but that."
 LONGEST = 100
 "Bytes of a socket's path; systems differ, 103 is the least."
 Request = dict[str, Any]
@@ -57,10 +59,11 @@ def load(pool: int, root: int, key: bytes, seconds: float | None = None) -> None
     request: Request = {"do": "load", "pool": pool, "root": root, "key": key.hex()}
     if seconds is not None:
         request["seconds"] = seconds
-    if _ask(request) is None:
-        _start()
-        if _ask(request) is None:
+    end = time.monotonic() + STARTING
+    while _ask(request) is None:
+        if time.monotonic() > end:
             raise TryAgain("cannot reach the agent that should hold the key")
+        _start(end)
 
 
 def unload(pool: int, root: int) -> bool:
@@ -82,19 +85,53 @@ def keys() -> Iterable[bytes]:
 
 
 def _ask(request: Request) -> Request | None:
-    """The answer; None where nobody is there to give one."""
-    where = path()
+    """The answer; None where nobody is there to give one.
+
+    Who hangs up without an answer is asked again: an agent that ends does so.
+
+    Raises:
+        TryAgain: somebody is there, who does not answer.
+    """
+    where, line = path(), json.dumps(request).encode() + b"\n"
     if not where.is_socket() or not is_ours(where.parent):
         return None
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(ANSWERING)
+    end = time.monotonic() + ANSWERING
+    while (left := end - time.monotonic()) > 0:
         try:
-            door.connect(str(where))
-            door.sendall(json.dumps(request).encode() + b"\n")
-            found = json.loads(door.makefile("rb").readline() or b"null")
-        except (OSError, ValueError):
+            found = json.loads(_talk(where, line, left) or b"null")
+        except (FileNotFoundError, ConnectionRefusedError):
             return None
-    return found if isinstance(found, dict) else None
+        except (BlockingIOError, ConnectionError, ValueError):
+            found = None
+        except OSError:
+            break
+        if isinstance(found, dict):
+            return _checked(found)
+        time.sleep(0.02)
+    raise TryAgain("the agent that holds the keys does not answer")
+
+
+def _talk(where: Path, line: bytes, seconds: float) -> bytes:
+    """The line that answers one; raises TimeoutError after so many seconds, however it drips."""
+    end = time.monotonic() + seconds
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(seconds)
+        door.connect(str(where))
+        door.sendall(line)
+        while not answer.endswith(b"\n"):
+            door.settimeout(max(end - time.monotonic(), 0.001))
+            piece = door.recv(65_536)
+            if not piece:
+                return b""
+            answer += piece
+    return answer
+
+
+def _checked(answer: Request) -> Request:
+    if "error" in answer:
+        raise Refused(f"the agent refuses: {answer['error']}")
+    return answer
 
 
 def is_ours(folder: Path) -> bool:
@@ -103,15 +140,17 @@ def is_ours(folder: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _start() -> None:
+def _start(end: float) -> None:
+    """Until somebody listens, the new agent or another; or until `end`, on the monotonic clock."""
     import subprocess
 
     where = path()
     where.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_ours(where.parent):
         raise Refused(f"cannot keep a key in memory: {where.parent} belongs to somebody else or is open to others")
-    where.unlink(missing_ok=True)
-    subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
+    if os.path.lexists(where) and not where.is_socket():
+        raise Refused(f"cannot keep a key in memory: {where} is no socket")
+    agent = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
         [sys.executable, "-m", "zkeep.agent.server", str(where)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -119,6 +158,5 @@ def _start() -> None:
         cwd="/",
         start_new_session=True,
     )
-    end = time.monotonic() + STARTING
-    while not where.is_socket() and time.monotonic() < end:
+    while agent.poll() is None and not accepts(str(where)) and time.monotonic() < end:
         time.sleep(0.01)

@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
+import math
 import resource
-import selectors
-import socket
-import struct
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-MAX_LINE = 65_536
-"Bytes of a request; the longest name and a key take less than a tenth."
-PATIENCE = 5.0
-"Seconds that a client may take to send its line."
+from zkeep.agent.callers import Callers
+from zkeep.agent.door import Door
+
 EMPTY_FOR = 10.0
-LONGEST = 86_400.0
-"Seconds that it waits at a time: epoll counts milliseconds in 31 bits."
 "Seconds that an agent waits for its first key."
 
 _PR_SET_DUMPABLE = 4
@@ -52,6 +47,7 @@ class Agent:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self._empty_until = time.monotonic() + EMPTY_FOR
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         self.forget_the_old()
@@ -70,6 +66,7 @@ class Agent:
         self._unload(pool, root)
         until = time.monotonic() + seconds if isinstance(seconds, int | float) else None
         self.entries.append(Entry(pool, root, key, until))
+        self._empty_until = 0.0
         return {}
 
     def _unload(self, pool: int, root: int) -> dict[str, Any]:
@@ -82,40 +79,26 @@ class Agent:
         now = time.monotonic()
         self.entries = [entry for entry in self.entries if entry.until is None or entry.until > now]
 
-    def next_end(self) -> float | None:
-        """Seconds until the next key's time is up."""
+    def next_end(self) -> float:
+        """Seconds until a key's time is up, or the wait for the first one."""
         ends = [entry.until for entry in self.entries if entry.until is not None]
-        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+        if not self.entries and not self.is_done():
+            ends = [self._empty_until]
+        return min(ends, default=math.inf) - time.monotonic()
+
+    def is_done(self) -> bool:
+        """Whether it holds nothing any more, or was given nothing in time."""
+        return not self.entries and time.monotonic() >= self._empty_until
 
 
-def is_own_user(client: socket.socket) -> bool:
-    """Whether the process at the other end is of our user (or root)."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True  # the folder's and the socket's modes keep others away
-    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", raw)
-    return user in (os.geteuid(), 0)
-
-
-def read_line(client: socket.socket) -> bytes:
-    """Up to the end of the line; empty if it is too long or does not come."""
-    client.settimeout(PATIENCE)
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = client.recv(4096)
-        if not piece or len(line) > MAX_LINE:
-            return b""
-        line += piece
-    return line
-
-
-def serve_one(agent: Agent, client: socket.socket) -> None:
-    with client, suppress(OSError, ValueError, RecursionError):
-        if not is_own_user(client):
-            return
-        request = json.loads(read_line(client))
-        if isinstance(request, dict):
-            client.sendall(json.dumps(agent.answer(request)).encode() + b"\n")
+def answered(agent: Agent, line: bytes) -> bytes:
+    """The line that answers one."""
+    try:
+        request = json.loads(line)
+        answer = agent.answer(request if isinstance(request, dict) else {})
+    except (ValueError, RecursionError):
+        answer = agent.answer({})
+    return json.dumps(answer).encode() + b"\n"
 
 
 def keep_secret(*, locked: bool = True) -> None:
@@ -128,40 +111,17 @@ def keep_secret(*, locked: bool = True) -> None:
             ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
-def _opened(path: str) -> socket.socket:
-    """A socket that has its name when it listens, not before: who sees it may call."""
-    door = socket.socket(socket.AF_UNIX)
-    made = f"{path}~"
-    with suppress(FileNotFoundError):
-        os.unlink(made)
-    before = os.umask(0o177)
-    door.bind(made)
-    os.umask(before)
-    door.listen(16)
-    os.rename(made, path)
-    return door
-
-
 def run(path: str) -> None:
-    """Serve until nothing is held."""
+    """Serve until nothing is held; not at all where another agent does."""
     keep_secret()
-    door = _opened(path)
+    door = Door.at(path)
+    if door is None:
+        return
     agent = Agent()
-    wait: float | None = EMPTY_FOR
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(door, selectors.EVENT_READ)
-            while True:
-                if selector.select(wait):
-                    serve_one(agent, door.accept()[0])
-                agent.forget_the_old()
-                if not agent.entries:
-                    return
-                wait = agent.next_end()
-                wait = min(wait, LONGEST) if wait is not None else None
-    finally:
-        with suppress(OSError):
-            os.unlink(path)
+    with door, Callers(door.socket, partial(answered, agent)) as callers:
+        while callers or not agent.is_done():
+            callers.serve(agent.next_end())
+            agent.forget_the_old()
 
 
 if __name__ == "__main__":
