@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,43 @@ def test_what_zfs_says_is_said(capfd: Output, tmp_path: Path) -> None:
     assert said(capfd, "load-key", "-r", "-L", KEY, "v") == "1 / 1 key(s) successfully loaded\n"
     assert "already loaded" in said(capfd, "load-key", "-L", KEY, "v/jambon", status=1)
     assert said(capfd, "unload-key", "-a") == "1 / 1 key(s) successfully unloaded\n"
+
+
+@pytest.mark.parametrize("which", [["-a"], ["-r", "v"]])
+def test_where_many_are_asked_for_those_that_are_so_already_are_not_counted(capfd: Output, which: list[str]) -> None:
+    assert said(capfd, "unload-key", *which) == ""
+    said(capfd, "load-key", "-L", KEY, "v/jambon")
+    assert said(capfd, "load-key", "-L", KEY, *which) == ""
+    assert said(capfd, "load-key", "-n", "-L", KEY, *which) == "0 / 0 key(s) successfully verified\n"
+    assert said(capfd, "unload-key", *which) == "1 / 1 key(s) successfully unloaded\n"
+    assert said(capfd, "unload-key", *which) == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["load-key", "-L", KEY, "v/jambon"],
+        ["load-key", "-L", KEY, "-a"],
+        ["unload-key", "v/jambon"],
+        ["unload-key", "-a"],
+        ["ls", SNAPSHOT],
+        ["cat", SNAPSHOT, "another-file"],
+        ["get", "-r", "keystatus", "v"],
+    ],
+)
+def test_an_agent_that_does_not_answer_is_told_of_once(
+    capfd: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    monkeypatch.setattr(client, "ANSWERING", 0.5)
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    place = tmp_path / "runtime" / "agent"
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(place))
+        door.listen()
+        start = time.monotonic()
+        assert "the agent that holds the keys does not answer" in said(capfd, *words, status=5)
+        assert time.monotonic() - start < 2 * client.ANSWERING + 1
+    place.unlink()
 
 
 @pytest.mark.parametrize(
@@ -247,9 +286,7 @@ def test_what_inherits_becomes_a_root_and_goes_back(capfd: Output, monkeypatch: 
     assert "another-file" in said(capfd, "ls", "-L", KEY, SNAPSHOT)
 
 
-def test_the_present_key_and_the_new_one_may_come_line_by_line(
-    capfd: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_present_key_and_the_new_one_may_come_line_by_line(capfd: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     passphrase(monkeypatch, "correct horse\n")
     options = ["-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"]
     said(capfd, "change-key", "-L", KEY, *options, "v/jambon")

@@ -42,6 +42,18 @@ class Tally:
                 say(f"{what} error: {error}")
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is done to each key, and how a person is told of it."""
+
+    what: str
+    done: str
+    act: Callable[[Pool, Dataset], None]
+    loads: bool
+    "Whether keys are loaded afterwards; where many are asked for, those that are so already are passed over."
+    noop: bool = False
+
+
 @click.command("load-key")
 @click.option("-r", "recursive", is_flag=True, help="Also the keys of the datasets below.")
 @click.option("-a", "every", is_flag=True, help="The keys of all datasets of all pools.")
@@ -71,14 +83,7 @@ def load_key_verb(
         if not noop:
             client.load(pool.doc["guid"], root.id, key, seconds)
 
-    _run(
-        names,
-        recursive,
-        every,
-        "Key load",
-        load,
-        ("verified" if noop else "loaded") if noop or _many(recursive, every) else "",
-    )
+    _run(names, recursive, every, Work("Key load", "verified" if noop else "loaded", load, loads=True, noop=noop))
 
 
 @click.command("unload-key")
@@ -94,14 +99,10 @@ def unload_key_verb(*, recursive: bool, every: bool, names: Sequence[str]) -> No
     """
 
     def unload(pool: Pool, root: Dataset) -> None:
-        if not client.unload(pool.doc["guid"], root.id) and not _many(recursive, every):
+        if not client.unload(pool.doc["guid"], root.id):
             raise Refused(f"Key already unloaded for '{root.name}'.")
 
-    _run(names, recursive, every, "Key unload", unload, "unloaded" if _many(recursive, every) else "")
-
-
-def _many(recursive: bool, every: bool) -> bool:
-    return recursive or every
+    _run(names, recursive, every, Work("Key unload", "unloaded", unload, loads=False))
 
 
 def _seconds(text: str | None) -> float | None:
@@ -113,17 +114,22 @@ def _seconds(text: str | None) -> float | None:
     return int(number) * UNITS[unit]
 
 
-def _run(
-    names: Sequence[str], recursive: bool, every: bool, what: str, act: Callable[[Pool, Dataset], None], done: str
-) -> None:
+def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None:
+    """Counts as zfs does.
+
+    Source: OpenZFS cmd/zfs/zfs_main.c load_unload_keys(), load_key_callback().
+    """
     if every == bool(names):
         raise WrongUsage("name a dataset, or say -a for all")
-    tally = Tally()
+    tally, many = Tally(), recursive or every
     for pool_name, chosen in _chosen(names, every).items():
         with opened(pool_name) as pool:
-            tally.each([(pool, root) for root in _roots(pool, chosen, recursive or every, what)], what, act)
-    if done and (tally.attempted or not every):
-        click.echo(f"{tally.attempted - tally.failed} / {tally.attempted} key(s) successfully {done}")
+            roots = list(_roots(pool, chosen, many, work.what))
+            loaded = client.roots(pool.doc["guid"]) if many and roots else set()
+            wanted = [root for root in roots if not many or (root.id in loaded) != work.loads]
+            tally.each([(pool, root) for root in wanted], work.what, work.act)
+    if work.noop or (many and tally.attempted):
+        click.echo(f"{tally.attempted - tally.failed} / {tally.attempted} key(s) successfully {work.done}")
     if tally.failed:
         click.get_current_context().find_root().meta["status"] = 1
 
