@@ -13,7 +13,7 @@ from zkeep.cli.main import say
 from zkeep.errors import WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.derived import Thing, letter
-from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
+from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Snapshot
 from zkeep.pool.datasets.view import View
 
 _TYPES = {
@@ -65,9 +65,14 @@ class Selection:
         views: dict[str, View] = {}
         for name in parse(self.names) or _all_pools(views):
             pool = dataset_of(name).pool
-            if pool not in views:
-                views[pool] = _view(pool)
-            for thing in self._below(views[pool], name):
+            try:
+                if pool not in views:
+                    views[pool] = _view(pool)
+                things = list(self._below(views[pool], name))
+            except NotThere as error:
+                _missing(error)
+                continue
+            for thing in things:
                 yield views[pool], thing
 
     def _below(self, view: View, name: Name) -> Iterator[Thing]:
@@ -89,14 +94,19 @@ class Selection:
             yield from view.pool.bookmarks(dataset)
 
 
+def _missing(error: ZkeepError) -> None:
+    """One line is said of it, the others are shown, and the verb ends with its status."""
+    say(str(error))
+    click.get_current_context().find_root().meta["status"] = error.status
+
+
 def _all_pools(views: dict[str, View]) -> list[Name]:
-    """Those that can be opened; of the others one line is said, and the verb ends with their status."""
+    """Those that can be opened."""
     for name in registry().pools():
         try:
             views[name] = _view(name)
         except ZkeepError as error:
-            say(str(error))
-            click.get_current_context().find_root().meta["status"] = error.status
+            _missing(error)
     return [DatasetName(name) for name in views]
 
 

@@ -68,13 +68,14 @@ def send_verb(
     dry_run, parsable = letters["dry_run"], letters["parsable"]
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
+    short = from_all is not None or any(letters[name] for name in _PACKAGED)
     request = SendRequest(
         snapshot=snapshot or "",
         from_=from_,
         from_all=from_all,
         token=token,
         exclude=_excluded(exclude),
-        announce=_announcer(dry_run, parsable) if letters["verbose"] or parsable else None,
+        announce=_announcer(dry_run, parsable, short) if letters["verbose"] or parsable else None,
         **cast(dict[str, Any], {name: letters[name] for name in _ASKED}),
     )
     with _pool(snapshot, token) as pool:
@@ -86,6 +87,8 @@ def send_verb(
 
 _ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name", "newest_key")
 """The letters that the request takes as they are."""
+_PACKAGED = ("replicate", "props", "holds", "backup")
+"""Those that make a package."""
 
 
 def _check(
@@ -99,7 +102,7 @@ def _check(
     """Raises WrongUsage: they make no sense together."""
     if token is None and snapshot is None:
         raise WrongUsage("send needs a snapshot or a token")
-    extras = any(letters[name] for name in ("replicate", "props", "holds", "backup"))
+    extras = any(letters[name] for name in _PACKAGED)
     if token is not None and (snapshot or from_ or from_all or extras):
         raise WrongUsage("-t goes with no snapshot and no other source: the token names them")
     if (letters["skip_missing"] or exclude) and not letters["replicate"]:
@@ -143,12 +146,16 @@ class Sink(io.RawIOBase):
         return total
 
 
-def _announcer(dry_run: bool, parsable: bool) -> Callable[[list[tuple[Leg, int]]], None]:
-    """Says what is going to be sent as zfs does: on standard error if the stream takes the output."""
+def _announcer(dry_run: bool, parsable: bool, short: bool) -> Callable[[list[tuple[Leg, int]]], None]:
+    """Says what is going to be sent as zfs does: on standard error if the stream takes the output.
+
+    `short`: the source by its last name, as in packages.
+    """
 
     def announce(legs: list[tuple[Leg, int]]) -> None:
         total = sum(size for _, size in legs)
-        lines = [_machine_line(leg, size) if parsable else _line(leg, size) for leg, size in legs]
+        told = _machine_line if parsable else _line
+        lines = [told(leg, _source(leg, short), size) for leg, size in legs]
         lines.append(f"size\t{total}" if parsable else f"total estimated size is {nice(total)}")
         for line in lines:
             click.echo(line, err=not dry_run)
@@ -156,16 +163,21 @@ def _announcer(dry_run: bool, parsable: bool) -> Callable[[list[tuple[Leg, int]]
     return announce
 
 
-def _line(leg: Leg, size: int) -> str:
-    name = leg.snapshot.name
+def _source(leg: Leg, short: bool) -> str:
     if leg.source is None:
-        return f"full send of {name} estimated size is {nice(size)}"
+        return ""
     source = str(leg.source.name)
-    return f"send from {source[source.index(leg.mark) :]} to {name} estimated size is {nice(size)}"
+    return source[source.index(leg.mark) + 1 :] if short else source
 
 
-def _machine_line(leg: Leg, size: int) -> str:
-    kind = f"incremental\t{leg.source.name}" if leg.source else "full"
+def _line(leg: Leg, source: str, size: int) -> str:
+    name = leg.snapshot.name
+    what = f"send from {source if leg.mark in source else '@' + source} to {name}" if source else f"full send of {name}"
+    return f"{what} estimated size is {nice(size)}" if size else what
+
+
+def _machine_line(leg: Leg, source: str, size: int) -> str:
+    kind = f"incremental\t{source}" if source else "full"
     return f"{kind}\t{leg.snapshot.name}\t{size}"
 
 

@@ -110,7 +110,8 @@ def addressed(opening: Opening, address: Address) -> Opening:
     features = begin.features & ~Feature.RESUMING
     if address.resume:
         features |= Feature.RESUMING
-    flags = begin.flags & ~BeginFlag.CLONE | (BeginFlag.CLONE if address.clone else 0)
+    known, clone = int(begin.flags), int(BeginFlag.CLONE)  # as numbers: a flag's complement lacks what it does not know
+    flags = known & ~clone | (clone if address.clone else 0)
     changed = replace(
         begin,
         payloadlen=len(payload),

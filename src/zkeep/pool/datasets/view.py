@@ -7,7 +7,7 @@ written is the command line's business. Figures, snapshots and clones are looked
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from zkeep.pool.datasets import derived, properties
@@ -15,6 +15,8 @@ from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
 from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
+
+NO_SETTINGS: Mapping[str, str | None] = {}
 
 
 class View:
@@ -127,21 +129,29 @@ class View:
         rooms = [self.free(), *self._rooms(dataset)]
         return max(0, min(rooms))
 
-    def quota_room(self, dataset: Dataset, apart_from: str = "") -> int | None:
+    def quota_room(
+        self, dataset: Dataset, apart_from: str = "", settings: Mapping[str, str | None] = NO_SETTINGS
+    ) -> int | None:
         """Bytes that the quotas on the way up leave; None where there is none.
 
-        What is kept of interrupted receives takes room, too, but for that of the receive `apart_from`.
+        What is kept of interrupted receives takes room, too, but for that of the receive `apart_from`. `settings` are
+        what the dataset is going to have.
         """
-        rooms = list(self._rooms(dataset, apart_from))
+        rooms = list(self._rooms(dataset, apart_from, settings))
         return max(0, min(rooms)) if rooms else None
 
-    def _rooms(self, dataset: Dataset, apart_from: str = "") -> Iterator[int]:
-        refquota = int(self.text(dataset, "refquota"))
-        if refquota:
+    def _rooms(
+        self, dataset: Dataset, apart_from: str = "", settings: Mapping[str, str | None] = NO_SETTINGS
+    ) -> Iterator[int]:
+        def quota(level: Dataset, name: str) -> int:
+            own = level is dataset and name in settings
+            return int(settings[name] or 0) if own else int(self.text(level, name))
+
+        if refquota := quota(dataset, "refquota"):
             yield refquota - self.figures(dataset).referenced.stored
         for level in (dataset, *self.tree.ancestors(dataset)):
-            if quota := int(self.text(level, "quota")):
-                yield quota - self.figures(level).used.stored - self._underway(level, apart_from)
+            if limit := quota(level, "quota"):
+                yield limit - self.figures(level).used.stored - self._underway(level, apart_from)
 
     def _underway(self, level: Dataset, apart_from: str) -> int:
         """What resumable receives below have brought so far."""

@@ -30,6 +30,8 @@ class Target:
     force: bool = False
     resumable: bool = False
     origin: str | None = None
+    parents: bool = False
+    """Make those that are missing."""
     fields: Doc = field(default_factory=dict)
     """Of the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
     snapshot_fields: Doc = field(default_factory=dict)
@@ -64,8 +66,8 @@ def judge(pool: Pool, event: SubBegin, target: Target) -> Plan:
     _refuse_open_streams(pool, begin, target)
     if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
         raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
-    nearest = dataset or _nearest(pool, target.name)
-    left = View(pool).quota_room(nearest)
+    settings = target.fields.get("local", {}) if dataset else {}
+    left = View(pool).quota_room(dataset or nearest(pool, target.name), settings=settings)
     if left is not None and left <= 0:
         raise Refused(f"{where}: the quota is used up")
     if begin.fromguid == 0:
@@ -73,7 +75,7 @@ def judge(pool: Pool, event: SubBegin, target: Target) -> Plan:
     return _judge_increment(pool, opening, begin, dataset, target)
 
 
-def _nearest(pool: Pool, name: DatasetName) -> Dataset:
+def nearest(pool: Pool, name: DatasetName) -> Dataset:
     """The closest ancestor that exists."""
     above = name.parent
     while above is not None:
@@ -88,12 +90,12 @@ def _refuse_open_streams(pool: Pool, begin: Begin, target: Target) -> None:
     """blind=on takes nothing that the server could read."""
     if begin.raw:
         return
-    nearest = pool.find(target.name) or _nearest(pool, target.name)
+    heir = pool.find(target.name) or nearest(pool, target.name)
     local = target.fields.get("local", {}).get("blind")
-    if (local or View(pool).text(nearest, "blind")) == "on":
+    if (local or View(pool).text(heir, "blind")) == "on":
         raise Refused(
             f"cannot receive {target.name}: the stream is not raw and blind=on: send it with zfs send -w "
-            f"(from an encrypted dataset), or allow it with zkeep set blind=off {nearest.name}"
+            f"(from an encrypted dataset), or allow it with zkeep set blind=off {heir.name}"
         )
 
 
@@ -101,10 +103,10 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
     where = f"cannot receive {target.name}"
     if target.origin is not None:
         raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin}")
+    if begin.flags & BeginFlag.CLONE:
+        raise Refused(f"{where}: the stream is of a clone, and names no origin")
     if dataset is None:
-        above = target.name.parent
-        if above is None or pool.find(above) is None:
-            raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {above}")
+        _refuse_orphan(pool, where, target)
         return Plan(opening, begin, None, None, False, [])
     if pool.snapshots(dataset) or history_of(pool, dataset).runs:
         raise Refused(f"{where}: destination has snapshots; destroy them, or receive under another name")
@@ -115,6 +117,12 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
     if begin.type == ZVOL and any(d != dataset for d in pool.tree().within(dataset)):
         raise Refused(f"{where}: a volume has no children, and destination has some")
     return Plan(opening, begin, dataset, None, False, [])
+
+
+def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
+    above = target.name.parent
+    if above is None or (pool.find(above) is None and not target.parents):
+        raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {above}")
 
 
 def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
@@ -192,8 +200,8 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     if not begin.flags & BeginFlag.CLONE and target.origin is None:
         raise Refused(f"{where}: destination does not exist; the source is {matching[0].name}")
     _refuse_other_chain(where, opening, begin, matching[0])
-    if dataset is None and (target.name.parent is None or pool.find(target.name.parent) is None):
-        raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {target.name.parent}")
+    if dataset is None:
+        _refuse_orphan(pool, where, target)
     if dataset is not None and not target.force:
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     return Plan(opening, begin, dataset, matching[0], True, [])

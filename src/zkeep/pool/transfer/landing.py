@@ -21,6 +21,7 @@ from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.history import History, history_of
 from zkeep.pool.datasets.leftovers import discard, reading
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
+from zkeep.pool.datasets.namespace import make_parents
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
@@ -28,7 +29,7 @@ from zkeep.pool.timeline.inflow import Inflow, Mark, Source, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
-from zkeep.pool.transfer.judge import ZVOL, Plan, Target, judge, refuse_needed
+from zkeep.pool.transfer.judge import ZVOL, Plan, Target, judge, nearest, refuse_needed
 from zkeep.pool.transfer.token import Token
 
 Doc = dict[str, Any]
@@ -65,10 +66,13 @@ class Landing:
         return history_of(self._pool, source.dataset).upto(source.txg) if source else History([])
 
     def _quota_room(self) -> int | None:
-        name, tree = self._target.name, self._pool.tree()
-        mine = self._dataset and tree.by_id.get(self._dataset.id)
-        found = mine or tree.find(name) or (name.parent and tree.find(name.parent))
-        return View(self._pool).quota_room(found, self._key) if found else None
+        tree, view, local = self._pool.tree(), View(self._pool), self._target.fields.get("local", {})
+        mine = tree.by_id.get(self._dataset.id) if self._dataset else None
+        if mine:
+            return view.quota_room(mine, self._key, local)
+        rooms = [view.quota_room(nearest(self._pool, self._target.name), self._key)]
+        rooms += [int(local[name]) for name in ("quota", "refquota") if int(local.get(name) or 0)]
+        return min((room for room in rooms if room is not None), default=None)
 
     def start(self) -> None:
         """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
@@ -144,6 +148,8 @@ class Landing:
 
     def _make_dataset(self, t: Transaction) -> Dataset:
         plan = self._plan
+        if self._target.parents:
+            make_parents(self._pool, t, self._target.name)
         kind = "volume" if plan.begin.type == ZVOL else "filesystem"
         source = plan.source if plan.clone else None
         origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None

@@ -16,7 +16,6 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.datasets.namespace import make_parents
 from zkeep.pool.transfer.judge import ZVOL, Target, judge
 from zkeep.pool.transfer.landing import Landing, give_up, land
 from zkeep.pool.transfer.outline import Outline
@@ -96,6 +95,8 @@ class _Receiver:
         self._pool = pool
         self._options = options
         self._names = _Names(target, options.name_from)
+        if options.name_from:
+            pool.dataset(self._names.target)  # below which the sent names go
         self._with_holds = False
         self._origin = options.set_properties.get("origin")
         self._package: Package | None = None
@@ -153,9 +154,6 @@ class _Receiver:
                 judge(self._pool, event, target)
             self._skipping = True
             return
-        if self._options.name_from:
-            with self._pool.transaction() as t:
-                make_parents(self._pool, t, target.name)
         self._started = (time.monotonic(), event.offset)
         self._context = land(self._pool, event, target)
         self._landing = self._context.__enter__()
@@ -191,6 +189,7 @@ class _Receiver:
             force=self._options.force,
             resumable=self._options.resumable,
             origin=self._origin,
+            parents=self._options.name_from == "d",
             fields=fields,
             snapshot_fields=snapshot_fields,
         )
@@ -271,9 +270,9 @@ class _Names:
             parsed = SnapshotName.parse(target)
             if name_from:
                 raise Refused("cannot receive: with -d or -e the target is a dataset, not a snapshot")
-            self._target, self.snapshot = parsed.dataset, parsed.name
+            self.target, self.snapshot = parsed.dataset, parsed.name
         else:
-            self._target = DatasetName.parse(target)
+            self.target = DatasetName.parse(target)
         self._from = name_from
         self.top: str | None = None
 
@@ -288,4 +287,4 @@ class _Names:
             rest = sent[len(top) + 1 :]
             if self._from == "e":
                 rest = f"{top.rpartition('/')[2]}/{rest}".rstrip("/")
-        return self._target.child(rest) if rest else self._target
+        return self.target.child(rest) if rest else self.target
