@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
-from zkeep.format.znode import Znode
+from zkeep.format.znode import IS_XATTR, Znode
 from zkeep.restore.opened import NoObject, Opened, Verified
 from zkeep.tree.filesystem import BadTree, Filesystem
 
@@ -26,6 +28,9 @@ _LETTERS = {
     stat.S_IFSOCK: "=",
     stat.S_IFREG: "F",
 }
+
+SOME = 8
+"Objects that an error names."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +55,76 @@ class _Side:
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
         self.filesystem = Filesystem(opened)
+        self.lost: list[int] = []
+        "Objects that are files, but of which no path or nothing at all can be told."
 
     def held(self, index: int) -> dict[int, Verified]:
         return {
             number: held
             for number, held in self.opened.dnodes(index).items()
             if held.dnode.type in (ObjectType.PLAIN_FILE, ObjectType.DIRECTORY)
+            and held.dnode.bonustype in (ObjectType.SA, ObjectType.ZNODE)
         }
 
     def look(self, number: int) -> tuple[Znode, bytes] | None:
         """A file and its path; None for what has none: attributes, and what is deleted but open."""
         try:
             node = self.filesystem.znode(number)
-            return (node, b"/" + self.filesystem.path_of(number)) if node.links else None
+            if not node.links or node.flags & IS_XATTR or number in self._shares:
+                return None
+            return node, b"/" + self._path(number)
         except (BadTree, NoObject):
+            self.lost.append(number)
             return None
+
+    def _path(self, number: int) -> bytes:
+        try:
+            return self.filesystem.path_of(number)
+        except (BadTree, NoObject):
+            if number not in self._elsewhere:
+                raise
+            return self._elsewhere[number]
+
+    @cached_property
+    def _elsewhere(self) -> dict[int, bytes]:
+        """Paths of what lies in another folder than the one that it names as its parent.
+
+        A second link makes its folder the parent, and removing it does not bring the first one's back.
+        """
+        found: dict[int, bytes] = {}
+        folders, seen = [(self.filesystem.root, b"")], {self.filesystem.root}
+        while folders:
+            folder, above = folders.pop()
+            for path, node in self._inside(folder, above):
+                if node.is_folder and node.number not in seen:
+                    seen.add(node.number)
+                    folders.append((node.number, path))
+                if node.parent != folder:
+                    found[node.number] = min(path, found.get(node.number, path))
+        return found
+
+    def _inside(self, folder: int, path: bytes) -> Iterator[tuple[bytes, Znode]]:
+        """What of a folder can be read; whatever is missed is lost only if its path is asked for."""
+        try:
+            for inner, name in self.filesystem.sorted_names(folder, path, as_stored=True):
+                with suppress(BadTree, NoObject):
+                    yield inner, self.filesystem.znode(name.number)
+        except (BadTree, NoObject):
+            return
+
+    @cached_property
+    def _shares(self) -> set[int]:
+        """FreeBSD and illumos keep a folder for SMB shares, which is below no other."""
+        folder = self.filesystem.master.get("SHARES")
+        return {folder, *(name.number for name in self.filesystem.names(folder))} if folder else set()
 
 
 def diff(before: Opened, after: Opened) -> Iterator[Change]:
-    """Changes by object number."""
+    """Changes by object number.
+
+    Raises:
+        BadTree: after all others, if there are files that changed and of which no path can be told.
+    """
     if before.is_volume or after.is_volume:
         raise Refused("cannot diff: not a filesystem")
     old, new = _Side(before), _Side(after)
@@ -81,6 +137,10 @@ def diff(before: Opened, after: Opened) -> Iterator[Change]:
             if one is not None and other is not None and before.same(one, other):
                 continue
             yield from _judge(old.look(number) if one else None, new.look(number) if other else None)
+    for side in (old, new):
+        if side.lost:
+            what = ", ".join(map(str, side.lost[:SOME])) + (", ..." if len(side.lost) > SOME else "")
+            raise BadTree(f"{side.opened.name}: cannot tell the path of what changed as object {what}")
 
 
 def _judge(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[Change]:
