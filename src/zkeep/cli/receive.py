@@ -73,7 +73,6 @@ def receive_verb(
     wanted = ReceiveOptions(
         dry_run=dry_run,
         resumable=resumable,
-        unmounted=unmounted,
         force=force,
         name_from="d" if drop_pool else "e" if last_only else None,
         set_properties=given,

@@ -30,13 +30,6 @@ def combine(first: Words, second: Words, second_bytes: int) -> Words:
     return a + e & _MASK, b + f & _MASK, c + g & _MASK, d + h & _MASK
 
 
-def remove(both: Words, first: Words, second_bytes: int) -> Words:
-    """The sum over B alone, from the sums over A then B and over A: the inverse of `combine`."""
-    a, b, c, d = shift(first, second_bytes)
-    e, f, g, h = both
-    return e - a & _MASK, f - b & _MASK, g - c & _MASK, h - d & _MASK
-
-
 def fletcher4(buffer: bytes | bytearray | memoryview, state: Words = ZERO, swap: bool = False) -> Words:
     """Add a buffer, whose length is a multiple of 4, to a running sum.
 

@@ -9,6 +9,7 @@ import numpy as np
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.table import (
     BLOCK,
+    DTYPES,
     FRESH_DATA,
     FRESH_SPILL,
     NOTHING,
@@ -18,7 +19,7 @@ from zkeep.pool.timeline.table import (
     concat,
     fold,
     merge,
-    only,
+
 )
 
 
@@ -107,6 +108,20 @@ def test_figures_count_what_is_stored() -> None:
     assert (table.stored, table.logical, table.rows) == (500 + 2 * 824, 1024, 3)
     assert table.hull == (5, 37)
     assert NOTHING.hull == (1, 0)
+
+
+def only(table: Table, first: int, last: int) -> Table:
+    """The part of a table over object numbers first <= object < last."""
+
+    def cut(rows: np.ndarray) -> np.ndarray:
+        lo, hi = np.searchsorted(rows["object"], np.array([first, last], np.uint64))
+        return rows[lo:hi]
+
+    freed = table.freed[(table.freed["end"] > first) & (table.freed["start"] < last)].copy()
+    freed["start"] = np.maximum(freed["start"], np.uint64(first))
+    freed["end"] = np.minimum(freed["end"], np.uint64(last))
+    parts = {name: cut(getattr(table, name)) for name in DTYPES if name != "freed"}
+    return Table(**parts, freed=freed)
 
 
 def test_parts_of_the_key_space_put_together_are_the_whole() -> None:

@@ -404,8 +404,6 @@ class Pool:
         """Forget it with all that hangs on it; returns its segments' ids, whose files may go after commit."""
         runs = t.scan("run", dataset.key + "/")
         segments = [segment for _, run in runs for segment in run["segments"]]
-        for segment in segments:
-            t.delete("segment", segment)
         for kind in ("snapshot", "begin", "run", "bookmark", "key"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)

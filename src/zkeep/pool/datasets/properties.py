@@ -41,11 +41,6 @@ class Property:
     "For an index: the number that streams carry for each value."
 
     @property
-    def is_fixed(self) -> bool:
-        """Its column is as wide as its widest possible value, not as what is there."""
-        return self.kind in ("size", "count", "ratio", "index")
-
-    @property
     def is_number(self) -> bool:
         """Sorted as one; an integer in JSON."""
         return self.kind in ("size", "count", "id", "ratio", "date")
@@ -282,7 +277,7 @@ def _canonical_number(prop: Property, text: str) -> str:
     try:
         size = parse_size(text)
     except ValueError:
-        raise ValueError("must be a number, like 512, 10M or 1.5G" + ", or none") from None
+        raise ValueError("must be a number, like 512, 10M or 1.5G, or none") from None
     if prop.name == "recordsize" and (size & (size - 1) or not 512 <= size <= 1 << 24):
         raise ValueError("must be a power of 2 from 512 to 16M")
     return str(size)

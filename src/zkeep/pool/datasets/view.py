@@ -177,4 +177,6 @@ def _own(thing: Thing, name: str) -> tuple[str, str] | None:
 
 
 def _typed(prop: Property, text: str) -> Value:
-    return int(text) if prop.is_number and text.isdecimal() else text or None
+    if prop.is_number and text.isdecimal():
+        return int(text)
+    return text if properties.is_user(prop) else text or None

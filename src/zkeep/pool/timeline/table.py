@@ -12,8 +12,7 @@ segment a number in `segment` means is known to whoever loaded the table.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from functools import reduce
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -288,31 +287,3 @@ def _interleave_blocks(old: Array, new: Array) -> Array:
         return new if len(new) else old
     place = np.searchsorted(sp.keys(old["object"], old["offset"]), sp.keys(new["object"], new["offset"]), "right")
     return np.insert(old, place, new)
-
-
-def only(table: Table, first: int, last: int) -> Table:
-    """The part of a table over object numbers first <= object < last (metadnode blocks are not cut)."""
-
-    def cut(rows: Array) -> Array:
-        lo, hi = np.searchsorted(rows["object"], np.array([first, last], np.uint64))
-        return rows[lo:hi]
-
-    freed = table.freed[(table.freed["end"] > first) & (table.freed["start"] < last)].copy()
-    freed["start"] = np.maximum(freed["start"], np.uint64(first))
-    freed["end"] = np.minimum(freed["end"], np.uint64(last))
-    parts = {name: cut(getattr(table, name)) for name in DTYPES if name != "freed"}
-    return Table(**parts, freed=freed)
-
-
-def total(tables: Iterable[Table]) -> int:
-    return reduce(lambda n, t: n + t.rows, tables, 0)
-
-
-def numbered(table: Table, segment: int) -> Table:
-    """The same rows, placed in segment number `segment`."""
-    parts = {}
-    for name in ("ranges", "objects", "blocks", "spills"):
-        rows = getattr(table, name).copy()
-        rows["segment"] = segment
-        parts[name] = rows
-    return replace(table, **parts)

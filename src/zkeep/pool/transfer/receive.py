@@ -47,7 +47,6 @@ class ReceiveOptions:
 
     dry_run: bool = False
     resumable: bool = False
-    unmounted: bool = False
     force: bool = False
     name_from: Literal["d", "e"] | None = None
     set_properties: dict[str, str] = field(default_factory=dict)
@@ -80,9 +79,6 @@ def receive_events(pool: Pool, events: Iterable[Event], target: str, options: Re
         for event in events:
             receiver.take(event)
         receiver.close()
-    except BadStream as error:
-        receiver.fail(error)
-        raise
     except BaseException as error:
         receiver.fail(error)
         raise
