@@ -182,6 +182,16 @@ def test_terminals_are_told_from_pipes() -> None:
         os.close(theirs)
 
 
+@pytest.mark.parametrize(
+    ("closed", "status", "why"),
+    [("<&-", 2, "or a stream on standard input"), (">&-", 1, "standard output is closed"), ("<&- >&-", 2, "stream")],
+)
+def test_an_end_that_is_closed_is_told_of(closed: str, status: int, why: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "verify", "-L", KEY]
+    with FULL.open("rb") as source:
+        refused(subprocess.run(command, stdin=source, capture_output=True, check=False, timeout=60), status, why)
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert passed(FULL).returncode == 0
     assert [path.name for path in tmp_path.glob("zkeep-*")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -44,13 +45,31 @@ def ls_verb(
     """
     from zkeep.tree.filesystem import Filesystem
 
+    _needs_output()
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         if opened.is_volume:
+            _has_no_paths(paths)
             _write(f"{opened.name}\n".encode())
             return
         show = _Lister(Filesystem(opened), long, recursive, itself, b"\0" if zero else b"\n")
-        for path in _found(show.filesystem, paths or [""]):
-            show.path(path, many=len(paths) > 1)
+        found = _found(show.filesystem, paths or [""])
+        for path in found:
+            show.path(path, many=len(found) > 1)
+
+
+def _needs_output() -> None:
+    """Before anything is opened: that would get the number of the standard output that is missing.
+
+    Raises:
+        Refused: it was closed by whoever called.
+    """
+    if sys.stdout is None:
+        raise Refused("standard output is closed")
+
+
+def _has_no_paths(paths: list[str]) -> None:
+    if paths:
+        raise WrongUsage("a volume is one disk image: name no path in it")
 
 
 class _Lister:
@@ -159,9 +178,11 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
     from zkeep.tree.filesystem import Filesystem
     from zkeep.tree.volume import Volume
 
+    _needs_output()
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         sys.stdout.flush()
         if opened.is_volume:
+            _has_no_paths(paths)
             volume = Volume(opened)
             _pour(volume.extents(), volume.size)
             return
@@ -176,7 +197,7 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
 
 
 def _pour(extents: Iterator[Extent], size: int) -> None:
-    """Content and zeros to standard output; over holes a file is skipped."""
+    """Content and zeros to standard output; over holes a file is skipped, where it holds nothing."""
     out = sys.stdout.fileno()
     seekable = stat.S_ISREG(os.fstat(out).st_mode) and not _appends(out)
     at = 0
@@ -196,9 +217,31 @@ def _appends(out: int) -> bool:
 
 
 def _skip(out: int, count: int, seekable: bool) -> None:
-    if seekable and count:
-        os.lseek(out, count, os.SEEK_CUR)
-        return
+    if not seekable:
+        _zeros(out, count)
+    elif count:
+        at = os.lseek(out, 0, os.SEEK_CUR)
+        _blank(out, at, min(at + count, os.fstat(out).st_size))
+        os.lseek(out, at + count, os.SEEK_SET)
+
+
+def _blank(out: int, at: int, end: int) -> None:
+    """Zeros over what a file holds there; its own holes stay holes."""
+    while at < end and (start := _next(out, at, os.SEEK_DATA, end)) < end:
+        at = _next(out, start, os.SEEK_HOLE, end)
+        os.lseek(out, start, os.SEEK_SET)
+        _zeros(out, at - start)
+
+
+def _next(out: int, at: int, what: int, end: int) -> int:
+    """Where the next data or hole begins; `end` if there is none before. Who cannot tell has data everywhere."""
+    try:
+        return min(os.lseek(out, at, what), end)
+    except OSError as error:
+        return end if error.errno == errno.ENXIO or what == os.SEEK_HOLE else at
+
+
+def _zeros(out: int, count: int) -> None:
     while count > 0:
         _all(out, memoryview(ZEROS)[: min(count, len(ZEROS))])
         count -= len(ZEROS)

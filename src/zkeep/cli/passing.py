@@ -32,16 +32,13 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
     """From standard input to standard output.
 
     Raises:
-        WrongUsage, Refused: an end is a terminal; or there is no such base or property.
+        WrongUsage, Refused: an end is a terminal, or closed; or there is no such base or property.
         NotAuthentic, BadStream: what was authentic before it has gone on.
     """
     from zkeep.restore.outer import Allowed
     from zkeep.restore.passing import Passing
 
-    if sys.stdin.isatty():
-        raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
-    if sys.stdout.isatty():
-        raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
+    _check_ends()
     allowed, say = Allowed.of(allow), _sayer(verbose)
     widen(0)
     with ExitStack() as stack:
@@ -55,6 +52,16 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
 
         passing = Passing(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _teller(say))
         _run(passing.run, pool, source)
+
+
+def _check_ends() -> None:
+    """Before anything is opened: that would get the number of an end that is missing (None in sys)."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
+    if sys.stdout is None:
+        raise Refused("cannot pass a stream on: standard output is closed")
+    if sys.stdout.isatty():
+        raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
 
 
 def _run(run: Callable[[Iterable[Event], str], None], pool: Pool, source: BinaryIO) -> None:
