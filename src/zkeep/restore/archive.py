@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
+from unicodedata import is_normalized
 
 from zkeep.format.acl import Ace, BadAcl, decode
 from zkeep.format.znode import Znode
@@ -188,19 +189,19 @@ def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:
 
 def _extended(records: dict[bytes, bytes]) -> bytes:
     payload = b"".join(_record(keyword, value) for keyword, value in records.items())
-    if not all(_is_utf8(records.get(keyword, b"")) for keyword, _ in _TEXTS):
+    if not all(_is_plain(records.get(keyword, b"")) for keyword, _ in _TEXTS):
         payload = _record(b"hdrcharset", b"BINARY") + payload
     info = tarfile.TarInfo("././@PaxHeader")
     info.type, info.size = tarfile.XHDTYPE, len(payload)
     return info.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
 
 
-def _is_utf8(name: bytes) -> bool:
+def _is_plain(name: bytes) -> bool:
+    """UTF-8 in the form in which bsdtar makes every name that is not said to be binary."""
     try:
-        name.decode()
+        return is_normalized("NFC", name.decode())
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _record(keyword: bytes, value: bytes) -> bytes:

@@ -264,7 +264,7 @@ def test_gnu_tar_restores_attributes_of_any_name(tmp_path: Path) -> None:
 def test_what_does_not_fit_into_a_header_is_restored(command: list[str], tmp_path: Path) -> None:
     tree = Tree()
     paths = [b"n" * size for size in (99, 100, 101, 255)]
-    paths += [b"\xc3\xa9" * 100, b"\xff" * 120, b"f" * 99 + b"/" + b"g" * 200]
+    paths += [b"\xc3\xa9" * 100, b"\xff" * 120, "e\u0301".encode(), "\xe9".encode(), b"f" * 99 + b"/" + b"g" * 200]
     for size in (99, 100):
         tree.folder(b"f" * size)
     for path in paths:
