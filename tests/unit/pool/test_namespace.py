@@ -44,7 +44,6 @@ def add(pool: Pool, text: str, **fields: Any) -> None:
             "file_bytes": 0,
         }
         t.put("run", txg_key(dataset.id, txg), run)
-        t.put("segment", f"{txg}", {"id": f"{txg}"})
         t.put("begin", txg_key(dataset.id, txg), {})
         pool.add_snapshot(t, dataset, name.name, txg, txg * 1000, **fields)
 
@@ -214,7 +213,7 @@ def test_destroy_needs_r_for_children(pool: Pool) -> None:
             kill(pool, name)
     kill(pool, "p/a", recursive=True)
     assert names(pool) == ["p"]
-    for kind in ("run", "segment", "begin", "snapshot"):
+    for kind in ("run", "begin", "snapshot"):
         assert pool.catalog.keys(kind) == []
     with pytest.raises(Refused, match="pool destroy"):
         kill(pool, "p", recursive=True)

@@ -164,7 +164,7 @@ def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> 
 
 _KINDS = {
     "blocks": [RecordType.WRITE, RecordType.WRITE_EMBEDDED, RecordType.REDACT],
-    "spills": [RecordType.SPILL],
+    "spills": [RecordType.SPILL, RecordType.WRITE_EMBEDDED],
 }
 
 
