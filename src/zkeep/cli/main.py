@@ -8,11 +8,12 @@ import signal
 import sys
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import click
 
 from zkeep import __version__
-from zkeep.errors import TryAgain, ZkeepError
+from zkeep.errors import Refused, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 "Read where numpy is imported: its threads for linear algebra would start, spin and have nothing to do."
@@ -98,9 +99,37 @@ def cli() -> None:
     """
 
 
+class _Closed:
+    """Stands for a standard stream that was closed: who needs it is told so."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def flush(self) -> None:
+        """There is nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Refused(f"standard {self._name} is closed")
+
+
+class _ClosedInput(_Closed):
+    def isatty(self) -> bool:
+        """From it comes as little as from a terminal where nobody types."""
+        return True
+
+
+def _fill_closed_streams() -> None:
+    """A file that is opened later must not get the number of a standard stream."""
+    for name, closed in (("stdin", _ClosedInput("input")), ("stdout", _Closed("output")), ("stderr", None)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, closed or os.fdopen(null, "w", closefd=False))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run and exit."""
     gc.set_threshold(RINGS)
+    _fill_closed_streams()
     sys.exit(run(arguments))
 
 

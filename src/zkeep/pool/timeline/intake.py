@@ -66,6 +66,7 @@ class Intake:
         made = concat(self.parts)
         return replace(
             made,
+            spills=_last_of_each(made.spills),
             holes=sp.union(made.holes) if len(made.holes) else sp.EMPTY,
             freed=sp.union(made.freed) if len(made.freed) else sp.EMPTY,
         )
@@ -117,9 +118,15 @@ def _with_embedded_spills(batch: Batch, rows: Array, places: Array) -> Array:
     more["object"], more["length"] = headers["object"][odd], headers["length"][odd]
     more["kind"] = RecordType.WRITE_EMBEDDED
     every = np.concatenate([rows, more])
-    every = every[np.argsort(every["pos"], kind="stable")]
-    last = np.append(every["object"][1:] != every["object"][:-1], True)
-    kept: Array = every[last]
+    ordered: Array = every[np.argsort(every["pos"], kind="stable")]
+    return ordered
+
+
+def _last_of_each(rows: Array) -> Array:
+    """An object has one spill block: the one that came last."""
+    if not len(rows):
+        return rows
+    kept: Array = rows[np.append(rows["object"][1:] != rows["object"][:-1], True)]
     return kept
 
 
