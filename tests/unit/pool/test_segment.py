@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +90,58 @@ def test_a_segment_cut_short_is_damaged(store: LocalStore, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(Damaged, match=NAME):
         opened(store).table()
+
+
+def turned(table: Table) -> Table:
+    return replace(table, blocks=table.blocks[::-1].copy())
+
+
+def doubled(table: Table) -> Table:
+    return replace(table, objects=np.concatenate([table.objects, table.objects[-1:]]))
+
+
+def of_no_kind(table: Table) -> Table:
+    table.blocks["kind"][5] = RecordType.FREE
+    return table
+
+
+def without_a_record(table: Table) -> Table:
+    table.blocks["size"][5] = 0
+    return table
+
+
+def without_blocks_of_any_size(table: Table) -> Table:
+    table.objects["size"] = 504
+    return table
+
+
+def ending_before_they_begin(table: Table) -> Table:
+    return replace(table, holes=np.array([(3, 8192, 512)], sp.SPAN))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [turned, doubled, of_no_kind, without_a_record, without_blocks_of_any_size, ending_before_they_begin],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_table_that_nobody_would_write_is_damaged_though_its_sums_are_right(
+    spoil: Callable[[Table], Table], tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    with store.draft("1-0") as draft:
+        draft.write(seg.head((5, 6, 7, 8), big_endian=True), b"body")
+        seg.finish(draft, spoil(a_table()), STATE, 7)
+        draft.publish(NAME)
+    with pytest.raises(Damaged, match="makes no sense"):
+        opened(store).table()
+
+
+def test_a_shorter_block_may_lie_over_a_longer_one(tmp_path: Path) -> None:
+    store, table = LocalStore(tmp_path), a_table()
+    blocks = np.concatenate([table.blocks[:1], table.blocks])
+    blocks["length"][0] = 1024
+    with store.draft("1-0") as draft:
+        draft.write(seg.head((5, 6, 7, 8), big_endian=True), b"body")
+        seg.finish(draft, replace(table, blocks=blocks), STATE, 7)
+        draft.publish(NAME)
+    assert len(opened(store).table().blocks) == len(blocks)

@@ -171,7 +171,10 @@ _KINDS = {
 def _is_possible(name: str, rows: Array) -> bool:
     """Whether rows are in order, and records of their kind can lie where they say; an object without one has size 0."""
     number, at = first_keys(name, rows)
-    later = (number[1:] > number[:-1]) | ((number[1:] == number[:-1]) & (at[1:] > at[:-1]))
+    same = number[1:] == number[:-1]
+    later = (number[1:] > number[:-1]) | (same & (at[1:] > at[:-1]))
+    if name == "blocks":  # a shorter one leaves the end of an older one alive
+        later |= same & (at[1:] == at[:-1]) & (rows["length"][1:] < rows["length"][:-1])
     if not later.all():
         return False
     if "pos" not in (rows.dtype.names or ()):
