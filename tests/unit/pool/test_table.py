@@ -19,7 +19,6 @@ from zkeep.pool.timeline.table import (
     concat,
     fold,
     merge,
-
 )
 
 
