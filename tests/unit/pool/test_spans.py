@@ -41,7 +41,7 @@ def test_union_and_subtract_are_those_of_sets(one, other) -> None:
     assert is_canonical(rest)
 
 
-@given(raw_spans, st.lists(st.tuples(st.integers(0, 3), points), min_size=1, max_size=8))
+@given(raw_spans, st.lists(st.tuples(st.integers(0, 3), st.integers(0, TOP)), min_size=1, max_size=8))
 def test_covering_finds_the_range_that_holds_a_point(one, wanted) -> None:
     spans = sp.union(array(one))
     objects, offsets = np.array(wanted, np.uint64).T
