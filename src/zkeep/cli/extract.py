@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.cli.main import say
 from zkeep.cli.meter import Meter
 from zkeep.cli.opening import opened_snapshot, takes_key
 from zkeep.cli.text import nice
@@ -117,7 +118,7 @@ def _unreadable(work: Extraction) -> ZkeepError:
     from zkeep.tree.filesystem import shown
 
     for path, error in sorted(work.failed, key=lambda failed: failed[0]):
-        click.echo(f"zkeep: {shown(path)}: {error}", err=True)
+        say(f"{shown(path)}: {error}")
     worst = max((error for _, error in work.failed), key=lambda error: error.status)
     kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(worst, kind))
     count = len(work.failed)

@@ -45,7 +45,6 @@ def ls_verb(
     """
     from zkeep.tree.filesystem import Filesystem
 
-    _needs_output()
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         if opened.is_volume:
             _has_no_paths(paths)
@@ -55,16 +54,6 @@ def ls_verb(
         found = _found(show.filesystem, paths or [""])
         for path in found:
             show.path(path, many=len(found) > 1)
-
-
-def _needs_output() -> None:
-    """Before anything is opened: that would get the number of the standard output that is missing.
-
-    Raises:
-        Refused: it was closed by whoever called.
-    """
-    if sys.stdout is None:
-        raise Refused("standard output is closed")
 
 
 def _has_no_paths(paths: list[str]) -> None:
@@ -178,7 +167,6 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
     from zkeep.tree.filesystem import Filesystem
     from zkeep.tree.volume import Volume
 
-    _needs_output()
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         sys.stdout.flush()
         if opened.is_volume:

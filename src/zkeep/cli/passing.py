@@ -55,11 +55,8 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
 
 
 def _check_ends() -> None:
-    """Before anything is opened: that would get the number of an end that is missing (None in sys)."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
-    if sys.stdout is None:
-        raise Refused("cannot pass a stream on: standard output is closed")
     if sys.stdout.isatty():
         raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.home import opened as open_pool
+from zkeep.cli.main import say
 from zkeep.cli.meter import Meter
 from zkeep.cli.opening import is_stream, keys_from, snapshots_of, takes_key
 from zkeep.cli.text import nice
@@ -95,7 +96,7 @@ def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool) 
             _one(pool, snapshot, get_key, verbose)
         except (Damaged, NotAuthentic) as error:
             if worst is not None:
-                print(f"zkeep: {worst}", file=sys.stderr)
+                say(str(worst))
             worst = error
     if worst is not None:
         raise worst

@@ -81,23 +81,21 @@ class Disk:
         path.mkdir(mode=0o700)
 
 
-@contextmanager
-def _bad_sectors(name: str) -> Iterator[None]:
+def _unread(name: str, error: OSError) -> Exception:
     """What the disk cannot read any more is damage like any other."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Damaged(f"{name}: the disk cannot read it: {error.strerror}") from None
+    if error.errno != errno.EIO:
+        return error
+    return Damaged(f"{name}: the disk cannot read it: {error.strerror}")
 
 
 def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray | memoryview]) -> None:
     views = [memoryview(b).cast("B") for b in buffers]
     position = offset
     while views := [v for v in views if len(v)]:
-        with _bad_sectors(name):
+        try:
             got = os.preadv(fd, views[:_IOV], position)
+        except OSError as error:
+            raise _unread(name, error) from None
         if not got:
             raise Damaged(f"{name} ends at byte {position}, {sum(map(len, views))} more are needed")
         position += got
@@ -153,8 +151,10 @@ class LocalBlob(_Open):
         return os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        with _bad_sectors(self.name):
+        try:
             content = os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise _unread(self.name, error) from None
         if len(content) == length:
             return content
         buffer = bytearray(length)
@@ -164,8 +164,10 @@ class LocalBlob(_Open):
     def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
         from zkeep.format import kernel  # with numpy, which not every command needs
 
-        with _bad_sectors(self.name):
+        try:
             short = kernel.gather(self._fd, places, sizes, out, to)
+        except OSError as error:
+            raise _unread(self.name, error) from None
         if short >= 0:
             end = int(places[short] + sizes[short])
             raise Damaged(f"{self.name} ends before byte {end}, which is needed")

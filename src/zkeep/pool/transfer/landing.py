@@ -102,8 +102,9 @@ class Landing:
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
     def _registered_key(self) -> str:
-        resumable = self._target.resumable and self._dataset
-        return resumable.key if resumable else f"txg/{self.txg:020d}"
+        if self._target.resumable and self._dataset:
+            return self._dataset.key
+        return f"txg/{self.txg:020d}"
 
     def _open_inflow(self, timeline: Timeline) -> Inflow:
         opening, begin = self._plan.opening, self._plan.begin
