@@ -15,8 +15,8 @@ import pytest
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.restore.mount import Answers, Offered, Shown, _driver, serve
-from zkeep.restore.opened import Opened
+from zkeep.restore.mount.fuse import Answers, Offered, Shown, _driver, serve
+from zkeep.snapshot.open import OpenSnapshot
 
 
 def why_not() -> str:
@@ -38,9 +38,9 @@ needs_fuse = pytest.mark.skipif(bool(why_not()), reason=why_not() or "FUSE is he
 def offered(path: Path, snapshot: Snapshot, key: GetKey) -> Offered:
     """`path`: of the pool, which is opened anew by who mounts."""
 
-    def look() -> Opened:
+    def look() -> OpenSnapshot:
         pool = Pool.open(path)
-        return Opened(pool, pool.snapshot(snapshot.name), key)
+        return OpenSnapshot(pool, pool.snapshot(snapshot.name), key)
 
     return Offered(snapshot.doc["name"], int(snapshot.doc["creation"]), look)
 

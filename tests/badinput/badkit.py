@@ -23,9 +23,9 @@ from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import NvList, decode, encode
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, LAYOUTS, Begin, Layout, RecordType
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.registry import Registry
+from zkeep.pool.maintenance.scrub import scrub
 
 DATA = Path(__file__).parent.parent / "data"
 

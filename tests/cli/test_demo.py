@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from zkeep.cli import demo
+from zkeep.cli.demo_shell import Stage, call
 from zkeep.cli.main import run
-from zkeep.cli.stage import Stage, call
 
 
 def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from vectors.histories import DATA, History, histories
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.care.compact import compact
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets import destroy, namespace
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact
+from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.pool.transfer.send import SendRequest, send
 

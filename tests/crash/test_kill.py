@@ -11,8 +11,8 @@ from pathlib import Path
 
 from crashkit import Acknowledged, leftovers, small_history
 
-from zkeep.pool.care.compact import compact
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.maintenance.compact import compact
 
 KILLS = int(os.environ.get("ZKEEP_KILLS", "15"))
 WORKER = Path(__file__).with_name("worker.py")

@@ -11,9 +11,9 @@ import pytest
 from crashkit import Acknowledged, Worker, leftovers, small_history
 
 from recorder import Crash, Recorder
-from zkeep.pool.care.compact import compact
 from zkeep.pool.datasets import model
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.store.files import LocalStore
 
 MOMENTS = int(os.environ.get("ZKEEP_POWER_LOSSES", "40"))

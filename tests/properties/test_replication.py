@@ -9,8 +9,8 @@ import pytest
 from treekit import Source, sent, take
 
 from badinput.badkit import renamed
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.maintenance.scrub import scrub
 
 SEEDS = range(int(os.environ.get("ZKEEP_SEEDS", "10")))
 STEPS = 6

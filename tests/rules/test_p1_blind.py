@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "zkeep"
-BLIND = ("pool", "serve", "replicate", "format", "names", "errors")
-SEEING = {"zkeep.crypto", "zkeep.restore", "zkeep.capture"}
+BLIND = ("pool", "format", "names", "errors")
+SEEING = {"zkeep.crypto", "zkeep.restore", "zkeep.snapshot"}
 HOLDING = {"zkeep.agent"}
 "Opens nothing itself, but has keys."
 CIPHERS = {"cryptography", "Crypto", "Cryptodome", "nacl", "ssl", "_ssl", "pyaes"}

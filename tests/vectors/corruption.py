@@ -26,8 +26,8 @@ from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Blob
 from zkeep.pool.timeline.segment import TRAIL_SIZE, Segment
-from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Extent, Filesystem
 from zkeep.tree.volume import Volume
 
@@ -69,7 +69,7 @@ class Trial:
         return self.outcome in ("harmless", "caught")
 
 
-def view_of(opened: Opened) -> View:
+def view_of(opened: OpenSnapshot) -> View:
     """All that can be read of a snapshot."""
     if opened.is_volume:
         volume = Volume(opened)
@@ -96,7 +96,7 @@ def _digest(extents: Iterator[Extent]) -> str:
 def opened_views(pool: Pool, case: Case) -> dict[int, View]:
     found = {}
     for snapshot in _snapshots(pool):
-        with Opened(pool, snapshot, case.key) as opened:
+        with OpenSnapshot(pool, snapshot, case.key) as opened:
             found[snapshot.guid] = view_of(opened)
     return found
 
@@ -206,9 +206,9 @@ class Bench:
     def _look(self, pool: Pool, snapshot: Snapshot) -> str:
         """Empty if a snapshot is what it was."""
         try:
-            with Opened(pool, snapshot, self._case.key) as opened:
+            with OpenSnapshot(pool, snapshot, self._case.key) as opened:
                 verify(opened)
-            with Opened(pool, snapshot, self._case.key) as opened:
+            with OpenSnapshot(pool, snapshot, self._case.key) as opened:
                 return "" if view_of(opened) == self._truth[snapshot.guid] else "WRONG BYTES"
         except ZkeepError as error:
             return _judged(error)

@@ -15,15 +15,15 @@ from corruption import View, view_of
 from manifests import Case, received
 
 from zkeep.errors import Damaged, NotAuthentic
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Blob, Buffer
 from zkeep.pool.timeline.segment import TRAIL_SIZE, Segment, finish
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import Table
-from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
+from zkeep.snapshot.open import OpenSnapshot
 
 TRAIL = struct.Struct("<Q16s8s")
 
@@ -57,9 +57,9 @@ class Store:
             yield pool
 
     def _view(self, pool: Pool, snapshot: Snapshot) -> View:
-        with Opened(pool, snapshot, self._case.key) as opened:
+        with OpenSnapshot(pool, snapshot, self._case.key) as opened:
             verify(opened)
-        with Opened(pool, snapshot, self._case.key) as opened:
+        with OpenSnapshot(pool, snapshot, self._case.key) as opened:
             return view_of(opened)
 
     def seen(self) -> list[View | type[Exception]]:

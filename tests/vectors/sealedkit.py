@@ -10,7 +10,7 @@ from pathlib import Path
 from zkeep.crypto.unwrap import first_that_opens
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.opened import Opened
+from zkeep.snapshot.open import OpenSnapshot
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import sealing
@@ -35,7 +35,7 @@ def file(number: int, parent: int = ROOT, size: int = 100, record: int = 131072)
 
 
 @contextmanager
-def opened(folder: Path, things: Iterable[sealing.Thing], suite: int = 8) -> Iterator[Opened]:
+def opened(folder: Path, things: Iterable[sealing.Thing], suite: int = 8) -> Iterator[OpenSnapshot]:
     sealer = sealing.Sealer(folder / "stream", KEY, suite)
     for thing in things:
         sealer.add(thing)
@@ -44,5 +44,5 @@ def opened(folder: Path, things: Iterable[sealing.Thing], suite: int = 8) -> Ite
         with (folder / "stream").open("rb") as source:
             receive(pool, source, "v/x", ReceiveOptions())
         (snapshot,) = [s for found in pool.all_snapshots().values() for s in found]
-        with Opened(pool, snapshot, first_that_opens([KEY])) as found:
+        with OpenSnapshot(pool, snapshot, first_that_opens([KEY])) as found:
             yield found

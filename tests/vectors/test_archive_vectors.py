@@ -11,8 +11,8 @@ import pytest
 from manifests import Case, cases, differences, received, snapshots, told
 from test_extract_vectors import looked_at
 
-from zkeep.restore.archive import write_tar
-from zkeep.restore.opened import Opened
+from zkeep.restore.files.tar import write_tar
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
 pytestmark = [
@@ -31,7 +31,7 @@ def test_tar_makes_of_it_what_the_kernel_showed(case: Case, tmp_path: Path) -> N
                 continue
             target = tmp_path / str(number)
             target.mkdir()
-            with Opened(pool, snapshot, case.key) as opened, (tmp_path / "tar").open("wb") as sink:
+            with OpenSnapshot(pool, snapshot, case.key) as opened, (tmp_path / "tar").open("wb") as sink:
                 skipped = write_tar(Filesystem(opened), [b""], sink)
             with (tmp_path / "tar").open("rb") as source:
                 done = subprocess.run([*TAR, target], check=False, stdin=source, capture_output=True, text=True)

@@ -12,7 +12,7 @@ from manifests import Case, cases, received, snapshots
 from zkeep.format.znode import Znode
 from zkeep.restore import diff as differ
 from zkeep.restore.diff import Change, diff
-from zkeep.restore.opened import Opened
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import BadTree, Filesystem
 
 Identity = tuple[int, int]
@@ -26,7 +26,7 @@ def identity(node: Znode) -> Identity:
     return node.number, node.generation
 
 
-def names(opened: Opened, files: dict[str, dict[str, Any]]) -> Names:
+def names(opened: OpenSnapshot, files: dict[str, dict[str, Any]]) -> Names:
     """All paths of each file, as the manifest has them."""
     filesystem, found = Filesystem(opened), Names()
     for path, entry in files.items():
@@ -72,7 +72,7 @@ def test_what_came_and_went_is_told_by_its_name(case: Case, tmp_path: Path) -> N
         every = [(snapshot, want["files"]) for snapshot, want in snapshots(pool, case) if "files" in want]
         for (one, old), (other, new) in permutations(every, 2):
             if one.dataset == other.dataset:
-                with Opened(pool, one, case.key) as before, Opened(pool, other, case.key) as after:
+                with OpenSnapshot(pool, one, case.key) as before, OpenSnapshot(pool, other, case.key) as after:
                     check(names(before, old), names(after, new), list(diff(before, after)))
 
 
@@ -84,7 +84,7 @@ def chain(tmp_path: Path) -> tuple[Any, Case]:
 def test_a_file_that_its_parent_pointer_does_not_lead_to_is_told_of(tmp_path: Path) -> None:
     pool, case = chain(tmp_path)
     (one, _), (other, _) = snapshots(pool, case)[:2]
-    with pool, Opened(pool, one, case.key) as before, Opened(pool, other, case.key) as after:
+    with pool, OpenSnapshot(pool, one, case.key) as before, OpenSnapshot(pool, other, case.key) as after:
         (removed,) = [change for change in diff(before, after) if change.node.number == 10]
         assert (removed.kind, removed.path) == ("-", MISPLACED)
         with pytest.raises(BadTree):
@@ -96,7 +96,7 @@ def test_what_has_no_name_at_all_ends_in_an_error(tmp_path: Path, monkeypatch: p
     (one, _), (other, _) = snapshots(pool, case)[:2]
     monkeypatch.setattr(differ._Side, "_inside", lambda *_: iter(()))
     told: list[bytes] = []
-    with pool, Opened(pool, one, case.key) as before, Opened(pool, other, case.key) as after:
+    with pool, OpenSnapshot(pool, one, case.key) as before, OpenSnapshot(pool, other, case.key) as after:
         changes = diff(before, after)
         with pytest.raises(BadTree, match=r"@s0: cannot tell the path of what changed as object 10$"):
             told.extend(change.path for change in changes)

@@ -15,14 +15,14 @@ from manifests import Case, Files, cases, differences, received, snapshots, told
 from test_open_vectors import KINDS
 
 from zkeep.format.znode import Znode
-from zkeep.pool.care.compact import compact
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.destroy import plan_snapshots
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.restore import extract
-from zkeep.restore.extract import Extraction, Options, extract_volume
-from zkeep.restore.opened import Opened
+from zkeep.pool.maintenance.compact import compact
+from zkeep.restore.files import extract
+from zkeep.restore.files.extract import Extraction, Options, extract_volume
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Extent, Filesystem
 from zkeep.tree.volume import Volume
 
@@ -89,7 +89,7 @@ def test_so_is_what_is_left_after_pruning(case: Case, rest: int, tmp_path: Path)
 
 
 def _extracted(pool: Pool, snapshot: Snapshot, case: Case, target: Path, want: dict[str, Any]) -> None:
-    with Opened(pool, snapshot, case.key) as opened:
+    with OpenSnapshot(pool, snapshot, case.key) as opened:
         if opened.is_volume:
             path = Path(extract_volume(Volume(opened), str(target), "image"))
             assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
@@ -132,7 +132,7 @@ def test_an_extraction_that_was_killed_goes_on_where_it_was(turn: int, tmp_path:
     target = tmp_path / "out"
     child = os.fork()
     if not child:
-        with Pool.open(pool.path) as mine, Opened(mine, snapshot, case.key) as opened:
+        with Pool.open(pool.path) as mine, OpenSnapshot(mine, snapshot, case.key) as opened:
             filesystem = Dying(opened)
             filesystem.left = turn
             Extraction(filesystem, Options()).everything(str(target))
@@ -140,7 +140,7 @@ def test_an_extraction_that_was_killed_goes_on_where_it_was(turn: int, tmp_path:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     begun = [path for path in target.rglob("*") if path.is_file() and path.stat().st_mode & stat.S_ISVTX]
     assert len(begun) == 1
-    with Pool.open(pool.path) as mine, Opened(mine, snapshot, case.key) as opened:
+    with Pool.open(pool.path) as mine, OpenSnapshot(mine, snapshot, case.key) as opened:
         work = Extraction(Filesystem(opened), Options())
         work.everything(str(target))
     assert work.progress.kept >= turn - 1

@@ -27,9 +27,9 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import Free, Object, ObjectRange, RecordType, Write
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.errors import Forgery
-from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
+from zkeep.snapshot.errors import Forgery
+from zkeep.snapshot.open import OpenSnapshot
 
 NAME = "ccm192-lzjb-8k"
 Forge = Callable[[list[Record]], list[Record]]
@@ -58,9 +58,9 @@ def all_from(pool: Pool, case: Case) -> None:
     """Open, verify, and read everything of every snapshot."""
     for found in pool.all_snapshots().values():
         for snapshot in found:
-            with Opened(pool, snapshot, case.key) as opened:
+            with OpenSnapshot(pool, snapshot, case.key) as opened:
                 verify(opened)
-            with Opened(pool, snapshot, case.key) as opened:
+            with OpenSnapshot(pool, snapshot, case.key) as opened:
                 view_of(opened)
 
 
@@ -246,7 +246,7 @@ def test_the_first_block_that_fails_is_named(
 ) -> None:
     """Whoever looks at it, and however many fail."""
     monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", alone)
-    monkeypatch.setattr("zkeep.restore.opened.PORTION", 1)
+    monkeypatch.setattr("zkeep.snapshot.open.PORTION", 1)
     records = full()
     writes = of(records, RecordType.WRITE)
     wrong = writes[len(writes) // 3 :]
@@ -375,7 +375,7 @@ def views_of(pool: Pool, case: Case) -> list[object]:
     found = []
     for snapshots in pool.all_snapshots().values():
         for snapshot in snapshots:
-            with Opened(pool, snapshot, case.key) as opened:
+            with OpenSnapshot(pool, snapshot, case.key) as opened:
                 verify(opened)
                 found.append(view_of(opened))
     return found

@@ -13,7 +13,7 @@ from sealedkit import FILE, FIRST, FOLDER, ROOT, Entries, file, opened, tree
 from sealing import Thing, folder
 
 from zkeep.crypto.unwrap import SUITES
-from zkeep.restore.extract import Extraction, Options
+from zkeep.restore.files.extract import Extraction, Options
 from zkeep.restore.verify import verify
 from zkeep.tree.filesystem import BadTree, Filesystem
 from zkeep.tree.glob import matches

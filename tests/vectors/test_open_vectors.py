@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from manifests import Case, Files, cases, differences, received, snapshots, told
 
-from zkeep.pool.care.compact import compact
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.restore.opened import Opened
+from zkeep.pool.maintenance.compact import compact
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 from zkeep.tree.volume import Volume
 
@@ -81,7 +81,7 @@ def test_what_a_key_opens_is_what_the_kernel_showed(case: Case, tmp_path: Path) 
 
 
 def check(pool: Pool, case: Case, snapshot: Snapshot, want: dict[str, Any]) -> None:
-    with Opened(pool, snapshot, case.key) as opened:
+    with OpenSnapshot(pool, snapshot, case.key) as opened:
         if opened.is_volume:
             assert shown_volume(Volume(opened)) == (int(want["volsize"]), want["sha256"])
         else:

@@ -25,10 +25,10 @@ from histories import (
 )
 
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.care.compact import compact
 from zkeep.pool.datasets import destroy, namespace
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact
 
 WHERE = os.environ.get("ZKEEP_VECTORS", "")
 FOLDERS = [DATA / "histories", *(Path(WHERE) / name for name in ("chains", "holes") if WHERE)]

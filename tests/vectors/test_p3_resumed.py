@@ -14,7 +14,7 @@ from histories import DATA, History, Pair, forget_originals, histories, new_pool
 from zkeep.errors import BadStream, TryAgain
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import NotThere, Pool
-from zkeep.pool.timeline import inflow
+from zkeep.pool.timeline import ingest
 from zkeep.pool.timeline import segment as seg
 from zkeep.pool.transfer.send import SendRequest, send
 
@@ -61,7 +61,7 @@ def test_p3_a_receive_in_pieces_is_the_same_in_the_end(
     tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seg, "TARGET", 20_000)
-    monkeypatch.setattr(inflow.seg, "TARGET", 20_000)
+    monkeypatch.setattr(ingest.seg, "TARGET", 20_000)
     dice = random.Random(history.name)
     with new_pool(tmp_path / "sender") as sender, new_pool(tmp_path / "receiver") as receiver:
         take_chain(sender, history)

@@ -15,8 +15,8 @@ from zkeep.cli.main import run
 from zkeep.crypto.unwrap import first_that_opens
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.opened import Opened
 from zkeep.restore.verify import verify
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
 NOW = 1_700_000_000
@@ -47,7 +47,7 @@ def test_a_sealed_stream_opens(compress: str, tmp_path: Path) -> None:
     with Pool.create(tmp_path / "pool", "v", {"blind": "off"}) as pool, stream.open("rb") as source:
         receive(pool, source, "v/x", ReceiveOptions())
         (snapshot,) = [s for found in pool.all_snapshots().values() for s in found]
-        with Opened(pool, snapshot, first_that_opens([key.read_bytes()])) as opened:
+        with OpenSnapshot(pool, snapshot, first_that_opens([key.read_bytes()])) as opened:
             assert verify(opened).objects == 5 + 1 + 2 + 2 + 600
             filesystem = Filesystem(opened)
             assert len(list(filesystem.walk(filesystem.root))) == 604

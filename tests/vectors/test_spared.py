@@ -15,7 +15,7 @@ import pytest
 
 from zkeep.cli.main import run
 from zkeep.format.znode import Znode
-from zkeep.restore.placing import Skipped, dress
+from zkeep.restore.files.target import Skipped, dress
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
 KEY = f"file://{STORY}/jambon-zfs-key"
@@ -35,13 +35,13 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def place_of(path: str, capfd: Output) -> tuple[str, int]:
     """The segment and the byte where the first block of a file lies: damage tells of it."""
     from zkeep.cli.home import opened as open_pool
-    from zkeep.cli.opening import keys_from
+    from zkeep.cli.open_snapshot import keys_from
     from zkeep.names import SnapshotName
-    from zkeep.restore.opened import Opened
+    from zkeep.snapshot.open import OpenSnapshot
     from zkeep.tree.filesystem import Filesystem
 
     name = SnapshotName.parse(SNAPSHOT)
-    with open_pool(name) as pool, Opened(pool, pool.snapshot(name), keys_from((KEY,))) as opened:
+    with open_pool(name) as pool, OpenSnapshot(pool, pool.snapshot(name), keys_from((KEY,))) as opened:
         filesystem, number = Filesystem(opened), 0
         number = filesystem.root
         for part in path.encode().split(b"/"):

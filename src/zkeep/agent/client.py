@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from zkeep.agent.door import accepts
+from zkeep.agent.listener import accepts
 from zkeep.errors import Refused, TryAgain
 
 STARTING = 10.0

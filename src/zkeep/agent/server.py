@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from zkeep.agent.callers import Callers
-from zkeep.agent.door import Door
+from zkeep.agent.connections import Callers
+from zkeep.agent.listener import Door
 
 EMPTY_FOR = 10.0
 "Seconds that an agent waits for its first key."

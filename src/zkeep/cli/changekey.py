@@ -19,7 +19,7 @@ import click
 from zkeep.agent import client
 from zkeep.cli.home import opened, settings
 from zkeep.cli.keys import key_location, opening_key, records_of
-from zkeep.cli.opening import piped, read_key, typed
+from zkeep.cli.open_snapshot import piped, read_key, typed
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import keyrecords
@@ -191,7 +191,7 @@ def _unsealed(pool: Pool, dataset: Dataset, root: Dataset, key: bytes) -> list[M
 
 def _opened_keys(pool: Pool, dataset: Dataset, key: bytes) -> MasterKeys | None:
     """None where it holds nothing yet that could be opened."""
-    from zkeep.restore.keys import first_opened
+    from zkeep.snapshot.keys import first_opened
 
     records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))
     if not records:

@@ -20,7 +20,7 @@ from zkeep.cli.text import nice_bytes
 from zkeep.errors import Damaged
 
 if TYPE_CHECKING:
-    from zkeep.cli.stage import Stage
+    from zkeep.cli.demo_shell import Stage
 
 ANYWHERE = "anywhere$"
 SOURCE = "zdata/encrypted/jambon"
@@ -45,7 +45,7 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     """
     from rich.console import Console
 
-    from zkeep.cli.stage import Stage
+    from zkeep.cli.demo_shell import Stage
 
     began = time.monotonic()
     with _folder(keep) as folder, _known_at(folder):
@@ -172,8 +172,8 @@ def _compare_week(stage: Stage) -> None:
 
 
 def _compact(stage: Stage) -> None:
-    from zkeep.pool.care.compact import compact
     from zkeep.pool.datasets.registry import Registry
+    from zkeep.pool.maintenance.compact import compact
 
     stage.title("The disk has the space back, and nothing else has changed")
     with Registry(stage.folder).open("vault") as pool:
@@ -200,7 +200,7 @@ def _emergency(stage: Stage) -> None:
     import hashlib
     import json
 
-    from zkeep.cli.stage import call
+    from zkeep.cli.demo_shell import call
 
     top, newest = "vault/jambon", "vault/jambon/blanc@work-of-the-day"
     key = stage.folder / "key"

@@ -86,7 +86,7 @@ def _execute(pool: Pool, plan: destroy.Plan) -> None:
 
 def give_back(pool: Pool, dataset_ids: set[int]) -> None:
     """A bounded step of compaction; what it cannot do now waits for the next one, or 'zkeep pool compact'."""
-    from zkeep.pool.care.compact import STEP, compact
+    from zkeep.pool.maintenance.compact import STEP, compact
 
     left = STEP
     for dataset_id in sorted(dataset_ids):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.opening import keys_from, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
 from zkeep.errors import WrongUsage
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def diff_verb(
 ) -> None:
     """Show what changed from the first snapshot to the second: + made, - gone, M modified, R renamed."""
     from zkeep.restore.diff import diff
-    from zkeep.restore.opened import Opened
+    from zkeep.snapshot.open import OpenSnapshot
 
     if len(arguments) == 2 and arguments[1].startswith("@"):
         arguments = (arguments[0], arguments[0].partition("@")[0] + arguments[1])
@@ -40,7 +40,7 @@ def diff_verb(
     with snapshots_of(arguments, 2) as (pool, (first, second), rest):
         if rest:
             raise WrongUsage("diff takes two snapshots")
-        with Opened(pool, first, get_key) as before, Opened(pool, second, get_key) as after:
+        with OpenSnapshot(pool, first, get_key) as before, OpenSnapshot(pool, second, get_key) as after:
             for change in diff(before, after):
                 sys.stdout.buffer.write(_line(change, classify, scripted, timestamp, plain))
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.main import say
-from zkeep.cli.meter import Meter
-from zkeep.cli.opening import opened_snapshot, takes_key
+from zkeep.cli.open_snapshot import opened_snapshot, takes_key
+from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
 
 if TYPE_CHECKING:
-    from zkeep.restore.extract import Extraction
-    from zkeep.restore.opened import Opened
-    from zkeep.restore.placing import Skipped
+    from zkeep.restore.files.extract import Extraction
+    from zkeep.restore.files.target import Skipped
+    from zkeep.snapshot.open import OpenSnapshot
 
 
 @click.command("extract")
@@ -58,8 +58,8 @@ def extract_verb(
             _files(opened, target, paths, force=force, verbose=verbose)
 
 
-def _volume(opened: Opened, target: str, paths: list[str], *, force: bool, to_stdout: bool) -> None:
-    from zkeep.restore.extract import extract_volume
+def _volume(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, to_stdout: bool) -> None:
+    from zkeep.restore.files.extract import extract_volume
     from zkeep.tree.volume import Volume
 
     if paths or to_stdout:
@@ -68,8 +68,8 @@ def _volume(opened: Opened, target: str, paths: list[str], *, force: bool, to_st
     click.echo(extract_volume(Volume(opened), target, name, force=force))
 
 
-def _archive(opened: Opened, paths: list[str]) -> None:
-    from zkeep.restore.archive import write_tar
+def _archive(opened: OpenSnapshot, paths: list[str]) -> None:
+    from zkeep.restore.files.tar import write_tar
     from zkeep.tree.filesystem import Filesystem
 
     if sys.stdout.isatty():
@@ -78,8 +78,8 @@ def _archive(opened: Opened, paths: list[str]) -> None:
     _tell_skipped(write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer))
 
 
-def _files(opened: Opened, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
-    from zkeep.restore.extract import Extraction, Options
+def _files(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
+    from zkeep.restore.files.extract import Extraction, Options
     from zkeep.tree.filesystem import Filesystem
 
     started = time.monotonic()
@@ -96,7 +96,7 @@ def _files(opened: Opened, target: str, paths: list[str], *, force: bool, verbos
     _conclude(work, time.monotonic() - started, verbose=verbose)
 
 
-def _logical(opened: Opened) -> int:
+def _logical(opened: OpenSnapshot) -> int:
     """About how many bytes there are to write."""
     from zkeep.pool.datasets.view import View
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.opening import opened_snapshot, takes_key
+from zkeep.cli.open_snapshot import opened_snapshot, takes_key
 from zkeep.errors import Refused, WrongUsage
 
 if TYPE_CHECKING:

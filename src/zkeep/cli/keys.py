@@ -11,7 +11,7 @@ import click
 from zkeep.agent import client
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
-from zkeep.cli.opening import piped, read_key, typed
+from zkeep.cli.open_snapshot import piped, read_key, typed
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import keyrecords
@@ -204,7 +204,7 @@ def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
 def _tell_damage(pool: Pool, root: Dataset, material: bytes) -> None:
     """Raises Damaged if the key opens what inherits from the root: then it is the root's key record that is wrong."""
     from zkeep.crypto.unwrap import first_that_opens
-    from zkeep.restore.keys import first_opened
+    from zkeep.snapshot.keys import first_opened
 
     for dataset in family(pool, root)[1:]:
         records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))

@@ -20,13 +20,13 @@ import click
 from zkeep.cli.background import background
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import runtime_folder
-from zkeep.cli.opening import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import is_stream, keys_from, snapshots_of, takes_key
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, parse_any
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.mount import Offered, Shown
+    from zkeep.restore.mount.fuse import Offered, Shown
 
 MOUNTS = Path("/proc/self/mounts")
 KIND = "fuse.zkeep"
@@ -85,7 +85,7 @@ def _mount(
     ready: Callable[[], None],
 ) -> None:
     from zkeep.agent.server import keep_secret
-    from zkeep.restore.mount import Answers, serve
+    from zkeep.restore.mount.fuse import Answers, serve
 
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -105,7 +105,7 @@ def _mount(
 @contextmanager
 def _shown(what: list[str], key_locations: Sequence[str]) -> Iterator[tuple[str, Shown, int]]:
     """What is named, opened: its name, what the mount shows, and how many bytes that is."""
-    from zkeep.restore.mount import Shown
+    from zkeep.restore.mount.fuse import Shown
 
     name = None if is_stream(what[0]) else parse_any(what[0])
     if isinstance(name, DatasetName):
@@ -127,11 +127,11 @@ def _shown(what: list[str], key_locations: Sequence[str]) -> Iterator[tuple[str,
 
 
 def _offered(pool: Pool, snapshots: list[Snapshot], key_locations: Sequence[str]) -> list[Offered]:
-    from zkeep.restore.mount import Offered
-    from zkeep.restore.opened import Opened
+    from zkeep.restore.mount.fuse import Offered
+    from zkeep.snapshot.open import OpenSnapshot
 
     get_key = keys_from(key_locations)
-    return [Offered(s.doc["name"], int(s.doc["creation"]), partial(Opened, pool, s, get_key)) for s in snapshots]
+    return [Offered(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key)) for s in snapshots]
 
 
 def _referenced(pool: Pool, snapshot: Snapshot) -> int:

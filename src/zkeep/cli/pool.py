@@ -227,7 +227,7 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
 
     Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time.
     """
-    from zkeep.pool.care import compact as work
+    from zkeep.pool.maintenance import compact as work
 
     for name in names:
         with registry().open(name, wait()) as pool:

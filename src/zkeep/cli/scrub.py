@@ -17,7 +17,7 @@ _STEP = 64 << 20
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
     """Damaged if there is anything that is not what was stored; each fault is a line on standard error."""
-    from zkeep.pool.care.scrub import rebuild_catalog, scrub
+    from zkeep.pool.maintenance.scrub import rebuild_catalog, scrub
 
     lost = rebuild_catalog(registry.path(name), wait()) if rebuild else []
     progress = Progress(name)

@@ -11,8 +11,8 @@ import click
 
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.main import say
-from zkeep.cli.meter import Meter
-from zkeep.cli.opening import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, parse_any
@@ -20,9 +20,9 @@ from zkeep.names import BookmarkName, DatasetName, parse_any
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.errors import BadRecord, Forgery
-    from zkeep.restore.opened import Opened
     from zkeep.restore.verify import Verified
+    from zkeep.snapshot.errors import BadRecord, Forgery
+    from zkeep.snapshot.open import OpenSnapshot
 
 
 @click.command("verify")
@@ -58,7 +58,7 @@ def verify_verb(
     """
     get_key = keys_from(key_locations)
     if not arguments:
-        from zkeep.cli.passing import pass_on
+        from zkeep.cli.verify_filter import pass_on
 
         if recursive:
             raise WrongUsage("-r needs a dataset")
@@ -111,7 +111,7 @@ def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None
 def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> str:
     """Of a stream the key must open its own key record, too: that is the one a receiving host will have."""
     from zkeep.crypto.unwrap import WrongKey
-    from zkeep.restore.keys import own_keys
+    from zkeep.snapshot.keys import own_keys
 
     try:
         own_keys(pool, snapshot, get_key)
@@ -122,12 +122,12 @@ def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> s
 
 def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     """Raises as verify(), with the name; else a line that tells what was found."""
-    from zkeep.restore.errors import BadRecord, Forgery
-    from zkeep.restore.opened import Opened
+    from zkeep.snapshot.errors import BadRecord, Forgery
+    from zkeep.snapshot.open import OpenSnapshot
 
     started = time.monotonic()
     try:
-        with Opened(pool, snapshot, get_key) as opened:
+        with OpenSnapshot(pool, snapshot, get_key) as opened:
             try:
                 done = _metered(opened)
             except (BadRecord, Forgery) as error:
@@ -142,14 +142,14 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s"
 
 
-def _metered(opened: Opened) -> Verified:
+def _metered(opened: OpenSnapshot) -> Verified:
     """Verify; on a terminal, tell how far it is."""
     from zkeep.restore.verify import verify
 
     if not sys.stderr.isatty():
         return verify(opened)
     from zkeep.pool.datasets.view import View
-    from zkeep.restore.extract import Progress
+    from zkeep.restore.files.extract import Progress
 
     meter = Meter(int(View(opened.pool).get(opened.snapshot, "referenced").value or 0), "objects")
     try:
@@ -163,7 +163,7 @@ def _named(error: BadRecord | Forgery, name: str, path: str = "") -> ZkeepError:
     return kind(f"{name}: {path}{error.place}{error.what}")
 
 
-def _path(error: BadRecord | Forgery, opened: Opened) -> str:
+def _path(error: BadRecord | Forgery, opened: OpenSnapshot) -> str:
     """Of the file that a block belongs to, where that can still be found."""
     from zkeep.tree.filesystem import Filesystem, shown
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.znode import IS_XATTR, Znode
-from zkeep.restore.opened import NoObject, Opened, Verified
+from zkeep.snapshot.open import NoObject, OpenSnapshot, Verified
 from zkeep.tree.filesystem import BadTree, Filesystem
 
 _LETTERS = {
@@ -52,7 +52,7 @@ class Change:
 class _Side:
     """One of the two snapshots."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenSnapshot) -> None:
         self.opened = opened
         self.filesystem = Filesystem(opened)
         self.lost: list[int] = []
@@ -119,7 +119,7 @@ class _Side:
         return {folder, *(name.number for name in self.filesystem.names(folder))} if folder else set()
 
 
-def diff(before: Opened, after: Opened) -> Iterator[Change]:
+def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[Change]:
     """Changes by object number.
 
     Raises:

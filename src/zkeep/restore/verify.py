@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
-from zkeep.restore.crew import Crew
-from zkeep.restore.opened import Opened
+from zkeep.restore.workers import Crew
+from zkeep.snapshot.open import OpenSnapshot
 
 ALONE_BYTES, ALONE_OBJECTS = 32 << 20, 2048
 "What is authenticated before other processes are made to help."
@@ -51,7 +51,7 @@ class Checked(NamedTuple):
 Tell = Callable[[Checked], object]
 
 
-def verify(opened: Opened, tell: Callable[[Verified], object] = lambda done: None) -> Verified:
+def verify(opened: OpenSnapshot, tell: Callable[[Verified], object] = lambda done: None) -> Verified:
     """Hold every object and every block of an opened snapshot against the keys.
 
     Raises:
@@ -67,7 +67,7 @@ class _Verifier:
     Where there is little, it does all of it itself.
     """
 
-    def __init__(self, opened: Opened, tell: Callable[[Verified], object]) -> None:
+    def __init__(self, opened: OpenSnapshot, tell: Callable[[Verified], object]) -> None:
         self._opened = opened
         self._tell = tell
         self._done = Verified()
@@ -124,12 +124,12 @@ class _Verifier:
         self._tell(self._done)
 
 
-def _portions(opened: Opened, number: int) -> Iterator[Portion]:
+def _portions(opened: OpenSnapshot, number: int) -> Iterator[Portion]:
     for turn, (encrypted, leaves) in enumerate(opened.portions(number)):
         yield Portion((number, turn), encrypted, leaves)
 
 
-def _check(opened: Opened, portion: Iterable[int] | Portion, tell: Tell) -> None:
+def _check(opened: OpenSnapshot, portion: Iterable[int] | Portion, tell: Tell) -> None:
     """What fails is told of like the rest: what was given before may fail as well, and comes first."""
     if isinstance(portion, Portion):
         tell(_checked(opened, portion))
@@ -138,7 +138,7 @@ def _check(opened: Opened, portion: Iterable[int] | Portion, tell: Tell) -> None
         _block_of_dnodes(opened, number, tell)
 
 
-def _block_of_dnodes(opened: Opened, number: int, tell: Tell) -> None:
+def _block_of_dnodes(opened: OpenSnapshot, number: int, tell: Tell) -> None:
     place = number, sys.maxsize
     try:
         for portion in _portions(opened, number):
@@ -148,7 +148,7 @@ def _block_of_dnodes(opened: Opened, number: int, tell: Tell) -> None:
         tell(Checked(place, error=error))
 
 
-def _checked(opened: Opened, portion: Portion) -> Checked:
+def _checked(opened: OpenSnapshot, portion: Portion) -> Checked:
     place, encrypted, leaves = portion
     try:
         opened.check(encrypted, leaves)

@@ -13,12 +13,12 @@ import pytest
 
 from vectors.histories import DATA, History, histories, new_pool, point, put_together, take_chain
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.care.compact import compact, sweep
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets import destroy, namespace
-from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact, sweep
+from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.timeline import rewrite, tiers
 from zkeep.pool.timeline import segment as seg
 from zkeep.pool.timeline.timeline import Timeline
@@ -181,7 +181,7 @@ def test_a_change_meanwhile_undoes_a_step(pool: Pool, monkeypatch: pytest.Monkey
             key, doc = t.scan("run")[0]
             t.put("run", key, {**doc, "meddled": 1})
 
-    monkeypatch.setattr("zkeep.pool.care.compact.rewrite", meddle)
+    monkeypatch.setattr("zkeep.pool.maintenance.compact.rewrite", meddle)
     files = pool.store.names("segments")
     report = compact(pool, dataset(pool))
     assert "changed meanwhile" in report.skipped[0]

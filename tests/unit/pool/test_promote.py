@@ -14,12 +14,12 @@ from zkeep.errors import Refused, TryAgain
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import BeginFlag
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.care.compact import compact
-from zkeep.pool.care.scrub import rebuild_catalog, scrub
 from zkeep.pool.datasets import destroy, keyrecords, namespace, summaries
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact
+from zkeep.pool.maintenance.scrub import rebuild_catalog, scrub
 from zkeep.pool.transfer import package
 
 HISTORY = "rs512b"

@@ -10,8 +10,8 @@ import pytest
 
 from vectors.histories import DATA, histories, new_pool, put_together, snapshot, take_chain
 from zkeep.errors import Damaged
-from zkeep.pool.care.scrub import Report, rebuild_catalog, scrub
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.maintenance.scrub import Report, rebuild_catalog, scrub
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import Segment
 

@@ -13,13 +13,13 @@ import pytest
 
 from vectors.histories import DATA, History, Pair, forget_originals, histories, new_pool, put_together, take_chain
 from zkeep.names import DatasetName
-from zkeep.pool.care.compact import compact
-from zkeep.pool.care.scrub import scrub
 from zkeep.pool.datasets import destroy, summaries
 from zkeep.pool.datasets.history import history_of, own_runs
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.summaries import Unit, missing, sum_up
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact
+from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.timeline.summary import FOLDER, Name, matching
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.pool.transfer.receive import ReceiveOptions, receive

@@ -18,8 +18,8 @@ from mountkit import mounted, needs_fuse, offered
 from zkeep.crypto.unwrap import GetKey, first_that_opens
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.mount import Answers, Shown
-from zkeep.restore.opened import Opened
+from zkeep.restore.mount.fuse import Answers, Shown
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
 CHAINS = Path(__file__).parents[2] / "data" / "opened" / "chains"
@@ -51,7 +51,7 @@ def snapshots(pool: Pool) -> list[Snapshot]:
 
 def damage(pool: Pool, snapshot: Snapshot, key: GetKey, path: str, block: int) -> None:
     """Change one stored byte of one block of a file."""
-    with Opened(pool, snapshot, key) as opened:
+    with OpenSnapshot(pool, snapshot, key) as opened:
         number = Filesystem(opened).lookup(path.encode()).number
         leaf = opened.state.leaves(number, block * BLOCK, block * BLOCK + BLOCK)
         record = bytes(opened.state.records.whole(leaf)[0])
@@ -104,7 +104,7 @@ def pages(answers: Answers, path: str) -> list[tuple[str, dict[str, int], bool]]
 def test_a_listing_tells_of_entries_what_they_tell_of_themselves(
     answers: Answers, path: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zkeep.restore.mount.PAGE", size)
+    monkeypatch.setattr("zkeep.restore.mount.fuse.PAGE", size)
     found = pages(answers, path)
     assert [name for name, _, _ in found] == [name for name, _, _ in answers.readdir(path, 0)]
     assert [is_whole for _, _, is_whole in found] == [False, False, *[True] * (len(found) - 2)]
@@ -130,7 +130,7 @@ def test_entries_in_trouble_are_listed_with_the_others(tmp_path: Path) -> None:
     with stream.open("rb") as source:
         receive(pool, source, "v/x", ReceiveOptions())
     (snapshot,) = snapshots(pool)
-    with Opened(pool, snapshot, key) as opened:
+    with OpenSnapshot(pool, snapshot, key) as opened:
         number = Filesystem(opened).lookup(b"d0/file-000100").number
         (chunk,) = opened.state.over((number, 0), (number + 1, 0))
         row = chunk.table.objects[chunk.table.objects["object"] == number]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import summaries
-from zkeep.pool.datasets.leftovers import discard
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.namespace import remove_if_deferred
+from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.space import compute
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction

@@ -18,8 +18,8 @@ import numpy as np
 from zkeep.errors import Damaged, ZkeepError
 from zkeep.format.records import Feature
 from zkeep.pool.datasets.history import History, history_of, own_runs
-from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.store.port import Blob
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.rewrite import Job, Made, tables

@@ -16,11 +16,11 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.transfer.judge import ZVOL, Target, judge
-from zkeep.pool.transfer.landing import Landing, give_up, land
-from zkeep.pool.transfer.outline import Outline
+from zkeep.pool.transfer.admit import ZVOL, Target, judge
 from zkeep.pool.transfer.overrides import Where, override
+from zkeep.pool.transfer.package_header import Outline
 from zkeep.pool.transfer.replication import replicate_names
+from zkeep.pool.transfer.session import ReceiveSession, give_up, land
 
 Doc = dict[str, Any]
 
@@ -97,7 +97,7 @@ class _Receiver:
         self._origin = options.set_properties.get("origin")
         self._package: Package | None = None
         self._outline: Outline | None = None
-        self._landing: Landing | None = None
+        self._landing: ReceiveSession | None = None
         self._context: Any = None
         self._skipping = False
         self._settled = True

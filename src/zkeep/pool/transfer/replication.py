@@ -11,11 +11,11 @@ from contextlib import ExitStack
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
-from zkeep.pool.datasets.leftovers import discard
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.promote import hold_off, promote_in
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.transfer.outline import Outline, Outlined
+from zkeep.pool.transfer.package_header import Outline, Outlined
 
 
 def replicate_names(

@@ -18,12 +18,12 @@ from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.begin import Address, Opening, addressed
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.keyrecords import with_newest
-from zkeep.pool.datasets.leftovers import reading
 from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.space import Amount
 from zkeep.pool.datasets.view import View
 from zkeep.pool.timeline.compose import Journey, plan
-from zkeep.pool.timeline.render import Renderer, Write, write_fully
+from zkeep.pool.timeline.emit import Renderer, Write, write_fully
 from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header
 from zkeep.pool.transfer.token import Token
 

@@ -1,0 +1,117 @@
+"""zkeep verify as a filter: a stream comes in, and goes on as far as it is authentic."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import click
+
+from zkeep.cli.home import opened as open_pool
+from zkeep.cli.home import widen
+from zkeep.cli.open_snapshot import is_stream, received, target_of
+from zkeep.cli.send import Sink
+from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.names import SnapshotName, parse_any, shown
+
+if TYPE_CHECKING:
+    from zkeep.format.events import Event
+    from zkeep.pool.datasets.model import Pool, Snapshot
+    from zkeep.restore.filter.sanitize import Remade
+
+Check = Callable[["Pool", "Snapshot", str], str]
+"""Authenticates a snapshot that its sender calls so, and says what was found."""
+
+
+def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: bool) -> None:
+    """From standard input to standard output.
+
+    Raises:
+        WrongUsage, Refused: an end is a terminal, or closed; or there is no such base or property.
+        NotAuthentic, BadStream: what was authentic before it has gone on.
+    """
+    from zkeep.restore.filter.authenticate import Passing
+    from zkeep.restore.filter.sanitize import Allowed
+
+    _check_ends()
+    allowed, say = Allowed.of(allow), _sayer(verbose)
+    widen(0)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
+        pool = stack.enter_context(received([_file(text, Path(folder), n) for n, text in enumerate(bases)]))
+        aside = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(prefix="zkeep-")))
+        source = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
+
+        def checked(snapshot: Snapshot, sent: str) -> None:
+            say(check(pool, snapshot, sent))
+
+        passing = Passing(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _teller(say))
+        _run(passing.run, pool, source)
+
+
+def _check_ends() -> None:
+    if sys.stdin.isatty():
+        raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
+    if sys.stdout.isatty():
+        raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
+
+
+def _run(run: Callable[[Iterable[Event], str], None], pool: Pool, source: BinaryIO) -> None:
+    from zkeep.format.reader import read_events
+
+    events, target = _placed(pool, read_events(source))
+    try:
+        run(events, target)
+    except BrokenPipeError:
+        raise TryAgain("cannot pass the stream on: nobody reads it any more") from None
+
+
+def _placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
+    """All events, and where in the pool they belong: their first ones tell."""
+    from zkeep.format.events import SubBegin
+
+    head = []
+    for event in events:
+        head.append(event)
+        if isinstance(event, SubBegin):
+            break
+    return chain(head, events), target_of(pool, head)
+
+
+def _file(base: str, folder: Path, number: int) -> str:
+    """A file with a stream of the base: itself, or what a pool sends of a snapshot."""
+    from zkeep.pool.transfer.send import SendRequest, send
+
+    if is_stream(base):
+        return base
+    if "@" not in base:
+        raise WrongUsage(f"a base is a stream file or a snapshot (pool/dataset@snapshot), not {shown(base)}")
+    name = parse_any(base)
+    assert isinstance(name, SnapshotName)
+    path = folder / f"{number}.zfs"
+    with open_pool(name) as pool, path.open("wb") as target:
+        send(pool, SendRequest(snapshot=str(name), raw=True), target)
+    return str(path)
+
+
+def _sayer(verbose: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if verbose:
+            click.echo(line, err=True)
+
+    return say
+
+
+def _teller(say: Callable[[str], None]) -> Callable[[Remade], None]:
+    """Tells what of the outer header does not go on."""
+
+    def tell(remade: Remade) -> None:
+        for of, what in remade.dropped:
+            say(f"{of}: {what if what.isprintable() else shown(what)} is left out")
+
+    return tell

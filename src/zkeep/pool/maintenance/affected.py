@@ -1,0 +1,100 @@
+"""Whom a damaged record hurts: the snapshots in whose state it is, of its dataset and of clones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.maintenance.check_segment import Flaw
+from zkeep.pool.timeline.rewrite import reach
+from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold, merge
+from zkeep.pool.timeline.timeline import Run, Timeline
+
+FOREVER = (1 << 64) - 1
+
+
+def family(pool: Pool, dataset: Dataset, txg: int) -> list[Dataset]:
+    """The dataset, and the clones in whose past its run of `txg` is."""
+    found = [dataset]
+    for one in found:
+        since = txg if one.id == dataset.id else 0
+        found += [c for c in pool.tree().clones(one) if c.origin and c.origin[1] >= since]
+    return found
+
+
+def since(pool: Pool, dataset: Dataset, txg: int) -> list[Snapshot]:
+    """All snapshots in whose past a run of the dataset is."""
+    return [s for one in family(pool, dataset, txg) for s in pool.snapshots(one) if s.txg >= txg]
+
+
+def hurt(pool: Pool, dataset: Dataset, run: Run, segment_id: str, flaw: Flaw) -> list[Snapshot]:
+    """The snapshots that cannot be sent, or not as they are, because of a flaw in a segment of a run."""
+    if flaw.spare:
+        own = pool.snapshot_at(dataset.id, run.txg)
+        return [own] if own and run.doc["whole"] else []
+    if flaw.rows is None:
+        return since(pool, dataset, run.txg)
+    found = []
+    for one in family(pool, dataset, run.txg):
+        death = _death(pool, one, run, segment_id, flaw)
+        found += [s for s in pool.snapshots(one) if run.txg <= s.txg < death]
+    return found
+
+
+def _death(pool: Pool, dataset: Dataset, run: Run, segment_id: str, flaw: Flaw) -> int:
+    """The txg that killed a row, in the timeline of `dataset`; FOREVER where that cannot be known."""
+    history = history_of(pool, dataset)
+    try:
+        with history.timeline(pool.store) as timeline:
+            return _killer(timeline, run, segment_id, flaw)
+    except Damaged:
+        return FOREVER
+
+
+def _killer(timeline: Timeline, run: Run, segment_id: str, flaw: Flaw) -> int:
+    numbers = [segment.number for segment in timeline.segments(run)]
+    rows = flaw.rows
+    assert rows is not None
+    row = rows.copy()
+    row["segment"] = numbers[run.segments.index(segment_id)]
+    table = replace(NOTHING, **{flaw.table: row})
+    if flaw.table != "objects":
+        objects = fold(timeline.near([run], ("objects",), reach(table, table.objects))).objects
+        table = replace(table, objects=objects[objects["object"] == row["object"][0]])
+    wanted = reach(table, table.objects)
+    for later in timeline.after(run.txg, FOREVER):
+        table = merge(table, timeline.near([later], DTYPES, wanted)[0])
+        if not _lives(table, flaw.table, row):
+            return later.txg
+    return FOREVER
+
+
+def _lives(table: Table, name: str, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> bool:
+    rows = getattr(table, name)
+    return bool(((rows["segment"] == row["segment"][0]) & (rows["pos"] == row["pos"][0])).any())
+
+
+def names(pool: Pool, snapshots: Iterable[Snapshot]) -> list[str]:
+    """Their names; neighbours of one dataset as a range, `a/b@first%last`, as destroy takes it."""
+    by_dataset: dict[int, list[Snapshot]] = {}
+    for snapshot in snapshots:
+        by_dataset.setdefault(snapshot.dataset.id, []).append(snapshot)
+    found = []
+    for some in by_dataset.values():
+        order = [s.txg for s in pool.snapshots(some[0].dataset)]
+        some.sort(key=lambda s: s.txg)
+        for first, last in _stretches([order.index(s.txg) for s in some]):
+            text = str(some[first].name)
+            found.append(text if first == last else f"{text}%{some[last].doc['name']}")
+    return found
+
+
+def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Where consecutive numbers begin and end."""
+    starts = [i for i, place in enumerate(places) if i == 0 or places[i - 1] != place - 1]
+    return list(zip(starts, [*(s - 1 for s in starts[1:]), len(places) - 1], strict=True))

@@ -1,0 +1,245 @@
+"""Verifying a pool without a key: every stored byte, every row of the catalog, and that they fit together."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from zkeep.errors import Damaged, TryAgain, ZkeepError
+from zkeep.format.nvlist import BadNvlist
+from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.history import own_runs
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.orphans import reading
+from zkeep.pool.datasets.summaries import faults
+from zkeep.pool.maintenance import affected
+from zkeep.pool.maintenance.check_segment import Flaw, Inspection, inspect
+from zkeep.pool.store.catalog import WAIT, Catalog
+from zkeep.pool.store.files import LocalStore
+from zkeep.pool.store.port import segment_name
+from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline.timeline import Run
+
+Doc = dict[str, Any]
+Progress = Callable[[int, int], object]
+"""Told of the bytes that are done, and of those that there are."""
+MOST = 1000
+"""Damaged records of one segment that are looked at one by one; the rest is in doubt as a whole."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not what was stored. `snapshots`: whom it hurts, neighbours as `a/b@first%last`."""
+
+    where: str
+    byte: int
+    what: str
+    snapshots: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        place = f"{self.where}: byte {self.byte}" if self.byte >= 0 else self.where
+        return f"{place}: {self.what}; hurts {', '.join(self.snapshots) or 'no snapshot'}"
+
+
+@dataclass
+class Report:
+    errors: list[Finding] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return not self.errors
+
+
+def scrub(pool: Pool, progress: Progress | None = None) -> Report:
+    """Verify all of a pool. What is damaged is told in the report; it raises only where it cannot look (TryAgain)."""
+    started = time.monotonic()
+    report = Report()
+    for line in [] if pool.catalog.read_only else pool.catalog.verify():
+        report.errors.append(Finding(line, -1, "what it says is in doubt"))
+    try:
+        with reading(pool):
+            _Scrub(pool, report, progress).all()
+        report.errors += [Finding(name, -1, f"{what}; it was only a shortcut") for name, what in faults(pool)]
+    except TryAgain:
+        raise
+    except ZkeepError as error:
+        report.errors.append(Finding("catalog", -1, str(error)))
+    report.seconds = time.monotonic() - started
+    _note(pool, report)
+    return report
+
+
+def _note(pool: Pool, report: Report) -> None:
+    """Keep the outcome for `zkeep pool status`."""
+    if pool.catalog.read_only:
+        return
+    errors = [str(error) for error in report.errors]
+    doc = {"errors": errors, "bytes": report.bytes, "seconds": report.seconds, "finished": int(time.time())}
+    try:
+        with pool.transaction() as t:
+            t.put("scrub", "", doc)
+    except (ZkeepError, OSError):
+        if report.clean:
+            raise
+
+
+@dataclass(frozen=True)
+class _Job:
+    dataset: Dataset
+    run: Run
+    segment_id: str
+
+
+class _Scrub:
+    def __init__(self, pool: Pool, report: Report, progress: Progress | None) -> None:
+        self._pool = pool
+        self._report = report
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._total = 0
+
+    def all(self) -> None:
+        jobs: list[_Job] = []
+        with self._pool.catalog.reading():
+            for dataset in self._pool.tree().by_id.values():
+                runs = own_runs(self._pool, dataset)
+                self._begins(dataset, {run.txg for run in runs})
+                jobs += [_Job(dataset, run, segment_id) for run in runs for segment_id in run.segments]
+                self._total += sum(int(run.doc["file_bytes"]) for run in runs)
+                for run in runs:
+                    self._empty_run(dataset, run)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+            results = zip(jobs, threads.map(self._look, jobs), strict=True)
+            for _, group in groupby(results, lambda result: (result[0].dataset.id, result[0].run.txg)):
+                self._run(list(group))
+
+    def _find(self, where: str, byte: int, what: str, snapshots: Iterable[Snapshot] = ()) -> None:
+        named = tuple(affected.names(self._pool, snapshots))
+        self._report.errors.append(Finding(where, byte, what, named))
+
+    # Documents
+
+    def _begins(self, dataset: Dataset, txgs: set[int]) -> None:
+        for snapshot in self._pool.snapshots(dataset):
+            doc = self._pool.catalog.get("begin", snapshot.key)
+            if doc is None and snapshot.txg not in txgs:
+                continue
+            fault = _begin_fault(doc, snapshot)
+            if fault:
+                self._find(f"catalog: begin {snapshot.key}", -1, fault, [snapshot])
+            if snapshot.txg not in txgs:
+                self._find(f"catalog: run {snapshot.key}", -1, "it is missing", [snapshot])
+
+    def _empty_run(self, dataset: Dataset, run: Run) -> None:
+        if not run.segments and (run.doc["bytes"] or run.doc["file_bytes"]):
+            self._find(f"catalog: run of txg {run.txg} of {dataset.name}", -1, "it has lost its segments")
+
+    # Segments
+
+    def _look(self, job: _Job) -> tuple[int, Inspection | None]:
+        """In a thread of its own: the file's size and what was found; None if it is not there."""
+        name = segment_name(job.segment_id)
+        try:
+            blob = self._pool.store.open(name)
+        except FileNotFoundError:
+            return 0, None
+        with blob:
+            found = inspect(Segment(lambda: blob, name), partial(self._tick))
+            return blob.size, found
+
+    def _tick(self, done: int) -> None:
+        with self._lock:
+            self._report.bytes += done
+            if self._progress:
+                self._progress(self._report.bytes, self._total)
+
+    def _run(self, results: list[tuple[_Job, tuple[int, Inspection | None]]]) -> None:
+        """Tell of the flaws of one run's segments, and hold their sums against its document."""
+        job = results[0][0]
+        sums = {"bytes": 0, "logical": 0, "records": 0, "file_bytes": 0}
+        sound = True
+        for each, (size, found) in results:
+            if found is None:
+                what = "the segment is missing"
+                hurt = affected.since(self._pool, each.dataset, each.run.txg)
+                self._find(segment_name(each.segment_id), 0, what, hurt)
+                sound = False
+                continue
+            sound = sound and not found.flaws
+            self._flaws(each, found.flaws)
+            amounts = (found.stored, found.logical, found.records, size)
+            for name, amount in zip(sums, amounts, strict=True):
+                sums[name] += amount
+        if sound:
+            for name, amount in sums.items():
+                if int(job.run.doc[name]) != amount:
+                    what = f"its {name} are {job.run.doc[name]} where its segments have {amount}"
+                    self._find(f"catalog: run of txg {job.run.txg} of {job.dataset.name}", -1, what)
+
+    def _flaws(self, job: _Job, flaws: list[Flaw]) -> None:
+        if len(flaws) > MOST:
+            rest = Flaw(flaws[MOST].at, f"{len(flaws) - MOST} more records are damaged from here on")
+            flaws = [*flaws[:MOST], rest]
+        hurt = [(flaw, affected.hurt(self._pool, job.dataset, job.run, job.segment_id, flaw)) for flaw in flaws]
+        for _, same in groupby(hurt, lambda pair: (pair[0].table, pair[0].what, [s.key for s in pair[1]])):
+            alike = list(same)
+            (flaw, snapshots), count = alike[0], len(alike)
+            what = _described(flaw) + (f", and {count - 1} more up to byte {alike[-1][0].at}" if count > 1 else "")
+            self._find(segment_name(job.segment_id), flaw.at, what, snapshots)
+
+
+def _described(flaw: Flaw) -> str:
+    if flaw.rows is None:
+        return flaw.what
+    row = flaw.rows[0]
+    where = f"object {row['object']}"
+    if flaw.table == "blocks":
+        where += f", offset {row['offset']}"
+    return f"{flaw.what} ({where})"
+
+
+def _begin_fault(doc: Doc | None, snapshot: Snapshot) -> str:
+    if doc is None:
+        return "it is missing"
+    try:
+        opening = Opening.from_doc(doc)
+        if opening.begin.toguid != snapshot.guid or opening.begin.payloadlen != len(opening.payload):
+            return "it is not the snapshot's"
+        opening.nvlist  # noqa: B018 (decoded when it is asked for)
+    except (ValueError, KeyError, TypeError, BadNvlist, Damaged) as error:
+        return f"it is no BEGIN: {error}"
+    return ""
+
+
+def rebuild_catalog(path: Path, wait: float = WAIT) -> list[Finding]:
+    """Make the catalog anew from the pool's other files, and check that the files that it names are there.
+
+    Raises:
+        Damaged: neither the journal nor the index is whole; nothing was changed.
+    """
+    catalog = Catalog.rebuild(LocalStore(path), wait)
+    catalog.close()
+    with Pool.open(path, wait=wait) as pool:
+        return list(_missing(pool))
+
+
+def _missing(pool: Pool) -> Iterator[Finding]:
+    for dataset in pool.tree().by_id.values():
+        for run in own_runs(pool, dataset):
+            for name in map(segment_name, run.segments):
+                if not pool.store.exists(name):
+                    hurt = affected.names(pool, affected.since(pool, dataset, run.txg))
+                    yield Finding(name, 0, "the segment is missing", tuple(hurt))
+
+
+__all__ = ["Damaged", "Finding", "Report", "rebuild_catalog", "scrub"]

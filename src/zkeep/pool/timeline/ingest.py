@@ -1,0 +1,260 @@
+"""One substream on its way into the pool: records to segments, segments to a run.
+
+Nothing here is visible to others until the caller commits the run's document: segments lie under names that only this
+receive uses.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zkeep.format import kernel
+from zkeep.format.events import Batch
+from zkeep.format.reader import RESTING
+from zkeep.format.records import CHECKSUM, NATIVE, RecordType, Words
+from zkeep.pool.store.port import Draft, Store
+from zkeep.pool.timeline import segment as seg
+from zkeep.pool.timeline.resolve import Kind, resolve
+from zkeep.pool.timeline.resume import START, Key, Resumed, last_key, last_write, part, remainder
+from zkeep.pool.timeline.rows import RowBuilder
+from zkeep.pool.timeline.spans import Array
+from zkeep.pool.timeline.table import Table
+from zkeep.pool.timeline.timeline import Run, Timeline, segment_name
+
+MAX_UNSYNCED = 4
+"""Segments that may be on their way to the disk while the next one fills."""
+MAX_UNWRITTEN = RESTING - 1
+"""Batches that may wait to be written: their memory is the reader's, which leaves it alone for so long."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What of a BEGIN matters here."""
+
+    big_endian: bool
+    spill_flags: bool
+    kind: Kind
+
+
+@dataclass
+class Tally:
+    """What a run holds and kills; becomes part of its document."""
+
+    segments: list[str] = field(default_factory=list)
+    bytes: int = 0
+    logical: int = 0
+    records: int = 0
+    file_bytes: int = 0
+    dead: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+
+    @classmethod
+    def from_doc(cls, doc: dict[str, Any]) -> Tally:
+        tally = cls(list(doc["segments"]), doc["bytes"], doc["logical"], doc["records"], doc["file_bytes"])
+        for txg, (stored, logical) in doc["dead"].items():
+            tally.dead[int(txg)] = [stored, logical]
+        return tally
+
+    def count(self, segment_id: str, table: Table, records: int, size: int, dead: dict[int, list[int]]) -> None:
+        self.segments.append(segment_id)
+        self.bytes += table.stored
+        self.logical += table.logical
+        self.records += records
+        self.file_bytes += size
+        for txg, (stored, logical) in dead.items():
+            self.dead[txg][0] += stored
+            self.dead[txg][1] += logical
+
+    def doc(self) -> dict[str, Any]:
+        return {
+            "segments": self.segments,
+            "bytes": self.bytes,
+            "logical": self.logical,
+            "records": self.records,
+            "file_bytes": self.file_bytes,
+            "dead": {str(txg): amounts for txg, amounts in sorted(self.dead.items())},
+        }
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a receive has come: what another process needs to go on."""
+
+    tally: Tally
+    state: Words
+    last: Key
+    write: tuple[int, int] | None
+
+
+class SegmentWriter:
+    """Takes the batches of one substream, in order. Use as a context manager: leaving it leaves no draft.
+
+    `on_segment` is called when a segment is durable, with what a later process needs to go on from there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        txg: int,
+        source: Source,
+        timeline: Timeline,
+        past: list[Run],
+        state: Words,
+        on_segment: Callable[[Mark], None] | None = None,
+        resumed: Resumed | None = None,
+    ) -> None:
+        self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
+        self._store = store
+        self._txg = txg
+        self._source = source
+        self._timeline = timeline
+        self._past = past
+        self._resumed = resumed
+        self._state = np.array(resumed.state if resumed else state, np.uint64)
+        self._last: Key = resumed.last if resumed else START
+        self._write: tuple[int, int] | None = None
+        self._intake = RowBuilder(source.spill_flags)
+        self._waiting: Batch | None = None
+        self._draft: Draft | None = None
+        self._sealing: list[Draft] = []
+        "Drafts on their way to becoming segments."
+        self._writer = ThreadPoolExecutor(1)
+        self._syncer = ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+        self._closing: list[Future[None]] = []
+        self._position = 0
+        self._begun = len(self.tally.segments)
+        self._on_segment = on_segment
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self._syncer.shutdown(wait=True, cancel_futures=True)
+        if self._draft is not None:
+            self._sealing.append(self._draft)
+            self._draft = None
+        while self._sealing:
+            with suppress(OSError):  # on the way out after something worse
+                self._sealing.pop().discard()
+
+    def add(self, batch: Batch) -> None:
+        """Take one batch. Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or rest().
+
+        An OBJECT at its end waits for what follows: it and its FREE to the end share a segment.
+        """
+        if self._resumed:
+            batch = remainder(batch, self._resumed.last)
+        if not len(batch):
+            return
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._take(waiting)
+        if batch.types[-1] == RecordType.OBJECT:
+            self._waiting = _copy(part(batch, len(batch) - 1, len(batch)))
+            batch = part(batch, 0, len(batch) - 1)
+        if len(batch):
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
+        draft = self._draft or self._begin_segment()
+        batch = self._restamped(batch) if self._resumed else batch
+        self._writing.append(self._writer.submit(draft.write, batch.buffer))
+        self._intake.add(batch, self._position)
+        self._position += len(batch.buffer)
+        self._state = _advance(batch)
+        self._last = last_key(batch) if self._on_segment else self._last
+        self._write = last_write(batch) or self._write
+        _drain(self._writing, MAX_UNWRITTEN)
+        if self._position >= seg.TARGET and self._intake.closable:
+            self._close_segment()
+
+    def _restamped(self, batch: Batch) -> Batch:
+        """The records as the uninterrupted stream would have carried them."""
+        copy = _copy(batch)
+        swap = batch.byteorder != NATIVE
+        kernel.stamp(copy.buffer, copy.offsets, copy.lengths, copy.sums, swap, self._state)
+        return copy
+
+    def finish(self) -> Tally:
+        """Everything came: close the last segment and wait until all of them are durable."""
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._take(waiting)
+        self.rest()
+        return self.tally
+
+    def rest(self) -> None:
+        """Close the segment at the last record that came, and wait until all of them are durable."""
+        if self._draft is not None and self._intake.records:
+            self._close_segment()
+        _drain(self._closing, 0)
+
+    def _begin_segment(self) -> Draft:
+        self._intake = RowBuilder(self._source.spill_flags)
+        segment_id = f"{self._txg:x}-{self._begun:x}"
+        if self._resumed:  # published, but not noted before the receive broke off
+            self._store.delete(segment_name(segment_id))
+        draft = self._draft = self._store.draft(segment_id)
+        draft.truncate(0)
+        a, b, c, d = self._state.tolist()
+        draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))
+        self._position = draft.size
+        return draft
+
+    def _close_segment(self) -> None:
+        """Settle what the segment's records mean, and leave the rest to the other threads."""
+        draft = self._draft
+        assert draft is not None
+        records = self._intake.records
+        table, dead = resolve(self._intake.table(), self._timeline, self._past, self._source.kind)
+        a, b, c, d = self._state.tolist()
+        segment_id = f"{self._txg:x}-{self._begun:x}"
+        mark = (a, b, c, d), self._last, self._write
+        _drain(self._writing, 0)
+        self._draft = None
+        self._begun += 1
+
+        def seal() -> None:
+            seg.finish(draft, table, (a, b, c, d), records)
+            size = draft.size
+            draft.publish(segment_name(segment_id))
+            self._sealing.remove(draft)
+            self.tally.count(segment_id, table, records, size, dead)
+
+        self._sealing.append(draft)
+        self._closing.append(self._syncer.submit(seal))
+        if self._on_segment:
+            _drain(self._closing, 0)
+            self._on_segment(Mark(self.tally, *mark))
+        _drain(self._closing, MAX_UNSYNCED)
+
+
+def _drain(tasks: list[Future[None]], most: int) -> None:
+    """Wait until at most so many are left; the first failure is raised."""
+    while len(tasks) > most:
+        tasks.pop(0).result()
+
+
+def _copy(batch: Batch) -> Batch:
+    """The same batch in memory of its own."""
+    columns = (batch.offsets, batch.types, batch.lengths, batch.checks, batch.sums)
+    return Batch(memoryview(bytearray(batch.buffer)), batch.offset, *columns, batch.byteorder)
+
+
+def _advance(batch: Batch) -> Array:
+    """The running fletcher-4 after the batch: what its last record carries, and that record's own end."""
+    last = len(batch) - 1
+    start = int(batch.offsets[last]) + CHECKSUM
+    words = "<u8" if batch.byteorder == "little" else ">u8"
+    carried = np.frombuffer(batch.buffer[start : start + 32], words)
+    rest = batch.buffer[start : int(batch.offsets[last] + batch.lengths[last])]
+    after = kernel.fletcher4(rest, tuple(carried.tolist()), batch.byteorder != NATIVE)
+    return np.array(after, np.uint64)

@@ -1,0 +1,386 @@
+"""One snapshot's stream landing in a dataset: judged at its BEGIN, taken in, and committed at its END.
+
+All or nothing: what the batches bring lies in segments that no document names until the one transaction that makes the
+snapshot. A resumable receive registers its finished segments as it goes; they are still invisible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+from zkeep.errors import Refused, ZkeepError
+from zkeep.format.events import Batch, SubBegin, SubEnd
+from zkeep.format.fletcher import fletcher4
+from zkeep.format.records import NATIVE, BeginFlag, Feature
+from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.destroy import lock_name
+from zkeep.pool.datasets.history import History, history_of
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
+from zkeep.pool.datasets.namespace import make_parents
+from zkeep.pool.datasets.orphans import discard, reading
+from zkeep.pool.datasets.summaries import sum_up
+from zkeep.pool.datasets.view import View
+from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.timeline.ingest import Mark, SegmentWriter, Source, Tally
+from zkeep.pool.timeline.resolve import Kind
+from zkeep.pool.timeline.resume import Resumed
+from zkeep.pool.timeline.timeline import Timeline
+from zkeep.pool.transfer.admit import ZVOL, Plan, Target, judge, nearest, refuse_needed
+from zkeep.pool.transfer.token import Token
+
+Doc = dict[str, Any]
+DSL_CRYPTO = {
+    "suite": "DSL_CRYPTO_SUITE",
+    "guid": "DSL_CRYPTO_GUID",
+    "version": "DSL_CRYPTO_VERSION",
+    "keyformat": "keyformat",
+    "pbkdf2iters": "pbkdf2iters",
+}
+
+
+class ReceiveSession:
+    """Takes the events of one substream. Use land()."""
+
+    def __init__(self, pool: Pool, plan: Plan, target: Target, resumed: Resumed | None) -> None:
+        self._pool = pool
+        self._plan = plan
+        self._target = target
+        self._resumed = resumed
+        self._stack = ExitStack()
+        self._history = History([])
+        self._dataset = plan.dataset
+        "Where it lands: that dataset, whatever it is called by the end. None: one that is made at the end."
+        self.txg = resumed.txg if resumed else 0
+        self._doc: Doc = dict(resumed.doc) if resumed else {}
+        self._key = ""
+        self._room: int | None = None
+        self._bytes = 0
+        self._inflow: SegmentWriter | None = None
+
+    def _past(self) -> History:
+        source = self._plan.source
+        return history_of(self._pool, source.dataset).upto(source.txg) if source else History([])
+
+    def _quota_room(self) -> int | None:
+        tree, view, local = self._pool.tree(), View(self._pool), self._target.fields.get("local", {})
+        mine = tree.by_id.get(self._dataset.id) if self._dataset else None
+        if mine:
+            return view.quota_room(mine, self._key, local)
+        rooms = [view.quota_room(nearest(self._pool, self._target.name), self._key)]
+        rooms += [int(local[name]) for name in ("quota", "refquota") if int(local.get(name) or 0)]
+        return min((room for room in rooms if room is not None), default=None)
+
+    def start(self) -> None:
+        """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
+        self._stack.enter_context(reading(self._pool))
+        if self._resumed:
+            self._dataset = self._pool.dataset(self._target.name)
+            self._key = self._registered_key()
+        else:
+            with self._pool.transaction() as t:
+                self.txg = t.next_txg()
+                if self._target.resumable and self._dataset is None:
+                    self._dataset = self._make_dataset(t)
+                    self._stack.enter_context(self._pool.store.lock(lock_name(self._dataset)))
+                self._key = self._registered_key()
+                self._doc = self._registration()
+                t.put("receive", self._key, self._doc)
+        busy = f"{self._target.name} is being received already"
+        lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
+        self._stack.enter_context(lock)
+        self._history = self._past()  # from here on compaction leaves these runs alone
+        if self._resumed:
+            self._doc = self._pool.catalog.get("receive", self._key) or self._doc
+            self._resumed = replace(self._resumed, doc=self._doc)
+            self._bytes = int(self._doc["tally"]["bytes"])
+        self._room = self._quota_room()
+        timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
+        self._inflow = self._stack.enter_context(self._open_inflow(timeline))
+
+    def _registered_key(self) -> str:
+        if self._target.resumable and self._dataset:
+            return self._dataset.key
+        return f"txg/{self.txg:020d}"
+
+    def _open_inflow(self, timeline: Timeline) -> SegmentWriter:
+        opening, begin = self._plan.opening, self._plan.begin
+        source = Source(
+            big_endian=opening.byteorder == "big",
+            spill_flags=bool(begin.flags & BeginFlag.SPILL_BLOCK),
+            kind=Kind(begin.raw, self._grows_blocks()),
+        )
+        state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
+        note = self._note_segment if self._target.resumable else None
+        return SegmentWriter(
+            self._pool.store, self.txg, source, timeline, self._history.runs, state, note, self._resumed
+        )
+
+    def _grows_blocks(self) -> bool:
+        source, large = self._plan.source, Feature.LARGE_BLOCKS
+        return bool(source and self._plan.begin.features & large and not Feature(source.doc["features"]) & large)
+
+    def _registration(self) -> Doc:
+        plan, begin = self._plan, self._plan.begin
+        doc = {
+            "txg": self.txg,
+            "snapshot": self._target.snapshot,
+            "resumable": self._target.resumable,
+            "toguid": begin.toguid,
+            "fromguid": begin.fromguid,
+            "features": int(begin.features),
+            "toname": begin.name.decode("utf-8", "surrogateescape"),
+            "begin": plan.opening.doc(),
+            "source": [plan.source.dataset.id, plan.source.txg] if plan.source else None,
+            "clone": plan.clone,
+            "new": plan.dataset is None,
+            "fields": self._target.fields,
+            "snapshot_fields": self._target.snapshot_fields,
+            "tally": Tally().doc(),
+            "state": None,
+            "last": None,
+            "object": 1,
+            "offset": 0,
+        }
+        return doc | {"token": token_of(doc).encode()} if self._target.resumable else doc
+
+    def _make_dataset(self, t: Transaction) -> Dataset:
+        plan = self._plan
+        if self._target.parents:
+            make_parents(self._pool, t, self._target.name)
+        kind = "volume" if plan.begin.type == ZVOL else "filesystem"
+        source = plan.source if plan.clone else None
+        origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None
+        return self._pool.create_dataset(t, self._target.name, kind, origin=origin, **self._target.fields)
+
+    def add(self, batch: Batch) -> None:
+        """Take in one batch. Raises Refused when a quota is exceeded."""
+        self._bytes += len(batch.buffer)
+        self._refuse_more_than(self._room)
+        assert self._inflow is not None
+        self._inflow.add(batch)
+
+    def _refuse_more_than(self, room: int | None) -> None:
+        if room is not None and self._bytes > room:
+            raise Refused(f"cannot receive {self._target.name}: the quota is used up")
+
+    def _note_segment(self, mark: Mark) -> None:
+        """A finished segment of a resumable receive: from here on it survives this process."""
+        doc = {**self._doc, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
+        if mark.write:
+            doc["object"], doc["offset"] = mark.write
+        doc["token"] = token_of(doc).encode()
+        with self._pool.transaction() as t:
+            t.put("receive", self._key, doc)
+        self._doc = doc
+
+    def commit(self, end: SubEnd) -> Snapshot:
+        """Everything came and agrees: one transaction makes the snapshot.
+
+        Raises:
+            Refused: what was there at the BEGIN is not there any more, or something is in the way.
+        """
+        assert self._inflow is not None
+        tally = self._inflow.finish()
+        with self._pool.transaction() as t:
+            self._refuse_more_than(self._quota_room())  # others may have come in meanwhile
+            dataset = self._landed(t)
+            dataset = self._update_dataset(t, dataset)
+            dropped = self._roll_back(t, dataset)
+            snapshot = self._put_snapshot(t, dataset, tally)
+            t.delete("receive", self._key)
+        self.close()
+        discard(self._pool, dropped)
+        sum_up(self._pool, snapshot.dataset)
+        return snapshot
+
+    def _landed(self, t: Transaction) -> Dataset:
+        """The dataset as it is now, when what was judged at the BEGIN still holds."""
+        where = f"cannot receive {self._target.name}"
+        source = self._plan.source
+        if source is not None and self._pool.snapshot_at(source.dataset.id, source.txg) is None:
+            raise Refused(f"{where}: {source.name}, its source, is not there any more")
+        if self._dataset is None:
+            return self._make_dataset(t)
+        now = self._pool.tree().by_id.get(self._dataset.id)
+        if now is None:
+            raise Refused(f"{where}: the dataset was destroyed meanwhile")
+        if source is None and (self._pool.snapshots(now) or history_of(self._pool, now).runs):
+            raise Refused(f"{where}: the dataset was received into meanwhile")
+        refuse_needed(self._pool, where, self._plan.doomed)
+        return now
+
+    def _update_dataset(self, t: Transaction, dataset: Dataset) -> Dataset:
+        plan, target = self._plan, self._target
+        fields: Doc = {**target.fields, "raw": plan.begin.raw}
+        crypt = plan.opening.crypt
+        if crypt is not None:
+            fields["crypt"] = {name: number(crypt, key) for name, key in DSL_CRYPTO.items()}
+            fields.setdefault("encroot", dataset.doc.get("encroot", True))
+        if plan.dataset is not None and plan.source is None:
+            fields["type"] = "volume" if plan.begin.type == ZVOL else "filesystem"
+        if plan.dataset is not None and plan.clone and plan.source:
+            fields["origin"] = {"dataset": plan.source.dataset.id, "txg": plan.source.txg}
+        if "local" in fields:
+            fields["local"] = {**dataset.doc["local"], **fields["local"]}
+        return self._pool.update_dataset(t, dataset, **fields)
+
+    def _roll_back(self, t: Transaction, dataset: Dataset) -> list[str]:
+        """Give up what is newer than the source; returns the segments that nothing names any more."""
+        source = self._plan.source
+        if self._plan.clone or source is None:
+            return []
+        for snapshot in self._plan.doomed:
+            self._pool.remove_snapshot(t, snapshot)
+        for bookmark in self._pool.bookmarks(dataset):
+            if bookmark.txg > source.txg:
+                t.delete("bookmark", bookmark.key)
+        dropped: list[str] = []
+        for key in self._pool.catalog.keys("run", dataset.key + "/"):
+            if key > txg_key(dataset.id, source.txg):
+                dropped += (t.get("run", key) or {"segments": []})["segments"]
+                t.delete("run", key)
+        return dropped
+
+    def _put_snapshot(self, t: Transaction, dataset: Dataset, tally: Tally) -> Snapshot:
+        plan, begin = self._plan, self._plan.begin
+        key = txg_key(dataset.id, self.txg)
+        run = {
+            "txg": self.txg,
+            "whole": True,
+            "from_txg": plan.source.txg if plan.source else 0,
+            "fromguid": begin.fromguid,
+            "features": int(begin.features),
+            "maxblkid": plan.opening.maxblkid,
+            **tally.doc(),
+        }
+        t.put("run", key, run)
+        t.put("begin", key, plan.opening.doc())
+        return self._pool.add_snapshot(
+            *(t, dataset, self._target.snapshot, self.txg, begin.toguid),
+            creation=begin.creation_time,
+            ivset_guid=plan.opening.ivset_guid,
+            features=int(begin.features),
+            **self._target.snapshot_fields,
+        )
+
+    def abandon(self) -> None:
+        """The stream failed: keep what a resumable receive has, else leave nothing."""
+        if self._target.resumable:
+            if self._inflow is not None:
+                self._inflow.rest()
+            return
+        segments = self._inflow.tally.segments if self._inflow else []
+        self.close()
+        with self._pool.transaction() as t:
+            t.delete("receive", self._key)
+        discard(self._pool, segments)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def token_of(doc: Doc) -> Token:
+    """The resume token of a receive's document."""
+    return Token(
+        toname=doc["toname"],
+        toguid=doc["toguid"],
+        object=doc["object"],
+        offset=doc["offset"],
+        bytes=doc["tally"]["file_bytes"],
+        fromguid=doc["fromguid"],
+        features=Feature(doc["features"]),
+    )
+
+
+@contextmanager
+def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession]:
+    """A landing that leaves nothing half done, whatever happens inside.
+
+    Raises:
+        Refused: the stream cannot land here (see judge).
+        TryAgain: somebody else is receiving into the dataset, or destroying it.
+    """
+    with ExitStack() as stack:
+        for name in _lock_names(pool, target):
+            busy = f"cannot receive into {target.name}: dataset is busy"
+            stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
+        state = _interrupted(pool, target)
+        resumed = _resume(state, event) if state else None
+        plan = _resumed_plan(pool, state) if state and resumed else judge(pool, event, target)
+        if resumed:
+            target = replace(target, resumable=True, fields=resumed.doc["fields"], snapshot=resumed.doc["snapshot"])
+        landing = ReceiveSession(pool, plan, target, resumed)
+        try:
+            landing.start()
+            yield landing
+        except BaseException:
+            with suppress(ZkeepError, OSError):
+                landing.abandon()
+            raise
+        finally:
+            landing.close()
+
+
+def _lock_names(pool: Pool, target: Target) -> list[str]:
+    dataset = pool.find(target.name)
+    if dataset:
+        return [lock_name(dataset)]
+    return [f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"]
+
+
+def _interrupted(pool: Pool, target: Target) -> Doc | None:
+    dataset = pool.find(target.name)
+    return pool.catalog.get("receive", dataset.key) if dataset else None
+
+
+def _resume(state: Doc, event: SubBegin) -> Resumed:
+    """Check that a stream goes on where the receive stopped."""
+    where = "cannot resume the receive"
+    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
+    if not event.begin.features & Feature.RESUMING:
+        raise Refused(
+            "destination has the state of an interrupted receive: "
+            "go on with its receive_resume_token, or give it up with zkeep receive -A"
+        )
+    if event.begin.toguid != state["toguid"] or event.begin.fromguid != state["fromguid"]:
+        raise Refused(f"{where}: the stream is of another snapshot than the one that was interrupted")
+    if point != (state["object"], state["offset"]):
+        want = f"object {state['object']}, offset {state['offset']}"
+        raise Refused(f"{where}: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}")
+    opening = Opening.from_doc(state["begin"])
+    begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
+    a, b, c, d = state["state"] or begun
+    last = state["last"] or (0, -1, 0)
+    return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
+
+
+def _resumed_plan(pool: Pool, state: Doc) -> Plan:
+    opening = Opening.from_doc(state["begin"])
+    source = None
+    if state["source"]:
+        source = pool.snapshot_at(*state["source"])
+        if source is None:
+            raise Refused("cannot resume the receive: the incremental source was destroyed meanwhile")
+    dataset = None if state["clone"] or source is None else source.dataset
+    return Plan(opening, opening.begin, dataset, source, state["clone"], [])
+
+
+def give_up(pool: Pool, dataset: Dataset) -> None:
+    """Forget the state of an interrupted receive (zfs receive -A).
+
+    Raises:
+        Refused: there is none.
+    """
+    with pool.store.lock(lock_name(dataset), busy=f"{dataset.name} is being received into"):
+        state = pool.catalog.get("receive", dataset.key)
+        if state is None:
+            raise Refused(f"{dataset.name} has no resumable receive state to abort")
+        with pool.transaction() as t:
+            t.delete("receive", dataset.key)
+            if state["new"] and not pool.snapshots(dataset):
+                pool.remove_dataset(t, dataset)
+    discard(pool, state["tally"]["segments"])

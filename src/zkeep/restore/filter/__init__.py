@@ -1,0 +1,1 @@
+"""Pass a send stream on as far as it is authentic."""

@@ -1,0 +1,1 @@
+"""Show snapshots as read-only folders (FUSE)."""

@@ -1,0 +1,199 @@
+"""The state of a dataset at one txg, in chunks: each record's header read once, no more of them held than needed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.errors import Damaged
+from zkeep.format.dnode import SECTOR
+from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
+from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline.spans import keys
+from zkeep.pool.timeline.table import NOTHING, Table, fold
+from zkeep.pool.timeline.timeline import LAST, Run, Timeline
+from zkeep.snapshot.records import Packed, Records
+from zkeep.snapshot.small_objects import Small
+from zkeep.snapshot.verified import LEAF
+
+Array = npt.NDArray[Any]
+CHUNK_ROWS = 8192
+CHUNKS = 12
+"Chunks that are held at a time."
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a stretch of the key space."""
+
+    table: Table
+    records: Records
+
+    @cached_property
+    def leaves(self) -> Array:
+        """Of the blocks, by object and offset."""
+        return _leaves(self.table.blocks, self.records, RecordType.WRITE)
+
+    @cached_property
+    def spills(self) -> Array:
+        """Of the spill blocks, by object."""
+        return _leaves(self.table.spills, self.records, RecordType.SPILL)
+
+    @cached_property
+    def objects(self) -> tuple[Array, Packed]:
+        """Of the OBJECT records, as `table.objects` lists them, the headers (of whichever type) and what follows."""
+        sizes = np.maximum(self.table.objects["size"].astype(np.int64), HEADER)
+        records = self.records.packed(self.table.objects, sizes)
+        heads = records.cut(0, np.full(len(sizes), HEADER)).content
+        bodies = records.cut(HEADER, sizes - HEADER)
+        return self.records.native(heads, self.table.objects, RecordType.OBJECT), bodies
+
+    @cached_property
+    def small(self) -> Small:
+        return Small(self)
+
+
+def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
+    leaves = np.zeros(len(rows), LEAF)
+    for name in ("object", "offset", "pos", "check", "size", "segment", "kind"):
+        leaves[name] = rows[name]
+    leaves["logical"] = rows["length"]
+    if rtype == RecordType.SPILL:
+        leaves["offset"] = 0
+    mine = rows["kind"] == rtype
+    if mine.any():
+        headers = records.headers(rows[mine], rtype)
+        _match(rows[mine], headers, records, rtype)
+        filled = _filled(leaves[mine], headers, little_of(rows[mine], headers, records), rtype)
+        if len(filled) == len(leaves):
+            return filled
+        leaves[mine] = filled
+    return leaves
+
+
+def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> None:
+    """A row and the record that it leads to speak of the same block."""
+    wrong = headers["object"] != rows["object"]
+    if rtype == RecordType.WRITE:
+        wrong |= headers["offset"] != rows["offset"]
+    if wrong.any():
+        raise Damaged(f"{records.where(rows[np.flatnonzero(wrong)[0]])}: the record is of another block")
+
+
+def little_of(rows: Array, headers: Array, records: Records) -> Array:
+    """Whether each block is in little-endian byte order."""
+    big = np.array([records.byteorder(row) == "big" for row in rows[_firsts(rows["segment"])]], bool)
+    _, index = np.unique(rows["segment"], return_inverse=True)
+    return np.asarray(~big[index] ^ (headers["flags"] & RecordFlag.RAW_BYTESWAP > 0))
+
+
+def _firsts(values: Array) -> Array:
+    return np.unique(values, return_index=True)[1]
+
+
+def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> Array:
+    logical = headers["logical_size" if rtype == RecordType.WRITE else "length"]
+    physical = np.where(headers["compressed_size"] > 0, headers["compressed_size"], logical)
+    wrong = (physical != leaves["size"].astype(np.uint64) - HEADER) & (headers["compressed_size"] > 0)
+    for length in (logical, physical):  # of which the pointer keeps no more than their sectors
+        wrong |= (length % np.uint64(SECTOR) > 0) | (length < SECTOR) | (length > MAX_PAYLOAD)
+    if wrong.any():
+        first = leaves["object"][np.flatnonzero(wrong)[0]]
+        raise Damaged(f"object {first}: a block is not as long as its record says")
+    leaves["logical"] = logical
+    leaves["compression"] = headers["compressiontype"]
+    leaves["type"] = headers["type"]
+    leaves["salt"] = np.ascontiguousarray(headers["salt"]).view("V8").reshape(-1)
+    leaves["iv"] = np.ascontiguousarray(headers["iv"]).view("V12").reshape(-1)
+    leaves["pointer"]["prop"] = _prop(headers, logical, physical, little)
+    leaves["pointer"]["mac"] = np.ascontiguousarray(headers["mac"]).view("V16").reshape(-1)
+    return leaves
+
+
+def _prop(headers: Array, logical: Array, physical: Array, little: Array) -> Array:
+    """format.dnode.pointer_prop() in columns."""
+    one = np.uint64(1)
+    prop = ((logical >> np.uint64(9)) - one) & np.uint64(0xFFFF)
+    prop |= (((physical >> np.uint64(9)) - one) & np.uint64(0xFFFF)) << np.uint64(16)
+    prop |= headers["compressiontype"].astype(np.uint64) << np.uint64(32)
+    prop |= headers["type"].astype(np.uint64) << np.uint64(48)
+    prop |= one << np.uint64(61)
+    return np.asarray(prop | little.astype(np.uint64) << np.uint64(63))
+
+
+class State:
+    """Chunks of one dataset's state, folded as they are asked for."""
+
+    def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
+        self._timeline = timeline
+        self._runs = runs
+        self.records = Records(timeline)
+        self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
+        self._chunks: OrderedDict[int, Chunk] = OrderedDict()
+
+    def chunk(self, index: int) -> Chunk:
+        found = self._chunks.get(index)
+        if found is None:
+            low, high = self._marks[index], self._marks[index + 1]
+            found = Chunk(self._timeline.state(self._runs, low, high), self.records)
+            self._chunks[index] = found
+            if len(self._chunks) > CHUNKS:
+                self._chunks.popitem(last=False)
+        self._chunks.move_to_end(index)
+        return found
+
+    def over(self, low: Key, high: Key) -> Iterator[Chunk]:
+        """The chunks with rows between two keys, in order."""
+        first = bisect_right(self._marks, low) - 1
+        last = bisect_left(self._marks, high)
+        for index in range(max(first, 0), min(last, len(self._marks) - 1)):
+            yield self.chunk(index)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All of them."""
+        for index in range(len(self._marks) - 1):
+            yield self.chunk(index)
+
+    def ranges(self) -> Array:
+        """The metadnode's blocks, all of them, without looking at what lies in them."""
+        return fold(self._timeline.parts(self._runs, _lines)).ranges
+
+    def leaves(self, number: int, first: int, end: int) -> Array:
+        """An object's blocks with first <= offset < end."""
+        found = []
+        for chunk in self.over((number, first), (number, end)):
+            found.append(_between(chunk, number, first, min(end, LAST[1])))
+        return np.concatenate(found) if found else np.empty(0, LEAF)
+
+    def bytes_of(self, number: int, count: int = 1) -> int | None:
+        """What the records of blocks of some objects take; None if they lie in many chunks."""
+        first, last = bisect_right(self._marks, (number, 0)) - 1, bisect_left(self._marks, (number + count, 0))
+        if last - first > CHUNKS:
+            return None
+        blocks = (chunk.table.blocks for chunk in self.over((number, 0), (number + count, 0)))
+        return sum(int(rows["size"][_of(rows, number, count)].sum(dtype=np.uint64)) for rows in blocks)
+
+
+def _of(rows: Array, number: int, count: int) -> slice:
+    first, end = np.searchsorted(rows["object"], np.array([number, number + count], np.uint64))
+    return slice(int(first), int(end))
+
+
+def _lines(segment: Segment) -> Table:
+    """What a segment says of whole metadnode blocks."""
+    return replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
+
+
+def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:
+    blocks = chunk.table.blocks
+    ends = np.array([[number, first], [number, end]], np.uint64)
+    low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
+    return chunk.leaves[low:high]
