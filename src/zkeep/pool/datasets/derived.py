@@ -158,7 +158,7 @@ def _encryptionroot(view: View, thing: Thing) -> Answer:
 
 
 def _keylocation(view: View, thing: Thing) -> Answer:
-    """A root of encryption asks for its key; zkeep itself never has one."""
+    """A root of encryption asks for its key, unless a place was set here: what a stream names is never opened."""
     is_root = encryption_root(view, head(thing)) is thing
     if not is_root:
         return Answer("none", "default")

@@ -5,6 +5,10 @@ A value is kept as text, in the form in which `zfs get -p` prints it.
 
 `blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw.
 
+A stream's properties are authenticated by nothing. Those that zkeep acts on (`is_policy`) take effect only where they
+were set here: a received value is kept, shown as received, and sent back. zkeep's own (`is_own`) are not even taken
+from a stream, and not sent.
+
 Source: OpenZFS module/zcommon/zfs_prop.c zfs_prop_init(); man/man7/zfsprops.7; include/sys/fs/zfs.h.
 """
 
@@ -39,6 +43,10 @@ class Property:
     default: str = ""
     codes: dict[str, int] = field(default_factory=dict)
     "For an index: the number that streams carry for each value."
+    is_policy: bool = False
+    "zkeep acts on it: a received value never has effect."
+    is_own: bool = False
+    "Unknown to zfs: neither taken from a stream nor sent."
 
     @property
     def is_number(self) -> bool:
@@ -96,8 +104,8 @@ _TABLE = [
     Property("compressratio", "RATIO", "fvs", "readonly", "ratio"),
     Property("mounted", "MOUNTED", "f", "readonly", "index", codes=_BOOLEAN),
     Property("origin", "ORIGIN", "fv", "readonly", "text"),
-    Property("quota", "QUOTA", "fv", "default", "size", "0"),
-    Property("reservation", "RESERV", "fv", "default", "size", "0"),
+    Property("quota", "QUOTA", "fv", "default", "size", "0", is_policy=True),
+    Property("reservation", "RESERV", "fv", "default", "size", "0", is_policy=True),
     Property("volsize", "VOLSIZE", "v", "default", "size"),
     Property("volblocksize", "VOLBLOCK", "v", "once", "size"),
     Property("recordsize", "RECSIZE", "f", "inherit", "size", "131072"),
@@ -134,8 +142,8 @@ _TABLE = [
     Property("vscan", "VSCAN", "f", "inherit", "index", "off", _BOOLEAN),
     Property("nbmand", "NBMAND", "fs", "inherit", "index", "off", _BOOLEAN),
     Property("sharesmb", "SHARESMB", "f", "inherit", "text", "off"),
-    Property("refquota", "REFQUOTA", "f", "default", "size", "0"),
-    Property("refreservation", "REFRESERV", "fv", "default", "size", "0"),
+    Property("refquota", "REFQUOTA", "f", "default", "size", "0", is_policy=True),
+    Property("refreservation", "REFRESERV", "fv", "default", "size", "0", is_policy=True),
     Property("guid", "GUID", "fvsb", "readonly", "id"),
     Property("primarycache", "PRIMARYCACHE", "fvs", "inherit", "index", "all", _CACHE),
     Property("secondarycache", "SECONDARYCACHE", "fvs", "inherit", "index", "all", _CACHE),
@@ -160,8 +168,8 @@ _TABLE = [
     Property("logicalused", "LUSED", "fv", "readonly", "count"),
     Property("logicalreferenced", "LREFER", "fvsb", "readonly", "count"),
     Property("volmode", "VOLMODE", "fv", "inherit", "index", "default", _index("default full=1 geom=1 dev=2 none")),
-    Property("filesystem_limit", "FSLIMIT", "f", "default", "count", "none"),
-    Property("snapshot_limit", "SSLIMIT", "fv", "default", "count", "none"),
+    Property("filesystem_limit", "FSLIMIT", "f", "default", "count", "none", is_policy=True),
+    Property("snapshot_limit", "SSLIMIT", "fv", "default", "count", "none", is_policy=True),
     Property("filesystem_count", "FSCOUNT", "f", "readonly", "count"),
     Property("snapshot_count", "SSCOUNT", "fv", "readonly", "count"),
     Property("snapdev", "SNAPDEV", "fv", "inherit", "index", "hidden", _index("hidden visible")),
@@ -178,7 +186,7 @@ _TABLE = [
     Property("overlay", "OVERLAY", "f", "inherit", "index", "on", _BOOLEAN),
     Property("receive_resume_token", "RESUMETOK", "fv", "readonly", "text"),
     Property("encryption", "ENCRYPTION", "fvs", "once", "index", codes=_SUITES),
-    Property("keylocation", "KEYLOCATION", "fv", "default", "text", "none"),
+    Property("keylocation", "KEYLOCATION", "fv", "default", "text", "none", is_policy=True),
     Property("keyformat", "KEYFORMAT", "fv", "once", "index", codes=_KEYFORMATS),
     Property("pbkdf2iters", "PBKDF2ITERS", "fv", "once", "id"),
     Property("encryptionroot", "ENCROOT", "fvs", "readonly", "text"),
@@ -189,9 +197,9 @@ _TABLE = [
     Property("direct", "DIRECT", "f", "inherit", "index", "standard", _index("disabled standard always")),
     Property("longname", "LONGNAME", "f", "inherit", "index", "off", _BOOLEAN),
     Property("ivsetguid", "IVSETGUID", "sb", "readonly", "id"),
-    Property("keyguid", "KEYGUID", "fvs", "readonly", "id"),
-    Property("keyhistory", "KEYHISTORY", "fvs", "readonly", "text"),
-    Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN),
+    Property("keyguid", "KEYGUID", "fvs", "readonly", "id", is_own=True),
+    Property("keyhistory", "KEYHISTORY", "fvs", "readonly", "text", is_own=True),
+    Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
 "By name, in the order in which `get all` prints them."
@@ -299,15 +307,19 @@ def from_stream(name: str, value: int | str) -> str | None:
     Streams carry numbers for sizes and indices, text for the rest.
     """
     prop = find(name)
-    if not prop or not prop.can_be_set or _is_written_since(name):
+    if not prop or not prop.can_be_set or prop.is_own or _is_written_since(name):
         return None
     if isinstance(value, str):
-        return value if prop.kind == "text" and "\0" not in value else None
+        return value if prop.kind == "text" and _is_short_text(value) else None
     if prop.kind == "index":
         return next((text for text, code in prop.codes.items() if code == value), None)
     if prop.name in _UNLIMITED and value == _MAX:
         return "none"
     return str(value) if prop.kind in ("size", "count") and 0 <= value <= _MAX else None
+
+
+def _is_short_text(value: str) -> bool:
+    return "\0" not in value and len(value.encode("utf-8", "surrogateescape")) <= MAX_USER_VALUE
 
 
 def to_stream(name: str, text: str) -> int | str:

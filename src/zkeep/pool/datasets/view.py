@@ -87,19 +87,28 @@ class View:
             return derived.TABLE[prop.name](self, thing)
         return self.setting(thing, prop) if prop.can_be_set else Answer(None)
 
-    def text(self, dataset: Dataset, name: str) -> str:
-        """The effective value of a property that can be set."""
-        return str(self.setting(dataset, PROPERTIES[name]).value)
+    def policy(self, dataset: Dataset, name: str) -> str:
+        """The value that zkeep acts on: one that was set here, on the dataset or above it, or the default.
+
+        Whatever decides something asks here, so that nothing that came in a stream decides it.
+        """
+        return str(self._effective(dataset, PROPERTIES[name], _local).value)
 
     def setting(self, thing: Thing, prop: Property) -> Answer:
-        """Local, else received, else (where it is inherited) the nearest ancestor's, else the default."""
+        """The value to show: local, else received, else (where it is inherited) the nearest ancestor's, else the
+        default. Of what zkeep acts on, the value that has effect.
+        """
+        return self._effective(thing, prop, _local if prop.is_policy else _own)
+
+    def _effective(self, thing: Thing, prop: Property, look: Callable[[Thing, str], tuple[str, str] | None]) -> Answer:
+        """`look` tells the value that counts of one level, and its source."""
         received = thing.doc.get("received", {}).get(prop.name)
-        own = _own(thing, prop.name)
+        own = look(thing, prop.name)
         if own:
             return Answer(_typed(prop, own[0]), own[1], received)
         if prop.how == "inherit":
             for above in self._above(thing):
-                if found := _own(above, prop.name):
+                if found := look(above, prop.name):
                     return Answer(_typed(prop, found[0]), f"inherited from {above.name}", received)
         if properties.is_user(prop) or (isinstance(thing, Snapshot) and prop.kind == "size"):
             return Answer(None, "-", received)
@@ -145,7 +154,7 @@ class View:
     ) -> Iterator[int]:
         def quota(level: Dataset, name: str) -> int:
             own = level is dataset and name in settings
-            return int(settings[name] or 0) if own else int(self.text(level, name))
+            return int(settings[name] or 0) if own else int(self.policy(level, name))
 
         if refquota := quota(dataset, "refquota"):
             yield refquota - self.figures(dataset).referenced.stored
@@ -167,11 +176,16 @@ def applies(prop: Property, thing: Thing) -> bool:
     return not isinstance(thing, Snapshot) or not kinds or letter(thing.dataset) in kinds
 
 
+def _local(thing: Thing, name: str) -> tuple[str, str] | None:
+    """What was set here on the thing itself."""
+    text = thing.doc.get("local", {}).get(name)
+    return None if text is None else (text, "local")
+
+
 def _own(thing: Thing, name: str) -> tuple[str, str] | None:
     """What is set on the thing itself. A local null hides what was received (`inherit`, `receive -x`)."""
-    local = thing.doc.get("local", {})
-    if name in local:
-        return None if local[name] is None else (local[name], "local")
+    if name in thing.doc.get("local", {}):
+        return _local(thing, name)
     received = thing.doc.get("received", {}).get(name)
     return None if received is None else (received, "received")
 

@@ -92,7 +92,7 @@ def _refuse_open_streams(pool: Pool, begin: Begin, target: Target) -> None:
         return
     heir = pool.find(target.name) or nearest(pool, target.name)
     local = target.fields.get("local", {}).get("blind")
-    if (local or View(pool).text(heir, "blind")) == "on":
+    if (local or View(pool).policy(heir, "blind")) == "on":
         raise Refused(
             f"cannot receive {target.name}: the stream is not raw and blind=on: send it with zfs send -w "
             f"(from an encrypted dataset), or allow it with zkeep set blind=off {heir.name}"

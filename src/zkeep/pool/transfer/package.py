@@ -15,8 +15,6 @@ from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 
 Leg = tuple[Snapshot, Snapshot | Bookmark | None]
-NOT_SENT = ("blind", "receive_resume_token")
-"""Properties that mean nothing to a real pool."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,8 @@ def _props(thing: Dataset | Snapshot, request: Wrapping) -> NvList:
     if not request.backup:
         own |= thing.doc.get("local", {})
     for name, text in own.items():
-        if name not in NOT_SENT and text is not None:
+        prop = properties.find(name)
+        if text is not None and prop and not prop.is_own:
             value = properties.to_stream(name, text)
             nvlist.set(name, value, NvType.UINT64 if isinstance(value, int) else NvType.STRING)
     return nvlist

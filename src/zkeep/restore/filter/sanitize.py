@@ -46,7 +46,7 @@ class Allowed:
 
 def _known(name: str) -> str:
     prop = properties.find(name)
-    if prop is None or not prop.can_be_set or prop.name == "keylocation":
+    if prop is None or not prop.can_be_set or prop.is_own or prop.name == "keylocation":
         raise WrongUsage(f"--allow takes properties that a stream can set, holds, or all, not {shown(name)}")
     return prop.name
 
