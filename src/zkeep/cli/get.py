@@ -54,8 +54,8 @@ def get_verb(
         zkeep get all vault/home
         zkeep get -Hp -o value receive_resume_token vault/home
     """
-    chosen = _chosen(fields, _FIELDS, "name,property,value,source", "column")
-    kept = _chosen(sources, _SOURCES, ",".join(_SOURCES), "source")
+    chosen = chosen_words(fields, _FIELDS, "name,property,value,source", "column")
+    kept = chosen_words(sources, _SOURCES, ",".join(_SOURCES), "source")
     limit = depth_of(recursive or not names, depth)
     items = Selection(names, parse_types(types) or "fvsb", limit).items()
     answers = [(item, list(_answers(item, wanted, kept))) for item in items]
@@ -65,7 +65,7 @@ def get_verb(
         sys.stdout.write(_text(answers, chosen, scripted, exact))
 
 
-def _chosen(given: str | None, known: Sequence[str], default: str, what: str) -> Sequence[str]:
+def chosen_words(given: str | None, known: Sequence[str], default: str, what: str) -> Sequence[str]:
     words = (given or default).split(",")
     if words == ["all"]:
         return known

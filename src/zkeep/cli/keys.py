@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import click
 
 from zkeep.agent import client
+from zkeep.cli import usage
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import piped, read_key, typed
@@ -120,7 +121,7 @@ def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None
     Source: OpenZFS cmd/zfs/zfs_main.c load_unload_keys(), load_key_callback().
     """
     if every == bool(names):
-        raise WrongUsage("name a dataset, or say -a for all")
+        raise usage.missing("name a dataset, or say -a for all")
     tally, many = Tally(), recursive or every
     for pool_name, chosen in _chosen(names, every).items():
         with opened(pool_name) as pool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli import asjson, text
+from zkeep.cli import asjson, text, usage
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
 from zkeep.errors import WrongUsage
 from zkeep.names import shown
@@ -96,7 +96,8 @@ def _columns(texts: Sequence[str]) -> Sequence[Property]:
 def find(name: str) -> Property:
     prop = properties.find(name)
     if not prop:
-        raise WrongUsage(f"bad property list: invalid property {shown(name)}")
+        near = usage.hint(name, properties.PROPERTIES)
+        raise WrongUsage(f"bad property list: invalid property {shown(name)}{near}")
     return prop
 
 

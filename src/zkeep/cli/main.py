@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from zkeep import __version__
+from zkeep.cli import usage
 from zkeep.errors import Refused, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -24,6 +24,7 @@ VERBS = {
     "bookmark": ("namespace", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
     "change-key": ("changekey", "Change the key that opens datasets."),
+    "completion": ("completion", "Print what makes a shell complete verbs and names."),
     "create": ("namespace", "Create a dataset, empty until something is received below it."),
     "demo": ("demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
@@ -32,6 +33,7 @@ VERBS = {
     "extract": ("extract", "Extract files of a snapshot."),
     "forget-keys": ("keys", "Drop old keys for good."),
     "get": ("get", "Show properties."),
+    "help": ("help", "Tell how zkeep, or one of its verbs, is called."),
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),
@@ -45,6 +47,7 @@ VERBS = {
     "recv": ("receive", "The same as receive."),
     "release": ("holds", "Remove holds from snapshots."),
     "rename": ("namespace", "Rename a dataset or a snapshot."),
+    "rollback": ("rollback", "Drop all that is newer than a snapshot."),
     "send": ("send", "Write a send stream to standard output."),
     "set": ("settings", "Set properties."),
     "snap": ("namespace", "The same as snapshot."),
@@ -53,15 +56,17 @@ VERBS = {
     "umount": ("mount", "The same as unmount."),
     "unmount": ("mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
+    "version": ("version", "Tell which zkeep this is."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
 RINGS = 1 << 16
 "Objects that are made before Python looks for rings among them: there are millions of objects, and hardly any ring."
-ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 
 
-class Verbs(click.Group):
+class Verbs(usage.VerbGroup):
     """Loads a verb's module when the verb is called, so that none pays for another's imports."""
+
+    absent = usage.ABSENT
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*VERBS, *self.extra()]
@@ -73,16 +78,41 @@ class Verbs(click.Group):
         if name not in VERBS:
             return self.commands.get(name)
         module = import_module(f"zkeep.cli.{VERBS[name][0]}")
-        command: click.Command = getattr(module, f"{ALIASES.get(name, name).replace('-', '_')}_verb")
-        return command
+        command: click.Command = getattr(module, f"{usage.ALIASES.get(name, name).replace('-', '_')}_verb")
+        return usage.with_usage(command, name)
+
+    def elsewhere(self) -> list[str]:
+        from zkeep.cli.pool import pool_verb
+
+        return [f"{pool_verb.name} {name}" for name in pool_verb.commands]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", message="zkeep-%(version)s")
+def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    from zkeep.cli.version import version_text
+
+    if wanted and not ctx.resilient_parsing:
+        click.echo(version_text(ctx.info_name or ""))
+        ctx.exit()
+
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 10_000}
+"Help is as wide as the terminal."
+
+
+@click.group(cls=Verbs, context_settings=SETTINGS)
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Keep encrypted OpenZFS backups on a machine that can never decrypt them.
 
@@ -136,8 +166,16 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """The exit status; whatever goes wrong is one line on standard error."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if instruction := os.environ.get("_ZKEEP_COMPLETE"):
+        from zkeep.cli.completion import answer
+
+        return answer(cli, instruction)
     try:
-        with cli.make_context("zkeep", sys.argv[1:] if arguments is None else arguments) as context:
+        called = program()
+        words = sys.argv[1:] if arguments is None else arguments
+        if called == "zpool" and words[:1] not in (["version"], ["--version"], ["help"]):
+            words = ["pool", *words]
+        with cli.make_context(called, list(words)) as context:
             cli.invoke(context)
         sys.stdout.flush()
         return int(context.meta.get("status", 0))
@@ -145,6 +183,12 @@ def run(arguments: list[str] | None = None) -> int:
         if os.environ.get("ZKEEP_DEBUG") == "1":
             raise
         return _report(error)
+
+
+def program() -> str:
+    """What it was called as: zkeep; or zfs or zpool, by a link of that name, for programs that call those."""
+    name = os.path.basename(sys.argv[0])
+    return name if name in ("zfs", "zpool") else "zkeep"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -179,9 +223,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ZkeepError):
         return str(error), error.status
     if isinstance(error, click.ClickException):
-        where = getattr(error, "ctx", None)
-        command = where.command_path if where else "zkeep"
-        return f"{error.format_message().rstrip('.')}; see '{command} --help'", 2
+        return _explain_usage(error), 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", TryAgain.status
     if isinstance(error, OSError):
@@ -189,6 +231,17 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory", 1
     return f"unexpected {type(error).__name__}: {error}; ZKEEP_DEBUG=1 shows where", 1
+
+
+def _explain_usage(error: click.ClickException) -> str:
+    """What is wrong, and how the verb is called where something is missing."""
+    text = error.format_message().rstrip(".")
+    where = getattr(error, "ctx", None) or click.get_current_context(silent=True)
+    command = where.command_path if where else "zkeep"
+    calls = usage.of_error(error) if isinstance(error, click.UsageError) else []
+    above = command.rpartition(" ")[0]
+    ways = "; or ".join(f"{above} {line}" for line in calls)
+    return f"{text}; usage: {ways}" if calls else f"{text}; see '{command} --help'"
 
 
 def _explain_os(error: OSError) -> str:

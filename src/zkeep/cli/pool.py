@@ -8,22 +8,26 @@ from pathlib import Path
 
 import click
 
-from zkeep.cli import asjson, text
+from zkeep.cli import asjson, text, usage
+from zkeep.cli.get import chosen_words
 from zkeep.cli.home import registry, settings, wait
-from zkeep.errors import Refused, WrongUsage
+from zkeep.cli.pool_properties import PoolProperty, chosen, find
+from zkeep.errors import Refused
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import lifecycle, properties
 from zkeep.pool.datasets.derived import Answer
 from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.model import FORMAT, Exists, Pool
 
-_SIZES = ("size", "allocated", "free")
-_SHORT = {"alloc": "allocated", "cap": "capacity"}
-_HEADS = {"allocated": "ALLOC", "capacity": "CAP"}
-_COLUMNS = ("name", "size", "allocated", "free", "capacity", "health", "path", "guid", "version")
+_COLUMNS = "name,size,allocated,free,capacity,health,path"
+_FIELDS = ("name", "property", "value", "source")
 
 
-@click.group("pool", context_settings={"help_option_names": ["-h", "--help"]})
+class PoolVerbs(usage.VerbGroup):
+    absent = usage.ABSENT_POOL
+
+
+@click.group("pool", cls=PoolVerbs, context_settings={"help_option_names": ["-h", "--help"]})
 def pool_verb() -> None:
     """Create, find, check and remove pools.
 
@@ -102,26 +106,22 @@ def export(names: Sequence[str]) -> None:
 @click.option("-p", "exact", is_flag=True, help="Exact numbers.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
-@click.option("-o", "columns", metavar="P,...", help="Columns: " + " ".join(_COLUMNS))
+@click.option("-o", "columns", metavar="P,...", help="Columns: any property of 'zkeep pool get all'.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def list_(
     *, scripted: bool, exact: bool, as_json: bool, as_int: bool, columns: str | None, names: Sequence[str]
 ) -> None:
     """List pools: what their files take, what the disk below has left, and how they do."""
-    wanted = [_SHORT.get(word, word) for word in (columns or ",".join(_COLUMNS[:7])).split(",")]
-    for word in wanted:
-        if word not in _COLUMNS:
-            raise WrongUsage(f"bad property list: invalid property {shown(word)}")
+    wanted = [find(word) for word in (columns or _COLUMNS).split(",")]
     pools = _statuses(names)
     if as_json:
-        sys.stdout.write(_json_list(pools, wanted, exact or as_int, as_int))
+        sys.stdout.write(_json_list(pools, wanted, exact or as_int, as_int, "zpool list"))
         return
-    rows = [[_cell(pool, word, exact) for word in wanted] for pool in pools]
+    rows = [[prop.of(pool, exact) for prop in wanted] for pool in pools]
     if scripted:
         sys.stdout.write(text.tabbed(rows))
     elif rows:
-        right = [word in (*_SIZES, "capacity", "guid", "version") for word in wanted]
-        sys.stdout.write(text.table([_HEADS.get(w, w.upper()) for w in wanted], rows, right))
+        sys.stdout.write(text.table([prop.column for prop in wanted], rows, [prop.right for prop in wanted]))
     else:
         click.echo("no pools available", err=True)
 
@@ -131,31 +131,62 @@ def _statuses(names: Sequence[str]) -> list[Status]:
     return [lifecycle.status(known, name) for name in names or known.pools()]
 
 
-def _cell(pool: Status, word: str, exact: bool) -> str:
-    if word in ("name", "health", "path"):
-        return str(getattr(pool, word))
-    if pool.allocated is None or pool.free is None:
-        return "-"
-    size = pool.allocated + pool.free
-    if word == "capacity":
-        return f"{pool.allocated * 100 // max(size, 1)}" + ("" if exact else "%")
-    if word in ("guid", "version"):
-        return str(pool.guid if word == "guid" else FORMAT)
-    number = {"size": size, "allocated": pool.allocated, "free": pool.free}[word]
-    return str(number) if exact else text.nice_bytes(number)
-
-
-def _json_list(pools: Sequence[Status], wanted: Sequence[str], exact: bool, as_int: bool) -> str:
+def _json_list(pools: Sequence[Status], wanted: Sequence[PoolProperty], exact: bool, as_int: bool, command: str) -> str:
     found: asjson.Object = {}
     for pool in pools:
-        cells = {w: asjson.prop(Answer(None), _cell(pool, w, exact), as_int) for w in wanted if w != "name"}
+        answers = [(p.name, Answer(None, p.source), p.of(pool, exact)) for p in wanted if p.name != "name"]
+        cells = {name: asjson.prop(answer, cell, as_int) for name, answer, cell in answers}
         found[pool.name] = {**_json_head(pool, as_int), "properties": cells}
-    return asjson.dump({"output_version": asjson.version("zpool list"), "pools": found})
+    return asjson.dump({"output_version": asjson.version(command), "pools": found})
 
 
 def _json_head(pool: Status, as_int: bool) -> asjson.Object:
     guid = "-" if pool.guid is None else asjson.number(pool.guid, as_int)
     return {"name": pool.name, "type": "POOL", "state": pool.health, "guid": guid}
+
+
+@pool_verb.command("get")
+@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
+@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@click.option("-o", "fields", metavar="FIELD,...", help="name property value source, or all")
+@click.argument("wanted", metavar="all|PROPERTY[,PROPERTY]...")
+@click.argument("names", nargs=-1, metavar="[POOL]...")
+def get(
+    *,
+    scripted: bool,
+    exact: bool,
+    as_json: bool,
+    as_int: bool,
+    fields: str | None,
+    wanted: str,
+    names: Sequence[str],
+) -> None:
+    """Show properties of pools, under zpool's names.
+
+    Of features those are 'active' or 'enabled' that what was received may use; the others are about devices.
+
+    \b
+        zkeep pool get -H -o value feature@extensible_dataset vault
+        zkeep pool get all
+    """
+    props = chosen(wanted)
+    columns = chosen_words(fields, _FIELDS, ",".join(_FIELDS), "column")
+    pools = _statuses(names)
+    if as_json:
+        sys.stdout.write(_json_list(pools, props, exact or as_int, as_int, "zpool get"))
+        return
+    rows = [_get_row(pool, prop, columns, exact) for pool in pools for prop in props]
+    if scripted:
+        sys.stdout.write(text.tabbed(rows))
+    elif rows:
+        sys.stdout.write(text.table([column.upper() for column in columns], rows, [False] * len(columns)))
+
+
+def _get_row(pool: Status, prop: PoolProperty, columns: Sequence[str], exact: bool) -> Sequence[str]:
+    cells = {"name": pool.name, "property": prop.name, "value": prop.of(pool, exact), "source": prop.source}
+    return [cells[column] for column in columns]
 
 
 @pool_verb.command("status")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
+from zkeep.cli import usage
 from zkeep.cli.home import opened, registry
 from zkeep.cli.text import nice
 from zkeep.errors import Refused, TryAgain, WrongUsage
@@ -101,7 +102,7 @@ def _check(
 ) -> None:
     """Raises WrongUsage: they make no sense together."""
     if token is None and snapshot is None:
-        raise WrongUsage("send needs a snapshot or a token")
+        raise usage.missing("send needs a snapshot or a token")
     extras = any(letters[name] for name in _PACKAGED)
     if token is not None and (snapshot or from_ or from_all or extras):
         raise WrongUsage("-t goes with no snapshot and no other source: the token names them")

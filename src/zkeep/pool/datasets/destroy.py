@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import summaries
-from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.space import compute
@@ -38,6 +38,8 @@ class Plan:
     snapshots: list[Snapshot] = field(default_factory=list)
     "Those of the datasets included."
     deferred: list[Snapshot] = field(default_factory=list)
+    back_to: Snapshot | None = None
+    "Of its dataset all goes that is newer: bookmarks and what no snapshot names, too."
 
     def names(self) -> list[str]:
         """In the order in which they go."""
@@ -77,11 +79,11 @@ def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -
         raise NotThere(f"cannot destroy {name}@{spec}: could not find any snapshots to destroy")
     plan = Plan(snapshots=found)
     if options.clones:
-        _add_clones(view, plan)
+        add_clones(view, plan)
     if options.defer:
         plan.deferred = [s for s in found if s.holds or _clones_outside(view, plan, s)]
         plan.snapshots = [s for s in plan.snapshots if s not in plan.deferred]
-    _check(view, plan, options)
+    check(view, plan, options)
     return plan
 
 
@@ -97,8 +99,8 @@ def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
     if not (options.recursive or options.clones):
         _check_alone(dataset, plan)
     if options.clones:
-        _add_clones(view, plan)
-    _check(view, plan, options)
+        add_clones(view, plan)
+    check(view, plan, options)
     return plan
 
 
@@ -120,7 +122,7 @@ def _check_alone(dataset: Dataset, plan: Plan) -> None:
         raise Refused(f"cannot destroy {dataset.name}: {kind} has children; use -r to destroy also {listed}")
 
 
-def _add_clones(view: View, plan: Plan) -> None:
+def add_clones(view: View, plan: Plan) -> None:
     """Clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
     examined = 0
     while examined < len(plan.snapshots):
@@ -139,7 +141,7 @@ def _clones_outside(view: View, plan: Plan, snapshot: Snapshot) -> list[Dataset]
     return [c for c in view.tree.clones(snapshot.dataset, snapshot.txg) if c.id not in inside]
 
 
-def _check(view: View, plan: Plan, options: Options) -> None:
+def check(view: View, plan: Plan, options: Options) -> None:
     for snapshot in plan.snapshots:
         if snapshot.holds:
             tags = ", ".join(sorted(snapshot.holds)[:3])
@@ -167,8 +169,9 @@ def reclaims(view: View, plan: Plan) -> int:
 def execute(pool: Pool, plan: Plan) -> None:
     """All of it or nothing; the files of destroyed datasets go after the commit."""
     segments: list[str] = []
+    rolled_back = [plan.back_to.dataset] if plan.back_to else []
     with ExitStack() as stack:
-        for dataset in plan.datasets:
+        for dataset in [*plan.datasets, *rolled_back]:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
         with pool.catalog.transaction(urgent=True) as t:
@@ -196,6 +199,15 @@ def _recheck(pool: Pool, plan: Plan) -> None:
         fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
         if fresh or len(pool.snapshots(dataset)) != planned:
             raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
+    if plan.back_to:
+        _recheck_newer(pool, plan, plan.back_to)
+
+
+def _recheck_newer(pool: Pool, plan: Plan, snapshot: Snapshot) -> None:
+    newer = {s.key for s in pool.snapshots(snapshot.dataset) if s.txg > snapshot.txg}
+    gone = pool.snapshot_at(snapshot.dataset.id, snapshot.txg) is None
+    if gone or newer - {s.key for s in plan.snapshots}:
+        raise Refused(f"cannot rollback to '{snapshot.name}': the dataset was changed meanwhile")
 
 
 def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
@@ -206,11 +218,26 @@ def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
     for snapshot in plan.snapshots:
         if snapshot.dataset.id not in gone:
             pool.remove_snapshot(t, snapshot)
+    if plan.back_to:
+        segments += drop_after(pool, t, plan.back_to.dataset, plan.back_to.txg)
     for dataset in plan.datasets:
         segments += pool.remove_dataset(t, dataset)
     for dataset in plan.datasets:
         if dataset.origin and (origin := _origin(pool, dataset)):
             remove_if_deferred(pool, t, origin)
+    return segments
+
+
+def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[str]:
+    """Forget bookmarks and runs that are newer; returns the segments that nothing names any more."""
+    for bookmark in pool.bookmarks(dataset):
+        if bookmark.txg > txg:
+            t.delete("bookmark", bookmark.key)
+    segments: list[str] = []
+    for key in pool.catalog.keys("run", dataset.key + "/"):
+        if key > txg_key(dataset.id, txg):
+            segments += (t.get("run", key) or {"segments": []})["segments"]
+            t.delete("run", key)
     return segments
 
 

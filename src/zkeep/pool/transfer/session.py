@@ -17,7 +17,7 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.pool.datasets.begin import Opening, number
-from zkeep.pool.datasets.destroy import lock_name
+from zkeep.pool.datasets.destroy import drop_after, lock_name
 from zkeep.pool.datasets.history import History, history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import make_parents
@@ -235,15 +235,7 @@ class ReceiveSession:
             return []
         for snapshot in self._plan.doomed:
             self._pool.remove_snapshot(t, snapshot)
-        for bookmark in self._pool.bookmarks(dataset):
-            if bookmark.txg > source.txg:
-                t.delete("bookmark", bookmark.key)
-        dropped: list[str] = []
-        for key in self._pool.catalog.keys("run", dataset.key + "/"):
-            if key > txg_key(dataset.id, source.txg):
-                dropped += (t.get("run", key) or {"segments": []})["segments"]
-                t.delete("run", key)
-        return dropped
+        return drop_after(self._pool, t, dataset, source.txg)
 
     def _put_snapshot(self, t: Transaction, dataset: Dataset, tally: Tally) -> Snapshot:
         plan, begin = self._plan, self._plan.begin

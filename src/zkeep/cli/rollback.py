@@ -1,0 +1,34 @@
+"""zkeep rollback."""
+
+from __future__ import annotations
+
+import click
+
+from zkeep.cli.destroy import give_back
+from zkeep.cli.home import opened
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets.destroy import Options, execute
+from zkeep.pool.datasets.rollback import plan_rollback
+from zkeep.pool.datasets.view import View
+
+
+@click.command("rollback")
+@click.option("-r", "recursive", is_flag=True, help="Also destroy snapshots and bookmarks that are newer.")
+@click.option("-R", "clones", is_flag=True, help="As -r, and clones of those snapshots.")
+@click.option("-f", "force", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@click.argument("name", metavar="SNAPSHOT")
+def rollback_verb(recursive: bool, clones: bool, force: bool, name: str) -> None:
+    """Bring a dataset back to one of its snapshots: all that is newer is dropped, for good.
+
+    Nothing is written to a dataset between two receives, so without newer snapshots there is nothing to do. Held
+    snapshots stay, and then so does everything. The next increment may start from the snapshot.
+
+    \b
+        zkeep rollback -r vault/home@monday
+    """
+    snapshot = SnapshotName.parse(name)
+    with opened(snapshot) as pool:
+        view = View(pool)
+        plan = plan_rollback(view, snapshot, Options(recursive or clones, clones))
+        execute(pool, plan)
+        give_back(pool, {pool.dataset(snapshot.dataset).id})

@@ -1,0 +1,195 @@
+"""How each verb is called, in zfs's notation, and what is said of verbs that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import click
+
+from zkeep.errors import Refused
+from zkeep.names import shown
+
+ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
+_RECEIVE = "receive [-vMnsFhu] [-o <property>=<value>] ... [-x <property>] ..."
+USAGE = {
+    "change-key": (
+        "change-key [-l] [-o keyformat=<value>] [-o keylocation=<value>] [-o pbkdf2iters=<value>] <filesystem|volume>",
+        "change-key -i [-l] <filesystem|volume>",
+    ),
+    "destroy": (
+        "destroy [-fnpRrv] <filesystem|volume>",
+        "destroy [-dnpRrv] <filesystem|volume>@<snap>[%<snap>][,...]",
+        "destroy [-n] <filesystem|volume>#<bookmark>",
+    ),
+    "load-key": ("load-key [-rn] [-L <keylocation>] [--lifetime <time>] <-a | filesystem|volume>",),
+    "receive": (
+        f"{_RECEIVE} <filesystem|volume|snapshot>",
+        f"{_RECEIVE} [-d | -e] <filesystem>",
+        "receive -A <filesystem|volume>",
+    ),
+    "rollback": ("rollback [-rRf] <snapshot>",),
+    "send": (
+        "send [-DLPbcehnpsVvw] [--received-name] [--newest-key] [-i|-I snapshot]"
+        " [-R [-X dataset[,dataset]...]] <snapshot>",
+        "send [-DnVvPLecw] [-i snapshot|bookmark] <snapshot>",
+        "send [-nVvPe] -t <receive_resume_token>",
+    ),
+    "unload-key": ("unload-key [-r] <-a | filesystem|volume>",),
+}
+"Calls that exclude one another, for verbs where one line of letters would not say so."
+
+_WRITES = "nothing is ever written here but by 'zkeep receive'"
+ABSENT = {
+    "allow": "there are no users here to delegate to; give each client an ssh key of its own (command=), or a pool",
+    "clone": f"{_WRITES}; look at a snapshot with 'zkeep mount', or send it to a host with ZFS and clone it there",
+    "groupspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
+    "jail": "nothing is mounted into jails here",
+    "program": "channel programs run in the kernel module, and there is none; give the verbs one by one",
+    "project": f"{_WRITES}; set projects on the sending side",
+    "projectspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
+    "redact": "what is redacted is chosen by reading files, and no key is here; make the bookmark on the sending side",
+    "rewrite": f"{_WRITES}; rewrite on the sending side and send the next increment",
+    "share": "nothing is mounted here that could be shared; mount a snapshot with 'zkeep mount' and share that folder",
+    "unallow": "there are no users here to delegate to",
+    "unjail": "nothing is mounted into jails here",
+    "unshare": "nothing is shared here",
+    "unzone": "nothing is mounted into zones here",
+    "upgrade": "a dataset keeps the version with which it was sent; pools are brought up with 'zkeep pool upgrade'",
+    "userspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
+    "wait": "nothing goes on in the background: each verb ends when its work is done",
+    "zone": "nothing is mounted into zones here",
+}
+"Verbs of zfs(8) that make no sense here, or need what is not here: why, and the way out."
+
+_FOLDER = "a pool is a folder and has no devices"
+ABSENT_POOL = {
+    "add": f"{_FOLDER}; give the file system below it more room",
+    "attach": f"{_FOLDER}; keep a second copy with 'zkeep send | zkeep receive' into another pool",
+    "checkpoint": "there is none to go back to; holds keep snapshots: 'zkeep hold'",
+    "clear": "errors go when a scrub finds none: 'zkeep pool scrub'",
+    "ddtprune": "nothing is deduplicated here",
+    "detach": _FOLDER,
+    "events": "no kernel module logs events here; 'zkeep pool status -v' lists what the last scrub found",
+    "history": "no log of commands is kept; 'zkeep list -t all -o name,creation' shows what came when",
+    "initialize": _FOLDER,
+    "iostat": f"{_FOLDER}; ask iostat(1) about the disk below it",
+    "labelclear": _FOLDER,
+    "offline": _FOLDER,
+    "online": _FOLDER,
+    "prefetch": "nothing is deduplicated here",
+    "reguid": "the guid is what a pool is known by",
+    "remove": _FOLDER,
+    "reopen": _FOLDER,
+    "replace": f"{_FOLDER}; copy the folder and 'zkeep pool import' it",
+    "resilver": f"{_FOLDER}; 'zkeep pool scrub' verifies it, and what is damaged must be sent again",
+    "set": "pools have no properties to set; those of its top dataset are set with 'zkeep set PROPERTY=VALUE POOL'",
+    "split": _FOLDER,
+    "sync": "what a verb has done is on the disk when it ends",
+    "trim": f"{_FOLDER}; 'zkeep pool compact' gives its space back to the file system below",
+    "version": "see 'zkeep version'",
+    "wait": "nothing goes on in the background: each verb ends when its work is done",
+}
+"The same for zpool(8)."
+
+
+def lines(command: click.Command, name: str) -> list[str]:
+    """How `name` is called, without the program's name: one line for each way."""
+    known = ALIASES.get(name, name)
+    if known in USAGE:
+        return [name + line.removeprefix(known) for line in USAGE[known]]
+    return [f"{name} {_parameters(command)}".rstrip()]
+
+
+def _parameters(command: click.Command) -> str:
+    """`[-nv] [--force] [-o P=V] ... NAME...`, as the options are declared."""
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    letters = "".join(opt[1] for p in options if p.is_flag for opt in p.opts[:1] if not opt.startswith("--"))
+    words = [f"[-{letters}]"] if letters else []
+    words += [f"[{p.opts[0]}]" for p in options if p.is_flag and p.opts[0].startswith("--")]
+    words += [_valued(p) for p in options if not p.is_flag]
+    words += [_argument(p) for p in command.params if isinstance(p, click.Argument)]
+    return " ".join(words)
+
+
+def _valued(option: click.Option) -> str:
+    metavar = option.metavar or "VALUE"
+    return f"[{option.opts[0]} {metavar}]" + (" ..." if option.multiple else "")
+
+
+def _argument(argument: click.Argument) -> str:
+    metavar = argument.metavar or (argument.name or "").upper()
+    return metavar if argument.required or metavar.startswith("[") else f"[{metavar}]"
+
+
+class VerbGroup(click.Group):
+    """Verbs that say in zfs's notation how they are called; and for those that are not there, why, or what is meant."""
+
+    absent: Mapping[str, str] = {}
+
+    def elsewhere(self) -> Sequence[str]:
+        """Verbs that one may look for here, as they are typed."""
+        return ()
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(ctx, name)
+        return with_usage(command, name) if command else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.absent:
+            raise Refused(f"cannot {name}: {self.absent[name]}")
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = [verb for verb in self.elsewhere() if verb.split(" ")[-1] == name]
+            meant = f" (did you mean '{near[0]}'?)" if near else hint(name, self.list_commands(ctx))
+            raise click.UsageError(f"there is no verb {shown(name)}{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def with_usage(command: click.Command, name: str) -> click.Command:
+    """The verb, whose help and errors say how it is called."""
+    if not isinstance(command, click.Group):
+        command.format_usage = partial(_write, command, name)  # type: ignore[method-assign]
+        command.make_context = partial(_make_context, command)  # type: ignore[method-assign]
+    return command
+
+
+def _write(command: click.Command, name: str, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """The head of a verb's help."""
+    above = ctx.parent.command_path if ctx.parent else ""
+    for at, line in enumerate(lines(command, name)):
+        formatter.write_usage(above, line, "Usage: " if at == 0 else "   or: ")
+
+
+def _make_context(
+    command: click.Command, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+) -> click.Context:
+    """As click does it, but errors of parsing know which verb was called."""
+    try:
+        return type(command).make_context(command, info_name, args, parent, **extra)
+    except click.UsageError as error:
+        error.ctx = error.ctx or click.Context(command, parent, info_name)
+        raise
+
+
+def missing(message: str) -> click.UsageError:
+    """An error that tells how the verb that runs is called."""
+    return click.UsageError(message, click.get_current_context())
+
+
+def of_error(error: click.UsageError) -> list[str]:
+    """All ways to call the verb that was called wrongly; none where no verb is known."""
+    ctx = error.ctx
+    if ctx is None or ctx.parent is None or isinstance(ctx.command, click.Group):
+        return []
+    return lines(ctx.command, ctx.info_name or "")
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'list'?)` where something known is written alike, else nothing."""
+    found = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{found[0]}'?)" if found else ""
