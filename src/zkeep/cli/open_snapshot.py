@@ -17,7 +17,7 @@ from zkeep.agent.client import keys
 from zkeep.cli.home import opened as open_pool
 from zkeep.errors import Refused, WrongUsage
 from zkeep.format.records import HEADER, MAGIC
-from zkeep.names import SnapshotName, parse_any, shown
+from zkeep.names import DatasetName, SnapshotName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
@@ -207,17 +207,15 @@ def _dataset(name: bytes) -> str:
 
 def _holder(pool: Pool, guid: int) -> str:
     """The dataset with the snapshot of a guid."""
-    for found in pool.all_snapshots().values():
-        if guid and any(snapshot.guid == guid for snapshot in found):
-            return str(found[0].dataset.name)
-    return TOP
+    found = pool.snapshots_by_guid(guid) if guid else []
+    return found[0].dataset.name.text if found else TOP
 
 
 def _chosen(pool: Pool, given: list[str], count: int) -> list[Snapshot]:
     if given:
         names = [SnapshotName.parse(TOP + ("" if text.startswith("@") else "/") + text) for text in given]
         return [pool.snapshot(name) for name in names]
-    dataset = next(d for d in pool.tree().by_id.values() if d.name.text == TOP)
+    dataset = pool.dataset(DatasetName(TOP))
     newest = pool.snapshots(dataset)[-count:]
     if len(newest) < count:
         raise WrongUsage(f"the streams bring {len(newest)} snapshot(s), {count} are needed")

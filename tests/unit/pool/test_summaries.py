@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from zkeep.pool.datasets.summaries import Unit, missing, sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.maintenance.scrub import scrub
+from zkeep.pool.store.port import Store
 from zkeep.pool.timeline.summary import FOLDER, Name, matching
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
@@ -193,10 +195,7 @@ def grow(runs: list[Run]) -> list[tuple[int, int, Name]]:
 
 
 def pieces(runs: list[Run], have: list[tuple[int, int, Name]]) -> int:
-    timeline = Timeline.__new__(Timeline)
-    vars(timeline).update(runs=runs, _place={r.txg: i for i, r in enumerate(runs)}, _summaries={})
-    for start, count, name in sorted(have, key=lambda found: -found[1]):
-        timeline._summaries.setdefault(start, []).append((count, str(name)))
+    timeline = Timeline(cast(Store, None), runs, [str(name) for _, _, name in have])
     timeline._summary = lambda name, runs: SimpleNamespace(name=name)  # type: ignore[method-assign,assignment,return-value]
     return len(timeline.pieces(runs))
 

@@ -162,7 +162,7 @@ def reclaims(view: View, plan: Plan) -> int:
         runs.setdefault(int(key.partition("/")[0]), []).append(run)
     pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.snapshots.items()}
     kept = {i: d.doc for i, d in view.tree.by_id.items() if i not in gone}
-    top = view.tree.by_name[view.pool.name]
+    top = view.pool.dataset(DatasetName(view.pool.name))
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
 
 
@@ -230,21 +230,21 @@ def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
 
 def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[str]:
     """Forget bookmarks and runs that are newer; returns the segments that nothing names any more."""
-    for bookmark in pool.bookmarks(dataset):
+    segments: list[str] = []
+    younger = pool.catalog.after("run", dataset.key + "/", txg_key(dataset.id, txg))
+    for key, run in younger:
+        segments += run["segments"]
+        t.delete("run", key)
+    for bookmark in pool.bookmarks(dataset) if younger else ():  # a bookmark names a run that is there
         if bookmark.txg > txg:
             t.delete("bookmark", bookmark.key)
-    segments: list[str] = []
-    for key in pool.catalog.keys("run", dataset.key + "/"):
-        if key > txg_key(dataset.id, txg):
-            segments += (t.get("run", key) or {"segments": []})["segments"]
-            t.delete("run", key)
     return segments
 
 
 def _origin(pool: Pool, clone: Dataset) -> Snapshot | None:
     assert clone.origin
     dataset_id, txg = clone.origin
-    return pool.snapshot_at(dataset_id, txg) if dataset_id in pool.tree().by_id else None
+    return pool.snapshot_at(dataset_id, txg) if pool.tree().get(dataset_id) else None
 
 
 def destroy_bookmark(pool: Pool, name: BookmarkName) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import partial
 
 from zkeep.errors import Damaged
 from zkeep.pool.datasets.model import Dataset, Pool
@@ -18,33 +20,47 @@ class History:
     runs: list[Run]
     datasets: tuple[str, ...] = ()
     """The keys of those whose runs they are: the dataset and its origins."""
+    checked: dict[str, dict[str, bool]] = field(default_factory=dict)
+    """By the same keys, which summaries were found to be of these runs, or not."""
 
     def upto(self, txg: int) -> History:
-        return History([run for run in self.runs if run.txg <= txg], self.datasets)
+        return History(self.runs[: self._place(txg)], self.datasets, self.checked)
 
     def after(self, txg: int) -> History:
-        return History([run for run in self.runs if run.txg > txg], self.datasets)
+        return History(self.runs[self._place(txg) :], self.datasets, self.checked)
+
+    def _place(self, txg: int) -> int:
+        """How many runs are not younger than `txg`."""
+        return bisect_right(self.runs, txg, key=lambda run: run.txg)
 
     def timeline(self, store: Store) -> Timeline:
-        summaries = [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")]
-        return Timeline(store, self.runs, summaries)
+        return Timeline(store, self.runs, partial(self._summaries, store), self.checked)
+
+    def _summaries(self, store: Store) -> list[str]:
+        return [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")]
 
 
 def history_of(pool: Pool, dataset: Dataset) -> History:
     """All runs that lead to the dataset's newest state."""
-    runs = own_runs(pool, dataset)
+    own = pool.runs.of(dataset.key)
+    runs, checked = own.runs, {dataset.key: own.checked}
     seen = {dataset.id: dataset.key}
     while dataset.origin is not None:
         dataset_id, txg = dataset.origin
-        found = pool.tree().by_id.get(dataset_id)
+        found = pool.tree().get(dataset_id)
         if found is None or dataset_id in seen:
             raise Damaged(f"{dataset.name}: its origin is not in the catalog")
         seen[dataset_id] = found.key
-        runs = [run for run in own_runs(pool, found) if run.txg <= txg] + runs
+        own = pool.runs.of(found.key)
+        runs, checked[found.key] = [run for run in own.runs if run.txg <= txg] + runs, own.checked
         dataset = found
-    return History(runs, tuple(seen.values()))
+    return History(runs, tuple(seen.values()), checked)
 
 
 def own_runs(pool: Pool, dataset: Dataset) -> list[Run]:
-    docs = pool.catalog.scan("run", dataset.key + "/")
-    return [Run(doc["txg"], tuple(doc["segments"]), doc) for _, doc in docs]
+    return pool.runs.of(dataset.key).runs
+
+
+def has_runs(pool: Pool, dataset: Dataset) -> bool:
+    """Whether anything was ever received into it, or into what it is a clone of."""
+    return dataset.origin is not None or pool.catalog.last("run", dataset.key + "/") is not None

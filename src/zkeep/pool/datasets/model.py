@@ -10,16 +10,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged, Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
+from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.files import Disk, LocalStore
 from zkeep.pool.store.index import Document, closing_on_error
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.runs import Runs
+
+__all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tree", "dataset_key", "txg_key"]
 
 IDENTITY = "POOL"
 FORMAT = 1
@@ -35,133 +41,9 @@ class Exists(Refused):
     """The name is taken."""
 
 
-def dataset_key(dataset_id: int) -> str:
-    return f"{dataset_id:012d}"
-
-
-def txg_key(dataset_id: int, txg: int) -> str:
-    """The key of what belongs to one txg of a dataset: snapshot, run, begin."""
-    return f"{dataset_id:012d}/{txg:020d}"
-
-
 def new_guid() -> int:
     """Random, 64 bits, never 0."""
     return int.from_bytes(os.urandom(8), "big") or 1
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    name: DatasetName
-    doc: Document
-
-    @property
-    def id(self) -> int:
-        return int(self.doc["id"])
-
-    @property
-    def guid(self) -> int:
-        return int(self.doc["guid"])
-
-    @property
-    def is_volume(self) -> bool:
-        return bool(self.doc["type"] == "volume")
-
-    @property
-    def origin(self) -> tuple[int, int] | None:
-        """The dataset's id and the txg that a clone began with."""
-        origin = self.doc["origin"]
-        return (origin["dataset"], origin["txg"]) if origin else None
-
-    @property
-    def key(self) -> str:
-        return dataset_key(self.id)
-
-    @property
-    def has_own_key(self) -> bool:
-        """Whether it is a root of encryption: as it was at the sender, or as change-key made it here."""
-        own = self.doc.get("own_key")
-        return bool(self.doc.get("encroot") if own is None else own)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    dataset: Dataset
-    doc: Document
-
-    @property
-    def name(self) -> SnapshotName:
-        return SnapshotName(self.dataset.name, self.doc["name"])
-
-    @property
-    def guid(self) -> int:
-        return int(self.doc["guid"])
-
-    @property
-    def txg(self) -> int:
-        return int(self.doc["txg"])
-
-    @property
-    def holds(self) -> dict[str, int]:
-        """When each tag was set, in seconds since 1970."""
-        return dict(self.doc["holds"])
-
-    @property
-    def key(self) -> str:
-        return txg_key(self.dataset.id, self.txg)
-
-
-@dataclass(frozen=True, slots=True)
-class Bookmark:
-    dataset: Dataset
-    doc: Document
-
-    @property
-    def name(self) -> BookmarkName:
-        return BookmarkName(self.dataset.name, self.doc["name"])
-
-    @property
-    def guid(self) -> int:
-        return int(self.doc["guid"])
-
-    @property
-    def txg(self) -> int:
-        return int(self.doc["txg"])
-
-    @property
-    def key(self) -> str:
-        return f"{self.dataset.key}/{self.doc['name']}"
-
-
-class Tree:
-    """All datasets of one moment, by name and by id."""
-
-    def __init__(self, datasets: list[Dataset]) -> None:
-        self.by_name = {d.name.text: d for d in sorted(datasets, key=lambda d: d.name.text)}
-        self.by_id = {d.id: d for d in self.by_name.values()}
-
-    def find(self, name: DatasetName) -> Dataset | None:
-        return self.by_name.get(name.text)
-
-    def parent(self, dataset: Dataset) -> Dataset | None:
-        above = dataset.name.parent
-        return self.by_name.get(above.text) if above else None
-
-    def ancestors(self, dataset: Dataset) -> Iterator[Dataset]:
-        """The parent first, the pool's top dataset last."""
-        above = self.parent(dataset)
-        while above:
-            yield above
-            above = self.parent(above)
-
-    def within(self, dataset: Dataset, depth: int | None = None) -> list[Dataset]:
-        """It and everything below it, to `depth` levels, by name."""
-        limit = 10**6 if depth is None else dataset.name.depth + depth
-        return [d for d in self.by_name.values() if d.name.is_within(dataset.name) and d.name.depth <= limit]
-
-    def clones(self, dataset: Dataset, txg: int | None = None) -> list[Dataset]:
-        """Those that began with a txg of `dataset`: a given one, or any."""
-        found = (d for d in self.by_name.values() if d.origin and d.origin[0] == dataset.id)
-        return [d for d in found if txg is None or d.origin == (dataset.id, txg)]
 
 
 class Pool:
@@ -231,6 +113,12 @@ class Pool:
     def path(self) -> Path:
         return self.store.root
 
+    @cached_property
+    def runs(self) -> Runs:
+        from zkeep.pool.datasets.runs import Runs
+
+        return Runs(self.catalog)
+
     @property
     def doc(self) -> Document:
         document = self.catalog.get("pool", "")
@@ -255,8 +143,7 @@ class Pool:
     def tree(self) -> Tree:
         version = self.catalog.version()
         if not self._tree or self._tree[0] != version:
-            rows = self.catalog.scan("dataset")
-            self._tree = version, Tree([Dataset(self.full(doc["name"]), doc) for _, doc in rows])
+            self._tree = version, Tree(self.catalog, self.name)
         return self._tree[1]
 
     def find(self, name: DatasetName) -> Dataset | None:
@@ -269,7 +156,10 @@ class Pool:
         return found
 
     def by_id(self, dataset_id: int) -> Dataset:
-        return self.tree().by_id[dataset_id]
+        found = self.tree().get(dataset_id)
+        if found is None:
+            raise KeyError(dataset_id)
+        return found
 
     def snapshots(self, dataset: Dataset) -> list[Snapshot]:
         """Oldest first."""
@@ -286,8 +176,24 @@ class Pool:
 
     def find_snapshot(self, name: SnapshotName) -> Snapshot | None:
         dataset = self.find(name.dataset)
-        snapshots = self.snapshots(dataset) if dataset else []
-        return next((s for s in snapshots if s.doc["name"] == name.name), None)
+        found = self.catalog.lookup("snapshot", "name", name.name, dataset.key + "/") if dataset else []
+        return Snapshot(dataset, found[0][1]) if dataset and found else None
+
+    def newest_snapshot(self, dataset: Dataset) -> Snapshot | None:
+        """None: it has no snapshots."""
+        found = self.catalog.last("snapshot", dataset.key + "/")
+        return Snapshot(dataset, found[1]) if found else None
+
+    def snapshots_after(self, dataset: Dataset, txg: int) -> list[Snapshot]:
+        """Those younger than `txg`, oldest first."""
+        rows = self.catalog.after("snapshot", dataset.key + "/", txg_key(dataset.id, txg))
+        return [Snapshot(dataset, doc) for _, doc in rows]
+
+    def snapshots_by_guid(self, guid: int, dataset: Dataset | None = None) -> list[Snapshot]:
+        """The snapshots of this guid, of one dataset or of all, by their datasets' numbers."""
+        prefix = dataset.key + "/" if dataset else ""
+        rows = self.catalog.lookup("snapshot", "guid", str(guid), prefix)
+        return [Snapshot(self.by_id(int(key.partition("/")[0])), doc) for key, doc in rows]
 
     def snapshot(self, name: SnapshotName) -> Snapshot:
         found = self.find_snapshot(name)
@@ -301,6 +207,10 @@ class Pool:
 
     def bookmarks(self, dataset: Dataset) -> list[Bookmark]:
         return [Bookmark(dataset, doc) for _, doc in self.catalog.scan("bookmark", dataset.key + "/")]
+
+    def bookmarks_by_guid(self, guid: int, dataset: Dataset) -> list[Bookmark]:
+        rows = self.catalog.lookup("bookmark", "guid", str(guid), dataset.key + "/")
+        return [Bookmark(dataset, doc) for _, doc in rows]
 
     def find_bookmark(self, name: BookmarkName) -> Bookmark | None:
         dataset = self.find(name.dataset)
@@ -413,9 +323,9 @@ class Pool:
 
     def _touch(self, t: Transaction, dataset: Dataset) -> None:
         """Note when the dataset's snapshots changed."""
-        doc = t.get("dataset", dataset.key)
-        if doc:
-            t.put("dataset", dataset.key, {**doc, "snapshots_changed": int(time.time())})
+        doc, now = t.get("dataset", dataset.key), int(time.time())
+        if doc and doc.get("snapshots_changed") != now:
+            t.put("dataset", dataset.key, {**doc, "snapshots_changed": now})
 
 
 def read_identity(path: Path) -> Document:

@@ -101,7 +101,7 @@ def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
 
 def sum_up(pool: Pool, dataset: Dataset) -> None:
     """Write some summaries that the dataset lacks, and delete what sums up nothing any more; not at each call."""
-    if len(pool.catalog.keys("run", dataset.key + "/")) % max(FAN // 4, 1):
+    if pool.runs.count(dataset.key) % max(FAN // 4, 1):
         return
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)

@@ -341,7 +341,7 @@ class _Step:
         """The dataset, and all whose past its runs are."""
         tree, found = self._pool.tree(), [self._dataset.id]
         for dataset_id in found:
-            found += [c.id for c in tree.clones(tree.by_id[dataset_id])]
+            found += [c.id for c in tree.clones(self._pool.by_id(dataset_id))]
         return found
 
     def _document(self, segments: list[str]) -> Doc:

@@ -23,8 +23,10 @@ from dataclasses import replace
 
 from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index, closing_on_error
+from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index, Mark, closing_on_error
 from zkeep.pool.store.journal import Journal, Operation, Place, encode
+
+__all__ = ["Catalog", "Mark", "Transaction"]
 
 INDEX = "catalog.sqlite"
 RESERVE = "reserve"
@@ -101,6 +103,26 @@ class Catalog:
 
     def keys(self, kind: str, prefix: str = "") -> list[str]:
         return self._index.keys(kind, prefix)
+
+    def lookup(self, kind: str, field: str, term: str, prefix: str = "") -> list[tuple[str, Document]]:
+        """The documents of `kind` whose `field` (terms.FIELDS) is `term`; of those, keys that begin with `prefix`."""
+        return self._index.lookup(kind, field, term, prefix)
+
+    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Document]]:
+        """The documents of `kind` whose `field` begins with `start`, by field."""
+        return self._index.below(kind, field, start)
+
+    def last(self, kind: str, prefix: str = "") -> tuple[str, Document] | None:
+        """The document with the greatest key that begins with `prefix`."""
+        return self._index.last(kind, prefix)
+
+    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Document]]:
+        """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
+        return self._index.after(kind, prefix, key)
+
+    def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
+        """The keys of documents that this process changed since `mark`; None if another one may have changed some."""
+        return self._index.changes(kind, mark)
 
     def version(self) -> tuple[int, ...]:
         """Differs after every change that a reader here would see."""
@@ -302,7 +324,7 @@ class Catalog:
 
 
 def _differences(truth: Index, index: Index) -> list[str]:
-    stored, indexed = set(truth.rows()), set(index.rows())
+    stored, indexed = set(truth.rows(terms=True)), set(index.rows(terms=True))
     return sorted({f"catalog: {kind} {key} is not as the journal says" for kind, key, _ in stored ^ indexed})
 
 

@@ -12,10 +12,11 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.pool.store.journal import Operation, Place
+from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
 
 Document = dict[str, Any]
 Row = tuple[str, str, str]
@@ -28,6 +29,9 @@ _FEW = 64
 _LONG = 1024
 """Characters of a document above which it is compressed."""
 _LAST = "\U0010ffff"
+_DOCUMENTS = f"kind < '{MARK}' OR kind >= '{chr(ord(MARK) + 1)}'"
+_NOTHING = "null"
+"""The value of a row that is there to be found."""
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -68,6 +72,29 @@ _HAS_TALLY = (
 )
 
 
+_EVERYTHING = "SELECT * FROM doc ORDER BY kind, key"
+_ALL = f"SELECT * FROM doc WHERE {_DOCUMENTS} ORDER BY kind, key"  # noqa: S608 (constants)
+_LOOKUP = (
+    "SELECT d.kind, d.key, d.value, d.sum FROM doc t CROSS JOIN doc d ON d.key = substr(t.key, ?)"
+    " WHERE t.kind = ? AND t.key >= ? AND t.key < ? AND d.kind = ? ORDER BY t.key"
+)
+_BELOW = _LOOKUP.replace("substr(t.key, ?)", "substr(t.key, instr(t.key, char(10)) + 1)")
+_LAST_OF = (
+    "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key DESC LIMIT 1"
+)
+
+
+FOLLOWED = ("run",)
+"""Kinds of documents of which an index remembers which it changed."""
+
+
+class Mark(NamedTuple):
+    """A point up to which changes were followed."""
+
+    epoch: tuple[int, ...]
+    position: int
+
+
 def _sum(*parts: str) -> int:
     """Of kind, key and value; or of kind and key, by which a row is found."""
     return zlib.crc32("\0".join(parts).encode())
@@ -96,6 +123,7 @@ class Index:
     def __init__(self, path: str, wait: float) -> None:
         self._path = path
         self._undone = 0
+        self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
         if path != MEMORY and not os.path.exists(path):
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's other files take its mode
         with self._errors():
@@ -112,6 +140,24 @@ class Index:
                 self._run(statement)
         if not self._run(_HAS_TALLY):
             self._begin_tally()
+        if not self._has_terms():
+            self._begin_terms()
+
+    def _has_terms(self) -> bool:
+        rows = self._run("SELECT value FROM doc WHERE kind = ? AND key = ''", MARK)
+        return bool(rows) and rows[0][0] == VERSION
+
+    def _begin_terms(self) -> None:
+        """Also of an index that was made before documents could be looked up by these terms."""
+        with self.change():
+            if self._has_terms():
+                return
+            self._run(f"DELETE FROM doc WHERE NOT ({_DOCUMENTS})")  # noqa: S608 (constants)
+            for kind in FIELDS:
+                query = "SELECT kind, key, value, sum FROM doc WHERE kind = ?"
+                for row in self._run(query, kind):
+                    self._replace_terms(set(), terms(row[0], row[1], _text(*row)))
+            self._put(MARK, "", VERSION)
 
     def _begin_tally(self) -> None:
         """Also of an index that was made before there was one."""
@@ -172,6 +218,16 @@ class Index:
         """Differs after every change that a reader here would see, by whichever connection."""
         return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
 
+    def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
+        """The keys of documents that came, went or changed since `mark`, and the mark of now.
+
+        None: there is no telling, because another connection changed something, or something was undone.
+        """
+        epoch = (id(self), self._run("PRAGMA data_version")[0][0], self._undone)
+        keys = self._applied[kind]
+        now = Mark(epoch, len(keys))
+        return now, keys[mark.position :] if mark and mark.epoch == epoch else None
+
     def shrink(self) -> None:
         """Give pages that nothing uses back to the disk, where they are more than a quarter."""
         unused, pages = (self._run(f"PRAGMA {name}")[0][0] for name in ("freelist_count", "page_count"))
@@ -192,15 +248,39 @@ class Index:
 
     def apply(self, operations: Iterable[Operation]) -> None:
         for kind, key, value in operations:
+            if kind in FIELDS:
+                self._replace_terms(self._terms_of(kind, key), terms(kind, key, value))
+            if kind.startswith(MARK):
+                continue
+            if kind in FOLLOWED:
+                self._applied[kind].append(key)
             if value is None:
-                self._run("DELETE FROM doc WHERE kind = ? AND key = ?", kind, key)
+                self._delete(kind, key)
             else:
-                row = (kind, key, _packed(value), _sum(kind, key, value))
-                self._run("INSERT OR REPLACE INTO doc VALUES (?, ?, ?, ?)", *row)
+                self._put(kind, key, value)
+
+    def _put(self, kind: str, key: str, value: str) -> None:
+        row = (kind, key, _packed(value), _sum(kind, key, value))
+        self._run("INSERT OR REPLACE INTO doc VALUES (?, ?, ?, ?)", *row)
+
+    def _delete(self, kind: str, key: str) -> None:
+        self._run("DELETE FROM doc WHERE kind = ? AND key = ?", kind, key)
+
+    def _terms_of(self, kind: str, key: str) -> set[tuple[str, str]]:
+        rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
+        return terms(kind, key, _text(*rows[0])) if rows else set()
+
+    def _replace_terms(self, old: set[tuple[str, str]], new: set[tuple[str, str]]) -> None:
+        for kind, key in old - new:
+            self._delete(kind, key)
+        for kind, key in new - old:
+            self._put(kind, key, _NOTHING)
 
     def clear(self) -> None:
+        self._undone += 1
         self._run("DELETE FROM doc")
         self._run("DELETE FROM applied")
+        self._put(MARK, "", VERSION)
 
     def get(self, kind: str, key: str) -> Document | None:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
@@ -210,14 +290,38 @@ class Index:
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [(row[1], _checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
 
+    def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Document]]:
+        """The documents of `kind` whose `field` is `term` and whose key begins with `prefix`, by key."""
+        start = f"{term}\n{prefix}"
+        found = self._run(_LOOKUP, len(term) + 2, kind_of(kind, field), start, start + _LAST, kind)
+        return [(row[1], _checked(*row)) for row in found]
+
+    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Document]]:
+        """The documents of `kind` whose `field` begins with `start`, by field."""
+        found = self._run(_BELOW, kind_of(kind, field), start, start + _LAST, kind)
+        return [(row[1], _checked(*row)) for row in found]
+
+    def last(self, kind: str, prefix: str) -> tuple[str, Document] | None:
+        """The document with the greatest key that begins with `prefix`."""
+        rows = self._run(_LAST_OF, kind, prefix, prefix + _LAST)
+        return (rows[0][1], _checked(*rows[0])) if rows else None
+
+    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Document]]:
+        """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
+        query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key > ? AND key < ? ORDER BY key"
+        return [(row[1], _checked(*row)) for row in self._run(query, kind, max(key, prefix), prefix + _LAST)]
+
     def keys(self, kind: str, prefix: str) -> list[str]:
         query = "SELECT key FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [key for (key,) in self._run(query, kind, prefix, prefix + _LAST)]
 
-    def rows(self) -> Iterator[Row]:
-        """Everything, by kind and key; Damaged at the first row that is not what was stored."""
+    def rows(self, *, terms: bool = False) -> Iterator[Row]:
+        """All documents, by kind and key; with `terms`, also the rows by which they are looked up.
+
+        Damaged at the first row that is not what was stored.
+        """
         with self._errors():
-            for kind, key, value, total in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
+            for kind, key, value, total in self._db.execute(_EVERYTHING if terms else _ALL):
                 yield kind, key, _text(kind, key, value, total)
 
     def is_complete(self) -> bool:
@@ -230,7 +334,7 @@ class Index:
         if not self.is_complete():
             yield f"catalog: documents are missing or not what was stored; {REMEDY}"
         with self._errors():
-            for row in self._db.execute("SELECT * FROM doc ORDER BY kind, key"):
+            for row in self._db.execute(_EVERYTHING):
                 try:
                     _checked(*row)
                 except Damaged as error:

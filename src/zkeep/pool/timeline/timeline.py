@@ -6,11 +6,12 @@ with its origin's. Where summaries are known, they are asked in the place of the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -21,7 +22,7 @@ from zkeep.pool.store.port import Blob, Store, segment_name
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.segment import Key, Segment
 from zkeep.pool.timeline.spans import Array, Bools
-from zkeep.pool.timeline.summary import Summary, matching
+from zkeep.pool.timeline.summary import Name, Summary, digest
 from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
 
 SLICE_ROWS = 150_000
@@ -85,20 +86,27 @@ class Piece:
 class Timeline:
     """Runs of one dataset (its origin's included), with their segments opened as they are needed.
 
-    `summaries`: names of files that sum up some of the runs; those that sum up others are passed over.
+    `summaries`: names of files that sum up some of the runs, or what gives them when they are first needed; those that
+    sum up others are passed over.
+    `checked`: by datasets' keys and by names, which are known to sum up these runs, or others; this adds to it.
     """
 
-    def __init__(self, store: Store, runs: Iterable[Run], summaries: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        runs: Iterable[Run],
+        summaries: Sequence[str] | Callable[[], Sequence[str]] = (),
+        checked: dict[str, dict[str, bool]] | None = None,
+    ) -> None:
         self.runs = list(runs)
         self._files = Files(store)
         self._opened: dict[str, Segment] = {}
         self._by_number: list[tuple[Run, Segment]] = []
         self._ids: list[str] = []
-        self._place = {run.txg: i for i, run in enumerate(self.runs)}
-        self._summaries: dict[int, list[tuple[int, str]]] = {}
-        for start, count, name in sorted(matching(summaries, self.runs), key=lambda found: -found[1]):
-            self._summaries.setdefault(start, []).append((count, str(name)))
+        self._names = summaries
+        self._checked = checked if checked is not None else {}
         self._summed: dict[str, Summary] = {}
+        self._damaged: set[str] = set()
 
     def __enter__(self) -> Timeline:
         return self
@@ -150,13 +158,37 @@ class Timeline:
         return found
 
     def _piece(self, runs: list[Run], at: int) -> Piece:
-        start = self._place.get(runs[at].txg, -1)
-        for count, name in self._summaries.get(start, ()):
-            some = runs[at : at + count]
-            if count <= len(runs) - at and some == self.runs[start : start + count]:
+        start = self._place(runs[at].txg)
+        for name in self._summaries.get(runs[at].txg, ()) if start is not None else ():
+            end = self._place(name.last)
+            if end is None or start is None or str(name) in self._damaged:
+                continue
+            some = runs[at : at + end + 1 - start]
+            if some == self.runs[start : end + 1] and self._sums_up(name, some):
                 with suppress(Damaged):
-                    return Piece(some, self._summary(name, some))
+                    return Piece(some, self._summary(str(name), some))
         return Piece(runs[at : at + 1])
+
+    @cached_property
+    def _summaries(self) -> dict[int, list[Name]]:
+        """By the first txg, those of most runs first."""
+        found: dict[int, list[Name]] = {}
+        texts = self._names() if callable(self._names) else self._names
+        for name in sorted(filter(None, map(Name.parse, texts)), key=lambda name: -name.last):
+            found.setdefault(name.first, []).append(name)
+        return found
+
+    def _place(self, txg: int) -> int | None:
+        at = bisect_left(self.runs, txg, key=lambda run: run.txg)
+        return at if at < len(self.runs) and self.runs[at].txg == txg else None
+
+    def _sums_up(self, name: Name, runs: list[Run]) -> bool:
+        """Whether it is of these runs, which begin and end with the txgs that it names."""
+        checked = self._checked.setdefault(name.dataset, {})
+        text = str(name)
+        if text not in checked:
+            checked[text] = digest(runs) == name.digest
+        return checked[text]
 
     def _summary(self, name: str, runs: list[Run]) -> Summary:
         if name not in self._summed:
@@ -178,7 +210,7 @@ class Timeline:
 
     def _forget(self, name: str) -> None:
         """A summary that is damaged is not asked again."""
-        self._summaries = {at: [s for s in some if s[1] != name] for at, some in self._summaries.items()}
+        self._damaged.add(name)
 
     def parts(self, runs: list[Run], look: Callable[[Segment], Table]) -> list[Table]:
         """What `look` finds in each piece of these runs, oldest first; together it is what it finds in all of them."""

@@ -10,9 +10,9 @@ from typing import Any
 from zkeep.errors import Refused
 from zkeep.format.events import SubBegin
 from zkeep.format.records import Begin, BeginFlag, Feature
-from zkeep.names import DatasetName
+from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.begin import Opening
-from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 
@@ -108,7 +108,7 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
     if dataset is None:
         _refuse_orphan(pool, where, target)
         return Plan(opening, begin, None, None, False, [])
-    if pool.snapshots(dataset) or history_of(pool, dataset).runs:
+    if pool.newest_snapshot(dataset) or has_runs(pool, dataset):
         raise Refused(f"{where}: destination has snapshots; destroy them, or receive under another name")
     if dataset.origin:
         raise Refused(f"{where}: destination is a clone")
@@ -127,15 +127,15 @@ def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
 
 def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
-    snapshots = pool.snapshots(dataset) if dataset is not None else []
-    if dataset is None or (not snapshots and not dataset.origin):
+    newest = pool.newest_snapshot(dataset) if dataset is not None else None
+    if dataset is None or (newest is None and not dataset.origin):
         return _judge_clone(pool, opening, begin, dataset, target)
-    source = next((s for s in snapshots if s.guid == begin.fromguid), None)
+    source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
     if source is None:
-        newest = f"newest is @{snapshots[-1].doc['name']}, {snapshots[-1].guid:#x}" if snapshots else "it has none"
-        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest})")
+        newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
+        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
     _refuse_other_chain(where, opening, begin, source)
-    doomed = [s for s in snapshots if s.txg > source.txg]
+    doomed = pool.snapshots_after(dataset, source.txg)
     if doomed and not target.force:
         raise Refused(
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
@@ -184,16 +184,16 @@ def _kinship(one: DatasetName, other: DatasetName) -> int:
 
 def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
-    if dataset is not None and history_of(pool, dataset).runs:
+    if dataset is not None and has_runs(pool, dataset):
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
-    every = [s for found in pool.all_snapshots().values() for s in found]
-    matching = [s for s in every if s.guid == begin.fromguid]
+    matching = pool.snapshots_by_guid(begin.fromguid)
     matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
     if target.origin is not None:
-        matching = [s for s in every if str(s.name) == target.origin]
-        if not matching:
+        origin = pool.find_snapshot(SnapshotName.parse(target.origin))
+        if origin is None:
             raise Refused(f"{where}: origin {target.origin} does not exist")
-        if matching and matching[0].guid != begin.fromguid:
+        matching = [origin]
+        if origin.guid != begin.fromguid:
             raise Refused(f"{where}: {target.origin} is not the source of the stream, guid {begin.fromguid:#x}")
     if not matching or not (begin.flags & BeginFlag.CLONE or target.origin or dataset is None):
         raise Refused(f"{where}: its source, guid {begin.fromguid:#x} is not there: receive its full stream first")

@@ -71,8 +71,7 @@ def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset) -> bool:
         return False
     if there.origin == 0:
         return True
-    every = [s for some in pool.all_snapshots().values() for s in some if s.guid == there.origin]
-    return any(s.txg < origin.txg for s in every)
+    return any(s.txg < origin.txg for s in pool.snapshots_by_guid(there.origin))
 
 
 def _part_as_there(
@@ -163,7 +162,7 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
 def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dict[int, Outlined]) -> None:
     guids = outline.by_guid
     for dataset_id in matched:
-        dataset = pool.tree().by_id.get(dataset_id)
+        dataset = pool.tree().get(dataset_id)
         if dataset is None:
             continue
         wanted = {s.txg: guids[s.guid][1] for s in pool.snapshots(dataset) if s.guid in guids}

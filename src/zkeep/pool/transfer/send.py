@@ -283,7 +283,7 @@ def _in_turn(pool: Pool, datasets: list[Dataset]) -> Iterator[tuple[Dataset, Sna
 def _resumed_leg(pool: Pool, token: Token) -> Leg:
     """What a token asks for, if it fits what is here."""
     name = SnapshotName.parse(token.toname)
-    every = [s for found in pool.all_snapshots().values() for s in found if s.guid == token.toguid]
+    every = pool.snapshots_by_guid(token.toguid)
     named = [s for s in every if s.name.name == name.name] or every
     if not named:
         raise Refused(f"cannot resume send: there is no snapshot with guid {token.toguid:#x} ({shown(token.toname)})")
@@ -299,7 +299,7 @@ def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
     candidates: list[Snapshot | Bookmark] = []
     dataset: Dataset | None = snapshot.dataset
     while dataset is not None:
-        candidates += [*pool.snapshots(dataset), *pool.bookmarks(dataset)]
+        candidates += [*pool.snapshots_by_guid(guid, dataset), *pool.bookmarks_by_guid(guid, dataset)]
         dataset = pool.by_id(dataset.origin[0]) if dataset.origin else None
     for candidate in candidates:
         if candidate.guid == guid and is_past(pool, candidate, snapshot):

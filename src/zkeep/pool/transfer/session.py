@@ -18,7 +18,7 @@ from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.destroy import drop_after, lock_name
-from zkeep.pool.datasets.history import History, history_of
+from zkeep.pool.datasets.history import History, has_runs, history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import make_parents
 from zkeep.pool.datasets.orphans import discard, reading
@@ -67,7 +67,7 @@ class ReceiveSession:
 
     def _quota_room(self) -> int | None:
         tree, view, local = self._pool.tree(), View(self._pool), self._target.fields.get("local", {})
-        mine = tree.by_id.get(self._dataset.id) if self._dataset else None
+        mine = tree.get(self._dataset.id) if self._dataset else None
         if mine:
             return view.quota_room(mine, self._key, local)
         rooms = [view.quota_room(nearest(self._pool, self._target.name), self._key)]
@@ -205,10 +205,10 @@ class ReceiveSession:
             raise Refused(f"{where}: {source.name}, its source, is not there any more")
         if self._dataset is None:
             return self._make_dataset(t)
-        now = self._pool.tree().by_id.get(self._dataset.id)
+        now = self._pool.tree().get(self._dataset.id)
         if now is None:
             raise Refused(f"{where}: the dataset was destroyed meanwhile")
-        if source is None and (self._pool.snapshots(now) or history_of(self._pool, now).runs):
+        if source is None and (self._pool.newest_snapshot(now) or has_runs(self._pool, now)):
             raise Refused(f"{where}: the dataset was received into meanwhile")
         refuse_needed(self._pool, where, self._plan.doomed)
         return now

@@ -1,0 +1,74 @@
+"""The runs of datasets, kept between two looks: whoever receives 10,000 snapshots adds one run each time.
+
+What this process changes is followed run by run; after a change by another one all is read again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from zkeep.pool.store.catalog import Catalog, Mark
+from zkeep.pool.store.index import Document
+from zkeep.pool.timeline.timeline import Run
+
+DATASETS = 8
+"""Of so many the runs are kept: one that is received into or sent, and those that it is a clone of."""
+
+
+def run_of(doc: Document) -> Run:
+    return Run(doc["txg"], tuple(doc["segments"]), doc)
+
+
+@dataclass
+class Kept:
+    """A dataset's own runs, oldest first; and of each summary that was looked at, whether it is one of them."""
+
+    runs: list[Run]
+    checked: dict[str, bool] = field(default_factory=dict)
+
+
+class Runs:
+    """Reads the runs of datasets, by the datasets' keys."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._mark: Mark | None = None
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+
+    def of(self, key: str) -> Kept:
+        """The runs are the caller's own; what it adds to `checked` is of use as long as these runs are as they are."""
+        kept = self._get(key)
+        return Kept(list(kept.runs), kept.checked)
+
+    def count(self, key: str) -> int:
+        return len(self._get(key).runs)
+
+    def _get(self, key: str) -> Kept:
+        self._follow()
+        if key not in self._kept:
+            docs = self._catalog.scan("run", key + "/")
+            self._kept[key] = Kept([run_of(doc) for _, doc in docs])
+        self._kept.move_to_end(key)
+        if len(self._kept) > DATASETS:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def _follow(self) -> None:
+        self._mark, changed = self._catalog.changes("run", self._mark)
+        if changed is None:
+            self._kept.clear()
+        for key in changed or ():
+            dataset, _, txg = key.partition("/")
+            if dataset in self._kept:
+                self._update(self._kept[dataset], key, int(txg))
+
+    def _update(self, kept: Kept, key: str, txg: int) -> None:
+        """A run came, went or changed. One more at the end leaves summaries of those before it as they are."""
+        at = bisect_left(kept.runs, txg, key=lambda run: run.txg)
+        there = at < len(kept.runs) and kept.runs[at].txg == txg
+        if at < len(kept.runs):
+            kept.checked = {}
+        doc = self._catalog.get("run", key)
+        kept.runs[at : at + there] = [run_of(doc)] if doc else []

@@ -1,0 +1,48 @@
+"""By which of their fields documents can be looked up, beside their keys.
+
+The index keeps a row of its own for each: kind `@KIND.FIELD`, key `TERM`, a line feed, and the document's key. These
+rows follow from the documents, so that the journal has none of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MARK = "@"
+"""Begins the kind of every such row; no document's kind does."""
+VERSION = "1"
+"""Changes with FIELDS: an index that was filled under another one is filled again."""
+FIELDS = {
+    "dataset": ("name", "guid", "origin"),
+    "snapshot": ("name", "guid"),
+    "bookmark": ("guid",),
+}
+Row = tuple[str, str]
+
+
+def kind_of(kind: str, field: str) -> str:
+    return f"{MARK}{kind}.{field}"
+
+
+def terms(kind: str, key: str, text: str | None) -> set[Row]:
+    """The rows of one document, by its JSON: kind and key of each."""
+    if text is None or kind not in FIELDS:
+        return set()
+    document = json.loads(text)
+    return set(_terms(kind, key, document)) if isinstance(document, Mapping) else set()
+
+
+def _terms(kind: str, key: str, document: Mapping[str, Any]) -> Iterator[Row]:
+    for field in FIELDS[kind]:
+        value = document.get(field)
+        if isinstance(value, Mapping):
+            value = origin_term(value.get("dataset"), value.get("txg"))
+        if isinstance(value, str | int):
+            yield kind_of(kind, field), f"{value}\n{key}"
+
+
+def origin_term(dataset: object, txg: object) -> str:
+    """How the place where a clone begins is looked up."""
+    return f"{dataset}/{txg}"
