@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +24,8 @@ HALF_YEAR = 182 * 86400
 ZEROS = bytes(1 << 20)
 AT_ONCE = 1 << 17
 "Entries that are looked at before the first of them is shown."
+PATHS = 64 << 20
+"Bytes of their paths."
 
 
 @click.command("ls")
@@ -73,11 +74,12 @@ class _Lister:
         if node.is_folder and not self._itself:
             found = self.filesystem.walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
             entries = ((inner, name.number) for inner, name in found)
-        while some := list(islice(entries := iter(entries), AT_ONCE)):
+        for some in _some(entries):
             _write(b"".join(self._lines(some)))
 
-    def _flat(self, number: int, path: bytes, many: bool) -> list[tuple[bytes, Name]]:
-        return self.filesystem.sorted_names(number, path if many else b"")
+    def _flat(self, number: int, path: bytes, many: bool) -> Iterator[tuple[bytes, Name]]:
+        prefix = path + b"/" if many and path else b""
+        return ((prefix + name.name, name) for name in self.filesystem.ordered(number))
 
     def _lines(self, entries: list[tuple[bytes, int]]) -> Iterator[bytes]:
         """In their order, but looked at in that in which they lie in the pool: that of names may be any other."""
@@ -96,6 +98,19 @@ class _Lister:
 
     def _shown(self, path: bytes) -> bytes:
         return path if self._end == b"\0" else _printable(path)
+
+
+def _some(entries: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
+    """Entries in stretches that are held together."""
+    some: list[tuple[bytes, int]] = []
+    size = 0
+    for entry in entries:
+        some.append(entry)
+        size += len(entry[0])
+        if len(some) == AT_ONCE or size > PATHS:
+            yield some
+            some, size = [], 0
+    yield some
 
 
 class _Columns:

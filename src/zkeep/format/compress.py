@@ -106,12 +106,24 @@ def _zstd(data: Buffer, size: int) -> bytes:
         raise BadCompression(f"{length} bytes are said to lie in {len(view)}")
     frame = view[8 : 8 + length]
     zstandard = _zstandard()
+    _check_frame(frame, size)
     decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
         result: bytes = decompressor.decompress(frame, max_output_size=size)
     except zstandard.ZstdError as error:
         raise BadCompression(f"zstd: {error}") from None
     return result
+
+
+def _check_frame(frame: memoryview, size: int) -> None:
+    """A frame that names its content's size is given that much memory, whatever limit the decompressor is told."""
+    zstandard = _zstandard()
+    try:
+        told = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+    except zstandard.ZstdError as error:
+        raise BadCompression(f"zstd: {error}") from None
+    if told not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+        raise BadCompression(f"zstd: {told} bytes where {size} should be")
 
 
 @cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 
 from zkeep.format.records import ByteOrder
@@ -19,6 +20,10 @@ from zkeep.format.zap import Entry
 MAGIC = 0x2F505A
 _LITTLE = MAGIC.to_bytes(4, "little")
 MAX_ATTRIBUTES = 1024
+LAYOUT_DIGITS = 4
+"Of the numbers of layouts: a buffer's header has ten bits for one."
+BEGINNINGS = 4096
+"Kinds of buffers that are held: a dataset has some ten."
 
 LEGACY = (
     ("ZPL_ATIME", 16),
@@ -104,9 +109,13 @@ class Schema:
             value = entry.number
             self._attributes[value & 0xFFFF] = entry.name.decode("latin-1"), value >> 24 & 0xFFFF
         self._begins: dict[bytes, _Beginning] = {}
-        self._layouts = {int(entry.name): self._layout(entry.numbers) for entry in layouts if entry.name.isdigit()}
+        self._layouts = {
+            int(entry.name): self._layout(entry.numbers)
+            for entry in layouts
+            if entry.name.isdigit() and len(entry.name) <= LAYOUT_DIGITS
+        }
 
-    @property
+    @cached_property
     def laid_out(self) -> set[str]:
         """The names of all attributes that any file may have."""
         return {name for layout in self._layouts.values() for name in layout.names}
@@ -139,6 +148,8 @@ class Schema:
 
     def _begin(self, buffer: bytes) -> _Beginning:
         index, at, order = self._head(buffer)
+        if len(self._begins) >= BEGINNINGS:
+            self._begins.clear()
         begins = self._begins[buffer[:6]] = self._layouts[index].begins(at, order, self._columns)
         return begins
 
@@ -169,8 +180,8 @@ def _parted(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attrib
     return found
 
 
-def decode_legacy(bonus: bytes) -> Attributes:
-    """A znode before ZPL version 5; a symbolic link's target may follow it."""
+def decode_legacy(bonus: bytes, order: ByteOrder) -> Attributes:
+    """A znode before ZPL version 5, with numbers in this byte order; a symbolic link's target may follow it."""
     if len(bonus) < sum(size for _, size in LEGACY):
         raise BadAttributes(f"a znode of {len(bonus)} bytes")
     found: Attributes = {}
@@ -178,7 +189,7 @@ def decode_legacy(bonus: bytes) -> Attributes:
     for name, size in LEGACY:
         found[name] = bonus[at : at + size]
         at += size
-    mode = int.from_bytes(found["ZPL_MODE"], "little")
+    mode = int.from_bytes(found["ZPL_MODE"], order)
     if mode & 0o170000 == 0o120000:
         found["ZPL_SYMLINK"] = bonus[at:]
     return found

@@ -1,6 +1,9 @@
 """ZAP objects: small ones in one block of fixed entries, large ones as a hash table of leaves.
 
-Sans-IO: whoever reads gives a function from a block's number to its content. Blocks tell their byte order themselves.
+Sans-IO: the caller gives a function from a block's number to its content. Blocks tell their byte order themselves.
+
+A ZAP may come from a hostile sender who has the key. Reading one costs no more than its blocks: each leaf is read once,
+however many pointers lead to it, and each chunk of a leaf belongs to one entry.
 
 Source: OpenZFS include/sys/zap_impl.h, zap_leaf.h; module/zfs/zap.c, zap_micro.c zap_hash(), zap_leaf.c.
 """
@@ -27,6 +30,11 @@ POLYNOMIAL = 0xC96C5795D7870F42
 "ECMA-182, reflected."
 MAX_ENTRIES_BYTES = 1 << 16
 "What one entry's name or value may take."
+LEAST_SHIFT, MOST_SHIFT = 9, 20
+"Blocks of a large ZAP: chunks are numbered in 16 bits, and blocks of 2 MiB would have more of them than that."
+MICRO_BLOCK = 1 << 20
+"The largest block of a small one, whose entries are numbered in 15 bits (MZAP_MAX_SIZE)."
+MICRO_ENTRY = 64
 
 ReadBlock = Callable[[int], bytes]
 
@@ -70,13 +78,15 @@ class Zap:
         self._order, self.kind = _kind(first)
         mark = "<" if self._order == "little" else ">"
         if self.kind == MICRO:
+            if len(first) > MICRO_BLOCK:
+                raise BadZap(f"a small ZAP of {len(first)} bytes")
             self._first = first
             self.salt, self.normalization = struct.unpack_from(mark + "2Q", first, 8)
             return
         if self.kind != HEADER:
             raise BadZap("its first block is not the head of a ZAP")
         self._shift = blksz.bit_length() - 1
-        if 1 << self._shift != blksz or not 9 <= self._shift <= 24:
+        if 1 << self._shift != blksz or not LEAST_SHIFT <= self._shift <= MOST_SHIFT:
             raise BadZap(f"blocks of {blksz} bytes")
         fields = struct.unpack_from(mark + "13Q", first, 8)
         magic, self._table, self._table_blocks, self._bits, _, _ = fields[:6]
@@ -95,34 +105,39 @@ class Zap:
         if self.is_micro:
             yield from _micro_entries(self._first, self._order)
             return
-        for number in self._leaf_numbers():
-            yield from self._leaf(number)
+        for block in self._leaf_blocks():
+            yield from self._entries(block)
 
-    def _leaf_numbers(self) -> Iterator[int]:
-        seen: set[int] = set()
-        for index in range(1 << self._bits):
-            number = self._pointer(index)
-            if number not in seen:
-                seen.add(number)
-                yield number
+    def _leaf_blocks(self) -> Iterator[bytes]:
+        """Each leaf once: its head says how many pointers lead to it, and it must lie where they are."""
+        index = 0
+        while index < 1 << self._bits:
+            block = self._leaf_block(self._pointer(index))
+            prefix, length = _leaf_prefix(block)
+            if length > self._bits or prefix << self._bits - length != index:
+                raise BadZap("a leaf lies where its names do not belong")
+            yield block
+            index = prefix + 1 << self._bits - length
 
     def numbers(self) -> Iterator[tuple[bytes, int]]:
         """The names and values of a ZAP whose values are single numbers, as those of folders are."""
         if self.is_micro:
             yield from ((entry.name, entry.number) for entry in self)
             return
-        for number in self._leaf_numbers():
-            plain = [] if self.flags & FLAG_UINT64_KEY else _leaf_numbers(self._leaf_block(number), self._shift)
-            yield from plain or ((entry.name, entry.number) for entry in self._leaf(number))
+        for block in self._leaf_blocks():
+            plain = [] if self.flags & FLAG_UINT64_KEY else _leaf_numbers(block, self._shift)
+            yield from plain or ((entry.name, entry.number) for entry in self._entries(block))
 
     def get(self, name: bytes) -> Entry | None:
         """The entry of exactly this name."""
-        if self.is_micro or self.normalization or self.flags & (FLAG_UINT64_KEY | FLAG_PRE_HASHED):
+        if self.is_micro:
+            return _micro_entry(self._first, self._order, name)
+        if self.normalization or self.flags & (FLAG_UINT64_KEY | FLAG_PRE_HASHED):
             return next((entry for entry in self if entry.name == name), None)
         bits = 48 if self.flags & FLAG_HASH64 else HASH_BITS
         hashed = hash_of(name, self.salt, bits)
-        number = self._pointer(hashed >> 64 - self._bits if self._bits else 0)
-        return next((entry for entry in self._leaf(number) if entry.name == name), None)
+        leaf = self._leaf_block(self._pointer(hashed >> 64 - self._bits if self._bits else 0))
+        return next((entry for entry in self._entries(leaf) if entry.name == name), None)
 
     def _pointer(self, index: int) -> int:
         mark = "<Q" if self._order == "little" else ">Q"
@@ -133,8 +148,8 @@ class Zap:
             raise BadZap("its table of pointers ends too early")
         return int(struct.unpack_from(mark, self._read(self._table + block), within)[0])
 
-    def _leaf(self, number: int) -> Iterator[Entry]:
-        return _leaf_entries(self._leaf_block(number), self._shift, bool(self.flags & FLAG_UINT64_KEY))
+    def _entries(self, leaf: bytes) -> Iterator[Entry]:
+        return _leaf_entries(leaf, self._shift, bool(self.flags & FLAG_UINT64_KEY))
 
     def _leaf_block(self, number: int) -> bytes:
         if not 0 < number < max(self._free, 1 << 20) or number >= 1 << 40:
@@ -158,11 +173,33 @@ def _kind(block: bytes) -> tuple[ByteOrder, int]:
 
 def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
     """Entries of 64 bytes behind a head of 64; free ones have no name."""
-    for at in range(64, len(block) - 63, 64):
-        name = block[at + 14 : at + 64].split(b"\0", 1)[0]
+    for at in range(MICRO_ENTRY, len(block) - MICRO_ENTRY + 1, MICRO_ENTRY):
+        name = block[at + 14 : at + MICRO_ENTRY].split(b"\0", 1)[0]
         if name:
-            value = block[at : at + 8]
-            yield Entry(name, 8, value if order == "big" else value[::-1])
+            yield Entry(name, 8, _micro_value(block, at, order))
+
+
+def _micro_entry(block: bytes, order: ByteOrder, name: bytes) -> Entry | None:
+    """The same for one name, without a look at the others."""
+    found = block.find(name, MICRO_ENTRY) if 0 < len(name) <= MICRO_ENTRY - 14 else -1
+    while found >= 0:
+        at, within = found & -MICRO_ENTRY, found % MICRO_ENTRY
+        if within == 14 and block[at + 14 : at + MICRO_ENTRY].split(b"\0", 1)[0] == name:
+            return Entry(name, 8, _micro_value(block, at, order))
+        found = block.find(name, at + 14 + (MICRO_ENTRY if within >= 14 else 0))
+    return None
+
+
+def _micro_value(block: bytes, at: int, order: ByteOrder) -> bytes:
+    value = block[at : at + 8]
+    return value if order == "big" else value[::-1]
+
+
+def _leaf_prefix(block: bytes) -> tuple[int, int]:
+    """The bits with which the hashes of all names in a leaf begin, and how many these are."""
+    order, _ = _kind(block)
+    (prefix,) = struct.unpack_from("<Q" if order == "little" else ">Q", block, 16)
+    return prefix, int.from_bytes(block[32:34], order)
 
 
 def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
@@ -177,9 +214,13 @@ def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
 
 
 def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
-    """The entries of one leaf, in the order of their chunks."""
+    """The entries of one leaf, in the order of their chunks.
+
+    No two entries have a chunk together, so that a leaf holds no more than its own bytes.
+    """
     mark, start, count = _leaf_shape(block, shift)
     unpack = struct.Struct(mark + "BBHHHHHIQ").unpack_from
+    used = 0
     for at in range(start, start + count * CHUNK, CHUNK):
         if block[at] != ENTRY:
             continue
@@ -187,6 +228,8 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
         if width not in (1, 2, 4, 8):
             raise BadZap(f"a value of integers of {width} bytes")
         size = name_ints * 8 if numeric else name_ints
+        used += 1 + _chunks(size) + _chunks(value_ints * width)
+        _check_room(used, count)
         name = _array(block, mark, start, count, name_at, size)
         yield Entry(
             name if numeric else name.split(b"\0", 1)[0],
@@ -207,6 +250,7 @@ def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
         return []
     if (chunks[names, 0] != ARRAY).any() or (chunks[values, 0] != ARRAY).any():
         return []
+    _check_room(2 * len(entries) + int(((sizes.astype(np.int64) + ARRAY_BYTES - 1) // ARRAY_BYTES).sum()), count)
     numbers = np.ascontiguousarray(chunks[values, 1:9]).view(">u8").reshape(-1).tolist()
     heads = chunks[names, 1 : 1 + ARRAY_BYTES].tobytes()
     found = []
@@ -215,6 +259,16 @@ def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
         whole = heads[first : first + size] if size <= ARRAY_BYTES else _array(block, mark, start, count, name, size)
         found.append((whole.split(b"\0", 1)[0], number))
     return found
+
+
+def _chunks(size: int) -> int:
+    """The chunks that so many bytes take."""
+    return (size + (ARRAY_BYTES - 1)) // ARRAY_BYTES
+
+
+def _check_room(used: int, count: int) -> None:
+    if used > count:
+        raise BadZap("the entries of a leaf take more chunks than it has")
 
 
 def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: int) -> bytes:
@@ -226,7 +280,7 @@ def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: in
         if block[at] == ARRAY:
             return block[at + 1 : at + 1 + size]
     parts = []
-    for _ in range((size + ARRAY_BYTES - 1) // ARRAY_BYTES):
+    for _ in range(_chunks(size)):
         at = start + chunk * CHUNK
         if chunk >= count or block[at] != ARRAY:
             raise BadZap("a chain of chunks breaks off")

@@ -83,32 +83,35 @@ class _Side:
         except (BadTree, NoObject):
             if number not in self._elsewhere:
                 raise
-            return self._elsewhere[number]
+            return min(self._joined(*place) for place in self._elsewhere[number])
+
+    def _joined(self, folder: int, name: bytes) -> bytes:
+        return self.filesystem.below(self.filesystem.path_of(folder), name)
 
     @cached_property
-    def _elsewhere(self) -> dict[int, bytes]:
-        """Paths of what lies in another folder than the one that it names as its parent.
+    def _elsewhere(self) -> dict[int, list[tuple[int, bytes]]]:
+        """Folders and names of what lies in another folder than the one that it names as its parent.
 
         A second link makes its folder the parent, and removing it does not bring the first one's back.
         """
-        found: dict[int, bytes] = {}
-        folders, seen = [(self.filesystem.root, b"")], {self.filesystem.root}
+        found: dict[int, list[tuple[int, bytes]]] = {}
+        folders, seen = [self.filesystem.root], {self.filesystem.root}
         while folders:
-            folder, above = folders.pop()
-            for path, node in self._inside(folder, above):
-                if node.is_folder and node.number not in seen:
+            folder = folders.pop()
+            for name, node in self._inside(folder):
+                if node.is_folder and node.parent == folder and node.number not in seen:
                     seen.add(node.number)
-                    folders.append((node.number, path))
-                if node.parent != folder:
-                    found[node.number] = min(path, found.get(node.number, path))
+                    folders.append(node.number)
+                elif node.parent != folder:
+                    found.setdefault(node.number, []).append((folder, name))
         return found
 
-    def _inside(self, folder: int, path: bytes) -> Iterator[tuple[bytes, Znode]]:
+    def _inside(self, folder: int) -> Iterator[tuple[bytes, Znode]]:
         """What of a folder can be read; whatever is missed is lost only if its path is asked for."""
         try:
-            for inner, name in self.filesystem.sorted_names(folder, path, as_stored=True):
+            for name in self.filesystem.ordered(folder, as_stored=True):
                 with suppress(BadTree, NoObject):
-                    yield inner, self.filesystem.znode(name.number)
+                    yield name.name, self.filesystem.znode(name.number)
         except (BadTree, NoObject):
             return
 

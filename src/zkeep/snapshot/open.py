@@ -58,6 +58,8 @@ DNODE_BLOCKS = 1024
 GROUPS = 64
 BATCH = 8 << 20
 "Bytes of blocks that are read at a time."
+INFLATED = 64 << 20
+"Bytes of contents that are held at a time, or one block: a few bytes may be large blocks, compressed."
 END = (1 << 64) - 1
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 SMALL = 128 << 10
@@ -253,7 +255,7 @@ class OpenSnapshot:
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, bytes | bytearray | memoryview]]:
         """The content of each leaf's block; `kind` is their object type, or a spill block's bonus type."""
-        for some in _batches(leaves, BATCH):
+        for some in chain.from_iterable(_batches(part, INFLATED, "logical") for part in _batches(leaves, BATCH)):
             records = self._records(some)
             if len(some) > 1 and int(some["logical"].sum()) > WORTHWHILE:
                 yield from zip(some, self.crew.map(partial(self._content, kind), some, records), strict=True)
@@ -437,9 +439,9 @@ def _metadnode(crypt: NvList) -> Metadnode:
     return shape
 
 
-def _batches(leaves: Array, most: int) -> Iterator[Array]:
-    """Stretches of at most so many bytes, or of one block."""
-    ends = np.cumsum(leaves["size"], dtype=np.int64)
+def _batches(leaves: Array, most: int, column: str = "size") -> Iterator[Array]:
+    """Stretches of at most so many bytes, or of one block. `column`: "size", as stored, or "logical"."""
+    ends = np.cumsum(leaves[column], dtype=np.int64)
     first = 0
     while first < len(leaves):
         base = int(ends[first - 1]) if first else 0

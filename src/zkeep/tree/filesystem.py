@@ -1,12 +1,16 @@
 """A filesystem as paths: folders, files, links, and what is known of each. Names are bytes.
 
+What is stored may be authentic and hostile: a sender who has the key made it. Each walk comes to an end, and takes time
+and memory in proportion to what is stored: a folder lies in one place, a file has no more names than it has links,
+paths and extended attributes are bounded.
+
 Source: OpenZFS module/zfs/zfs_dir.c, module/os/linux/zfs/zfs_vfsops.c zfsvfs_init(), zfs_znode.h ZFS_DIRENT_*.
 """
 
 from __future__ import annotations
 
 import stat
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,16 +24,31 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
 from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
+from zkeep.tree.cache import Cache
 from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 
 MASTER = 1
 OBJECT_BITS = (1 << 48) - 1
 MAX_LINKS = 40
-MAX_TARGET = 1 << 16
+MAX_TARGET = 4096
+"Bytes of a symbolic link's target: no system makes longer ones."
+MAX_PATH = 1 << 14
+"Bytes of a path that is walked down to: four times what a system call takes."
+MAX_SIZE = 1 << 63
+MAX_SPILL = 128 << 10
+"Bytes of attributes beside a dnode (SPA_OLD_MAXBLOCKSIZE)."
 MAX_XATTR = 16 << 20
-BLOCKS = 256
-"ZAP blocks that are held."
+MAX_XATTRS = 64 << 20
+"Bytes of all extended attributes of a file."
+MAX_XATTR_HOLES = 1 << 20
+"Zeros among them that take no room in the pool."
+BLOCKS = 32 << 20
+"Bytes of ZAP blocks that are held."
+ENTRIES = 1 << 18
+"Entries of folders that are held to find them again, by name and by number."
+PATHS = 16 << 20
+"Bytes of paths that are held."
 
 
 class BadTree(Refused):
@@ -65,7 +84,10 @@ class Filesystem:
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
-        self._blocks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._blocks: Cache[tuple[int, int], bytes] = Cache(BLOCKS, len)
+        self._equal: Cache[int, dict[bytes, Name]] = Cache(ENTRIES, len)
+        self._named: Cache[int, dict[int, bytes]] = Cache(ENTRIES, len)
+        self._paths: Cache[int, bytes] = Cache(PATHS, len)
 
     # What the dataset says of itself
 
@@ -115,12 +137,7 @@ class Filesystem:
 
     def _block(self, number: int, block: int) -> bytes:
         found = self._blocks.get((number, block))
-        if found is None:
-            found = self.objects.read_block(number, block)
-            self._blocks[number, block] = found
-            if len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return found
+        return found or self._blocks.put((number, block), self.objects.read_block(number, block))
 
     # Files
 
@@ -140,12 +157,14 @@ class Filesystem:
 
     def _attributes(self, dnode: Dnode) -> tuple[sa.Attributes, ByteOrder]:
         if dnode.bonustype == ObjectType.ZNODE:
-            return sa.decode_legacy(dnode.bonus), dnode.byteorder
+            return sa.decode_legacy(dnode.bonus, dnode.byteorder), dnode.byteorder
         if dnode.bonustype != ObjectType.SA:
             raise BadTree(f"object {dnode.number} is no file")
         attributes, order = self._schema.decode(dnode.bonus)
         if dnode.has_spill:
             spill = self.objects.spill_of(dnode.number)
+            if spill is not None and len(spill) > MAX_SPILL:
+                raise BadTree(f"object {dnode.number}: {len(spill)} bytes of attributes")
             if spill is not None:
                 attributes |= self._schema.decode(spill)[0]
         return attributes, order
@@ -156,28 +175,53 @@ class Filesystem:
             raise BadTree(f"object {node.number}: a link of {node.size} bytes")
         return self.read(node, 0, node.size)
 
-    def names(self, folder: int) -> Iterator[Name]:
+    def names(self, folder: int) -> list[Name]:
         """The entries of a folder, in no order; without `.` and `..`."""
         try:
-            for name, value in self.zap(folder).numbers():
-                if name in (b".", b"..") or b"/" in name or not name:
-                    raise BadTree(f"folder {folder}: there is an entry {name!r}")
-                yield Name(name, value & OBJECT_BITS, value >> 60)
+            found = [Name(name, value & OBJECT_BITS, value >> 60) for name, value in self.zap(folder).numbers()]
         except BadZap as error:
             raise BadTree(f"folder {folder}: {error}") from None
+        self._check_names(folder, found)
+        return found
+
+    def _check_names(self, folder: int, found: list[Name]) -> None:
+        """Each name is one, is there once, and what it names knows of as many: a few bytes can name one file often."""
+        names = {name.name for name in found}
+        odd = next((name for name in names if name in (b"", b".", b"..") or b"/" in name), None)
+        if odd is not None:
+            raise BadTree(f"folder {folder}: there is an entry {odd!r}")
+        if len(names) < len(found):
+            raise BadTree(f"folder {folder}: two entries have one name")
+        if len({name.number for name in found}) == len(found):
+            return
+        counts = Counter(name.number for name in found)
+        for name in found:
+            node = self.znode(name.number) if counts[name.number] > 1 else None
+            if node is not None and node.is_folder:
+                raise elsewhere(folder, name)
+            if node is not None and node.links < counts[name.number]:
+                raise BadTree(f"folder {folder}: object {name.number} has more names than links")
 
     def find(self, folder: int, name: bytes) -> Name | None:
         """The entry of this name: exactly this, else one that the dataset's normalization or case makes equal."""
         try:
             zap = self.zap(folder)
+            if zap.normalization:
+                return self._find_equal(folder, zap.normalization, name)
             entry = zap.get(name)
-            fold = folding(zap.normalization, self.master.get("casesensitivity", 0)) if entry is None else None
-            if fold is not None:
-                wanted = fold(name)
-                entry = next((entry for entry in zap if fold(entry.name) == wanted), None)
             return Name(entry.name, entry.number & OBJECT_BITS, entry.number >> 60) if entry else None
         except BadZap as error:
             raise BadTree(f"folder {folder}: {error}") from None
+
+    def _find_equal(self, folder: int, normalization: int, name: bytes) -> Name | None:
+        """All names of a folder are made comparable the first time that one of them is looked for."""
+        fold = folding(normalization, self.master.get("casesensitivity", 0)) or (lambda name: name)
+        known = self._equal.get(folder)
+        if known is None:
+            names = self.names(folder)
+            known = {fold(each.name): each for each in names} | {each.name: each for each in names}
+            self._equal.put(folder, known)
+        return known.get(name) or known.get(fold(name))
 
     def lookup(self, path: bytes, *, follow: bool = False) -> Znode:
         """The object of a path from the root; symbolic links on the way are followed inside the filesystem.
@@ -189,10 +233,10 @@ class Filesystem:
 
     def _walk(self, start: int, path: bytes, follow: bool, links: list[int], whole: bytes) -> Znode:
         trail = [start]
-        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+        parts = _parts(path)[::-1]
         node = self.znode(start)
         while parts:
-            part = parts.pop(0)
+            part = parts.pop()
             if part == b"..":
                 trail = trail[:-1] or [self.root]
                 node = self.znode(trail[-1])
@@ -206,60 +250,74 @@ class Filesystem:
                 if links[0] < 0:
                     raise NoSuchFile(f"{shown(whole)}: too many symbolic links")
                 target = node.target or b""
+                if len(target) > MAX_TARGET:
+                    raise NoSuchFile(f"{shown(whole)}: a symbolic link leads to a path of {len(target)} bytes")
                 trail = [self.root] if target.startswith(b"/") else trail
-                parts = [p for p in target.split(b"/") if p not in (b"", b".")] + parts
+                parts += _parts(target)[::-1]
                 node = self.znode(trail[-1])
             else:
                 trail.append(found.number)
         return node
 
     def path_of(self, number: int) -> bytes:
-        """A path that leads to an object; BadTree if it is not found. For telling of trouble, not for speed."""
-        parts: list[bytes] = []
-        seen = set()
-        at = number
+        """A path that leads to an object; BadTree if it is not found."""
+        trail: dict[int, bytes] = {}
+        at, path = number, b""
         while at != self.root:
-            seen.add(at)
+            path = self._paths.get(at) or b""
+            if path:
+                break
             parent = self.znode(at).parent
-            name = next((n.name for n in self.names(parent) if n.number == at), None)
-            if name is None or parent in seen:
+            name = self._names_by_number(parent).get(at)
+            if name is None or at in trail:
                 raise BadTree(f"object {number} has no path")
-            parts.append(name)
-            at = parent
-        return b"/".join(reversed(parts))
+            trail[at], at = name, parent
+        for at, name in reversed(trail.items()):
+            path = self._paths.put(at, self.below(path, name))
+        return path
+
+    def _names_by_number(self, folder: int) -> dict[int, bytes]:
+        found = self._named.get(folder)
+        if found is None:
+            found = self._named.put(folder, {each.number: each.name for each in reversed(self.names(folder))})
+        return found
 
     def walk(self, folder: int, path: bytes = b"", *, as_stored: bool = False) -> Iterator[tuple[bytes, Name]]:
         """Everything below a folder, folders before what they hold; names sorted, or as they lie in the pool."""
-        stack = [(folder, iter(self.sorted_names(folder, path, as_stored=as_stored)), set[int]())]
+        stack = [(folder, len(path), iter(self.ordered(folder, as_stored=as_stored)))]
         while stack:
-            number, items, seen = stack[-1]
-            item = next(items, None)
-            if item is None:
+            number, length, items = stack[-1]
+            path = path[:length]
+            name = next(items, None)
+            if name is None:
                 stack.pop()
                 continue
-            yield item
-            if self.is_folder(item[1]):
-                self.check_inside(number, item[1], seen)
-                inner = self.sorted_names(item[1].number, item[0], as_stored=as_stored)
-                stack.append((item[1].number, iter(inner), set()))
+            inner = self.below(path, name.name)
+            yield inner, name
+            if self.is_folder(name):
+                self.check_inside(number, name)
+                path = inner
+                stack.append((name.number, len(inner), iter(self.ordered(name.number, as_stored=as_stored))))
 
-    def check_inside(self, folder: int, name: Name, seen: set[int]) -> None:
-        """That a folder lies in another one, and there once: so whoever goes through all of them comes to an end.
+    def below(self, path: bytes, name: bytes) -> bytes:
+        """The path of an entry of a folder; BadTree if it is longer than any that is shown."""
+        inner = path + b"/" + name if path else name
+        if len(inner) > MAX_PATH:
+            raise BadTree(f"{shown(path[:100])}...: folders lie deeper than a path of {MAX_PATH} bytes tells")
+        return inner
 
-        `seen`: those in the same folder that were looked at before.
+    def check_inside(self, folder: int, name: Name) -> None:
+        """Check that a folder lies in another one: so a walk through all of them comes to an end.
 
         Raises:
-            BadTree: it is another one's, or has two names.
+            BadTree: it lies in yet another one.
         """
-        if name.number == self.root or name.number in seen or self.znode(name.number).parent != folder:
-            raise BadTree(f"folder {folder}: {shown(name.name)} is a folder that lies elsewhere, too")
-        seen.add(name.number)
+        if name.number == self.root or self.znode(name.number).parent != folder:
+            raise elsewhere(folder, name)
 
-    def sorted_names(self, folder: int, path: bytes = b"", *, as_stored: bool = False) -> list[tuple[bytes, Name]]:
-        """Paths and entries of a folder, by name, or in the order in which what they name lies in the pool."""
-        prefix = path + b"/" if path else b""
-        names = sorted(self.names(folder), key=attrgetter("number" if as_stored else "name"))
-        return [(prefix + n.name, n) for n in names]
+    def ordered(self, folder: int, *, as_stored: bool = False) -> list[Name]:
+        """The entries of a folder, by name, or in the order in which what they name lies in the pool."""
+        return sorted(self.names(folder), key=attrgetter("number" if as_stored else "name"))
 
     def is_folder(self, name: Name) -> bool:
         if name.kind:
@@ -270,6 +328,7 @@ class Filesystem:
 
     def read(self, node: Znode, start: int, size: int) -> bytes:
         """Bytes of a file, holes as zeros; fewer where it ends."""
+        self._check_size(node)
         end = min(start + size, node.size)
         out = bytearray(max(end - start, 0))
         for offset, content in self.objects.data(node.number, start, end):
@@ -279,11 +338,16 @@ class Filesystem:
 
     def extents(self, node: Znode) -> Iterator[Extent]:
         """What a file holds, without its holes, cut off at its size."""
+        self._check_size(node)
         for offset, content in self.objects.data(node.number, 0, node.size):
             if offset + len(content) > node.size:
                 yield Extent(offset, memoryview(content)[: node.size - offset])
             else:
                 yield Extent(offset, content)
+
+    def _check_size(self, node: Znode) -> None:
+        if node.size >= MAX_SIZE:
+            raise BadTree(f"object {node.number}: a file of {node.size} bytes")
 
     def xattrs(self, node: Znode) -> dict[bytes, bytes]:
         """Extended attributes as Linux shows them: those in the inode, and those that are files of their own."""
@@ -292,13 +356,36 @@ class Filesystem:
         except sa.BadAttributes as error:
             raise BadTree(f"object {node.number}: {error}") from None
         if node.xattr_folder:
-            for entry in self.names(node.xattr_folder):
-                each = self.znode(entry.number)
-                if each.size > MAX_XATTR:
-                    raise BadTree(f"object {each.number}: an extended attribute of {each.size} bytes")
-                stored.setdefault(entry.name, self.read(each, 0, each.size))
+            stored = {**dict(self._xattr_files(node)), **stored}
         named = ((shown_xattr(name), value) for name, value in stored.items())
         return {name: value for name, value in named if name is not None}
+
+    def _xattr_files(self, node: Znode) -> Iterator[tuple[bytes, bytes]]:
+        """Those in a folder of their own, which is this file's alone."""
+        if self.znode(node.xattr_folder).parent != node.number:
+            raise BadTree(f"object {node.number}: its extended attributes are another's")
+        size = zeros = 0
+        for entry in self.names(node.xattr_folder):
+            each = self.znode(entry.number)
+            size += each.size
+            if each.size > MAX_XATTR or size > MAX_XATTRS:
+                raise BadTree(f"object {node.number}: {max(each.size, size)} bytes of extended attributes")
+            value = bytearray(each.size)
+            zeros += each.size
+            for extent in self.extents(each):
+                value[extent.offset : extent.offset + len(extent.content)] = extent.content
+                zeros -= len(extent.content)
+            if zeros > MAX_XATTR_HOLES:
+                raise BadTree(f"object {node.number}: extended attributes of {zeros} bytes that are not stored")
+            yield entry.name, bytes(value)
+
+
+def elsewhere(folder: int, name: Name) -> BadTree:
+    return BadTree(f"folder {folder}: {shown(name.name)} is a folder that lies elsewhere, too")
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
 
 
 def shown(path: bytes) -> str:

@@ -24,19 +24,21 @@ def matches(filesystem: Filesystem, pattern: bytes) -> list[bytes]:
 
 
 def _all(filesystem: Filesystem, pattern: list[bytes]) -> Iterator[bytes]:
-    todo = [(filesystem.root, b"", pattern)]
+    todo, seen = [(filesystem.root, b"", pattern)], set[tuple[int, int]]()
     while todo:
         folder, path, parts = todo.pop()
+        if (folder, len(parts)) in seen:
+            continue
+        seen.add((folder, len(parts)))
         if parts[0] == b"**" and parts[1:]:
             todo.append((folder, path, parts[1:]))
-        seen = set[int]()
         inside = parts if parts[0] == b"**" else parts[1:]
         for entry in _fitting(filesystem, folder, parts[0]):
-            inner = path + b"/" + entry.name if path else entry.name
+            inner = filesystem.below(path, entry.name)
             if not parts[1:]:
                 yield inner
             if inside and filesystem.is_folder(entry):
-                filesystem.check_inside(folder, entry, seen)
+                filesystem.check_inside(folder, entry)
                 todo.append((entry.number, inner, inside))
 
 

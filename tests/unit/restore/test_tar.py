@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -31,6 +32,7 @@ class Tree(Filesystem):
     root = ROOT
 
     def __init__(self) -> None:
+        super().__init__(cast(Any, None))
         self.nodes: dict[int, Znode] = {}
         self.folders: dict[int, dict[bytes, int]] = {}
         self.attributes: dict[int, dict[bytes, bytes]] = {}
@@ -72,8 +74,8 @@ class Tree(Filesystem):
     def znode(self, number: int) -> Znode:
         return self.nodes[number]
 
-    def names(self, folder: int) -> Iterator[Name]:
-        return (Name(name, number, 0) for name, number in self.folders[folder].items())
+    def names(self, folder: int) -> list[Name]:
+        return [Name(name, number, 0) for name, number in self.folders[folder].items()]
 
     def find(self, folder: int, name: bytes) -> Name | None:
         number = self.folders[folder].get(name)

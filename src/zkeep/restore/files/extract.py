@@ -147,12 +147,11 @@ class Extraction:
     def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[bytes, int]]:
         """Share out what a folder holds, in the order in which it lies in the pool; folders in it are made and told."""
         made = []
-        seen = set[int]()
         for name in sorted(self.filesystem.names(number), key=lambda name: name.number):
             if len(name.name) > NAME_MAX:
                 self.skipped.add(f"names of more than {NAME_MAX} bytes")
             elif self.filesystem.is_folder(name):
-                self.filesystem.check_inside(number, name, seen)
+                self.filesystem.check_inside(number, name)
                 with folder.enter(name.name) as inner:
                     made.append((inner.path, name.number))
             else:

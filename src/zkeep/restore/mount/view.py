@@ -6,13 +6,13 @@ Whoever asks repeats itself, and reads on where it read before: names, attribute
 from __future__ import annotations
 
 import stat
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, shown
+from zkeep.tree.cache import Cache
+from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, elsewhere, shown
 from zkeep.tree.objects import Objects
 
 NARROW = 128 << 10
@@ -21,12 +21,12 @@ WIDE = 4 << 20
 "Bytes that are opened at a time for who reads on and on."
 HELD = 64 << 20
 "Bytes of content that are held."
-PATHS, NODES, FOLDERS = 16_384, 16_384, 64
+PATHS, NODES, ENTRIES, PLACES = 16_384, 16_384, 1 << 20, 1 << 20
+"Paths, files, entries of folders that are listed, and places of folders that are held."
+ATTRIBUTES = 64 << 20
+"Bytes of extended attributes that are held."
 SMALL = 4096
 "Entries of a folder that are worth reading at once when one of them is asked for."
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 
 
 class BadBlock(ZkeepError):
@@ -36,31 +36,6 @@ class BadBlock(ZkeepError):
         self.number = number
         self.offset = offset
         super().__init__(str(why))
-
-
-class Cache(Generic[K, V]):
-    """The values used last, as many as together weigh no more than `room`."""
-
-    def __init__(self, room: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
-        self._room = room
-        self._weigh = weigh
-        self._weight = 0
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        found = self._values.get(key)
-        if found is not None:
-            self._values.move_to_end(key)
-        return found
-
-    def put(self, key: K, value: V) -> V:
-        if (old := self._values.pop(key, None)) is not None:
-            self._weight -= self._weigh(old)
-        self._values[key] = value
-        self._weight += self._weigh(value)
-        while self._weight > self._room and len(self._values) > 1:
-            self._weight -= self._weigh(self._values.popitem(last=False)[1])
-        return value
 
 
 class Content:
@@ -177,7 +152,9 @@ class FileView:
         self._content = Content(filesystem.objects)
         self._paths: Cache[bytes, int] = Cache(PATHS)
         self._nodes: Cache[int, Znode] = Cache(NODES)
-        self._folders: Cache[int, Folder] = Cache(FOLDERS)
+        self._folders: Cache[int, Folder] = Cache(ENTRIES, lambda folder: len(folder.names) + 1)
+        self._xattrs: Cache[int, dict[bytes, bytes]] = Cache(ATTRIBUTES, _weight)
+        self._places: Cache[int, int] = Cache(PLACES)
 
     def node(self, path: bytes) -> Znode:
         return self._node(self._number(path))
@@ -197,10 +174,24 @@ class FileView:
             found = self._find(number, name)
             if found is None:
                 raise NoSuchFile(f"{shown(path)}: no such file or directory")
+            self._check_place(number, found)
             number = found.number
             known = known + b"/" + name if known else name
             self._paths.put(known, number)
         return number
+
+    def _check_place(self, above: int, name: Name) -> None:
+        """Check that a folder lies where its path says and nowhere else: so a walk through a mount comes to an end.
+
+        Raises:
+            BadTree: it lies in another folder, or was found by another name before.
+        """
+        if not self._node(name.number).is_folder:
+            return
+        self._filesystem.check_inside(above, name)
+        place = hash(name.name)
+        if (self._places.get(name.number) or self._places.put(name.number, place)) != place:
+            raise elsewhere(above, name)
 
     def _find(self, folder: int, name: bytes) -> Name | None:
         node = self._node(folder)
@@ -232,7 +223,10 @@ class FileView:
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         node = self.node(path)
-        return self._filesystem.xattrs(node) if node.packed_xattrs or node.xattr_folder else {}
+        if not node.packed_xattrs and not node.xattr_folder:
+            return {}
+        found = self._xattrs.get(node.number)
+        return found if found is not None else self._xattrs.put(node.number, self._filesystem.xattrs(node))
 
     def read(self, path: bytes, offset: int, size: int) -> bytes:
         node = self.node(path)
@@ -241,6 +235,10 @@ class FileView:
     def stored(self, node: Znode) -> int:
         found = self._stored(node.number) if node.is_file and node.size > NARROW else None
         return node.size if found is None else found
+
+
+def _weight(xattrs: dict[bytes, bytes]) -> int:
+    return sum(len(name) + len(value) + 100 for name, value in xattrs.items())
 
 
 class ImageView:
