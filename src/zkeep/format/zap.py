@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     def number(self) -> int:
         """The value as one integer; BadZap if it is not one of 8 bytes."""
         if self.width != 8 or len(self.data) != 8:
-            raise BadZap(f"the value of {self.name!r} is not a number")
+            raise BadZap(f"the value of {self.name[:100]!r} is not a number")
         return int.from_bytes(self.data, "big")
 
     @property

@@ -189,7 +189,7 @@ class Filesystem:
         names = {name.name for name in found}
         odd = next((name for name in names if name in (b"", b".", b"..") or b"/" in name), None)
         if odd is not None:
-            raise BadTree(f"folder {folder}: there is an entry {odd!r}")
+            raise BadTree(f"folder {folder}: there is an entry {odd[:100]!r}")
         if len(names) < len(found):
             raise BadTree(f"folder {folder}: two entries have one name")
         if len({name.number for name in found}) == len(found):

