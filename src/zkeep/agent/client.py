@@ -12,12 +12,14 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from zkeep.agent.listener import accepts
+from zkeep.agent.memory import KEY, wipe
 from zkeep.errors import Refused, TryAgain
 
 STARTING = 10.0
@@ -26,6 +28,8 @@ ANSWERING = 10.0
 "Seconds that it may take to answer; it has nothing to do but that."
 LONGEST = 100
 "Bytes of a socket's path; systems differ, 103 is the least."
+MAX_ANSWER = 1 << 18
+"Bytes of an answer: as many keys, or numbers of datasets, as an agent holds."
 Request = dict[str, Any]
 
 
@@ -54,13 +58,13 @@ def own_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"zkeep-{os.geteuid()}"
 
 
-def load(pool: int, root: int, key: bytes, seconds: float | None = None) -> None:
+def load(pool: int, root: int, key: bytes | bytearray, seconds: float | None = None) -> None:
     """Hand a wrapping key to the agent, which is started if there is none."""
-    request: Request = {"do": "load", "pool": pool, "root": root, "key": key.hex()}
+    request: Request = {"do": "load", "pool": pool, "root": root}
     if seconds is not None:
         request["seconds"] = seconds
     end = time.monotonic() + STARTING
-    while _ask(request) is None:
+    while _ask(request, key) is None:
         if time.monotonic() > end:
             raise TryAgain("cannot reach the agent that should hold the key")
         _start(end)
@@ -78,54 +82,108 @@ def roots(pool: int) -> set[int]:
     return set(answer.get("roots", ())) if answer else set()
 
 
-def keys() -> Iterable[bytes]:
-    """All wrapping keys that are loaded."""
-    answer = _ask({"do": "keys"})
-    return [bytes.fromhex(key) for key in answer.get("keys", ())] if answer else []
+def keys() -> list[bytearray]:
+    """All wrapping keys that are loaded; wipe() those that are not needed."""
+    with _Answer() as answer:
+        found = _ask({"do": "keys"}, answer=answer)
+        count = found.get("keys", 0) if found else 0
+        return [bytearray(answer.behind[at * KEY : (at + 1) * KEY]) for at in range(count)]
 
 
-def _ask(request: Request) -> Request | None:
-    """The answer; None where nobody is there to give one.
+@contextmanager
+def borrowed() -> Iterator[list[bytearray]]:
+    """All wrapping keys that are loaded, overwritten in the end."""
+    found = keys()
+    try:
+        yield found
+    finally:
+        for key in found:
+            wipe(key)
 
-    Who hangs up without an answer is asked again: an agent that ends does so.
+
+class _Answer:
+    """A buffer for an answer: a line, and keys behind it. It never moves, and is overwritten in the end."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(MAX_ANSWER)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+
+    def __enter__(self) -> _Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Overwrite what came."""
+        wipe(self._view[: self._filled])
+        self._filled = 0
+
+    def receive(self, door: socket.socket) -> bool:
+        """Take what comes next; whether something came."""
+        count = door.recv_into(self._view[self._filled :])
+        self._filled += count
+        return bool(count)
+
+    def complete(self) -> Request | None:
+        """The line's object, once it is there with all keys; raises ValueError if it is none."""
+        end = self._buffer.find(b"\n", 0, self._filled)
+        if end < 0:
+            return None
+        found = json.loads(bytes(self._view[:end]))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        self.behind = self._view[end + 1 : self._filled]
+        return found if len(self.behind) >= KEY * int(found.get("keys", 0)) else None
+
+
+def _ask(request: Request, key: bytes | bytearray = b"", answer: _Answer | None = None) -> Request | None:
+    """The answer; None where no agent is there to give one.
+
+    An agent that hangs up without an answer is asked again: one that ends does so.
 
     Raises:
-        TryAgain: somebody is there, who does not answer.
+        TryAgain: an agent is there, and does not answer.
     """
-    where, line = path(), json.dumps(request).encode() + b"\n"
+    where = path()
     if not where.is_socket() or not is_ours(where.parent):
         return None
+    line = json.dumps(request).encode() + b"\n"
     end = time.monotonic() + ANSWERING
     while (left := end - time.monotonic()) > 0:
+        found = None
         try:
-            found = json.loads(_talk(where, line, left) or b"null")
+            found = _talk(where, (line, key), left, answer or _Answer())
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except (BlockingIOError, ConnectionError, ValueError):
-            found = None
+            pass
         except OSError:
             break
-        if isinstance(found, dict):
+        if found is not None:
             return _checked(found)
         time.sleep(0.02)
     raise TryAgain("the agent that holds the keys does not answer")
 
 
-def _talk(where: Path, line: bytes, seconds: float) -> bytes:
-    """The line that answers one; raises TimeoutError after so many seconds, however it drips."""
+def _talk(where: Path, pieces: Sequence[bytes | bytearray], seconds: float, answer: _Answer) -> Request | None:
+    """What answers a request; raises TimeoutError after so many seconds, however it drips."""
     end = time.monotonic() + seconds
-    answer = b""
+    found = None
+    answer.clear()
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(seconds)
         door.connect(str(where))
-        door.sendall(line)
-        while not answer.endswith(b"\n"):
+        for piece in pieces:
+            if piece:
+                door.sendall(piece)
+        while found is None:
             door.settimeout(max(end - time.monotonic(), 0.001))
-            piece = door.recv(65_536)
-            if not piece:
-                return b""
-            answer += piece
-    return answer
+            if not answer.receive(door):
+                return None
+            found = answer.complete()
+    return found
 
 
 def _checked(answer: Request) -> Request:

@@ -1,4 +1,8 @@
-"""Who is connected to the agent: all are served side by side, so that nobody waits for one who says nothing."""
+"""The connections to the agent: all are served side by side, so that none waits for one that says nothing.
+
+What is received may hold a key. It lies in one buffer of fixed size for each connection, which is never copied, and
+overwritten as soon as it was answered or the connection ends.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +16,36 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
-MAX_LINE = 65_536
-"Bytes of a request; the longest name and a key take less than a tenth."
+from zkeep.agent.memory import wipe
+
+MAX_REQUEST = 4096
+"Bytes of a request; the longest one with its key takes less than a tenth."
 MOST = 64
 "Callers at a time; one more takes the place of who has been there longest."
 PATIENCE = 5.0
 "Seconds that a caller may take to send its line and to read the answer."
-LONGEST = 86_400.0
-"Seconds of one wait: epoll counts milliseconds in 31 bits."
+LONGEST = 60.0
+"Seconds of one wait: epoll counts milliseconds in 31 bits, and none of those in which the machine sleeps."
+
+Answer = list[memoryview]
+"Pieces of an answer, sent one after another from where they lie."
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """A connection: first a line comes, then the answer goes."""
+    """A connection: first a request comes, then the answer goes."""
 
     socket: socket.socket
     until: float
-    line: bytearray = field(default_factory=bytearray, repr=False)
-    answer: bytes = field(default=b"", repr=False)
+    buffer: bytearray = field(default_factory=lambda: bytearray(MAX_REQUEST), repr=False)
+    filled: int = 0
+    answer: Answer = field(default_factory=list, repr=False)
 
 
 class Callers:
-    """`answer` makes of a request's line that of the answer."""
+    """`answer` makes an answer of a request, or None as long as the request is not complete."""
 
-    def __init__(self, door: socket.socket, answer: Callable[[bytes], bytes]) -> None:
+    def __init__(self, door: socket.socket, answer: Callable[[memoryview], Answer | None]) -> None:
         self._door = door
         self._answer = answer
         self._callers: list[Caller] = []
@@ -89,19 +99,24 @@ class Callers:
 
     def _take(self, caller: Caller) -> bool:
         """Whether there is nothing more to do for it; so with the next."""
-        piece = caller.socket.recv(4096)
-        caller.line += piece
-        if not piece or len(caller.line) > MAX_LINE:
-            return True
-        if not caller.line.endswith(b"\n"):
-            return False
-        caller.answer = self._answer(bytes(caller.line))
+        view = memoryview(caller.buffer)
+        count = caller.socket.recv_into(view[caller.filled :])
+        caller.filled += count
+        answer = self._answer(view[: caller.filled]) if count else []
+        if answer is None:
+            return caller.filled == MAX_REQUEST
+        wipe(caller.buffer)
+        caller.answer = answer
         self._selector.modify(caller.socket, selectors.EVENT_WRITE, caller)
         return self._give(caller)
 
     def _give(self, caller: Caller) -> bool:
-        caller.answer = caller.answer[caller.socket.send(caller.answer) :]
-        return not caller.answer
+        while caller.answer:
+            sent = caller.socket.send(caller.answer[0])
+            caller.answer[0] = caller.answer[0][sent:]
+            if not caller.answer[0]:
+                caller.answer.pop(0)
+        return True
 
     def _drop_the_late(self) -> None:
         now = time.monotonic()
@@ -109,6 +124,7 @@ class Callers:
             self._drop(caller)
 
     def _drop(self, caller: Caller) -> None:
+        wipe(caller.buffer)
         self._callers.remove(caller)
         self._selector.unregister(caller.socket)
         caller.socket.close()

@@ -4,6 +4,9 @@ It is a process of its own with a unix socket, as ssh-agent is. It writes nothin
 it through the socket, never as arguments; core dumps and other processes' looks into its memory are switched off where
 the system can. It ends when it holds nothing any more.
 
+A request is a line of JSON, after `load` the 32 bytes of the key; an answer is a line of JSON, to `keys` followed by
+the keys. Key bytes are in no JSON, so that nothing but fixed buffers ever has them, which are overwritten.
+
     python -m zkeep.agent.server SOCKET
 """
 
@@ -16,18 +19,28 @@ import resource
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from zkeep.agent.connections import Callers
+from zkeep.agent.connections import Answer, Callers
 from zkeep.agent.listener import Door
+from zkeep.agent.memory import KEY, KeyMemory
 
 EMPTY_FOR = 10.0
 "Seconds that an agent waits for its first key."
+LONGEST_LIFETIME = 100 * 366 * 86_400
+"Seconds; more is as good as no lifetime, and no clock counts it."
+NEWLINE = 0x0A
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _PR_SET_DUMPABLE = 4
 _MCL_CURRENT_AND_FUTURE = 3
+
+
+def now() -> float:
+    """Seconds on a clock that also counts while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
 
 
 @dataclass(slots=True)
@@ -37,9 +50,10 @@ class Entry:
     pool: int
     root: int
     "The number of the dataset that is the root."
-    key: bytes = field(repr=False)
+    slot: int
+    "Where the key lies in the agent's KeyMemory."
     until: float | None = None
-    "When it is forgotten, on the monotonic clock."
+    "When it is forgotten, on the clock of now()."
 
 
 class Agent:
@@ -47,58 +61,94 @@ class Agent:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._empty_until = time.monotonic() + EMPTY_FOR
+        self._memory = KeyMemory()
+        self._empty_until = now() + EMPTY_FOR
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any], key: memoryview | None = None) -> dict[str, Any]:
+        """`key`: what came behind the request."""
         self.forget_the_old()
         match request:
-            case {"do": "load", "pool": int(pool), "root": int(root), "key": str(key)}:
-                return self._load(pool, root, bytes.fromhex(key), request.get("seconds"))
+            case {"do": "load", "pool": int(pool), "root": int(root)} if key is not None:
+                return self._load(pool, root, key, request.get("seconds"))
             case {"do": "unload", "pool": int(pool), "root": int(root)}:
                 return self._unload(pool, root)
             case {"do": "roots", "pool": int(pool)}:
                 return {"roots": sorted({entry.root for entry in self.entries if entry.pool == pool})}
             case {"do": "keys"}:
-                return {"keys": [entry.key.hex() for entry in self.entries]}
+                return {"keys": len(self.entries)}
         return {"error": "the agent does not know this request"}
 
-    def _load(self, pool: int, root: int, key: bytes, seconds: float | None) -> dict[str, Any]:
+    def keys(self) -> list[memoryview]:
+        """The keys that are held, where they lie."""
+        return [self._memory[entry.slot] for entry in self.entries]
+
+    def _load(self, pool: int, root: int, key: memoryview, seconds: object) -> dict[str, Any]:
+        if seconds is not None and not _is_lifetime(seconds):
+            return {"error": f"a lifetime is from 0 to {LONGEST_LIFETIME} seconds"}
+        slot = self._memory.put(key)
+        if slot is None:
+            return {"error": "the agent holds as many keys as it can"}
         self._unload(pool, root)
-        until = time.monotonic() + seconds if isinstance(seconds, int | float) else None
-        self.entries.append(Entry(pool, root, key, until))
+        until = now() + seconds if isinstance(seconds, int | float) else None
+        self.entries.append(Entry(pool, root, slot, until))
         self._empty_until = 0.0
         return {}
 
     def _unload(self, pool: int, root: int) -> dict[str, Any]:
-        kept = [entry for entry in self.entries if (entry.pool, entry.root) != (pool, root)]
-        found = len(kept) < len(self.entries)
-        self.entries = kept
-        return {"found": found}
+        return {"found": self._drop([entry for entry in self.entries if (entry.pool, entry.root) == (pool, root)])}
 
     def forget_the_old(self) -> None:
-        now = time.monotonic()
-        self.entries = [entry for entry in self.entries if entry.until is None or entry.until > now]
+        """Drop the keys whose time is up."""
+        at = now()
+        self._drop([entry for entry in self.entries if entry.until is not None and entry.until <= at])
+
+    def _drop(self, gone: list[Entry]) -> bool:
+        for entry in gone:
+            self._memory.drop(entry.slot)
+            self.entries.remove(entry)
+        return bool(gone)
 
     def next_end(self) -> float:
         """Seconds until a key's time is up, or the wait for the first one."""
         ends = [entry.until for entry in self.entries if entry.until is not None]
         if not self.entries and not self.is_done():
             ends = [self._empty_until]
-        return min(ends, default=math.inf) - time.monotonic()
+        return min(ends, default=math.inf) - now()
 
     def is_done(self) -> bool:
         """Whether it holds nothing any more, or was given nothing in time."""
-        return not self.entries and time.monotonic() >= self._empty_until
+        return not self.entries and now() >= self._empty_until
 
 
-def answered(agent: Agent, line: bytes) -> bytes:
-    """The line that answers one."""
+def _is_lifetime(seconds: object) -> bool:
+    """Also a number that compares with nothing (NaN) is none."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= LONGEST_LIFETIME
+
+
+def answered(agent: Agent, received: memoryview) -> Answer | None:
+    """What is sent to a caller from whom this has come; None: its request is not complete."""
+    end = next((at for at, byte in enumerate(received) if byte == NEWLINE), None)
+    if end is None:
+        return None
+    request = _parsed(bytes(received[:end]))
+    behind = received[end + 1 :]
+    key = behind[:KEY] if request.get("do") == "load" else None
+    if key is not None and len(key) < KEY:
+        return None
     try:
-        request = json.loads(line)
-        answer = agent.answer(request if isinstance(request, dict) else {})
+        answer = agent.answer(request, key)
+    except Exception:  # whatever a caller thinks of, the keys of the others stay
+        answer = {"error": "the agent does not know this request"}
+    keys = agent.keys() if "keys" in answer else []
+    return [memoryview(json.dumps(answer).encode() + b"\n"), *keys]
+
+
+def _parsed(head: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(head)
     except (ValueError, RecursionError):
-        answer = agent.answer({})
-    return json.dumps(answer).encode() + b"\n"
+        return {}
+    return request if isinstance(request, dict) else {}
 
 
 def keep_secret(*, locked: bool = True) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,12 +193,17 @@ def test_more_idle_callers_than_there_are_places_keep_nobody_out(place: Path) ->
         assert time.monotonic() - start < connections.PATIENCE / 2
 
 
+def pieces(answer: Callable[[bytes], bytes | None], received: memoryview) -> connections.Answer | None:
+    found = answer(bytes(received))
+    return None if found is None else [memoryview(found)]
+
+
 @contextmanager
-def served(path: Path, answer: Callable[[bytes], bytes]) -> Iterator[tuple[connections.Callers, socket.socket]]:
+def served(path: Path, answer: Callable[[bytes], bytes | None]) -> Iterator[tuple[connections.Callers, socket.socket]]:
     """Callers, and one of them."""
     with ExitStack() as stack:
         door = stack.enter_context(Door.at(str(path)) or pytest.fail("nobody was there"))
-        all_ = stack.enter_context(connections.Callers(door.socket, answer))
+        all_ = stack.enter_context(connections.Callers(door.socket, partial(pieces, answer)))
         caller = stack.enter_context(socket.socket(socket.AF_UNIX))
         caller.connect(str(path))
         all_.serve(1)
@@ -207,7 +213,7 @@ def served(path: Path, answer: Callable[[bytes], bytes]) -> Iterator[tuple[conne
 
 def test_a_line_may_come_in_pieces_and_long_answers_go_out(tmp_path: Path) -> None:
     long = b"x" * 5_000_000 + b"\n"
-    with served(tmp_path / "agent", lambda line: long if line == b"ask\n" else b"") as (all_, caller):
+    with served(tmp_path / "agent", lambda line: long if line == b"ask\n" else None) as (all_, caller):
         for piece in (b"a", b"sk", b"\n"):
             caller.sendall(piece)
             all_.serve(1)
@@ -221,7 +227,7 @@ def test_a_line_may_come_in_pieces_and_long_answers_go_out(tmp_path: Path) -> No
 
 def test_who_takes_too_long_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.1)
-    with served(tmp_path / "agent", lambda line: line) as (all_, caller):
+    with served(tmp_path / "agent", lambda line: None) as (all_, caller):
         all_.serve(1)
         assert not all_
         assert caller.recv(1) == b""
@@ -230,12 +236,44 @@ def test_who_takes_too_long_is_dropped(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_agent_without_keys_does_not_spin_while_somebody_is_idle() -> None:
     agent = server.Agent()
     assert 0 < agent.next_end() <= server.EMPTY_FOR
-    agent.answer({"do": "load", "pool": 1, "root": 2, "key": KEY.hex()})
+    agent.answer({"do": "load", "pool": 1, "root": 2}, memoryview(KEY))
     agent.answer({"do": "unload", "pool": 1, "root": 2})
     assert agent.is_done()
     assert agent.next_end() > server.EMPTY_FOR
 
 
-@pytest.mark.parametrize("line", [b"", b"\n", b"[]\n", b"[" * 60_000 + b"\n", b"\xff\n"])
+LOAD = b'{"do":"load","pool":1,"root":2,"seconds":%s}\n'
+
+
+@pytest.mark.parametrize("line", [b"\n", b"[]\n", b"[" * 4000 + b"\n", b"\xff\n", b"1" * 4000 + b"\n"])
 def test_nonsense_is_told_to_be_nonsense(line: bytes) -> None:
-    assert b"error" in server.answered(server.Agent(), line)
+    answer = server.answered(server.Agent(), memoryview(line))
+    assert answer
+    assert b"error" in bytes(answer[0])
+
+
+@pytest.mark.parametrize("seconds", [b"9" * 400, b"1e400", b"NaN", b"-1", b"true", b'"8h"', b"[]", b"Infinity"])
+def test_a_lifetime_that_is_none_costs_nobody_a_key(seconds: bytes) -> None:
+    agent = server.Agent()
+    agent.answer({"do": "load", "pool": 1, "root": 1}, memoryview(KEY))
+    answer = server.answered(agent, memoryview(LOAD % seconds + KEY))
+    assert answer
+    assert b"error" in bytes(answer[0])
+    assert agent.next_end() > 0
+    assert agent.keys() == [KEY]
+
+
+@pytest.mark.parametrize("field", ["pool", "root"])
+def test_numbers_of_any_size_are_numbers(field: str) -> None:
+    agent = server.Agent()
+    agent.answer({"do": "load", "pool": 1, "root": 1, field: 10**400}, memoryview(KEY))
+    assert agent.answer({"do": "roots", "pool": 1})["roots"] in ([], [10**400])
+
+
+def test_a_request_is_complete_with_the_last_byte_of_its_key() -> None:
+    agent = server.Agent()
+    request = LOAD % b"1" + KEY
+    for size in (0, 5, len(request) - 32, len(request) - 1):
+        assert server.answered(agent, memoryview(request[:size])) is None
+    assert server.answered(agent, memoryview(request)) is not None
+    assert len(agent.entries) == 1

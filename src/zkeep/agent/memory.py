@@ -1,0 +1,54 @@
+"""Memory for keys: pages that are locked and left out of core files, and bytes that are overwritten when they go.
+
+Python copies `bytes` and `str` as it likes and never clears them. So a key in the agent goes from the socket into a
+buffer of fixed size, from there into its slot here, and from the slot straight to the socket; none of them is copied,
+and all of them are overwritten.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from contextlib import suppress
+
+KEY = 32
+"Bytes of a wrapping key."
+MOST = 4096
+"Keys that are held at a time."
+
+
+def wipe(secret: bytearray | memoryview) -> None:
+    """Overwrite bytes in their place."""
+    secret[:] = bytes(len(secret))
+
+
+class KeyMemory:
+    """Slots of 32 bytes each, in anonymous pages that exist once written to."""
+
+    def __init__(self, slots: int = MOST) -> None:
+        self._pages = mmap.mmap(-1, slots * KEY, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in ("MADV_DONTDUMP", "MADV_DONTFORK"):
+            with suppress(AttributeError, OSError):
+                self._pages.madvise(getattr(mmap, advice))
+        self._view = memoryview(self._pages)
+        self._free = list(range(slots - 1, -1, -1))
+
+    def put(self, key: memoryview) -> int | None:
+        """Copy a key in; returns its slot, None where there is no room."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        view = self[slot]
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(view))), KEY)
+        view[:] = key
+        return slot
+
+    def __getitem__(self, slot: int) -> memoryview:
+        """The key in a slot, as it lies there: it becomes zeros when the slot is wiped."""
+        return self._view[slot * KEY : (slot + 1) * KEY]
+
+    def drop(self, slot: int) -> None:
+        """Overwrite a key."""
+        wipe(self[slot])
+        self._free.append(slot)
