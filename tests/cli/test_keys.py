@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rawbytes import everything
+from vectors.forgeries import put_together, taken_apart
 from zkeep.agent import client
 from zkeep.cli.main import run
+from zkeep.format.records import Begin, BeginFlag
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
 KEY = f"file://{STORY}/jambon-zfs-key"
@@ -200,25 +204,6 @@ def sealed_key(stream: Path) -> bytes:
     return key
 
 
-def everything(pool: Path) -> bytes:
-    """All bytes of a pool's files, with what base64 and gzip hide in the catalog."""
-    import base64
-    import gzip
-
-    found = []
-    for path in pool.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            found.append(gzip.decompress(content) if path.suffix == ".gz" else content)
-    text = b"".join(found)
-    hidden = [piece for piece in text.split(b'"') if len(piece) > 500 and not set(piece) - BASE64]
-    assert hidden
-    return text + b"".join(base64.b64decode(piece + b"=" * (-len(piece) % 4)) for piece in hidden)
-
-
-BASE64 = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
-
-
 # Whose key it is
 
 CHAIN = STORY.parent / "chains"
@@ -312,3 +297,27 @@ def test_the_present_key_and_the_new_one_may_come_line_by_line(capfd: Output, mo
 )
 def test_change_key_says_what_is_missing(capfd: Output, words: list[str], status: int, why: str) -> None:
     assert why in said(capfd, "change-key", *words, status=status)
+
+
+# Clones
+
+def test_clones_forget_what_their_origin_forgets_wherever_they_are(capfd: Output, other: str, tmp_path: Path) -> None:
+    """A clone has the same keys: an old sealing that stays with it would go on opening them all."""
+    clone = taken_apart((CHAIN / "ccm192-lzjb-8k.inc-s0-s1.zfs").read_bytes())
+    begin = clone[0].header
+    assert isinstance(begin, Begin)
+    clone[0].put(replace(begin, flags=begin.flags | BeginFlag.CLONE))
+    (tmp_path / "clone").write_bytes(put_together(clone))
+    receive(tmp_path / "clone", "v/elsewhere")
+    assert get(capfd, "origin", "v/elsewhere") == "v/jambon/other@s0"
+    old = sealed_key(CHAIN / "ccm192-lzjb-8k.full-s0.zfs")
+    (tmp_path / "new").write_bytes(bytes(range(32)))
+    options = ["-o", "keyformat=raw", "-o", f"keylocation=file://{tmp_path}/new"]
+    said(capfd, "change-key", "-L", other, *options, "v/jambon/other")
+    assert "v/elsewhere" in said(capfd, "forget-keys", "-n", "v/jambon/other")
+    said(capfd, "forget-keys", "-f", "v/jambon/other")
+    assert old not in everything(tmp_path / "pool")
+    new = f"file://{tmp_path}/new"
+    for name in ("v/jambon/other@s0", "v/elsewhere@s1"):
+        assert "authentic" in said(capfd, "verify", "-v", "-L", new, name)
+        said(capfd, "verify", "-L", other, name, status=1)

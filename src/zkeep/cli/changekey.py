@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -122,11 +123,10 @@ class _Present:
 def _loaded_key(pool: Pool, root: Dataset) -> bytes | None:
     from zkeep.crypto.unwrap import WrappedKeys, WrongKey, key_that_opens
 
-    for record in records_of(pool, root):
-        try:
-            return key_that_opens(client.keys(), WrappedKeys.of(record.fields))
-        except WrongKey:
-            continue
+    with client.borrowed() as loaded:
+        for record in records_of(pool, root) if loaded else ():
+            with suppress(WrongKey):
+                return bytes(key_that_opens(loaded, WrappedKeys.of(record.fields)))
     return None
 
 
@@ -142,7 +142,7 @@ class _Sealing:
 
 def _renew(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
     """A new key of its own."""
-    new = _NewKey.of(pool, dataset, wanted, is_root=dataset == root)
+    new = _NewKey.of(dataset, wanted, is_root=dataset == root)
     members = _unsealed(pool, dataset, root, present.key(root))
     sealing = new.sealing(records_of(pool, root)[0])
     user = {name: text for name, text in wanted.items() if ":" in name}
@@ -228,7 +228,7 @@ class _NewKey:
     dataset: str
 
     @classmethod
-    def of(cls, pool: Pool, dataset: Dataset, wanted: dict[str, str], *, is_root: bool) -> _NewKey:
+    def of(cls, dataset: Dataset, wanted: dict[str, str], *, is_root: bool) -> _NewKey:
         """A root keeps what is not said anew; what becomes one must say its keyformat."""
         now = next((text for text, code in CODES.items() if code == dataset.doc["crypt"]["keyformat"]), "none")
         keyformat = wanted.get("keyformat", now if is_root else "")
@@ -242,7 +242,7 @@ class _NewKey:
         if not iterations.isdecimal() or not MIN_ITERATIONS <= int(iterations) <= MAX_ITERATIONS:
             most = f"from {MIN_ITERATIONS} to {MAX_ITERATIONS}"
             raise WrongUsage(f"pbkdf2iters is a number {most}, not {shown(iterations)}")
-        location = wanted.get("keylocation") or (key_location(pool, dataset) if is_root else "prompt")
+        location = wanted.get("keylocation") or (key_location(dataset) if is_root else "prompt")
         return cls(keyformat, location, int(iterations), dataset.name.text)
 
     def sealing(self, record: KeyRecord) -> _Sealing:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from zkeep.agent import client
+from zkeep.agent.in_use import Busy, unused
 from zkeep.cli import usage
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import piped, read_key, typed
-from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.begin import number
@@ -22,6 +24,9 @@ from zkeep.pool.datasets.keyrecords import KeyRecord
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.view import View
+
+if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -32,14 +37,17 @@ class Tally:
 
     attempted: int = 0
     failed: int = 0
+    status: int = 0
+    "The greatest one of those that failed."
 
     def each(self, roots: Iterable[tuple[Pool, Dataset]], what: str, act: Callable[[Pool, Dataset], None]) -> None:
         for pool, root in roots:
             self.attempted += 1
             try:
                 act(pool, root)
-            except Refused as error:
+            except (Refused, Busy) as error:
                 self.failed += 1
+                self.status = max(self.status, error.status)
                 say(f"{what} error: {error}")
 
 
@@ -92,7 +100,7 @@ def load_key_verb(
 @click.option("-a", "every", is_flag=True, help="The keys of all datasets of all pools.")
 @click.argument("names", nargs=-1, metavar="DATASET")
 def unload_key_verb(*, recursive: bool, every: bool, names: Sequence[str]) -> None:
-    """Forget the key of an encryption root.
+    """Forget the key of an encryption root; not while something that it opens is mounted or read.
 
     \b
         zkeep unload-key vault/home
@@ -100,8 +108,12 @@ def unload_key_verb(*, recursive: bool, every: bool, names: Sequence[str]) -> No
     """
 
     def unload(pool: Pool, root: Dataset) -> None:
-        if not client.unload(pool.doc["guid"], root.id):
+        guid = pool.doc["guid"]
+        if root.id not in client.roots(guid):
             raise Refused(f"Key already unloaded for '{root.name}'.")
+        inside = [int(dataset.doc["crypt"].get("guid", 0)) for dataset in family(pool, root)]
+        with unused(inside, f"'{root.name}' is busy: something of it is mounted or read; unmount it first"):
+            client.unload(guid, root.id)
 
     _run(names, recursive, every, Work("Key unload", "unloaded", unload, loads=False))
 
@@ -132,7 +144,7 @@ def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None
     if work.noop or (many and tally.attempted):
         click.echo(f"{tally.attempted - tally.failed} / {tally.attempted} key(s) successfully {work.done}")
     if tally.failed:
-        click.get_current_context().find_root().meta["status"] = 1
+        click.get_current_context().find_root().meta["status"] = tally.status
 
 
 def _chosen(names: Sequence[str], every: bool) -> dict[str, list[DatasetName]]:
@@ -168,9 +180,9 @@ def family(pool: Pool, root: Dataset) -> list[Dataset]:
 
 
 def records_of(pool: Pool, root: Dataset) -> list[KeyRecord]:
-    """What its key can be tried on, the newest first: the root's own, or its children's where it holds nothing."""
+    """What its key is tried on, in this order: the root's own, or its children's where it holds nothing."""
     for dataset in family(pool, root):
-        if found := list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset))):
+        if found := list(keyrecords.by_work(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))):
             return found
     raise Refused(f"cannot open '{root.name}': it holds no snapshot, and so no key record")
 
@@ -182,39 +194,37 @@ def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
         Refused: it is not the key.
         Damaged: it is the key of other snapshots of the same keys, so that the newest key record must be damaged.
     """
-    from zkeep.crypto.unwrap import WrappedKeys, WrongKey, from_material, unwrap
+    from zkeep.crypto.unwrap import Materials, TooManyRounds, WrappedKeys, WrongKey
 
     records = records_of(pool, root)
-    material = _material(root, records[0], location or key_location(pool, root))
+    key_of = Materials([_material(root, records[0], location or key_location(root))])
     reasons: list[Refused | Damaged] = []
     for record in records:
         try:
-            wrapped = WrappedKeys.of(record.fields)
-            key = from_material(material, wrapped)
-            unwrap(wrapped, key)
-            return key
+            return key_of(WrappedKeys.of(record.fields))
         except (WrongKey, Damaged) as error:
             reasons.append(error)
     if isinstance(reasons[0], Damaged):
         raise reasons[0]
-    _tell_damage(pool, root, material)
-    why = "" if "not that of key guid" in str(reasons[0]) else f" ({reasons[0]})"
-    raise Refused(f"Incorrect key provided for '{root.name}'.{why}")
+    _tell_damage(pool, root, key_of)
+    untried = next((reason for reason in reasons if isinstance(reason, TooManyRounds)), None)
+    why = untried or ("" if "not that of key guid" in str(reasons[0]) else reasons[0])
+    raise Refused(f"Incorrect key provided for '{root.name}'." + (f" ({why})" if why else ""))
 
 
-def _tell_damage(pool: Pool, root: Dataset, material: bytes) -> None:
+def _tell_damage(pool: Pool, root: Dataset, key_of: GetKey) -> None:
     """Raises Damaged if the key opens what inherits from the root: then it is the root's key record that is wrong."""
-    from zkeep.crypto.unwrap import first_that_opens
     from zkeep.snapshot.keys import first_opened
 
     for dataset in family(pool, root)[1:]:
-        records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))
-        if records and first_opened(records, first_that_opens([material]), records[0].guid):
+        records = list(keyrecords.by_work(keyrecords.distinct(keyrecords.of_dataset(pool, dataset))))
+        if records and first_opened(records, key_of, records[0].guid):
             raise Damaged(f"the key record of '{root.name}' is damaged: its key opens '{dataset.name}', but not itself")
 
 
-def key_location(pool: Pool, root: Dataset) -> str:
-    return str(View(pool).get(root, "keylocation").value)
+def key_location(root: Dataset) -> str:
+    """Where its key is, as it was set here. What a stream says of it is shown, and never opened."""
+    return str(root.doc["local"].get("keylocation") or "prompt")
 
 
 def _material(root: Dataset, record: KeyRecord, location: str) -> bytes:
@@ -253,10 +263,12 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
         plans = keyrecords.plan_forget(pool, members)
         for plan in plans:
             _tell_forgetting(plan)
+        for dataset, mark in keyrecords.still_opened(pool, plans):
+            say(f"{dataset.name} holds the same keys, and keeps {mark}: zkeep forget-keys it, too")
         if not plans:
             click.echo(f"{name}: there is one sealing of the keys; nothing is old")
-        elif not noop and (force or click.confirm("Drop them for good?", err=True)):
-            _forget(pool, members, plans)
+        if not noop and (not plans or force or click.confirm("Drop them for good?", err=True)):
+            _forget(pool, plans)
 
 
 def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
@@ -269,11 +281,16 @@ def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
     )
 
 
-def _forget(pool: Pool, members: list[Dataset], plans: list[keyrecords.Forgetting]) -> None:
-    for dataset in members:
+def _forget(pool: Pool, plans: list[keyrecords.Forgetting]) -> None:
+    """Also where nothing is old: a call that was interrupted may have left what documents said before in files."""
+    for dataset in [plan.dataset for plan in plans]:
         if pool.catalog.get("receive", dataset.key):
             raise Refused(f"cannot forget keys of {dataset.name}: a receive is in progress; end it or zkeep receive -A")
-    with pool.transaction() as t:
-        for plan in plans:
-            keyrecords.forget(pool, t, plan)
-    pool.catalog.renew()
+    if plans:
+        with pool.transaction() as t:
+            for plan in plans:
+                keyrecords.forget(pool, t, plan)
+    try:
+        pool.catalog.renew()
+    except (OSError, TryAgain) as error:
+        raise TryAgain(f"dropped, but files of the catalog still have them: {error}; call it again") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from zkeep.agent.client import keys
+from zkeep.agent.client import borrowed
+from zkeep.agent.in_use import InUse
 from zkeep.cli.home import opened as open_pool
 from zkeep.errors import Refused, WrongUsage
 from zkeep.format.records import HEADER, MAGIC
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from zkeep.snapshot.open import OpenSnapshot
 
 MAX_KEY_FILE = 4096
+KEY_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+NOT_REGULAR = "it is not a regular file; a key from a pipe comes with -L prompt"
 TOP = "streams/sent"
 
 key_option = click.option(
@@ -44,54 +49,87 @@ def keys_from(locations: Sequence[str]) -> GetKey:
     """Whichever of the named keys opens a snapshot; asks a person where none is named and one is there."""
     if find_spec("cryptography") is None:
         raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep anew")
-    from zkeep.crypto.unwrap import first_that_opens
-
-    materials = [read_key(location) for location in locations if location != "prompt"]
-    if materials and "prompt" not in locations:
-        return first_that_opens(materials)
-    return _Prompt(materials, loaded=not locations)
+    named = [read_key(location) for location in locations if location != "prompt"]
+    source = _Keys(named, loaded=not locations, asks=not named or "prompt" in locations)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(source.in_use.release)
+    return source
 
 
 def read_key(location: str) -> bytes:
-    """What a key file holds."""
+    """What a key file holds.
+
+    Only a regular file of a key's size is read: to open a pipe or a device may wait for ever, or set something off.
+    """
     parts = urlsplit(location)
-    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+    path = unquote(parts.path)
+    if parts.scheme != "file" or parts.netloc or not path.startswith("/") or "\0" in path:
         raise WrongUsage(f"a key location is file:///path or prompt, not {shown(location)}")
-    path = Path(unquote(parts.path))
     try:
-        with path.open("rb") as source:
-            return source.read(MAX_KEY_FILE)
+        why = _no_key_file(os.stat(path))  # before it is opened: opening some devices does something
+        if not why:
+            with open(os.open(path, KEY_FLAGS), "rb", buffering=0) as source:
+                why = _no_key_file(os.fstat(source.fileno()))
+                material = b"" if why else source.read(MAX_KEY_FILE)
     except OSError as error:
-        raise Refused(f"cannot read the key {shown(str(path))}: {error.strerror}") from None
+        why = error.strerror or str(error)
+    if why:
+        raise Refused(f"cannot read the key {shown(path)}: {why}")
+    return material
 
 
-class _Prompt:
-    """Takes the keys that are loaded, where no other was named; else asks a person, once."""
+def _no_key_file(status: os.stat_result) -> str:
+    """Why this is none; empty if it may be one."""
+    if not stat.S_ISREG(status.st_mode):
+        return NOT_REGULAR
+    return f"it has {status.st_size} bytes, a key has {MAX_KEY_FILE} at most" if status.st_size > MAX_KEY_FILE else ""
 
-    def __init__(self, materials: list[bytes], *, loaded: bool) -> None:
-        self._materials = materials
-        self._loaded = list(keys()) if loaded else []
-        self._asked = False
+
+class _Keys:
+    """The keys that were named; or those that are loaded, where none was; else what a person types, once."""
+
+    def __init__(self, named: list[bytes], *, loaded: bool, asks: bool) -> None:
+        from zkeep.crypto.unwrap import Materials
+
+        self.in_use = InUse()
+        self._materials = Materials(named)
+        self._asks = asks
+        self._loaded: bytes | None = None
+        self._may_be_loaded = loaded
 
     def __call__(self, wrapped: WrappedKeys) -> bytes:
-        from zkeep.crypto.unwrap import WrongKey, first_that_opens, key_that_opens
+        from zkeep.crypto.unwrap import WrongKey
 
+        self.in_use.hold(wrapped.guid)
+        if self._may_be_loaded and (key := self._loaded_key(wrapped)) is not None:
+            return key
         try:
-            return key_that_opens(self._loaded, wrapped)
+            return self._materials(wrapped)
         except WrongKey:
-            pass
-        try:
-            return first_that_opens(self._materials)(wrapped)
-        except WrongKey as error:
-            if self._asked or self._loaded:
-                raise error from None
-        self._materials.append(self._ask(wrapped))
-        return first_that_opens(self._materials)(wrapped)
+            if not self._asks or self._loaded is not None:
+                raise
+        self._asks = False
+        self._materials.materials.append(self._ask(wrapped))
+        return self._materials(wrapped)
+
+    def _loaded_key(self, wrapped: WrappedKeys) -> bytes | None:
+        """Of the keys that are loaded only the one that opens it stays in this process."""
+        from zkeep.crypto.unwrap import WrongKey, key_that_opens, unwrap
+
+        with suppress(WrongKey):
+            if self._loaded is not None:
+                unwrap(wrapped, self._loaded)
+                return self._loaded
+        with suppress(WrongKey), borrowed() as loaded:
+            self._asks = self._asks and not loaded
+            self._loaded = bytes(key_that_opens(loaded, wrapped))
+            return self._loaded
+        return None
 
     def _ask(self, wrapped: WrappedKeys) -> bytes:
         from zkeep.crypto.unwrap import KeyFormat
 
-        self._asked = True
         way = "load it with zkeep load-key, or give it with -L file:///path"
         if not sys.stdin.isatty():
             raise Refused(f"it is encrypted and no key is here that opens it: {way}")

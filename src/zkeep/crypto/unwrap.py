@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format.nvlist import NvList, NvType
@@ -23,6 +23,8 @@ WRAPPING_KEY = 32
 HMAC_KEY = 64
 MAX_ITERATIONS = 10_000_000
 "More rounds than this are not a person's choice but a trap: a stream names them, and nothing authenticates it."
+MAX_WASTED = 3 * MAX_ITERATIONS
+"Rounds for key records that a passphrase does not open; who sends streams can make any number of such records."
 MIN_PASSPHRASE, MAX_PASSPHRASE = 8, 512
 
 
@@ -43,7 +45,7 @@ class Suite:
     key_bytes: int
     ccm: bool
 
-    def aead(self, key: bytes) -> tuple[Any, type[Exception]]:
+    def aead(self, key: bytes | bytearray) -> tuple[Any, type[Exception]]:
         """A cipher, and what it raises when a MAC does not match."""
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM
@@ -63,6 +65,10 @@ SUITES = {
 
 class WrongKey(Refused):
     """The key does not open what it should (or its record was forged: nothing tells the two apart)."""
+
+
+class TooManyRounds(WrongKey):
+    """Whether the key opens it was not tried: it would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,7 @@ class MasterKeys:
 
 def _number(crypt: NvList, name: str) -> int:
     value = crypt.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
         raise Damaged(f"the key record has no {name}")
     return value
 
@@ -197,12 +203,12 @@ def _passphrase(line: bytes, wrapped: WrappedKeys) -> bytes:
         raise WrongKey(f"a passphrase has {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes")
     if not 0 < wrapped.iterations <= MAX_ITERATIONS:
         most = f"at most {MAX_ITERATIONS} are done"
-        raise Refused(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {most}")
+        raise TooManyRounds(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {most}")
     salt = wrapped.salt.to_bytes(8, "little")
     return hashlib.pbkdf2_hmac("sha1", line, salt, wrapped.iterations, WRAPPING_KEY)
 
 
-def unwrap(wrapped: WrappedKeys, wrapping_key: bytes) -> MasterKeys:
+def unwrap(wrapped: WrappedKeys, wrapping_key: bytes | bytearray) -> MasterKeys:
     """Open a key record.
 
     Raises:
@@ -238,7 +244,10 @@ def wrap(keys: MasterKeys, wrapping_key: bytes, keyformat: int, iterations: int 
     )
 
 
-def key_that_opens(keys: Iterable[bytes], wrapped: WrappedKeys) -> bytes:
+Key = TypeVar("Key", bytes, bytearray)
+
+
+def key_that_opens(keys: Iterable[Key], wrapped: WrappedKeys) -> Key:
     """Of several wrapping keys, of 32 bytes each, the one that opens a key record.
 
     Raises:
@@ -253,30 +262,57 @@ def key_that_opens(keys: Iterable[bytes], wrapped: WrappedKeys) -> bytes:
     raise WrongKey("no key is here that opens it")
 
 
-def first_that_opens(materials: Iterable[bytes]) -> GetKey:
+class Materials:
+    """Key files and passphrases; called with a key record, the wrapping key that opens it.
+
+    The rounds of PBKDF2 are the sender's choice. So a passphrase is stretched once for each salt and number of rounds,
+    and the rounds that led to nothing are bounded, for all records of a call together.
+    """
+
+    def __init__(self, materials: Iterable[bytes]) -> None:
+        self.materials = list(materials)
+        self.wasted = 0
+        "Rounds of PBKDF2 after which a key record did not open."
+        self._stretched: dict[tuple[bytes, int, int], bytes] = {}
+        self._known: dict[WrappedKeys, bytes] = {}
+
+    def __call__(self, wrapped: WrappedKeys) -> bytes:
+        """Raises WrongKey: none of the materials opens it."""
+        last: WrongKey = WrongKey("no key is here")
+        for material in self.materials if wrapped not in self._known else ():
+            try:
+                self._known[wrapped] = self._key(material, wrapped)
+                break
+            except WrongKey as error:
+                last = error
+        if wrapped not in self._known:
+            raise last
+        return self._known[wrapped]
+
+    def _key(self, material: bytes, wrapped: WrappedKeys) -> bytes:
+        if wrapped.keyformat != KeyFormat.PASSPHRASE:
+            return self._opening(from_material(material, wrapped), wrapped)
+        inputs = (material, wrapped.salt, wrapped.iterations)
+        if inputs in self._stretched:
+            return self._opening(self._stretched[inputs], wrapped)
+        if self.wasted + wrapped.iterations > MAX_WASTED * len(self.materials):
+            raise TooManyRounds("its key records ask for too many rounds of PBKDF2; those beyond were not tried")
+        self._stretched[inputs] = from_material(material, wrapped)
+        self.wasted += wrapped.iterations
+        key = self._opening(self._stretched[inputs], wrapped)
+        self.wasted -= wrapped.iterations
+        return key
+
+    @staticmethod
+    def _opening(key: bytes, wrapped: WrappedKeys) -> bytes:
+        unwrap(wrapped, key)
+        return key
+
+
+def first_that_opens(materials: Iterable[bytes]) -> Materials:
     """Of several key files or passphrases, the one that opens a key record; each tried once for each record.
 
     Raises (when asked):
         WrongKey: none does.
     """
-    every = list(materials)
-    known: dict[WrappedKeys, bytes] = {}
-
-    def get(wrapped: WrappedKeys) -> bytes:
-        if wrapped not in known:
-            known[wrapped] = _first(every, wrapped)
-        return known[wrapped]
-
-    return get
-
-
-def _first(materials: list[bytes], wrapped: WrappedKeys) -> bytes:
-    last: WrongKey = WrongKey("no key is here")
-    for material in materials:
-        try:
-            key = from_material(material, wrapped)
-            unwrap(wrapped, key)
-            return key
-        except WrongKey as error:
-            last = error
-    raise last
+    return Materials(materials)

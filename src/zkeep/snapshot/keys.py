@@ -7,12 +7,16 @@ key record is there, and a new key opens old ones.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, WrongKey, unwrap
 from zkeep.errors import Damaged
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.keyrecords import KeyRecord
 from zkeep.pool.datasets.model import Pool, Snapshot
+
+_OPENED: WeakKeyDictionary[GetKey, dict[int, MasterKeys]] = WeakKeyDictionary()
+"By the guid of the keys inside: what has opened one snapshot need not be looked for again for the next one."
 
 
 def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
@@ -23,14 +27,18 @@ def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
         Damaged: the snapshot's own key record makes no sense.
     """
     own = _own(pool, snapshot)
+    opened = _OPENED.setdefault(get_key, {})
     try:
-        return own_keys(pool, snapshot, get_key)
+        opened[own.guid] = own_keys(pool, snapshot, get_key)
     except WrongKey as error:
+        if own.guid in opened:
+            return opened[own.guid]
         others = keyrecords.distinct(keyrecords.of_dataset(pool, snapshot.dataset))
-        found = first_opened((record for record in others if record.mark != own.mark), get_key, own.guid)
+        found = first_opened((r for r in keyrecords.by_work(others) if r.mark != own.mark), get_key, own.guid)
         if found is None:
             raise error
-        return found
+        opened[own.guid] = found
+    return opened[own.guid]
 
 
 def own_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:

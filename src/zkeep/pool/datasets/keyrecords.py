@@ -13,6 +13,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 
 from zkeep.errors import Damaged
 from zkeep.format.nvlist import NvList, NvType
@@ -42,6 +43,11 @@ class KeyRecord:
     def keyformat(self) -> int:
         """zfs_keyformat."""
         return number(self.fields, "keyformat")
+
+    @property
+    def iterations(self) -> int:
+        """Rounds of PBKDF2 that a passphrase takes."""
+        return number(self.fields, "pbkdf2iters")
 
     @property
     def mark(self) -> str:
@@ -80,6 +86,20 @@ def distinct(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
         if record.mark not in seen:
             seen.add(record.mark)
             yield record
+
+
+def by_work(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
+    """In the order in which keys are tried on them: likely ones first, then those that take the least work.
+
+    The sender chooses how much work a record takes, and how many there are. The newest, those that were made here, and
+    the oldest, which came before anybody could take the sender over, are among the first whatever else came.
+    """
+    yield from islice(records, 1)
+    rest = list(records)
+    yield from (record for record in rest if record.snapshot is None)
+    came = [record for record in rest if record.snapshot is not None]
+    yield from came[-1:]
+    yield from sorted(came[:-1], key=lambda record: record.iterations)
 
 
 def local(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
@@ -141,15 +161,51 @@ class Forgetting:
 
 
 def plan_forget(pool: Pool, datasets: list[Dataset]) -> list[Forgetting]:
-    """The newest sealing of each dataset stays. Keys of another guid are of another life of the dataset, and stay."""
-    plans = []
-    for dataset in datasets:
+    """The newest sealing of each dataset stays, and of their clones, wherever they are: those have the same keys.
+
+    A clone that has nothing newer than what goes is given what its origin keeps. Keys of another guid are of another
+    life of the dataset, and stay.
+    """
+    plans: list[Forgetting] = []
+    keeps: dict[int, Forgetting] = {}
+    for dataset in [*datasets, *_clones(pool, datasets)]:
         records = list(distinct(_own(pool, dataset)))
-        kept = records[0] if records else None
-        old = [record.mark for record in records[1:] if kept and record.guid == kept.guid]
-        if kept is not None and old:
-            plans.append(Forgetting(dataset, kept, old))
+        if not records:
+            continue
+        kept = records[0]
+        first = keeps.get(kept.guid)
+        if first and kept.mark in first.dropped:
+            kept = first.kept
+        old = [record.mark for record in records if record.guid == kept.guid and record.mark != kept.mark]
+        plan = Forgetting(dataset, kept, old)
+        keeps.setdefault(kept.guid, plan)
+        plans += [plan] if old else []
     return plans
+
+
+def _clones(pool: Pool, datasets: list[Dataset]) -> list[Dataset]:
+    """Clones of these datasets, clones of those, and so on; without what is among them."""
+    tree = pool.tree()
+    found = {dataset.id: dataset for dataset in datasets}
+    todo = list(datasets)
+    while todo:
+        new = [clone for clone in tree.clones(todo.pop()) if clone.id not in found]
+        found.update((clone.id, clone) for clone in new)
+        todo += new
+    return list(found.values())[len(datasets) :]
+
+
+def still_opened(pool: Pool, plans: list[Forgetting]) -> list[tuple[Dataset, str]]:
+    """Other datasets with the same keys that keep a sealing which goes here, each with the mark of one."""
+    gone = {(plan.kept.guid, mark) for plan in plans for mark in plan.dropped}
+    guids, planned = {guid for guid, _ in gone}, {plan.dataset.id for plan in plans}
+    others = [d for d in pool.tree().by_id.values() if d.id not in planned and d.doc.get("crypt")]
+    return [
+        (dataset, record.mark)
+        for dataset in others
+        if dataset.doc["crypt"].get("guid") in guids
+        for record in islice((r for r in distinct(_own(pool, dataset)) if (r.guid, r.mark) in gone), 1)
+    ]
 
 
 def _own(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:

@@ -201,12 +201,19 @@ class Catalog:
         return place
 
     def renew(self) -> None:
-        """Let nothing of the past stay in the catalog's files: what documents said before is gone for good."""
+        """Let nothing of the past stay in the catalog's files: what documents said before is gone for good.
+
+        Killed at any moment, it is finished by the next call, whatever was done by then.
+        """
         with self._exclusive(self._wait):
-            self._checkpoint(self._catch_up(self._index))
+            place = self._catch_up(self._index)
+            if place.number == place.generation:  # a checkpoint is made once; what is beside it has to go, too
+                place = self._journal.append(place, [])
+            self._checkpoint(place)
             self._index.close()
             for suffix in ("", "-wal", "-shm"):
                 self._store.delete(INDEX + suffix)
+            self._store.sweep()
         self._index = self._on_disk()
 
     @contextmanager
