@@ -7,6 +7,7 @@
       Damaged          3  the pool's own data is not what was stored
       NotAuthentic     4  a MAC did not verify
       TryAgain         5  busy, interrupted, or the peer is gone: the same call may work later
+        Interrupted    5  a receive broke off, and what arrived is kept
 """
 
 from __future__ import annotations
@@ -58,3 +59,14 @@ class TryAgain(ZkeepError):
     """Busy, interrupted, or the peer is gone: the same call may succeed later."""
 
     status = 5
+
+
+class Interrupted(TryAgain, Refused):
+    """A receive broke off, or was refused the rest, and what arrived of its snapshot is kept.
+
+    `advice`: lines that follow the error's own, in the words that zfs has for this; tools read the token from them.
+    """
+
+    def __init__(self, reason: str, advice: list[str]) -> None:
+        self.advice = advice
+        super().__init__(reason)

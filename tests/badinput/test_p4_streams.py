@@ -34,7 +34,10 @@ def test_p4_a_resumable_receive_that_is_cut_can_be_given_up(kept: Box) -> None:
     for cut in record_ends(NEXT)[1:-1:3]:
         answer = kept.receive(NEXT[:cut], "-s", "v/x@s1")
         assert answer.status == 5, answer
-        one_line(answer)
+        first, *rest = answer.err.splitlines()
+        assert first.startswith("zkeep: cannot receive incremental stream: checksum mismatch"), answer
+        assert len(rest) == 4, answer
+        assert rest[2].startswith("    zfs send -t 1-"), answer
         token = kept.zkeep("get", "-H", "-o", "value", "receive_resume_token", "v/x").out.strip()
         assert token.startswith("1-")
         assert kept.zkeep("receive", "-A", "v/x").status == 0

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from zkeep.cli import usage
-from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.errors import Interrupted, Refused, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 "Read where numpy is imported: its threads for linear algebra would start, spin and have nothing to do."
@@ -206,6 +206,9 @@ def _report(error: BaseException) -> int:
         return 2
     text, status = _explain(error)
     say(text)
+    if isinstance(error, Interrupted):
+        for line in error.advice:
+            print(line, file=sys.stderr)
     return status
 
 

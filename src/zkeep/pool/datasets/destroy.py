@@ -16,6 +16,7 @@ from zkeep.pool.datasets import summaries
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard
+from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.space import compute
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
@@ -81,7 +82,8 @@ def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -
     if options.clones:
         add_clones(view, plan)
     if options.defer:
-        plan.deferred = [s for s in found if s.holds or _clones_outside(view, plan, s)]
+        known = bases(view.pool)
+        plan.deferred = [s for s in found if s.holds or _clones_outside(view, plan, s) or base_of(known, s)]
         plan.snapshots = [s for s in plan.snapshots if s not in plan.deferred]
     check(view, plan, options)
     return plan
@@ -142,6 +144,7 @@ def _clones_outside(view: View, plan: Plan, snapshot: Snapshot) -> list[Dataset]
 
 
 def check(view: View, plan: Plan, options: Options) -> None:
+    known, gone = bases(view.pool), {d.id for d in plan.datasets}
     for snapshot in plan.snapshots:
         if snapshot.holds:
             tags = ", ".join(sorted(snapshot.holds)[:3])
@@ -149,6 +152,8 @@ def check(view: View, plan: Plan, options: Options) -> None:
         if clones := _clones_outside(view, plan, snapshot):
             hint = f"use -R to destroy also {clones[0].name}"
             raise Refused(f"cannot destroy {snapshot.name}: snapshot has dependent clones; {hint}")
+        if (receiving := base_of(known, snapshot)) and receiving.id not in gone:
+            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(receiving)}")
 
 
 # What it gives back, and doing it
@@ -190,6 +195,10 @@ def lock_name(dataset: Dataset) -> str:
 def _recheck(pool: Pool, plan: Plan) -> None:
     """The plan was made before the lock: what changed since is for a new plan to see."""
     known = {d.id for d in plan.datasets}
+    receives = bases(pool)
+    for snapshot in plan.snapshots:
+        if (receiving := base_of(receives, snapshot)) and receiving.id not in known:
+            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(receiving)}")
     for snapshot in (*plan.snapshots, *plan.deferred):
         now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
         if not now or now.doc != snapshot.doc:

@@ -314,6 +314,8 @@ class Pool:
         """Forget it with all that hangs on it; returns its segments' ids, whose files may go after commit."""
         runs = t.scan("run", dataset.key + "/")
         segments = [segment for _, run in runs for segment in run["segments"]]
+        partial = t.get("receive", dataset.key)
+        segments += partial["tally"]["segments"] if partial else []
         for kind in ("snapshot", "begin", "run", "bookmark", "key"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)

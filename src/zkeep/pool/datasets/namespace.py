@@ -14,6 +14,7 @@ from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.derived import encryption_root, letter
 from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.partial import base_of, bases
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 
@@ -247,8 +248,8 @@ def _check_tags(held: Iterable[Snapshot], tag: str) -> None:
 
 
 def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
-    """What `destroy -d` left for later goes when neither hold nor clone is left."""
-    if not snapshot.doc.get("defer_destroy") or snapshot.holds:
+    """What `destroy -d` left for later goes when neither hold nor clone nor partial receive is left."""
+    if not snapshot.doc.get("defer_destroy") or snapshot.holds or base_of(bases(pool), snapshot):
         return
     if not pool.tree().clones(snapshot.dataset, snapshot.txg):
         pool.remove_snapshot(t, snapshot)

@@ -145,13 +145,16 @@ class SegmentWriter:
             with suppress(OSError):  # on the way out after something worse
                 self._sealing.pop().discard()
 
+    def new_part(self, batch: Batch) -> Batch:
+        """The records of a batch that an interrupted receive has not kept already."""
+        return remainder(batch, self._resumed.last) if self._resumed else batch
+
     def add(self, batch: Batch) -> None:
-        """Take one batch. Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or rest().
+        """Take one batch, of new_part(). Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or
+        rest().
 
         An OBJECT at its end waits for what follows: it and its FREE to the end share a segment.
         """
-        if self._resumed:
-            batch = remainder(batch, self._resumed.last)
         if not len(batch):
             return
         if self._waiting is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, NoReturn
 
 from zkeep.errors import Refused
 from zkeep.format.events import SubBegin
@@ -14,6 +14,7 @@ from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
 
 Doc = dict[str, Any]
@@ -128,7 +129,8 @@ def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
 def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
     newest = pool.newest_snapshot(dataset) if dataset is not None else None
-    if dataset is None or (newest is None and not dataset.origin):
+    wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
+    if dataset is None or wants_new or (newest is None and not dataset.origin):
         return _judge_clone(pool, opening, begin, dataset, target)
     source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
     if source is None:
@@ -145,8 +147,9 @@ def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Datase
     return Plan(opening, begin, dataset, source, False, doomed)
 
 
-def refuse_needed(pool: Pool, where: str, doomed: Iterable[Snapshot]) -> None:
-    """What is held, or has clones, is not given up. What was destroyed meanwhile is in nobody's way."""
+def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
+    """What is held, has clones or a partial receive is not given up. What was destroyed meanwhile does not matter."""
+    known = bases(pool) if doomed else {}
     for planned in doomed:
         snapshot = pool.snapshot_at(planned.dataset.id, planned.txg)
         if snapshot is None:
@@ -156,6 +159,8 @@ def refuse_needed(pool: Pool, where: str, doomed: Iterable[Snapshot]) -> None:
         clones = pool.tree().clones(snapshot.dataset, snapshot.txg)
         if clones:
             raise Refused(f"{where}: cannot roll back: {clones[0].name} is a clone of {snapshot.name}")
+        if receiving := base_of(known, snapshot):
+            raise Refused(f"{where}: cannot roll back: {snapshot.name}: {needed_by(receiving)}")
 
 
 def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snapshot) -> None:
@@ -182,10 +187,25 @@ def _kinship(one: DatasetName, other: DatasetName) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
+def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Target) -> NoReturn:
+    """A clone begins a dataset: it is no increment of one that has a past of its own, be it the clone's origin.
+
+    Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_one(), stream_wantsnewfs.
+    """
+    where = f"cannot receive incremental stream into {target.name}"
+    if not begin.flags & BeginFlag.CLONE and target.origin is None:
+        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
+    newest = pool.newest_snapshot(dataset)
+    if not target.force:
+        raise Refused(f"{where}: the stream is of a clone and destination exists; must specify -F to overwrite it")
+    has = f"snapshots (eg. {newest.name}); must destroy them" if newest else "an origin; must destroy it"
+    raise Refused(f"{where}: the stream is of a clone and destination has {has} to overwrite it")
+
+
 def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive incremental stream into {target.name}"
-    if dataset is not None and has_runs(pool, dataset):
-        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
+    if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
+        _refuse_overwriting(pool, begin, dataset, target)
     matching = pool.snapshots_by_guid(begin.fromguid)
     matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
     if target.origin is not None:

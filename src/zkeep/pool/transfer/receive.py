@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
-from zkeep.errors import BadStream, Refused, TryAgain
+from zkeep.errors import BadStream, Interrupted, Refused
 from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
 from zkeep.format.reader import read_events
-from zkeep.format.records import Feature
+from zkeep.format.records import BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.admit import ZVOL, Target, judge
@@ -103,6 +103,7 @@ class _Receiver:
         self._settled = True
         self._ended: SubEnd | None = None
         self._arrival = Arrival("", "", False)
+        self._kind = ""
         self._started = (0.0, 0)
 
     def take(self, event: Event) -> None:
@@ -144,6 +145,7 @@ class _Receiver:
             return
         kept = f"{target.name}@{target.snapshot}"
         self._arrival = Arrival(f"{sent}@{snapshot}", kept, bool(event.begin.fromguid))
+        self._kind = _kind(event)
         self._options.tell(self._arrival)
         if self._options.dry_run:
             if self._package is None:
@@ -155,11 +157,16 @@ class _Receiver:
         self._landing = self._context.__enter__()
 
     def _already_here(self, event: SubBegin, target: Target) -> bool:
-        """In a package, a snapshot that is there already is passed over."""
-        if self._package is None:
-            return False
-        found = self._pool.find_snapshot(target.name.snapshot(target.snapshot))
-        if found is None or found.guid != event.begin.toguid:
+        """Whether the snapshot itself is there already: then its stream is read, verified and passed over.
+
+        So whoever did not learn that a receive was done may send the same again. In a package it may have another name
+        here; to a plain stream's snapshot its receiver has given one.
+        """
+        dataset = self._pool.find(target.name)
+        same = self._pool.snapshots_by_guid(event.begin.toguid, dataset) if dataset else []
+        named = [s for s in same if s.doc["name"] == target.snapshot]
+        found = next(iter(named or (same if self._package else [])), None)
+        if found is None:
             return False
         self._options.tell(Arrival(str(found.name), str(found.name), bool(event.begin.fromguid), ignored=True))
         return True
@@ -224,6 +231,7 @@ class _Receiver:
 
     def fail(self, error: BaseException) -> None:
         """The stream failed while a snapshot was landing: leave it as its options say."""
+        landing = self._landing
         context, self._context, self._landing = self._context, None, None
         if context is None:
             return
@@ -231,18 +239,39 @@ class _Receiver:
             context.__exit__(type(error), error, error.__traceback__)
         except type(error):
             pass
-        if self._options.resumable and isinstance(error, BadStream | OSError | KeyboardInterrupt):
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "interrupted"
-            raise TryAgain(
-                f"cannot receive {self._arrival.kept}: {why}; what arrived is kept: "
-                "go on with the receive_resume_token of the dataset"
-            ) from error
+        kept = landing.kept if landing is not None else None
+        if kept and isinstance(error, Refused | OSError | KeyboardInterrupt):
+            raise self._interrupted(error, *kept) from error
+
+    def _interrupted(self, error: BaseException, dataset: DatasetName, token: str) -> Interrupted:
+        """What zfs says of a partial receive, and beside it why, and of which dataset it is.
+
+        Source: OpenZFS lib/libzfs/libzfs_sendrecv.c recv_ecksum_set_aux().
+        """
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "interrupted"
+        said = "checksum mismatch or incomplete stream." if isinstance(error, BadStream) else f"{why}."
+        return Interrupted(
+            f"cannot receive {self._kind} stream: {said}",
+            [
+                "Partially received snapshot is saved.",
+                "A resuming stream can be generated on the sending system by running:",
+                f"    zfs send -t {token}",
+                f"to go on with {self._arrival.kept} by: zkeep receive -s {dataset} ({why})",
+            ],
+        )
 
     def close(self) -> None:
         """The stream came to its end."""
         if self._ended is not None:
             self._end(self._ended)
         self._replicate_names(force=False)
+
+
+def _kind(event: SubBegin) -> str:
+    """What zfs calls a stream where it says that it could not be received."""
+    if event.begin.features & Feature.RESUMING:
+        return "resume"
+    return "incremental" if event.begin.fromguid and not event.begin.flags & BeginFlag.CLONE else "new filesystem"
 
 
 def _sent_name(event: SubBegin) -> tuple[str, str]:

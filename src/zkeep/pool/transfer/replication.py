@@ -13,6 +13,7 @@ from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
+from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.promote import hold_off, promote_in
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.transfer.package_header import Outline, Outlined
@@ -114,13 +115,18 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) 
 
 
 def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
-    """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have."""
+    """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have.
+
+    What is kept of an interrupted receive is the newest, where nothing else is there.
+    """
     guids = outline.by_guid
     for dataset in local:
-        for snapshot in reversed(pool.snapshots(dataset)):
-            if snapshot.guid in guids:
-                yield dataset.id, guids[snapshot.guid][0]
-                break
+        mine = [s.guid for s in reversed(pool.snapshots(dataset))]
+        partial = pool.catalog.get("receive", dataset.key) if not mine else None
+        mine += [partial["toguid"]] if partial else []
+        found = next((guid for guid in mine if guid in guids), None)
+        if found is not None:
+            yield dataset.id, guids[found][0]
 
 
 def _destroy_gone(
@@ -157,6 +163,8 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: it is held")
     if clones := pool.tree().clones(snapshot.dataset, snapshot.txg):
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {clones[0].name} is its clone")
+    if receiving := base_of(bases(pool), snapshot):
+        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(receiving)}")
 
 
 def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dict[int, Outlined]) -> None:

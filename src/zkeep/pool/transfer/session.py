@@ -16,11 +16,12 @@ from zkeep.errors import Refused, ZkeepError
 from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, BeginFlag, Feature
+from zkeep.names import DatasetName
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.destroy import drop_after, lock_name
 from zkeep.pool.datasets.history import History, has_runs, history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
-from zkeep.pool.datasets.namespace import make_parents
+from zkeep.pool.datasets.namespace import make_parents, remove_if_deferred
 from zkeep.pool.datasets.orphans import discard, reading
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
@@ -42,6 +43,10 @@ DSL_CRYPTO = {
 }
 
 
+class QuotaExceeded(Refused):
+    """A quota, of the dataset or of what is above it, has no room for what comes."""
+
+
 class ReceiveSession:
     """Takes the events of one substream. Use land()."""
 
@@ -59,6 +64,7 @@ class ReceiveSession:
         self._key = ""
         self._room: int | None = None
         self._bytes = 0
+        self.is_registered = resumed is not None
         self._inflow: SegmentWriter | None = None
 
     def _past(self) -> History:
@@ -74,8 +80,11 @@ class ReceiveSession:
         rooms += [int(local[name]) for name in ("quota", "refquota") if int(local.get(name) or 0)]
         return min((room for room in rooms if room is not None), default=None)
 
-    def start(self) -> None:
-        """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers."""
+    def start(self, replaced: Doc | None = None) -> None:
+        """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers.
+
+        `replaced`: the registration of the partial receive in whose place it comes.
+        """
         self._stack.enter_context(reading(self._pool))
         if self._resumed:
             self._dataset = self._pool.dataset(self._target.name)
@@ -88,7 +97,11 @@ class ReceiveSession:
                     self._stack.enter_context(self._pool.store.lock(lock_name(self._dataset)))
                 self._key = self._registered_key()
                 self._doc = self._registration()
+                if replaced:
+                    t.delete("receive", self._dataset.key if self._dataset else "")
+                    self._doc["new"] = replaced["new"]
                 t.put("receive", self._key, self._doc)
+            self.is_registered = True
         busy = f"{self._target.name} is being received already"
         lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
         self._stack.enter_context(lock)
@@ -158,14 +171,15 @@ class ReceiveSession:
 
     def add(self, batch: Batch) -> None:
         """Take in one batch. Raises Refused when a quota is exceeded."""
+        assert self._inflow is not None
+        batch = self._inflow.new_part(batch)
         self._bytes += len(batch.buffer)
         self._refuse_more_than(self._room)
-        assert self._inflow is not None
         self._inflow.add(batch)
 
     def _refuse_more_than(self, room: int | None) -> None:
         if room is not None and self._bytes > room:
-            raise Refused(f"cannot receive {self._target.name}: the quota is used up")
+            raise QuotaExceeded(f"cannot receive {self._target.name}: the quota is used up")
 
     def _note_segment(self, mark: Mark) -> None:
         """A finished segment of a resumable receive: from here on it survives this process."""
@@ -191,11 +205,19 @@ class ReceiveSession:
             dataset = self._update_dataset(t, dataset)
             dropped = self._roll_back(t, dataset)
             snapshot = self._put_snapshot(t, dataset, tally)
-            t.delete("receive", self._key)
+            self._unregister(t)
         self.close()
         discard(self._pool, dropped)
         sum_up(self._pool, snapshot.dataset)
         return snapshot
+
+    def _unregister(self, t: Transaction) -> None:
+        """The receive is over; a source whose destruction waited for it goes now."""
+        t.delete("receive", self._key)
+        source = self._plan.source
+        now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
+        if now is not None:
+            remove_if_deferred(self._pool, t, now)
 
     def _landed(self, t: Transaction) -> Dataset:
         """The dataset as it is now, when what was judged at the BEGIN still holds."""
@@ -259,6 +281,15 @@ class ReceiveSession:
             **self._target.snapshot_fields,
         )
 
+    @property
+    def kept(self) -> tuple[DatasetName, str] | None:
+        """The dataset that keeps what arrived, and its resume token, if there is anything."""
+        if not (self._target.resumable and self.is_registered and self._dataset):
+            return None
+        doc = self._pool.catalog.get("receive", self._key)
+        now = self._pool.tree().by_id.get(self._dataset.id)
+        return (now.name, str(doc["token"])) if doc and now else None
+
     def abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
         if self._target.resumable:
@@ -301,13 +332,17 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession
             busy = f"cannot receive into {target.name}: dataset is busy"
             stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
         state = _interrupted(pool, target)
-        resumed = _resume(state, event) if state else None
-        plan = _resumed_plan(pool, state) if state and resumed else judge(pool, event, target)
-        if resumed:
+        resumed = _resume(state, event, target) if state else None
+        if state and resumed:
+            plan = _resumed_plan(pool, state)
             target = replace(target, resumable=True, fields=resumed.doc["fields"], snapshot=resumed.doc["snapshot"])
+        elif state:  # the dataset that was made for the partial snapshot is received into once more
+            plan = judge(pool, event, replace(target, force=target.force or bool(state["new"])))
+        else:
+            plan = judge(pool, event, target)
         landing = ReceiveSession(pool, plan, target, resumed)
         try:
-            landing.start()
+            landing.start(state)
             yield landing
         except BaseException:
             with suppress(ZkeepError, OSError):
@@ -315,6 +350,8 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession
             raise
         finally:
             landing.close()
+            if state and not resumed and landing.is_registered:
+                discard(pool, state["tally"]["segments"])
 
 
 def _lock_names(pool: Pool, target: Target) -> list[str]:
@@ -329,25 +366,49 @@ def _interrupted(pool: Pool, target: Target) -> Doc | None:
     return pool.catalog.get("receive", dataset.key) if dataset else None
 
 
-def _resume(state: Doc, event: SubBegin) -> Resumed:
-    """Check that a stream goes on where the receive stopped."""
-    where = "cannot resume the receive"
-    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
-    if not event.begin.features & Feature.RESUMING:
-        raise Refused(
-            "destination has the state of an interrupted receive: "
-            "go on with its receive_resume_token, or give it up with zkeep receive -A"
-        )
-    if event.begin.toguid != state["toguid"] or event.begin.fromguid != state["fromguid"]:
-        raise Refused(f"{where}: the stream is of another snapshot than the one that was interrupted")
-    if point != (state["object"], state["offset"]):
-        want = f"object {state['object']}, offset {state['offset']}"
-        raise Refused(f"{where}: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}")
+def _resume(state: Doc, event: SubBegin, target: Target) -> Resumed | None:
+    """Where a stream goes on with what is kept; None if it is to replace that.
+
+    A stream that was resumed begins at or before the last block that arrived, one that is sent again at its start; what
+    is kept already is passed over.
+    """
+    if event.begin.features & Feature.RESUMING:
+        _refuse_other_rest(state, event)
+    elif not _is_sent_again(state, event, target):
+        return None
     opening = Opening.from_doc(state["begin"])
     begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
     a, b, c, d = state["state"] or begun
     last = state["last"] or (0, -1, 0)
     return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
+
+
+def _refuse_other_rest(state: Doc, event: SubBegin) -> None:
+    where = "cannot resume the receive"
+    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
+    if event.begin.toguid != state["toguid"] or event.begin.fromguid != state["fromguid"]:
+        raise Refused(f"{where}: the stream is of another snapshot than the one that was interrupted")
+    if point > (state["object"], state["offset"]):
+        want = f"object {state['object']}, offset {state['offset']}"
+        raise Refused(f"{where}: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}")
+
+
+def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
+    """Whether a whole stream is the one that was interrupted, from its start; not, if its keys or flags are others.
+
+    Raises:
+        Refused: it is of another snapshot, or what it brings shall not be kept.
+    """
+    same = (event.begin.toguid, event.begin.fromguid) == (state["toguid"], state["fromguid"])
+    if not target.resumable or not same:
+        raise Refused(
+            f'cannot receive {target.name}: destination {target.name} contains partially-complete state from "zfs '
+            f'receive -s".: go on with its receive_resume_token, or the same stream and -s, or give it up with '
+            f"zkeep receive -A {target.name}"
+        )
+    begun = Opening.from_doc(state["begin"])
+    mine, theirs = replace(event.begin, toname=b""), replace(begun.begin, toname=b"")
+    return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
 
 
 def _resumed_plan(pool: Pool, state: Doc) -> Plan:
@@ -373,6 +434,9 @@ def give_up(pool: Pool, dataset: Dataset) -> None:
             raise Refused(f"{dataset.name} has no resumable receive state to abort")
         with pool.transaction() as t:
             t.delete("receive", dataset.key)
+            source = pool.snapshot_at(*state["source"]) if state["source"] else None
+            if source is not None:
+                remove_if_deferred(pool, t, source)
             if state["new"] and not pool.snapshots(dataset):
                 pool.remove_dataset(t, dataset)
     discard(pool, state["tally"]["segments"])

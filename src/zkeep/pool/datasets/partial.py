@@ -1,0 +1,34 @@
+"""Partial receives: what `receive -s` keeps of an interrupted stream, and the snapshots that it builds on.
+
+A document of kind `receive` whose key is the dataset's stands for one. As in zfs, where it is a clone called `%recv`,
+the snapshot that its increment follows cannot go before it is done or given up.
+"""
+
+from __future__ import annotations
+
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+
+Bases = dict[tuple[int, int], Dataset]
+
+
+def bases(pool: Pool) -> Bases:
+    """The dataset of a partial receive by the snapshot (dataset's id, txg) that it builds on."""
+    found: Bases = {}
+    by_key = {dataset.key: dataset for dataset in pool.tree().by_id.values()}
+    for key, doc in pool.catalog.scan("receive"):
+        if doc["resumable"] and doc["source"] and key in by_key:
+            found[(int(doc["source"][0]), int(doc["source"][1]))] = by_key[key]
+    return found
+
+
+def base_of(known: Bases, snapshot: Snapshot) -> Dataset | None:
+    """The dataset whose partial receive builds on the snapshot."""
+    return known.get((snapshot.dataset.id, snapshot.txg))
+
+
+def needed_by(dataset: Dataset) -> str:
+    """Why a snapshot must stay, and the way out."""
+    return (
+        f"snapshot has dependent clones: {dataset.name}/%recv, a partial receive: "
+        f"go on with its receive_resume_token, or give it up with zkeep receive -A {dataset.name}"
+    )
