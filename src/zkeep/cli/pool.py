@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from zkeep.cli import asjson, text, usage
 from zkeep.cli.get import chosen_words
 from zkeep.cli.home import registry, settings, wait
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
-from zkeep.errors import Refused
+from zkeep.errors import Refused, WrongUsage
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import lifecycle, properties
 from zkeep.pool.datasets.derived import Answer
@@ -198,7 +199,7 @@ def status(verbose: bool, only_sick: bool, as_json: bool, names: Sequence[str]) 
     """Say how pools do, and what their last scrub found."""
     pools = [p for p in _statuses(names) if not only_sick or p.health != "ONLINE"]
     if as_json:
-        states = {p.name: {**_json_head(p, False), "path": str(p.path), "scrub": p.scrub} for p in pools}
+        states = {p.name: {**_json_head(p, False), **_json_scrub(p)} for p in pools}
         sys.stdout.write(asjson.dump({"output_version": asjson.version("zpool status"), "pools": states}))
     elif pools:
         click.echo("\n".join(_report(pool, verbose) for pool in pools), nl=False)
@@ -206,28 +207,55 @@ def status(verbose: bool, only_sick: bool, as_json: bool, names: Sequence[str]) 
         click.echo("all pools are healthy" if only_sick else "no pools available")
 
 
+def _json_scrub(pool: Status) -> asjson.Object:
+    found: asjson.Object = {"path": str(pool.path), "scrub": pool.scrub}
+    return found | ({"scanning": {**(pool.begun or {}), "active": pool.scrubbing}} if pool.begun else {})
+
+
 def _report(pool: Status, verbose: bool) -> str:
-    lines = [f"  pool: {pool.name}", f" state: {pool.health}"]
-    if pool.trouble:
-        lines.append(f"status: {text.safe(pool.trouble)}")
-    lines += [f"  scan: {_scan(pool)}", f"config: {pool.path}", ""]
+    from zkeep.cli.scrub import scan_lines
+
     errors = pool.scrub.get("errors", []) if pool.scrub else []
-    lines.append(f"errors: {_errors(errors, verbose)}")
+    lines = [f"  pool: {pool.name}", f" state: {pool.health}"]
+    for head, words in _advice(pool):
+        lines += _wrapped(f"{head}: {text.safe(words)}") if words != pool.trouble else [f"{head}: {text.safe(words)}"]
+    lines += [f"  scan: {line}" if at == 0 else f"\t{line}" for at, line in enumerate(scan_lines(pool))]
+    lines += [f"config: {text.safe(str(pool.path))}", "", f"errors: {_errors(errors, verbose)}"]
     if verbose:
         lines += [f"        {text.safe(str(error))}" for error in errors]
     return "\n".join(lines) + "\n"
 
 
-def _scan(pool: Status) -> str:
-    if not pool.scrub:
-        return "none requested"
-    done = pool.scrub
-    hours, rest = divmod(int(done.get("seconds", 0)), 3600)
-    took = f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}"
-    size = text.nice_bytes(int(done.get("bytes", 0)))
-    when = text.date(int(done.get("finished", 0)), with_seconds=True)
-    found = text.count(len(done.get("errors", [])), "error")
-    return f"scrub verified {size} in {took} with {found} on {when}"
+def _wrapped(words: str) -> list[str]:
+    return textwrap.wrap(words, 80, subsequent_indent="\t", break_long_words=False, break_on_hyphens=False)
+
+
+def _advice(pool: Status) -> Sequence[tuple[str, str]]:
+    """What is wrong with a pool, and what to do about it; nothing of one that is well."""
+    name = pool.name
+    if pool.health == "ONLINE":
+        return ()
+    if pool.health == "DEGRADED":
+        trouble = (
+            "The last scrub found data that is not what was stored. The snapshots that it hurts are named below "
+            "('-v'); all others can be sent and read."
+        )
+        action = (
+            f"Find out what damaged the disk. Destroy what is hurt and receive it again from its source, or send what "
+            f"is whole to another pool; then 'zkeep pool scrub {name}'."
+        )
+        return ("status", trouble), ("action", action)
+    if pool.health == "UNAVAIL":
+        action = (
+            f"Attach the disk that it lies on. Where its folder was moved, 'zkeep pool export {name}' and 'zkeep pool "
+            "import PATH'."
+        )
+        return ("status", pool.trouble), ("action", action)
+    action = (
+        f"'zkeep pool scrub --rebuild-catalog {name}' makes the catalog anew from the pool's other files. Where that "
+        "fails, restore the folder from a copy, or receive everything again into a new pool."
+    )
+    return ("status", pool.trouble), ("action", action)
 
 
 def _errors(errors: Sequence[object], verbose: bool) -> str:
@@ -237,17 +265,29 @@ def _errors(errors: Sequence[object], verbose: bool) -> str:
 
 
 @pool_verb.command("scrub")
+@click.option("-s", "stop", is_flag=True, help="Stop the scrub that is at work.")
+@click.option("-w", "wait_for_it", is_flag=True, help="Accepted and without effect: it always waits for the end.")
 @click.option("--rebuild-catalog", "rebuild", is_flag=True, help="First make the catalog anew from the files.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def scrub(rebuild: bool, names: Sequence[str]) -> None:
+def scrub(stop: bool, wait_for_it: bool, rebuild: bool, names: Sequence[str]) -> None:
     """Verify every stored byte and every row of the catalog; no key is needed.
 
-    Exit status 3 if anything is damaged: the snapshots that it hurts are named.
-    """
-    from zkeep.cli.scrub import scrub_pool
+    Exit status 3 if anything is damaged: the snapshots that it hurts are named. One scrub of a pool runs at a time;
+    'zkeep pool status' shows how far it is.
 
+    \b
+        zkeep pool scrub vault
+        zkeep pool scrub -s vault
+    """
+    from zkeep.cli.scrub import cancel, scrub_pool
+
+    if stop and rebuild:
+        raise WrongUsage("-s goes with no other option: it stops the scrub that is at work")
     for name in names:
-        scrub_pool(registry(), name, rebuild)
+        if stop:
+            cancel(registry(), name)
+        else:
+            scrub_pool(registry(), name, rebuild)
 
 
 @pool_verb.command("compact")

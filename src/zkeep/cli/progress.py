@@ -22,25 +22,46 @@ class Meter:
         self._started = self._last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
+        if seconds := self._due():
+            self._show(self.line(progress, seconds))
+
+    def bytes(self, name: str, done: int, total: int = 0) -> None:
+        """The same where bytes alone are counted; `name`: of what is done."""
+        if seconds := self._due():
+            self._show(f"{name}: {amount(done, total, seconds)}")
+
+    def _due(self) -> float:
+        """Seconds since the beginning if the line may be renewed, else 0."""
         now = time.monotonic()
-        if now - self._last >= 0.1:
-            self._last = now
-            print(f"\r{self.line(progress, now - self._started)}\x1b[K", end="", file=sys.stderr, flush=True)
+        if now - self._last < 0.1:
+            return 0.0
+        self._last = now
+        return now - self._started
+
+    def _show(self, line: str) -> None:
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def line(self, progress: Progress, seconds: float) -> str:
-        rate = progress.bytes / max(seconds, 0.001)
-        text = f"{progress.files} {self._unit}, {nice(progress.bytes)}"
-        left = self._total - progress.kept_bytes - progress.bytes
-        if self._total and left >= 0:
-            text += f" of {nice(self._total)}"
-        text += f", {nice(int(rate))}/s"
-        return f"{text}, {_clock(left / rate)} left" if self._total and left >= 0 and rate else text
+        total = self._total and max(self._total - progress.kept_bytes, 0)
+        ahead = self._total and self._total - progress.kept_bytes - progress.bytes >= 0
+        return f"{progress.files} {self._unit}, " + amount(
+            progress.bytes, total if ahead else 0, seconds, self._total if ahead else 0
+        )
 
     def end(self) -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def amount(done: int, total: int, seconds: float, shown_total: int = 0) -> str:
+    """`1M of 10M, 1M/s, 0:09 left`; without the total, and the time left, where `total` is 0 or was passed."""
+    rate = done / max(seconds, 0.001)
+    ahead = bool(total) and done <= total
+    text = nice(done) + (f" of {nice(shown_total or total)}" if ahead else "") + f", {nice(int(rate))}/s"
+    return f"{text}, {clock((total - done) / rate)} left" if ahead and rate else text
+
+
+def clock(seconds: float) -> str:
+    """`0:09`, `2:50:30`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

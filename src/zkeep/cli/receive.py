@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from zkeep.cli.home import opened, settings, widen
+from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, parse_any
 from zkeep.pool.datasets import properties
 
 if TYPE_CHECKING:
+    from zkeep.pool.datasets.model import Pool
     from zkeep.pool.transfer.receive import Arrival
 
 
@@ -61,7 +63,8 @@ def receive_verb(
     """
     from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
-    tell = _teller(dry_run) if verbose else None
+    meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
+    tell = _teller(dry_run, meter) if verbose else None
     if drop_pool and last_only:
         raise WrongUsage("-d and -e exclude each other")
     name = parse_any(target)
@@ -79,25 +82,55 @@ def receive_verb(
         exclude=excluded,
         abort=abort,
         skip_holds=skip_holds,
+        progress=meter,
         **({"tell": tell} if tell else {}),
     )
     if not abort and sys.stdin.isatty():
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     widen(0)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
-        with _explained(target):
+        with _explained(target), meter or nullcontext():
             receive(pool, source, target, wanted)
-        if force and not dry_run:  # snapshots that are gone at the source may be gone here now
-            from zkeep.cli.destroy import give_back
-
-            top = pool.find(name if isinstance(name, DatasetName) else name.dataset)
-            give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
+        if force and not dry_run:
+            _give_back(pool, name if isinstance(name, DatasetName) else name.dataset)
 
 
-def _teller(dry_run: bool) -> Callable[[Arrival], None]:
+def _give_back(pool: Pool, name: DatasetName) -> None:
+    """Snapshots that are gone at the source may be gone here now."""
+    from zkeep.cli.destroy import give_back
+
+    top = pool.find(name)
+    give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
+
+
+class Progress:
+    """On a terminal: what is received, how much of it has come, and how fast; no stream tells how much is to come."""
+
+    def __init__(self) -> None:
+        self._name, self._meter = "", Meter(0)
+
+    def __call__(self, name: str, received: int) -> None:
+        if name != self._name:
+            self._name, self._meter = name, Meter(0)
+        self._meter.bytes(name, received)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for a line that stays."""
+        self._meter.end()
+
+
+def _teller(dry_run: bool, meter: Progress | None) -> Callable[[Arrival], None]:
     """Says what is received as zfs does."""
 
     def tell(arrival: Arrival) -> None:
+        if meter:
+            meter.clear()
         if arrival.ignored:
             click.echo(f"snap {arrival.kept} already exists; ignoring")
         elif arrival.bytes is None:

@@ -1,18 +1,21 @@
-"""What `zkeep pool scrub` prints."""
+"""What `zkeep pool scrub` prints, and what `zkeep pool status` says of scrubs."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 
+from zkeep.cli import text
 from zkeep.cli.home import wait
 from zkeep.cli.main import say
+from zkeep.cli.progress import Meter
 from zkeep.cli.text import count, nice_bytes, safe
 from zkeep.errors import Damaged
+from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.registry import Registry
-
-_STEP = 64 << 20
+from zkeep.pool.store.index import Document
 
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
@@ -20,32 +23,66 @@ def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
     from zkeep.pool.maintenance.scrub import rebuild_catalog, scrub
 
     lost = rebuild_catalog(registry.path(name), wait()) if rebuild else []
-    progress = Progress(name)
-    with registry.open(name, wait()) as pool:
-        report = scrub(pool, progress)
-    progress.end()
+    meter = Meter(0) if sys.stderr.isatty() else None
+    try:
+        with registry.open(name, wait()) as pool:
+            report = scrub(pool, partial(meter.bytes, f"scrub {name}") if meter else None)
+    finally:
+        if meter:
+            meter.end()
     faults = [*lost, *report.errors]
     for fault in faults:
         say(safe(str(fault)))
     if faults:
         raise Damaged(f"{name}: {count(len(faults), 'error')}; 'zkeep pool status -v {name}' lists them")
-    click.echo(f"{name}: {nice_bytes(report.bytes)} verified in {report.seconds:.1f} seconds, no errors")
+    rate = nice_bytes(int(report.bytes / max(report.seconds, 0.001)))
+    click.echo(f"{name}: {nice_bytes(report.bytes)} verified in {report.seconds:.1f} seconds ({rate}/s), no errors")
 
 
-class Progress:
-    """One line on a terminal's standard error, renewed as bytes are verified."""
+def cancel(registry: Registry, name: str) -> None:
+    """Have the scrub of a pool stop; it says so, and ends, within a second."""
+    from zkeep.pool.maintenance.scrub_state import request_cancel
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._shown = -_STEP
-        self._live = sys.stderr.isatty()
+    with registry.open(name, wait()) as pool:
+        request_cancel(pool)
 
-    def __call__(self, done: int, total: int) -> None:
-        if self._live and done - self._shown >= _STEP:
-            self._shown = done
-            share = 100 * done // max(total, 1)
-            click.echo(f"\rscrub {self._name}: {share}% of {total >> 20} MiB", err=True, nl=False)
 
-    def end(self) -> None:
-        if self._live and self._shown >= 0:
-            click.echo("\r\x1b[K", err=True, nl=False)
+def scan_lines(pool: Status) -> list[str]:
+    """What zpool says behind `scan:`; the first line, and those below it."""
+    if pool.begun and pool.scrubbing:
+        return _in_progress(pool.begun)
+    if pool.scrubbing:
+        return ["scrub in progress"]
+    last = _last(pool.scrub) if pool.scrub else "none requested"
+    if pool.begun and pool.begun.get("at", 0) > (pool.scrub or {}).get("finished", 0):
+        done = f"{_share(pool.begun):.2f}% done"
+        return [f"scrub canceled or interrupted on {text.date(int(pool.begun['at']), True)}, {done}", f"before: {last}"]
+    return [last]
+
+
+def _in_progress(doc: Document) -> list[str]:
+    """As of the last note; the clock goes on since then."""
+    done, total = int(doc["done"]), int(doc["total"])
+    rate = done / max(float(doc["at"]) - int(doc["started"]), 1.0)
+    left = f"{_hours((total - done) / rate)} to go" if rate else "no estimated completion time"
+    return [
+        f"scrub in progress since {text.date(int(doc['started']), True)}",
+        f"{nice_bytes(done)} / {nice_bytes(total)} scanned at {nice_bytes(int(rate))}/s",
+        f"0B repaired, {_share(doc):.2f}% done, {left}",
+    ]
+
+
+def _share(doc: Document) -> float:
+    return min(100.0, 100 * int(doc["done"]) / max(int(doc["total"]), 1))
+
+
+def _last(done: Document) -> str:
+    size = nice_bytes(int(done.get("bytes", 0)))
+    when = text.date(int(done.get("finished", 0)), with_seconds=True)
+    found = count(len(done.get("errors", [])), "error")
+    return f"scrub verified {size} in {_hours(float(done.get('seconds', 0)))} with {found} on {when}"
+
+
+def _hours(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}"

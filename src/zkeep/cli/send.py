@@ -7,15 +7,17 @@ import io
 import os
 import stat
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
 from zkeep.cli import usage
 from zkeep.cli.home import opened, registry
-from zkeep.cli.text import nice
+from zkeep.cli.text import nice, nice_bytes
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, parse_any
 from zkeep.pool.datasets.model import NotThere, Pool
@@ -70,6 +72,8 @@ def send_verb(
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
     short = from_all is not None or any(letters[name] for name in _PACKAGED)
+    sink = Sink()
+    shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
     request = SendRequest(
         snapshot=snapshot or "",
         from_=from_,
@@ -77,11 +81,12 @@ def send_verb(
         token=token,
         exclude=_excluded(exclude),
         announce=_announcer(dry_run, parsable, short) if letters["verbose"] or parsable else None,
+        begin=shows.begin if shows else None,
         **cast(dict[str, Any], {name: letters[name] for name in _ASKED}),
     )
-    with _pool(snapshot, token) as pool:
+    with _pool(snapshot, token) as pool, shows or nullcontext():
         try:
-            send(pool, request, cast(BinaryIO, Sink()))
+            send(pool, request, cast(BinaryIO, sink))
         except BrokenPipeError:
             raise TryAgain("cannot send: nobody reads the stream any more") from None
 
@@ -137,6 +142,11 @@ class Sink(io.RawIOBase):
             with suppress(OSError):
                 fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, PIPE)
 
+    @property
+    def written(self) -> int:
+        """Bytes so far."""
+        return self._at
+
     def write(self, content: Any) -> int:
         view = memoryview(content).cast("B")
         total = len(view)
@@ -145,6 +155,44 @@ class Sink(io.RawIOBase):
             self._at += done
             view = view[done:]
         return total
+
+
+class Progress:
+    """Each second a line on standard error, as zfs prints it: the time, the bytes sent of a snapshot, its name.
+
+    Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_progress_thread().
+    """
+
+    def __init__(self, sink: Sink, *, parsable: bool, every: float = 1.0) -> None:
+        self._sink = sink
+        self._parsable = parsable
+        self._every = every
+        self._now: tuple[str, int] | None = None
+        "The snapshot that is being sent, and what was written before it."
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self, leg: Leg) -> None:
+        self._now = str(leg.snapshot.name), self._sink.written
+        if not self._parsable:
+            click.echo(f"TIME        SENT   SNAPSHOT {leg.snapshot.name}", err=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every):
+            if self._now:
+                with suppress(OSError):
+                    click.echo(self.line(time.strftime("%H:%M:%S"), *self._now), err=True)
+
+    def line(self, clock: str, name: str, before: int) -> str:
+        sent = self._sink.written - before
+        return f"{clock}\t{sent}\t{name}" if self._parsable else f"{clock}   {nice_bytes(sent):>5}   {name}"
 
 
 def _announcer(dry_run: bool, parsable: bool, short: bool) -> Callable[[list[tuple[Leg, int]]], None]:

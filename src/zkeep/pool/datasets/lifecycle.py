@@ -17,6 +17,9 @@ from zkeep.pool.store.catalog import INDEX, RESERVE
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import Document
 
+SCRUB = "scrub"
+"""The kind of the documents about scrubs, and the name of the lock that a scrub holds."""
+SCRUB_RUNNING = "running"
 _FOLDERS = ("journal", "segments", "summaries", "partial", "tmp", "lock")
 
 
@@ -33,7 +36,11 @@ class Status:
     allocated: int | None = None
     free: int | None = None
     scrub: Document | None = None
-    "What the last scrub left in the catalog."
+    "What the last scrub that came to its end left in the catalog."
+    begun: Document | None = None
+    "How far a scrub got that has not come to its end: `started`, `at`, `done`, `total`."
+    scrubbing: bool = False
+    "Whether it is at work."
 
 
 def status(registry: Registry, name: str) -> Status:
@@ -50,7 +57,7 @@ def status(registry: Registry, name: str) -> Status:
 
 
 def _status(pool: Pool) -> Status:
-    scrub = pool.catalog.get("scrub", "")
+    scrub = pool.catalog.get(SCRUB, "")
     disk = os.statvfs(pool.path)
     return Status(
         name=pool.name,
@@ -60,7 +67,20 @@ def _status(pool: Pool) -> Status:
         allocated=sum(_sizes(pool.path)),
         free=disk.f_bavail * disk.f_frsize,
         scrub=scrub,
+        begun=pool.catalog.get(SCRUB, SCRUB_RUNNING),
+        scrubbing=scrub_runs(pool),
     )
+
+
+def scrub_runs(pool: Pool) -> bool:
+    """Whether a scrub of it is at work, on this host."""
+    if pool.catalog.read_only:
+        return False
+    try:
+        with pool.store.lock(SCRUB, shared=True):
+            return False
+    except TryAgain:
+        return True
 
 
 def _sizes(path: Path) -> Iterator[int]:

@@ -6,9 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from zkeep.errors import Damaged, TryAgain, ZkeepError
 from zkeep.format.nvlist import BadNvlist
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.history import own_runs
+from zkeep.pool.datasets.lifecycle import SCRUB, SCRUB_RUNNING
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.summaries import faults
 from zkeep.pool.maintenance import affected
 from zkeep.pool.maintenance.check_segment import Flaw, Inspection, inspect
+from zkeep.pool.maintenance.scrub_state import CANCEL, Notes, alone
 from zkeep.pool.store.catalog import WAIT, Catalog
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import segment_name
@@ -31,6 +32,8 @@ from zkeep.pool.timeline.timeline import Run
 Doc = dict[str, Any]
 Progress = Callable[[int, int], object]
 """Told of the bytes that are done, and of those that there are."""
+PAUSE = 0.5
+"""Seconds between two looks at whether somebody wants it to stop."""
 MOST = 1000
 """Damaged records of one segment that are looked at one by one; the rest is in doubt as a whole."""
 
@@ -61,14 +64,25 @@ class Report:
 
 
 def scrub(pool: Pool, progress: Progress | None = None) -> Report:
-    """Verify all of a pool. What is damaged is told in the report; it raises only where it cannot look (TryAgain)."""
+    """Verify all of a pool. What is damaged is told in the report.
+
+    Raises:
+        TryAgain: it cannot look, another scrub is at work, or this one was cancelled.
+    """
+    with alone(pool):
+        return _scrub(pool, progress)
+
+
+def _scrub(pool: Pool, progress: Progress | None) -> Report:
     started = time.monotonic()
     report = Report()
+    notes = Notes(pool)
+    notes.begin()
     for line in [] if pool.catalog.read_only else pool.catalog.verify():
         report.errors.append(Finding(line, -1, "what it says is in doubt"))
     try:
         with reading(pool):
-            _Scrub(pool, report, progress).all()
+            _Scrub(pool, report, progress, notes).all()
         report.errors += [Finding(name, -1, f"{what}; it was only a shortcut") for name, what in faults(pool)]
     except TryAgain:
         raise
@@ -87,7 +101,10 @@ def _note(pool: Pool, report: Report) -> None:
     doc = {"errors": errors, "bytes": report.bytes, "seconds": report.seconds, "finished": int(time.time())}
     try:
         with pool.transaction() as t:
-            t.put("scrub", "", doc)
+            t.put(SCRUB, "", doc)
+            for key in (SCRUB_RUNNING, CANCEL):
+                if t.get(SCRUB, key):
+                    t.delete(SCRUB, key)
     except (ZkeepError, OSError):
         if report.clean:
             raise
@@ -100,12 +117,21 @@ class _Job:
     segment_id: str
 
 
+_Look = tuple[int, Inspection | None]
+
+
+class _StoppedError(Exception):
+    """Ends a thread whose result nobody waits for."""
+
+
 class _Scrub:
-    def __init__(self, pool: Pool, report: Report, progress: Progress | None) -> None:
+    def __init__(self, pool: Pool, report: Report, progress: Progress | None, notes: Notes) -> None:
         self._pool = pool
         self._report = report
         self._progress = progress
+        self._notes = notes
         self._lock = threading.Lock()
+        self._stopped = False
         self._total = 0
 
     def all(self) -> None:
@@ -119,9 +145,22 @@ class _Scrub:
                 for run in runs:
                     self._empty_run(dataset, run)
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            results = zip(jobs, threads.map(self._look, jobs), strict=True)
-            for _, group in groupby(results, lambda result: (result[0].dataset.id, result[0].run.txg)):
-                self._run(list(group))
+            looks = [(job, threads.submit(self._look, job)) for job in jobs]
+            try:
+                results = ((job, self._result(look)) for job, look in looks)
+                for _, group in groupby(results, lambda result: (result[0].dataset.id, result[0].run.txg)):
+                    self._run(list(group))
+            except BaseException:
+                self._stopped = True  # a thread stops at its next tick
+                threads.shutdown(cancel_futures=True)
+                raise
+
+    def _result(self, look: Future[_Look]) -> _Look:
+        """What a thread found; while it looks, this one notes how far all are."""
+        while True:
+            self._notes.update(self._report.bytes, self._total)
+            if wait([look], timeout=PAUSE).done:
+                return look.result()
 
     def _find(self, where: str, byte: int, what: str, snapshots: Iterable[Snapshot] = ()) -> None:
         named = tuple(affected.names(self._pool, snapshots))
@@ -146,24 +185,34 @@ class _Scrub:
 
     # Segments
 
-    def _look(self, job: _Job) -> tuple[int, Inspection | None]:
+    def _look(self, job: _Job) -> _Look:
         """In a thread of its own: the file's size and what was found; None if it is not there."""
         name = segment_name(job.segment_id)
         try:
             blob = self._pool.store.open(name)
         except FileNotFoundError:
             return 0, None
+        counted = 0
+
+        def tick(done: int) -> None:
+            nonlocal counted
+            counted += done
+            self._tick(done)
+
         with blob:
-            found = inspect(Segment(lambda: blob, name), partial(self._tick))
+            found = inspect(Segment(lambda: blob, name), tick)
+            self._tick(max(0, blob.size - counted))  # what lies before and behind the body
             return blob.size, found
 
     def _tick(self, done: int) -> None:
+        if self._stopped:
+            raise _StoppedError
         with self._lock:
             self._report.bytes += done
             if self._progress:
                 self._progress(self._report.bytes, self._total)
 
-    def _run(self, results: list[tuple[_Job, tuple[int, Inspection | None]]]) -> None:
+    def _run(self, results: list[tuple[_Job, _Look]]) -> None:
         """Tell of the flaws of one run's segments, and hold their sums against its document."""
         job = results[0][0]
         sums = {"bytes": 0, "logical": 0, "records": 0, "file_bytes": 0}
@@ -221,15 +270,17 @@ def _begin_fault(doc: Doc | None, snapshot: Snapshot) -> str:
     return ""
 
 
-def rebuild_catalog(path: Path, wait: float = WAIT) -> list[Finding]:
+def rebuild_catalog(path: Path, patience: float = WAIT) -> list[Finding]:
     """Make the catalog anew from the pool's other files, and check that the files that it names are there.
 
     Raises:
         Damaged: neither the journal nor the index is whole; nothing was changed.
+        TryAgain: a scrub is at work.
     """
-    catalog = Catalog.rebuild(LocalStore(path), wait)
-    catalog.close()
-    with Pool.open(path, wait=wait) as pool:
+    store = LocalStore(path)
+    with store.lock(SCRUB, busy=f"cannot make the catalog of {path} anew: currently scrubbing"):
+        Catalog.rebuild(store, patience).close()
+    with Pool.open(path, wait=patience) as pool:
         return list(_missing(pool))
 
 

@@ -54,6 +54,8 @@ class ReceiveOptions:
     abort: bool = False
     skip_holds: bool = False
     tell: Callable[[Arrival], None] = _untold
+    progress: Callable[[str, int], None] | None = None
+    """Told, as records come in, of the snapshot that is received and of its bytes so far."""
 
 
 def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:
@@ -105,11 +107,15 @@ class _Receiver:
         self._arrival = Arrival("", "", False)
         self._kind = ""
         self._started = (0.0, 0)
+        self._received = 0
 
     def take(self, event: Event) -> None:
         if isinstance(event, Batch):
             if self._landing is not None:
                 self._landing.add(event)
+                self._received += len(event.buffer)
+                if self._options.progress:
+                    self._options.progress(self._arrival.kept, self._received)
         elif isinstance(event, SubBegin):
             self._begin(event)
         elif isinstance(event, SubEnd) and self._package is None:
@@ -152,7 +158,7 @@ class _Receiver:
                 judge(self._pool, event, target)
             self._skipping = True
             return
-        self._started = (time.monotonic(), event.offset)
+        self._started, self._received = (time.monotonic(), event.offset), 0
         self._context = land(self._pool, event, target)
         self._landing = self._context.__enter__()
 

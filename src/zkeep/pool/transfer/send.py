@@ -74,6 +74,8 @@ class SendRequest:
     warn: Callable[[str], None] = _to_stderr
     announce: Callable[[list[tuple[Leg, int]]], None] | None = None
     """Told what is going to be sent, with estimated sizes in bytes."""
+    begin: Callable[[Leg], None] | None = None
+    """Told of each substream before its first byte."""
 
 
 def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
@@ -97,6 +99,8 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
             write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
         for leg in legs:
+            if request.begin:
+                request.begin(leg)
             write_leg(pool, leg, sink.write, received_name=request.received_name, newest_key=request.newest_key)
         if packaged:
             write_fully(sink.write, conclusion())

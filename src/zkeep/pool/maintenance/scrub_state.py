@@ -1,0 +1,87 @@
+"""How far a scrub is, for `zkeep pool status`; and that there is one at a time.
+
+Who scrubs holds the lock `scrub`, and notes in the catalog now and then how far it is (document `scrub/running`). A
+request to stop is a document, too (`scrub/cancel`), which it looks for as often. Both go when a scrub comes to its end;
+what was noted of one that was killed stays, and that the lock is free tells that it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.pool.datasets.lifecycle import SCRUB, SCRUB_RUNNING, scrub_runs
+from zkeep.pool.datasets.model import Pool
+
+CANCEL = "cancel"
+EVERY = 5.0
+"""Seconds between two notes."""
+
+
+class Cancelled(TryAgain):
+    """Somebody asked this scrub to stop."""
+
+
+@contextmanager
+def alone(pool: Pool) -> Iterator[None]:
+    """Keep other scrubs away.
+
+    Raises:
+        TryAgain: one is at work.
+    """
+    if pool.catalog.read_only:
+        yield
+        return
+    busy = f"cannot scrub {pool.name}: currently scrubbing; use 'zkeep pool scrub -s' to cancel scrub"
+    with pool.store.lock(SCRUB, busy=busy):
+        yield
+
+
+def request_cancel(pool: Pool) -> None:
+    """Ask the scrub of a pool to stop.
+
+    Raises:
+        Refused: there is none.
+    """
+    if not scrub_runs(pool):
+        raise Refused(f"cannot cancel scrubbing {pool.name}: there is no active scrub")
+    with pool.transaction() as t:
+        t.put(SCRUB, CANCEL, {"at": int(time.time())})
+
+
+@dataclass
+class Notes:
+    """Notes of one scrub in the catalog; in the thread that the pool belongs to."""
+
+    pool: Pool
+    started: float = field(default_factory=time.time)
+    _due: float = field(default_factory=lambda: time.monotonic() + EVERY)
+
+    def begin(self) -> None:
+        """Requests to stop that came too late for an earlier one are not for this."""
+        if not self.pool.catalog.read_only and self.pool.catalog.get(SCRUB, CANCEL):
+            with self.pool.transaction() as t:
+                t.delete(SCRUB, CANCEL)
+
+    def update(self, done: int, total: int) -> None:
+        """Note how far it is if it is time; a catalog that is busy, or a full disk, is no reason to stop.
+
+        Raises:
+            Cancelled: somebody asked for it.
+        """
+        if self.pool.catalog.read_only:
+            return
+        cancelled = self.pool.catalog.get(SCRUB, CANCEL) is not None
+        if cancelled or time.monotonic() >= self._due:
+            self._due = time.monotonic() + EVERY
+            self._put({"started": int(self.started), "at": time.time(), "done": done, "total": total})
+        if cancelled:
+            raise Cancelled(f"the scrub of {self.pool.name} was cancelled")
+
+    def _put(self, doc: dict[str, float]) -> None:
+        with suppress(ZkeepError, OSError), self.pool.transaction() as t:
+            t.put(SCRUB, SCRUB_RUNNING, {**doc, "pid": os.getpid()})
