@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zkeep.pool.store.files import Disk
+from zkeep.pool.store.disk import Disk, Entry, Folder
 from zkeep.pool.store.port import Buffer
 
 
@@ -59,15 +59,15 @@ class Recorder(Disk):
         """Note that the outside world was told something."""
         self.events.append(("mark", what))
 
-    def _name(self, path: Path) -> str:
-        return os.path.relpath(path, self.root)
+    def _name(self, place: Entry | Folder) -> str:
+        return os.path.relpath(place.path, self.root)
 
-    def open(self, path: Path, flags: int) -> int:
-        fresh = not path.exists()
-        fd = super().open(path, flags)
-        self._paths[fd] = self._name(path)
+    def open(self, entry: Entry, flags: int) -> int:
+        fresh = not entry.exists()
+        fd = super().open(entry, flags)
+        self._paths[fd] = self._name(entry)
         if fresh:
-            self.events.append(("create", self._name(path)))
+            self.events.append(("create", self._name(entry)))
         return fd
 
     def write(self, fd: int, offset: int, buffers: Sequence[Buffer]) -> int:
@@ -83,25 +83,25 @@ class Recorder(Disk):
         super().sync(fd)
         self.events.append(("sync", self._paths[fd]))
 
-    def sync_folder(self, path: Path) -> None:
-        super().sync_folder(path)
-        self.events.append(("sync_folder", self._name(path)))
+    def sync_folder(self, folder: Folder) -> None:
+        super().sync_folder(folder)
+        self.events.append(("sync_folder", self._name(folder)))
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: Entry, target: Entry) -> None:
         super().link(source, target)
         self.events.append(("link", self._name(source), self._name(target)))
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Entry, target: Entry) -> None:
         super().rename(source, target)
         self.events.append(("rename", self._name(source), self._name(target)))
 
-    def unlink(self, path: Path) -> None:
-        super().unlink(path)
-        self.events.append(("unlink", self._name(path)))
+    def unlink(self, entry: Entry) -> None:
+        super().unlink(entry)
+        self.events.append(("unlink", self._name(entry)))
 
-    def mkdir(self, path: Path) -> None:
-        super().mkdir(path)
-        self.events.append(("mkdir", self._name(path)))
+    def mkdir(self, entry: Entry) -> None:
+        super().mkdir(entry)
+        self.events.append(("mkdir", self._name(entry)))
 
 
 class Crash:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.pool.store.files import Disk, LocalStore
+from zkeep.pool.store.disk import Disk
+from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Buffer
 from zkeep.pool.store.staging import STAGE
 

@@ -19,7 +19,8 @@ from zkeep.errors import Damaged, Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
 from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
-from zkeep.pool.store.files import Disk, LocalStore
+from zkeep.pool.store.disk import Disk
+from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import Document, closing_on_error
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tre
 
 IDENTITY = "POOL"
 FORMAT = 1
+_LONGEST_IDENTITY = 1 << 16
 _FOLDERS = {"journal", "lock", "tmp", "partial", "segments", "summaries"}
-_OURS = {*_FOLDERS, RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"}
+_OURS = {*_FOLDERS, RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal"}
 
 
 class NotThere(Refused):
@@ -96,7 +98,7 @@ class Pool:
         identity = read_identity(path)
         with closing_on_error(Catalog(store, wait)) as catalog:
             document = catalog.get("pool", "")
-            if not document or document["guid"] != identity["guid"]:
+            if not document or document.get("guid") != identity["guid"]:
                 raise Damaged(f"{path}: the catalog is not of this pool")
             return cls(store, catalog, name or identity["name"])
 
@@ -333,12 +335,14 @@ class Pool:
 def read_identity(path: Path) -> Document:
     """What the file POOL of a pool's folder says; NotThere if there is none."""
     try:
-        identity: Document = json.loads((path / IDENTITY).read_bytes())
-        version, _, _ = identity["format"], identity["guid"], parse_pool(identity["name"])
+        with LocalStore(path).open(IDENTITY) as file:
+            text = file.read(0, min(file.size, _LONGEST_IDENTITY))
+        identity: Document = json.loads(text)
+        version, _, _ = identity["format"], int(identity["guid"]), parse_pool(identity["name"])
     except (FileNotFoundError, NotADirectoryError):
         raise NotThere(f"there is no pool in {path}") from None
-    except (ValueError, KeyError, TypeError, Refused) as error:
-        raise Damaged(f"{path / IDENTITY} is not what was stored: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
+        raise Damaged(f"{path / IDENTITY} is not what was stored: {ascii(str(error))[1:-1]}") from None
     if version != FORMAT:
-        raise Refused(f"the pool in {path} has format {version}; this zkeep knows format {FORMAT}")
+        raise Refused(f"the pool in {path} has format {version!a:.80}; this zkeep knows format {FORMAT}")
     return identity

@@ -7,6 +7,9 @@ the journal is synced; the SQLite commit comes after. So at any moment:
     ... after it, before SQLite has committed        the next opening applies the line: the new state
     SQLite gone, or on a disk that takes no writes   made from the journal, in memory if need be
 
+The index may have been prepared by somebody, as all of a pool's folder. SQLite obeys what it finds in its files: so it
+is given plain files only, no rollback journal, and no schema but ours; else the index is made anew from the journal.
+
 The file `reserve` is room for one more transaction on a full disk, so that what fills it can be destroyed.
 
 Writers, of all processes, take turns by the lock `catalog`. Readers never wait.
@@ -23,7 +26,17 @@ from dataclasses import replace
 
 from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.index import MEMORY, REMEDY, Document, Index, Mark, closing_on_error
+from zkeep.pool.store.index import (
+    MEMORY,
+    REMEDY,
+    ROLLBACK,
+    SUFFIXES,
+    Document,
+    ForeignIndex,
+    Index,
+    Mark,
+    closing_on_error,
+)
 from zkeep.pool.store.journal import Journal, Operation, Place, encode
 
 __all__ = ["Catalog", "Mark", "Transaction"]
@@ -86,7 +99,7 @@ class Catalog:
         self._journal = Journal(store)
         self._path = store.root / INDEX
         self._locked = False
-        self.read_only = not os.access(store.root, os.W_OK)
+        self.read_only = not store.is_writable()
         self._index = self._in_memory() if self.read_only else self._on_disk()
 
     def close(self) -> None:
@@ -234,7 +247,7 @@ class Catalog:
 
     def _on_disk(self) -> Index:
         try:
-            with closing_on_error(Index(str(self._path), self._wait)) as index:
+            with closing_on_error(self._plain_index()) as index:
                 if not self._is_current(index):
                     self._refresh(index)
                 if not index.is_complete():
@@ -242,6 +255,19 @@ class Catalog:
                 return index
         except OSError:
             return self._in_memory()
+
+    def _plain_index(self) -> Index:
+        """The index in its file, which is made anew if SQLite must not be given what lies there."""
+        if not _is_plain(self._store):
+            with self._exclusive(self._wait):
+                if not _is_plain(self._store):
+                    _delete_index(self._store)
+        try:
+            return Index(str(self._path), self._wait)
+        except ForeignIndex:
+            with self._exclusive(self._wait):
+                _delete_index(self._store)
+            return Index(str(self._path), self._wait)
 
     def _is_current(self, index: Index) -> bool:
         place = index.place()
@@ -325,9 +351,18 @@ class Catalog:
         busy = f"the catalog of {store.root} is busy: another process is changing it"
         with store.lock("catalog", wait=wait, busy=busy):
             _mend_journal(store, wait)
-            for suffix in ("", "-wal", "-shm"):
-                store.delete(INDEX + suffix)
+            _delete_index(store)
         return cls(store, wait)
+
+
+def _is_plain(store: LocalStore) -> bool:
+    """Whether SQLite may open the index: it would follow links, and do what a rollback journal says."""
+    return all(store.is_own(INDEX + suffix) for suffix in SUFFIXES) and not store.exists(INDEX + ROLLBACK)
+
+
+def _delete_index(store: LocalStore) -> None:
+    for suffix in (*SUFFIXES, ROLLBACK):
+        store.delete(INDEX + suffix)
 
 
 def _differences(truth: Index, index: Index) -> list[str]:
@@ -357,7 +392,7 @@ def _sound_index(store: LocalStore, wait: float) -> Iterator[Index | None]:
     """The index on disk, if every row of it is what was stored."""
     with ExitStack() as held:
         sound = None
-        if store.exists(INDEX):
+        if store.exists(INDEX) and _is_plain(store):
             with suppress(Damaged, OSError):
                 index = held.enter_context(closing(Index(str(store.root / INDEX), wait)))
                 sound = None if any(index.faults()) else index

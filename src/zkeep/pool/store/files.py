@@ -6,8 +6,8 @@
     tmp/..                  content on its way to `put`; swept when no one is putting
     lock/NAME               empty files for flock
 
-Every change of the disk goes through `Disk`, so that a test can record the calls and replay them with
-whatever was not yet synced lost or reordered.
+What lies on the disk is reached through disk.py, which follows no links. On a disk that cannot be written to, all that
+reads works: a shared lock is taken on the lock's file where there is one, and is not needed where nobody can write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import errno
 import fcntl
 import os
 import re
-import sys
+import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from zkeep.errors import Damaged, TryAgain
-from zkeep.pool.store.port import Blob, Buffer, Draft
+from zkeep.pool.store.disk import Disk, Entry, Folder, file_size, open_file, open_folder, walk
+from zkeep.pool.store.port import BadName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import Stage, memory
 
 if TYPE_CHECKING:
@@ -34,51 +36,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+_WRITTEN = ("journal", "lock")
+"Folders that every change writes to."
+_CHUNK = 1 << 20
 _POLL = 0.02
 _IOV = 1024
-
-
-class Disk:
-    """The calls that change a disk, and nothing else; the recording shim of the tests overrides them all."""
-
-    def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-    def close(self, fd: int) -> None:
-        os.close(fd)
-
-    def write(self, fd: int, offset: int, buffers: Sequence[Buffer]) -> int:
-        """Write some of them at `offset`; returns how many bytes."""
-        return os.pwritev(fd, buffers, offset)
-
-    def truncate(self, fd: int, size: int) -> None:
-        os.ftruncate(fd, size)
-
-    def sync(self, fd: int) -> None:
-        if sys.platform == "darwin":  # fsync leaves the bytes in the drive's cache there
-            with suppress(OSError):  # of what is no drive
-                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-                return
-        os.fsync(fd)
-
-    def sync_folder(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def link(self, source: Path, target: Path) -> None:
-        os.link(source, target)
-
-    def rename(self, source: Path, target: Path) -> None:
-        os.rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        path.unlink()
-
-    def mkdir(self, path: Path) -> None:
-        path.mkdir(mode=0o700)
 
 
 def _unread(name: str, error: OSError) -> Exception:
@@ -174,10 +137,10 @@ class LocalBlob(_Open):
 
 
 class LocalDraft(_Open):
-    def __init__(self, store: LocalStore, name: str, path: Path, fd: int) -> None:
+    def __init__(self, store: LocalStore, name: str, fd: int) -> None:
         super().__init__(name, fd)
         self._store = store
-        self._path = path
+        self._place = f"partial/{name}"
         self._size = os.fstat(fd).st_size
         self._stage: Stage | None = None
         self._named = False
@@ -211,19 +174,20 @@ class LocalDraft(_Open):
         self._flush()
         self._store.disk.sync(self._fd)
         if not self._named:
-            self._store.disk.sync_folder(self._path.parent)
+            self._store._sync_folder_of(self._place)
             self._named = True
 
     def publish(self, name: str) -> None:
         self._flush()
         self._store.disk.sync(self._fd)
-        self._store._publish(self._path, name)
+        self._store._publish(self._place, name)
         self.close()
 
     def discard(self) -> None:
         self._forget()
         self.close()
-        self._store.disk.unlink(self._path)
+        with self._store._entry(self._place) as entry:
+            self._store.disk.unlink(entry)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -264,143 +228,255 @@ class LocalStore:
         self._memories.append(stage.memory)
 
     def path(self, name: str) -> Path:
-        """Where `name` lies; ValueError if it could lead out of the store."""
-        if not _NAME.fullmatch(name) or ".." in name.split("/") or "." in name.split("/"):
-            raise ValueError(f"not a name in a store: {name!r}")
-        return self.root / name
+        """Where `name` lies, for messages. Raises BadName if it could lead out of the store."""
+        return self.root.joinpath(*_parts(name))
+
+    @contextmanager
+    def _entry(self, name: str, *, make: bool = False) -> Iterator[Entry]:
+        """The place of `name` in its folder, which is open meanwhile. `make`: make folders that are not there."""
+        *folders, last = _parts(name)
+        if make:
+            self._make_folders(folders)
+        with open_folder(self.root, folders) as folder:
+            yield folder.entry(last)
+
+    def _make_folders(self, names: Sequence[str]) -> None:
+        """Make the folder, durably, and those above it, where they are not there."""
+        for end in range(1, len(names) + 1):
+            with self._entry("/".join(names[:end])) as entry:
+                if not entry.exists():
+                    with suppress(FileExistsError):
+                        self.disk.mkdir(entry)
+                    self.disk.sync_folder(entry.folder)
 
     def put(self, name: str, content: Buffer) -> None:
         with self.lock("put", shared=True, wait=60.0):
-            temporary = self._folder("tmp") / os.urandom(16).hex()
-            fd = self.disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                _write_all(self.disk, fd, 0, content)
-                self.disk.sync(fd)
-                self._publish(temporary, name)
-            finally:
-                self.disk.close(fd)
-                with suppress(FileNotFoundError):
-                    self.disk.unlink(temporary)
+            temporary = f"tmp/{os.urandom(16).hex()}"
+            with self._entry(temporary, make=True) as entry:
+                fd = self.disk.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    _write_all(self.disk, fd, 0, content)
+                    self.disk.sync(fd)
+                    self._publish(temporary, name)
+                finally:
+                    self.disk.close(fd)
+                    with suppress(OSError):  # sweep() finds it
+                        self.disk.unlink(entry)
 
     def get(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
+        with self.open(name) as blob:
+            return blob.read(0, blob.size)
 
     def open(self, name: str) -> Blob:
-        return LocalBlob(name, os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC))
+        with self._entry(name) as entry:
+            return LocalBlob(name, open_file(entry, os.O_RDONLY))
 
     def size(self, name: str) -> int:
-        return self.path(name).stat().st_size
+        with self._entry(name) as entry:
+            return file_size(entry)
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        try:
+            with self._entry(name) as entry:
+                return entry.exists()
+        except FileNotFoundError:
+            return False
+
+    def is_own(self, name: str) -> bool:
+        """Whether `name` is a regular file that has no other name, or nothing at all."""
+        with suppress(FileNotFoundError), self._entry(name) as entry:
+            found = entry.stat()
+            return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+        return True
 
     def delete(self, name: str) -> None:
-        path = self.path(name)
-        with suppress(FileNotFoundError):
-            self.disk.unlink(path)
-            self.disk.sync_folder(path.parent)
+        with suppress(FileNotFoundError), self._entry(name) as entry:
+            self.disk.unlink(entry)
+            self.disk.sync_folder(entry.folder)
 
     def names(self, folder: str) -> list[str]:
-        top = self.path(folder)
-        found = []
-        for parent, _, files in os.walk(top):
-            prefix = os.path.relpath(parent, self.root)
-            found += [f"{prefix}/{name}" for name in files]
-        return sorted(found)
+        with suppress(FileNotFoundError), open_folder(self.root, _parts(folder)) as opened:
+            return sorted(name for name in walk(opened, folder) if _NAME.fullmatch(name))
+        return []
 
     def draft(self, name: str) -> Draft:
-        folder = self._folder("partial")
-        path = folder / self.path(name).relative_to(self.root)
-        if "/" in name:
-            raise ValueError(f"a draft's name has one component: {name!r}")
-        return LocalDraft(self, name, path, self.disk.open(path, os.O_RDWR | os.O_CREAT))
+        if len(_parts(name)) > 1:
+            raise BadName(f"a draft's name has one component: {name!r}")
+        return LocalDraft(self, name, self._own(f"partial/{name}"))
 
     def drafts(self) -> list[str]:
-        folder = self.root / "partial"
-        return sorted(os.listdir(folder)) if folder.exists() else []
+        return [name.removeprefix("partial/") for name in self.names("partial") if name.count("/") == 1]
 
     def append(self, name: str, content: Buffer) -> int:
-        path = self.path(name)
-        self._folder(str(path.parent.relative_to(self.root)))
-        fresh = not path.exists()
-        fd = self.disk.open(path, os.O_RDWR | os.O_CREAT)
+        fresh = not self.exists(name)
+        fd = self._own(name)
         try:
-            before = os.fstat(fd).st_size
-            return self._append(fd, before, content, path if fresh else None)
+            return self._append(fd, name, content, fresh)
         finally:
             self.disk.close(fd)
 
-    def _append(self, fd: int, before: int, content: Buffer, fresh: Path | None) -> int:
+    def _append(self, fd: int, name: str, content: Buffer, fresh: bool) -> int:
+        before = os.fstat(fd).st_size
         try:
             after = _write_all(self.disk, fd, before, content)
             self.disk.sync(fd)
             if fresh:
-                self.disk.sync_folder(fresh.parent)
+                self._sync_folder_of(name)
         except BaseException:
             with suppress(OSError):
                 self.disk.truncate(fd, before)
             raise
         return after
 
+    def _sync_folder_of(self, name: str) -> None:
+        with self._entry(name) as entry:
+            self.disk.sync_folder(entry.folder)
+
+    def _own(self, name: str) -> int:
+        """A descriptor of the file `name`, made if need be, to be changed in place.
+
+        A file that has other names, too (a copy of the pool made with hard links, or somebody else's file), is copied
+        first: only the pool's own is changed.
+        """
+        with self._entry(name, make=True) as entry:
+            fd = open_file(entry, os.O_RDWR | os.O_CREAT, self.disk.open)
+            if os.fstat(fd).st_nlink <= 1:
+                return fd
+            try:
+                self._replace_by_copy(fd, entry)
+            finally:
+                self.disk.close(fd)
+            return open_file(entry, os.O_RDWR, self.disk.open)
+
+    def _replace_by_copy(self, fd: int, entry: Entry) -> None:
+        with self._entry(f"tmp/{os.urandom(16).hex()}", make=True) as copy:
+            target = self.disk.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                at = 0
+                while content := os.pread(fd, _CHUNK, at):
+                    at = _write_all(self.disk, target, at, content)
+                self.disk.sync(target)
+                self.disk.rename(copy, entry)
+                self.disk.sync_folder(entry.folder)
+            finally:
+                self.disk.close(target)
+
     @contextmanager
     def lock(
         self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "", passing: bool = False
     ) -> Iterator[None]:
-        path = self._folder("lock") / self.path(name).relative_to(self.root)
-        fd = self._locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait, busy or f"{path} is locked")
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fd = self._locked(f"lock/{name}", mode, wait, busy or f"{self.path(name)} is locked")
+        except OSError as error:
+            if not shared or error.errno not in _UNWRITABLE:
+                raise
+            fd = self._locked_to_read(f"lock/{name}", wait, busy)
         try:
             yield
         finally:
             if passing:
-                with suppress(OSError):
-                    path.unlink()
-            os.close(fd)
+                with suppress(OSError), self._entry(f"lock/{name}") as entry:
+                    os.unlink(entry.name, dir_fd=entry.folder.fd)
+            if fd >= 0:
+                os.close(fd)
 
-    def _locked(self, path: Path, mode: int, wait: float, busy: str) -> int:
+    def _locked(self, name: str, mode: int, wait: float, busy: str) -> int:
         """A descriptor that holds the lock of the file that has this name now."""
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _flock(fd, mode, wait, busy)
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(fd), path.stat()):
-                        return fd
-            except BaseException:
+            with self._entry(name, make=True) as entry:
+                fd = open_file(entry, os.O_RDWR | os.O_CREAT)
+                try:
+                    _flock(fd, mode, wait, busy)
+                    with suppress(FileNotFoundError):
+                        if os.path.samestat(os.fstat(fd), entry.stat()):
+                            return fd
+                except BaseException:
+                    os.close(fd)
+                    raise
                 os.close(fd)
-                raise
+
+    def _locked_to_read(self, name: str, wait: float, busy: str) -> int:
+        """The same, shared, without writing: -1 where there is no file to lock, or not for us."""
+        try:
+            with self._entry(name) as entry:
+                fd = open_file(entry, os.O_RDONLY)
+        except (FileNotFoundError, PermissionError):
+            return -1
+        try:
+            _flock(fd, fcntl.LOCK_SH, wait, busy or f"{self.path(name)} is locked")
+        except BaseException:
             os.close(fd)
+            raise
+        return fd
+
+    def is_writable(self) -> bool:
+        """Whether this user can change what lies here; the disk may still be full."""
+        folders = [self.root, *(path for name in _WRITTEN if os.path.lexists(path := self.root / name))]
+        return all(os.access(folder, os.W_OK | os.X_OK) for folder in folders)
+
+    def used(self) -> int:
+        """Bytes of all files that lie here."""
+        with open_folder(self.root, ()) as folder:
+            return sum(_size_below(folder, name) for name in walk(folder, "."))
 
     def sweep(self) -> None:
         """Remove what interrupted `put`s left behind; does nothing while one is under way."""
         with suppress(TryAgain), self.lock("put"):
-            for leftover in (self.root / "tmp").glob("*"):
-                self.disk.unlink(leftover)
+            for name in self.names("tmp"):
+                with self._entry(name) as entry:
+                    self.disk.unlink(entry)
 
-    def _folder(self, name: str) -> Path:
-        """The folder `name`, made durably if it is not there."""
-        path = self.root / name if name != "." else self.root
-        if not path.is_dir():
-            self._folder(str(path.parent.relative_to(self.root)))
-            with suppress(FileExistsError):
-                self.disk.mkdir(path)
-            self.disk.sync_folder(path.parent)
-        return path
+    def erase(self, folders: Sequence[str]) -> None:
+        """Remove these folders with all that is in them, links as links."""
+        with open_folder(self.root, ()) as top:
+            for name in folders:
+                if (entry := top.entry(name)).exists() and not stat.S_ISDIR(entry.stat().st_mode):
+                    self.disk.unlink(entry)
+                shutil.rmtree(name, ignore_errors=True, dir_fd=top.fd)
+            self.disk.sync_folder(top)
 
-    def _publish(self, source: Path, name: str) -> None:
+    def _publish(self, source: str, name: str) -> None:
         """Let the synced file `source` appear as `name`, once."""
-        target = self.path(name)
-        folder = self._folder(str(target.parent.relative_to(self.root)))
+        with self._entry(source) as old, self._entry(name, make=True) as new:
+            linked = self._link_or_rename(old, new)
+            try:
+                self.disk.sync_folder(new.folder)
+            except OSError:  # a name that may not last must not be found by the caller that is told so
+                with suppress(OSError):
+                    self.disk.unlink(new) if linked else self.disk.rename(new, old)
+                raise
+            if linked:
+                with suppress(OSError):  # sweep() finds it
+                    self.disk.unlink(old)
+
+    def _link_or_rename(self, old: Entry, new: Entry) -> bool:
+        """Returns whether the old name is there, too."""
         try:
-            self.disk.link(source, target)
+            self.disk.link(old, new)
+            return True
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            if target.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-            self.disk.rename(source, target)
-        else:
-            self.disk.unlink(source)
-        self.disk.sync_folder(folder)
+        if new.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new.path))
+        self.disk.rename(old, new)
+        return False
+
+
+def _parts(name: str) -> list[str]:
+    """The folders that lead to `name`, and its last part."""
+    parts = name.split("/")
+    if not _NAME.fullmatch(name) or ".." in parts or "." in parts:
+        raise BadName(f"not a name in a store: {name[:80]!r}")
+    return parts
+
+
+def _size_below(folder: Folder, name: str) -> int:
+    try:
+        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _flock(fd: int, mode: int, wait: float, busy: str) -> None:

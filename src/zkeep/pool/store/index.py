@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from zkeep.errors import Damaged, TryAgain
+from zkeep.names import shown
 from zkeep.pool.store.journal import Operation, Place
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
 
@@ -40,36 +41,50 @@ _DISK = {
     sqlite3.SQLITE_IOERR: errno.EIO,
 }
 _SETTINGS = (
-    "recursive_triggers=ON",
-    "trusted_schema=ON",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "mmap_size=0",
     "journal_mode=WAL",
     "synchronous=FULL",
     "wal_autocheckpoint=64",
     "journal_size_limit=262144",
 )
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS doc (kind TEXT, key TEXT, value TEXT, sum INTEGER,"
-    " PRIMARY KEY (kind, key)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS applied"
-    " (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
-)
+SUFFIXES = ("", "-wal", "-shm")
+"Of the files that make an index."
+ROLLBACK = "-journal"
+"Of a file that SQLite would obey, and that an index of ours leaves only where the disk is not fit for a WAL."
 _SUMS = "SELECT 0, count(*), coalesce(sum(sum), 0), coalesce(sum(place(kind, key)), 0) FROM doc"
-_TALLY = (
-    "DROP TRIGGER IF EXISTS doc_comes",
-    "DROP TRIGGER IF EXISTS doc_goes",
-    "DROP TABLE IF EXISTS tally",
+"""How many rows there are, the sum of their sums, and that of the keys by which they are found: a damaged page may
+lose rows without a word, or hide one where nobody looks. The table `tally` keeps what they should be."""
+_COUNTED = f"INSERT INTO tally {_SUMS}"
+_TABLES = (
+    "CREATE TABLE doc (kind TEXT, key TEXT, value TEXT, sum INTEGER, PRIMARY KEY (kind, key)) WITHOUT ROWID",
+    "CREATE TABLE applied (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
     "CREATE TABLE tally (id INTEGER PRIMARY KEY, rows INTEGER, total INTEGER, places INTEGER)",
-    f"INSERT INTO tally {_SUMS}",
+)
+_TRIGGERS = (
+    "CREATE TRIGGER doc_comes AFTER INSERT ON doc BEGIN UPDATE tally SET rows = rows + 1, total = total + new.sum; END",
+    "CREATE TRIGGER doc_goes AFTER DELETE ON doc BEGIN UPDATE tally SET rows = rows - 1, total = total - old.sum; END",
+)
+"The sum of places needs a function of ours, which SQLite does not run in a schema that it does not trust."
+_FORMER_TRIGGERS = (
     "CREATE TRIGGER doc_comes AFTER INSERT ON doc BEGIN UPDATE tally"
     " SET rows = rows + 1, total = total + new.sum, places = places + place(new.kind, new.key); END",
     "CREATE TRIGGER doc_goes AFTER DELETE ON doc BEGIN UPDATE tally"
     " SET rows = rows - 1, total = total - old.sum, places = places - place(old.kind, old.key); END",
 )
-"""How many rows there are, the sum of their sums, and that of the keys by which they are found: a damaged page may
-lose rows without a word, or hide one where nobody looks."""
-_HAS_TALLY = (
-    "SELECT 1 FROM sqlite_master m, pragma_table_info('tally') t WHERE m.name = 'doc_goes' AND t.name = 'places'"
-)
+_SCHEMA = {*_TABLES, *_TRIGGERS}
+_FORMER = {*_TABLES, *_FORMER_TRIGGERS}
+MOST = 256 << 20
+"Bytes of a document, at most."
+_PROMPTNESS = 1_000_000
+"Instructions of SQLite after which it asks whether to go on."
+_WORK = 64
+"Instructions for each byte of the file, about, that a statement may take: pages that lead in circles end."
+
+
+class ForeignIndex(Damaged):
+    """An SQLite file whose schema is not ours: it may hold views and triggers, and nothing in it is used."""
 
 
 _EVERYTHING = "SELECT * FROM doc ORDER BY kind, key"
@@ -118,14 +133,20 @@ def closing_on_error(held: Held) -> Iterator[Held]:
 
 
 class Index:
-    """`path` may be MEMORY. `wait`: seconds that a statement waits for another process."""
+    """`path` may be MEMORY; else it must be a plain file or not be there (Catalog sees to it).
+
+    `wait`: seconds that a statement waits for another process.
+    """
 
     def __init__(self, path: str, wait: float) -> None:
         self._path = path
         self._undone = 0
         self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
-        if path != MEMORY and not os.path.exists(path):
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's other files take its mode
+        self._places = 0
+        self._done = 0
+        self._allowed = 1 << 62
+        if path != MEMORY and not os.path.lexists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))  # SQLite's other files take its mode
         with self._errors():
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
             self._db.create_function("place", 2, _sum, deterministic=True)
@@ -133,13 +154,18 @@ class Index:
             self._prepare()
 
     def _prepare(self) -> None:
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST + (1 << 20))
+        self._db.set_progress_handler(self._is_too_much, _PROMPTNESS)
         for setting in _SETTINGS:
             self._run(f"PRAGMA {setting}")
-        if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'applied'"):
-            for statement in _SCHEMA:
-                self._run(statement)
-        if not self._run(_HAS_TALLY):
-            self._begin_tally()
+        if self._path != MEMORY:
+            self._allowed = os.path.getsize(self._path) * _WORK
+        if not self._schema():
+            self._create()
+        if self._schema() == _FORMER:
+            self._renew_triggers()
+        if self._schema() != _SCHEMA:
+            raise ForeignIndex(f"{self._path}: its schema is not that of a catalog; {REMEDY}")
         if not self._has_terms():
             self._begin_terms()
 
@@ -156,15 +182,32 @@ class Index:
             for kind in FIELDS:
                 query = "SELECT kind, key, value, sum FROM doc WHERE kind = ?"
                 for row in self._run(query, kind):
+                    _checked(*row)
                     self._replace_terms(set(), terms(row[0], row[1], _text(*row)))
             self._put(MARK, "", VERSION)
+            self._note_places()
 
-    def _begin_tally(self) -> None:
-        """Also of an index that was made before there was one."""
+    def _schema(self) -> set[str]:
+        """The statements that make it, as SQLite keeps them."""
+        return {str(sql) for (sql,) in self._run("SELECT sql FROM sqlite_master")}
+
+    def _create(self) -> None:
         with self.change():
-            if not self._run(_HAS_TALLY):
-                for statement in _TALLY:
+            if not self._schema():
+                for statement in (*_TABLES, _COUNTED, *_TRIGGERS):
                     self._run(statement)
+
+    def _renew_triggers(self) -> None:
+        """Bring an index that an older zkeep made to this version: dropping a trigger does not run it."""
+        with self.change():
+            if self._schema() == _FORMER:
+                for statement in ("DROP TRIGGER doc_comes", "DROP TRIGGER doc_goes", *_TRIGGERS):
+                    self._run(statement)
+
+    def _is_too_much(self) -> bool:
+        """Asked while a statement runs; it ends with an error if the answer is yes."""
+        self._done += _PROMPTNESS
+        return self._done > self._allowed + 100 * _PROMPTNESS
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -176,11 +219,13 @@ class Index:
                 raise TryAgain(f"{self._path} is busy: another process holds it") from None
             if code in _DISK:
                 raise OSError(_DISK[code], str(error), self._path) from None
-            raise Damaged(f"{self._path}: {error}; {REMEDY}") from None
+            kind = ForeignIndex if str(error).startswith("malformed database schema") else Damaged
+            raise kind(f"{self._path}: {str(error)[:200]!a}; {REMEDY}") from None
         except UnicodeDecodeError:  # SQLite quotes what it found, and so tells of it in vain
             raise Damaged(f"{self._path}: its text is not UTF-8; {REMEDY}") from None
 
     def _run(self, query: str, *values: object) -> list[Any]:
+        self._done = 0
         with self._errors():
             return self._db.execute(query, values).fetchall()
 
@@ -202,6 +247,7 @@ class Index:
     def rollback(self) -> None:
         self._db.rollback()
         self._undone += 1
+        self._places = 0
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -247,6 +293,7 @@ class Index:
         self._run("INSERT OR REPLACE INTO applied VALUES (0, ?, ?, ?, ?)", *values)
 
     def apply(self, operations: Iterable[Operation]) -> None:
+        """Within a transaction, as what changes the tally needs it."""
         for kind, key, value in operations:
             if kind in FIELDS:
                 self._replace_terms(self._terms_of(kind, key), terms(kind, key, value))
@@ -258,13 +305,22 @@ class Index:
                 self._delete(kind, key)
             else:
                 self._put(kind, key, value)
+        self._note_places()
 
     def _put(self, kind: str, key: str, value: str) -> None:
-        row = (kind, key, _packed(value), _sum(kind, key, value))
-        self._run("INSERT OR REPLACE INTO doc VALUES (?, ?, ?, ?)", *row)
+        self._delete(kind, key)
+        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, _packed(value), _sum(kind, key, value))
+        self._places += _sum(kind, key)
 
     def _delete(self, kind: str, key: str) -> None:
-        self._run("DELETE FROM doc WHERE kind = ? AND key = ?", kind, key)
+        if self._run("DELETE FROM doc WHERE kind = ? AND key = ? RETURNING 1", kind, key):
+            self._places -= _sum(kind, key)
+
+    def _note_places(self) -> None:
+        """Bring the tally up to what was put and deleted since the last time: triggers keep the rest of it."""
+        change, self._places = self._places, 0
+        if change:
+            self._run("UPDATE tally SET places = places + ?", change)
 
     def _terms_of(self, kind: str, key: str) -> set[tuple[str, str]]:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
@@ -278,9 +334,10 @@ class Index:
 
     def clear(self) -> None:
         self._undone += 1
-        self._run("DELETE FROM doc")
-        self._run("DELETE FROM applied")
+        for statement in ("DELETE FROM doc", "DELETE FROM applied", "DELETE FROM tally", _COUNTED):
+            self._run(statement)
         self._put(MARK, "", VERSION)
+        self._note_places()
 
     def get(self, kind: str, key: str) -> Document | None:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
@@ -327,7 +384,7 @@ class Index:
     def is_complete(self) -> bool:
         """Whether every row that was put is there, under its key; not, whether it is what was put."""
         found = self._run(" UNION ALL ".join((_SUMS, "SELECT * FROM tally")))
-        return len(found) == 2 and found[0] == found[1]
+        return len(found) == 2 and tuple(found[0]) == tuple(found[1])
 
     def faults(self) -> Iterator[str]:
         """One line for each row that is not what was stored."""
@@ -336,7 +393,7 @@ class Index:
         with self._errors():
             for row in self._db.execute(_EVERYTHING):
                 try:
-                    _checked(*row)
+                    _text(*row) if str(row[0]).startswith(MARK) else _checked(*row)
                 except Damaged as error:
                     yield str(error)
 
@@ -348,13 +405,31 @@ def _packed(text: str) -> str | bytes:
 
 def _text(kind: str, key: str, value: str | bytes, total: int) -> str:
     """The JSON of a document. Raises Damaged: it is not what was stored."""
-    with suppress(zlib.error, UnicodeDecodeError, AttributeError):
-        text = value if isinstance(value, str) else zlib.decompress(value).decode()
+    with suppress(zlib.error, UnicodeDecodeError, AttributeError, TypeError):
+        text = value if isinstance(value, str) else _unpacked(value)
         if _sum(kind, key, text) == total:
             return text
-    raise Damaged(f"catalog: {kind} {key} is not what was stored; {REMEDY}")
+    raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} is not what was stored; {REMEDY}")
+
+
+def _shown(text: object) -> str:
+    return shown(str(text))[1:-1]
+
+
+def _unpacked(value: bytes) -> str:
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(value, MOST)
+    if not unpacker.eof:
+        raise zlib.error("it is longer than a document, or has no end")
+    return text.decode()
 
 
 def _checked(kind: str, key: str, value: str | bytes, total: int) -> Document:
-    document: Document = json.loads(_text(kind, key, value, total))
+    text = _text(kind, key, value, total)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} is no document; {REMEDY}")
     return document

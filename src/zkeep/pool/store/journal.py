@@ -9,24 +9,39 @@ chain. A line that does not prove itself is the rest of an append that never fin
 if what follows it continues the chain. If what follows does not, a line is missing: Damaged.
 
 A checkpoint is published whole before the log and the checkpoint that it replaces are removed.
+
+Whatever is read may have been prepared by somebody: it is read line by line, no line is longer than MOST, a checkpoint
+unpacks to no more than a text like ours can, and what is no line of ours is passed over a limited number of times.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from zkeep.errors import Damaged
+from zkeep.errors import Damaged, Refused
 from zkeep.pool.store.files import LocalStore
+from zkeep.pool.store.port import Blob
 
 FOLDER = "journal"
 _NO_DIGEST = "0" * 16
 _FLOOR = 256 << 10
 "A log shorter than this is not worth a checkpoint."
 _GZIP = 31
+MOST = 256 << 20
+"Bytes of a line, and so of a transaction."
+_RATIO = 200
+"Bytes of a checkpoint's text for each packed one, at most; documents reach 10 to 50, a bomb 1,000."
+_SMALL = 64 << 20
+"Bytes of a checkpoint's text that are read whatever the ratio."
+_CHUNK = 1 << 20
+_TORN = 10_000
+"Lines that are not whole in one log; each is what a crash left."
+_CHECKPOINT = re.compile(FOLDER + r"/(\d{20})\.ckpt\.gz")
 
 Operation = tuple[str, str, str | None]
 "Kind, key, and the document's JSON, or None where it is deleted."
@@ -59,13 +74,69 @@ def _line(place: Place, operations: Iterable[Operation]) -> tuple[bytes, str]:
 
 
 def _parse(line: bytes) -> tuple[str, str, int, list[Operation]] | None:
-    """None if the line does not prove itself."""
+    """None if the line does not prove itself. Damaged if it does, and is not what a journal says."""
     before, digest, body = line[:16].decode("latin-1"), line[17:33].decode("latin-1"), line[34:]
     if len(line) < 35 or _digest(before, body) != digest:
         return None
-    content = json.loads(body)
-    operations = [(k, key, None if doc is None else encode(doc)) for k, key, doc in content["ops"]]
-    return before, digest, content["n"], operations
+    try:
+        content = json.loads(body)
+        operations = [_operation(*each) for each in content["ops"]]
+        return before, digest, int(content["n"]), operations
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"journal: a line is not a transaction: {str(error)!a}") from None
+
+
+def _operation(kind: object, key: object, document: object) -> Operation:
+    if not (isinstance(kind, str) and isinstance(key, str) and isinstance(document, dict | None)):
+        raise TypeError("an operation is of two texts and a document")
+    return kind, key, None if document is None else encode(document)
+
+
+def _lines(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
+    """The lines of a text that comes in pieces, each with its end; the last one may have none."""
+    held: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        for part in others:
+            yield b"".join((*held, first, b"\n"))
+            held, size, first = [], 0, part
+        held.append(first)
+        size += len(first)
+        if size > MOST:
+            raise Damaged(f"{where}: a line has more than {MOST} bytes")
+    if size:
+        yield b"".join(held)
+
+
+def _packed(text: bytes) -> bytes:
+    """As gzip; a text that packs too well to be told from a bomb is not packed at all."""
+    for level in (6, 0):
+        packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP)
+        packed = packer.compress(text) + packer.flush()
+        if len(text) <= max(len(packed) * _RATIO, _SMALL):
+            break
+    return packed
+
+
+def _unpacked(blob: Blob, where: str) -> Iterator[bytes]:
+    """The text of a gzip file, piece by piece. Damaged if it is none, or unpacks to more than it can hold."""
+    packer, left = zlib.decompressobj(_GZIP), max(blob.size * _RATIO, _SMALL)
+    try:
+        for at in range(0, blob.size, _CHUNK):
+            packed = blob.read(at, min(_CHUNK, blob.size - at))
+            while packed:
+                text = packer.decompress(packed, _CHUNK)
+                left -= len(text)
+                if left < 0:
+                    raise Damaged(f"{where}: it unpacks to more than documents can")
+                yield text
+                packed = packer.unconsumed_tail
+        yield packer.flush()
+    except zlib.error as error:
+        raise Damaged(f"{where}: {error}") from None
+    if not packer.eof or packer.unused_data:
+        raise Damaged(f"{where}: it is not one whole gzip file")
 
 
 class Journal:
@@ -82,8 +153,8 @@ class Journal:
 
     def generation(self) -> int:
         """The newest checkpoint's; 0 if there is none."""
-        files = [name for name in self._store.names(FOLDER) if name.endswith(".ckpt.gz")]
-        return int(files[-1][len(FOLDER) + 1 :].partition(".")[0]) if files else 0
+        found = map(_CHECKPOINT.fullmatch, self._store.names(FOLDER))
+        return max((int(match[1]) for match in found if match), default=0)
 
     def length(self, generation: int) -> int:
         """Bytes of the log of `generation`; a place with this offset has nothing after it."""
@@ -95,6 +166,8 @@ class Journal:
     def append(self, place: Place, operations: Iterable[Operation]) -> Place:
         """Durable when it returns. `place` must be the end of the chain."""
         line, digest = _line(place, operations)
+        if len(line) > MOST:
+            raise Refused(f"the change is too large for one transaction: {len(line)} bytes, {MOST} are allowed")
         log = self._log(place.generation)
         if self._is_torn(log):
             line = b"\n" + line
@@ -121,11 +194,13 @@ class Journal:
             return
         if place.offset > size:
             raise Damaged(f"{log} has {size} bytes where the index has seen {place.offset}")
-        with self._store.open(log) as blob:
-            content = blob.read(place.offset, size - place.offset)
-        for line in content.splitlines(keepends=True):
+        torn = 0
+        for line in self._text(log, place.offset, size):
             place = replace(place, offset=place.offset + len(line))
             if not (entry := _parse(line.removesuffix(b"\n"))):
+                torn += 1
+                if torn > _TORN:
+                    raise Damaged(f"{log}: more than {_TORN} lines are not whole")
                 continue
             before, digest, number, operations = entry
             if before != place.digest or number != place.number + 1:
@@ -133,9 +208,16 @@ class Journal:
             place = replace(place, number=number, digest=digest)
             yield place, operations
 
+    def _text(self, log: str, start: int, end: int) -> Iterator[bytes]:
+        with self._store.open(log) as blob:
+            chunks = (blob.read(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK))
+            yield from _lines(chunks, log)
+
     def end(self) -> Place:
         """The last place of the chain; Damaged if the checkpoint or the chain is."""
-        place, _ = self.load(self.generation())
+        place, rows = self.load(self.generation())
+        for _ in rows:
+            pass
         for place, _ in self.entries(place):  # noqa: B007, B020
             pass
         return place
@@ -153,9 +235,8 @@ class Journal:
         head = encode({"n": place.number, "digest": place.digest})
         lines = [head, *(f"[{encode(kind)},{encode(key)},{value}]" for kind, key, value in rows)]
         body = "\n".join(lines).encode()
-        packer = zlib.compressobj(6, zlib.DEFLATED, _GZIP)
         text = body + f"\n{_digest('', body)}\n".encode()
-        self._store.put(self._checkpoint(place.number), packer.compress(text) + packer.flush())
+        self._store.put(self._checkpoint(place.number), _packed(text))
         return Place(place.number, 0, place.number, place.digest)
 
     def renew(self, place: Place, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -164,21 +245,45 @@ class Journal:
             self._store.delete(name)
         self.checkpoint(place, rows)
 
-    def load(self, generation: int) -> tuple[Place, list[tuple[str, str, str]]]:
-        """What a checkpoint holds, and its place; nothing at all for generation 0."""
+    def load(self, generation: int) -> tuple[Place, Iterator[tuple[str, str, str]]]:
+        """What a checkpoint holds, and its place; nothing at all for generation 0.
+
+        The rows come as they are read, and count only once all have come: the digest is at the end.
+        """
         if not generation:
-            return Place(), []
-        name = self._checkpoint(generation)
+            return Place(), iter(())
+        lines = self._checkpoint_lines(self._checkpoint(generation))
         try:
-            body, _, digest = zlib.decompress(self._store.get(name), _GZIP)[:-1].rpartition(b"\n")
-        except zlib.error as error:
-            raise Damaged(f"{name}: {error}") from None
-        if _digest("", body) != digest.decode("latin-1"):
+            start = json.loads(next(lines, b""))
+            place = Place(generation, 0, int(start["n"]), str(start["digest"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Damaged(f"{self._checkpoint(generation)}: {str(error)!a}") from None
+        return place, self._rows(lines, self._checkpoint(generation))
+
+    def _rows(self, lines: Iterator[bytes], name: str) -> Iterator[tuple[str, str, str]]:
+        last = ("", "")
+        for line in lines:
+            try:
+                kind, key, document = _operation(*json.loads(line))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise Damaged(f"{name}: {str(error)!a}") from None
+            if document is None or (kind, key) <= last:
+                raise Damaged(f"{name}: its documents are not in order")
+            last = kind, key
+            yield kind, key, document
+
+    def _checkpoint_lines(self, name: str) -> Iterator[bytes]:
+        """All lines but the last, which is the digest of the others and is compared with it."""
+        digest, last, between = blake2b(digest_size=8), None, b""
+        with self._store.open(name) as blob:
+            for line in _lines(_unpacked(blob, name), name):
+                if last is not None:
+                    digest.update(between + last)
+                    between = b"\n"
+                    yield last
+                last = line.removesuffix(b"\n")
+        if last != digest.hexdigest().encode():
             raise Damaged(f"{name}: its digest is wrong")
-        head, *lines = body.split(b"\n")
-        rows = [(kind, key, encode(document)) for kind, key, document in map(json.loads, lines)]
-        start = json.loads(head)
-        return Place(generation, 0, start["n"], start["digest"]), rows
 
     def prune(self, generation: int) -> None:
         """Remove the logs and checkpoints that the checkpoint `generation` replaces."""

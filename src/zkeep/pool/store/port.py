@@ -9,9 +9,12 @@ What holds for every implementation (tests/conformance runs one suite over all o
     delete   durable when it returns; deleting what is absent is not an error
     lock     advisory, per name, gone with the process that held it, however that died
 
-Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`. Errors are FileExistsError and
-FileNotFoundError where a name is or is not there, TryAgain where a lock is busy, Damaged where a file is
-shorter than asked for or the disk cannot read it, and OSError for the disk's other troubles (full, read-only).
+Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`; no other is ever used (BadName). Errors
+are FileExistsError and FileNotFoundError where a name is or is not there, TryAgain where a lock is busy, Damaged
+where a file is shorter than asked for, is not a regular file of the store's own, or the disk cannot read it, and
+OSError for the disk's other troubles (full, read-only).
+
+Where nothing can be written, whatever reads works, shared locks included.
 
 put, draft and delete map to a bucket's create-only objects, append to numbered ones: nothing here updates
 in place what was published.
@@ -22,6 +25,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
+from zkeep.errors import Damaged
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -29,6 +34,10 @@ if TYPE_CHECKING:
     Places = NDArray[np.int64]
 
 Buffer = bytes | bytearray | memoryview
+
+
+class BadName(Damaged, ValueError):
+    """A name that a store does not have: a document that holds it is not what was stored."""
 
 
 class Blob(AbstractContextManager["Blob"], Protocol):
@@ -121,6 +130,14 @@ class Store(Protocol):
         """
         ...
 
+    def is_writable(self) -> bool:
+        """Whether this user can change what lies here; the disk may still be full."""
+        ...
+
+    def used(self) -> int:
+        """Bytes that all files take, drafts and leftovers included."""
+        ...
+
     def lock(
         self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "", passing: bool = False
     ) -> AbstractContextManager[None]:
@@ -133,4 +150,7 @@ class Store(Protocol):
 
 def segment_name(segment_id: str) -> str:
     """Where the segment `<txg in hex>-<number in hex>` lies in the store."""
-    return f"segments/{int(segment_id.split('-', maxsplit=1)[0], 16) % 256:02x}/{segment_id}.seg"
+    try:
+        return f"segments/{int(segment_id.split('-', maxsplit=1)[0], 16) % 256:02x}/{segment_id}.seg"
+    except (ValueError, AttributeError):
+        raise BadName(f"not the name of a segment: {str(segment_id)[:80]!r}") from None

@@ -1,0 +1,193 @@
+"""The calls that reach the disk below a pool's folder. None follows a link or opens anything but a regular file.
+
+A pool's folder may come from elsewhere: from another machine, or from somebody who prepared it. A link in it would
+lead what zkeep reads and writes out of it, a FIFO would keep it waiting for ever, a device might do anything. So each
+folder is opened below the one before it (openat with O_NOFOLLOW), and a file is examined before and after it is opened.
+The pool's folder itself is the user's choice, and may be reached by links.
+
+Every change goes through `Disk`, so that a test can record the calls and replay them with whatever was not yet synced
+lost or reordered, or let them fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from zkeep.errors import Damaged
+from zkeep.names import shown
+from zkeep.pool.store.port import Buffer
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"O_NONBLOCK means nothing to a regular file, and lets the opening of a FIFO return."
+DEPTH = 3
+"Folders below one another that names() looks into; a pool's own names have two."
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """An open folder of the pool. `path` is for messages, never opened."""
+
+    fd: int
+    path: Path
+
+    def entry(self, name: str) -> Entry:
+        return Entry(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in an open folder, whether or not there is such a file."""
+
+    folder: Folder
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path / self.name
+
+    def stat(self) -> os.stat_result:
+        """What lies there itself, not what it may point to."""
+        return os.stat(self.name, dir_fd=self.folder.fd, follow_symlinks=False)
+
+    def exists(self) -> bool:
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class Disk:
+    """The calls that change a disk, and nothing else; the recording shim of the tests overrides them all."""
+
+    def open(self, entry: Entry, flags: int) -> int:
+        return os.open(entry.name, flags | _SAFE, 0o600, dir_fd=entry.folder.fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, offset: int, buffers: Sequence[Buffer]) -> int:
+        """Write some of them at `offset`; returns how many bytes."""
+        return os.pwritev(fd, buffers, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        if sys.platform == "darwin":  # fsync leaves the bytes in the drive's cache there
+            with suppress(OSError):  # not every file is on a drive
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(fd)
+
+    def sync_folder(self, folder: Folder) -> None:
+        os.fsync(folder.fd)
+
+    def link(self, source: Entry, target: Entry) -> None:
+        os.link(
+            *(source.name, target.name),
+            src_dir_fd=source.folder.fd,
+            dst_dir_fd=target.folder.fd,
+            follow_symlinks=False,
+        )
+
+    def rename(self, source: Entry, target: Entry) -> None:
+        os.rename(source.name, target.name, src_dir_fd=source.folder.fd, dst_dir_fd=target.folder.fd)
+
+    def unlink(self, entry: Entry) -> None:
+        os.unlink(entry.name, dir_fd=entry.folder.fd)
+
+    def mkdir(self, entry: Entry) -> None:
+        os.mkdir(entry.name, 0o700, dir_fd=entry.folder.fd)
+
+
+def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | None = None) -> int:
+    """A descriptor of a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
+    with suppress(FileNotFoundError):
+        _refuse_special(entry.stat(), entry.path)
+    try:
+        fd = (opener or Disk().open)(entry, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # put there since we looked
+            raise Damaged(_not_regular(entry.path)) from None
+        raise _named(error, entry.path) from None
+    try:
+        _refuse_special(os.fstat(fd), entry.path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def file_size(entry: Entry) -> int:
+    found = entry.stat()
+    _refuse_special(found, entry.path)
+    return found.st_size
+
+
+def _refuse_special(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Damaged(_not_regular(path))
+
+
+def _not_regular(path: Path) -> str:
+    where = shown(str(path), 200)[1:-1]
+    return f"{where} is not a regular file: in a pool's folder no link is followed, and nothing else is opened"
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the whole path, which a call below an open folder does not know."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+@contextmanager
+def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
+    """The folder that `names` lead to below `root`, one after the other; FileNotFoundError if one is not there.
+
+    Raises:
+        Damaged: one of them is a link, or no folder.
+    """
+    fd, path = os.open(root, _FOLDER), root
+    try:
+        for name in names:
+            path = path / name
+            below = _open_below(fd, name, path)
+            os.close(fd)
+            fd = below
+        yield Folder(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _open_below(fd: int, name: str, path: Path) -> int:
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Damaged(f"{path} is not a folder: in a pool's folder no link is followed") from None
+        raise _named(error, path) from None
+
+
+def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
+    """The names of all files below, links and special files included, with `prefix` and `/` before each."""
+    with os.scandir(folder.fd) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            yield f"{prefix}/{name}"
+        elif depth > 1:
+            with suppress(FileNotFoundError, PermissionError):  # such as lost+found, where the disk is all the pool's
+                fd = _open_below(folder.fd, name, folder.path / name)
+                try:
+                    yield from walk(Folder(fd, folder.path / name), f"{prefix}/{name}", depth - 1)
+                finally:
+                    os.close(fd)
