@@ -40,9 +40,13 @@ def ls_verb(
 ) -> None:
     """List the files of a snapshot. PATH may hold *, ? and [..]; ** stands for folders of any depth.
 
+    STREAM is a file with a send stream, or several in a row, also compressed (gzip, xz, bzip2, zstd, lz4); a pipe; or -
+    for standard input. The newest snapshot is meant, unless @SNAPSHOT or CHILD@SNAPSHOT follows.
+
     \b
         zkeep ls -l -L file:///root/key vault/home@monday docs
-        zkeep ls -R full.zfs inc1.zfs inc2.zfs -L file:///root/key
+        zkeep ls -R full.zfs inc1.zfs.zst inc2.zfs -L file:///root/key
+        ssh server cat full.zfs.gz | zkeep ls -L file:///root/key - docs
     """
     from zkeep.tree.filesystem import Filesystem
 

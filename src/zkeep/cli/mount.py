@@ -20,9 +20,10 @@ import click
 from zkeep.cli.background import background
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import runtime_folder
-from zkeep.cli.open_snapshot import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
+from zkeep.cli.stream_files import is_stream
 from zkeep.errors import Refused, TryAgain, WrongUsage
-from zkeep.names import DatasetName, parse_any
+from zkeep.names import DatasetName
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Pool, Snapshot
@@ -107,7 +108,7 @@ def _shown(what: list[str], key_locations: Sequence[str]) -> Iterator[tuple[str,
     """What is named, opened: its name, what the mount shows, and how many bytes that is."""
     from zkeep.restore.mount.fuse import Shown
 
-    name = None if is_stream(what[0]) else parse_any(what[0])
+    name = None if is_stream(what[0]) else parsed(what[0])
     if isinstance(name, DatasetName):
         if len(what) > 1:
             raise WrongUsage("name one dataset, and a folder")

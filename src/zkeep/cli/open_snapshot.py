@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -18,9 +19,10 @@ import click
 from zkeep.agent.client import borrowed
 from zkeep.agent.in_use import InUse
 from zkeep.cli.home import opened as open_pool
-from zkeep.errors import Refused, WrongUsage
-from zkeep.format.records import HEADER, MAGIC
-from zkeep.names import DatasetName, SnapshotName, parse_any, shown
+from zkeep.cli.home import registry
+from zkeep.cli.stream_files import is_stream, opened_stream, why_no_stream
+from zkeep.errors import BadStream, Refused, WrongUsage
+from zkeep.names import BadName, BookmarkName, DatasetName, SnapshotName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
@@ -163,16 +165,6 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
 # Snapshots
 
 
-def is_stream(text: str) -> bool:
-    """Whether an argument is a file with a send stream."""
-    path = Path(text)
-    if not path.is_file():
-        return False
-    with path.open("rb") as source:
-        head = source.read(HEADER)
-    return len(head) == HEADER and MAGIC in (int.from_bytes(head[8:16], "little"), int.from_bytes(head[8:16], "big"))
-
-
 @contextmanager
 def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Pool, list[Snapshot], list[str]]]:
     """The pool, `count` snapshots, and the arguments after them.
@@ -180,12 +172,7 @@ def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Poo
     Stream files are received into a pool of their own, in their order, which is gone afterwards; the snapshots are
     then the newest of the dataset that was sent, unless `@snap` or `child@snap` follow.
     """
-    streams = []
-    for text in arguments:
-        if not is_stream(text):
-            break
-        streams.append(text)
-    rest = list(arguments[len(streams) :])
+    streams, rest = parted(arguments)
     with ExitStack() as stack:
         if not streams:
             names = [_snapshot_name(text) for text in rest[:count]]
@@ -195,12 +182,29 @@ def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Poo
             yield pool, [pool.snapshot(name) for name in names], rest[count:]
             return
         pool = stack.enter_context(received(streams))
-        given = [text for text in rest[:count] if "@" in text]
-        yield pool, _chosen(pool, given, count), rest[len(given) :]
+        given = _given(pool, rest, count)
+        yield pool, given or _newest(pool, count), rest[len(given) :]
+
+
+def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files with streams with which arguments begin, and the rest."""
+    streams = list(takewhile(is_stream, arguments))
+    return streams, list(arguments[len(streams) :])
+
+
+def parsed(text: str) -> DatasetName | SnapshotName | BookmarkName:
+    """The name that an argument is, where it is no stream.
+
+    Raises:
+        Refused: it is a file, and what is wrong with that.
+    """
+    if "@" not in text and (why := why_no_stream(text)) and text.partition("/")[0] not in registry().pools():
+        raise Refused(f"cannot open {shown(text)}: {why}")
+    return parse_any(text)
 
 
 def _snapshot_name(text: str) -> SnapshotName:
-    name = parse_any(text)
+    name = parsed(text)
     if not isinstance(name, SnapshotName):
         raise WrongUsage(f"{shown(text)} is not a snapshot: name it as pool/dataset@snapshot")
     return name
@@ -209,19 +213,40 @@ def _snapshot_name(text: str) -> SnapshotName:
 @contextmanager
 def received(streams: Sequence[str]) -> Iterator[Pool]:
     """A pool with what the stream files bring, gone afterwards."""
-    from zkeep.format.reader import read_events
     from zkeep.pool.datasets.model import Pool
-    from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
         pool = stack.enter_context(Pool.create(Path(folder) / "pool", "streams", {"blind": "off"}))
         for path in streams:
-            with open(path, "rb") as source:
-                target = target_of(pool, read_events(source))
-            with open(path, "rb") as source:
-                receive(pool, source, target, ReceiveOptions(force=True))
+            _receive(pool, path)
         yield pool
+
+
+def _receive(pool: Pool, path: str) -> None:
+    """All streams in a file, each where it belongs."""
+    from zkeep.format.reader import read_streams
+    from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
+
+    with opened_stream(path) as source:
+        try:
+            for stream in read_streams(source):
+                events, target = placed(pool, stream)
+                receive_events(pool, events, target, ReceiveOptions(force=True))
+        except BadStream as error:
+            raise Refused(f"cannot open {shown(path)}: {error}") from None
+
+
+def placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
+    """All events, and where in the pool they belong: their first ones tell."""
+    from zkeep.format.events import SubBegin
+
+    head = []
+    for event in events:
+        head.append(event)
+        if isinstance(event, SubBegin):
+            break
+    return chain(head, events), target_of(pool, head)
 
 
 def target_of(pool: Pool, events: Iterable[Event]) -> str:
@@ -249,12 +274,28 @@ def _holder(pool: Pool, guid: int) -> str:
     return found[0].dataset.name.text if found else TOP
 
 
-def _chosen(pool: Pool, given: list[str], count: int) -> list[Snapshot]:
-    if given:
-        names = [SnapshotName.parse(TOP + ("" if text.startswith("@") else "/") + text) for text in given]
-        return [pool.snapshot(name) for name in names]
-    dataset = pool.dataset(DatasetName(TOP))
-    newest = pool.snapshots(dataset)[-count:]
+def _given(pool: Pool, rest: list[str], count: int) -> list[Snapshot]:
+    """The snapshots that are named behind streams. Where paths may follow, @name can be a file's, too."""
+    found = [_brought(pool, text) for text in rest[:count] if "@" in text]
+    if count == 1:
+        return [snapshot for snapshot in found if snapshot is not None]
+    if rest and len(found) != count:
+        raise WrongUsage(f"name {count} snapshots of the streams, as @snapshot or child@snapshot, or none")
+    for text, snapshot in zip(rest, found, strict=False):
+        if snapshot is None:
+            raise Refused(f"cannot open {shown(text)}: the streams bring no such snapshot")
+    return [snapshot for snapshot in found if snapshot is not None]
+
+
+def _brought(pool: Pool, text: str) -> Snapshot | None:
+    try:
+        return pool.find_snapshot(SnapshotName.parse(TOP + ("" if text.startswith("@") else "/") + text))
+    except BadName:
+        return None
+
+
+def _newest(pool: Pool, count: int) -> list[Snapshot]:
+    newest = pool.snapshots(pool.dataset(DatasetName(TOP)))[-count:]
     if len(newest) < count:
         raise WrongUsage(f"the streams bring {len(newest)} snapshot(s), {count} are needed")
     return newest

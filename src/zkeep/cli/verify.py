@@ -11,11 +11,12 @@ import click
 
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.main import say
-from zkeep.cli.open_snapshot import is_stream, keys_from, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.progress import Meter
+from zkeep.cli.stream_files import is_stream
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
-from zkeep.names import BookmarkName, DatasetName, parse_any
+from zkeep.names import BookmarkName, DatasetName
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
@@ -77,7 +78,7 @@ def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, 
             _all(pool, [s for found in pool.all_snapshots().values() for s in found], get_key, verbose)
         return
     for text in arguments:
-        name = parse_any(text)
+        name = parsed(text)
         if isinstance(name, BookmarkName):
             raise WrongUsage(f"{name} is a bookmark: it holds nothing")
         with open_pool(name) as pool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -14,8 +13,9 @@ import click
 
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import widen
-from zkeep.cli.open_snapshot import is_stream, received, target_of
+from zkeep.cli.open_snapshot import placed, received
 from zkeep.cli.send import Sink
+from zkeep.cli.stream_files import STDIN, is_stream
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import SnapshotName, parse_any, shown
 
@@ -64,30 +64,18 @@ def _check_ends() -> None:
 def _run(run: Callable[[Iterable[Event], str], None], pool: Pool, source: BinaryIO) -> None:
     from zkeep.format.reader import read_events
 
-    events, target = _placed(pool, read_events(source))
+    events, target = placed(pool, read_events(source))
     try:
         run(events, target)
     except BrokenPipeError:
         raise TryAgain("cannot pass the stream on: nobody reads it any more") from None
 
 
-def _placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
-    """All events, and where in the pool they belong: their first ones tell."""
-    from zkeep.format.events import SubBegin
-
-    head = []
-    for event in events:
-        head.append(event)
-        if isinstance(event, SubBegin):
-            break
-    return chain(head, events), target_of(pool, head)
-
-
 def _file(base: str, folder: Path, number: int) -> str:
     """A file with a stream of the base: itself, or what a pool sends of a snapshot."""
     from zkeep.pool.transfer.send import SendRequest, send
 
-    if is_stream(base):
+    if is_stream(base) and base != STDIN:
         return base
     if "@" not in base:
         raise WrongUsage(f"a base is a stream file or a snapshot (pool/dataset@snapshot), not {shown(base)}")

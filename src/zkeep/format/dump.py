@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO, TextIO
 
 from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
 from zkeep.format.nvlist import NvList, NvType, Pair, decode
-from zkeep.format.reader import read_events
+from zkeep.format.reader import read_streams
 from zkeep.format.records import (
     HEADER,
     LAYOUTS,
@@ -55,13 +56,13 @@ _SUMMARY = (
 
 
 def dump(source: BinaryIO, out: TextIO, verbose: bool) -> None:
-    """Print a stream's BEGINs and ENDs, with `verbose` all records, and what it holds altogether.
+    """Print the BEGINs and ENDs of a stream or of several in a row, with `verbose` all records, and what they hold.
 
     Raises:
         BadStream: everything before the fault was printed; the summary was not.
     """
     printer = _Printer(out, verbose)
-    for event in read_events(source):
+    for event in chain.from_iterable(read_streams(source)):
         printer.event(event)
     printer.summary()
 

@@ -72,7 +72,9 @@ class _Fault(NamedTuple):
 class Reader:
     """A push parser with its own buffer. After an error it stays in error."""
 
-    def __init__(self, size: int = BUFFER) -> None:
+    def __init__(self, size: int = BUFFER, *, several: bool = False) -> None:
+        """`several`: at the end of a stream it stops, and begin_again() goes on with the next."""
+        self._several = several
         self._size = max(size, 2 * HEADER)
         self._memory = np.empty(self._size, np.uint8).data
         self._resting: deque[memoryview] = deque()
@@ -98,6 +100,20 @@ class Reader:
     def consumed(self) -> int:
         """Bytes of the stream that events have covered: where the first record not yet handed out begins."""
         return self._base + self._start
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream has come to its end."""
+        return self._stage == _Stage.DONE
+
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes are here of which no event told yet."""
+        return self._start < self._end
+
+    def begin_again(self) -> None:
+        """What follows is a stream of its own; positions go on."""
+        self._stage, self._compound = _Stage.START, False
 
     def space(self, minimum: int = 1) -> memoryview:
         """Room to read into, of at least `minimum` bytes.
@@ -164,7 +180,7 @@ class Reader:
 
     def _all(self) -> Iterator[Event]:
         before = -1
-        while before != self._start:
+        while before != self._start and not (self._several and self.is_done):
             before = self._start
             yield from self._inside() if self._stage == _Stage.INSIDE else self._outside()
 
@@ -408,6 +424,30 @@ def read_events(source: BinaryIO, size: int = BUFFER) -> Iterator[Event]:
             begun = True  # a sender that is refused at its BEGIN need not send on
             yield event
     reader.finish()
+
+
+def read_streams(source: BinaryIO, size: int = BUFFER) -> Iterator[Iterator[Event]]:
+    """The events of each of the streams that follow one another in a file. Use one up before the next is asked for."""
+    reader = Reader(size, several=True)
+    while True:
+        yield _stream(reader, source)
+        if not reader.has_more and not fill(reader, source, once=True):
+            return
+        reader.begin_again()
+
+
+def _stream(reader: Reader, source: BinaryIO) -> Iterator[Event]:
+    begun = False
+    for event in reader.events():
+        begun = True
+        yield event
+    while not reader.is_done:
+        more = fill(reader, source, once=not begun)
+        for event in reader.events():
+            begun = True
+            yield event
+        if not more and not reader.is_done:
+            reader.finish()
 
 
 def fill(reader: Reader, source: BinaryIO, *, once: bool = False) -> bool:
