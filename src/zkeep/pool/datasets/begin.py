@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from zkeep.errors import Damaged
@@ -50,11 +51,12 @@ class Opening:
 
     @property
     def nvlist(self) -> NvList | None:
+        """The caller's own: it may change it."""
         return decode(self.payload) if self.payload else None
 
-    @property
+    @cached_property
     def crypt(self) -> NvList | None:
-        """The wrapped keys and the shape of the metadnode, in raw streams."""
+        """The wrapped keys and the shape of the metadnode, in raw streams. Not to be changed."""
         nvlist = self.nvlist
         found = nvlist.get("crypt_keydata") if nvlist is not None else None
         return found if isinstance(found, NvList) else None

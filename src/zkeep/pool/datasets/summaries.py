@@ -52,24 +52,50 @@ class Unit:
 def missing(runs: list[Run], have: Iterable[tuple[int, int, Name]]) -> Iterator[Unit]:
     """The summaries that runs should have and do not, those of few runs first. Pure."""
     known = {(start, count, name.level) for start, count, name in have}
-    units = [Unit(i, 1, 0, int(run.doc["records"])) for i, run in enumerate(runs)]
-    level = 1
+    units = list(_settled(runs, known))
+    level, most = 1, max((unit.level for unit in units), default=0)
     while True:
         joined = list(_level(units, known, level))
-        if len(joined) == len(units):
+        if len(joined) == len(units) and level > most:
             return
         yield from (u for u in joined if u.level == level and (u.start, u.count, level) not in known)
         units, level = joined, level + 1
+
+
+def _settled(runs: list[Run], known: set[tuple[int, int, int]]) -> Iterator[Unit]:
+    """The runs, but in the place of those that a summary and complete ones below it sum up, that summary.
+
+    Nothing is missing in there: a long timeline is looked at where it has grown.
+    """
+    records = [int(run.doc["records"]) for run in runs]
+    complete: dict[int, tuple[int, int]] = {}
+    for start, count, level in sorted(known, key=lambda unit: unit[2]):
+        below, at, end = complete, start, start + count
+        while level > 1 and at < end and below.get(at, (0, 0))[1] == level - 1:
+            at += below[at][0]
+        if level == 1 or at == end:
+            complete[start] = count, level
+    at = 0
+    while at < len(runs):
+        count, level = complete.get(at, (1, 0))
+        yield Unit(at, count, level, sum(records[at : at + count]))
+        at += count
 
 
 def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> Iterator[Unit]:
     """The units, summed up where there is a summary of this level or should be one."""
     there = {start: count for start, count, of in known if of == level}
     # the newest that have not come up to the level below are not its business yet
-    ripe = max((i + 1 for i, unit in enumerate(units) if unit.level == level - 1), default=0)
+    ripe = max((i + 1 for i, unit in enumerate(units) if unit.level >= level - 1), default=0)
     waiting: list[Unit] = []
     at = 0
     while at < ripe:
+        if units[at].level >= level:
+            yield from _summed(waiting, level, len(waiting) > 1)
+            waiting = []
+            yield units[at]
+            at += 1
+            continue
         size = _units(units, at, there.get(units[at].start, 0))
         if size or units[at].records > MOST:
             yield from _summed(waiting, level, len(waiting) > 1)
@@ -100,19 +126,23 @@ def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
 
 
 def sum_up(pool: Pool, dataset: Dataset) -> None:
-    """Write some summaries that the dataset lacks, and delete what sums up nothing any more; not at each call."""
-    if pool.runs.count(dataset.key) % max(FAN // 4, 1):
+    """Write some summaries that the dataset lacks, and delete what sums up nothing any more.
+
+    Not at each call: the longer the timeline, the more runs come between two looks at all of it.
+    """
+    count = pool.runs.count(dataset.key)
+    if count % max(FAN // 4, min(count >> 10, 2 * FAN), 1):
         return
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)
         runs = [run for run in history.runs if dataset.origin is None or run.txg > dataset.origin[1]]
         _write(pool, dataset, history, runs)
-        for text in set(_names(pool, dataset)) - _valid(pool, dataset, runs):
+        for text in set(_names(pool, dataset)) - _valid(pool, dataset, runs, history.checked[dataset.key]):
             pool.store.delete(text)
 
 
-def _valid(pool: Pool, dataset: Dataset, runs: list[Run]) -> set[str]:
-    return {str(name) for _, _, name in matching(_names(pool, dataset), runs)}
+def _valid(pool: Pool, dataset: Dataset, runs: list[Run], checked: dict[str, bool] | None = None) -> set[str]:
+    return {str(name) for _, _, name in matching(_names(pool, dataset), runs, checked)}
 
 
 def _names(pool: Pool, dataset: Dataset) -> list[str]:
@@ -122,7 +152,7 @@ def _names(pool: Pool, dataset: Dataset) -> list[str]:
 def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> None:
     """What is lacking at one level is made of what the level below has got by then."""
     for _ in range(AT_ONCE):
-        have = matching(_names(pool, dataset), runs)
+        have = matching(_names(pool, dataset), runs, history.checked[dataset.key])
         unit = next(missing(runs, have), None)
         if unit is None:
             return

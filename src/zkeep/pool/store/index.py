@@ -45,7 +45,7 @@ _SETTINGS = (
     "cell_size_check=ON",
     "mmap_size=0",
     "journal_mode=WAL",
-    "synchronous=FULL",
+    "synchronous=NORMAL",  # what power loss takes from it, the journal gives back
     "wal_autocheckpoint=64",
     "journal_size_limit=262144",
 )

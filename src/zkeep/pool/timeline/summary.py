@@ -78,15 +78,23 @@ class Name:
         return f"{FOLDER}/{self.dataset}/{self.level:x}-{self.first:x}-{self.last:x}-{self.digest}"
 
 
-def matching(texts: Sequence[str], runs: Sequence[Summed]) -> list[tuple[int, int, Name]]:
-    """The summaries of some of these runs among the names: (place of the first run, how many runs, name)."""
+def matching(
+    texts: Sequence[str], runs: Sequence[Summed], checked: dict[str, bool] | None = None
+) -> list[tuple[int, int, Name]]:
+    """The summaries of some of these runs among the names: (place of the first run, how many runs, name).
+
+    `checked`: what is known of names as long as the runs are as they are; this adds to it.
+    """
     place = {run.txg: i for i, run in enumerate(runs)}
+    known = {} if checked is None else checked
     found = []
-    for name in map(Name.parse, texts):
+    for text, name in zip(texts, map(Name.parse, texts), strict=True):
         if name is None or name.first not in place or name.last not in place:
             continue
         start, end = place[name.first], place[name.last] + 1
-        if digest(runs[start:end]) == name.digest:
+        if text not in known:
+            known[text] = digest(runs[start:end]) == name.digest
+        if known[text]:
             found.append((start, end - start, name))
     return found
 
