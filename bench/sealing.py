@@ -62,6 +62,7 @@ class Thing:
     "Its last block's number."
     blocks: Blocks
     bonus: bytes = b""
+    slots: int = 1
 
 
 class Sealer:
@@ -100,7 +101,7 @@ class Sealer:
         writes, roots = self._written(thing, shape)
         bonustype = ObjectType.SA if thing.bonus else 0
         dnode = Dnode(
-            *(thing.number, thing.type, bonustype, thing.blksz, len(thing.bonus), 1, 0, 0, False),
+            *(thing.number, thing.type, bonustype, thing.blksz, len(thing.bonus), thing.slots, 0, 0, False),
             *(INDIRECT, levels, pointers, thing.last, "little", thing.bonus),
         )
         self._things.append((dnode, roots, writes))
@@ -137,7 +138,7 @@ class Sealer:
         at = first
         for dnode, roots, _ in self._things:
             aad += [bytes((dnode.number - at) * SLOT), dnode.core(), roots]
-            at = dnode.number + 1
+            at = dnode.number + dnode.slots
             (plain if dnode.bonus else aad).append(dnode.bonus.ljust(dnode.bonus_room, b"\0"))
         aad.append(bytes((first + SLOTS - at) * SLOT))
         iv, mac, sealed = self._seal(b"".join(plain), b"".join(aad))
@@ -227,7 +228,12 @@ def _object(dnode: Dnode, sealed: bytes) -> Iterator[bytes]:
     yield (
         Object(
             **{"object": dnode.number, "type": dnode.type, "bonustype": dnode.bonustype, "blksz": dnode.blksz},
-            **{"bonuslen": dnode.bonuslen, "raw_bonuslen": len(sealed), "dn_slots": 1, "indblkshift": INDIRECT},
+            **{
+                "bonuslen": dnode.bonuslen,
+                "raw_bonuslen": len(sealed),
+                "dn_slots": dnode.slots,
+                "indblkshift": INDIRECT,
+            },
             **{"nlevels": dnode.nlevels, "nblkptr": dnode.nblkptr, "maxblkid": dnode.maxblkid, "toguid": TOGUID},
         ).pack("little")
         + sealed
