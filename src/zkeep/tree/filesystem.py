@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from zkeep.errors import Refused
+from zkeep.errors import Refused, ZkeepError
 from zkeep.format import sa
 from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
@@ -154,6 +154,25 @@ class Filesystem:
         if node.is_link and node.target is None:
             node = node._replace(target=self._long_target(node))
         return node
+
+    def znode_if_spill_is_lost(self, number: int) -> tuple[Znode, ZkeepError | None]:
+        """What is known of an object and, if its spill block cannot be read, why: the rest is known without it.
+
+        In a spill block lie extended attributes and ACLs; the content of a file can be had without them.
+        """
+        try:
+            return self.znode(number), None
+        except ZkeepError as error:
+            dnode = self.objects.dnode(number)
+            if not dnode.has_spill or dnode.bonustype != ObjectType.SA:
+                raise
+            try:
+                node = znode_of(number, *self._schema.decode(dnode.bonus))
+            except sa.BadAttributes:
+                raise error from None
+            if not node.mode or (node.is_link and node.target is None):
+                raise
+            return node, error
 
     def _attributes(self, dnode: Dnode) -> tuple[sa.Attributes, ByteOrder]:
         if dnode.bonustype == ObjectType.ZNODE:
