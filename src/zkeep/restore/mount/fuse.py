@@ -57,6 +57,13 @@ class Offered:
     open: Callable[[], OpenSnapshot]
 
 
+def _device(node: Znode) -> int:
+    """As stat() tells it; 0 for what is none, and for numbers for which FUSE has no room (12 and 20 bits)."""
+    major, minor = node.device
+    is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
+    return os.makedev(major, minor) if is_device and major < 1 << 12 else 0
+
+
 def view_of(opened: OpenSnapshot) -> Served:
     if not opened.is_volume:
         filesystem = Filesystem(opened)
@@ -234,7 +241,7 @@ class Answers:
             "st_uid": node.uid,
             "st_gid": node.gid,
             "st_size": node.size,
-            "st_rdev": os.makedev(*node.device),
+            "st_rdev": _device(node),
             "st_blocks": (stored + BLOCK - 1) // BLOCK,
             "st_blksize": 128 << 10,
             "st_atime": node.atime,
@@ -324,8 +331,15 @@ def serve(answers: Answers, folder: str, name: str, options: dict[str, str | boo
     driver = _driver()
     try:
         driver(
-            answers, folder, encoding="utf-8", foreground=True, nothreads=True,
-            ro=True, fsname=name.replace(",", "\\,"), subtype="zkeep", **options,
+            answers,
+            folder,
+            encoding="utf-8",
+            foreground=True,
+            nothreads=True,
+            ro=True,
+            fsname=name.replace(",", "\\,"),
+            subtype="zkeep",
+            **options,
         )
     except RuntimeError:
         if not answers.has_begun:
