@@ -43,7 +43,7 @@ def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(NAMES)
 
 
-def test_what_is_skipped_is_counted_once(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_once(tmp_path: Path) -> None:
     """However many processes share the rest."""
     names = [b"n" * 300, *(b"%d" % i for i in range(200))]
     entries = [(name, FIRST + i, FILE) for i, name in enumerate(names)]
@@ -51,7 +51,7 @@ def test_what_is_skipped_is_counted_once(tmp_path: Path) -> None:
         work = Extraction(Filesystem(found), Options())
         work.everything(str(tmp_path / "out"))
     assert len(os.listdir(tmp_path / "out")) == work.progress.files == 200
-    assert str(work.skipped) == "1 names of more than 255 bytes"
+    assert [(path, str(error)) for path, error in work.failed] == [(names[0], "File name too long")]
 
 
 def deep() -> list[Thing]:

@@ -16,8 +16,10 @@ from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zkeep.restore.files.extract import Extraction
-    from zkeep.restore.files.target import Skipped
+    from zkeep.restore.files.report import Report
     from zkeep.snapshot.open import OpenSnapshot
 
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into; made if need be.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("--stdout", "to_stdout", is_flag=True, help="Write a tar archive to standard output instead.")
-@click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what was extracted.")
+@click.option("-v", "--verbose", "verbose", is_flag=True, help="Say how much was extracted, and what could not be.")
 @takes_key
 @click.argument("arguments", nargs=-1, required=True, metavar="SNAPSHOT|STREAM... [PATH...]")
 def extract_verb(
@@ -39,9 +41,10 @@ def extract_verb(
 ) -> None:
     """Extract files of a snapshot with all that is stored of them, or a volume's disk image.
 
-    Nothing is written outside DIR, nothing that is there is overwritten without --force, and an interrupted call can
-    be repeated: what it had extracted is kept. Owners and devices need root. What cannot be read is named and left
-    out; everything else is extracted, and the exit status is 3 or 4.
+    Nothing is written outside DIR, nothing that is there is overwritten without --force, and a call can be repeated:
+    what is there already, and is the same, is kept. Owners and devices need root; where they cannot be made, that is
+    counted. A file that cannot be read, or that DIR cannot take, is named and left out; everything else is extracted,
+    and the exit status is 3, 4 or 1.
 
     \b
         zkeep extract -C /mnt/new -L file:///root/key vault/home@monday
@@ -53,7 +56,7 @@ def extract_verb(
         if opened.is_volume:
             _volume(opened, target, paths, force=force, to_stdout=to_stdout)
         elif to_stdout:
-            _archive(opened, paths)
+            _archive(opened, paths, verbose=verbose)
         else:
             _files(opened, target, paths, force=force, verbose=verbose)
 
@@ -68,14 +71,19 @@ def _volume(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool,
     click.echo(extract_volume(Volume(opened), target, name, force=force))
 
 
-def _archive(opened: OpenSnapshot, paths: list[str]) -> None:
+def _archive(opened: OpenSnapshot, paths: list[str], *, verbose: bool) -> None:
+    from zkeep.restore.files.report import Report
     from zkeep.restore.files.tar import write_tar
     from zkeep.tree.filesystem import Filesystem
 
     if sys.stdout.isatty():
         raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
     filesystem = Filesystem(opened)
-    _tell_skipped(write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer))
+    report = Report(notes=[] if verbose else None)
+    write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer, report)
+    for path, kind in report.notes or ():
+        _note(path, kind)
+    _conclude(report, verbose=verbose)
 
 
 def _files(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
@@ -84,7 +92,8 @@ def _files(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, 
 
     started = time.monotonic()
     shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
-    work = Extraction(Filesystem(opened), Options(force=force, tell=shows or (lambda progress: None)))
+    options = Options(force=force, tell=shows or (lambda progress: None), note=_note if verbose else None)
+    work = Extraction(Filesystem(opened), options)
     try:
         if paths:
             work.some(target, _wanted(work.filesystem, paths))
@@ -93,7 +102,9 @@ def _files(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, 
     finally:
         if shows:
             shows.end()
-    _conclude(work, time.monotonic() - started, verbose=verbose)
+    if verbose:
+        _tell_done(work, time.monotonic() - started)
+    _conclude(work.report, verbose=verbose)
 
 
 def _logical(opened: OpenSnapshot) -> int:
@@ -103,31 +114,48 @@ def _logical(opened: OpenSnapshot) -> int:
     return int(View(opened.pool).get(opened.snapshot, "logicalreferenced").value or 0)
 
 
-def _conclude(work: Extraction, seconds: float, *, verbose: bool) -> None:
+def _tell_done(work: Extraction, seconds: float) -> None:
     done = work.progress
-    if verbose:
-        kept = f", {done.kept} of them there already" if done.kept else ""
-        click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
-    _tell_skipped(work.skipped)
-    if work.failed:
-        raise _unreadable(work)
+    kept = f", {done.kept} of them there already" if done.kept else ""
+    click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
 
 
-def _unreadable(work: Extraction) -> ZkeepError:
-    """Say of each file what is wrong with it, and give what ends the call."""
+def _note(path: bytes, kind: str) -> None:
+    """Name a file of which something that holds no data could not be made."""
     from zkeep.tree.filesystem import shown
 
-    for path, error in sorted(work.failed, key=lambda failed: failed[0]):
-        say(f"{shown(path)}: {error}")
-    worst = max((error for _, error in work.failed), key=lambda error: error.status)
-    kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(worst, kind))
-    count = len(work.failed)
-    return kind(f"{count} of the files could not be extracted" if count > 1 else "one file could not be extracted")
+    click.echo(f"{shown(path)}: could not be made here: {kind}", err=True)
 
 
-def _tell_skipped(skipped: Skipped) -> None:
-    if skipped.counts:
-        click.echo(f"zkeep: could not be made here: {skipped}", err=True)
+def _conclude(report: Report, *, verbose: bool) -> None:
+    """Say what could not be restored; raises if data is missing."""
+    if report.counts:
+        click.echo(f"zkeep: could not be made here: {report}", err=True)
+    for path, error in sorted(report.failed, key=lambda failed: failed[0]):
+        _name(path, error)
+    for path, error in sorted(report.lost, key=lambda lost: lost[0]):
+        if verbose or error.status != Refused.status:
+            _name(path, error)
+    missing = [error for _, error in report.failed + report.lost]
+    if missing:
+        worst = max(missing, key=lambda error: error.status)
+        kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(worst, kind))
+        raise kind(" and ".join(_summary(report, verbose=verbose)))
+
+
+def _name(path: bytes, error: ZkeepError) -> None:
+    from zkeep.tree.filesystem import shown
+
+    say(f"{shown(path)}: {error}")
+
+
+def _summary(report: Report, *, verbose: bool) -> Iterator[str]:
+    failed, lost = len(report.failed), len(report.lost)
+    if failed:
+        yield f"{failed} of the files could not be extracted" if failed > 1 else "one file could not be extracted"
+    if lost:
+        what = f"{lost} extended attributes" if lost > 1 else "one extended attribute"
+        yield f"{what} with data could not be extracted" + ("" if verbose else " (-v names them)")
 
 
 def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from zkeep.format.acl import OWNER
 from zkeep.format.znode import Znode
 from zkeep.restore.files import attributes
-from zkeep.restore.files.target import Skipped
+from zkeep.restore.files.attributes import Target
+from zkeep.restore.files.report import Report
 
 ACL = struct.pack("<HHI", 0, OWNER, 0x1F01FF)
 
@@ -23,6 +26,7 @@ def node(acl: bytes = ACL) -> Znode:
 
 
 NODE = node()
+PLAIN = node(b"")
 
 
 @pytest.fixture
@@ -30,34 +34,77 @@ def file(tmp_path: Path) -> int:
     return os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
 
 
-def test_an_acl_is_set_under_the_first_name_that_is_taken(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bytes] = []
+class Picky(Target):
+    """Takes one extended attribute only."""
 
-    def takes(place: object, folder: object, name: bytes, value: bytes) -> bool:
-        asked.append(name)
-        return name == b"system.nfs4_acl"
+    def __init__(self, taken: bytes) -> None:
+        super().__init__(b"file", None)
+        self.taken = taken
+        self.asked: list[bytes] = []
 
-    monkeypatch.setattr(attributes, "takes_xattr", takes)
-    skipped = Skipped()
-    attributes.set_acl(file, None, NODE, skipped)
-    assert asked == [b"system.nfs4_acl_xdr", b"system.nfs4_acl"]
-    assert not skipped.counts
+    def set_xattr(self, name: bytes, value: bytes) -> None:
+        self.asked.append(name)
+        if name != self.taken:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+
+
+def test_an_acl_is_set_under_the_first_name_that_is_taken() -> None:
+    target, report = Picky(b"system.nfs4_acl"), Report()
+    attributes.set_acl(target, NODE, report)
+    assert target.asked == [b"system.nfs4_acl_xdr", b"system.nfs4_acl"]
+    assert not report.counts
 
 
 def test_an_acl_that_the_target_cannot_have_is_counted(file: int) -> None:
-    skipped = Skipped()
-    attributes.set_acl(file, None, NODE, skipped)
-    attributes.set_acl(file, None, node(ACL[:5]), skipped)
-    assert skipped.counts == {"NFSv4 ACLs": 1, "broken NFSv4 ACLs": 1}
+    report = Report()
+    attributes.set_acl(Target(b"file", file), NODE, report)
+    attributes.set_acl(Target(b"file", file), node(ACL[:5]), report)
+    assert report.counts == {"NFSv4 ACLs": 1, "broken NFSv4 ACLs": 1}
 
 
 def test_a_project_number_is_kept_or_counted(file: int) -> None:
     import fcntl
 
-    skipped = Skipped()
-    attributes.set_project(file, NODE, skipped)
-    if not skipped.counts:
+    report = Report()
+    attributes.set_project(Target(b"file", file), NODE, report)
+    if not report.counts:
         content = fcntl.ioctl(file, attributes._GET, bytes(28))
         assert struct.unpack_from("=5I", content)[3] == 77
-    attributes.set_project(b"link", NODE, skipped)
-    assert skipped.counts["project numbers"] in (1, 2)
+    attributes.set_project(Target(b"link", None, b"link", -1), NODE, report)
+    assert report.counts["project numbers"] in (1, 2)
+
+
+class Silent(Target):
+    """A filesystem that takes every owner and keeps none."""
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("uid", [12345, 0xFFFFFFFF])
+def test_a_file_of_another_owner_never_acts_for_its_owner(uid: int, tmp_path: Path) -> None:
+    """uid 0xFFFFFFFF is chown()'s word for: leave it as it is."""
+    fd = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    target = Silent(b"file", fd) if uid == 12345 else Target(b"file", fd)
+    report = Report()
+    capabilities = b"security.capability", bytes(20)
+    attributes.dress(target, PLAIN._replace(uid=uid, mode=0o106755), [capabilities], report)
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755
+    assert report.counts == {"owners": 1, "capabilities": 1}
+    assert "security.capability" not in os.listxattr(fd)
+
+
+def test_a_mode_without_its_acl_gives_the_group_no_more() -> None:
+    """With an ACL the group's bits of a mode are the mask."""
+    acl = struct.pack("<I", 2)
+    for tag, access in ((1, 6), (2, 7), (4, 4), (16, 7), (32, 0)):
+        acl += struct.pack("<HHI", tag, access, 1001)
+    assert attributes.without_acl(0o670, acl) == 0o640
+    assert attributes.without_acl(0o670, acl[:-1]) == 0o600
+
+
+def test_numbers_that_the_system_has_no_room_for_are_counted(file: int) -> None:
+    report = Report()
+    odd = PLAIN._replace(mtime=1 << 100, uid=os.geteuid(), gid=os.getegid())
+    attributes.dress(Target(b"file", file), odd, [], report)
+    assert report.counts == {"times": 1}

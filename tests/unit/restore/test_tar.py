@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from zkeep.format.nvlist import NvList, NvType, Pair, encode
 from zkeep.format.znode import Znode
 from zkeep.restore.files.tar import write_tar
 from zkeep.tree.filesystem import Extent, Filesystem, Name, NoSuchFile
@@ -72,7 +73,7 @@ class Tree(Filesystem):
         self.nodes[number] = self.nodes[number]._replace(links=self.nodes[number].links + 1)
 
     def znode(self, number: int) -> Znode:
-        return self.nodes[number]
+        return self.nodes[number]._replace(packed_xattrs=packed(self.attributes.get(number, {})))
 
     def names(self, folder: int) -> list[Name]:
         return [Name(name, number, 0) for name, number in self.folders[folder].items()]
@@ -84,8 +85,13 @@ class Tree(Filesystem):
     def extents(self, node: Znode) -> Iterator[Extent]:
         yield Extent(0, self.content[node.number])
 
-    def xattrs(self, node: Znode) -> dict[bytes, bytes]:
-        return self.attributes.get(node.number, {})
+
+def packed(attributes: dict[bytes, bytes]) -> bytes:
+    """As they lie among the system attributes."""
+    nvlist = NvList()
+    for name, value in attributes.items():
+        nvlist.pairs.append(Pair(name.decode("utf-8", "surrogateescape"), NvType.BYTE_ARRAY, value))
+    return encode(nvlist) if attributes else b""
 
 
 def archived(tree: Tree, *paths: bytes) -> bytes:

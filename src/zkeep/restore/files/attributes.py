@@ -1,44 +1,182 @@
-"""What only some filesystems keep of a file: NFSv4 ACLs, and the number of its project.
+"""What is kept of a file beside its content: owner, extended attributes, ACLs, times, mode, the number of its project.
 
-Source: Linux include/uapi/linux/fs.h struct fsxattr, FS_IOC_FSGETXATTR; OpenZFS module/os/linux/zfs/zpl_file.c
-zpl_ioctl_setxattr().
+What the target cannot take of these is reported, and keeps nothing else back.
+
+Source: Linux include/uapi/linux/fs.h struct fsxattr, FS_IOC_FSGETXATTR; include/uapi/linux/posix_acl_xattr.h; OpenZFS
+module/os/linux/zfs/zpl_file.c zpl_ioctl_setxattr().
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
+from collections.abc import Iterable
 
+from zkeep.errors import ZkeepError
 from zkeep.format.acl import BadAcl, as_xattrs, decode
 from zkeep.format.znode import PROJINHERIT, Znode
-from zkeep.restore.files.target import Skipped, takes_xattr
+from zkeep.restore.files.report import NotTaken, Report
+from zkeep.restore.files.target import change_mode
+from zkeep.tree.filesystem import shown
 
 _FSXATTR = struct.Struct("=5I8x")
 "xflags, extsize, nextents, projid, cowextsize."
 _GET, _SET = 0x801C581F, 0x401C5820
 _INHERIT = 0x200
+_LEAVE = 0xFFFFFFFF
+"What chown() takes for: leave it as it is. No owner has this number."
+_ACTS_FOR_OWNER = stat.S_ISUID | stat.S_ISGID
+_CAPABILITY = b"security.capability"
+_ACCESS_ACL = b"system.posix_acl_access"
+_ACL_GROUP, _ACL_MASK = 0x04, 0x10
+_ERRORS = (OSError, OverflowError, ValueError)
+"What Python says of numbers that the system has no room for is no different from what the system says."
+
+Xattrs = Iterable[tuple[bytes, bytes | ZkeepError]]
 
 
-def set_acl(place: int | bytes, folder: int | None, node: Znode, skipped: Skipped) -> None:
-    """To be done last, as changing a mode may change the ACL."""
+class Target:
+    """A file that was just made and gets its attributes; by its descriptor, or, if it cannot be opened, by its name.
+
+    `path` is what it is called in reports.
+    """
+
+    def __init__(self, path: bytes, fd: int | None, name: bytes = b"", folder: int = -1) -> None:
+        self.path = path
+        self.fd = fd
+        self.name = name
+        self.folder = folder
+
+    def status(self) -> os.stat_result:
+        if self.fd is not None:
+            return os.fstat(self.fd)
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        if self.fd is not None:
+            os.fchown(self.fd, uid, gid)
+        else:
+            os.chown(self.name, uid, gid, dir_fd=self.folder, follow_symlinks=False)
+
+    def set_times(self, atime: int, mtime: int) -> None:
+        if self.fd is not None:
+            os.utime(self.fd, ns=(atime, mtime))
+        else:
+            os.utime(self.name, ns=(atime, mtime), dir_fd=self.folder, follow_symlinks=False)
+
+    def set_mode(self, mode: int) -> None:
+        if self.fd is not None:
+            os.fchmod(self.fd, mode)
+        else:
+            change_mode(self.name, self.folder, mode)
+
+    def set_xattr(self, name: bytes, value: bytes) -> None:
+        if not hasattr(os, "setxattr"):
+            raise OSError("this system's Python sets none")
+        if self.fd is not None:
+            os.setxattr(self.fd, name, value)
+        else:
+            os.setxattr(b"/proc/self/fd/%d/%s" % (self.folder, self.name), name, value, follow_symlinks=False)
+
+
+def dress(target: Target, node: Znode, xattrs: Xattrs, report: Report) -> None:
+    """Owner, extended attributes, times, mode and NFSv4 ACL, in the order in which none undoes another.
+
+    A file whose owner is another one than stored must not act for its owner: it loses setuid, setgid, capabilities.
+    """
+    mode = stat.S_IMODE(node.mode)
+    owned = _set_owner(target, node)
+    if not owned:
+        report.add("owners", target.path)
+        mode &= ~_ACTS_FOR_OWNER
+    for name, value in xattrs:
+        if name == _CAPABILITY and not owned:
+            report.add("capabilities", target.path)
+        elif not _set_xattr(target, name, value, report) and name == _ACCESS_ACL and isinstance(value, bytes):
+            mode = without_acl(mode, value)
+    try:
+        target.set_times(node.atime, node.mtime)
+    except _ERRORS:
+        report.add("times", target.path)
+    _set_mode(target, node, mode, report)
+    if node.has_acl:
+        set_acl(target, node, report)  # last, as changing a mode may change the ACL
+
+
+def _set_owner(target: Target, node: Znode) -> bool:
+    """Whether the file has the stored owner and group now; some filesystems say so and do nothing."""
+    if _LEAVE in (node.uid, node.gid):
+        return False
+    try:
+        target.set_owner(node.uid, node.gid)
+        if node.mode & _ACTS_FOR_OWNER or node.packed_xattrs or node.xattr_folder:
+            found = target.status()
+            return (found.st_uid, found.st_gid) == (node.uid, node.gid)
+    except _ERRORS:
+        return False
+    return True
+
+
+def _set_mode(target: Target, node: Znode, mode: int, report: Report) -> None:
+    if node.is_link:
+        return
+    try:
+        target.set_mode(mode)
+    except _ERRORS:
+        report.add("modes", target.path)
+
+
+def _set_xattr(target: Target, name: bytes, value: bytes | ZkeepError, report: Report) -> bool:
+    try:
+        if isinstance(value, ZkeepError):
+            raise value
+        target.set_xattr(name, value)
+    except _ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        report.lacks(target.path, name, NotTaken(f"extended attribute {shown(name)}: {reason}"))
+    except ZkeepError as error:
+        report.lacks(target.path, name, error)
+    else:
+        return True
+    return False
+
+
+def without_acl(mode: int, acl: bytes) -> int:
+    """The mode of a file that lost its POSIX ACL: what the mode says of the group is the ACL's mask, not its group."""
+    if len(acl) % 8 != 4:
+        return mode & ~stat.S_IRWXG
+    entries: dict[int, int] = {tag: access for tag, access, _ in struct.iter_unpack("<HHI", acl[4:])}
+    allowed = entries.get(_ACL_GROUP, 0) & entries.get(_ACL_MASK, 7)
+    return mode & (~stat.S_IRWXG | (allowed & 7) << 3)
+
+
+def set_acl(target: Target, node: Znode, report: Report) -> None:
+    """The NFSv4 ACL, under the first name that the target takes."""
     try:
         choices = as_xattrs(decode(node.acl, node.order), node.acl_state)
     except BadAcl:
-        skipped.add("broken NFSv4 ACLs")
+        report.add("broken NFSv4 ACLs", target.path)
         return
-    if not any(takes_xattr(place, folder, name, value) for name, value in choices.items()):
-        skipped.add("NFSv4 ACLs")
+    for name, value in choices.items():
+        try:
+            target.set_xattr(name, value)
+        except _ERRORS:
+            continue
+        return
+    report.add("NFSv4 ACLs", target.path)
 
 
-def set_project(place: int | bytes, node: Znode, skipped: Skipped) -> None:
-    """Of files and folders, which alone can be opened."""
-    if not isinstance(place, int):
-        skipped.add("project numbers")
+def set_project(target: Target, node: Znode, report: Report) -> None:
+    """The number of its project; only what can be opened, files and folders, takes one."""
+    if target.fd is None:
+        report.add("project numbers", target.path)
         return
     import fcntl
 
     try:
-        flags, extsize, nextents, _, cowextsize = _FSXATTR.unpack(fcntl.ioctl(place, _GET, bytes(_FSXATTR.size)))
+        flags, extsize, nextents, _, cowextsize = _FSXATTR.unpack(fcntl.ioctl(target.fd, _GET, bytes(_FSXATTR.size)))
         flags = flags | _INHERIT if node.flags & PROJINHERIT else flags & ~_INHERIT
-        fcntl.ioctl(place, _SET, _FSXATTR.pack(flags, extsize, nextents, node.project, cowextsize))
-    except OSError:
-        skipped.add("project numbers")
+        fcntl.ioctl(target.fd, _SET, _FSXATTR.pack(flags, extsize, nextents, node.project, cowextsize))
+    except (*_ERRORS, struct.error):
+        report.add("project numbers", target.path)

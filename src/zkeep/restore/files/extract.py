@@ -1,35 +1,40 @@
 """From an opened snapshot to files in a folder, with all that is stored of them.
 
-Only authenticated bytes are written (P5). A file that is there already is never overwritten without `force`; one that
-has the size and the time of the stored one counts as extracted, so that an interrupted call can be repeated.
+Only authenticated bytes are written (P5), each file is made aside and gets its name when it is whole, and what is there
+already is never replaced without `force`. What is there and is the same stays, so that a call can be repeated.
+What cannot be read, or what the target cannot take, costs that file or attribute and nothing else.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
-from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
+from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.restore.files.attributes import set_acl, set_project
-from zkeep.restore.files.target import NOT_OURS, Folder, Skipped, dress, was_begun, write_sparse
+from zkeep.restore.files.attributes import Target, dress, set_project
+from zkeep.restore.files.existing import has_content, is_same
+from zkeep.restore.files.report import Report
+from zkeep.restore.files.staging import Staging, Stagings
+from zkeep.restore.files.target import IN_THE_WAY, Folder, Place
 from zkeep.restore.workers import Crew
-from zkeep.snapshot.errors import Unreadable
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
 from zkeep.tree.volume import Volume
+from zkeep.tree.xattrs import Value, each_xattr
 
-NAME_MAX = 255
-"What any filesystem but ZFS takes."
 PORTION = 32
 "Files that are shared out together. With more, who has large ones is not done when the others are."
 OFTEN = 0.2
 "Seconds after which another process tells how far it is."
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {stat.S_IFCHR: "devices", stat.S_IFBLK: "devices", stat.S_IFIFO: "pipes", stat.S_IFSOCK: "sockets"}
 
 
 @dataclass
@@ -55,40 +60,41 @@ class Progress:
 class Options:
     force: bool = False
     tell: Callable[[Progress], object] = lambda progress: None
+    note: Callable[[bytes, str], object] | None = None
+    "Called with the path of each file of which something that holds no data could not be made, and what."
 
 
-Portion = list[tuple[bytes, Name]]
-"Files to be extracted, each with the path of its folder."
-Failed = list[tuple[bytes, ZkeepError]]
-"Paths of what could not be read, and why."
-Told = tuple[Progress, Skipped, Portion, Failed]
-"What was done since the last time, what was skipped, which files have several names, and what could not be read."
-UNREADABLE = (Damaged, NotAuthentic, Unreadable, BadTree)
-"What is wrong with one file, and says nothing of the others."
+Portion = list[tuple[Place, Name]]
+"Files to be extracted, each with its folder."
+Done = tuple[Progress, Report, Portion]
+"What was done since the last time, what is missing of it, and which files have several names."
 
 
 @dataclass
 class Extraction:
     """One call's work.
 
-    Folders are made as they are come to, and files are shared out in portions. What depends on others waits until all
+    Folders are made as they are reached, and files are shared out in portions. What depends on others waits until all
     that is done: files of several names, and what folders have, for their times change when something is put there.
-    What cannot be read is left out and told of in `failed`: in an emergency everything else is wanted all the more.
     """
 
     filesystem: Filesystem
     options: Options
     progress: Progress = field(default_factory=Progress)
-    skipped: Skipped = field(default_factory=Skipped)
-    failed: Failed = field(default_factory=list)
+    report: Report = field(default_factory=Report)
     _portion: Portion = field(default_factory=list)
     "What is to be shared out next."
     _several: Portion = field(default_factory=list)
     "Files of several names."
-    _linked: dict[int, bytes] = field(default_factory=dict)
-    "Where such a file was put first."
-    _folders: dict[bytes, int] = field(default_factory=dict)
-    "Paths and numbers of folders that were made, outer ones first."
+    _linked: dict[int, tuple[Staging, bytes] | None] = field(default_factory=dict)
+    "Files of several names that were made, and where a link to each is kept; None: the target has no links."
+    _folders: dict[Place, int] = field(default_factory=dict)
+    "Folders that were made, outer ones first, and their numbers."
+    _stagings: Stagings = field(init=False)
+
+    @property
+    def failed(self) -> list[tuple[bytes, ZkeepError]]:
+        return self.report.failed
 
     def everything(self, target: str) -> None:
         """All files of the snapshot; the target takes what its root has."""
@@ -96,79 +102,98 @@ class Extraction:
 
     def some(self, target: str, paths: Iterable[bytes]) -> None:
         """Some files and folders, each below the target with its whole path."""
+        if self.options.note is not None:
+            self.report.notes = []
         with Folder.top(target) as top:
-            with Crew[Portion](partial(self._hand, top), self._heard) as crew:
-                for path in paths:
-                    with self._spared(path):
-                        self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
-                crew.finish()
-            self._do(top, self._portion)
-            for path, name in sorted(self._several, key=lambda found: found[1].number):
-                with top.inner(path) as folder, self._spared(folder.below(name.name)):
-                    self._entry(top, folder, name, self.filesystem.znode(name.number))
-            for path, number in reversed(self._folders.items()):
-                with top.inner(path) as folder, self._spared(path):
-                    self._dress(folder.fd, None, self.filesystem.znode(number))
+            self._stagings = Stagings(top.fd)
+            try:
+                self._all(top, paths)
+            finally:
+                self._stagings.close()
+            self._dress_folders(top)
+            top.restore_mode()
+        self._pass_notes()
 
-    @contextmanager
-    def _spared(self, path: bytes) -> Iterator[None]:
-        try:
-            yield
-        except UNREADABLE as error:
-            self.failed.append((path, error))
+    def _all(self, top: Folder, paths: Iterable[bytes]) -> None:
+        with suppress(OSError):  # where nothing can be made at the top, something may be further down
+            self._stagings.of(top.fd, b"")
+        with Crew[Portion](partial(self._hand, top), self._heard) as crew:
+            for path in paths:
+                with self.report.spared(path):
+                    self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
+            crew.finish()
+        self._do(top, self._portion)
+        for place, name in sorted(self._several, key=lambda found: found[1].number):
+            with self._spared(place, name), top.inner(place) as folder:
+                self._entry(folder, name, *self._node(folder.below(name.name), name))
+
+    def _dress_folders(self, top: Folder) -> None:
+        """What is stored of the folders; inner ones first, as an outer one may keep us out afterwards."""
+        for place, number in reversed(self._folders.items()):
+            with self.report.spared(place.path), top.inner(place) as folder:
+                try:
+                    node, error = self.filesystem.znode_if_spill_is_lost(number)
+                    self._dress(Target(place.path, folder.fd), node, error)
+                    if node.project:
+                        set_project(Target(place.path, folder.fd), node, self.report)
+                except BaseException:
+                    folder.restore_mode()
+                    raise
+
+    def _spared(self, place: Place, name: Name) -> AbstractContextManager[None]:
+        return self.report.spared(place.path + b"/" + name.name if place.path else name.name)
 
     def _path(self, crew: Crew[Portion], top: Folder, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
-        path, number = b"", self.filesystem.root
+        place, number = top.place, self.filesystem.root
         for i, part in enumerate(parts):
             name = self.filesystem.find(number, part)
-            below = path + b"/" + part if path else part
             if name is None:
-                raise Refused(f"{shown(below)}: no such file or directory")
+                raise Refused("no such file or directory")
             if not self.filesystem.is_folder(name):
                 if parts[i + 1 :]:
-                    raise Refused(f"{shown(below)}: not a directory")
-                self._later(crew, path, name)
+                    raise Refused(f"{shown(name.name)}: not a directory")
+                self._later(crew, place, name)
                 return
-            with top.inner(path) as folder, folder.enter(name.name) as inner:
-                path, number = inner.path, name.number
-            self._folders.setdefault(path, number)
-        self._below(crew, top, path, number)
+            with top.inner(place) as folder, folder.enter(name.name) as inner:
+                place, number = inner.place, name.number
+            self._folders.setdefault(place, number)
+        self._below(crew, top, place, number)
 
-    def _below(self, crew: Crew[Portion], top: Folder, path: bytes, number: int) -> None:
+    def _below(self, crew: Crew[Portion], top: Folder, place: Place, number: int) -> None:
         """All that lies in a folder, however deep: one is open at a time."""
-        todo = [(path, number)]
+        todo = [(place, number)]
         while todo:
-            path, number = todo.pop()
-            self._folders.setdefault(path, number)
-            with top.inner(path) as folder, self._spared(path):
+            place, number = todo.pop()
+            self._folders.setdefault(place, number)
+            with self.report.spared(place.path), top.inner(place) as folder:
                 todo += reversed(self._folder(crew, folder, number))
 
-    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[bytes, int]]:
+    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
         """Share out what a folder holds, in the order in which it lies in the pool; folders in it are made and told."""
         made = []
         for name in sorted(self.filesystem.names(number), key=lambda name: name.number):
-            if len(name.name) > NAME_MAX:
-                self.skipped.add(f"names of more than {NAME_MAX} bytes")
-            elif self.filesystem.is_folder(name):
-                self.filesystem.check_inside(number, name)
-                with folder.enter(name.name) as inner:
-                    made.append((inner.path, name.number))
-            else:
-                self._later(crew, folder.path, name)
+            with self._spared(folder.place, name):
+                self.filesystem.below(folder.path, name.name)
+                if self.filesystem.is_folder(name):
+                    self.filesystem.check_inside(number, name)
+                    with folder.enter(name.name) as inner:
+                        made.append((inner.place, name.number))
+                else:
+                    self._later(crew, folder.place, name)
         return made
 
     # Sharing the work
 
-    def _later(self, crew: Crew[Portion], path: bytes, name: Name) -> None:
-        """Share it out with others, if they become enough. `path`: of its folder."""
-        self._portion.append((path, name))
+    def _later(self, crew: Crew[Portion], place: Place, name: Name) -> None:
+        """Share it out with others, if they become enough. `place`: its folder."""
+        self._portion.append((place, name))
         if len(self._portion) == PORTION:
             self.filesystem.objects.rest()
             crew.give(self._portion)
             self._portion = []
 
-    def _hand(self, top: Folder, portion: Portion, tell: Callable[[Told], object]) -> None:
+    def _hand(self, top: Folder, portion: Portion, tell: Callable[[Done], object]) -> None:
         """Do a portion in another process, and tell of it now and then."""
         told = time.monotonic()
 
@@ -180,133 +205,261 @@ class Extraction:
 
         self._taken()  # what was there at the fork is told by who forked
         self.options = replace(self.options, tell=now_and_then)
-        self._do(top, portion)
+        inherited = self._stagings.made()
+        try:
+            self._do(top, portion)
+        finally:
+            self._stagings.close(before=inherited)
         tell(self._taken())
 
-    def _taken(self) -> Told:
-        told = self.progress, self.skipped, self._several, self.failed
-        self.progress, self.skipped, self._several, self.failed = Progress(), Skipped(), [], []
-        return told
+    def _taken(self) -> Done:
+        taken = self.progress, self.report.take(), self._several
+        self.progress, self._several = Progress(), []
+        return taken
 
-    def _heard(self, told: Told) -> None:
-        progress, skipped, several, failed = told
+    def _heard(self, done: Done) -> None:
+        progress, report, several = done
         self.progress.add(progress)
-        self.skipped.counts.update(skipped.counts)
+        self.report.update(report)
         self._several += several
-        self.failed += failed
+        self._pass_notes()
         self.options.tell(self.progress)
+
+    def _pass_notes(self) -> None:
+        for path, kind in self.report.notes or ():
+            if self.options.note is not None:
+                self.options.note(path, kind)
+        if self.report.notes:
+            self.report.notes = []
 
     # Files
 
     def _do(self, top: Folder, portion: Portion) -> None:
         """Extract files; those of several names are set aside."""
-        with suppress(*UNREADABLE):  # whichever it is tells when it is asked for
+        with suppress(ZkeepError):  # whichever it is tells when it is asked for
             self.filesystem.objects.expect(name.number for _, name in portion)
-        for path, some in groupby(portion, key=lambda found: found[0]):
-            with top.inner(path) as folder:
-                for _, name in some:
-                    with self._spared(folder.below(name.name)):
-                        node = self.filesystem.znode(name.number)
-                        if node.links > 1:
-                            self._several.append((path, name))
-                        else:
-                            self._entry(top, folder, name, node)
+        for place, some in groupby(portion, key=lambda found: found[0]):
+            self._in_folder(top, place, [name for _, name in some])
 
-    def _entry(self, top: Folder, folder: Folder, name: Name, node: Znode) -> None:
-        if node.links > 1 and self._link(top, folder, name):
-            return
+    def _in_folder(self, top: Folder, place: Place, names: list[Name]) -> None:
         try:
-            self._make(folder, name.name, node)
-        except FileExistsError:
-            if self._is_there(folder, name.name, node):
-                self.progress.kept += 1
-                self.progress.kept_bytes += node.size if node.is_file else 0
-            else:
-                self._make(folder, name.name, node)
+            folder = top.inner(place)
+        except (OSError, Refused) as error:
+            for name in names:
+                with self._spared(place, name):
+                    raise error
+            return
+        with folder:
+            for name in names:
+                with self._spared(place, name):
+                    self._alone(folder, name)
+
+    def _alone(self, folder: Folder, name: Name) -> None:
+        node, error = self._node(folder.below(name.name), name)
         if node.links > 1:
-            self._linked.setdefault(name.number, folder.below(name.name))
+            self._several.append((folder.place, name))
+        else:
+            self._entry(folder, name, node, error)
+
+    def _node(self, path: bytes, name: Name) -> tuple[Znode, ZkeepError | None]:
+        node, error = self.filesystem.znode_if_spill_is_lost(name.number)
+        if node.is_folder:
+            raise BadTree(f"object {node.number}: a folder whose entry says that it is none")
+        return node, error
+
+    def _entry(self, folder: Folder, name: Name, node: Znode, error: ZkeepError | None) -> None:
+        """Extract a file, unless it is there; if it has several names, the others become links to the first."""
+        if not self._is_there(folder, name.name, node):
+            made = node.number in self._linked and self._link(folder, name.name, node.number)
+            if not made and not self._make(folder, name.name, node, error):
+                return
         self.progress.files += 1
         self.options.tell(self.progress)
 
-    def _link(self, top: Folder, folder: Folder, name: Name) -> bool:
-        """Make another name of a file that was extracted, if it was."""
-        first = self._linked.get(name.number)
-        if first is None:
-            return False
-        there = folder.status(name.name)
-        if there is not None and there.st_ino == os.stat(first, dir_fd=top.fd, follow_symlinks=False).st_ino:
-            return True
-        folder.clear(name.name, force=self.options.force)
-        os.link(first, name.name, src_dir_fd=top.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
-        self.progress.files += 1
-        return True
-
     def _is_there(self, folder: Folder, name: bytes, node: Znode) -> bool:
-        """Whether an earlier call made this file, whole; what else is in the way is removed or refused."""
-        found = folder.status(name)
+        """Whether the file is there already; anything else that is there is refused, or to be replaced."""
+        found = None if self.options.force else folder.status(name)
         if found is None:
             return False
-        alike = stat.S_IFMT(found.st_mode) == stat.S_IFMT(node.mode) and found.st_mtime_ns == node.mtime
-        if was_begun(found) and not node.mode & stat.S_ISVTX:
-            alike = False
-        if alike and (not node.is_file or found.st_size == node.size) and not self.options.force:
-            return True
-        folder.clear(name, force=self.options.force)
-        return False
+        if not is_same(self.filesystem, node, folder.fd, name, found):
+            raise Refused(IN_THE_WAY)
+        if node.links > 1:
+            self._keep_link(folder, name, node.number, found)
+        self.progress.kept += 1
+        self.progress.kept_bytes += node.size if node.is_file else 0
+        return True
 
-    def _make(self, folder: Folder, name: bytes, node: Znode) -> None:
-        if not node.is_file:
-            self._special(folder, name, node)
-            return
-        fd = folder.make_file(name, self._told(self.filesystem.extents(node)), node.size)
+    def _make(self, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
+        """Make a file aside and put it where it belongs; False if the target has nothing of this kind."""
+        staging = self._stagings.of(folder.fd, folder.path)
         try:
-            self._dress(fd, None, node)
-        except UNREADABLE:
-            os.unlink(name, dir_fd=folder.fd)
-            raise
-        finally:
-            os.close(fd)
+            return self._make_in(staging, folder, name, node, error)
+        except OSError as problem:
+            if problem.errno != errno.EXDEV:
+                raise
+        return self._make_in(self._stagings.apart(folder.fd, folder.path), folder, name, node, error)
 
-    def _told(self, extents: Iterable[Extent]) -> Iterator[Extent]:
+    def _make_in(self, staging: Staging, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
+        made = staging.new_name()
+        fd = None
+        try:
+            if node.is_file:
+                fd = write_file(staging.fd, made, self._counted(self.filesystem.extents(node)), node.size)
+            elif not self._special(staging, folder.below(name), made, node):
+                return False
+            target = Target(folder.below(name), fd, made, staging.fd)
+            self._dress(target, node, error)
+            self._put(staging, folder, made, name, node)
+            if node.project:  # not before: a file of another project than the folder's could not be moved
+                set_project(target, node, self.report)
+        finally:
+            if fd is not None:
+                os.close(fd)
+            staging.drop(made)
+        return True
+
+    def _put(self, staging: Staging, folder: Folder, made: bytes, name: bytes, node: Znode) -> None:
+        kept = _one_more(staging, made, node.number) if node.links > 1 else None
+        try:
+            folder.put(staging, made, name, replace=self.options.force)
+        except FileExistsError:
+            raise Refused(IN_THE_WAY) from None
+        if node.links > 1:
+            if node.number in self._linked:  # it had to be made once more, for want of links
+                self.report.add("hard links", folder.below(name))
+            self._linked[node.number] = kept
+
+    def _link(self, folder: Folder, name: bytes, number: int) -> bool:
+        """Make another name of a file that was extracted, if that can be."""
+        kept = self._linked[number]
+        if kept is None:
+            return False
+        staging, first = kept
+        made = staging.new_name()
+        try:
+            os.link(first, made, src_dir_fd=staging.fd, dst_dir_fd=staging.fd, follow_symlinks=False)
+            folder.put(staging, made, name, replace=self.options.force)
+        except FileExistsError:
+            raise Refused(IN_THE_WAY) from None
+        except OSError:  # links have a most, and lead to no other filesystem
+            return False
+        finally:
+            staging.drop(made)
+        return True
+
+    def _keep_link(self, folder: Folder, name: bytes, number: int, found: os.stat_result) -> None:
+        """Other names of a file that is there become links to it; if they are there, too, they should be."""
+        kept = self._linked.get(number)
+        if kept is not None:
+            staging, first = kept
+            if not os.path.samestat(found, os.stat(first, dir_fd=staging.fd, follow_symlinks=False)):
+                self.report.add("hard links", folder.below(name))
+            return
+        self._linked[number] = None
+        with suppress(OSError):
+            staging, first = self._stagings.of(folder.fd, folder.path), b"link-%d" % number
+            os.link(name, first, src_dir_fd=folder.fd, dst_dir_fd=staging.fd, follow_symlinks=False)
+            if os.path.samestat(found, os.stat(first, dir_fd=staging.fd, follow_symlinks=False)):
+                self._linked[number] = staging, first
+
+    def _counted(self, extents: Iterable[Extent]) -> Iterator[Extent]:
         for extent in extents:
             yield extent
             self.progress.bytes += len(extent.content)
             self.options.tell(self.progress)
 
-    def _special(self, folder: Folder, name: bytes, node: Znode) -> None:
-        if node.is_folder:
-            raise BadTree(f"object {node.number}: a folder whose entry says that it is none")
+    def _special(self, staging: Staging, path: bytes, made: bytes, node: Znode) -> bool:
+        """Make a link, a pipe, a socket or a device; False if it is one of those that hold nothing and cannot be."""
         if node.is_link:
-            folder.make_link(name, node.target or b"")
-        else:
-            try:
-                folder.make_node(name, node)
-            except OSError as error:
-                if error.errno not in NOT_OURS:
-                    raise
-                self.skipped.add("devices")
-                return
-        self._dress(name, folder.fd, node)
+            if b"\0" in (node.target or b""):
+                raise BadTree(f"object {node.number}: a link with a zero byte in it")
+            os.symlink(node.target or b"", made, dir_fd=staging.fd)
+            return True
+        kind = stat.S_IFMT(node.mode)
+        if kind not in _KINDS:
+            raise BadTree(f"object {node.number}: no kind of file has mode {node.mode:o}")
+        try:
+            os.mknod(made, kind | 0o600, os.makedev(*node.device), dir_fd=staging.fd)
+        except (OSError, OverflowError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.report.add(_KINDS[kind], path)
+            return False
+        return True
 
-    def _dress(self, place: int | bytes, folder: int | None, node: Znode) -> None:
-        if node.project:
-            set_project(place, node, self.skipped)
-        has_xattrs = node.packed_xattrs or node.xattr_folder
-        dress(place, folder, node, self.filesystem.xattrs(node) if has_xattrs else {}, self.skipped)
-        if node.has_acl:
-            set_acl(place, folder, node, self.skipped)
+    def _dress(self, target: Target, node: Znode, error: ZkeepError | None) -> None:
+        if error is not None:
+            self.report.lost.append((target.path, error))
+        dress(target, node, self._xattrs(node), self.report)
+
+    def _xattrs(self, node: Znode) -> Iterable[tuple[bytes, Value]]:
+        return each_xattr(self.filesystem, node) if node.packed_xattrs or node.xattr_folder else ()
+
+
+def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, bytes] | None:
+    """Keep a link to a file that was made, for its other names; None where there are no links."""
+    name = b"link-%d" % number
+    staging.drop(name)
+    try:
+        os.link(made, name, src_dir_fd=staging.fd, dst_dir_fd=staging.fd, follow_symlinks=False)
+    except OSError:
+        return None
+    return staging, name
+
+
+def write_file(folder: int, name: bytes, extents: Iterable[Extent], size: int) -> int:
+    """Write a new file, sparse, in an open folder, and return it open."""
+    fd = os.open(name, _NEW, 0o600, dir_fd=folder)
+    try:
+        end = write_sparse(fd, extents)
+        if end != size:
+            os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_sparse(fd: int, extents: Iterable[Extent]) -> int:
+    """Write extents to their places; returns where the last one ends."""
+    end = 0
+    for extent in extents:
+        view = memoryview(extent.content)
+        at = extent.offset
+        while view:
+            done = os.pwrite(fd, view, at)
+            view, at = view[done:], at + done
+        end = at
+    return end
 
 
 def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False) -> str:
-    """The disk image as a sparse file in a folder; returns its path."""
-    with Folder.top(target) as top:
-        top.clear(os.fsencode(name), force=force)
-        fd = top.make_file(os.fsencode(name), volume.extents(), volume.size)
-        try:
-            os.fchmod(fd, 0o600)
-        finally:
-            os.close(fd)
+    """The disk image as a sparse file in a folder; returns its path. One that is there, whole, stays."""
+    file = os.fsencode(name)
+    try:
+        with Folder.top(target) as top:
+            found = None if force else top.status(file)
+            if found is None:
+                _put_volume(volume, top, file, force=force)
+            elif not has_content(top.fd, file, volume.extents(), volume.size):
+                raise Refused(f"cannot extract {name}: {IN_THE_WAY}")
+            top.restore_mode()
+    except OSError as error:
+        raise Refused(f"cannot extract {name}: {error.strerror}") from None
     return os.path.join(target, name)
+
+
+def _put_volume(volume: Volume, top: Folder, name: bytes, *, force: bool) -> None:
+    staging = Staging.within(top.fd)
+    try:
+        made = staging.new_name()
+        os.close(write_file(staging.fd, made, volume.extents(), volume.size))
+        try:
+            top.put(staging, made, name, replace=force)
+        except FileExistsError:
+            raise Refused(f"cannot extract {os.fsdecode(name)}: {IN_THE_WAY}") from None
+    finally:
+        staging.close()
 
 
 __all__ = ["Extraction", "Options", "Progress", "extract_volume", "write_sparse"]

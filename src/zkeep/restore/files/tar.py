@@ -1,7 +1,9 @@
-"""Files as a tar archive (POSIX pax), with what that can hold: no holes, times in nanoseconds, extended attributes.
+"""Files as a tar archive (POSIX pax), with what that can hold: holes, times in nanoseconds, extended attributes.
 
-Source: POSIX pax, Extended Interchange Format; GNU tar src/xheader.c, src/xattrs.c and star(5) for what SCHILY adds;
-Linux include/uapi/linux/posix_acl_xattr.h.
+A file that cannot be read is left out and reported, and the archive goes on with the next one.
+
+Source: POSIX pax, Extended Interchange Format; GNU tar src/xheader.c, src/xattrs.c, manual, Sparse Formats (PAX format,
+version 1.0); star(5) for what SCHILY adds; Linux include/uapi/linux/posix_acl_xattr.h.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import struct
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 from unicodedata import is_normalized
 
+from zkeep.errors import ZkeepError
 from zkeep.format.acl import Ace, BadAcl, decode
 from zkeep.format.znode import Znode
-from zkeep.restore.files.target import Skipped
-from zkeep.tree.filesystem import Extent, Filesystem
+from zkeep.restore.files.report import Report
+from zkeep.restore.files.sparse import Gathered
+from zkeep.tree.filesystem import BadTree, Extent, Filesystem
+from zkeep.tree.xattrs import each_xattr
 
 _KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -31,7 +38,12 @@ _ZEROS = bytes(1 << 20)
 _SECOND = 1_000_000_000
 _NAME = 99
 "Bytes of a name in a header: a folder's gets a slash."
+_SPARSE_FOLDER = "./GNUSparseFile.0/"
+"Who does not know the format finds the file there."
+_DEVICE_DIGITS = 7
+"Octal digits that a header has for a device's number."
 _TEXTS = ((b"path", "name"), (b"linkpath", "linkname"))
+_NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
 _NUMBERS = ((b"uid", "uid", 7), (b"gid", "gid", 7), (b"size", "size", 11), (b"mtime", "mtime", 11))
 "Records, and the octal digits that a header has for the same."
 _POSIX_ACLS = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
@@ -40,40 +52,125 @@ _POSIX_TAGS = {1: "user", 2: "user", 4: "group", 8: "group", 16: "mask", 32: "ot
 _POSIX_NAMED = 2 | 8
 
 
-def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO) -> Skipped:
-    """Write files, and folders with all below them; tells of what has no place in an archive and is left out."""
+def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO, report: Report | None = None) -> Report:
+    """Write files, and folders with all below them; reports what has no place in an archive, and what is left out."""
+    report = Report() if report is None else report
     linked: dict[int, str] = {}
-    skipped = Skipped()
-    for path, number in _all(filesystem, paths):
-        node = filesystem.znode(number)
-        if stat.S_IFMT(node.mode) not in _KINDS:
-            skipped.add("sockets")
-            continue
-        info = _info(path, node)
-        if node.links > 1 and not node.is_folder:
-            if number in linked:
-                info.type, info.linkname, info.size = tarfile.LNKTYPE, linked[number], 0
-            linked.setdefault(number, info.name)
-        size = info.size
-        sink.write(_head(info, _records(filesystem, node)))
-        if info.isreg() and size:
-            _content(filesystem.extents(node), size, sink)
+    for path, number in _all(filesystem, paths, report):
+        member = None
+        with report.spared(path):
+            member = _member(filesystem, path, number, linked, report)
+        if member is not None:  # outside of that: a sink that takes no more is the end
+            member.write(sink)
     sink.write(bytes(2 * tarfile.BLOCKSIZE))
     sink.flush()
-    return skipped
+    return report
+
+
+@dataclass
+class Member:
+    """A file as it will be written; all of it can be read."""
+
+    info: tarfile.TarInfo
+    records: dict[bytes, bytes]
+    content: Gathered | None = None
+
+    def write(self, sink: BinaryIO) -> None:
+        if self.content is None:
+            sink.write(_head(self.info, self.records))
+        elif self.content.is_sparse:
+            self._write_sparse(self.content, sink)
+        else:
+            sink.write(_head(self.info, self.records))
+            at = _content(self.content.extents(), sink)
+            _zeros(self.content.size - at + -self.content.size % tarfile.BLOCKSIZE, sink)
+
+    def _write_sparse(self, content: Gathered, sink: BinaryIO) -> None:
+        """GNU's sparse format 1.0: the real name and size are in the extended header, the holes before the content."""
+        name = self.info.name.encode("utf-8", "surrogateescape")
+        self.records |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": name}
+        self.records[b"GNU.sparse.realsize"] = b"%d" % content.size
+        self.info.name = _SPARSE_FOLDER + _text(name.rpartition(b"/")[2][: _NAME - len(_SPARSE_FOLDER)])
+        sparse_map = content.sparse_map()
+        self.info.size = len(sparse_map) + content.stored
+        sink.write(_head(self.info, self.records) + sparse_map)
+        for extent in content.extents():
+            sink.write(extent.content)
+        _zeros(-self.info.size % tarfile.BLOCKSIZE, sink)
+
+
+def _member(filesystem: Filesystem, path: bytes, number: int, linked: dict[int, str], report: Report) -> Member | None:
+    """None if an archive has no place for it. `linked`: files of several names, and which of them is in the archive."""
+    node, error = filesystem.znode_if_spill_is_lost(number)
+    kind = _without_place(node)
+    if kind:
+        report.add(kind, path)
+        return None
+    info = _info(path, node)
+    if node.links > 1 and number in linked:
+        info.type, info.linkname, info.size = tarfile.LNKTYPE, linked[number], 0
+    content = None
+    if info.isreg() and info.size:
+        content = Gathered.of(partial(filesystem.extents, node), node.size)
+    if error is not None:
+        report.lost.append((path, error))
+    member = Member(info, _records(filesystem, path, node, report), content)
+    if node.links > 1 and not node.is_folder:
+        linked.setdefault(number, info.name)
+    return member
+
+
+def _without_place(node: Znode) -> str:
+    """What kind of file it is if an archive has no place for it."""
+    kind = stat.S_IFMT(node.mode)
+    if kind == stat.S_IFSOCK:
+        return "sockets"
+    if kind not in _KINDS:
+        raise BadTree(f"object {node.number}: no kind of file has mode {node.mode:o}")
+    if b"\0" in (node.target or b""):
+        raise BadTree(f"object {node.number}: a link with a zero byte in it")
+    too_large = max(node.device) >= 8**_DEVICE_DIGITS
+    return "devices" if too_large and kind in (stat.S_IFCHR, stat.S_IFBLK) else ""
 
 
 # Paths
 
 
-def _all(filesystem: Filesystem, paths: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+def _all(filesystem: Filesystem, paths: Iterable[bytes], report: Report) -> Iterator[tuple[bytes, int]]:
     """Every path once, however the wanted ones overlap: a second time it would be a hard link to itself."""
     for path in _outermost([_settled(filesystem, path) for path in paths]):
-        node = filesystem.lookup(path)
-        yield path, node.number
-        if node.is_folder:
-            below = filesystem.walk(node.number, path, as_stored=True)
-            yield from ((inner, name.number) for inner, name in below)
+        number = filesystem.lookup(path).number
+        yield path, number
+        yield from _below(filesystem, path, number, report)
+
+
+def _below(filesystem: Filesystem, path: bytes, number: int, report: Report) -> Iterator[tuple[bytes, int]]:
+    """All that lies in a folder, folders before what they hold, in the order in which it lies in the pool."""
+    todo = [iter([(path, number, True)])]
+    while todo:
+        path, number, is_folder = next(todo[-1], (b"", 0, None))
+        if is_folder is None:
+            todo.pop()
+            continue
+        if len(todo) > 1:
+            yield path, number
+        if is_folder:
+            todo.append(iter(_entries(filesystem, path, number, report)))
+
+
+def _entries(filesystem: Filesystem, path: bytes, number: int, report: Report) -> list[tuple[bytes, int, bool]]:
+    """Path, number and kind of what a folder holds, as far as it can be read; of other files it holds nothing."""
+    found: list[tuple[bytes, int, bool]] = []
+    with report.spared(path):
+        is_folder = filesystem.znode(number).is_folder
+        names = sorted(filesystem.names(number), key=lambda name: name.number) if is_folder else []
+        for name in names:
+            with report.spared(path + b"/" + name.name if path else name.name):
+                below = filesystem.below(path, name.name)
+                if filesystem.is_folder(name):
+                    filesystem.check_inside(number, name)
+                found.append((below, name.number, filesystem.is_folder(name)))
+    return found
 
 
 def _outermost(paths: Iterable[bytes]) -> list[bytes]:
@@ -117,7 +214,8 @@ def _info(path: bytes, node: Znode) -> tarfile.TarInfo:
     info.mtime = node.mtime // _SECOND
     info.size = node.size if node.is_file else 0
     info.linkname = _text(node.target or b"")
-    info.devmajor, info.devminor = node.device
+    if info.isdev() and not info.isfifo():
+        info.devmajor, info.devminor = node.device
     return info
 
 
@@ -125,10 +223,13 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _records(filesystem: Filesystem, node: Znode) -> dict[bytes, bytes]:
+def _records(filesystem: Filesystem, path: bytes, node: Znode, report: Report) -> dict[bytes, bytes]:
     """What the extended header says of a file."""
     records = {b"mtime": _decimal(node.mtime)}
-    for name, value in filesystem.xattrs(node).items():
+    for name, value in each_xattr(filesystem, node):
+        if isinstance(value, ZkeepError):
+            report.lacks(path, name, value)
+            continue
         records[b"SCHILY.xattr." + _keyword(name)] = value
         if name in _POSIX_ACLS and (text := _posix_acl(value)):
             records[_POSIX_ACLS[name]] = text
@@ -189,7 +290,7 @@ def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:
 
 def _extended(records: dict[bytes, bytes]) -> bytes:
     payload = b"".join(_record(keyword, value) for keyword, value in records.items())
-    if not all(_is_plain(records.get(keyword, b"")) for keyword, _ in _TEXTS):
+    if not all(_is_plain(records.get(keyword, b"")) for keyword in _NAMES):
         payload = _record(b"hdrcharset", b"BINARY") + payload
     info = tarfile.TarInfo("././@PaxHeader")
     info.type, info.size = tarfile.XHDTYPE, len(payload)
@@ -216,13 +317,14 @@ def _record(keyword: bytes, value: bytes) -> bytes:
 # Content
 
 
-def _content(extents: Iterable[Extent], size: int, sink: BinaryIO) -> None:
+def _content(extents: Iterable[Extent], sink: BinaryIO) -> int:
+    """Write content, with zeros for holes; returns where it ends."""
     at = 0
     for extent in extents:
         _zeros(extent.offset - at, sink)
         sink.write(extent.content)
         at = extent.offset + len(extent.content)
-    _zeros(size - at + -size % tarfile.BLOCKSIZE, sink)
+    return at
 
 
 def _zeros(count: int, sink: BinaryIO) -> None:

@@ -1,7 +1,7 @@
-"""Making files, and never outside the folder that was named.
+"""Folders of the target, and names in them: nothing is ever made outside the folder that was named.
 
 Everything is done relative to an open folder, one name at a time, and no symbolic link is followed: whatever names and
-links a snapshot holds, and whatever lies in the target already.
+links a snapshot holds, and whatever lies in the target already or is put there while this runs.
 """
 
 from __future__ import annotations
@@ -9,82 +9,184 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zkeep.errors import Refused
-from zkeep.format.znode import Znode
-from zkeep.tree.filesystem import Extent, shown
+from zkeep.restore.files.staging import FOLDER, Staging, drop_inherited_acls
+from zkeep.tree.filesystem import shown
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BEGUN = stat.S_ISVTX | stat.S_IWUSR
-"""The mode of a file that is being written. The sticky bit is its mark until all else is as it should be: it means
-nothing for files and nobody sets it, so that what an interrupted call left behind is known for what it is."""
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
-NOT_OURS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
-"What chown() says of owners, and mknod() of devices, that are not ours to give, or that this system does not have."
+_ALL = stat.S_IRWXU
+_PINNED_MOST = 64
+"Folders that are kept open so that they keep their inode numbers, which some filesystems make up as they go."
+IN_THE_WAY = "it is there already; --force overwrites"
 
 
-@dataclass
-class Skipped:
-    """What could not be made as it is stored, by kind; told to the person at the end."""
+class Identity(NamedTuple):
+    device: int
+    inode: int
 
-    counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, kind: str) -> None:
-        self.counts[kind] += 1
+class Place(NamedTuple):
+    """A folder below the top, and which inodes it must be reached through.
 
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
+    `seen` has those folders on the way that lie where others can write, by depth: who can write there can put another
+    folder of the same name in their place.
+    """
+
+    path: bytes
+    seen: tuple[tuple[int, Identity], ...] = ()
+
+
+class Shared:
+    """What all folders of one call know together."""
+
+    def __init__(self) -> None:
+        self.modes: dict[bytes, int] = {}
+        "Modes of folders that were made writable, by path."
+        self.pinned: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        for fd in self.pinned.values():
+            os.close(fd)
+        self.pinned.clear()
 
 
 class Folder:
     """An open folder of the target. Close it, or use it as a context manager."""
 
-    def __init__(self, fd: int, path: bytes) -> None:
+    def __init__(self, fd: int, place: Place, shared: Shared) -> None:
         self.fd = fd
-        self.path = path
+        self.place = place
+        self.path = place.path
+        self._shared = shared
+        self._is_top = False
 
     @classmethod
     def top(cls, path: str) -> Folder:
-        """The folder to extract into; made if it is not there. Its own path may lead over links."""
-        os.makedirs(path, exist_ok=True)
-        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), b"")
+        """The folder to extract into; made if it is not there. Its own path may lead over links.
+
+        Raises:
+            Refused: there can be none.
+        """
+        try:
+            os.makedirs(path, exist_ok=True)
+            with suppress(PermissionError):
+                return cls._top(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            old = stat.S_IMODE(os.stat(path).st_mode)
+            os.chmod(path, old | _ALL)
+            return cls._top(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), old)
+        except OSError as error:
+            raise Refused(f"cannot extract into {path}: {error.strerror}") from None
+
+    @classmethod
+    def _top(cls, fd: int, mode: int | None = None) -> Folder:
+        top = cls(fd, Place(b""), Shared())
+        top._is_top = True
+        if mode is None:
+            top._unlock()
+        else:
+            top._shared.modes[b""] = mode
+        return top
 
     def __enter__(self) -> Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_top:
+            self._shared.close()
         os.close(self.fd)
 
     def below(self, name: bytes) -> bytes:
         return self.path + b"/" + name if self.path else name
 
-    def enter(self, name: bytes) -> Folder:
-        """A folder in it, made if it is not there."""
-        check_name(name)
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=self.fd)
-        return self._open(name)
+    # Folders in it
 
-    def inner(self, path: bytes) -> Folder:
-        """One below it that was made before."""
-        found = Folder(os.dup(self.fd), self.path)
-        for name in path.split(b"/") if path else ():
-            with found:
-                found = found._open(name)
+    def enter(self, name: bytes) -> Folder:
+        """A folder in it, made if it is not there; one of ours that we may not write to is made writable.
+
+        Raises:
+            Refused: something else is there.
+        """
+        check_name(name)
+        made = True
+        try:
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+        except FileExistsError:
+            made = False
+        except OSError:
+            if self.status(name) is None:  # a disk that is read only says so before it says that the folder is there
+                raise
+            made = False
+        found = self._open(name)
+        try:
+            if made:
+                drop_inherited_acls(found.fd)
+            else:
+                found._unlock()
+            return self._pin(found)
+        except BaseException:
+            os.close(found.fd)
+            raise
+
+    def inner(self, place: Place) -> Folder:
+        """One below it that was made before. Raises Refused if another one is in its place."""
+        found = Folder(os.dup(self.fd), self.place, self._shared)
+        seen = dict(place.seen)
+        for depth, name in enumerate(place.path.split(b"/") if place.path else (), 1):
+            try:
+                inner = found._open(name)
+            finally:
+                os.close(found.fd)
+            found = inner
+            if depth in seen and seen[depth] != _identity(found.fd):
+                os.close(found.fd)
+                raise Refused("its folder was replaced by another one meanwhile")
+        found.place = place
         return found
 
     def _open(self, name: bytes) -> Folder:
         try:
-            return Folder(os.open(name, _FOLDER, dir_fd=self.fd), self.below(name))
+            try:
+                fd = os.open(name, FOLDER, dir_fd=self.fd)
+            except PermissionError:
+                self._make_readable(name)
+                fd = os.open(name, FOLDER, dir_fd=self.fd)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise Refused(f"cannot extract {shown(self.below(name))}: something else is there") from None
+                raise Refused("something else is there") from None
             raise
+        return Folder(fd, Place(self.below(name), self.place.seen), self._shared)
+
+    def _make_readable(self, name: bytes) -> None:
+        """A folder of ours whose mode keeps us out. Raises OSError if it is not ours."""
+        found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        change_mode(name, self.fd, stat.S_IMODE(found.st_mode) | _ALL)
+        self._shared.modes.setdefault(self.below(name), stat.S_IMODE(found.st_mode))
+
+    def _unlock(self) -> None:
+        """Make a folder of ours writable, until restore_mode()."""
+        found = os.fstat(self.fd)
+        if found.st_mode & _ALL != _ALL and found.st_uid == os.geteuid() != 0:
+            os.fchmod(self.fd, stat.S_IMODE(found.st_mode) | _ALL)
+            self._shared.modes.setdefault(self.path, stat.S_IMODE(found.st_mode))
+
+    def restore_mode(self) -> None:
+        """Give it back the mode that it had, if it was made writable."""
+        mode = self._shared.modes.pop(self.path, None)
+        if mode is not None:
+            os.fchmod(self.fd, mode)
+
+    def _pin(self, found: Folder) -> Folder:
+        """Remember which folder it is, where others can put another one in its place."""
+        if not is_exposed(self.fd):
+            return found
+        found.place = Place(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
+        if len(self._shared.pinned) < _PINNED_MOST and found.path not in self._shared.pinned:
+            self._shared.pinned[found.path] = os.dup(found.fd)
+        return found
+
+    # Names in it
 
     def status(self, name: bytes) -> os.stat_result | None:
         try:
@@ -92,54 +194,46 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def clear(self, name: bytes, *, force: bool) -> None:
-        """Remove what stands in the way; a folder only if it is empty.
+    def put(self, staging: Staging, made: bytes, name: bytes, *, replace: bool) -> None:
+        """Give a finished file its name; its name in the staging folder goes, or is to be dropped.
 
         Raises:
-            Refused: `force` is not set and it is no file that was begun, or it is a folder with something in it.
+            FileExistsError: `replace` is not set and something is there.
+            Refused: a folder is there that is not empty.
+            OSError: EXDEV if it cannot be moved from this staging folder into this one.
         """
-        found = self.status(name)
-        if found is None:
+        check_name(name)
+        if replace:
+            self._replace(staging, made, name)
             return
-        path = shown(self.below(name))
-        if not force and not was_begun(found):
-            raise Refused(f"cannot extract {path}: it is there already; --force overwrites")
         try:
-            if stat.S_ISDIR(found.st_mode):
-                os.rmdir(name, dir_fd=self.fd)
-            else:
-                os.unlink(name, dir_fd=self.fd)
+            os.link(made, name, src_dir_fd=staging.fd, dst_dir_fd=self.fd, follow_symlinks=False)
         except OSError as error:
-            raise Refused(f"cannot extract {path}: what is there cannot be removed: {error.strerror}") from None
+            if error.errno in (errno.EEXIST, errno.EXDEV, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG):
+                raise
+            if self.status(name) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            os.rename(made, name, src_dir_fd=staging.fd, dst_dir_fd=self.fd)  # there are no links here
 
-    def make_file(self, name: bytes, extents: Iterable[Extent], size: int) -> int:
-        """Write a new file, sparse, and return it open; what is begun and cannot be finished is removed."""
-        check_name(name)
-        fd = os.open(name, _NEW, _BEGUN, dir_fd=self.fd)
-        try:
-            end = write_sparse(fd, extents)
-            if end != size:
-                os.ftruncate(fd, size)
-        except BaseException:
-            os.close(fd)
-            os.unlink(name, dir_fd=self.fd)
-            raise
-        return fd
-
-    def make_link(self, name: bytes, target: bytes) -> None:
-        check_name(name)
-        os.symlink(target, name, dir_fd=self.fd)
-
-    def make_node(self, name: bytes, node: Znode) -> None:
-        """A fifo, a socket or a device."""
-        check_name(name)
-        os.mknod(name, stat.S_IFMT(node.mode) | 0o600, os.makedev(*node.device), dir_fd=self.fd)
+    def _replace(self, staging: Staging, made: bytes, name: bytes) -> None:
+        found = self.status(name)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            try:
+                os.rmdir(name, dir_fd=self.fd)
+            except OSError as error:
+                raise Refused(f"what is there cannot be removed: {error.strerror}") from None
+        os.rename(made, name, src_dir_fd=staging.fd, dst_dir_fd=self.fd)
 
 
-def was_begun(found: os.stat_result) -> bool:
-    """Whether an interrupted call left it."""
-    mine = os.geteuid() in (0, found.st_uid) and found.st_nlink == 1
-    return mine and stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
+def is_exposed(folder: int) -> bool:
+    """Whether others can put something else in the place of what an open folder holds."""
+    found = os.fstat(folder)
+    return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & 0o022)
+
+
+def _identity(fd: int) -> Identity:
+    found = os.fstat(fd)
+    return Identity(found.st_dev, found.st_ino)
 
 
 def check_name(name: bytes) -> None:
@@ -147,64 +241,15 @@ def check_name(name: bytes) -> None:
         raise Refused(f"cannot extract a file called {shown(name)}")
 
 
-def write_sparse(fd: int, extents: Iterable[Extent]) -> int:
-    """Write extents to their places; returns where the last one ends."""
-    end = 0
-    for extent in extents:
-        view = memoryview(extent.content)
-        at = extent.offset
-        while view:
-            done = os.pwrite(fd, view, at)
-            view, at = view[done:], at + done
-        end = at
-    return end
-
-
-def dress(place: int | bytes, folder: int | None, node: Znode, xattrs: dict[bytes, bytes], skipped: Skipped) -> None:
-    """Owner, extended attributes, times and mode, in the order in which none undoes another; with the mode it is done.
-
-    `place` is a descriptor, or the name of what cannot be opened (links, devices) in `folder`.
-    """
-    mode = stat.S_IMODE(node.mode)
+def change_mode(name: bytes, folder: int, mode: int) -> None:
+    """Change the mode of a name, and of no other file that a link there leads to: Linux's chmod() follows links."""
+    if os.chmod in os.supports_follow_symlinks:
+        os.chmod(name, mode, dir_fd=folder, follow_symlinks=False)
+        return
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        if isinstance(place, int):
-            os.fchown(place, node.uid, node.gid)
-        else:
-            os.chown(place, node.uid, node.gid, dir_fd=folder, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in NOT_OURS:
-            raise
-        skipped.add("owners")
-        mode &= ~(stat.S_ISUID | stat.S_ISGID)  # what another owner's file may do, ours need not
-    for name, value in xattrs.items():
-        _set_xattr(place, folder, name, value, skipped)
-    times = node.atime, node.mtime
-    if isinstance(place, int):
-        os.utime(place, ns=times)
-    else:
-        os.utime(place, ns=times, dir_fd=folder, follow_symlinks=False)
-    if not node.is_link:
-        os.chmod(place, mode, dir_fd=None if isinstance(place, int) else folder)
-
-
-def _set_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes, skipped: Skipped) -> None:
-    if not takes_xattr(place, folder, name, value):
-        skipped.add("ACLs" if name.startswith(b"system.posix_acl") else "extended attributes")
-
-
-def takes_xattr(place: int | bytes, folder: int | None, name: bytes, value: bytes) -> bool:
-    """Set an extended attribute; False if the target cannot have it, as none can where Python has no setxattr."""
-    if not hasattr(os, "setxattr"):
-        return False
-    if isinstance(place, bytes):
-        target: int | bytes = b"/proc/self/fd/%d/%s" % (folder or 0, place)
-        follow = False
-    else:
-        target, follow = place, True
-    try:
-        os.setxattr(target, name, value, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        return False
-    return True
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)

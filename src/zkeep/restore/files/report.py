@@ -1,0 +1,73 @@
+"""What could not be restored as it is stored: files that are missing, and what others lack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
+
+USERS = b"user."
+"Extended attributes with this prefix hold data of the user's; others are a system's own."
+_OF_ONE_FILE = (Damaged, NotAuthentic, Refused)
+"What is wrong with one file, and says nothing of the others."
+
+
+class NotTaken(Refused):
+    """The target cannot take a file, or one of its attributes."""
+
+
+@dataclass
+class Report:
+    """What is missing of a restored tree. Losses of data (`failed`, `lost`) mean that the exit status is not 0."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    "What holds no data and could not be made, by kind: owners, devices, ..."
+    failed: list[tuple[bytes, ZkeepError]] = field(default_factory=list)
+    "Paths of files that are missing, and why."
+    lost: list[tuple[bytes, ZkeepError]] = field(default_factory=list)
+    "Paths of files that lack an extended attribute of the user's, and why."
+    notes: list[tuple[bytes, str]] | None = None
+    "Each that is counted, with its path; None: nobody asks for them, and there may be millions."
+
+    def add(self, kind: str, path: bytes = b"") -> None:
+        """Count what could not be made, and holds no data."""
+        self.counts[kind] += 1
+        if self.notes is not None:
+            self.notes.append((path, kind))
+
+    def lacks(self, path: bytes, name: bytes, error: ZkeepError) -> None:
+        """An extended attribute that could not be read, or that the target did not take."""
+        if name.startswith(USERS) or not isinstance(error, NotTaken):
+            self.lost.append((path, error))
+        else:
+            self.add("ACLs" if name.startswith(b"system.posix_acl") else "extended attributes", path)
+
+    @contextmanager
+    def spared(self, path: bytes) -> Iterator[None]:
+        """A failure inside costs the file of this path and nothing else."""
+        try:
+            yield
+        except _OF_ONE_FILE as error:
+            self.failed.append((path, error))
+        except OSError as error:
+            self.failed.append((path, NotTaken(error.strerror or str(error))))
+
+    def update(self, more: Report) -> None:
+        self.counts.update(more.counts)
+        self.failed += more.failed
+        self.lost += more.lost
+        if self.notes is not None:
+            self.notes += more.notes or []
+
+    def take(self) -> Report:
+        """What was reported since the last time."""
+        taken = Report(self.counts, self.failed, self.lost, self.notes)
+        self.counts, self.failed, self.lost = Counter(), [], []
+        self.notes = None if self.notes is None else []
+        return taken
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))

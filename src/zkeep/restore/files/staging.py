@@ -1,0 +1,202 @@
+"""A folder that only we can write to, inside the target: files are made in it and get their names when they are whole.
+
+So nothing half done is ever seen under a file's name, what is there is replaced only by what is whole, and in a folder
+that others can write to nobody can put a link in the place of what was just made. What a killed call left in such a
+folder is removed by the next one: a lock on it says whether that call still runs.
+
+    TARGET/.zkeep-extract-0123456789abcdef/PROCESS/COUNTER      a file that is being made
+                                          /PROCESS/link-OBJECT  a file of several names, until all of them are made
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from itertools import count
+
+PREFIX = b".zkeep-extract-"
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OURS = re.compile(rb"\.zkeep-extract-[0-9a-f]{16}")
+_PROCESS = re.compile(rb"[0-9]+")
+_MADE = re.compile(rb"[0-9]+|link-[0-9]+")
+_TRIES = 5
+_INHERITED = ("system.posix_acl_default", "system.posix_acl_access")
+
+
+class Staging:
+    """Make it with within(), and close() it; a process that was forked after that may use it and need not close it."""
+
+    def __init__(self, parent: int, name: bytes, fd: int) -> None:
+        self._parent = os.dup(parent)
+        self._name = name
+        self._fd = fd
+        self._owner = os.getpid()
+        self._inner = 0, -1
+        self._numbers = count()
+        self.device = os.fstat(fd).st_dev
+
+    @classmethod
+    def within(cls, parent: int) -> Staging:
+        """A new one in an open folder. Raises OSError if nothing can be made there."""
+        _remove_left_behind(parent)
+        for tries in range(_TRIES):
+            name = PREFIX + secrets.token_hex(8).encode()
+            os.mkdir(name, 0o700, dir_fd=parent)
+            fd = os.open(name, FOLDER, dir_fd=parent)
+            if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or tries + 1 == _TRIES):
+                drop_inherited_acls(fd)
+                return cls(parent, name, fd)
+            os.close(fd)
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=parent)
+        raise OSError(f"{os.fsdecode(name)} is taken away as soon as it is made")
+
+    @property
+    def fd(self) -> int:
+        """The part of it that is this process's: one folder is slow when many processes make files in it."""
+        process, fd = self._inner
+        if process != os.getpid():
+            name = b"%d" % os.getpid()
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self._fd)
+            fd = os.open(name, FOLDER, dir_fd=self._fd)
+            self._inner = os.getpid(), fd
+        return fd
+
+    def new_name(self) -> bytes:
+        return b"%d" % next(self._numbers)
+
+    def drop(self, name: bytes) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.fd)
+
+    def close(self) -> None:
+        """Remove it with all that is still in it."""
+        process, fd = self._inner
+        if process == os.getpid():
+            os.close(fd)
+            self._inner = 0, -1
+        if self._owner == os.getpid():
+            _clear(self._fd)
+            with suppress(OSError):
+                os.rmdir(self._name, dir_fd=self._parent)
+        os.close(self._fd)
+        os.close(self._parent)
+
+
+class Stagings:
+    """The staging folders of one call: one for each filesystem of the target, and made when it is needed.
+
+    It lies at the target's top, where the next call looks for what was left behind, or where that cannot be, in the
+    first folder that needs it.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._found: dict[object, Staging] = {}
+
+    def of(self, folder: int, path: bytes) -> Staging:
+        """The one from which files can be moved into an open folder. Raises OSError if there can be none."""
+        alone = self._found.get(path)
+        if alone is not None:
+            return alone
+        device = os.fstat(folder).st_dev
+        if device not in self._found:
+            self._found[device] = self._made(device, folder)
+        return self._found[device]
+
+    def apart(self, folder: int, path: bytes) -> Staging:
+        """One in this very folder, as nothing can be moved into it from elsewhere: bind mounts, quotas of projects."""
+        self._found[path] = Staging.within(folder)
+        return self._found[path]
+
+    def _made(self, device: int, folder: int) -> Staging:
+        if os.fstat(self._top).st_dev == device:
+            with suppress(OSError):
+                return Staging.within(self._top)
+        return Staging.within(folder)
+
+    def close(self, *, before: frozenset[object] = frozenset()) -> None:
+        """All of them, or those that were made since there were only those of `before`."""
+        for key in self._found.keys() - before:
+            self._found.pop(key).close()
+
+    def made(self) -> frozenset[object]:
+        return frozenset(self._found)
+
+
+def drop_inherited_acls(fd: int) -> None:
+    """A new folder may have taken over ACLs of the folder around it: files are to have what is stored of them, only."""
+    if hasattr(os, "removexattr"):
+        for name in _INHERITED:
+            with suppress(OSError):
+                os.removexattr(fd, name)
+
+
+def _lock(fd: int) -> bool:
+    """False: another process looks whether it was left behind. Where there are no locks, nobody can."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(parent: int, name: bytes, fd: int) -> bool:
+    try:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _is_private(fd: int) -> bool:
+    """Whether it is what was made, and not a folder that somebody put there. Some filesystems have no modes."""
+    found = os.fstat(fd)
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _remove_left_behind(parent: int) -> None:
+    """Remove what calls that were killed left in a folder: what is locked is in use, and what is odd is not ours."""
+    with suppress(OSError):
+        for name in os.listdir(parent):
+            if _OURS.fullmatch(os.fsencode(name)):
+                _remove_one(parent, os.fsencode(name))
+
+
+def _remove_one(parent: int, name: bytes) -> None:
+    with suppress(OSError):
+        fd = os.open(name, FOLDER, dir_fd=parent)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.geteuid() in (0, os.fstat(fd).st_uid):
+                _clear(fd)
+                os.rmdir(name, dir_fd=parent)
+        finally:
+            os.close(fd)
+
+
+def _clear(fd: int) -> None:
+    """Remove what processes left in an open staging folder."""
+    for process in map(os.fsencode, os.listdir(fd)):
+        if not _PROCESS.fullmatch(process):
+            continue
+        with suppress(OSError):
+            inner = os.open(process, FOLDER, dir_fd=fd)
+            try:
+                _clear_process(inner)
+            finally:
+                os.close(inner)
+            os.rmdir(process, dir_fd=fd)
+
+
+def _clear_process(fd: int) -> None:
+    for name in map(os.fsencode, os.listdir(fd)):
+        if _MADE.fullmatch(name) and not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=fd)
