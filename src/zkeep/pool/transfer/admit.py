@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from zkeep.errors import Refused
+from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName, SnapshotName
@@ -16,10 +16,9 @@ from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer.begin_rules import ZVOL, refuse_after, refuse_form, refuse_other_ivset, refuse_rest
 
 Doc = dict[str, Any]
-ZVOL = 3
-"""DMU_OST_ZVOL."""
 
 
 @dataclass
@@ -51,8 +50,10 @@ class Plan:
     """Snapshots newer than the source, which -F gives up."""
 
 
-def judge(pool: Pool, event: SubBegin, target: Target) -> Plan:
-    """Refuse what cannot land.
+def judge(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None) -> Plan:
+    """Refuse what cannot land. `begun`: the receive's document, where the stream goes on with an interrupted one.
+
+    Every BEGIN passes here, whichever way it came.
 
     Raises:
         Refused: with the reason and the way out.
@@ -60,17 +61,20 @@ def judge(pool: Pool, event: SubBegin, target: Target) -> Plan:
     begin, where = event.begin, f"cannot receive {target.name}"
     opening = Opening.of(event)
     dataset = pool.find(target.name)
-    if begin.features & Feature.RESUMING:
+    if begin.features & Feature.RESUMING and begun is None:
         raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
-    if begin.raw and opening.crypt is None:
-        raise Refused(f"{where}: the stream is raw but carries no keys (crypt_keydata)")
-    _refuse_open_streams(pool, begin, target)
+    if broken := refuse_form(opening):
+        raise Refused(f"{where}: {broken}")
+    heir = dataset or nearest(pool, target.name)
+    refuse_open_streams(pool, begin, heir, target)
     if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
         raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
     settings = target.fields.get("local", {}) if dataset else {}
-    left = View(pool).quota_room(dataset or nearest(pool, target.name), settings=settings)
+    left = View(pool).quota_room(heir, settings=settings)
     if left is not None and left <= 0:
         raise Refused(f"{where}: the quota is used up")
+    if begun is not None:
+        return _judge_rest(pool, opening, pool.dataset(target.name), target, begun)
     if begin.fromguid == 0:
         return _judge_full(pool, opening, begin, dataset, target)
     return _judge_increment(pool, opening, begin, dataset, target)
@@ -87,11 +91,10 @@ def nearest(pool: Pool, name: DatasetName) -> Dataset:
     raise Refused(f"cannot receive {name}: it is not in pool {pool.name}")
 
 
-def _refuse_open_streams(pool: Pool, begin: Begin, target: Target) -> None:
-    """blind=on takes nothing that the server could read."""
+def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target) -> None:
+    """blind=on takes nothing that the server could read. `heir`: where it lands, or what that will inherit from."""
     if begin.raw:
         return
-    heir = pool.find(target.name) or nearest(pool, target.name)
     local = target.fields.get("local", {}).get("blind")
     if (local or View(pool).policy(heir, "blind")) == "on":
         raise Refused(
@@ -115,15 +118,21 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
         raise Refused(f"{where}: destination is a clone")
     if not target.force:
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
+    _refuse_children(pool, where, begin, dataset)
+    return Plan(opening, begin, dataset, None, False, [])
+
+
+def _refuse_children(pool: Pool, where: str, begin: Begin, dataset: Dataset) -> None:
     if begin.type == ZVOL and any(d != dataset for d in pool.tree().within(dataset)):
         raise Refused(f"{where}: a volume has no children, and destination has some")
-    return Plan(opening, begin, dataset, None, False, [])
 
 
 def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
     above = target.name.parent
     if above is None or (pool.find(above) is None and not target.parents):
         raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {above}")
+    if (found := nearest(pool, target.name)).is_volume:
+        raise Refused(f"{where}: {found.name} is a volume, and has no datasets below it")
 
 
 def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
@@ -136,15 +145,42 @@ def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Datase
     if source is None:
         newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
-    _refuse_other_chain(where, opening, begin, source)
-    doomed = pool.snapshots_after(dataset, source.txg)
-    if doomed and not target.force:
+    _refuse_other_chain(pool, where, opening, source)
+    if begin.flags & BeginFlag.CLONE or target.origin:
+        raise Refused(f"{where}: the stream is of a clone, and destination has snapshots; take another name")
+    doomed = _newer(pool, where, dataset, source, target)
+    return Plan(opening, begin, dataset, source, False, doomed)
+
+
+def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: Target) -> list[Snapshot]:
+    """The snapshots that -F gives up."""
+    newer = pool.snapshots_after(dataset, source.txg)
+    if newer and not target.force:
         raise Refused(
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
-            f"(that is @{doomed[-1].doc['name']}): roll back with -F"
+            f"(that is @{newer[-1].doc['name']}): roll back with -F"
         )
-    refuse_needed(pool, where, doomed)
-    return Plan(opening, begin, dataset, source, False, doomed)
+    refuse_needed(pool, where, newer)
+    return newer
+
+
+def _judge_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, begun: Doc) -> Plan:
+    """A stream that goes on with an interrupted one: the same in all that a BEGIN tells, and still welcome."""
+    where = f"cannot resume the receive into {target.name}"
+    first = Opening.from_doc(begun["begin"])
+    if other := refuse_rest(opening, first):
+        raise Refused(f"{where}: {other}; go on with its receive_resume_token, or give it up with zkeep receive -A")
+    source = pool.snapshot_at(*begun["source"]) if begun["source"] else None
+    if begun["source"] and source is None:
+        raise Refused(f"{where}: the incremental source was destroyed meanwhile")
+    doomed: list[Snapshot] = []
+    if source is not None:
+        _refuse_other_chain(pool, where, opening, source)
+    if source is not None and not begun["clone"]:
+        doomed = _newer(pool, where, dataset, source, target)
+    elif pool.newest_snapshot(dataset):
+        raise Refused(f"{where}: destination has snapshots meanwhile")
+    return Plan(first, first.begin, None if begun["new"] else dataset, source, begun["clone"], doomed)
 
 
 def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
@@ -163,22 +199,16 @@ def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
             raise Refused(f"{where}: cannot roll back: {snapshot.name}: {needed_by(receiving)}")
 
 
-def _refuse_other_chain(where: str, opening: Opening, begin: Begin, source: Snapshot) -> None:
-    """A raw increment continues a raw chain, and the same one; a plain one a plain one."""
-    source_raw = bool(Feature(source.doc["features"]) & Feature.RAW)
-    if begin.raw and not source_raw:
-        raise Refused(f"{where}: a raw increment cannot follow {source.name}, which was not received raw")
-    if source_raw and not begin.raw:
-        raise Refused(f"{where}: {source.name} was received raw, so the increment must be raw, too: zfs send -w -i")
-    have, want = source.doc["ivset_guid"], opening.from_ivset_guid
-    if begin.raw and want and have != want:
-        raise Refused(
-            f"{where}: IV set guid mismatch: the stream follows {want:#x}, {source.name} has {have:#x}: "
-            "it is not the snapshot that this increment was made from; send from an older common snapshot, or in full"
-        )
-    large = Feature.LARGE_BLOCKS
-    if Feature(source.doc["features"]) & large and not begin.features & large:
-        raise Refused(f"{where}: {source.name} has large blocks: send with -L (or -w)")
+def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapshot) -> None:
+    """An increment continues the chain of its source: its kind, keys, shape and IVs."""
+    doc = pool.catalog.get("begin", source.key)
+    if doc is None:
+        raise Damaged(f"the catalog has lost the BEGIN of {source.name}")
+    broken = refuse_after(opening, Opening.from_doc(doc), str(source.name))
+    if broken is None and opening.begin.raw:
+        broken = refuse_other_ivset(opening, source.doc["ivset_guid"], str(source.name))
+    if broken:
+        raise Refused(f"{where}: {broken}")
 
 
 def _kinship(one: DatasetName, other: DatasetName) -> int:
@@ -219,11 +249,13 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
         raise Refused(f"{where}: its source, guid {begin.fromguid:#x} is not there: receive its full stream first")
     if not begin.flags & BeginFlag.CLONE and target.origin is None:
         raise Refused(f"{where}: destination does not exist; the source is {matching[0].name}")
-    _refuse_other_chain(where, opening, begin, matching[0])
+    _refuse_other_chain(pool, where, opening, matching[0])
     if dataset is None:
         _refuse_orphan(pool, where, target)
     if dataset is not None and not target.force:
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
+    if dataset is not None:
+        _refuse_children(pool, where, begin, dataset)
     return Plan(opening, begin, dataset, matching[0], True, [])
 
 

@@ -16,7 +16,8 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.transfer.admit import ZVOL, Target, judge
+from zkeep.pool.transfer.admit import Target, judge
+from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import Outline
 from zkeep.pool.transfer.replication import replicate_names

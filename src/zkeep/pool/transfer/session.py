@@ -30,7 +30,8 @@ from zkeep.pool.timeline.ingest import Mark, SegmentWriter, Source, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
-from zkeep.pool.transfer.admit import ZVOL, Plan, Target, judge, nearest, refuse_needed
+from zkeep.pool.transfer.admit import Plan, Target, judge, nearest, refuse_needed, refuse_open_streams
+from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.token import Token
 
 Doc = dict[str, Any]
@@ -226,10 +227,12 @@ class ReceiveSession:
         if source is not None and self._pool.snapshot_at(source.dataset.id, source.txg) is None:
             raise Refused(f"{where}: {source.name}, its source, is not there any more")
         if self._dataset is None:
+            refuse_open_streams(self._pool, self._plan.begin, nearest(self._pool, self._target.name), self._target)
             return self._make_dataset(t)
         now = self._pool.tree().get(self._dataset.id)
         if now is None:
             raise Refused(f"{where}: the dataset was destroyed meanwhile")
+        refuse_open_streams(self._pool, self._plan.begin, now, self._target)
         if source is None and (self._pool.newest_snapshot(now) or has_runs(self._pool, now)):
             raise Refused(f"{where}: the dataset was received into meanwhile")
         refuse_needed(self._pool, where, self._plan.doomed)
@@ -242,7 +245,7 @@ class ReceiveSession:
         if crypt is not None:
             fields["crypt"] = {name: number(crypt, key) for name, key in DSL_CRYPTO.items()}
             fields.setdefault("encroot", dataset.doc.get("encroot", True))
-        if plan.dataset is not None and plan.source is None:
+        if plan.dataset is not None and (plan.source is None or plan.clone):
             fields["type"] = "volume" if plan.begin.type == ZVOL else "filesystem"
         if plan.dataset is not None and plan.clone and plan.source:
             fields["origin"] = {"dataset": plan.source.dataset.id, "txg": plan.source.txg}
@@ -332,14 +335,13 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession
             busy = f"cannot receive into {target.name}: dataset is busy"
             stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
         state = _interrupted(pool, target)
-        resumed = _resume(state, event, target) if state else None
-        if state and resumed:
-            plan = _resumed_plan(pool, state)
-            target = replace(target, resumable=True, fields=resumed.doc["fields"], snapshot=resumed.doc["snapshot"])
-        elif state:  # the dataset that was made for the partial snapshot is received into once more
-            plan = judge(pool, event, replace(target, force=target.force or bool(state["new"])))
-        else:
-            plan = judge(pool, event, target)
+        begun = state if state and _goes_on(state, event, target) else None
+        if begun:
+            target = _begun_target(target, begun)
+        elif state and state["new"]:  # the dataset that was made for the partial snapshot is received into once more
+            target = replace(target, force=True)
+        plan = judge(pool, event, target, begun)
+        resumed = _resume(begun, event) if begun else None
         landing = ReceiveSession(pool, plan, target, resumed)
         try:
             landing.start(state)
@@ -366,31 +368,28 @@ def _interrupted(pool: Pool, target: Target) -> Doc | None:
     return pool.catalog.get("receive", dataset.key) if dataset else None
 
 
-def _resume(state: Doc, event: SubBegin, target: Target) -> Resumed | None:
-    """Where a stream goes on with what is kept; None if it is to replace that.
+def _goes_on(state: Doc, event: SubBegin, target: Target) -> bool:
+    """Whether a stream is to go on with what is kept; else it is to replace that."""
+    return bool(event.begin.features & Feature.RESUMING) or _is_sent_again(state, event, target)
+
+
+def _resume(state: Doc, event: SubBegin) -> Resumed:
+    """Where a stream goes on with what is kept; judge() has looked at what it is of.
 
     A stream that was resumed begins at or before the last block that arrived, one that is sent again at its start; what
     is kept already is passed over.
     """
-    if event.begin.features & Feature.RESUMING:
-        _refuse_other_rest(state, event)
-    elif not _is_sent_again(state, event, target):
-        return None
+    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
+    if event.begin.features & Feature.RESUMING and point > (state["object"], state["offset"]):
+        want = f"object {state['object']}, offset {state['offset']}"
+        raise Refused(
+            f"cannot resume the receive: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}"
+        )
     opening = Opening.from_doc(state["begin"])
     begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
     a, b, c, d = state["state"] or begun
     last = state["last"] or (0, -1, 0)
     return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
-
-
-def _refuse_other_rest(state: Doc, event: SubBegin) -> None:
-    where = "cannot resume the receive"
-    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
-    if event.begin.toguid != state["toguid"] or event.begin.fromguid != state["fromguid"]:
-        raise Refused(f"{where}: the stream is of another snapshot than the one that was interrupted")
-    if point > (state["object"], state["offset"]):
-        want = f"object {state['object']}, offset {state['offset']}"
-        raise Refused(f"{where}: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}")
 
 
 def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
@@ -411,15 +410,12 @@ def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
     return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
 
 
-def _resumed_plan(pool: Pool, state: Doc) -> Plan:
-    opening = Opening.from_doc(state["begin"])
-    source = None
-    if state["source"]:
-        source = pool.snapshot_at(*state["source"])
-        if source is None:
-            raise Refused("cannot resume the receive: the incremental source was destroyed meanwhile")
-    dataset = None if state["clone"] or source is None else source.dataset
-    return Plan(opening, opening.begin, dataset, source, state["clone"], [])
+def _begun_target(target: Target, state: Doc) -> Target:
+    """Where the interrupted receive began to land; what is set now prevails over what was set then."""
+    fields = dict(state["fields"])
+    if local := {**fields.get("local", {}), **target.fields.get("local", {})}:
+        fields["local"] = local
+    return replace(target, resumable=True, fields=fields, snapshot=state["snapshot"])
 
 
 def give_up(pool: Pool, dataset: Dataset) -> None:

@@ -1,0 +1,183 @@
+"""Rules for the BEGIN of a substream, as tables: what makes a backup that no kernel would take back, and what must
+be the same in a stream that follows another, or goes on with one.
+
+Everything here is pure, and says why a BEGIN breaks a rule, or None.
+
+Source: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_recv_raw_key_check(), dsl_crypto_recv_raw_objset_check();
+module/zfs/dmu_recv.c dmu_recv_begin_check(), dmu_recv_resume_begin_check(), redact_check().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zkeep.format.nvlist import NvList, NvType
+from zkeep.format.records import BeginFlag, Feature
+from zkeep.pool.datasets.begin import Opening, number
+
+FILESYSTEM, ZVOL = 2, 3
+"""DMU_OST_ZFS, DMU_OST_ZVOL: the only object sets that are datasets."""
+_PASSPHRASE = 3
+"""ZFS_KEYFORMAT_PASSPHRASE."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One field of crypt_keydata. `legal` is given its value and whether the key is a passphrase."""
+
+    field: str
+    type: NvType
+    legal: Callable[[Any, bool], bool]
+    must: str
+
+
+def _number(field: str, first: int, last: int, step: int = 1) -> Rule:
+    must = f"must be {first}" if first == last else f"must be from {first} to {last}"
+    must += f", a multiple of {step}" if step > 1 else ""
+    return Rule(field, NvType.UINT64, lambda value, _: first <= value <= last and value % step == 0, must)
+
+
+def _bytes(field: str, size: int) -> Rule:
+    return Rule(field, NvType.UINT8_ARRAY, lambda value, _: len(value) == size, f"must be {size} bytes")
+
+
+def _with_passphrase(field: str) -> Rule:
+    must = "must be given for a passphrase, and be 0 for other keys"
+    return Rule(field, NvType.UINT64, lambda value, passphrase: bool(value) == passphrase, must)
+
+
+_ANY = (1 << 64) - 1
+KEYDATA = (
+    _number("DSL_CRYPTO_SUITE", 3, 8),
+    _number("DSL_CRYPTO_GUID", 0, _ANY),
+    _number("DSL_CRYPTO_VERSION", 1, 1),
+    _bytes("DSL_CRYPTO_MASTER_KEY_1", 32),
+    _bytes("DSL_CRYPTO_HMAC_KEY_1", 64),
+    _bytes("DSL_CRYPTO_IV", 12),
+    _bytes("DSL_CRYPTO_MAC", 16),
+    _number("keyformat", 1, _PASSPHRASE),
+    _with_passphrase("pbkdf2iters"),
+    _with_passphrase("pbkdf2salt"),
+    _number("mdn_compress", 0, 14),
+    _number("mdn_checksum", 0, 8),
+    _number("mdn_nlevels", 1, 12),
+    _number("mdn_blksz", 512, 16 << 20, 512),
+    _number("mdn_indblkshift", 12, 17),
+    _number("mdn_nblkptr", 3, 3),
+    _number("mdn_maxblkid", 0, _ANY),
+    _bytes("portable_mac", 32),
+)
+"""What a raw BEGIN must tell of the wrapped keys and of the shape of the metadnode."""
+INHERITED = {
+    "DSL_CRYPTO_GUID": "encryption key",
+    "DSL_CRYPTO_SUITE": "cipher",
+    "mdn_nlevels": "levels of the metadnode",
+    "mdn_blksz": "block size of the metadnode",
+    "mdn_indblkshift": "indirect block size of the metadnode",
+    "mdn_nblkptr": "block pointers of the metadnode",
+}
+"""What a raw increment must have as its source has it."""
+
+
+def refuse_form(opening: Opening) -> str | None:
+    """Why no kernel would receive such a stream, whatever it follows."""
+    begin = opening.begin
+    if begin.type not in (FILESYSTEM, ZVOL):
+        return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
+    crypt = opening.crypt
+    if not begin.raw:
+        return "the stream carries keys (crypt_keydata), but is not raw" if crypt is not None else None
+    if crypt is None:
+        return "the stream is raw but carries no keys (crypt_keydata)"
+    return _refuse_keydata(crypt)
+
+
+def _refuse_keydata(crypt: NvList) -> str | None:
+    passphrase = number(crypt, "keyformat") == _PASSPHRASE
+    for rule in KEYDATA:
+        pair = crypt.find(rule.field)
+        if pair is None or pair.type != rule.type or not rule.legal(pair.value, passphrase):
+            value = f" is {pair.value}," if pair and isinstance(pair.value, int) else ""
+            return f"no kernel would take the stream back: {rule.field} of its crypt_keydata{value} {rule.must}"
+    return None
+
+
+def refuse_after(opening: Opening, source: Opening, name: str) -> str | None:
+    """Why an increment cannot follow its source, the snapshot `name` that began with `source`."""
+    begin, before = opening.begin, source.begin
+    if begin.type != before.type:
+        kinds = {FILESYSTEM: "a filesystem", ZVOL: "a volume"}
+        return f"the stream is of {kinds.get(begin.type)}, {name} is of {kinds.get(before.type)}"
+    if before.raw and not begin.raw:
+        return f"{name} was received raw, so the increment must be raw, too: zfs send -w -i"
+    if begin.raw and not before.raw:
+        return f"a raw increment cannot follow {name}, which was not received raw"
+    if before.features & Feature.LARGE_BLOCKS and not begin.features & Feature.LARGE_BLOCKS:
+        return f"{name} has large blocks: send with -L (or -w)"
+    if before.features & Feature.REDACTED and not _is_redacted_alike(opening, source):
+        return f"{name} is redacted, and the stream does not say that it was made for it"
+    return _refuse_other_key(opening, source, name) if begin.raw else None
+
+
+def _refuse_other_key(opening: Opening, source: Opening, name: str) -> str | None:
+    mine, theirs = opening.crypt, source.crypt
+    for field, what in INHERITED.items():
+        if number(mine, field) != number(theirs, field):
+            return f"{what} mismatch: the stream is not of the dataset of {name}; send it in full"
+    return None
+
+
+def refuse_other_ivset(opening: Opening, have: int, name: str) -> str | None:
+    """Why a raw increment does not continue the IV set `have` of its source."""
+    want = opening.from_ivset_guid
+    if have and want == have:
+        return None
+    if not want or not have:
+        who = "the stream" if not want else name
+        return f"IV set guid missing: {who} tells none, so a kernel would refuse the increment; send in full"
+    return (
+        f"IV set guid mismatch: the stream follows {want:#x}, {name} has {have:#x}: "
+        "it is not the snapshot that this increment was made from; send from an older common snapshot, or in full"
+    )
+
+
+def _is_redacted_alike(opening: Opening, source: Opening) -> bool:
+    """Whether what a redacted source lacks is not needed, or comes with the stream."""
+    lacking = _guids(source, "redact_snaps")
+    for field, needed in (("redact_from_snaps", False), ("redact_snaps", True)):
+        given = _guids(opening, field)
+        if given or (needed and opening.begin.features & Feature.REDACTED):
+            return bool(given) and given <= lacking
+    return opening.begin.toguid in lacking
+
+
+def _guids(opening: Opening, field: str) -> set[int]:
+    nvlist = opening.nvlist
+    found = nvlist.get(field) if nvlist is not None else None
+    return {guid for guid in found if isinstance(guid, int)} if isinstance(found, tuple) else set()
+
+
+CONTINUED: dict[str, Callable[[Opening], object]] = {
+    "snapshot": lambda opening: opening.begin.toguid,
+    "incremental source": lambda opening: opening.begin.fromguid,
+    "byte order": lambda opening: opening.byteorder,
+    "set of stream features": lambda opening: opening.begin.features & ~Feature.RESUMING,
+    "type of dataset": lambda opening: opening.begin.type,
+    "set of flags": lambda opening: int(opening.begin.flags) & ~int(BeginFlag.CLONE),
+    "creation time": lambda opening: opening.begin.creation_time,
+    "set of encryption keys": lambda opening: dict(opening.crypt or {}),
+    "redaction": lambda opening: [_guids(opening, field) for field in ("redact_snaps", "redact_from_snaps")],
+}
+"""What a stream that goes on with a receive must have as the one that began it."""
+
+
+def refuse_rest(opening: Opening, begun: Opening) -> str | None:
+    """Why a resumed stream does not go on with the one that was interrupted."""
+    other = next((what for what, of in CONTINUED.items() if of(opening) != of(begun)), None)
+    if other is None:
+        return None
+    if other in ("snapshot", "incremental source"):
+        return "the stream is of another snapshot than the one that was interrupted"
+    return f"the stream has another {other} than the one that was interrupted"
