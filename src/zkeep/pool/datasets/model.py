@@ -322,6 +322,7 @@ class Pool:
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)
         t.delete("receive", dataset.key)
+        t.delete("reserve", dataset.key)
         t.delete("dataset", dataset.key)
         return segments
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
-from zkeep.pool.datasets import derived, properties
+from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
@@ -40,13 +40,17 @@ class View:
         return self._loaded()
 
     @cached_property
-    def space(self) -> Space:
-        catalog = self.pool.catalog
+    def runs(self) -> dict[int, list[dict[str, object]]]:
+        """The documents of runs of every dataset, by its id; oldest first."""
         runs: dict[int, list[dict[str, object]]] = {}
-        for key, run in catalog.scan("run"):
+        for key, run in self.pool.catalog.scan("run"):
             runs.setdefault(int(key.partition("/")[0]), []).append(run)
+        return runs
+
+    @cached_property
+    def space(self) -> Space:
         pins = {i: [s.txg for s in found] for i, found in self.snapshots.items()}
-        return compute({i: d.doc for i, d in self.tree.by_id.items()}, runs, pins)
+        return compute({i: d.doc for i, d in self.tree.by_id.items()}, self.runs, pins)
 
     def figures(self, dataset: Dataset) -> DatasetSpace:
         return self.space.datasets[dataset.id]
@@ -136,6 +140,8 @@ class View:
     def available(self, dataset: Dataset) -> int:
         """What the disk and the quotas on the way up leave."""
         rooms = [self.free(), *self._rooms(dataset)]
+        if refquota := int(self.policy(dataset, "refquota")):
+            rooms.append(refquota - self.figures(dataset).referenced.stored)
         return max(0, min(rooms))
 
     def quota_room(
@@ -143,29 +149,47 @@ class View:
     ) -> int | None:
         """Bytes that the quotas on the way up leave; None where there is none.
 
-        What is kept of interrupted receives takes room, too, but for that of the receive `apart_from`. `settings` are
-        what the dataset is going to have.
+        What is reserved for receives takes room, too, but for the receive `apart_from`. `settings` are what the dataset
+        is going to have.
         """
         rooms = list(self._rooms(dataset, apart_from, settings))
         return max(0, min(rooms)) if rooms else None
 
+    def quotas(
+        self, dataset: Dataset, settings: Mapping[str, str | None] = NO_SETTINGS
+    ) -> Iterator[tuple[Dataset, int]]:
+        """The dataset and what is above it, where there is a quota, with that."""
+        for level in (dataset, *self.tree.ancestors(dataset)):
+            given = level is dataset and "quota" in settings
+            limit = int(settings["quota"] or 0) if given else int(self.policy(level, "quota"))
+            if limit:
+                yield level, limit
+
     def _rooms(
         self, dataset: Dataset, apart_from: str = "", settings: Mapping[str, str | None] = NO_SETTINGS
     ) -> Iterator[int]:
-        def quota(level: Dataset, name: str) -> int:
-            own = level is dataset and name in settings
-            return int(settings[name] or 0) if own else int(self.policy(level, name))
+        for level, limit in self.quotas(dataset, settings):
+            yield limit - self.charged(level) - self.reserved(level, apart_from)
 
-        if refquota := quota(dataset, "refquota"):
-            yield refquota - self.figures(dataset).referenced.stored
-        for level in (dataset, *self.tree.ancestors(dataset)):
-            if limit := quota(level, "quota"):
-                yield limit - self.figures(level).used.stored - self._underway(level, apart_from)
+    def charged(self, level: Dataset) -> int:
+        """What a quota counts of all that is there: what is used, and what came with it (charge.py)."""
+        return self.figures(level).used.stored + sum(self._documents(d) for d in self.tree.within(level))
 
-    def _underway(self, level: Dataset, apart_from: str) -> int:
-        """What resumable receives below have brought so far."""
-        keys = {dataset.key for dataset in self.tree.within(level)} - {apart_from}
-        return sum(doc["tally"]["bytes"] for key, doc in self.pool.catalog.scan("receive") if key in keys)
+    def _documents(self, dataset: Dataset) -> int:
+        snapshots = [s.doc for s in self.snapshots[dataset.id]]
+        bookmarks = [b.doc for b in self.pool.bookmarks(dataset)]
+        return charge.of_dataset(dataset.doc, self.runs.get(dataset.id, ()), snapshots, bookmarks)
+
+    def reserved(self, level: Dataset, apart_from: str = "") -> int:
+        """What receives at the dataset or below it may have written, or keep."""
+        within = self.tree.within(level)
+        ids, keys = {d.id for d in within}, {d.key for d in within}
+        docs = dict(self.pool.catalog.scan("reserve"))
+        total = sum(int(d["bytes"]) for key, d in docs.items() if key != apart_from and d["dataset"] in ids)
+        for key in keys.intersection(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
+            partial = self.pool.catalog.get("receive", key)  # of before there were reservations
+            total += int(partial["tally"]["bytes"]) if partial else 0
+        return total
 
 
 def applies(prop: Property, thing: Thing) -> bool:

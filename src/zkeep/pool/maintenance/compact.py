@@ -367,6 +367,7 @@ class _Step:
             "logical": logical,
             "records": self.made.records + sum(int(s.footer["records"]) for _, s in old),
             "file_bytes": self.made.file_bytes + sum(s.blob.size for _, s in old),
+            "extra": int(last.get("extra", 0)) if old else 0,
             "dead": self._dead(),
         }
 
@@ -476,6 +477,7 @@ def _abandoned(pool: Pool, kind: str, key: str, doc: Doc) -> Iterator[set[str]]:
         if not now.get("resumable"):
             with pool.transaction() as t:
                 t.delete(kind, key)
+                t.delete("reserve", key)
 
 
 def _remove(pool: Pool, segment_ids: list[str]) -> int:

@@ -52,17 +52,24 @@ class Tally:
     logical: int = 0
     records: int = 0
     file_bytes: int = 0
+    extra: int = 0
+    "Bytes of records that no row stands for: they say what is gone."
     dead: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     @classmethod
     def from_doc(cls, doc: dict[str, Any]) -> Tally:
         tally = cls(list(doc["segments"]), doc["bytes"], doc["logical"], doc["records"], doc["file_bytes"])
+        tally.extra = doc.get("extra", 0)
         for txg, (stored, logical) in doc["dead"].items():
             tally.dead[int(txg)] = [stored, logical]
         return tally
 
-    def count(self, segment_id: str, table: Table, records: int, size: int, dead: dict[int, list[int]]) -> None:
+    def count(
+        self, segment_id: str, table: Table, records: int, body: int, size: int, dead: dict[int, list[int]]
+    ) -> None:
+        """`body`: bytes of all its records, `size`: of the file."""
         self.segments.append(segment_id)
+        self.extra += body - table.stored
         self.bytes += table.stored
         self.logical += table.logical
         self.records += records
@@ -78,6 +85,7 @@ class Tally:
             "logical": self.logical,
             "records": self.records,
             "file_bytes": self.file_bytes,
+            "extra": self.extra,
             "dead": {str(txg): amounts for txg, amounts in sorted(self.dead.items())},
         }
 
@@ -221,6 +229,7 @@ class SegmentWriter:
         a, b, c, d = self._state.tolist()
         segment_id = f"{self._txg:x}-{self._begun:x}"
         mark = (a, b, c, d), self._last, self._write
+        body = self._position - seg.HEAD_SIZE
         _drain(self._writing, 0)
         self._draft = None
         self._begun += 1
@@ -230,7 +239,7 @@ class SegmentWriter:
             size = draft.size
             draft.publish(segment_name(segment_id))
             self._sealing.remove(draft)
-            self.tally.count(segment_id, table, records, size, dead)
+            self.tally.count(segment_id, table, records, body, size, dead)
 
         self._sealing.append(draft)
         self._closing.append(self._syncer.submit(seal))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -17,6 +18,7 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import charge
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.destroy import drop_after, lock_name
 from zkeep.pool.datasets.history import History, has_runs, history_of
@@ -32,6 +34,7 @@ from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
 from zkeep.pool.transfer.admit import Plan, Target, judge, nearest, refuse_needed, refuse_open_streams
 from zkeep.pool.transfer.begin_rules import ZVOL
+from zkeep.pool.transfer.reserve import KIND, QuotaExceeded, Reservation, kept_bytes, remove_leftovers
 from zkeep.pool.transfer.token import Token
 
 Doc = dict[str, Any]
@@ -42,10 +45,6 @@ DSL_CRYPTO = {
     "keyformat": "keyformat",
     "pbkdf2iters": "pbkdf2iters",
 }
-
-
-class QuotaExceeded(Refused):
-    """A quota, of the dataset or of what is above it, has no room for what comes."""
 
 
 class ReceiveSession:
@@ -63,8 +62,11 @@ class ReceiveSession:
         self.txg = resumed.txg if resumed else 0
         self._doc: Doc = dict(resumed.doc) if resumed else {}
         self._key = ""
-        self._room: int | None = None
+        self._base = int(self._doc.get("base", 0))
+        "Bytes that came before the records, and what goes with them."
         self._bytes = 0
+        "Bytes of records, those that are kept already included."
+        self._reservation = Reservation(pool, target.name.text, target.fields.get("local", {}))
         self.is_registered = resumed is not None
         self._inflow: SegmentWriter | None = None
 
@@ -72,53 +74,71 @@ class ReceiveSession:
         source = self._plan.source
         return history_of(self._pool, source.dataset).upto(source.txg) if source else History([])
 
-    def _quota_room(self) -> int | None:
-        tree, view, local = self._pool.tree(), View(self._pool), self._target.fields.get("local", {})
-        mine = tree.get(self._dataset.id) if self._dataset else None
-        if mine:
-            return view.quota_room(mine, self._key, local)
-        rooms = [view.quota_room(nearest(self._pool, self._target.name), self._key)]
-        rooms += [int(local[name]) for name in ("quota", "refquota") if int(local.get(name) or 0)]
-        return min((room for room in rooms if room is not None), default=None)
-
     def start(self, replaced: Doc | None = None) -> None:
         """Register the receive; while it reads (and so until it ends), nobody takes its files for leftovers.
 
         `replaced`: the registration of the partial receive in whose place it comes.
         """
         self._stack.enter_context(reading(self._pool))
-        if self._resumed:
-            self._dataset = self._pool.dataset(self._target.name)
-            self._key = self._registered_key()
-        else:
-            with self._pool.transaction() as t:
-                self.txg = t.next_txg()
-                if self._target.resumable and self._dataset is None:
-                    self._dataset = self._make_dataset(t)
-                    self._stack.enter_context(self._pool.store.lock(lock_name(self._dataset)))
-                self._key = self._registered_key()
-                self._doc = self._registration()
-                if replaced:
-                    t.delete("receive", self._dataset.key if self._dataset else "")
-                    self._doc["new"] = replaced["new"]
-                t.put("receive", self._key, self._doc)
-            self.is_registered = True
-        busy = f"{self._target.name} is being received already"
-        lock = self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True)
-        self._stack.enter_context(lock)
+        register = self._register_again if self._resumed else partial(self._register, replaced)
+        try:
+            register()
+        except QuotaExceeded:
+            if not remove_leftovers(self._pool):
+                raise
+            register()
+        self.is_registered = True
         self._history = self._past()  # from here on compaction leaves these runs alone
-        if self._resumed:
+        if self._resumed:  # compaction may have renamed what it kills before the lock was ours
             self._doc = self._pool.catalog.get("receive", self._key) or self._doc
             self._resumed = replace(self._resumed, doc=self._doc)
-            self._bytes = int(self._doc["tally"]["bytes"])
-        self._room = self._quota_room()
         timeline = self._stack.enter_context(self._history.timeline(self._pool.store))
         self._inflow = self._stack.enter_context(self._open_inflow(timeline))
 
-    def _registered_key(self) -> str:
-        if self._target.resumable and self._dataset:
-            return self._dataset.key
-        return f"txg/{self.txg:020d}"
+    def _register(self, replaced: Doc | None) -> None:
+        """In one transaction: the txg, the dataset (-s), the room for the BEGIN and what comes with it, the document.
+
+        The lock is ours before anybody can see the document and take its owner for dead.
+        """
+        with ExitStack() as locks, self._pool.transaction() as t:
+            self.txg = t.next_txg()
+            self._lock_txg(locks)
+            dataset = self._dataset
+            if self._target.resumable and dataset is None:
+                dataset = self._make_dataset(t)
+                locks.enter_context(self._pool.store.lock(lock_name(dataset)))
+            self._key = dataset.key if self._target.resumable and dataset else f"txg/{self.txg:020d}"
+            self._base = self._opening_bytes(made=dataset is not self._dataset)
+            self._doc = self._registration()
+            if replaced:
+                self._doc["new"] = replaced["new"]
+            level = dataset or nearest(self._pool, self._target.name)
+            self._reservation.begin(t, self._key, level, self._base, own=dataset is not None)
+            t.put("receive", self._key, self._doc)
+            held = locks.pop_all()
+        self._stack.push(held)
+        self._dataset = dataset
+
+    def _register_again(self) -> None:
+        """What is kept is registered; it is ours from here on."""
+        self._dataset = self._pool.dataset(self._target.name)
+        self._key = self._dataset.key
+        with ExitStack() as locks, self._pool.transaction() as t:
+            self._lock_txg(locks)
+            self._bytes = kept_bytes(self._doc) - self._base
+            self._reservation.begin(t, self._key, self._dataset, self._base + self._bytes, own=True)
+            held = locks.pop_all()
+        self._stack.push(held)
+
+    def _lock_txg(self, locks: ExitStack) -> None:
+        busy = f"{self._target.name} is being received already"
+        locks.enter_context(self._pool.store.lock(f"receive-{self.txg:x}", busy=busy, passing=True))
+
+    def _opening_bytes(self, *, made: bool) -> int:
+        """What quotas count of all that comes before the records; a dataset that is made has its properties itself."""
+        received = {} if made else self._target.fields.get("received", {})
+        fields = charge.of_snapshot(self._target.snapshot_fields) + charge.of_properties(received)
+        return charge.of_begin(self._plan.opening) + fields
 
     def _open_inflow(self, timeline: Timeline) -> SegmentWriter:
         opening, begin = self._plan.opening, self._plan.begin
@@ -153,6 +173,7 @@ class ReceiveSession:
             "new": plan.dataset is None,
             "fields": self._target.fields,
             "snapshot_fields": self._target.snapshot_fields,
+            "base": self._base,
             "tally": Tally().doc(),
             "state": None,
             "last": None,
@@ -175,12 +196,28 @@ class ReceiveSession:
         assert self._inflow is not None
         batch = self._inflow.new_part(batch)
         self._bytes += len(batch.buffer)
-        self._refuse_more_than(self._room)
+        self._reservation.grow(self._base + self._bytes)
+        self._refuse_to_refer(self._inflow.tally.bytes)
         self._inflow.add(batch)
 
-    def _refuse_more_than(self, room: int | None) -> None:
-        if room is not None and self._bytes > room:
-            raise QuotaExceeded(f"cannot receive {self._target.name}: the quota is used up")
+    def _refuse_to_refer(self, size: int) -> None:
+        """Hold what the snapshot refers to against refquota, if that is set."""
+        limit = int(self._refquota() or 0)
+        if limit and size > limit:
+            raise QuotaExceeded(f"cannot receive {self._target.name}: the quota is used up (refquota)")
+
+    def _refquota(self) -> str | None:
+        settings: dict[str, str | None] = self._target.fields.get("local", {})
+        if "refquota" in settings or self._dataset is None:
+            return settings.get("refquota")
+        now = self._pool.tree().get(self._dataset.id)
+        return View(self._pool).policy(now, "refquota") if now else None
+
+    def _referred(self, tally: Tally) -> int:
+        """Bytes that the snapshot refers to: what its source does, less what died, and what came."""
+        source = self._plan.source
+        before = View(self._pool).space.histories[source.dataset.id].referenced(source.txg).stored if source else 0
+        return before + tally.bytes - sum(stored for stored, _ in tally.dead.values())
 
     def _note_segment(self, mark: Mark) -> None:
         """A finished segment of a resumable receive: from here on it survives this process."""
@@ -201,7 +238,9 @@ class ReceiveSession:
         assert self._inflow is not None
         tally = self._inflow.finish()
         with self._pool.transaction() as t:
-            self._refuse_more_than(self._quota_room())  # others may have come in meanwhile
+            self._reservation.check(self._base + self._bytes)
+            if int(self._refquota() or 0):
+                self._refuse_to_refer(self._referred(tally))
             dataset = self._landed(t)
             dataset = self._update_dataset(t, dataset)
             dropped = self._roll_back(t, dataset)
@@ -215,6 +254,7 @@ class ReceiveSession:
     def _unregister(self, t: Transaction) -> None:
         """The receive is over; a source whose destruction waited for it goes now."""
         t.delete("receive", self._key)
+        self._reservation.end(t)
         source = self._plan.source
         now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
         if now is not None:
@@ -278,6 +318,7 @@ class ReceiveSession:
         t.put("begin", key, plan.opening.doc())
         return self._pool.add_snapshot(
             *(t, dataset, self._target.snapshot, self.txg, begin.toguid),
+            begin_bytes=charge.of_begin(plan.opening),
             creation=begin.creation_time,
             ivset_guid=plan.opening.ivset_guid,
             features=int(begin.features),
@@ -295,15 +336,25 @@ class ReceiveSession:
 
     def abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
+        if not self.is_registered:
+            return
         if self._target.resumable:
-            if self._inflow is not None:
-                self._inflow.rest()
+            self._rest()
             return
         segments = self._inflow.tally.segments if self._inflow else []
         self.close()
         with self._pool.transaction() as t:
             t.delete("receive", self._key)
+            self._reservation.end(t)
         discard(self._pool, segments)
+
+    def _rest(self) -> None:
+        """Close the segment in the making; from here on just what is kept takes room."""
+        if self._inflow is not None:
+            self._inflow.rest()
+        with self._pool.transaction() as t:
+            if t.get("receive", self._key):
+                self._reservation.settle(t, kept_bytes(self._doc))
 
     def close(self) -> None:
         self._stack.close()
@@ -430,6 +481,7 @@ def give_up(pool: Pool, dataset: Dataset) -> None:
             raise Refused(f"{dataset.name} has no resumable receive state to abort")
         with pool.transaction() as t:
             t.delete("receive", dataset.key)
+            t.delete(KIND, dataset.key)
             source = pool.snapshot_at(*state["source"]) if state["source"] else None
             if source is not None:
                 remove_if_deferred(pool, t, source)

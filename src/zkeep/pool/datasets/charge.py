@@ -1,0 +1,55 @@
+"""What quotas count beside the figures of space: everything else durable that streams bring.
+
+It is counted in bytes of the stream, so whoever sends N bytes needs no more room than N:
+
+    a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction writes it anew
+    a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it
+    a dataset     the properties that came
+    a bookmark    its document
+    a receive     that is under way or partial: what its `reserve` document says, taken before anything is written
+
+zkeep's own tables and documents are in proportion to these and are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from zkeep.format.records import HEADER
+from zkeep.pool.datasets.begin import Opening
+
+Doc = Mapping[str, Any]
+_NUMBER = 8
+"""Bytes of a number beside a name."""
+
+
+def of_properties(texts: Mapping[str, str | None]) -> int:
+    return sum(_size(name) + _size(text or "") for name, text in texts.items())
+
+
+def of_holds(holds: Mapping[str, int]) -> int:
+    return sum(_size(tag) + _NUMBER for tag in holds)
+
+
+def of_begin(opening: Opening) -> int:
+    """A BEGIN with its payload, and the END."""
+    return len(opening.header) + len(opening.payload) + HEADER
+
+
+def of_snapshot(doc: Doc) -> int:
+    """Of its document, or of what a stream brings for it."""
+    begin = int(doc.get("begin_bytes", 0))
+    return begin + of_properties(doc.get("received", {})) + of_holds(doc.get("holds", {}))
+
+
+def of_dataset(doc: Doc, runs: Iterable[Doc], snapshots: Iterable[Doc], bookmarks: Iterable[Doc]) -> int:
+    """All but what its runs count in the figures."""
+    total = of_properties(doc.get("received", {}))
+    total += sum(int(run.get("extra", 0)) for run in runs)
+    total += sum(of_snapshot(snapshot) for snapshot in snapshots)
+    return total + sum(_size(str(b["name"])) + len(b) * _NUMBER for b in bookmarks)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
