@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,106 @@ def test_a_folder_of_the_users_below_one_that_is_not() -> None:
     as_user(work)
 
 
+# Where others can write
+
+EVERY_KIND: Entries = [
+    (b"f", F, FILE),
+    (b"p", F + 1, PIPE),
+    (b"l", F + 2, LINK),
+    (b"s", F + 3, SOCKET),
+    (b"h", F, FILE),
+]
+
+
+def every_kind() -> list[Thing]:
+    link = node(F + 2, 0o120777, size=2, target=b"to")
+    return [node(F, content=b"x", links=2), node(F + 1, 0o010666), link, node(F + 3, 0o140666)]
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["new", "forced"])
+def test_files_are_made_where_nobody_else_can_write(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And get their owners, attributes, times and modes there: what has a name in the target is finished."""
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    calls: list[str] = []
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            folder = named.get("dir_fd") or named.get("dst_dir_fd")
+            writes = name != "open" or arguments[1] & os.O_CREAT
+            if folder is not None and writes and os.fstat(folder).st_ino == out.stat().st_ino:
+                calls.append(name)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+    with made(tmp_path, EVERY_KIND, *every_kind()) as filesystem:
+        if force:
+            extracted(filesystem, out)
+        for name in ("open", "mknod", "symlink", "chown", "utime", "chmod", "unlink", "link", "rename"):
+            watched(name)
+        assert not failed(extracted(filesystem, out, force=force))
+    assert calls == ["rename" if force else "link"] * 6
+
+
+def test_a_folder_that_others_put_in_the_place_of_ours_gets_nothing(tmp_path: Path) -> None:
+    """Not what is stored of it, and none of its files."""
+    out, other = tmp_path / "out", tmp_path / "out" / "other"
+    other.mkdir(parents=True)
+    out.chmod(0o777)
+    other.chmod(0o700)
+
+    class Raced(Extraction):
+        def _do(self, *arguments: Any) -> None:
+            (out / "d").rename(out / "moved")
+            other.rename(out / "d")
+            super()._do(*arguments)
+
+    things = folder(F, ROOT, [(b"x", F + 1, FILE)], mode=0o777), node(F + 1, content=b"X", parent=F)
+    with made(tmp_path, [(b"d", F, FOLDER)], *things) as filesystem:
+        work = Raced(filesystem, Options())
+        work.everything(str(out))
+    assert failed(work) == {path: "its folder was replaced by another one meanwhile" for path in (b"d/x", b"d")}
+    assert stat.S_IMODE((out / "d").stat().st_mode) == 0o700
+    assert not os.listdir(out / "d")
+    assert (out / "zz-last").exists()
+
+
+def test_pipes_that_are_replaced_by_links_open_no_file_of_roots(tmp_path: Path) -> None:
+    """Another process puts links to a secret in the place of pipes as soon as it sees them."""
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    out.mkdir()
+    out.chmod(0o777)
+    secret.touch(0o600)
+    names = [(b"%03d" % i, F + i, PIPE) for i in range(90)]
+    child = os.fork()
+    if not child:
+        swap_pipes(out, secret)
+    try:
+        with made(tmp_path, names, *(node(F + i, 0o010666) for i in range(90))) as filesystem:
+            for _ in range(3):
+                extracted(filesystem, out)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def swap_pipes(out: Path, secret: Path) -> None:
+    for turn in range(100_000):
+        for path in out.glob("*"):
+            with suppress(OSError):
+                if path.is_fifo():
+                    path.rename(out / f"moved-{turn}-{path.name}")
+                    path.symlink_to(secret)
+    os._exit(0)
+
+
 # Replacing
 
 
@@ -402,4 +503,6 @@ def test_a_users_file_with_the_sticky_bit_is_the_users(mode: int, tmp_path: Path
     mine.chmod(mode)
     with made(tmp_path, [(b"f", F, FILE)], node(F, content=b"new")) as filesystem:
         assert list(failed(extracted(filesystem, tmp_path / "out", b"f"))) == [b"f"]
+        assert stat.S_IMODE(mine.stat().st_mode) == mode
+    mine.chmod(0o600)
     assert mine.read_text() == "mine, sticky"

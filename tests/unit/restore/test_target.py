@@ -162,8 +162,8 @@ def test_a_staging_folder_lies_where_it_can_be_made(tmp_path: Path, monkeypatch:
     with Folder.top(str(tmp_path)) as top, top.inner(Place(b"mine")) as folder:
         stagings = Stagings(top.fd)
         with pytest.raises(PermissionError):
-            stagings.of(top.fd, b"")
-        stagings.of(folder.fd, folder.path)
+            stagings.of(top.fd, b"", top.device)
+        stagings.of(folder.fd, folder.path, folder.device)
         assert len(os.listdir(tmp_path / "mine")) == 1
         stagings.close()
     assert not os.listdir(tmp_path / "mine")

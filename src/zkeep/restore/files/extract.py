@@ -116,7 +116,7 @@ class Extraction:
 
     def _all(self, top: Folder, paths: Iterable[bytes]) -> None:
         with suppress(OSError):  # where nothing can be made at the top, something may be further down
-            self._stagings.of(top.fd, b"")
+            self._stagings.of(top.fd, b"", top.device)
         with Crew[Portion](partial(self._hand, top), self._heard) as crew:
             for path in paths:
                 with self.report.spared(path):
@@ -291,7 +291,7 @@ class Extraction:
 
     def _make(self, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
         """Make a file aside and put it where it belongs; False if the target has nothing of this kind."""
-        staging = self._stagings.of(folder.fd, folder.path)
+        staging = self._stagings.of(folder.fd, folder.path, folder.device)
         try:
             return self._make_in(staging, folder, name, node, error)
         except OSError as problem:
@@ -357,7 +357,7 @@ class Extraction:
             return
         self._linked[number] = None
         with suppress(OSError):
-            staging, first = self._stagings.of(folder.fd, folder.path), b"link-%d" % number
+            staging, first = self._stagings.of(folder.fd, folder.path, folder.device), b"link-%d" % number
             os.link(name, first, src_dir_fd=folder.fd, dst_dir_fd=staging.fd, follow_symlinks=False)
             if os.path.samestat(found, os.stat(first, dir_fd=staging.fd, follow_symlinks=False)):
                 self._linked[number] = staging, first

@@ -37,7 +37,6 @@ class Staging:
         self._owner = os.getpid()
         self._inner = 0, -1
         self._numbers = count()
-        self.device = os.fstat(fd).st_dev
 
     @classmethod
     def within(cls, parent: int) -> Staging:
@@ -99,15 +98,12 @@ class Stagings:
         self._top = top
         self._found: dict[object, Staging] = {}
 
-    def of(self, folder: int, path: bytes) -> Staging:
+    def of(self, folder: int, path: bytes, device: int) -> Staging:
         """The one from which files can be moved into an open folder. Raises OSError if there can be none."""
-        alone = self._found.get(path)
-        if alone is not None:
-            return alone
-        device = os.fstat(folder).st_dev
-        if device not in self._found:
-            self._found[device] = self._made(device, folder)
-        return self._found[device]
+        found = self._found.get(path) or self._found.get(device)
+        if found is None:
+            found = self._found[device] = self._made(device, folder)
+        return found
 
     def apart(self, folder: int, path: bytes) -> Staging:
         """One in this very folder, as nothing can be moved into it from elsewhere: bind mounts, quotas of projects."""

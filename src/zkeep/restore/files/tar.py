@@ -8,6 +8,7 @@ version 1.0); star(5) for what SCHILY adds; Linux include/uapi/linux/posix_acl_x
 
 from __future__ import annotations
 
+import re
 import stat
 import struct
 import tarfile
@@ -40,6 +41,7 @@ _NAME = 99
 "Bytes of a name in a header: a folder's gets a slash."
 _SPARSE_FOLDER = "./GNUSparseFile.0/"
 "Who does not know the format finds the file there."
+_ODD = re.compile(rb"[^!-~]")
 _DEVICE_DIGITS = 7
 "Octal digits that a header has for a device's number."
 _TEXTS = ((b"path", "name"), (b"linkpath", "linkname"))
@@ -90,7 +92,8 @@ class Member:
         name = self.info.name.encode("utf-8", "surrogateescape")
         self.records |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": name}
         self.records[b"GNU.sparse.realsize"] = b"%d" % content.size
-        self.info.name = _SPARSE_FOLDER + _text(name.rpartition(b"/")[2][: _NAME - len(_SPARSE_FOLDER)])
+        short = _ODD.sub(b"_", name.rpartition(b"/")[2])[: _NAME - len(_SPARSE_FOLDER)]
+        self.info.name = _SPARSE_FOLDER + short.decode()
         sparse_map = content.sparse_map()
         self.info.size = len(sparse_map) + content.stored
         sink.write(_head(self.info, self.records) + sparse_map)

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from functools import cached_property
 from typing import NamedTuple
 
 from zkeep.errors import Refused
@@ -96,6 +97,10 @@ class Folder:
         if self._is_top:
             self._shared.close()
         os.close(self.fd)
+
+    @cached_property
+    def device(self) -> int:
+        return os.fstat(self.fd).st_dev
 
     def below(self, name: bytes) -> bytes:
         return self.path + b"/" + name if self.path else name
