@@ -117,10 +117,7 @@ zkeep: cannot open vault: no such pool; 'zkeep pool list' shows those known
 $ zkeep pool import srv/vault
 $ zkeep list -H -o name
 vault
-$ zkeep pool destroy vault
-$ zkeep pool import srv/vault
-zkeep: there is no pool in srv/vault
-[1]
+$ zkeep pool export vault
 """,
     )
 

@@ -19,11 +19,19 @@ Name = DatasetName | SnapshotName | BookmarkName
 def registry() -> Registry:
     """ZKEEP_HOME, else root's /var/lib/zkeep, else the user's data folder."""
     if home := os.environ.get("ZKEEP_HOME"):
-        return Registry(Path(home))
+        return Registry(Path(home), _warn)
     if os.geteuid() == 0:
-        return Registry(Path("/var/lib/zkeep"))
+        return Registry(Path("/var/lib/zkeep"), _warn)
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Registry(Path(data).expanduser() / "zkeep")
+    return Registry(Path(data).expanduser() / "zkeep", _warn)
+
+
+def _warn(text: str) -> None:
+    from zkeep.cli.main import say
+    from zkeep.cli.text import safe
+
+    with suppress(OSError, ValueError):  # what was asked for is done, whether or not anybody hears more
+        say(safe(f"warning: {text}"))
 
 
 def runtime_folder() -> Path:

@@ -12,13 +12,15 @@ import click
 from zkeep.cli import asjson, text, usage
 from zkeep.cli.get import chosen_words
 from zkeep.cli.home import registry, settings, wait
+from zkeep.cli.main import say
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import parse_pool, shown
-from zkeep.pool.datasets import lifecycle, properties
+from zkeep.pool.datasets import destroyed, lifecycle, properties
 from zkeep.pool.datasets.derived import Answer
 from zkeep.pool.datasets.lifecycle import Status
-from zkeep.pool.datasets.model import FORMAT, Exists, Pool
+from zkeep.pool.datasets.model import FORMAT, NotThere
+from zkeep.pool.datasets.registry import Registry
 
 _COLUMNS = "name,size,allocated,free,capacity,health,path"
 _FIELDS = ("name", "property", "value", "source")
@@ -50,18 +52,20 @@ def create(options: Sequence[str], name: str, path: Path) -> None:
     """
     local = dict(properties.check(key, value, "f") for key, value in settings(options).items())
     known = registry()
-    if parse_pool(name) in known.pools():
-        raise Exists(f"cannot create pool {name}: it lies in {known.path(name)} already")
-    Pool.create(path, name, local).close()
-    known.add(name, path)
+    destroyed.expire(known)
+    destroyed.create(known, parse_pool(name), path, local)
 
 
 @pool_verb.command("import")
 @click.option("-d", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @click.option("-a", "everything", is_flag=True, help="Import all pools found in DIR.")
+@click.option("-D", "buried", is_flag=True, help="Bring back destroyed pools, or list those that can be.")
+@click.option("-f", "force", is_flag=True, help="Accepted and without effect.")
 @click.argument("which", required=False, metavar="[PATH|NAME]")
 @click.argument("name", required=False, metavar="[NEWNAME]")
-def import_(folder: Path | None, everything: bool, which: str | None, name: str | None) -> None:
+def import_(
+    *, folder: Path | None, everything: bool, buried: bool, force: bool, which: str | None, name: str | None
+) -> None:
     """Make a pool known that was made elsewhere or exported.
 
     PATH is the pool's folder; or NAME is looked for in DIR. Without either, the pools in DIR (default: the
@@ -70,8 +74,12 @@ def import_(folder: Path | None, everything: bool, which: str | None, name: str 
     \b
         zkeep pool import /mnt/disk/vault
         zkeep pool import -d /mnt/disk vault oldvault
+        zkeep pool import -D vault
     """
     known = registry()
+    if buried:
+        _import_destroyed(known, folder, everything, which, name)
+        return
     place = folder or Path()
     if which and folder is None:
         lifecycle.adopt(known, Path(which), name)
@@ -86,6 +94,22 @@ def import_(folder: Path | None, everything: bool, which: str | None, name: str 
         click.echo(text.table(["NAME", "PATH"], [[n, str(p)] for p, n in found.items()], [False] * 2), nl=False)
 
 
+def _import_destroyed(
+    known: Registry, folder: Path | None, everything: bool, which: str | None, name: str | None
+) -> None:
+    found = destroyed.known(known, folder)
+    if not which and not everything:
+        rows = [[p.name, str(p.path), text.date(p.at), text.date(p.until)] for p in found]
+        click.echo(text.table(["NAME", "PATH", "DESTROYED", "UNTIL"], rows, [False] * 4), nl=False)
+        return
+    chosen = [p for p in found if everything or which == p.name or Path(which or "").resolve() == p.path]
+    if which and len(chosen) != 1:
+        why = "no such pool was destroyed here" if not chosen else "there are several; give the path"
+        raise Refused(f"cannot import {shown(which)[1:-1]}: {why}; 'zkeep pool import -D' lists those that can be")
+    for pool in chosen:
+        destroyed.bring_back(known, pool, name)
+
+
 def _one(found: dict[Path, str], name: str, place: Path) -> Path:
     paths = [path for path, known in found.items() if known == name]
     if len(paths) != 1:
@@ -98,8 +122,7 @@ def _one(found: dict[Path, str], name: str, place: Path) -> Path:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def export(names: Sequence[str]) -> None:
     """Forget pools by name; their folders stay as they are."""
-    for name in names:
-        registry().remove(name)
+    registry().remove(*names)
 
 
 @pool_verb.command("list")
@@ -296,11 +319,19 @@ def scrub(stop: bool, wait_for_it: bool, rebuild: bool, names: Sequence[str]) ->
 def compact(verbose: bool, names: Sequence[str]) -> None:
     """Give the disk back what destroyed snapshots, rollbacks and crashes left in a pool's files.
 
-    Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time.
+    Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time. With the name of a
+    destroyed pool, what is left of that is removed: then it cannot be brought back any more.
     """
     from zkeep.pool.maintenance import compact as work
 
+    known = registry()
+    destroyed.expire(known)
     for name in names:
+        if name not in known.pools() and (gone := [p for p in destroyed.known(known) if p.name == name]):
+            freed = sum(destroyed.remove(known, pool) for pool in gone)
+            if verbose:
+                click.echo(f"{name}: {text.nice_bytes(freed)} freed")
+            continue
         with registry().open(name, wait()) as pool:
             report = work.compact(pool)
         if verbose:
@@ -325,8 +356,39 @@ def upgrade(versions: bool, names: Sequence[str]) -> None:
 
 
 @pool_verb.command("destroy")
-@click.option("-f", "force", is_flag=True, help="Accepted and without effect.")
+@click.option("-f", "force", is_flag=True, help="Do not ask, and destroy a pool that cannot be read.")
 @click.argument("name")
 def destroy(force: bool, name: str) -> None:
-    """Remove a pool with everything in it. There is no way back."""
-    lifecycle.destroy(registry(), name)
+    """Destroy a pool with everything in it.
+
+    On a terminal it asks first. A pool with held snapshots stays. 'zkeep pool import -D' brings a destroyed pool back
+    for seven days; 'zkeep pool compact NAME' gives its space back to the disk before.
+
+    \b
+        zkeep pool destroy vault
+        zkeep pool import -D vault
+    """
+    known = registry()
+    _show_contents(known, name, force)
+    if not force and sys.stdin.isatty() and not click.confirm(f"destroy {name}?", err=True):
+        raise Refused(f"{name} is not destroyed")
+    done = destroyed.destroy(known, name)
+    if done:
+        ways = f"'zkeep pool import -D {name}' brings it back until {text.date(done.until)}"
+        say(f"destroyed {name}; {ways}, 'zkeep pool compact {name}' frees its space now")
+    destroyed.expire(known)
+
+
+def _show_contents(known: Registry, name: str, force: bool) -> None:
+    """Say what goes. Refused if something of it is held."""
+    try:
+        with known.open(name, wait()) as pool:
+            for dataset, count in destroyed.contents(pool):
+                snapshots = f" ({text.count(count, 'snapshot')})" if count else ""
+                click.echo(f"will destroy {text.safe(dataset)}{snapshots}")
+    except NotThere:
+        click.echo(f"will forget {name}: there is no pool in {known.path(name)}")
+    except (Damaged, OSError) as error:
+        if not force:
+            why = f"what it holds cannot be read ({error}); -f destroys it all the same"
+            raise Refused(f"cannot destroy {name}: {why}") from None

@@ -183,8 +183,9 @@ def execute(pool: Pool, plan: Plan) -> None:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
     discard(pool, segments)
-    for dataset in plan.datasets:
-        summaries.forget(pool, dataset)
+    with pool.afterwards("destroyed"):
+        for dataset in plan.datasets:
+            summaries.forget(pool, dataset)
 
 
 def lock_name(dataset: Dataset) -> str:

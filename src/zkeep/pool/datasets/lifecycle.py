@@ -1,26 +1,20 @@
-"""Beginning and end of pools: making and finding them in folders, looking at them whole, removing them."""
+"""Pools as wholes: finding them in folders, and how they do."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
-from zkeep.names import shown
-from zkeep.pool.datasets.model import FORMAT, IDENTITY, NotThere, Pool, read_identity
+from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.pool.datasets.model import FORMAT, NotThere, Pool, read_identity
 from zkeep.pool.datasets.registry import Registry
-from zkeep.pool.store.catalog import INDEX, RESERVE
-from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import Document
 
 SCRUB = "scrub"
 """The kind of the documents about scrubs, and the name of the lock that a scrub holds."""
 SCRUB_RUNNING = "running"
-_FOLDERS = ("journal", "segments", "summaries", "partial", "tmp", "lock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +48,8 @@ def status(registry: Registry, name: str) -> Status:
         return Status(name, path, "UNAVAIL", str(error))
     except (ZkeepError, OSError) as error:
         return Status(name, path, "FAULTED", str(error))
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        return Status(name, path, "FAULTED", f"its documents are not what was stored: {error!r}")
 
 
 def _status(pool: Pool) -> Status:
@@ -64,7 +60,7 @@ def _status(pool: Pool) -> Status:
         path=pool.path,
         health="DEGRADED" if scrub and scrub.get("errors") else "ONLINE",
         guid=pool.doc["guid"],
-        allocated=sum(_sizes(pool.path)),
+        allocated=pool.store.used(),
         free=disk.f_bavail * disk.f_frsize,
         scrub=scrub,
         begun=pool.catalog.get(SCRUB, SCRUB_RUNNING),
@@ -83,19 +79,11 @@ def scrub_runs(pool: Pool) -> bool:
         return True
 
 
-def _sizes(path: Path) -> Iterator[int]:
-    """Of all files of the pool."""
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with suppress(FileNotFoundError):
-                yield os.stat(os.path.join(folder, name)).st_size
-
-
 def importable(folder: Path) -> dict[Path, str]:
     """Pools in `folder` or right below it, with the names they were made with."""
     found: dict[Path, str] = {}
     for candidate in [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]:
-        with suppress(NotThere, Damaged):
+        with suppress(ZkeepError, OSError):
             found[candidate.resolve()] = read_identity(candidate)["name"]
     return found
 
@@ -109,24 +97,6 @@ def adopt(registry: Registry, path: Path, name: str | None = None) -> str:
             raise Refused(f"cannot import {path}: it is known already, as {known[path.resolve()]}")
         registry.add(chosen, path)
     return chosen
-
-
-def destroy(registry: Registry, name: str) -> None:
-    """Remove a pool's files and its name; from the first file on (POOL) it is no pool any more."""
-    path = registry.path(name)
-    store = LocalStore(path)
-    identity = path / IDENTITY
-    if identity.exists():
-        busy = f"cannot destroy {shown(name)[1:-1]}: pool is busy"
-        with store.lock("catalog", wait=1.0, busy=busy), store.lock("readers", busy=busy):
-            store.delete(IDENTITY)
-            for file in (RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm"):
-                store.delete(file)
-            for folder in _FOLDERS:
-                shutil.rmtree(path / folder, ignore_errors=True)
-    with suppress(OSError):
-        path.rmdir()
-    registry.remove(name)
 
 
 def formats() -> list[tuple[int, str]]:

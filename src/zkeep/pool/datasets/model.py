@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zkeep.errors import Damaged, Refused
+from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
 from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
@@ -56,6 +57,8 @@ class Pool:
         self.catalog = catalog
         self.name = name
         self._tree: tuple[object, Tree] | None = None
+        self.warn: Callable[[str], object] = lambda text: None
+        "Takes one line for a person about what went wrong without undoing what was asked for."
 
     @classmethod
     def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
@@ -110,6 +113,17 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def afterwards(self, done: str) -> Iterator[None]:
+        """For work behind a transaction, which stands whatever happens here: a failure is a warning.
+
+        `done`: what was done, in words, for the warning.
+        """
+        try:
+            yield
+        except (ZkeepError, OSError) as error:
+            self.warn(f"{done}; what follows it was left for 'zkeep pool compact': {error}")
 
     @property
     def path(self) -> Path:
@@ -333,17 +347,17 @@ class Pool:
             t.put("dataset", dataset.key, {**doc, "snapshots_changed": now})
 
 
-def read_identity(path: Path) -> Document:
+def read_identity(path: Path, file_name: str = IDENTITY) -> Document:
     """What the file POOL of a pool's folder says; NotThere if there is none."""
     try:
-        with LocalStore(path).open(IDENTITY) as file:
+        with LocalStore(path).open(file_name) as file:
             text = file.read(0, min(file.size, _LONGEST_IDENTITY))
         identity: Document = json.loads(text)
         version, _, _ = identity["format"], int(identity["guid"]), parse_pool(identity["name"])
     except (FileNotFoundError, NotADirectoryError):
         raise NotThere(f"there is no pool in {path}") from None
     except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
-        raise Damaged(f"{path / IDENTITY} is not what was stored: {ascii(str(error))[1:-1]}") from None
+        raise Damaged(f"{path / file_name} is not what was stored: {ascii(str(error))[1:-1]}") from None
     if version != FORMAT:
         raise Refused(f"the pool in {path} has format {version!a:.80}; this zkeep knows format {FORMAT}")
     return identity

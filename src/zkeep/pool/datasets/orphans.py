@@ -22,10 +22,13 @@ def reading(pool: Pool) -> AbstractContextManager[None]:
 
 
 def discard(pool: Pool, segment_ids: Iterable[str]) -> None:
-    """Delete the files of segments that no document names, if nobody is reading."""
+    """Delete the files of segments that no document names any more, if nobody is reading.
+
+    It follows a transaction that stands: what fails is a warning, and the files are found again by compact.sweep().
+    """
     doomed = list(segment_ids)
     if not doomed:
         return
-    with suppress(TryAgain), pool.store.lock(READERS):
+    with pool.afterwards("done, but its space is not given back yet"), suppress(TryAgain), pool.store.lock(READERS):
         for segment_id in doomed:
             pool.store.delete(segment_name(segment_id))

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from zkeep.errors import Damaged, Refused
+from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets.model import Exists, NotThere, Pool
+from zkeep.pool.store.disk import open_folder
 from zkeep.pool.store.files import LocalStore
 
 FILE = "pools.json"
+BURIED = "destroyed.json"
+"""The folders of destroyed pools that can be brought back, a list."""
 
 
 class Registry:
-    """`home` need not exist before the first change."""
+    """`home` need not exist before the first change. `warn` is for pools that are opened (Pool.warn)."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, warn: Callable[[str], object] = lambda text: None) -> None:
         self.home = home
+        self.warn = warn
 
     def pools(self) -> dict[str, Path]:
         """Where each known pool lies, by name."""
@@ -40,7 +45,9 @@ class Registry:
         return path
 
     def open(self, name: str, wait: float = 5.0) -> Pool:
-        return Pool.open(self.path(name), name, wait)
+        pool = Pool.open(self.path(name), name, wait)
+        pool.warn = self.warn
+        return pool
 
     def add(self, name: str, path: Path) -> None:
         parse_pool(name)
@@ -49,23 +56,50 @@ class Registry:
             if name in known:
                 raise Exists(f"a pool {name} is known already: it lies in {known[name]}")
             self._write({**known, name: path.resolve()})
+        with suppress(ZkeepError, OSError):
+            self.forget(path.resolve())
 
-    def remove(self, name: str) -> Path:
-        """Forget the name; returns where the pool lies."""
+    def remove(self, *names: str, buried: bool = False) -> None:
+        """Forget the names, all or none. `buried`: their pools are destroyed, and can be brought back."""
         with self._change():
-            path = self.path(name)
-            self._write({n: p for n, p in self.pools().items() if n != name})
-        return path
+            paths = [self.path(name) for name in names]
+            if buried:
+                self._write_buried([*self.buried(), *paths])
+            self._write({n: p for n, p in self.pools().items() if n not in names})
+
+    def buried(self) -> list[Path]:
+        """The folders of destroyed pools, the latest last; what is there now may be something else."""
+        try:
+            return [Path(str(path)) for path in json.loads((self.home / BURIED).read_bytes())]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Damaged(f"{self.home / BURIED} is not what was stored: {error}") from None
+
+    def forget(self, path: Path) -> None:
+        """A destroyed pool is gone, or is one again."""
+        if path in self.buried():
+            with self._change():
+                self._write_buried([p for p in self.buried() if p != path])
 
     def _change(self) -> AbstractContextManager[None]:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LocalStore(self.home).lock("pools", wait=5.0, busy=f"{self.home / FILE} is busy")
 
     def _write(self, pools: dict[str, Path]) -> None:
-        fresh = self.home / f"{FILE}.new"
+        self._write_file(FILE, {name: str(path) for name, path in pools.items()})
+
+    def _write_buried(self, paths: list[Path]) -> None:
+        self._write_file(BURIED, [str(path) for path in dict.fromkeys(paths)])
+
+    def _write_file(self, name: str, content: object) -> None:
+        """All or nothing; once it has its name, it is done."""
+        fresh = self.home / f"{name}.new"
         with fresh.open("w") as file:
-            json.dump({name: str(path) for name, path in pools.items()}, file, indent=1)
+            json.dump(content, file, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(self.home / FILE)
+        fresh.replace(self.home / name)
+        with suppress(OSError), open_folder(self.home, ()) as folder:
+            os.fsync(folder.fd)

@@ -23,8 +23,9 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from typing import cast
 
-from zkeep.errors import Damaged, Refused, TryAgain
+from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import (
     MEMORY,
@@ -43,6 +44,7 @@ __all__ = ["Catalog", "Mark", "Transaction"]
 
 INDEX = "catalog.sqlite"
 RESERVE = "reserve"
+_LOG = INDEX + "-wal"
 _RESERVE_SIZE = 128 << 10
 _PLENTY = 16 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -90,6 +92,19 @@ class Transaction:
         self._index.apply([operation])
 
 
+class _LostIndex:
+    """Stands for an index that cannot be read any more: what was done is done, and all that asks more fails."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def close(self) -> None:
+        """There is nothing."""
+
+    def __getattr__(self, name: str) -> object:
+        raise Damaged(self._why)
+
+
 class Catalog:
     """Opening applies what the index lacks, unless a writer is at work; then reading may begin."""
 
@@ -100,7 +115,7 @@ class Catalog:
         self._path = store.root / INDEX
         self._locked = False
         self.read_only = not store.is_writable()
-        self._index = self._in_memory() if self.read_only else self._on_disk()
+        self._index = self._to_read() if self.read_only else self._on_disk()
 
     def close(self) -> None:
         self._index.close()
@@ -188,24 +203,33 @@ class Catalog:
 
     def _renew_reserve(self) -> None:
         """Keep some bytes back, if the disk has plenty, for the day on which it is full."""
-        if self._store.exists(RESERVE):
-            return
-        disk = os.statvfs(self._store.root)
-        if disk.f_bavail * disk.f_frsize > _PLENTY:
-            with suppress(OSError, TryAgain):
+        with suppress(OSError, ZkeepError):
+            if self._store.exists(RESERVE):
+                return
+            disk = os.statvfs(self._store.root)
+            if disk.f_bavail * disk.f_frsize > _PLENTY:
                 self._store.put(RESERVE, os.urandom(_RESERVE_SIZE))
 
     def _settle(self, place: Place) -> None:
-        """The line is durable, so the transaction stands: where SQLite cannot follow, memory does."""
+        """The line is durable, so the transaction stands: where SQLite cannot follow, memory does.
+
+        Nothing here may make the caller believe that it failed.
+        """
         try:
             self._index.move(place)
             self._index.commit()
-        except (OSError, TryAgain):
+        except (OSError, ZkeepError):
             self._index.close()
-            self._index = self._in_memory()
-        if self._journal.is_long(place.generation):
-            with suppress(OSError, TryAgain):
+            self._index = self._in_memory_or_lost()
+        with suppress(OSError, ZkeepError):
+            if self._journal.is_long(place.generation):
                 self._checkpoint(place)
+
+    def _in_memory_or_lost(self) -> Index:
+        try:
+            return self._in_memory()
+        except (OSError, ZkeepError) as error:
+            return cast(Index, _LostIndex(f"{self._store.root}: the catalog cannot be read any more: {error}"))
 
     def _checkpoint(self, place: Place) -> Place:
         place = self._journal.checkpoint(place, self._index.rows())
@@ -255,6 +279,18 @@ class Catalog:
                 return index
         except OSError:
             return self._in_memory()
+
+    def _to_read(self) -> Index:
+        """The index where nothing can be written: from the journal, or as it lies there where that is damaged."""
+        try:
+            return self._in_memory()
+        except Damaged:
+            if not _is_plain(self._store) or (self._store.exists(_LOG) and self._store.size(_LOG)):
+                raise
+            with suppress(Damaged, OSError), closing_on_error(Index(str(self._path), self._wait, frozen=True)) as index:
+                if index.is_complete() and index.place():
+                    return index
+            raise
 
     def _plain_index(self) -> Index:
         """The index in its file, which is made anew if SQLite must not be given what lies there."""

@@ -23,16 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from zkeep.errors import Damaged, TryAgain
+from zkeep.errors import TryAgain
+from zkeep.pool.store.blob import LocalBlob, OpenFile
 from zkeep.pool.store.disk import Disk, Entry, Folder, file_size, open_file, open_folder, walk
 from zkeep.pool.store.port import BadName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import Stage, memory
 
 if TYPE_CHECKING:
-    from zkeep.pool.store.port import Places
+    pass
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -41,31 +41,6 @@ _WRITTEN = ("journal", "lock")
 "Folders that every change writes to."
 _CHUNK = 1 << 20
 _POLL = 0.02
-_IOV = 1024
-
-
-def _unread(name: str, error: OSError) -> Exception:
-    """What the disk cannot read any more is damage like any other."""
-    if error.errno != errno.EIO:
-        return error
-    return Damaged(f"{name}: the disk cannot read it: {error.strerror}")
-
-
-def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray | memoryview]) -> None:
-    views = [memoryview(b).cast("B") for b in buffers]
-    position = offset
-    while views := [v for v in views if len(v)]:
-        try:
-            got = os.preadv(fd, views[:_IOV], position)
-        except OSError as error:
-            raise _unread(name, error) from None
-        if not got:
-            raise Damaged(f"{name} ends at byte {position}, {sum(map(len, views))} more are needed")
-        position += got
-        while views and got >= len(views[0]):
-            got -= len(views.pop(0))
-        if got:
-            views[0] = views[0][got:]
 
 
 def _write_all(disk: Disk, fd: int, offset: int, content: Buffer) -> int:
@@ -78,65 +53,7 @@ def _write_all(disk: Disk, fd: int, offset: int, content: Buffer) -> int:
     return offset
 
 
-class _Open:
-    """What Blob and Draft have in common: a descriptor that is closed once."""
-
-    def __init__(self, name: str, fd: int) -> None:
-        self.name = name
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
-        _read_exactly(self._fd, self.name, offset, buffers)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class LocalBlob(_Open):
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def size(self) -> int:
-        return os.fstat(self._fd).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        try:
-            content = os.pread(self._fd, length, offset)
-        except OSError as error:
-            raise _unread(self.name, error) from None
-        if len(content) == length:
-            return content
-        buffer = bytearray(length)
-        self.readinto(offset, buffer)
-        return bytes(buffer)
-
-    def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
-        from zkeep.format import kernel  # with numpy, which not every command needs
-
-        try:
-            short = kernel.gather(self._fd, places, sizes, out, to)
-        except OSError as error:
-            raise _unread(self.name, error) from None
-        if short >= 0:
-            end = int(places[short] + sizes[short])
-            raise Damaged(f"{self.name} ends before byte {end}, which is needed")
-
-
-class LocalDraft(_Open):
+class LocalDraft(OpenFile):
     def __init__(self, store: LocalStore, name: str, fd: int) -> None:
         super().__init__(name, fd)
         self._store = store
@@ -181,7 +98,8 @@ class LocalDraft(_Open):
         self._flush()
         self._store.disk.sync(self._fd)
         self._store._publish(self._place, name)
-        self.close()
+        with suppress(OSError):  # it was synced
+            self.close()
 
     def discard(self) -> None:
         self._forget()
@@ -259,8 +177,9 @@ class LocalStore:
                     self.disk.sync(fd)
                     self._publish(temporary, name)
                 finally:
-                    self.disk.close(fd)
-                    with suppress(OSError):  # sweep() finds it
+                    with suppress(OSError):  # it was synced, and sweep() finds what is left
+                        self.disk.close(fd)
+                    with suppress(OSError):
                         self.disk.unlink(entry)
 
     def get(self, name: str) -> bytes:
@@ -313,7 +232,8 @@ class LocalStore:
         try:
             return self._append(fd, name, content, fresh)
         finally:
-            self.disk.close(fd)
+            with suppress(OSError):  # it was synced
+                self.disk.close(fd)
 
     def _append(self, fd: int, name: str, content: Buffer, fresh: bool) -> int:
         before = os.fstat(fd).st_size
@@ -323,10 +243,21 @@ class LocalStore:
             if fresh:
                 self._sync_folder_of(name)
         except BaseException:
-            with suppress(OSError):
-                self.disk.truncate(fd, before)
+            self._take_back(fd, name, before)
             raise
         return after
+
+    def _take_back(self, fd: int, name: str, size: int) -> None:
+        """Make the file as short again as it was. Raises TryAgain where the disk refuses that, too."""
+        try:
+            self.disk.truncate(fd, size)
+        except OSError as error:
+            if os.fstat(fd).st_size == size:
+                return
+            unsure = "whether the change was made is seen once it works again"
+            raise TryAgain(f"{name}: the disk failed ({error.strerror}): {unsure}") from None
+        with suppress(OSError):
+            self.disk.sync(fd)
 
     def _sync_folder_of(self, name: str) -> None:
         with self._entry(name) as entry:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.names import shown
@@ -49,6 +50,8 @@ _SETTINGS = (
     "wal_autocheckpoint=64",
     "journal_size_limit=262144",
 )
+_SAFE = 3
+"So many of them are for reading, too."
 SUFFIXES = ("", "-wal", "-shm")
 "Of the files that make an index."
 ROLLBACK = "-journal"
@@ -135,11 +138,12 @@ def closing_on_error(held: Held) -> Iterator[Held]:
 class Index:
     """`path` may be MEMORY; else it must be a plain file or not be there (Catalog sees to it).
 
-    `wait`: seconds that a statement waits for another process.
+    `wait`: seconds that a statement waits for another process. `frozen`: nothing of it can be written, nor will be.
     """
 
-    def __init__(self, path: str, wait: float) -> None:
+    def __init__(self, path: str, wait: float, *, frozen: bool = False) -> None:
         self._path = path
+        self._frozen = frozen
         self._undone = 0
         self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
         self._places = 0
@@ -148,7 +152,8 @@ class Index:
         if path != MEMORY and not os.path.lexists(path):
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))  # SQLite's other files take its mode
         with self._errors():
-            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            where = f"file:{quote(path)}?immutable=1" if frozen else path
+            self._db = sqlite3.connect(where, uri=frozen, timeout=wait, isolation_level=None, check_same_thread=False)
             self._db.create_function("place", 2, _sum, deterministic=True)
         with closing_on_error(self):
             self._prepare()
@@ -156,17 +161,19 @@ class Index:
     def _prepare(self) -> None:
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST + (1 << 20))
         self._db.set_progress_handler(self._is_too_much, _PROMPTNESS)
-        for setting in _SETTINGS:
+        for setting in _SETTINGS[: _SAFE if self._frozen else None]:
             self._run(f"PRAGMA {setting}")
         if self._path != MEMORY:
             self._allowed = os.path.getsize(self._path) * _WORK
-        if not self._schema():
+        if not self._schema() and not self._frozen:
             self._create()
-        if self._schema() == _FORMER:
+        if self._schema() == _FORMER and not self._frozen:
             self._renew_triggers()
         if self._schema() != _SCHEMA:
             raise ForeignIndex(f"{self._path}: its schema is not that of a catalog; {REMEDY}")
         if not self._has_terms():
+            if self._frozen:
+                raise Damaged(f"{self._path}: it is of an older version")
             self._begin_terms()
 
     def _has_terms(self) -> bool:

@@ -246,9 +246,10 @@ class ReceiveSession:
             dropped = self._roll_back(t, dataset)
             snapshot = self._put_snapshot(t, dataset, tally)
             self._unregister(t)
-        self.close()
-        discard(self._pool, dropped)
-        sum_up(self._pool, snapshot.dataset)
+        with self._pool.afterwards(f"{snapshot.name} is received"):
+            self.close()
+            discard(self._pool, dropped)
+            sum_up(self._pool, snapshot.dataset)
         return snapshot
 
     def _unregister(self, t: Transaction) -> None:
