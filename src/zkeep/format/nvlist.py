@@ -121,7 +121,7 @@ class NvList(MutableMapping[str, Value]):
     that is not UTF-8 keeps its bytes as surrogates.
     """
 
-    __slots__ = ("_index", "_own_changes", "align", "flags", "form", "head", "padding", "pairs", "version")
+    __slots__ = ("_index", "_indexed", "_own_changes", "align", "flags", "form", "head", "padding", "pairs", "version")
 
     def __init__(self, flags: int = UNIQUE_NAME, form: Form | None = None) -> None:
         self.version = 0
@@ -133,6 +133,7 @@ class NvList(MutableMapping[str, Value]):
         self.head = b""  # as packed: the first 4 bytes, or a native embedded list's nvlist_t
         self._own_changes = True
         self._index: dict[str, Pair] | None = None
+        self._indexed = 0
 
     @property
     def changed(self) -> bool:
@@ -140,8 +141,8 @@ class NvList(MutableMapping[str, Value]):
         return self._own_changes or any(inner.changed for pair in self.pairs for inner in pair.lists())
 
     def find(self, name: str) -> Pair | None:
-        if self._index is None:
-            self._index = {}
+        if self._index is None or self._indexed != len(self.pairs):
+            self._index, self._indexed = {}, len(self.pairs)
             for pair in self.pairs:
                 self._index.setdefault(pair.name, pair)
         return self._index.get(name)
@@ -161,26 +162,25 @@ class NvList(MutableMapping[str, Value]):
         if kind is None:
             kind = old.type if old and _fits(old.type, value) else _infer(value)
         pair = Pair(name, kind, value)
+        self._own_changes = True
         if old:
             self.pairs[self.pairs.index(old)] = pair
-        else:
+            self._index = None
+        elif self._index is not None:
             self.pairs.append(pair)
-        self._touch()
+            self._index[name] = pair
+            self._indexed += 1
 
     def __delitem__(self, name: str) -> None:
         if self.find(name) is None:
             raise KeyError(name)
         self.pairs = [pair for pair in self.pairs if pair.name != name]
-        self._touch()
+        self._own_changes, self._index = True, None
 
     def remove(self, name: str) -> None:
         """Delete a pair if it is there."""
         if self.find(name) is not None:
             del self[name]
-
-    def _touch(self) -> None:
-        self._own_changes = True
-        self._index = None
 
     def loaded(self) -> None:
         """Decoding is done; what changes from now on is a change."""

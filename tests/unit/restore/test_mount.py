@@ -121,6 +121,22 @@ def test_to_list_snapshots_opens_none(pool: Pool, key: GetKey) -> None:
     assert opened == ["s1"]
 
 
+def test_p7_to_look_at_the_folders_of_snapshots_opens_none_until_somebody_goes_in(pool: Pool, key: GetKey) -> None:
+    every = [offered(pool.path, snapshot, key) for snapshot in snapshots(pool)]
+    opened: list[str] = []
+    told = [replace(each, open=lambda each=each: opened.append(each.name) or each.open()) for each in every]
+    answers = Answers(Shown(told[-1], told), 1 << 20, str, lambda: None)
+    before = [answers.getattr(f"/.zfs/snapshot/{name}") for name in ("s0", "s1")]
+    assert opened == ["s1"]
+    assert all(status["st_mode"] == answers.getattr("/")["st_mode"] for status in before)
+    assert len({status["st_ino"] for status in before}) == 2
+    answers.readdir("/.zfs/snapshot/s0", 0)
+    assert opened == ["s1", "s0"]
+    assert answers.getattr("/.zfs/snapshot/s0")["st_ino"] == before[0]["st_ino"]
+    with pytest.raises(OSError, match="No such file"):
+        answers.getattr("/.zfs/snapshot/s2")
+
+
 def test_entries_in_trouble_are_listed_with_the_others(tmp_path: Path) -> None:
     stream, secret = tmp_path / "stream", tmp_path / "key"
     maker = str(Path(__file__).parents[3] / "bench" / "sealing.py")

@@ -6,12 +6,13 @@ without -r, clones without -R.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
-from zkeep.names import BookmarkName, DatasetName
+from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import summaries
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
@@ -44,12 +45,18 @@ class Plan:
 
     def names(self) -> list[str]:
         """In the order in which they go."""
-        own = {d.id for d in self.datasets}
-        lines = [str(s.name) for s in self.snapshots if s.dataset.id not in own]
+        own: dict[int, list[str]] = {d.id: [] for d in self.datasets}
+        lines: list[str] = []
+        for snapshot in self.snapshots:
+            own.get(snapshot.dataset.id, lines).append(str(snapshot.name))
         for dataset in self.datasets:
-            lines += [str(s.name) for s in self.snapshots if s.dataset.id == dataset.id]
-            lines.append(dataset.name.text)
+            lines += [*own[dataset.id], dataset.name.text]
         return lines
+
+    def add(self, snapshots: Iterable[Snapshot]) -> None:
+        """Those that are not in it yet."""
+        known = {s.key for s in self.snapshots}
+        self.snapshots += [s for s in snapshots if s.key not in known]
 
 
 # Snapshots
@@ -57,34 +64,45 @@ class Plan:
 
 def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
     """Those that `a,b%c` names: names, and ranges by age, ends included; an end left out is the last."""
-    chosen: list[Snapshot] = []
+    places = {s.doc["name"]: at for at, s in enumerate(snapshots)}
+    chosen: dict[str, Snapshot] = {}
     for part in spec.split(","):
-        found = _select_range(snapshots, part) if "%" in part else [s for s in snapshots if s.doc["name"] == part]
-        chosen += [s for s in found if s not in chosen]
-    return chosen
+        for snapshot in snapshots[_range(places, part)]:
+            chosen.setdefault(snapshot.key, snapshot)
+    return list(chosen.values())
 
 
-def _select_range(snapshots: list[Snapshot], part: str) -> list[Snapshot]:
-    first, _, last = part.partition("%")
-    names = [s.doc["name"] for s in snapshots]
-    if (first and first not in names) or (last and last not in names):
-        return []
-    return snapshots[names.index(first) if first else 0 : names.index(last) + 1 if last else len(names)]
+def _range(places: dict[str, int], part: str) -> slice:
+    """Which places, by age, `a` or `a%b` means; none where one of the names is not there."""
+    first, between, last = part.partition("%")
+    if not between:
+        last = first
+    if (first and first not in places) or (last and last not in places) or not (first or between):
+        return slice(0)
+    return slice(places[first] if first else 0, places[last] + 1 if last else None)
+
+
+def _selected(view: View, dataset: Dataset, spec: str) -> list[Snapshot]:
+    if "%" in spec or "," in spec:
+        return select(view.snapshots[dataset.id], spec)
+    found = view.pool.find_snapshot(SnapshotName(dataset.name, spec))
+    return [found] if found else []
 
 
 def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -> Plan:
     dataset = view.pool.dataset(name)
     datasets = view.tree.within(dataset) if options.recursive else [dataset]
-    found = [s for d in datasets for s in select(view.snapshots[d.id], spec)]
+    found = [s for d in datasets for s in _selected(view, d, spec)]
     if not found:
         raise NotThere(f"cannot destroy {name}@{spec}: could not find any snapshots to destroy")
     plan = Plan(snapshots=found)
     if options.clones:
         add_clones(view, plan)
     if options.defer:
-        known = bases(view.pool)
-        plan.deferred = [s for s in found if s.holds or _clones_outside(view, plan, s) or base_of(known, s)]
-        plan.snapshots = [s for s in plan.snapshots if s not in plan.deferred]
+        known, gone = bases(view.pool), {d.id for d in plan.datasets}
+        plan.deferred = [s for s in found if s.holds or _clones_outside(view, gone, s) or base_of(known, s)]
+        later = {s.key for s in plan.deferred}
+        plan.snapshots = [s for s in plan.snapshots if s.key not in later]
     check(view, plan, options)
     return plan
 
@@ -109,10 +127,9 @@ def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
 def _add_datasets(view: View, plan: Plan, datasets: Iterable[Dataset]) -> None:
     """Deepest first, so that no moment has a child without its parent."""
     known = {d.id for d in plan.datasets}
-    for dataset in sorted(datasets, key=lambda d: d.name.text, reverse=True):
-        if dataset.id not in known:
-            plan.datasets.append(dataset)
-            plan.snapshots += [s for s in view.snapshots[dataset.id] if s not in plan.snapshots]
+    added = [d for d in sorted(datasets, key=lambda d: d.name.text, reverse=True) if d.id not in known]
+    plan.datasets += added
+    plan.add(s for d in added for s in view.snapshots[d.id])
 
 
 def _check_alone(dataset: Dataset, plan: Plan) -> None:
@@ -126,20 +143,26 @@ def _check_alone(dataset: Dataset, plan: Plan) -> None:
 
 def add_clones(view: View, plan: Plan) -> None:
     """Clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
+    groups: list[list[Dataset]] = [plan.datasets]
+    datasets, snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
     examined = 0
     while examined < len(plan.snapshots):
         snapshot = plan.snapshots[examined]
         examined += 1
         for clone in view.tree.clones(snapshot.dataset, snapshot.txg):
-            if clone.id not in {d.id for d in plan.datasets}:
-                added = Plan()
-                _add_datasets(view, added, view.tree.within(clone))
-                plan.datasets[:0] = [d for d in added.datasets if d not in plan.datasets]
-                plan.snapshots += [s for s in added.snapshots if s not in plan.snapshots]
+            if clone.id in datasets:
+                continue
+            below = sorted(view.tree.within(clone), key=lambda d: d.name.text, reverse=True)
+            groups.append([d for d in below if d.id not in datasets])
+            datasets |= {d.id for d in groups[-1]}
+            fresh = [s for d in groups[-1] for s in view.snapshots[d.id] if s.key not in snapshots]
+            snapshots |= {s.key for s in fresh}
+            plan.snapshots += fresh
+    plan.datasets = [dataset for group in reversed(groups) for dataset in group]
 
 
-def _clones_outside(view: View, plan: Plan, snapshot: Snapshot) -> list[Dataset]:
-    inside = {d.id for d in plan.datasets}
+def _clones_outside(view: View, inside: set[int], snapshot: Snapshot) -> list[Dataset]:
+    """Its clones, but for the datasets of these ids."""
     return [c for c in view.tree.clones(snapshot.dataset, snapshot.txg) if c.id not in inside]
 
 
@@ -149,7 +172,7 @@ def check(view: View, plan: Plan, options: Options) -> None:
         if snapshot.holds:
             tags = ", ".join(sorted(snapshot.holds)[:3])
             raise Refused(f"cannot destroy {snapshot.name}: it is held ({tags}); release it or use -d")
-        if clones := _clones_outside(view, plan, snapshot):
+        if clones := _clones_outside(view, gone, snapshot):
             hint = f"use -R to destroy also {clones[0].name}"
             raise Refused(f"cannot destroy {snapshot.name}: snapshot has dependent clones; {hint}")
         if (receiving := base_of(known, snapshot)) and receiving.id not in gone:
@@ -165,7 +188,7 @@ def reclaims(view: View, plan: Plan) -> int:
     runs: dict[int, list[dict[str, object]]] = {}
     for key, run in view.pool.catalog.scan("run"):
         runs.setdefault(int(key.partition("/")[0]), []).append(run)
-    pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.snapshots.items()}
+    pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.all_snapshots.items()}
     kept = {i: d.doc for i, d in view.tree.by_id.items() if i not in gone}
     top = view.pool.dataset(DatasetName(view.pool.name))
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
@@ -204,17 +227,17 @@ def _recheck(pool: Pool, plan: Plan) -> None:
         now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
         if not now or now.doc != snapshot.doc:
             raise Refused(f"cannot destroy {snapshot.name}: it was changed meanwhile")
+    planned = Counter(s.dataset.id for s in plan.snapshots)
     for dataset in plan.datasets:
-        planned = sum(s.dataset.id == dataset.id for s in plan.snapshots)
         fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
-        if fresh or len(pool.snapshots(dataset)) != planned:
+        if fresh or len(pool.catalog.keys("snapshot", dataset.key + "/")) != planned[dataset.id]:
             raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
     if plan.back_to:
         _recheck_newer(pool, plan, plan.back_to)
 
 
 def _recheck_newer(pool: Pool, plan: Plan, snapshot: Snapshot) -> None:
-    newer = {s.key for s in pool.snapshots(snapshot.dataset) if s.txg > snapshot.txg}
+    newer = {s.key for s in pool.snapshots_after(snapshot.dataset, snapshot.txg)}
     gone = pool.snapshot_at(snapshot.dataset.id, snapshot.txg) is None
     if gone or newer - {s.key for s in plan.snapshots}:
         raise Refused(f"cannot rollback to '{snapshot.name}': the dataset was changed meanwhile")

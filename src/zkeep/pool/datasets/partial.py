@@ -14,10 +14,10 @@ Bases = dict[tuple[int, int], Dataset]
 def bases(pool: Pool) -> Bases:
     """The dataset of a partial receive by the snapshot (dataset's id, txg) that it builds on."""
     found: Bases = {}
-    by_key = {dataset.key: dataset for dataset in pool.tree().by_id.values()}
     for key, doc in pool.catalog.scan("receive"):
-        if doc["resumable"] and doc["source"] and key in by_key:
-            found[(int(doc["source"][0]), int(doc["source"][1]))] = by_key[key]
+        dataset = pool.tree().get(int(key)) if key.isdecimal() else None
+        if doc["resumable"] and doc["source"] and dataset:
+            found[(int(doc["source"][0]), int(doc["source"][1]))] = dataset
     return found
 
 

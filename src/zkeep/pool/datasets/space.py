@@ -19,10 +19,10 @@ What died before any snapshot could refer to it counts nowhere: compaction gives
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -84,9 +84,9 @@ class Death(NamedTuple):
     logical: int
 
 
-@dataclass(slots=True)
+@dataclass
 class History:
-    """What one dataset's own runs did; `txgs` ascending, `births` beside them."""
+    """What one dataset's own runs did; `txgs` ascending, `births` beside them, `deaths` by the txgs of `died`."""
 
     txgs: list[int]
     births: list[Amount]
@@ -95,14 +95,31 @@ class History:
     "What a clone referred to when it began."
 
     def referenced(self, txg: int) -> Amount:
-        born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if t <= txg)
-        return self.base.plus(born).minus(_total(Amount(*d[3:]) for d in self.deaths if d.died <= txg))
+        births = self._born[bisect_right(self.txgs, txg)]
+        return self.base.plus(births).minus(self._dead[bisect_right(self.deaths, txg, key=_died)])
 
     def written(self, since: int, until: int = HEAD) -> Amount:
         """Bytes referred to at `until` and born after `since`."""
-        born = _total(b for t, b in zip(self.txgs, self.births, strict=True) if since < t <= until)
-        inside = (Amount(*d[3:]) for d in self.deaths if since < d.born and d.died <= until)
-        return born.minus(_total(inside))
+        if until <= since:
+            return NOTHING
+        births = self._born[bisect_right(self.txgs, until)].minus(self._born[bisect_right(self.txgs, since)])
+        # what was born after `since` died after it, too
+        first, end = (bisect_right(self.deaths, txg, key=_died) for txg in (since, until))
+        return births.minus(_total(Amount(*d[3:]) for d in self.deaths[first:end] if since < d.born))
+
+    @cached_property
+    def _born(self) -> list[Amount]:
+        """The sums of the first births: of none, of one, of two, ..."""
+        return list(accumulate(self.births, Amount.plus, initial=NOTHING))
+
+    @cached_property
+    def _dead(self) -> list[Amount]:
+        """The sums of the first deaths."""
+        return list(accumulate((Amount(*d[3:]) for d in self.deaths), Amount.plus, initial=NOTHING))
+
+
+def _died(death: Death) -> int:
+    return death.died
 
 
 def _total(amounts: Iterable[Amount]) -> Amount:

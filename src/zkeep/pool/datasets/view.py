@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
+from zkeep.names import BookmarkName, SnapshotName
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
@@ -31,8 +32,13 @@ class View:
         self.tree = pool.tree()
 
     @cached_property
-    def snapshots(self) -> dict[int, list[Snapshot]]:
-        """Of every dataset, by its id; oldest first."""
+    def snapshots(self) -> Mapping[int, list[Snapshot]]:
+        """Of each dataset that is asked for, by its id; oldest first."""
+        return _Snapshots(self)
+
+    @cached_property
+    def all_snapshots(self) -> dict[int, list[Snapshot]]:
+        """Of every dataset."""
         return self.pool.all_snapshots()
 
     @cached_property
@@ -49,7 +55,7 @@ class View:
 
     @cached_property
     def space(self) -> Space:
-        pins = {i: [s.txg for s in found] for i, found in self.snapshots.items()}
+        pins = {i: [s.txg for s in found] for i, found in self.all_snapshots.items()}
         return compute({i: d.doc for i, d in self.tree.by_id.items()}, self.runs, pins)
 
     def figures(self, dataset: Dataset) -> DatasetSpace:
@@ -123,10 +129,14 @@ class View:
         if isinstance(thing, Bookmark):
             return None
         dataset, mark = head(thing), name[len("written") :]
-        points = self.snapshots[dataset.id] if mark[0] == "@" else self.pool.bookmarks(dataset)
-        since = next((p.txg for p in points if p.doc["name"] == mark[1:]), None)
-        if since is None:
+        point: Snapshot | Bookmark | None
+        if mark[0] == "@":
+            point = self.pool.find_snapshot(SnapshotName(dataset.name, mark[1:]))
+        else:
+            point = self.pool.find_bookmark(BookmarkName(dataset.name, mark[1:]))
+        if point is None:
             return None
+        since = point.txg
         until = thing.txg if isinstance(thing, Snapshot) else HEAD
         return self.space.histories[dataset.id].written(since, until).stored
 
@@ -190,6 +200,21 @@ class View:
             partial = self.pool.catalog.get("receive", key)  # of before there were reservations
             total += int(partial["tally"]["bytes"]) if partial else 0
         return total
+
+
+class _Snapshots(dict[int, list[Snapshot]]):
+    """Those of a dataset are read when they are asked for."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self._view = view
+
+    def __missing__(self, dataset_id: int) -> list[Snapshot]:
+        dataset = self._view.tree.get(dataset_id)
+        if dataset is None:
+            raise KeyError(dataset_id)
+        self[dataset_id] = self._view.pool.snapshots(dataset)
+        return self[dataset_id]
 
 
 def applies(prop: Property, thing: Thing) -> bool:

@@ -62,15 +62,19 @@ def _outline(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
     if any(Feature(snapshot.doc["features"]) & Feature.RAW for snapshot, _ in legs):
         nvlist.set("raw", True, NvType.BOOLEAN)
     fss = NvList()
-    datasets = {snapshot.dataset.id: snapshot.dataset for snapshot, _ in legs}
-    for dataset in datasets.values():
-        fss.set(f"{dataset.guid:#x}", _entry(pool, request, dataset, legs))
+    last: dict[int, Snapshot] = {}
+    for snapshot, _ in legs:
+        if snapshot.dataset.id not in last or snapshot.txg > last[snapshot.dataset.id].txg:
+            last[snapshot.dataset.id] = snapshot
+    for snapshot in last.values():
+        fss.set(f"{snapshot.dataset.guid:#x}", _entry(pool, request, snapshot))
     nvlist.set("fss", fss)
     return nvlist
 
 
-def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg]) -> NvList:
-    entry = NvList()
+def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
+    """What the header says of a dataset of which `last` is the youngest snapshot to be sent."""
+    entry, dataset = NvList(), last.dataset
     entry.set("name", dataset.name.text)
     entry.set("parentfromsnap", _parent_guid(pool, request, dataset))
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
@@ -81,7 +85,7 @@ def _entry(pool: Pool, request: Wrapping, dataset: Dataset, legs: Sequence[Leg])
         entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
     if is_root:
         entry.set("is_encroot", True, NvType.BOOLEAN)
-    snapshots = [s for s in pool.snapshots(dataset) if s.txg <= _last(dataset, legs)]
+    snapshots = [s for s in pool.snapshots(dataset) if s.txg <= last.txg]
     snaps, snapprops, snapholds = NvList(), NvList(), NvList()
     for snapshot in snapshots:
         name = snapshot.doc["name"]
@@ -112,10 +116,6 @@ def _with_keylocation(props: NvList) -> NvList:
     if props.get("keylocation", "none") == "none":
         props.set("keylocation", "prompt", NvType.STRING)
     return props
-
-
-def _last(dataset: Dataset, legs: Sequence[Leg]) -> int:
-    return max(snapshot.txg for snapshot, _ in legs if snapshot.dataset.id == dataset.id)
 
 
 def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:

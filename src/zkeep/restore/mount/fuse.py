@@ -124,11 +124,29 @@ class Shown:
 
     def node(self, path: bytes) -> tuple[Znode, int]:
         """What lies at a path, and the bytes that it takes."""
+        if (closed := self._unopened(path)) is not None:
+            return closed, 0
         served, rest, base = self._route(path)
         if served is None:
             return synthetic(_CONTROL_NUMBERS[path], stat.S_IFDIR | 0o555, 2, self._created), 0
         node = served.node(rest)
-        return node._replace(number=node.number | base) if base else node, served.stored(node)
+        number = node.number | base if rest else base
+        return node._replace(number=number) if base else node, served.stored(node)
+
+    def _unopened(self, path: bytes) -> Znode | None:
+        """What the folder of a snapshot looks like before somebody goes in: the newest root, made with the snapshot.
+
+        To list snapshots with their attributes opens none.
+        """
+        folder, _, name = path.rpartition(b"/")
+        if folder != CONTROL or name not in self._places or name in self._open:
+            return None
+        assert self._others is not None
+        at = self._places[name]
+        seconds = self._others[at - 1].created
+        folder_of = synthetic(at << 48, stat.S_IFDIR | 0o555, 2, seconds)
+        root = self._top.node(b"")
+        return folder_of._replace(mode=root.mode, uid=root.uid, gid=root.gid)
 
     def names(self, path: bytes) -> Iterator[Name]:
         served, rest, base = self._route(path)
@@ -143,7 +161,7 @@ class Shown:
     def page(self, path: bytes, first: int) -> list[tuple[Name, tuple[Znode, int] | None]]:
         """Some of names(), from the first-th on, each with what node() tells of it.
 
-        None: to be asked for by itself. Nothing can be told, or it would take to open a snapshot.
+        None: to be asked for by itself.
         """
         served, rest, base = self._route(path)
         if served is None:
