@@ -21,6 +21,7 @@ from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.space import compute
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.store.disk import allow_open_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ def execute(pool: Pool, plan: Plan) -> None:
     segments: list[str] = []
     rolled_back = [plan.back_to.dataset] if plan.back_to else []
     with ExitStack() as stack:
+        allow_open_files(len(plan.datasets))
         for dataset in [*plan.datasets, *rolled_back]:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))

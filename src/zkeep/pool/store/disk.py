@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -191,3 +192,13 @@ def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
                     yield from walk(Folder(fd, folder.path / name), f"{prefix}/{name}", depth - 1)
                 finally:
                     os.close(fd)
+
+
+def allow_open_files(more: int) -> None:
+    """Let this process have so many more files open at once than it usually may, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

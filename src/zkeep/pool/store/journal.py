@@ -31,6 +31,8 @@ FOLDER = "journal"
 _NO_DIGEST = "0" * 16
 _FLOOR = 256 << 10
 "A log shorter than this is not worth a checkpoint."
+_SQUEEZED = 8
+"How many times as long as its checkpoint, which is compressed, a log may become: about what that holds once more."
 _GZIP = 31
 MOST = 256 << 20
 "Bytes of a line, and so of a transaction."
@@ -42,6 +44,8 @@ _CHUNK = 1 << 20
 _TORN = 10_000
 "Lines that are not whole in one log; each is what a crash left."
 _CHECKPOINT = re.compile(FOLDER + r"/(\d{20})\.ckpt\.gz")
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 Operation = tuple[str, str, str | None]
 "Kind, key, and the document's JSON, or None where it is deleted."
@@ -59,7 +63,7 @@ class Place:
 
 def encode(document: object) -> str:
     """The one way in which a document is written, so that equal documents have equal text."""
-    return json.dumps(document, separators=(",", ":"), sort_keys=True)
+    return _ENCODER.encode(document)
 
 
 def _digest(before: str, body: bytes) -> str:
@@ -225,7 +229,7 @@ class Journal:
     def is_long(self, generation: int) -> bool:
         """The log has outgrown its checkpoint."""
         try:
-            floor = 2 * self._store.size(self._checkpoint(generation))
+            floor = _SQUEEZED * self._store.size(self._checkpoint(generation))
         except FileNotFoundError:
             floor = 0
         return self.length(generation) > max(floor, _FLOOR)
