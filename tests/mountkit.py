@@ -15,7 +15,8 @@ import pytest
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.restore.mount.fuse import Answers, Offered, Shown, _driver, serve
+from zkeep.restore.mount.fuse import Answers, _driver, serve
+from zkeep.restore.mount.shown import Offered, Shown
 from zkeep.snapshot.open import OpenSnapshot
 
 

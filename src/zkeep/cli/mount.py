@@ -18,16 +18,19 @@ from urllib.parse import quote
 import click
 
 from zkeep.cli.background import background
+from zkeep.cli.below import Tree
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import runtime_folder
+from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.stream_files import is_stream
-from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName
 
 if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.mount.fuse import Offered, Shown
+    from zkeep.restore.mount.shown import Place, Shown
 
 MOUNTS = Path("/proc/self/mounts")
 KIND = "fuse.zkeep"
@@ -37,12 +40,20 @@ OPTIONS = ("allow_other", "ro")
 @click.command("mount")
 @click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
 @click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro (always so); allow_other.")
+@click.option("-r", "recursive", is_flag=True, help="With all datasets below, each in its place.")
 @takes_key
 @click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
 def mount_verb(
-    *, foreground: bool, options: tuple[str, ...], key_locations: tuple[str, ...], arguments: tuple[str, ...]
+    *,
+    foreground: bool,
+    options: tuple[str, ...],
+    recursive: bool,
+    key_locations: tuple[str, ...],
+    arguments: tuple[str, ...],
 ) -> None:
     """Show a snapshot in a folder, read-only; of a dataset, the newest one, and all below .zfs/snapshot.
+
+    With -r, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this name.
 
     Without arguments, list what is mounted. A block that is damaged or not authentic is an input/output error for
     who reads it, and a line in a log in the runtime folder ($XDG_RUNTIME_DIR/zkeep, root's /run/zkeep), or on
@@ -51,6 +62,7 @@ def mount_verb(
     \b
         zkeep mount -L file:///root/key vault/home@monday /mnt/monday
         zkeep mount -L prompt vault/home /mnt/home; ls /mnt/home/.zfs/snapshot
+        zkeep mount -r vault/home@monday /mnt/monday
         zkeep unmount /mnt/home
     """
     chosen = _options(options)
@@ -64,7 +76,7 @@ def mount_verb(
         raise Refused(f"cannot mount: {folder} is not a folder")
     folder = os.path.realpath(folder)
     with background(_log_of(folder), stay=foreground) as ready:
-        _mount(what, folder, key_locations, chosen, ready)
+        _mount(what, folder, key_locations, chosen, ready, recursive=recursive)
 
 
 def _log_of(folder: str) -> Path:
@@ -84,6 +96,8 @@ def _mount(
     key_locations: Sequence[str],
     options: dict[str, str | bool],
     ready: Callable[[], None],
+    *,
+    recursive: bool,
 ) -> None:
     from zkeep.agent.server import keep_secret
     from zkeep.restore.mount.fuse import Answers, serve
@@ -91,7 +105,7 @@ def _mount(
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _shown(what, key_locations) as (name, files, size), _quiet() as (told, loud):
+    with _shown(what, key_locations, recursive) as (name, files, size), _quiet() as (told, loud):
 
         def begun() -> None:
             loud()
@@ -104,35 +118,61 @@ def _mount(
 
 
 @contextmanager
-def _shown(what: list[str], key_locations: Sequence[str]) -> Iterator[tuple[str, Shown, int]]:
+def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> Iterator[tuple[str, Shown, int]]:
     """What is named, opened: its name, what the mount shows, and how many bytes that is."""
-    from zkeep.restore.mount.fuse import Shown
+    from zkeep.restore.mount.shown import Shown
 
     name = None if is_stream(what[0]) else parsed(what[0])
-    if isinstance(name, DatasetName):
-        if len(what) > 1:
-            raise WrongUsage("name one dataset, and a folder")
-        with open_pool(name) as pool:
-            snapshots = pool.snapshots(pool.dataset(name))
-            if not snapshots:
-                raise Refused(f"cannot mount {name}: it has no snapshot")
-            offered = _offered(pool, snapshots, key_locations)
-            with Shown(offered[-1], offered) as files:
-                yield str(name), files, _referenced(pool, snapshots[-1])
-        return
-    with snapshots_of(what) as (pool, (snapshot,), rest):
-        if rest:
-            raise WrongUsage("name one snapshot, and a folder")
-        with Shown(_offered(pool, [snapshot], key_locations)[0]) as files:
-            yield str(snapshot.name), files, _referenced(pool, snapshot)
+    whole = isinstance(name, DatasetName)
+    with ExitStack() as stack:
+        if isinstance(name, DatasetName):
+            if len(what) > 1:
+                raise WrongUsage("name one dataset, and a folder")
+            pool = stack.enter_context(open_pool(name))
+            tree = _newest(pool, name)
+        else:
+            pool, (snapshot,), rest = stack.enter_context(snapshots_of(what))
+            if rest:
+                raise WrongUsage("name one snapshot, and a folder")
+            tree = Tree.of(pool, snapshot)
+        get_key = keys_from(key_locations)
+        snapshots = tree.snapshots(recursive)
+        top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
+        below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
+        files = stack.enter_context(Shown(top.top, top.others, below))
+        tree.say_left_out(recursive, "mount")
+        yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
 
 
-def _offered(pool: Pool, snapshots: list[Snapshot], key_locations: Sequence[str]) -> list[Offered]:
-    from zkeep.restore.mount.fuse import Offered
+def _newest(pool: Pool, name: DatasetName) -> Tree:
+    try:
+        return Tree.newest(pool, pool.dataset(name))
+    except Refused as error:
+        raise Refused(f"cannot mount {error}") from None
+
+
+def _place(pool: Pool, tree: Tree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> Place:
+    """`whole`: with all snapshots of the dataset below .zfs."""
+    from zkeep.restore.mount.shown import Offered, Place
     from zkeep.snapshot.open import OpenSnapshot
 
-    get_key = keys_from(key_locations)
-    return [Offered(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key)) for s in snapshots]
+    def offered(s: Snapshot) -> Offered:
+        return Offered(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
+
+    every = [offered(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
+    return Place(os.fsencode(tree.place(snapshot)), offered(snapshot), every)
+
+
+def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:
+    """Whether there is a key for a dataset below; the others are mounted without it."""
+    from zkeep.snapshot.open import OpenSnapshot
+
+    try:
+        OpenSnapshot(pool, snapshot, get_key)
+    except (Refused, Damaged) as error:
+        say(f"{error}; it is left out")
+        return False
+    return True
 
 
 def _referenced(pool: Pool, snapshot: Snapshot) -> int:

@@ -166,7 +166,9 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
 
 
 @contextmanager
-def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Pool, list[Snapshot], list[str]]]:
+def snapshots_of(
+    arguments: Sequence[str], count: int = 1, *, paths: bool = False
+) -> Iterator[tuple[Pool, list[Snapshot], list[str]]]:
     """The pool, `count` snapshots, and the arguments after them.
 
     Stream files are received into a pool of their own, in their order, which is gone afterwards; the snapshots are
@@ -182,8 +184,20 @@ def snapshots_of(arguments: Sequence[str], count: int = 1) -> Iterator[tuple[Poo
             yield pool, [pool.snapshot(name) for name in names], rest[count:]
             return
         pool = stack.enter_context(received(streams))
-        given = _given(pool, rest, count)
+        given = _given(pool, rest, count, paths)
         yield pool, given or _newest(pool, count), rest[len(given) :]
+
+
+@contextmanager
+def received_from(arguments: Sequence[str]) -> Iterator[tuple[Pool, list[Snapshot]]]:
+    """A pool with what stream files bring, and the snapshots that are named behind them."""
+    streams, rest = parted(arguments)
+    with received(streams) as pool:
+        given = [_brought(pool, text) if "@" in text else None for text in rest]
+        for text, snapshot in zip(rest, given, strict=True):
+            if snapshot is None:
+                raise WrongUsage(f"{shown(text)} is neither a stream nor a snapshot that the streams bring")
+        yield pool, [snapshot for snapshot in given if snapshot is not None]
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -274,17 +288,16 @@ def _holder(pool: Pool, guid: int) -> str:
     return found[0].dataset.name.text if found else TOP
 
 
-def _given(pool: Pool, rest: list[str], count: int) -> list[Snapshot]:
+def _given(pool: Pool, rest: list[str], count: int, paths: bool) -> list[Snapshot]:
     """The snapshots that are named behind streams. Where paths may follow, @name can be a file's, too."""
-    found = [_brought(pool, text) for text in rest[:count] if "@" in text]
-    if count == 1:
-        return [snapshot for snapshot in found if snapshot is not None]
-    if rest and len(found) != count:
-        raise WrongUsage(f"name {count} snapshots of the streams, as @snapshot or child@snapshot, or none")
-    for text, snapshot in zip(rest, found, strict=False):
-        if snapshot is None:
+    named = [text for text in rest[:count] if "@" in text]
+    found = [(text, _brought(pool, text)) for text in named]
+    for text, snapshot in found:
+        if snapshot is None and not paths:
             raise Refused(f"cannot open {shown(text)}: the streams bring no such snapshot")
-    return [snapshot for snapshot in found if snapshot is not None]
+    if found and not paths and len(found) != count:
+        raise WrongUsage(f"name {count} snapshots of the streams, as @snapshot or child@snapshot, or none")
+    return [snapshot for _, snapshot in found if snapshot is not None]
 
 
 def _brought(pool: Pool, text: str) -> Snapshot | None:
@@ -307,5 +320,5 @@ def opened_snapshot(arguments: Sequence[str], locations: Sequence[str]) -> Itera
     from zkeep.snapshot.open import OpenSnapshot
 
     with ExitStack() as stack:
-        pool, (snapshot,), rest = stack.enter_context(snapshots_of(arguments))
+        pool, (snapshot,), rest = stack.enter_context(snapshots_of(arguments, paths=True))
         yield stack.enter_context(OpenSnapshot(pool, snapshot, keys_from(locations))), rest

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.cli.below import Errors, Tree, say_left_out
 from zkeep.cli.home import opened as open_pool
-from zkeep.cli.main import say
-from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
+from zkeep.cli.open_snapshot import keys_from, parsed, received_from, takes_key
 from zkeep.cli.progress import Meter
 from zkeep.cli.stream_files import is_stream
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
-from zkeep.names import BookmarkName, DatasetName
+from zkeep.names import BookmarkName, SnapshotName
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.option("-r", "recursive", is_flag=True, help="With all datasets below.")
+@click.option("-r", "recursive", is_flag=True, help="With all datasets below; of a snapshot: theirs of this name.")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what was verified.")
 @takes_key
 @click.option("--base", "bases", metavar="STREAM|SNAPSHOT", multiple=True, help="Filter: what an increment needs.")
@@ -43,6 +44,8 @@ def verify_verb(
     arguments: tuple[str, ...],
 ) -> None:
     """Authenticate one snapshot, or every snapshot of datasets, without writing a file.
+
+    With -r, the snapshots of the same name of all datasets below, too; without, what is not included is said.
 
     All that lies between the key and the content is checked: the MAC of the object set, of every block of dnodes, the
     trees of MACs, every block. The first object and offset that fail are named; the exit status is 4, or 3 where a
@@ -71,36 +74,46 @@ def verify_verb(
 
 
 def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, verbose: bool) -> None:
+    """Verify every one, then fail if any did."""
+    errors = Errors()
     if is_stream(arguments[0]):
-        with snapshots_of(arguments) as (pool, _, rest):
-            if rest:
-                raise WrongUsage(f"{rest[0]} is not a stream")
-            _all(pool, [s for found in pool.all_snapshots().values() for s in found], get_key, verbose)
+        with received_from(arguments) as (pool, given):
+            for snapshot in given:
+                _tree(pool, snapshot, get_key, recursive, verbose, errors)
+            if not given:
+                _all(pool, _every(pool.all_snapshots().values()), get_key, verbose, errors)
+        errors.conclude()
         return
     for text in arguments:
         name = parsed(text)
         if isinstance(name, BookmarkName):
             raise WrongUsage(f"{name} is a bookmark: it holds nothing")
-        with open_pool(name) as pool:
-            if isinstance(name, DatasetName):
-                datasets = pool.tree().within(pool.dataset(name), None if recursive else 0)
-                _all(pool, [s for dataset in datasets for s in pool.snapshots(dataset)], get_key, verbose)
-            else:
-                _all(pool, [pool.snapshot(name)], get_key, verbose)
+        with errors.spared(), open_pool(name) as pool:
+            if isinstance(name, SnapshotName):
+                _tree(pool, pool.snapshot(name), get_key, recursive, verbose, errors)
+                continue
+            top, *below = pool.tree().within(pool.dataset(name))
+            _all(pool, _every(map(pool.snapshots, [top, *below] if recursive else [top])), get_key, verbose, errors)
+            if not recursive:
+                say_left_out(str(name), below, "verify")
+    errors.conclude()
 
 
-def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool) -> None:
-    """Verify every one, then fail if any did."""
-    worst: ZkeepError | None = None
+def _tree(pool: Pool, snapshot: Snapshot, get_key: GetKey, recursive: bool, verbose: bool, errors: Errors) -> None:
+    """A snapshot, and those of its name below its dataset."""
+    tree = Tree.of(pool, snapshot)
+    _all(pool, tree.snapshots(recursive), get_key, verbose, errors)
+    tree.say_left_out(recursive, "verify")
+
+
+def _every(found: Iterable[list[Snapshot]]) -> list[Snapshot]:
+    return [snapshot for some in found for snapshot in some]
+
+
+def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool, errors: Errors) -> None:
     for snapshot in snapshots:
-        try:
+        with errors.spared():
             _one(pool, snapshot, get_key, verbose)
-        except (Damaged, NotAuthentic) as error:
-            if worst is not None:
-                say(str(worst))
-            worst = error
-    if worst is not None:
-        raise worst
 
 
 def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None:

@@ -18,7 +18,8 @@ from mountkit import mounted, needs_fuse, offered
 from zkeep.crypto.unwrap import GetKey, first_that_opens
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.mount.fuse import Answers, Shown
+from zkeep.restore.mount.fuse import Answers
+from zkeep.restore.mount.shown import Shown
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
@@ -104,7 +105,7 @@ def pages(answers: Answers, path: str) -> list[tuple[str, dict[str, int], bool]]
 def test_a_listing_tells_of_entries_what_they_tell_of_themselves(
     answers: Answers, path: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zkeep.restore.mount.fuse.PAGE", size)
+    monkeypatch.setattr("zkeep.restore.mount.shown.PAGE", size)
     found = pages(answers, path)
     assert [name for name, _, _ in found] == [name for name, _, _ in answers.readdir(path, 0)]
     assert [is_whole for _, _, is_whole in found] == [False, False, *[True] * (len(found) - 2)]
