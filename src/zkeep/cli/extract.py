@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.cli.below import Errors, Tree
 from zkeep.cli.main import say
-from zkeep.cli.open_snapshot import opened_snapshot, takes_key
+from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
 from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice
-from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
+from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkeep.crypto.unwrap import GetKey
+    from zkeep.pool.datasets.model import Pool
     from zkeep.restore.files.extract import Extraction
     from zkeep.restore.files.report import Report
     from zkeep.snapshot.open import OpenSnapshot
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 @click.command("extract")
 @click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into; made if need be.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option("-r", "recursive", is_flag=True, help="With the datasets below, each in its place: theirs of this name.")
 @click.option("--stdout", "to_stdout", is_flag=True, help="Write a tar archive to standard output instead.")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Say how much was extracted, and what could not be.")
 @takes_key
@@ -34,6 +40,7 @@ def extract_verb(
     *,
     target: str,
     force: bool,
+    recursive: bool,
     to_stdout: bool,
     verbose: bool,
     key_locations: tuple[str, ...],
@@ -48,27 +55,78 @@ def extract_verb(
 
     \b
         zkeep extract -C /mnt/new -L file:///root/key vault/home@monday
-        zkeep extract -L prompt full.zfs inc1.zfs 'docs/*.txt'
+        zkeep extract -r -C /mnt/new vault/home@monday
+        zkeep extract -L prompt full.zfs inc1.zfs.gz 'docs/*.txt'
     """
     if to_stdout and (force or target != "."):
         raise WrongUsage("--stdout goes with neither -C nor --force")
-    with opened_snapshot(arguments, key_locations) as (opened, paths):
+    if recursive and to_stdout:
+        raise WrongUsage("--stdout writes an archive of one dataset: it does not go with -r")
+    work = _Work(target, force=force, to_stdout=to_stdout, verbose=verbose)
+    with snapshots_of(arguments, paths=True) as (pool, (snapshot,), paths):
+        if recursive and paths:
+            raise WrongUsage("-r extracts whole datasets: name no path in them")
+        tree = Tree.of(pool, snapshot)
+        work.tree(pool, tree, recursive, keys_from(key_locations), paths)
+
+
+@dataclass
+class _Work:
+    """What was asked for."""
+
+    target: str
+    force: bool
+    to_stdout: bool
+    verbose: bool
+
+    def tree(self, pool: Pool, tree: Tree, recursive: bool, get_key: GetKey, paths: list[str]) -> None:
+        """Each dataset in its place; what goes wrong with one keeps no other back."""
+        from zkeep.snapshot.open import OpenSnapshot
+
+        errors = Errors()
+        for snapshot in tree.snapshots(recursive):
+            with errors.spared(), OpenSnapshot(pool, snapshot, get_key) as opened:
+                self._one(opened, paths, tree.place(snapshot))
+        if not paths:
+            tree.say_left_out(recursive, "extract")
+        errors.conclude()
+
+    def _one(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
         if opened.is_volume:
-            _volume(opened, target, paths, force=force, to_stdout=to_stdout)
-        elif to_stdout:
-            _archive(opened, paths, verbose=verbose)
+            self._volume(opened, paths, place.rpartition("/")[0])
+        elif self.to_stdout:
+            _archive(opened, paths, verbose=self.verbose)
         else:
-            _files(opened, target, paths, force=force, verbose=verbose)
+            self._files(opened, paths, place)
 
+    def _volume(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
+        """Its image lies where its folder would."""
+        from zkeep.restore.files.extract import extract_volume
+        from zkeep.tree.volume import Volume
 
-def _volume(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, to_stdout: bool) -> None:
-    from zkeep.restore.files.extract import extract_volume
-    from zkeep.tree.volume import Volume
+        if paths or self.to_stdout:
+            raise WrongUsage("a volume is one disk image: extract it as a whole, or use zkeep cat")
+        name = opened.snapshot.dataset.name.text.rpartition("/")[2] + ".img"
+        click.echo(extract_volume(Volume(opened), self.target, name, force=self.force, place=place))
 
-    if paths or to_stdout:
-        raise WrongUsage("a volume is one disk image: extract it as a whole, or use zkeep cat")
-    name = opened.snapshot.dataset.name.text.rpartition("/")[2] + ".img"
-    click.echo(extract_volume(Volume(opened), target, name, force=force))
+    def _files(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
+        from zkeep.restore.files.extract import Extraction, Options
+        from zkeep.tree.filesystem import Filesystem
+
+        started = time.monotonic()
+        shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
+        note = partial(_note, place) if self.verbose else None
+        options = Options(force=self.force, tell=shows or (lambda progress: None), note=note)
+        work = Extraction(Filesystem(opened), options)
+        try:
+            wanted = _wanted(work.filesystem, paths) if paths else [b""]
+            work.some(self.target, wanted, os.fsencode(place))
+        finally:
+            if shows:
+                shows.end()
+        if self.verbose:
+            _tell_done(work, place, time.monotonic() - started)
+        _conclude(work.report, place, verbose=self.verbose)
 
 
 def _archive(opened: OpenSnapshot, paths: list[str], *, verbose: bool) -> None:
@@ -82,29 +140,8 @@ def _archive(opened: OpenSnapshot, paths: list[str], *, verbose: bool) -> None:
     report = Report(notes=[] if verbose else None)
     write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer, report)
     for path, kind in report.notes or ():
-        _note(path, kind)
-    _conclude(report, verbose=verbose)
-
-
-def _files(opened: OpenSnapshot, target: str, paths: list[str], *, force: bool, verbose: bool) -> None:
-    from zkeep.restore.files.extract import Extraction, Options
-    from zkeep.tree.filesystem import Filesystem
-
-    started = time.monotonic()
-    shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
-    options = Options(force=force, tell=shows or (lambda progress: None), note=_note if verbose else None)
-    work = Extraction(Filesystem(opened), options)
-    try:
-        if paths:
-            work.some(target, _wanted(work.filesystem, paths))
-        else:
-            work.everything(target)
-    finally:
-        if shows:
-            shows.end()
-    if verbose:
-        _tell_done(work, time.monotonic() - started)
-    _conclude(work.report, verbose=verbose)
+        _note("", path, kind)
+    _conclude(report, "", verbose=verbose)
 
 
 def _logical(opened: OpenSnapshot) -> int:
@@ -114,28 +151,27 @@ def _logical(opened: OpenSnapshot) -> int:
     return int(View(opened.pool).get(opened.snapshot, "logicalreferenced").value or 0)
 
 
-def _tell_done(work: Extraction, seconds: float) -> None:
+def _tell_done(work: Extraction, place: str, seconds: float) -> None:
     done = work.progress
+    of = f"{place}: " if place else ""
     kept = f", {done.kept} of them there already" if done.kept else ""
-    click.echo(f"extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
+    click.echo(f"{of}extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
 
 
-def _note(path: bytes, kind: str) -> None:
+def _note(place: str, path: bytes, kind: str) -> None:
     """Name a file of which something that holds no data could not be made."""
-    from zkeep.tree.filesystem import shown
-
-    click.echo(f"{shown(path)}: could not be made here: {kind}", err=True)
+    click.echo(f"{_path(place, path)}: could not be made here: {kind}", err=True)
 
 
-def _conclude(report: Report, *, verbose: bool) -> None:
-    """Say what could not be restored; raises if data is missing."""
+def _conclude(report: Report, place: str, *, verbose: bool) -> None:
+    """Say what could not be restored of the dataset at a place; raises if data is missing."""
     if report.counts:
         click.echo(f"zkeep: could not be made here: {report}", err=True)
     for path, error in sorted(report.failed, key=lambda failed: failed[0]):
-        _name(path, error)
+        say(f"{_path(place, path)}: {error}")
     for path, error in sorted(report.lost, key=lambda lost: lost[0]):
         if verbose or error.status != Refused.status:
-            _name(path, error)
+            say(f"{_path(place, path)}: {error}")
     missing = [error for _, error in report.failed + report.lost]
     if missing:
         worst = max(missing, key=lambda error: error.status)
@@ -143,10 +179,10 @@ def _conclude(report: Report, *, verbose: bool) -> None:
         raise kind(" and ".join(_summary(report, verbose=verbose)))
 
 
-def _name(path: bytes, error: ZkeepError) -> None:
-    from zkeep.tree.filesystem import shown
+def _path(place: str, path: bytes) -> str:
+    from zkeep.tree.filesystem import shown as printed
 
-    say(f"{shown(path)}: {error}")
+    return printed(b"/".join(part for part in (os.fsencode(place), path) if part))
 
 
 def _summary(report: Report, *, verbose: bool) -> Iterator[str]:

@@ -96,15 +96,15 @@ class Extraction:
     def failed(self) -> list[tuple[bytes, ZkeepError]]:
         return self.report.failed
 
-    def everything(self, target: str) -> None:
-        """All files of the snapshot; the target takes what its root has."""
-        self.some(target, [b""])
+    def everything(self, target: str, place: bytes = b"") -> None:
+        """All files of the snapshot, at a place below the target, which takes what the root has."""
+        self.some(target, [b""], place)
 
-    def some(self, target: str, paths: Iterable[bytes]) -> None:
+    def some(self, target: str, paths: Iterable[bytes], place: bytes = b"") -> None:
         """Some files and folders, each below the target with its whole path."""
         if self.options.note is not None:
             self.report.notes = []
-        with Folder.top(target) as top:
+        with Folder.top_below(target, place) as top:
             self._stagings = Stagings(top.fd)
             try:
                 self._all(top, paths)
@@ -433,11 +433,14 @@ def write_sparse(fd: int, extents: Iterable[Extent]) -> int:
     return end
 
 
-def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False) -> str:
-    """The disk image as a sparse file in a folder; returns its path. One that is there, whole, stays."""
+def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False, place: str = "") -> str:
+    """The disk image as a sparse file in a folder, at a place below the target; returns its path.
+
+    One that is there, whole, stays.
+    """
     file = os.fsencode(name)
     try:
-        with Folder.top(target) as top:
+        with Folder.top_below(target, os.fsencode(place)) as top:
             found = None if force else top.status(file)
             if found is None:
                 _put_volume(volume, top, file, force=force)
@@ -446,7 +449,7 @@ def extract_volume(volume: Volume, target: str, name: str, *, force: bool = Fals
             top.restore_mode()
     except OSError as error:
         raise Refused(f"cannot extract {name}: {error.strerror}") from None
-    return os.path.join(target, name)
+    return os.path.join(target, place, name)
 
 
 def _put_volume(volume: Volume, top: Folder, name: bytes, *, force: bool) -> None:

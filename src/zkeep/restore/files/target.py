@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import NamedTuple
 
@@ -79,6 +79,30 @@ class Folder:
             return cls._top(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), old)
         except OSError as error:
             raise Refused(f"cannot extract into {path}: {error.strerror}") from None
+
+    @classmethod
+    def top_below(cls, path: str, place: bytes) -> Folder:
+        """The same for a folder below the one that was named; no link on the way from there is followed.
+
+        Folders on the way keep their times and modes.
+        """
+        with ExitStack() as stack:
+            folder = stack.enter_context(cls.top(path))
+            stack.callback(folder.restore_mode)
+            for name in place.split(b"/") if place else ():
+                before = os.fstat(folder.fd)
+                is_new = folder.status(name) is None
+                try:
+                    inner = stack.enter_context(folder.enter(name))
+                except (OSError, Refused) as error:
+                    why = error.strerror if isinstance(error, OSError) else error
+                    raise Refused(f"cannot extract into {shown(place)}: {why}") from None
+                if is_new:
+                    os.utime(folder.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+                stack.callback(inner.restore_mode)
+                folder = inner
+            fd = os.dup(folder.fd)
+        return cls._top(fd)
 
     @classmethod
     def _top(cls, fd: int, mode: int | None = None) -> Folder:
