@@ -19,7 +19,7 @@ from zkeep.cli import usage
 from zkeep.cli.home import opened, registry
 from zkeep.cli.text import nice, nice_bytes
 from zkeep.errors import Refused, TryAgain, WrongUsage
-from zkeep.names import DatasetName, parse_any
+from zkeep.names import DatasetName, parse_any, shown
 from zkeep.pool.datasets.model import NotThere, Pool
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def send_verb(
     dry_run, parsable = letters["dry_run"], letters["parsable"]
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
+    if token is not None and (letters["verbose"] or parsable):
+        _tell_token(token, err=not dry_run)
     short = from_all is not None or any(letters[name] for name in _PACKAGED)
     sink = Sink()
     shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
@@ -115,6 +117,14 @@ def _check(
         raise WrongUsage("-s and -X go with -R")
     if from_ and from_all:
         raise WrongUsage("-i and -I exclude each other")
+
+
+def _tell_token(token: str, *, err: bool) -> None:
+    """What the token says comes before anything else, also where its snapshot is not here."""
+    from zkeep.pool.transfer.token import contents
+
+    for line in contents(token):
+        click.echo(line, err=err)
 
 
 def _excluded(lists: Sequence[str]) -> tuple[str, ...]:
@@ -236,9 +246,10 @@ def _pool(snapshot: str | None, token: str | None) -> AbstractContextManager[Poo
         return opened(parse_any(snapshot))
     from zkeep.pool.transfer.token import Token
 
-    wanted = Token.decode(token or "").toguid
+    wanted = Token.decode(token or "")
     for name in registry().pools():
         with suppress(NotThere), opened(name) as pool:
-            if any(doc["guid"] == wanted for _, doc in pool.catalog.scan("snapshot")):
+            if pool.snapshots_by_guid(wanted.toguid):
                 return opened(name)
-    raise NotThere(f"cannot send: no pool has the snapshot that the token names (guid {wanted:#x})")
+    gone = f"{shown(wanted.toname)} used in the initial send no longer exists"
+    raise NotThere(f"cannot resume send: {gone} in any pool here (guid {wanted.toguid:#x})")

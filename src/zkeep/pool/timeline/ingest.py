@@ -249,6 +249,14 @@ class SegmentWriter:
         _drain(self._closing, MAX_UNSYNCED)
 
 
+class RecordCounter(SegmentWriter):
+    """Stands in the place of a SegmentWriter where nothing is to be stored: what comes is only counted."""
+
+    def add(self, batch: Batch) -> None:
+        self.tally.bytes += len(batch.buffer)
+        self.tally.records += len(batch)
+
+
 def _drain(tasks: list[Future[None]], most: int) -> None:
     """Wait until at most so many are left; the first failure is raised."""
     while len(tasks) > most:

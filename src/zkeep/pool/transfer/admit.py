@@ -29,6 +29,8 @@ class Target:
     snapshot: str
     force: bool = False
     resumable: bool = False
+    dry_run: bool = False
+    """Nothing is to be stored: the pool is a rehearsal."""
     origin: str | None = None
     parents: bool = False
     """Make those that are missing."""

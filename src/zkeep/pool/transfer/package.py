@@ -5,12 +5,13 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), send_prelim_reco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.records import Begin, End, Feature, HeaderType
+from zkeep.names import DatasetName
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 
@@ -29,6 +30,31 @@ class Wrapping:
     backup: bool = False
     """Of properties only what was received."""
     newest_key: bool = False
+    names: Mapping[int, str] = field(default_factory=dict)
+    """What datasets are called in the stream, by their ids, where that is not as here."""
+
+    def name_of(self, dataset: Dataset) -> str:
+        return self.names.get(dataset.id, dataset.name.text)
+
+
+def received_names(top: Dataset, datasets: Sequence[Dataset]) -> dict[int, str]:
+    """What datasets are called by the names that their senders gave, by their ids; all of them below the top's.
+
+    Where names that came do not make the tree that is here (they came from several places, or something was moved
+    since), what is below the top is called below the top's name as it is here.
+    """
+    base = str(top.doc["received_name"] or top.name.text)
+    here = {d.id: base + d.name.text[len(top.name.text) :] for d in (top, *datasets)}
+    came = {d.id: str(d.doc["received_name"] or here[d.id]) for d in (top, *datasets)}
+    ids = {d.name: d.id for d in (top, *datasets)}
+    fits = len(set(came.values())) == len(came) and all(
+        came[d.id].rpartition("/")[0] == came[ids[d.name.parent]]
+        if d.name.parent in ids
+        else came[d.id].startswith(base + "/")
+        for d in datasets
+        if d.id != top.id
+    )
+    return came if fits else here
 
 
 def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
@@ -39,11 +65,17 @@ def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     begin = Begin(
         payloadlen=len(payload),
         versioninfo=HeaderType.COMPOUND | int(Feature.HOLDS if request.holds else 0) << 2,
-        toname=request.snapshot.encode(),
+        toname=_toname(pool, request).encode(),
     )
     header = begin.pack("little")
     end = End(payloadlen=0, body_checksum=fletcher4(header + payload))
     return header + payload + end.pack("little")
+
+
+def _toname(pool: Pool, request: Wrapping) -> str:
+    dataset, _, snapshot = request.snapshot.partition("@")
+    top = pool.dataset(DatasetName.parse(dataset))
+    return f"{request.name_of(top)}@{snapshot}"
 
 
 def conclusion() -> bytes:
@@ -75,7 +107,7 @@ def _outline(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
 def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
     """What the header says of a dataset of which `last` is the youngest snapshot to be sent."""
     entry, dataset = NvList(), last.dataset
-    entry.set("name", dataset.name.text)
+    entry.set("name", request.name_of(dataset))
     entry.set("parentfromsnap", _parent_guid(pool, request, dataset))
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
@@ -16,7 +17,8 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.transfer.admit import Target, judge
+from zkeep.pool.datasets.rehearsal import rehearsal
+from zkeep.pool.transfer.admit import Target
 from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import Outline
@@ -77,14 +79,15 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
 
 def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
     """The same, from what was read of a stream already; the next event is asked for once the one before is kept."""
-    receiver = _Receiver(pool, target, options)
-    try:
-        for event in events:
-            receiver.take(event)
-        receiver.close()
-    except BaseException as error:
-        receiver.fail(error)
-        raise
+    with closing(rehearsal(pool)) if options.dry_run else nullcontext(pool) as used:
+        receiver = _Receiver(used, target, options)
+        try:
+            for event in events:
+                receiver.take(event)
+            receiver.close()
+        except BaseException as error:
+            receiver.fail(error)
+            raise
 
 
 class _Receiver:
@@ -138,7 +141,7 @@ class _Receiver:
         self._replicate_names(force=self._options.force)
 
     def _replicate_names(self, *, force: bool) -> None:
-        if self._outline and self._outline.incremental and not self._options.dry_run:
+        if self._outline and self._outline.incremental:
             local = self._names.dataset(self._outline.top)
             self._settled = replicate_names(self._pool, self._outline, local, self._names.dataset, force=force)
 
@@ -154,11 +157,6 @@ class _Receiver:
         self._arrival = Arrival(f"{sent}@{snapshot}", kept, bool(event.begin.fromguid))
         self._kind = _kind(event)
         self._options.tell(self._arrival)
-        if self._options.dry_run:
-            if self._package is None:
-                judge(self._pool, event, target)
-            self._skipping = True
-            return
         self._started, self._received = (time.monotonic(), event.offset), 0
         self._context = land(self._pool, event, target)
         self._landing = self._context.__enter__()
@@ -198,6 +196,7 @@ class _Receiver:
             snapshot=self._names.snapshot or snapshot,
             force=self._options.force,
             resumable=self._options.resumable,
+            dry_run=self._options.dry_run,
             origin=self._origin,
             parents=self._options.name_from == "d",
             fields=fields,
@@ -232,6 +231,8 @@ class _Receiver:
             raise
         self._landing = self._context = None
         context.__exit__(None, None, None)
+        if self._options.dry_run:
+            return
         began, offset = self._started
         seconds, size = time.monotonic() - began, event.offset + 312 - offset
         self._options.tell(replace(self._arrival, bytes=size, seconds=seconds))
@@ -246,7 +247,7 @@ class _Receiver:
             context.__exit__(type(error), error, error.__traceback__)
         except type(error):
             pass
-        kept = landing.kept if landing is not None else None
+        kept = landing.kept if landing is not None and not self._options.dry_run else None
         if kept and isinstance(error, Refused | OSError | KeyboardInterrupt):
             raise self._interrupted(error, *kept) from error
 

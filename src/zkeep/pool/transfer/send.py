@@ -24,7 +24,7 @@ from zkeep.pool.datasets.space import Amount
 from zkeep.pool.datasets.view import View
 from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import Renderer, Write, write_fully
-from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header
+from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header, received_names
 from zkeep.pool.transfer.token import Token
 
 
@@ -39,6 +39,8 @@ class Leg:
     snapshot: Snapshot
     source: Snapshot | Bookmark | None
     resume: tuple[int, int] | None = None
+    sent: int = 0
+    """Bytes of it that arrived already."""
 
     @property
     def mark(self) -> str:
@@ -95,13 +97,17 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         if request.dry_run:
             return
         packaged = _is_package(request)
+        names = _names(pool, request, legs) if packaged and request.received_name else {}
         if packaged:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
-            write_fully(sink.write, outer_header(pool, _wrapping(request), pairs))
+            write_fully(sink.write, outer_header(pool, _wrapping(request, names), pairs))
         for leg in legs:
             if request.begin:
                 request.begin(leg)
-            write_leg(pool, leg, sink.write, received_name=request.received_name, newest_key=request.newest_key)
+            given = names.get(leg.snapshot.dataset.id)
+            name = f"{given}@{leg.snapshot.doc['name']}" if given is not None else None
+            received = request.received_name
+            write_leg(pool, leg, sink.write, name=name, received_name=received, newest_key=request.newest_key)
         if packaged:
             write_fully(sink.write, conclusion())
         sink.flush()
@@ -112,15 +118,36 @@ def _is_package(request: SendRequest) -> bool:
     return request.replicate or extras or request.from_all is not None
 
 
-def _wrapping(request: SendRequest) -> Wrapping:
+def _names(pool: Pool, request: SendRequest, legs: list[Leg]) -> dict[int, str]:
+    """What the datasets of a package are called by the names that came with them, by their ids.
+
+    Raises:
+        Refused: one would be too long.
+    """
+    top = pool.snapshot(SnapshotName.parse(request.snapshot or "")).dataset
+    names = received_names(top, list({leg.snapshot.dataset.id: leg.snapshot.dataset for leg in legs}.values()))
+    for leg in legs:
+        SnapshotName.parse(f"{names[leg.snapshot.dataset.id]}@{leg.snapshot.doc['name']}")
+    return names
+
+
+def _wrapping(request: SendRequest, names: dict[int, str]) -> Wrapping:
     text = request.from_ if request.from_ is not None else request.from_all
     source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
     extras = (request.replicate, request.props, request.holds, request.backup, request.newest_key)
-    return Wrapping(request.snapshot or "", source, *extras)
+    return Wrapping(request.snapshot or "", source, *extras, names)
 
 
-def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False, newest_key: bool = False) -> None:
-    """Write one substream, from its BEGIN to its END."""
+def write_leg(
+    pool: Pool,
+    leg: Leg,
+    write: Write,
+    *,
+    name: str | None = None,
+    received_name: bool = False,
+    newest_key: bool = False,
+) -> None:
+    """Write one substream, from its BEGIN to its END. `name`: of its snapshot there, if not as here or as it came."""
     snapshot = leg.snapshot
     history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
     source_txg = leg.source.txg if leg.source else 0
@@ -129,11 +156,11 @@ def write_leg(pool: Pool, leg: Leg, write: Write, *, received_name: bool = False
     if newest_key:
         stored = with_newest(pool, snapshot, stored)
     begin = stored.begin
-    name = begin.toname if received_name else str(snapshot.name).encode()
+    toname = begin.toname if received_name else str(snapshot.name).encode()
     opening = addressed(
         stored,
         Address(
-            toname=name,
+            toname=name.encode() if name is not None else toname,
             fromguid=leg.source.guid if leg.source else 0,
             from_ivset_guid=int(leg.source.doc["ivset_guid"]) if leg.source else 0,
             clone=leg.clone,
@@ -290,13 +317,14 @@ def _resumed_leg(pool: Pool, token: Token) -> Leg:
     every = pool.snapshots_by_guid(token.toguid)
     named = [s for s in every if s.name.name == name.name] or every
     if not named:
-        raise Refused(f"cannot resume send: there is no snapshot with guid {token.toguid:#x} ({shown(token.toname)})")
+        gone = f"{shown(token.toname)} used in the initial send no longer exists"
+        raise Refused(f"cannot resume send: {gone} (guid {token.toguid:#x})")
     snapshot = named[0]
     if bool(Feature(snapshot.doc["features"]) & Feature.RAW) != token.raw:
         raise Refused(f"cannot resume send: the token and {snapshot.name} do not agree on being raw")
     source = _by_guid(pool, snapshot, token.fromguid) if token.fromguid else None
     resume = (token.object, token.offset) if token.object or token.offset else None
-    return Leg(snapshot, source, resume)
+    return Leg(snapshot, source, resume, token.bytes)
 
 
 def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
@@ -308,7 +336,7 @@ def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
     for candidate in candidates:
         if candidate.guid == guid and is_past(pool, candidate, snapshot):
             return candidate
-    raise Refused(f"cannot resume send: the incremental source, guid {guid:#x}, is not here any more")
+    raise Refused(f"cannot resume send: incremental source {guid:#x} no longer exists")
 
 
 def _check_raw(leg: Leg, request: SendRequest) -> None:
@@ -323,8 +351,10 @@ def _check_raw(leg: Leg, request: SendRequest) -> None:
 def _estimate(view: View, leg: Leg) -> Amount:
     history = view.space.histories[leg.snapshot.dataset.id]
     if leg.source is None:
-        return history.referenced(leg.snapshot.txg)
-    return history.written(leg.source.txg, leg.snapshot.txg)
+        size = history.referenced(leg.snapshot.txg)
+    else:
+        size = history.written(leg.source.txg, leg.snapshot.txg)
+    return Amount(max(0, size.stored - leg.sent), size.logical)
 
 
 __all__ = ["DatasetName", "Leg", "SendRequest", "send", "write_leg"]

@@ -28,7 +28,7 @@ from zkeep.pool.datasets.orphans import discard, reading
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.timeline.ingest import Mark, SegmentWriter, Source, Tally
+from zkeep.pool.timeline.ingest import Mark, RecordCounter, SegmentWriter, Source, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
@@ -149,7 +149,8 @@ class ReceiveSession:
         )
         state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
         note = self._note_segment if self._target.resumable else None
-        return SegmentWriter(
+        writer = RecordCounter if self._target.dry_run else SegmentWriter
+        return writer(
             self._pool.store, self.txg, source, timeline, self._history.runs, state, note, self._resumed
         )
 
@@ -249,7 +250,8 @@ class ReceiveSession:
         with self._pool.afterwards(f"{snapshot.name} is received"):
             self.close()
             discard(self._pool, dropped)
-            sum_up(self._pool, snapshot.dataset)
+            if not self._target.dry_run:
+                sum_up(self._pool, snapshot.dataset)
         return snapshot
 
     def _unregister(self, t: Transaction) -> None:

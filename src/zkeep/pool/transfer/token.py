@@ -16,6 +16,7 @@ from zkeep.errors import Refused
 from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, NvType, decode, encode
 from zkeep.format.records import Feature
+from zkeep.names import shown
 
 MAX_TOKEN = 64 << 10
 NO_FEATURES = Feature(0)
@@ -71,6 +72,23 @@ class Token:
             fromguid=_count(nvlist, "fromguid") if "fromguid" in nvlist else 0,
             features=Feature(sum(feature for name, feature in _FLAGS.items() if name in nvlist)),
         )
+
+
+def contents(text: str) -> list[str]:
+    """What a token says, as zfs prints it: a line each.
+
+    Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_send_resume_impl(); lib/libnvpair/libnvpair.c nvlist_print().
+    """
+    lines = ["resume token contents:", "nvlist version: 0"]
+    for name, value in _unpack(text.strip()).items():
+        if isinstance(value, bool):
+            shown_value = "1"
+        elif isinstance(value, int):
+            shown_value = f"{value:#x}"
+        else:
+            shown_value = shown(str(value))[1:-1]
+        lines.append(f"\t{shown(name)[1:-1]} = {shown_value}")
+    return lines
 
 
 def _unpack(text: str) -> NvList:
