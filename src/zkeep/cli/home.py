@@ -95,6 +95,14 @@ def settings(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def unencrypted(texts: Iterable[str], cannot: str) -> dict[str, str]:
+    """Settings of a dataset that is created: `encryption=off` is what it has, another it cannot have."""
+    found = settings(texts)
+    if found.pop("encryption", "off") != "off":
+        raise Refused(f"{cannot}: no key is here to encrypt with; what is received stays encrypted as it was sent")
+    return found
+
+
 def datasets_only(names: Iterable[Name], verb: str) -> list[DatasetName]:
     found = list(names)
     for name in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from zkeep.agent.in_use import Busy, unused
 from zkeep.cli import usage
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
-from zkeep.cli.open_snapshot import piped, read_key, typed
+from zkeep.cli.open_snapshot import prompted, read_key
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import keyrecords
@@ -228,15 +227,7 @@ def key_location(root: Dataset) -> str:
 
 
 def _material(root: Dataset, record: KeyRecord, location: str) -> bytes:
-    from zkeep.crypto.unwrap import KeyFormat
-
-    if location != "prompt":
-        return read_key(location)
-    if not sys.stdin.isatty():
-        return piped(record.keyformat)
-    if record.keyformat == KeyFormat.RAW:
-        raise Refused(f"the key of '{root.name}' is raw bytes, which cannot be typed: name a file with -L")
-    return typed(record.keyformat, root.name.text)
+    return prompted(record.keyformat, root.name.text) if location == "prompt" else read_key(location)
 
 
 # Dropping old ones

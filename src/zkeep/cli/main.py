@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from zkeep.cli import usage
+from zkeep.cli import as_zfs, usage
 from zkeep.errors import Interrupted, Refused, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -119,7 +119,7 @@ def cli() -> None:
     Verbs take what the same verbs of zfs(8) take. Begin with:
 
     \b
-        zkeep pool create vault /srv/vault
+        zkeep pool create vault ~/vault
         zfs send -Rw tank/home@monday | zkeep receive vault/home
         zkeep list -t all
         zkeep send -Rw vault/home@monday | zfs receive tank/restored
@@ -164,6 +164,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
+    """The exit status: ours, or one that zfs has where it goes by that name."""
+    status = _run(arguments)
+    return status if program() == "zkeep" else as_zfs.status(status)
+
+
+def _run(arguments: list[str] | None = None) -> int:
     """The exit status; whatever goes wrong is one line on standard error."""
     signal.signal(signal.SIGTERM, _interrupt)
     if instruction := os.environ.get("_ZKEEP_COMPLETE"):
@@ -206,6 +212,8 @@ def _report(error: BaseException) -> int:
         return 2
     text, status = _explain(error)
     say(text)
+    if program() != "zkeep" and isinstance(error, click.UsageError):
+        _say_usage(error)
     if isinstance(error, Interrupted):
         for line in error.advice:
             print(line, file=sys.stderr)
@@ -214,7 +222,14 @@ def _report(error: BaseException) -> int:
 
 def say(text: str) -> None:
     """One line on standard error."""
-    print(f"zkeep: {' '.join(text.split())}", file=sys.stderr)
+    line = " ".join(text.split())
+    print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line), file=sys.stderr)
+
+
+def _say_usage(error: click.UsageError) -> None:
+    """In lines of their own, as zfs does."""
+    if calls := usage.of_error(error):
+        print("usage:", *(f"\t{line}" for line in calls), sep="\n", file=sys.stderr)
 
 
 def _exit_code(error: SystemExit | click.exceptions.Exit) -> int:
@@ -244,7 +259,9 @@ def _explain_usage(error: click.ClickException) -> str:
     calls = usage.of_error(error) if isinstance(error, click.UsageError) else []
     above = command.rpartition(" ")[0]
     ways = "; or ".join(f"{above} {line}" for line in calls)
-    return f"{text}; usage: {ways}" if calls else f"{text}; see '{command} --help'"
+    if calls:
+        return f"{text}; usage: {ways}" if program() == "zkeep" else text
+    return f"{text}; see '{command} --help'"
 
 
 def _explain_os(error: OSError) -> str:

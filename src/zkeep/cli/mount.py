@@ -24,12 +24,12 @@ from zkeep.cli.home import runtime_folder
 from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.stream_files import is_stream
-from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
-from zkeep.names import DatasetName
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
+from zkeep.names import DatasetName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
-    from zkeep.pool.datasets.model import Pool, Snapshot
+    from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
     from zkeep.restore.mount.shown import Place, Shown
 
 MOUNTS = Path("/proc/self/mounts")
@@ -70,13 +70,36 @@ def mount_verb(
         _list()
         return
     if len(arguments) < 2:
-        raise WrongUsage("name what to mount, and a folder")
+        raise _without_folder(arguments[0])
     *what, folder = arguments
     if not os.path.isdir(folder):
         raise Refused(f"cannot mount: {folder} is not a folder")
     folder = os.path.realpath(folder)
     with background(_log_of(folder), stay=foreground) as ready:
         _mount(what, folder, key_locations, chosen, ready, recursive=recursive)
+
+
+def _without_folder(text: str) -> ZkeepError:
+    """Why a dataset cannot be mounted by its name alone: the mountpoint that was received is the sender's."""
+    name = None if text.startswith("/") or is_stream(text) else parse_any(text)
+    if not isinstance(name, DatasetName):
+        return WrongUsage("name what to mount, and a folder")
+    with open_pool(name) as pool:
+        _check_key(pool, pool.dataset(name), any_loaded=False)
+    return Refused(f"cannot mount '{name}': name a folder to show it in: zkeep mount {name} DIR")
+
+
+def _check_key(pool: Pool, dataset: Dataset, *, any_loaded: bool) -> None:
+    """Refused where the key is not loaded; with `any_loaded`, where none is at all that could be tried."""
+    from zkeep.agent.client import roots
+    from zkeep.pool.datasets.derived import encryption_root
+    from zkeep.pool.datasets.view import View
+
+    root = encryption_root(View(pool), dataset)
+    loaded = roots(pool.doc["guid"])
+    if root and root.id not in loaded and not (any_loaded and loaded):
+        way = f"'zkeep load-key {root.name}' loads it, -L file:///path names it for this call"
+        raise Refused(f"cannot mount '{dataset.name}': encryption key not loaded; {way}")
 
 
 def _log_of(folder: str) -> Path:
@@ -130,8 +153,12 @@ def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> It
                 raise WrongUsage("name one dataset, and a folder")
             pool = stack.enter_context(open_pool(name))
             tree = _newest(pool, name)
+            if not key_locations and not sys.stdin.isatty():
+                _check_key(pool, tree.top.dataset, any_loaded=True)
         else:
             pool, (snapshot,), rest = stack.enter_context(snapshots_of(what))
+            if rest and "@" in rest[0]:
+                raise Refused(f"cannot open {shown(rest[0])}: the streams bring no snapshot of this name")
             if rest:
                 raise WrongUsage("name one snapshot, and a folder")
             tree = Tree.of(pool, snapshot)
@@ -249,7 +276,7 @@ def _chosen(mounted: list[tuple[str, str]], text: str) -> tuple[str, str]:
     path = os.path.realpath(text)
     found = [(name, folder) for name, folder in mounted if text == name or path == folder]
     if not found:
-        raise Refused(f"cannot unmount {text}: zkeep has mounted nothing of this name")
+        raise Refused(f"cannot unmount '{text}': not currently mounted")
     return found[-1]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli.home import opened, settings
+from zkeep.cli.home import opened, unencrypted
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import namespace
@@ -47,7 +47,7 @@ def create_verb(
     if volume or sparse or blocksize:
         raise Refused(f"cannot create {name}: nothing could write to a volume here; volumes come by 'zkeep receive'")
     with opened(dataset) as pool:
-        lines = namespace.create(pool, dataset, settings(options), parents, dry_run=dry_run)
+        lines = namespace.create(pool, dataset, unencrypted(options, f"cannot create {name}"), parents, dry_run=dry_run)
     for line in lines if verbose or parsable else ():
         click.echo("\t".join(line) if parsable else _told(line, dry_run))
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import click
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.snapshot.open import OpenSnapshot
 
+Asks = Literal["prompt", "person"] | None
 MAX_KEY_FILE = 4096
 KEY_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 NOT_REGULAR = "it is not a regular file; a key from a pipe comes with -L prompt"
@@ -52,7 +53,8 @@ def keys_from(locations: Sequence[str]) -> GetKey:
     if find_spec("cryptography") is None:
         raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep anew")
     named = [read_key(location) for location in locations if location != "prompt"]
-    source = _Keys(named, loaded=not locations, asks=not named or "prompt" in locations)
+    asks: Asks = "prompt" if "prompt" in locations else "person" if not named else None
+    source = _Keys(named, loaded=not locations, asks=asks)
     context = click.get_current_context(silent=True)
     if context is not None:
         context.call_on_close(source.in_use.release)
@@ -89,9 +91,12 @@ def _no_key_file(status: os.stat_result) -> str:
 
 
 class _Keys:
-    """The keys that were named; or those that are loaded, where none was; else what a person types, once."""
+    """The keys that were named; or those that are loaded, where none was; else what is asked for, once.
 
-    def __init__(self, named: list[bytes], *, loaded: bool, asks: bool) -> None:
+    `asks`: a person where one is there; or, as keylocation=prompt has it, who or whatever is at standard input.
+    """
+
+    def __init__(self, named: list[bytes], *, loaded: bool, asks: Asks) -> None:
         from zkeep.crypto.unwrap import Materials
 
         self.in_use = InUse()
@@ -109,10 +114,10 @@ class _Keys:
         try:
             return self._materials(wrapped)
         except WrongKey:
-            if not self._asks or self._loaded is not None:
+            asks, self._asks = self._asks, None
+            if asks is None or self._loaded is not None:
                 raise
-        self._asks = False
-        self._materials.materials.append(self._ask(wrapped))
+        self._materials.materials.append(_asked(wrapped) if asks == "person" else prompted(wrapped.keyformat, ""))
         return self._materials(wrapped)
 
     def _loaded_key(self, wrapped: WrappedKeys) -> bytes | None:
@@ -124,20 +129,29 @@ class _Keys:
                 unwrap(wrapped, self._loaded)
                 return self._loaded
         with suppress(WrongKey), borrowed() as loaded:
-            self._asks = self._asks and not loaded
+            self._asks = None if loaded else self._asks
             self._loaded = bytes(key_that_opens(loaded, wrapped))
             return self._loaded
         return None
 
-    def _ask(self, wrapped: WrappedKeys) -> bytes:
-        from zkeep.crypto.unwrap import KeyFormat
 
-        way = "load it with zkeep load-key, or give it with -L file:///path"
-        if not sys.stdin.isatty():
-            raise Refused(f"it is encrypted and no key is here that opens it: {way}")
-        if wrapped.keyformat == KeyFormat.RAW:
-            raise Refused(f"its key is raw bytes, which cannot be typed: {way}")
-        return typed(wrapped.keyformat, "")
+def _asked(wrapped: WrappedKeys) -> bytes:
+    if not sys.stdin.isatty():
+        way = "load it with zkeep load-key, or give it with -L file:///path or -L prompt"
+        raise Refused(f"it is encrypted and no key is here that opens it: {way}")
+    return prompted(wrapped.keyformat, "")
+
+
+def prompted(keyformat: int, of: str) -> bytes:
+    """What `keylocation=prompt` gives: what a person types, or what standard input brings where nobody types."""
+    from zkeep.crypto.unwrap import KeyFormat
+
+    if not sys.stdin.isatty():
+        return piped(keyformat)
+    if keyformat == KeyFormat.RAW:
+        whose = f"the key of '{of}'" if of else "its key"
+        raise Refused(f"{whose} is raw bytes, which cannot be typed: name a file with -L file:///path")
+    return typed(keyformat, of)
 
 
 def piped(keyformat: int) -> bytes:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from zkeep.cli import asjson, text, usage
 from zkeep.cli.get import chosen_words
-from zkeep.cli.home import registry, settings, wait
+from zkeep.cli.home import registry, unencrypted, wait
 from zkeep.cli.main import say
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
 from zkeep.errors import Damaged, Refused, WrongUsage
@@ -47,13 +50,33 @@ def create(options: Sequence[str], name: str, path: Path) -> None:
     """Make a pool NAME in the folder PATH, which is empty or not there yet.
 
     \b
-        zkeep pool create vault /srv/vault
+        zkeep pool create vault ~/vault
         zkeep pool create -O blind=off -O quota=2T lab /srv/lab
     """
-    local = dict(properties.check(key, value, "f") for key, value in settings(options).items())
+    wanted = unencrypted(options, f"cannot create pool {shown(name)[1:-1]}")
+    local = dict(properties.check(key, value, "f") for key, value in wanted.items())
     known = registry()
     destroyed.expire(known)
-    destroyed.create(known, parse_pool(name), path, local)
+    with _explained(path, f"cannot create pool {name}"):
+        destroyed.create(known, parse_pool(name), path, local)
+
+
+@contextmanager
+def _explained(path: Path, cannot: str) -> Iterator[None]:
+    """Where this user may make no folder, say who may, and where."""
+    try:
+        yield
+    except PermissionError as error:
+        at = error.filename or path
+        way = f"choose a folder of yours, such as ~/{path.name}, or have root make it: install -d -o {_user()} {path}"
+        raise Refused(f"{cannot}: {at}: {error.strerror}; {way}") from None
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 @pool_verb.command("import")

@@ -60,6 +60,8 @@ def verify_verb(
         ssh vault zkeep send -Rw vault/home@monday | zkeep verify -L file:///media/usb/key | zfs receive -u tank/home
         zkeep verify -L file:///media/usb/key --base full.zfs < increment.zfs | zfs receive -u tank/home
     """
+    if not arguments and "prompt" in key_locations:
+        raise WrongUsage("-L prompt reads standard input, on which the stream comes: name a file with -L file:///path")
     get_key = keys_from(key_locations)
     if not arguments:
         from zkeep.cli.verify_filter import pass_on

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zkeep.errors import Damaged
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
@@ -21,6 +22,8 @@ Thing = Dataset | Snapshot | Bookmark
 Value = int | str | None
 "A number, text, or None where the property says nothing of this thing (`-`)."
 
+_DISK = 1
+"""OpenZFS include/sys/zvol.h ZVOL_OBJ."""
 _TYPES = {"f": "filesystem", "v": "volume", "s": "snapshot", "b": "bookmark"}
 
 
@@ -171,6 +174,29 @@ def _token(view: View, thing: Thing) -> Answer:
     return Answer(state.get("token") if state else None)
 
 
+def _inconsistent(view: View, thing: Thing) -> Answer:
+    """1 while all that a dataset holds is the beginning of its first snapshot."""
+    state = view.pool.catalog.get("receive", thing.key) if isinstance(thing, Dataset) else None
+    return Answer(int(bool(state and state.get("new"))))
+
+
+def _volblocksize(view: View, thing: Thing) -> Answer:
+    """That of the object which is the disk; no stream says it in words that need no key."""
+    from zkeep.pool.datasets.history import history_of
+
+    dataset = head(thing)
+    history = history_of(view.pool, dataset)
+    if not dataset.is_volume or not history.runs:
+        return NOTHING
+    try:
+        with history.timeline(view.pool.store) as timeline:
+            objects = timeline.state(history.runs, (_DISK, 0), (_DISK + 1, 0)).objects
+    except (Damaged, OSError):
+        return NOTHING
+    sizes = objects["blksz"][objects["object"] == _DISK]
+    return Answer(int(sizes[0])) if len(sizes) else NOTHING
+
+
 def _keystatus(view: View, thing: Thing) -> Answer:
     root = encryption_root(view, head(thing))
     if root is None:
@@ -243,6 +269,8 @@ TABLE: dict[str, Derivation] = {
     "userrefs": lambda view, thing: Answer(len(thing.doc.get("holds", ()))),
     "objsetid": _document("id"),
     "written": _stored("written"),
+    "inconsistent": _inconsistent,
+    "volblocksize": _volblocksize,
     "clones": _clones,
     "logicalused": _logical("used"),
     "logicalreferenced": _logical("referenced"),

@@ -199,11 +199,12 @@ _TABLE = [
     Property("ivsetguid", "IVSETGUID", "sb", "readonly", "id"),
     Property("keyguid", "KEYGUID", "fvs", "readonly", "id", is_own=True),
     Property("keyhistory", "KEYHISTORY", "fvs", "readonly", "text", is_own=True),
+    Property("inconsistent", "INCONSISTENT", "fvs", "readonly", "id"),
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
 "By name, in the order in which `get all` prints them."
-HIDDEN = ("name", "ivsetguid", "keyguid")
+HIDDEN = ("name", "ivsetguid", "keyguid", "inconsistent")
 "Shown only where asked for by name."
 _SHORT = {p.column.lower(): p.name for p in _TABLE}
 

@@ -59,7 +59,7 @@ class Notes:
 
     pool: Pool
     started: float = field(default_factory=time.time)
-    _due: float = field(default_factory=lambda: time.monotonic() + EVERY)
+    _due: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
         """Requests to stop that came too late for an earlier one are not for this."""
