@@ -105,7 +105,7 @@ def test_written_calls_name_the_letters_that_there_are(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     declared = {o[1] for p in command.params if isinstance(p, click.Option) for o in p.opts if o[0:2] != "--"}
-    text = " ".join(usage.USAGE[verb])
+    text = " ".join(usage.lines(command, verb))
     written = set("".join(re.findall(r"(?<![\w-])-([A-Za-z]+)", text)))
     hidden = {"w", "R", "I"} if verb == "send" else set()
     assert written <= declared
@@ -216,3 +216,9 @@ def test_what_a_shell_is_offered(
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     assert {line.partition(",")[2] for line in said(capsys).splitlines()} == offered
+
+
+def test_a_letter_that_is_new_is_named_in_usage_by_itself() -> None:
+    option = click.Option(["-Z", "zap"], is_flag=True)
+    command = click.Command("rollback", params=[option, click.Option(["-r", "recursive"], is_flag=True)])
+    assert usage.lines(command, "rollback") == ["rollback [-rRfZ] <snapshot>"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -99,14 +100,28 @@ def lines(command: click.Command, name: str) -> list[str]:
     """How `name` is called, without the program's name: one line for each way."""
     known = ALIASES.get(name, name)
     if known in USAGE:
-        return [name + line.removeprefix(known) for line in USAGE[known]]
+        first, *others = USAGE[known]
+        return [name + line.removeprefix(known) for line in (_with_letters(first, command, known), *others)]
     return [f"{name} {_parameters(command)}".rstrip()]
+
+
+def _with_letters(line: str, command: click.Command, known: str) -> str:
+    """The first way of a call, with the letters of the command that none of them names."""
+    named = set("".join(re.findall(r"(?<![\w-])-([A-Za-z]+)", " ".join(USAGE[known]))))
+    more = "".join(letter for letter in _letters(command) if letter not in named)
+    return re.sub(r"\[-([A-Za-z]+)\]", rf"[-\g<1>{more}]", line, count=1)
+
+
+def _letters(command: click.Command) -> str:
+    """Those of its options that take no value."""
+    flags = [p for p in command.params if isinstance(p, click.Option) and p.is_flag and not p.hidden]
+    return "".join(opt[1] for p in flags for opt in p.opts[:1] if not opt.startswith("--"))
 
 
 def _parameters(command: click.Command) -> str:
     """`[-nv] [--force] [-o P=V] ... NAME...`, as the options are declared."""
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
-    letters = "".join(opt[1] for p in options if p.is_flag for opt in p.opts[:1] if not opt.startswith("--"))
+    letters = _letters(command)
     words = [f"[-{letters}]"] if letters else []
     words += [f"[{p.opts[0]}]" for p in options if p.is_flag and p.opts[0].startswith("--")]
     words += [_valued(p) for p in options if not p.is_flag]
