@@ -21,8 +21,9 @@ from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.restore.files import extract
-from zkeep.restore.files.extract import Extraction, Options, extract_volume
+from zkeep.restore.files.extract import Extraction, Options
 from zkeep.restore.files.staging import PREFIX
+from zkeep.restore.files.volume import extract_volume
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Extent, Filesystem
 from zkeep.tree.volume import Volume

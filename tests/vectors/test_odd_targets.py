@@ -149,6 +149,36 @@ def test_what_is_in_the_way_is_named_and_all_else_is_extracted(
     assert (tmp_path / "out" / "f3").read_text() == "3"
 
 
+@pytest.mark.parametrize("force", [False, True], ids=["new", "forced"])
+def test_a_target_that_does_not_tell_a_from_capital_a_loses_neither_unseen(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it takes for the same is named; nothing of the same call is replaced."""
+
+    def folded(name: Any) -> Any:
+        inside = isinstance(name, bytes) and not name.startswith(b".")
+        return name.lower() if inside else name
+
+    for call in ("stat", "open", "mkdir", "unlink"):
+        real = getattr(os, call)
+        monkeypatch.setattr(os, call, lambda name, *more, real=real, **named: real(folded(name), *more, **named))
+    for call in ("link", "rename"):
+        both = getattr(os, call)
+        monkeypatch.setattr(os, call, lambda a, b, real=both, **named: real(folded(a), folded(b), **named))
+    entries = [(b"A", F, FILE), (b"a", F + 1, FILE), (b"D", F + 2, FOLDER), (b"d", F + 3, FOLDER)]
+    things = [
+        node(F, content=b"first"),
+        node(F + 1, content=b"other"),
+        folder(F + 2, ROOT, []),
+        folder(F + 3, ROOT, []),
+    ]
+    with made(tmp_path, entries, *things) as filesystem:
+        for _ in range(2):
+            work = extracted(filesystem, tmp_path / "out", force=force)
+            assert failed(work) == {b"a": extract.ALIKE, b"d": extract.ALIKE}
+    assert (tmp_path / "out" / "a").read_bytes() == b"first"
+
+
 # Attributes
 
 

@@ -101,7 +101,7 @@ class _Work:
 
     def _volume(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
         """Its image lies where its folder would."""
-        from zkeep.restore.files.extract import extract_volume
+        from zkeep.restore.files.volume import extract_volume
         from zkeep.tree.volume import Volume
 
         if paths or self.to_stdout:

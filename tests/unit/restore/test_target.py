@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from zkeep.errors import Refused
-from zkeep.restore.files.extract import write_file
 from zkeep.restore.files.staging import PREFIX, Staging, Stagings
 from zkeep.restore.files.target import Folder, Place, change_mode
+from zkeep.restore.files.writing import write_file
 from zkeep.tree.filesystem import Extent
 
 

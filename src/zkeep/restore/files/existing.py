@@ -20,12 +20,17 @@ _PIECE = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def is_same(filesystem: Filesystem, node: Znode, folder: int, name: bytes, found: os.stat_result) -> bool:
-    """Whether a name in an open folder, of this status, is this file with all that it holds."""
+def is_same(
+    filesystem: Filesystem, node: Znode, folder: int, name: bytes, found: os.stat_result, *, by_content: bool = False
+) -> bool:
+    """Whether a name in an open folder, of this status, is this file with all that it holds.
+
+    `by_content`: size and time are not enough.
+    """
     if stat.S_IFMT(found.st_mode) != stat.S_IFMT(node.mode):
         return False
     if node.is_file:
-        return _is_same_file(filesystem, node, folder, name, found)
+        return _is_same_file(filesystem, node, folder, name, found, by_content=by_content)
     if node.is_link:
         return os.readlink(name, dir_fd=folder) == node.target
     if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
@@ -33,10 +38,12 @@ def is_same(filesystem: Filesystem, node: Znode, folder: int, name: bytes, found
     return True
 
 
-def _is_same_file(filesystem: Filesystem, node: Znode, folder: int, name: bytes, found: os.stat_result) -> bool:
+def _is_same_file(
+    filesystem: Filesystem, node: Znode, folder: int, name: bytes, found: os.stat_result, *, by_content: bool
+) -> bool:
     if found.st_size != node.size:
         return False
-    if is_same_time(found.st_mtime_ns, node.mtime):
+    if not by_content and is_same_time(found.st_mtime_ns, node.mtime):
         return True
     with suppress(PermissionError):
         return has_content(folder, name, filesystem.extents(node), node.size)

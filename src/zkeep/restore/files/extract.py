@@ -20,20 +20,20 @@ from itertools import groupby
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
 from zkeep.restore.files.attributes import Target, dress, set_project
-from zkeep.restore.files.existing import has_content, is_same
-from zkeep.restore.files.report import Report
-from zkeep.restore.files.staging import Staging, Stagings
-from zkeep.restore.files.target import IN_THE_WAY, Folder, Place
+from zkeep.restore.files.existing import is_same
+from zkeep.restore.files.report import NotTaken, Report
+from zkeep.restore.files.staging import Folding, Staging, Stagings
+from zkeep.restore.files.target import Folder, InTheWay, Place
+from zkeep.restore.files.writing import write_file
 from zkeep.restore.workers import Crew
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
-from zkeep.tree.volume import Volume
 from zkeep.tree.xattrs import Value, each_xattr
 
 PORTION = 32
 "Files that are shared out together. With more, who has large ones is not done when the others are."
 OFTEN = 0.2
 "Seconds after which another process tells how far it is."
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+ALIKE = "the target takes its name for that of another file beside it"
 _KINDS = {stat.S_IFCHR: "devices", stat.S_IFBLK: "devices", stat.S_IFIFO: "pipes", stat.S_IFSOCK: "sockets"}
 
 
@@ -90,6 +90,9 @@ class Extraction:
     "Files of several names that were made, and where a link to each is kept; None: the target has no links."
     _folders: dict[Place, int] = field(default_factory=dict)
     "Folders that were made, outer ones first, and their numbers."
+    _alike: Portion = field(default_factory=list)
+    "Files whose names the target may take for those of others."
+    _fold: Folding | None = None
     _stagings: Stagings = field(init=False)
 
     @property
@@ -117,6 +120,7 @@ class Extraction:
     def _all(self, top: Folder, paths: Iterable[bytes]) -> None:
         with suppress(OSError):  # where nothing can be made at the top, something may be further down
             self._stagings.of(top.fd, b"", top.device)
+        self._fold = self._stagings.folding()
         with Crew[Portion](partial(self._hand, top), self._heard) as crew:
             for path in paths:
                 with self.report.spared(path):
@@ -126,6 +130,19 @@ class Extraction:
         for place, name in sorted(self._several, key=lambda found: found[1].number):
             with self._spared(place, name), top.inner(place) as folder:
                 self._entry(folder, name, *self._node(folder.below(name.name), name))
+
+        self.options = replace(self.options, force=False)
+        for place, name in self._alike:
+            with self._spared(place, name), top.inner(place) as folder:
+                self._entry_if_apart(folder, name)
+
+    def _entry_if_apart(self, folder: Folder, name: Name) -> None:
+        """Extract a file unless the target takes its name for that of another one, which must not be replaced."""
+        node, error = self._node(folder.below(name.name), name)
+        found = folder.status(name.name)
+        if found is not None and not is_same(self.filesystem, node, folder.fd, name.name, found, by_content=True):
+            raise NotTaken(ALIKE)
+        self._entry(folder, name, node, error)
 
     def _dress_folders(self, top: Folder) -> None:
         """What is stored of the folders; inner ones first, as an outer one may keep us out afterwards."""
@@ -172,16 +189,29 @@ class Extraction:
     def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
         """Share out what a folder holds, in the order in which it lies in the pool; folders in it are made and told."""
         made = []
-        for name in sorted(self.filesystem.names(number), key=lambda name: name.number):
+        names = sorted(self.filesystem.names(number), key=lambda name: name.number)
+        alike = self._names_alike(names)
+        for name in names:
             with self._spared(folder.place, name):
                 self.filesystem.below(folder.path, name.name)
                 if self.filesystem.is_folder(name):
                     self.filesystem.check_inside(number, name)
+                    if name.name in alike:
+                        raise NotTaken(ALIKE)
                     with folder.enter(name.name) as inner:
                         made.append((inner.place, name.number))
+                elif name.name in alike:
+                    self._alike.append((folder.place, name))
                 else:
                     self._later(crew, folder.place, name)
         return made
+
+    def _names_alike(self, names: list[Name]) -> set[bytes]:
+        """Names that the target may take for those of others that come before them."""
+        if self._fold is None:
+            return set()
+        first: dict[bytes, bytes] = {}
+        return {name.name for name in names if first.setdefault(self._fold(name.name), name.name) != name.name}
 
     # Sharing the work
 
@@ -282,7 +312,7 @@ class Extraction:
         if found is None:
             return False
         if not is_same(self.filesystem, node, folder.fd, name, found):
-            raise Refused(IN_THE_WAY)
+            raise InTheWay
         if node.links > 1:
             self._keep_link(folder, name, node.number, found)
         self.progress.kept += 1
@@ -323,7 +353,7 @@ class Extraction:
         try:
             folder.put(staging, made, name, replace=self.options.force)
         except FileExistsError:
-            raise Refused(IN_THE_WAY) from None
+            raise InTheWay from None
         if node.links > 1:
             if node.number in self._linked:  # it had to be made once more, for want of links
                 self.report.add("hard links", folder.below(name))
@@ -340,7 +370,7 @@ class Extraction:
             os.link(first, made, src_dir_fd=staging.fd, dst_dir_fd=staging.fd, follow_symlinks=False)
             folder.put(staging, made, name, replace=self.options.force)
         except FileExistsError:
-            raise Refused(IN_THE_WAY) from None
+            raise InTheWay from None
         except OSError:  # links have a most, and lead to no other filesystem
             return False
         finally:
@@ -407,62 +437,4 @@ def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, byte
     return staging, name
 
 
-def write_file(folder: int, name: bytes, extents: Iterable[Extent], size: int) -> int:
-    """Write a new file, sparse, in an open folder, and return it open."""
-    fd = os.open(name, _NEW, 0o600, dir_fd=folder)
-    try:
-        end = write_sparse(fd, extents)
-        if end != size:
-            os.ftruncate(fd, size)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def write_sparse(fd: int, extents: Iterable[Extent]) -> int:
-    """Write extents to their places; returns where the last one ends."""
-    end = 0
-    for extent in extents:
-        view = memoryview(extent.content)
-        at = extent.offset
-        while view:
-            done = os.pwrite(fd, view, at)
-            view, at = view[done:], at + done
-        end = at
-    return end
-
-
-def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False, place: str = "") -> str:
-    """The disk image as a sparse file in a folder, at a place below the target; returns its path.
-
-    One that is there, whole, stays.
-    """
-    file = os.fsencode(name)
-    try:
-        with Folder.top_below(target, os.fsencode(place)) as top:
-            found = None if force else top.status(file)
-            if found is None:
-                _put_volume(volume, top, file, force=force)
-            elif not has_content(top.fd, file, volume.extents(), volume.size):
-                raise Refused(f"cannot extract {name}: {IN_THE_WAY}")
-            top.restore_mode()
-    except OSError as error:
-        raise Refused(f"cannot extract {name}: {error.strerror}") from None
-    return os.path.join(target, place, name)
-
-
-def _put_volume(volume: Volume, top: Folder, name: bytes, *, force: bool) -> None:
-    staging = Staging.within(top.fd)
-    try:
-        made = staging.new_name()
-        os.close(write_file(staging.fd, made, volume.extents(), volume.size))
-        try:
-            top.put(staging, made, name, replace=force)
-        except FileExistsError:
-            raise Refused(f"cannot extract {os.fsdecode(name)}: {IN_THE_WAY}") from None
-    finally:
-        staging.close()
-
-
-__all__ = ["Extraction", "Options", "Progress", "extract_volume", "write_sparse"]
+__all__ = ["ALIKE", "Extraction", "Options", "Progress"]

@@ -15,6 +15,8 @@ import os
 import re
 import secrets
 import stat
+import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
@@ -24,6 +26,7 @@ _OURS = re.compile(rb"\.zkeep-extract-[0-9a-f]{16}")
 _PROCESS = re.compile(rb"[0-9]+")
 _MADE = re.compile(rb"[0-9]+|link-[0-9]+")
 _TRIES = 5
+Folding = Callable[[bytes], bytes]
 _INHERITED = ("system.posix_acl_default", "system.posix_acl_access")
 
 
@@ -116,6 +119,13 @@ class Stagings:
                 return Staging.within(self._top)
         return Staging.within(folder)
 
+    def folding(self) -> Folding | None:
+        """What makes names equal that the target takes for the same; None: it tells all names apart."""
+        for staging in self._found.values():
+            with suppress(OSError):
+                return _folding(staging.fd)
+        return None
+
     def close(self, *, before: frozenset[object] = frozenset()) -> None:
         """All of them, or those that were made since there were only those of `before`."""
         for key in self._found.keys() - before:
@@ -123,6 +133,32 @@ class Stagings:
 
     def made(self) -> frozenset[object]:
         return frozenset(self._found)
+
+
+def _folding(fd: int) -> Folding | None:
+    """Try it in an open folder: exFAT and APFS take `a` for `A`; HFS+ and APFS take letters for their parts."""
+    first, capital, apart = "zk\u00e9".encode(), "ZK\u00e9".encode(), "zke\u0301".encode()
+    os.close(os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd))
+    try:
+        has_case, has_form = not _is_there(fd, capital), not _is_there(fd, apart)
+    finally:
+        os.unlink(first, dir_fd=fd)
+    if has_case and has_form:
+        return None
+
+    def fold(name: bytes) -> bytes:
+        text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
+        return (text if has_case else text.casefold()).encode("utf-8", "surrogateescape")
+
+    return fold
+
+
+def _is_there(fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def drop_inherited_acls(fd: int) -> None:

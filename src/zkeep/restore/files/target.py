@@ -20,7 +20,13 @@ from zkeep.tree.filesystem import shown
 _ALL = stat.S_IRWXU
 _PINNED_MOST = 64
 "Folders that are kept open so that they keep their inode numbers, which some filesystems make up as they go."
-IN_THE_WAY = "it is there already; --force overwrites"
+
+
+class InTheWay(Refused):
+    """Something is there that is not the same, and is not to be replaced."""
+
+    def __init__(self, text: str = "it is there already; --force overwrites") -> None:
+        super().__init__(text)
 
 
 class Identity(NamedTuple):
