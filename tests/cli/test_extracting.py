@@ -21,7 +21,7 @@ Output = pytest.CaptureFixture[str]
 
 def concluded(report: Report, *, verbose: bool = False) -> ZkeepError | None:
     try:
-        extract._conclude(report, verbose=verbose)
+        extract._conclude(report, "", verbose=verbose)
     except ZkeepError as error:
         return error
     return None
