@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from zkeep.cli.pool import _report as pool_report
 from zkeep.cli.progress import Meter, amount
 from zkeep.cli.scrub import scan_lines
 from zkeep.cli.send import Progress as Ticker
@@ -117,3 +119,29 @@ def test_a_scrub_that_was_interrupted() -> None:
 def test_a_scrub_that_ended() -> None:
     assert scan_lines(status()) == ["none requested"]
     assert scan_lines(status(scrub=DONE)) == ["scrub verified 3M in 00:01:02 with 0 errors on Tue Nov 14 22:13:20 2023"]
+
+
+@pytest.mark.parametrize(
+    ("health", "trouble", "words"),
+    [
+        ("DEGRADED", "", "'zkeep pool scrub v'"),
+        ("FAULTED", "catalog.sqlite is not what was stored", "'zkeep pool scrub --rebuild-catalog v'"),
+        (
+            "UNAVAIL",
+            "there is no pool in /srv/a-path-that-is-longer-than-any-line-of-eighty-characters-may-be",
+            "export",
+        ),
+    ],
+)
+def test_status_says_what_is_wrong_and_what_to_do(health: str, trouble: str, words: str) -> None:
+    report = pool_report(replace(status(scrub={**DONE, "errors": ["x"]}), health=health, trouble=trouble), False)
+    heads = [line.partition(":")[0].strip() for line in report.splitlines() if line[:1] not in ("\t", "")]
+    assert heads == ["pool", "state", "status", "action", "scan", "config", "errors"]
+    action = " ".join(report.partition("action: ")[2].partition("\n  scan:")[0].split())
+    assert words in action
+    assert f"status: {trouble}" in report
+    assert all(len(line) <= 80 for line in report.splitlines() if trouble not in line or not trouble)
+
+
+def test_status_of_a_pool_that_is_well_gives_no_advice() -> None:
+    assert "action:" not in pool_report(status(scrub=DONE), False)
