@@ -42,6 +42,59 @@ def shown(name: str, limit: int = 80) -> str:
     return ascii(cut)
 
 
+def whole_number(text: str, most: int, least: int = 0) -> int:
+    """A number in decimal digits.
+
+    Raises:
+        ValueError: it is none, or not from `least` to `most`; however many digits it has.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text.lstrip("0")) <= len(str(most))):
+        raise ValueError(text)
+    number = int(text.lstrip("0") or "0")
+    if not least <= number <= most:
+        raise ValueError(text)
+    return number
+
+
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"Control characters, line ends, what changes the direction of writing, and bytes that are no UTF-8."
+_ESCAPE = re.compile(rb"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|\\)")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with everything escaped that could steer a terminal or break a line, but for the characters `keep`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _STEERING.sub(lambda found: found.group() if found.group() in keep else _escaped(found.group()), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is no UTF-8
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+
+
+def printable_path(path: bytes) -> str:
+    """A path for a person, whatever it holds; unescaped() gives it back. `/` for an empty one."""
+    text = path.decode("utf-8", "surrogateescape")
+    return printable(text.replace("\\", "\\\\") if _STEERING.search(text) else text) or "/"
+
+
+def unescaped(path: bytes) -> bytes:
+    """A path from what printable_path() shows of it."""
+
+    def character(found: re.Match[bytes]) -> bytes:
+        byte, point = found.groups()
+        if byte:
+            return bytes([int(byte, 16)])
+        return chr(int(point, 16)).encode("utf-8", "surrogatepass") if point else b"\\"
+
+    return _ESCAPE.sub(character, path)
+
+
 def _check_component(kind: str, whole: str, component: str) -> None:
     if not component:
         raise BadName(kind, whole, "a component is empty")

@@ -321,7 +321,7 @@ def test_hostile_values_do_not_reach_the_terminal(shell: Shell) -> None:
         shell,
         r"""
 $ zkeep get -H x:y vault
-vault	x:y	a\x1b[2J\x0ab\x202e\xdcff	received
+vault	x:y	a\x1b[2J\x0ab\u202e\xff	received
 $ zkeep get -H -o value mountpoint vault
 /a\x07
 """,

@@ -15,8 +15,8 @@ from sealing import Thing, folder
 from zkeep.crypto.unwrap import SUITES
 from zkeep.restore.files.extract import Extraction, Options
 from zkeep.restore.verify import verify
-from zkeep.tree.filesystem import BadTree, Filesystem
-from zkeep.tree.glob import matches
+from zkeep.tree.filesystem import BadTree, Filesystem, shown
+from zkeep.tree.glob import matches, typed
 
 NAMES = [b"\xff\xfe", b"a" * 255, b"\xe9" * 255, b"new\nline", b"-rf", b" ", b"\x1b[31m", b"*", b"\\", b"$(x)", b"%s"]
 DEPTH = 1200
@@ -41,6 +41,18 @@ def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:
         assert walked(filesystem) == sorted(NAMES)
         Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(NAMES)
+
+
+def test_what_ls_shows_can_be_asked_for(tmp_path: Path) -> None:
+    """Also where two names look alike: the one that is so is meant."""
+    names = [*NAMES, "é".encode(), "é".encode("latin-1"), b"\\xe9", b"\\\\\xe9", b"\xc2\x85", b"\x85"]
+    entries = [(name, FIRST + i, FILE) for i, name in enumerate(names)]
+    with opened(tmp_path, tree(entries, *(file(FIRST + i) for i in range(len(names))))) as found:
+        filesystem = Filesystem(found)
+        for name in names:
+            if name != "é".encode("latin-1"):
+                assert typed(filesystem, shown(name)) == [name]
+            assert typed(filesystem, os.fsdecode(name)) == [name]
 
 
 def test_what_is_missing_is_named_once(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 
 from zkeep.cli import text
+from zkeep.names import whole_number
 from zkeep.pool.datasets.derived import Answer, Thing, type_name
 from zkeep.pool.datasets.model import Snapshot
 from zkeep.pool.datasets.properties import Property
@@ -26,7 +28,9 @@ def number(value: int, as_int: bool) -> object:
 
 
 def prop(answer: Answer, shown: str, as_int: bool) -> Object:
-    value: object = int(shown) if as_int and shown.isdecimal() else shown
+    value: object = shown
+    with suppress(ValueError):
+        value = whole_number(shown, (1 << 64) - 1) if as_int else shown
     return {"value": value, "source": _source(answer)}
 
 

@@ -22,7 +22,7 @@ from zkeep.cli.home import opened, settings
 from zkeep.cli.keys import key_location, opening_key, records_of
 from zkeep.cli.open_snapshot import piped, read_key, typed
 from zkeep.errors import Refused, WrongUsage
-from zkeep.names import DatasetName, shown
+from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool
@@ -239,11 +239,13 @@ class _NewKey:
         iterations = wanted.get("pbkdf2iters", str(DEFAULT_ITERATIONS))
         if "pbkdf2iters" in wanted and keyformat != "passphrase":
             raise WrongUsage("Cannot specify pbkdf2iters with a non-passphrase keyformat.")
-        if not iterations.isdecimal() or not MIN_ITERATIONS <= int(iterations) <= MAX_ITERATIONS:
+        try:
+            rounds = whole_number(iterations, MAX_ITERATIONS, least=MIN_ITERATIONS)
+        except ValueError:
             most = f"from {MIN_ITERATIONS} to {MAX_ITERATIONS}"
-            raise WrongUsage(f"pbkdf2iters is a number {most}, not {shown(iterations)}")
+            raise WrongUsage(f"pbkdf2iters is a number {most}, not {shown(iterations)}") from None
         location = wanted.get("keylocation") or (key_location(dataset) if is_root else "prompt")
-        return cls(keyformat, location, int(iterations), dataset.name.text)
+        return cls(keyformat, location, rounds, dataset.name.text)
 
     def sealing(self, record: KeyRecord) -> _Sealing:
         """Asks for the key. `record`: of the same dataset; says what its keys are sealed with."""

@@ -56,8 +56,8 @@ def _plumbed(source: IO[bytes], out: IO[bytes], err: IO[bytes]) -> Iterator[None
             os.dup2(file.fileno(), fd)
         with (
             open(0, closefd=False) as sys.stdin,
-            open(1, "w", closefd=False) as text,
-            open(2, "w", closefd=False) as errors,
+            open(1, "w", encoding="utf-8", closefd=False) as text,
+            open(2, "w", encoding="utf-8", closefd=False) as errors,
             redirect_stdout(text),
             redirect_stderr(errors),
         ):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
+from zkeep.cli.terminal import encoded
 from zkeep.errors import WrongUsage
+from zkeep.names import printable_path
 
 if TYPE_CHECKING:
     from zkeep.restore.diff import Change
@@ -63,7 +65,8 @@ def _line(change: Change, classify: bool, scripted: bool, timestamp: bool, plain
 
 
 def _same(path: bytes) -> bytes:
-    return path
+    """Letters of any language, but nothing that steers a terminal."""
+    return encoded(printable_path(path))
 
 
 def _escaped(path: bytes) -> bytes:

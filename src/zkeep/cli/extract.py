@@ -196,12 +196,12 @@ def _summary(report: Report, *, verbose: bool) -> Iterator[str]:
 
 def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:
     from zkeep.tree.filesystem import Filesystem
-    from zkeep.tree.glob import matches
+    from zkeep.tree.glob import typed
 
     assert isinstance(filesystem, Filesystem)
     found = []
     for path in paths:
-        some = matches(filesystem, os.fsencode(path))
+        some = typed(filesystem, path)
         if not some:
             raise Refused(f"{path}: no such file or directory")
         found += some

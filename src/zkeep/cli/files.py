@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.open_snapshot import opened_snapshot, takes_key
+from zkeep.cli.terminal import encoded
 from zkeep.errors import Refused, WrongUsage
+from zkeep.names import printable_path
 
 if TYPE_CHECKING:
     from zkeep.format.znode import Znode
@@ -150,9 +152,7 @@ def _printable(path: bytes) -> bytes:
     """As it is, but for what would steer a terminal."""
     if path.isascii() and path.decode().isprintable():
         return path
-    from zkeep.tree.filesystem import shown
-
-    return shown(path).encode("utf-8", "surrogateescape")
+    return encoded(printable_path(path))
 
 
 def _write(content: bytes) -> None:
@@ -162,11 +162,11 @@ def _write(content: bytes) -> None:
 
 
 def _found(filesystem: Filesystem, paths: list[str]) -> list[bytes]:
-    from zkeep.tree.glob import matches
+    from zkeep.tree.glob import typed
 
     found = []
     for path in paths:
-        some = matches(filesystem, os.fsencode(path))
+        some = typed(filesystem, path)
         if not some:
             raise Refused(f"{path}: no such file or directory")
         found += some
@@ -199,7 +199,7 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
         for path in _found(filesystem, paths):
             node = filesystem.lookup(path, follow=True)
             if not node.is_file:
-                raise Refused(f"{os.fsdecode(path)}: not a plain file")
+                raise Refused(f"{printable_path(path)}: not a plain file")
             _pour(filesystem.extents(node), node.size)
 
 

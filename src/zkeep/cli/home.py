@@ -49,13 +49,20 @@ def runtime_folder() -> Path:
     return own
 
 
+MOST_WAIT = 1e9
+"Seconds; more is more than some clocks can wait."
+
+
 def wait() -> float:
     """Seconds to wait for another writer: ZKEEP_WAIT."""
     text = os.environ.get("ZKEEP_WAIT", "")
     try:
-        return float(text) if text else WAIT
+        seconds = float(text) if text else WAIT
+        if not 0 <= seconds <= MOST_WAIT:  # neither is what is no number
+            raise ValueError(text)
     except ValueError:
         raise WrongUsage(f"ZKEEP_WAIT must be a number of seconds, not {shown(text)}") from None
+    return seconds
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import prompted, read_key
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
-from zkeep.names import DatasetName, shown
+from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.begin import number
 from zkeep.pool.datasets.derived import encryption_root
@@ -27,6 +27,7 @@ from zkeep.pool.datasets.view import View
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
 
+MOST_DAYS = 36_500
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -121,9 +122,11 @@ def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     number, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "s")
-    if not number.isdecimal() or not int(number):
-        raise WrongUsage(f"--lifetime is a number of seconds, or one with s, m, h or d behind it, not {shown(text)}")
-    return int(number) * UNITS[unit]
+    try:
+        return whole_number(number, MOST_DAYS * UNITS["d"] // UNITS[unit], least=1) * UNITS[unit]
+    except ValueError:
+        form = f"a number of seconds, or one with s, m, h or d behind it, {MOST_DAYS} days at most"
+        raise WrongUsage(f"--lifetime is {form}, not {shown(text)}") from None
 
 
 def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None:

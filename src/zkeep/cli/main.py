@@ -8,12 +8,12 @@ import signal
 import sys
 from importlib import import_module
 from types import FrameType
-from typing import Any
 
 import click
 
 from zkeep.cli import as_zfs, usage
-from zkeep.errors import Interrupted, Refused, TryAgain, ZkeepError
+from zkeep.cli.terminal import fill_closed_streams, guarded, settle
+from zkeep.errors import Interrupted, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 "Read where numpy is imported: its threads for linear algebra would start, spin and have nothing to do."
@@ -59,6 +59,11 @@ VERBS = {
     "version": ("version", "Tell which zkeep this is."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
+CHANGING = frozenset(
+    {"bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount", "promote"}
+    | {"receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
+)
+"Verbs that only tell on standard output of what they do: it is done whether or not that can be written."
 RINGS = 1 << 16
 "Objects that are made before Python looks for rings among them: there are millions of objects, and hardly any ring."
 
@@ -129,38 +134,13 @@ def cli() -> None:
     """
 
 
-class _Closed:
-    """Stands for a standard stream that was closed: who needs it is told so."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def flush(self) -> None:
-        """There is nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Refused(f"standard {self._name} is closed")
-
-
-class _ClosedInput(_Closed):
-    def isatty(self) -> bool:
-        """From it comes as little as from a terminal where nobody types."""
-        return True
-
-
-def _fill_closed_streams() -> None:
-    """A file that is opened later must not get the number of a standard stream."""
-    for name, closed in (("stdin", _ClosedInput("input")), ("stdout", _Closed("output")), ("stderr", None)):
-        if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            setattr(sys, name, closed or os.fdopen(null, "w", closefd=False))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run and exit."""
     gc.set_threshold(RINGS)
-    _fill_closed_streams()
-    sys.exit(run(arguments))
+    fill_closed_streams()
+    status = run(arguments)
+    settle()
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -176,12 +156,17 @@ def _run(arguments: list[str] | None = None) -> int:
         from zkeep.cli.completion import answer
 
         return answer(cli, instruction)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with guarded(matters=not set(words[:1]) & CHANGING):
+        return _called(words)
+
+
+def _called(words: list[str]) -> int:
     try:
         called = program()
-        words = sys.argv[1:] if arguments is None else arguments
         if called == "zpool" and words[:1] not in (["version"], ["--version"], ["help"]):
             words = ["pool", *words]
-        with cli.make_context(called, list(words)) as context:
+        with cli.make_context(called, words) as context:
             cli.invoke(context)
         sys.stdout.flush()
         return int(context.meta.get("status", 0))
@@ -205,7 +190,6 @@ def _report(error: BaseException) -> int:
     if isinstance(error, SystemExit | click.exceptions.Exit):
         return _exit_code(error)
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TryAgain.status
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         print(error.format_message(), file=sys.stderr)

@@ -114,7 +114,8 @@ def import_(
         for path in found:
             lifecycle.adopt(known, path)
     else:
-        click.echo(text.table(["NAME", "PATH"], [[n, str(p)] for p, n in found.items()], [False] * 2), nl=False)
+        rows = [[n, text.safe(str(p))] for p, n in found.items()]
+        click.echo(text.table(["NAME", "PATH"], rows, [False] * 2), nl=False)
 
 
 def _import_destroyed(

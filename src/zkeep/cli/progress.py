@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from zkeep.cli.terminal import draw
 from zkeep.cli.text import nice
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Meter:
         return now - self._started
 
     def _show(self, line: str) -> None:
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+        draw(line, to=sys.stderr)
 
     def line(self, progress: Progress, seconds: float) -> str:
         total = self._total and max(self._total - progress.kept_bytes, 0)
@@ -49,7 +50,7 @@ class Meter:
         )
 
     def end(self) -> None:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        draw("", to=sys.stderr)
 
 
 def amount(done: int, total: int, seconds: float, shown_total: int = 0) -> str:

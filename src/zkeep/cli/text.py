@@ -6,15 +6,14 @@ lib/libzfs/libzfs_util.c zprop_print_headers().
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 
+from zkeep.names import printable
 from zkeep.pool.datasets.derived import Value
 from zkeep.pool.datasets.properties import Property
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NONE_AT_ZERO = ("quota", "refquota", "reservation", "refreservation")
 _PLAIN = ("recordsize", "volblocksize", "volsize", "special_small_blocks")
 "Sizes that zfs writes without a B."
@@ -76,7 +75,7 @@ def _number(prop: Property, number: int, exact: bool) -> str:
 
 def safe(text: str) -> str:
     """What a sender put into a value must not steer a terminal or break a line."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return printable(text)
 
 
 def least_width(prop: Property) -> int:

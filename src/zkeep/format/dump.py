@@ -24,6 +24,7 @@ from zkeep.format.records import (
     RecordType,
     Words,
 )
+from zkeep.names import printable
 
 _CRYPT = "salt = {salt} iv = {iv} mac = {mac}"
 _LINES = {
@@ -145,7 +146,7 @@ def _begin_lines(begin: Begin) -> Iterator[str]:
     yield f"flags = 0x{begin.flags:x}"
     for name in ("toguid", "fromguid"):
         yield f"{name} = {getattr(begin, name):x}"
-    yield "toname = " + begin.name.decode("utf-8", "surrogateescape")
+    yield "toname = " + printable(begin.name.decode("utf-8", "surrogateescape"))
     yield f"payloadlen = {begin.payloadlen}"
 
 
@@ -174,25 +175,26 @@ def nvlist_lines(nvlist: NvList, indent: int = 0) -> Iterator[str]:
     tabs = "\t" * indent
     yield f"{tabs}nvlist version: {nvlist.version}"
     for pair in nvlist.pairs:
+        name = printable(pair.name)
         if pair.type == NvType.NVLIST:
-            yield f"{tabs}\t{pair.name} = (embedded nvlist)"
+            yield f"{tabs}\t{name} = (embedded nvlist)"
             yield from nvlist_lines(pair.lists()[0], indent + 1)
-            yield f"{tabs}\t(end {pair.name})"
+            yield f"{tabs}\t(end {name})"
             yield ""
         elif pair.type == NvType.NVLIST_ARRAY:
             yield from _array_lines(pair, indent)
         else:
-            yield f"{tabs}\t{pair.name} = {_value(pair)}"
+            yield f"{tabs}\t{name} = {_value(pair)}"
 
 
 def _array_lines(pair: Pair, indent: int) -> Iterator[str]:
-    tabs = "\t" * (indent + 1)
-    yield f"{tabs}{pair.name} = (array of embedded nvlists)"
+    tabs, name = "\t" * (indent + 1), printable(pair.name)
+    yield f"{tabs}{name} = (array of embedded nvlists)"
     for i, inner in enumerate(pair.lists()):
-        yield f"{tabs}(start {pair.name}[{i}])"
+        yield f"{tabs}(start {name}[{i}])"
         yield from nvlist_lines(inner, indent + 1)
-        yield f"{tabs}(end {pair.name}[{i}])"
-    yield f"{tabs}(end {pair.name})"
+        yield f"{tabs}(end {name}[{i}])"
+    yield f"{tabs}(end {name})"
 
 
 def _value(pair: Pair) -> str:
@@ -201,7 +203,7 @@ def _value(pair: Pair) -> str:
     if pair.type == NvType.BOOLEAN_VALUE:
         return "true" if pair.value else "false"
     if pair.type in (NvType.STRING, NvType.DOUBLE):
-        return str(pair.value)
+        return printable(str(pair.value))
     values = pair.value if isinstance(pair.value, tuple | bytes) else (pair.value,)
     return " ".join(_number(pair.type, value) for value in values)
 
@@ -209,5 +211,5 @@ def _value(pair: Pair) -> str:
 def _number(kind: NvType, value: object) -> str:
     """Signed and text as they are, unsigned in hex."""
     if not isinstance(value, int) or kind.name.startswith("INT") or kind == NvType.BOOLEAN_ARRAY:
-        return str(value)
+        return printable(str(value))
     return f"0x{value:02x}" if kind in (NvType.BYTE, NvType.BYTE_ARRAY) else f"0x{value:x}"

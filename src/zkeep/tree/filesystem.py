@@ -24,6 +24,7 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
 from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
+from zkeep.names import printable_path
 from zkeep.tree.cache import Cache
 from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
@@ -409,5 +410,4 @@ def _parts(path: bytes) -> list[bytes]:
 
 def shown(path: bytes) -> str:
     """A path for a person: printable, whatever it holds."""
-    text = path.decode("utf-8", "surrogateescape")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "/"
+    return printable_path(path)

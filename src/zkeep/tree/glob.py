@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterator
 
+from zkeep.names import unescaped
 from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile
 
 _MAGIC = re.compile(rb"[*?\[]")
+
+
+def typed(filesystem: Filesystem, text: str) -> list[bytes]:
+    """The paths that a person means: as the name is stored, in UTF-8 whatever the terminal has, or as ls shows it."""
+    stored, utf8 = os.fsencode(text), text.encode("utf-8", "surrogateescape")
+    for pattern in dict.fromkeys((stored, utf8, unescaped(stored), unescaped(utf8))):
+        if b"\0" not in pattern and (found := matches(filesystem, pattern)):
+            return found
+    return []
 
 
 def matches(filesystem: Filesystem, pattern: bytes) -> list[bytes]:

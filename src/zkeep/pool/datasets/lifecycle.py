@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.pool.datasets.model import FORMAT, NotThere, Pool, read_identity
 from zkeep.pool.datasets.registry import Registry
 from zkeep.pool.store.index import Document
@@ -53,7 +53,7 @@ def status(registry: Registry, name: str) -> Status:
 
 
 def _status(pool: Pool) -> Status:
-    scrub = pool.catalog.get(SCRUB, "")
+    scrub = _figures(pool, "", ("seconds", "bytes", "finished"))
     disk = os.statvfs(pool.path)
     return Status(
         name=pool.name,
@@ -63,7 +63,7 @@ def _status(pool: Pool) -> Status:
         allocated=pool.store.used(),
         free=disk.f_bavail * disk.f_frsize,
         scrub=scrub,
-        begun=pool.catalog.get(SCRUB, SCRUB_RUNNING),
+        begun=_figures(pool, SCRUB_RUNNING, ("done", "total", "at", "started")),
         scrubbing=scrub_runs(pool),
     )
 
@@ -77,6 +77,16 @@ def scrub_runs(pool: Pool) -> bool:
             return False
     except TryAgain:
         return True
+
+
+def _figures(pool: Pool, key: str, names: tuple[str, ...]) -> Document | None:
+    """What a scrub noted in the catalog; raises Damaged where it was none, as the pool may be somebody else's."""
+    doc = pool.catalog.get(SCRUB, key)
+    figures = [doc.get(name, 0) for name in names] if doc else []
+    are_sound = all(isinstance(figure, int | float) and 0 <= figure < 1 << 64 for figure in figures)
+    if not are_sound or not isinstance((doc or {}).get("errors", []), list):
+        raise Damaged("catalog: scrub is not what was stored")
+    return doc
 
 
 def importable(folder: Path) -> dict[Path, str]:

@@ -30,7 +30,7 @@ class Registry:
         """Where each known pool lies, by name."""
         try:
             content = json.loads((self.home / FILE).read_bytes())
-            return {parse_pool(name): Path(path) for name, path in sorted(content.items())}
+            return {parse_pool(name): _path(text) for name, text in sorted(content.items())}
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError, TypeError, Refused) as error:
@@ -70,7 +70,7 @@ class Registry:
     def buried(self) -> list[Path]:
         """The folders of destroyed pools, the latest last; what is there now may be something else."""
         try:
-            return [Path(str(path)) for path in json.loads((self.home / BURIED).read_bytes())]
+            return [_path(str(path)) for path in json.loads((self.home / BURIED).read_bytes())]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError, RecursionError) as error:
@@ -87,10 +87,10 @@ class Registry:
         return LocalStore(self.home).lock("pools", wait=5.0, busy=f"{self.home / FILE} is busy")
 
     def _write(self, pools: dict[str, Path]) -> None:
-        self._write_file(FILE, {name: str(path) for name, path in pools.items()})
+        self._write_file(FILE, {name: _text(path) for name, path in pools.items()})
 
     def _write_buried(self, paths: list[Path]) -> None:
-        self._write_file(BURIED, [str(path) for path in dict.fromkeys(paths)])
+        self._write_file(BURIED, [_text(path) for path in dict.fromkeys(paths)])
 
     def _write_file(self, name: str, content: object) -> None:
         """All or nothing; once it has its name, it is done."""
@@ -103,3 +103,12 @@ class Registry:
         fresh.replace(self.home / name)
         with suppress(OSError), open_folder(self.home, ()) as folder:
             os.fsync(folder.fd)
+
+
+def _path(text: str) -> Path:
+    """The file has paths in UTF-8, whatever the locale says that names are in."""
+    return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "surrogateescape")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 
-from zkeep.names import BookmarkName, SnapshotName
+from zkeep.names import BookmarkName, SnapshotName, whole_number
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
@@ -240,6 +241,7 @@ def _own(thing: Thing, name: str) -> tuple[str, str] | None:
 
 
 def _typed(prop: Property, text: str) -> Value:
-    if prop.is_number and text.isdecimal():
-        return int(text)
+    if prop.is_number:
+        with suppress(ValueError):
+            return whole_number(text, (1 << 64) - 1)
     return text if properties.is_user(prop) else text or None
