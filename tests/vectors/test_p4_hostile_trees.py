@@ -22,6 +22,7 @@ from zkeep.restore.verify import verify
 from zkeep.tree import filesystem
 from zkeep.tree.filesystem import BadTree, Filesystem, NoSuchFile
 from zkeep.tree.glob import matches
+from zkeep.tree.xattrs import each_xattr
 
 PLAIN, LINK, WITH_XATTRS = 2, 3, 4
 "Layouts: what every file has; a symbolic link's target, and a folder of attributes, with it."
@@ -183,6 +184,23 @@ def test_extended_attributes_are_as_large_as_they_are_stored(things: list[Thing]
 def test_zeros_that_a_system_can_hold_are_holes(tmp_path: Path) -> None:
     with shown(tmp_path, *attributes(2, 64 << 10), root=[(b"f", FIRST, FILE)]) as found:
         assert found.xattrs(found.lookup(b"f")) == {b"user.%d" % i: bytes(64 << 10) for i in range(2)}
+
+
+def test_many_names_of_one_value_cost_it_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is told of, and the value is read no more often than what all may take together."""
+    monkeypatch.setattr("zkeep.tree.xattrs.MAX_XATTRS", 4 << 20)
+    hole = XATTR_FOLDER + 1
+    names: Entries = [(b"user.%d" % i, hole, FILE) for i in range(50)]
+    value = Thing(hole, ObjectType.PLAIN_FILE, 131072, 0, [], bonus(0o100644, 2 << 20, XATTR_FOLDER))
+    things = [with_xattrs(FIRST), folder(XATTR_FOLDER, FIRST, names), value]
+    with shown(tmp_path, *things, root=[(b"f", FIRST, FILE)]) as found:
+        read: list[int] = []
+        real = Filesystem.extents
+        monkeypatch.setattr(Filesystem, "extents", lambda self, node: read.append(node.number) or real(self, node))
+        every = dict(each_xattr(found, found.lookup(b"f")))
+    assert len(every) == 50
+    assert all(isinstance(each, BadTree) for each in every.values())
+    assert len(read) == 2
 
 
 # Sizes, links, layouts

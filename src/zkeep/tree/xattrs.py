@@ -59,25 +59,29 @@ def _in_folder(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Val
         return
     room, zeros = MAX_XATTRS, MAX_XATTR_HOLES
     for name, number in entries.items():
-        value, blank = _read(filesystem, number & OBJECT_BITS, room, zeros)
-        if isinstance(value, bytes):
-            room, zeros = room - len(value), zeros - blank
+        value, size, blank = _read(filesystem, number & OBJECT_BITS, room, zeros)
+        room, zeros = room - size, zeros - blank
         yield name, value
 
 
-def _read(filesystem: Filesystem, number: int, room: int, most_zeros: int) -> tuple[Value, int]:
-    """A value, and how many of its bytes are not stored; an error if it is larger than what is left for it."""
+def _read(filesystem: Filesystem, number: int, room: int, most_zeros: int) -> tuple[Value, int, int]:
+    """A value, its size, and how many of its bytes are not stored; an error if it is larger than what is left for it.
+
+    What was read in vain counts: many names can lead to one value.
+    """
+    size = 0
     try:
         node = filesystem.znode(number)
         if node.size > min(MAX_XATTR, room):
-            return BadTree(f"object {number}: an extended attribute of {node.size} bytes"), 0
-        value = bytearray(node.size)
-        zeros = node.size
-        for extent in filesystem.extents(node):
-            value[extent.offset : extent.offset + len(extent.content)] = extent.content
-            zeros -= len(extent.content)
+            return BadTree(f"object {number}: an extended attribute of {node.size} bytes"), 0, 0
+        size = node.size
+        extents = list(filesystem.extents(node))
+        zeros = size - sum(len(extent.content) for extent in extents)
         if zeros > most_zeros:
-            return BadTree(f"object {number}: {zeros} bytes of an extended attribute that are not stored"), 0
-        return bytes(value), zeros
+            return BadTree(f"object {number}: {zeros} bytes of an extended attribute that are not stored"), size, 0
+        value = bytearray(size)
+        for extent in extents:
+            value[extent.offset : extent.offset + len(extent.content)] = extent.content
+        return bytes(value), size, zeros
     except ZkeepError as error:
-        return error, 0
+        return error, size, 0

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,3 +181,23 @@ def test_what_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
             write_file(staging.fd, b"0", torn(), 9000)
         staging.close()
     assert not os.listdir(tmp_path)
+
+
+def test_the_next_folder_is_reached_from_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep they lie: else a chain of them cost as many openings as its depth, squared."""
+    depth, opened = 500, 0
+    paths = [b"/".join([b"d"] * at) for at in range(1, depth + 1)]
+    os.makedirs(tmp_path / "d" / os.fsdecode(paths[-2]))
+    real = os.open
+
+    def counted(*args: Any, **kwargs: Any) -> int:
+        nonlocal opened
+        opened += 1
+        return real(*args, **kwargs)
+
+    with Folder.top(str(tmp_path)) as top:
+        monkeypatch.setattr(os, "open", counted)
+        for path in [*paths, *reversed(paths)]:
+            with top.inner(Place(path)) as found:
+                assert os.fstat(found.fd).st_ino == os.stat(tmp_path / os.fsdecode(path)).st_ino
+    assert opened < 12 * depth

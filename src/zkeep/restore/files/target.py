@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from zkeep.tree.filesystem import shown
 _ALL = stat.S_IRWXU
 _PINNED_MOST = 64
 "Folders that are kept open so that they keep their inode numbers, which some filesystems make up as they go."
+_NEAR_MOST = 64
+"Folders that are kept open because the next ones lie near them."
 
 
 class InTheWay(Refused):
@@ -52,11 +55,29 @@ class Shared:
         self.modes: dict[bytes, int] = {}
         "Modes of folders that were made writable, by path."
         self.pinned: dict[bytes, int] = {}
+        self._near: OrderedDict[bytes, int] = OrderedDict()
 
     def close(self) -> None:
-        for fd in self.pinned.values():
+        for fd in [*self.pinned.values(), *self._near.values()]:
             os.close(fd)
         self.pinned.clear()
+        self._near.clear()
+
+    def nearest(self, path: bytes) -> tuple[bytes, int] | None:
+        """Of the folders on the way to a path that were opened lately the innermost: its path, and a descriptor of it.
+
+        The next folder mostly lies near the last one: else one that lies deep cost as many openings each time.
+        """
+        while path and path not in self._near:
+            path = path.rpartition(b"/")[0]
+        return (path, os.dup(self._near[path])) if path else None
+
+    def keep(self, path: bytes, fd: int) -> None:
+        """Keep a folder open for nearest()."""
+        if path and path not in self._near:
+            self._near[path] = os.dup(fd)
+            if len(self._near) > _NEAR_MOST:
+                os.close(self._near.popitem(last=False)[1])
 
 
 class Folder:
@@ -166,19 +187,27 @@ class Folder:
 
     def inner(self, place: Place) -> Folder:
         """One below it that was made before. Raises Refused if another one is in its place."""
-        found = Folder(os.dup(self.fd), self.place, self._shared)
+        parts = place.path.split(b"/") if place.path else []
+        path, fd = self._shared.nearest(place.path) or (b"", os.dup(self.fd))
+        start = path.count(b"/") + 1 if path else 0
+        found = Folder(fd, Place(path, self.place.seen), self._shared)
         seen = dict(place.seen)
-        for depth, name in enumerate(place.path.split(b"/") if place.path else (), 1):
-            try:
-                inner = found._open(name)
-            finally:
-                os.close(found.fd)
-            found = inner
+        for depth in range(start, len(parts) + 1):
+            if depth > start:
+                found = found._next(parts[depth - 1])
             if depth in seen and seen[depth] != _identity(found.fd):
                 os.close(found.fd)
                 raise Refused("its folder was replaced by another one meanwhile")
+            self._shared.keep(found.path, found.fd)
         found.place = place
         return found
+
+    def _next(self, name: bytes) -> Folder:
+        """A folder in this one, which is closed."""
+        try:
+            return self._open(name)
+        finally:
+            os.close(self.fd)
 
     def _open(self, name: bytes) -> Folder:
         try:
