@@ -90,3 +90,10 @@ def test_by_its_own_name_nothing_changes(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["zkeep"])
     assert run(["list", "vault/none"]) == 1
     assert capsys.readouterr().err == "zkeep: cannot open vault/none: dataset does not exist\n"
+
+
+@pytest.mark.usefixtures("vault")
+def test_zpool_speaks_of_pools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/sbin/zpool"])
+    assert run(["get", "-H", "-p", "all", "nosuch"]) == 1
+    assert capsys.readouterr().err == "cannot open 'nosuch': no such pool\n"

@@ -45,8 +45,13 @@ _WORDS = [
 ]
 
 
-def words(text: str) -> str:
-    """An error of ours as zfs would say it, where programs are known to look for that."""
+_NO_POOL = re.compile(rf"cannot open {_NAME}: no such pool;.*")
+
+
+def words(text: str, called: str) -> str:
+    """An error of ours as zfs, or zpool, would say it, where programs are known to look for that."""
+    if called == "zpool" and (missing := _NO_POOL.fullmatch(text)):
+        return f"cannot open '{missing[1]}': no such pool"
     for pattern, theirs in _WORDS:
         if found := re.fullmatch(pattern, text):
             return found.expand(theirs)

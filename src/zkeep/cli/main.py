@@ -207,7 +207,7 @@ def _report(error: BaseException) -> int:
 def say(text: str) -> None:
     """One line on standard error."""
     line = " ".join(text.split())
-    print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line), file=sys.stderr)
+    print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line, program()), file=sys.stderr)
 
 
 def _say_usage(error: click.UsageError) -> None:
