@@ -105,4 +105,5 @@ def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:
             pool.bookmark(name)
         else:
             destroy.destroy_bookmark(pool, name)
-            give_back(pool, {pool.dataset(name.dataset).id})
+            with pool.afterwards("destroyed"):
+                give_back(pool, {pool.dataset(name.dataset).id})

@@ -99,8 +99,9 @@ def _give_back(pool: Pool, name: DatasetName) -> None:
     """Snapshots that are gone at the source may be gone here now."""
     from zkeep.cli.destroy import give_back
 
-    top = pool.find(name)
-    give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
+    with pool.afterwards("received"):
+        top = pool.find(name)
+        give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
 
 
 class Progress:

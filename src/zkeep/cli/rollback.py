@@ -31,4 +31,5 @@ def rollback_verb(recursive: bool, clones: bool, force: bool, name: str) -> None
         view = View(pool)
         plan = plan_rollback(view, snapshot, Options(recursive or clones, clones))
         execute(pool, plan)
-        give_back(pool, {pool.dataset(snapshot.dataset).id})
+        with pool.afterwards("rolled back"):
+            give_back(pool, {pool.dataset(snapshot.dataset).id})

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.names import shown
 from zkeep.pool.datasets.model import IDENTITY, Exists, NotThere, Pool, read_identity
 from zkeep.pool.datasets.orphans import READERS
@@ -72,9 +72,10 @@ def destroy(registry: Registry, name: str) -> Destroyed | None:
     """
     path = registry.path(name)
     store = LocalStore(path)
-    if path.is_dir() and store.exists(IDENTITY):
-        _mark(store, read_identity(path), name)
-    found = read_mark(path) if path.is_dir() else None
+    found = None
+    if path.is_dir():
+        there = store.exists(IDENTITY)
+        found = _mark(store, read_identity(path), name) if there else read_mark(path)
     try:
         registry.remove(name, buried=found is not None)
     except (ZkeepError, OSError) as error:
@@ -84,17 +85,29 @@ def destroy(registry: Registry, name: str) -> Destroyed | None:
     return found
 
 
-def _mark(store: LocalStore, identity: dict[str, object], name: str) -> None:
-    text = json.dumps({**identity, "known": name, "destroyed": int(time.time())}, indent=1)
+def _mark(store: LocalStore, identity: dict[str, object], name: str) -> Destroyed:
+    now = int(time.time())
+    text = json.dumps({**identity, "known": name, "destroyed": now}, indent=1)
     with _locked(store, f"cannot destroy {shown(name)[1:-1]}: pool is busy"):
         store.delete(MARK)  # of a destruction that was not finished
         store.put(MARK, text.encode() + b"\n")
         try:
             store.delete(IDENTITY)
-        except OSError:
-            if store.exists(IDENTITY):
-                store.delete(MARK)
+        except OSError as error:
+            if _is_there(store, IDENTITY, name, error):
+                with suppress(OSError):  # beside POOL it means nothing
+                    store.delete(MARK)
                 raise
+    return Destroyed(store.root, name, now)
+
+
+def _is_there(store: LocalStore, file: str, name: str, error: OSError) -> bool:
+    """Whether a file that could not be deleted, or not for good, is there. TryAgain if the disk does not say."""
+    try:
+        return store.exists(file)
+    except OSError:
+        unsure = "whether it is destroyed is seen once the disk works again"
+        raise TryAgain(f"{name}: {error.strerror}: {unsure}") from None
 
 
 @contextmanager
@@ -170,10 +183,11 @@ def erase(store: LocalStore) -> None:
 
 def expire(registry: Registry) -> None:
     """Remove destroyed pools whose time is over; what cannot be removed now is tried again later."""
-    for pool in known(registry):
-        if pool.until < time.time():
-            with suppress(ZkeepError, OSError):
-                remove(registry, pool)
+    with suppress(ZkeepError, OSError):
+        for pool in known(registry):
+            if pool.until < time.time():
+                with suppress(ZkeepError, OSError):
+                    remove(registry, pool)
 
 
 def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> None:

@@ -252,8 +252,9 @@ class LocalStore:
         try:
             self.disk.truncate(fd, size)
         except OSError as error:
-            if os.fstat(fd).st_size == size:
-                return
+            with suppress(OSError):
+                if os.fstat(fd).st_size == size:
+                    return
             unsure = "whether the change was made is seen once it works again"
             raise TryAgain(f"{name}: the disk failed ({error.strerror}): {unsure}") from None
         with suppress(OSError):
