@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from zkeep.cli.home import opened, settings, widen
+from zkeep.cli.home import Name, dataset_of, opened, settings, widen
 from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice_bytes
-from zkeep.errors import Refused, WrongUsage
-from zkeep.names import DatasetName, parse_any
+from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.names import DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import properties
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("-x", "exclude", multiple=True, metavar="P", help="Let a received property have no effect.")
 @click.option("-h", "skip_holds", is_flag=True, help="Do not set the holds that the stream brings.")
 @click.option("-M", "unmount", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@click.option("-c", "corrective", is_flag=True, help="Replace damaged records of what is there by the stream's.")
 @click.option("-A", "abort", is_flag=True, help="Give up an interrupted receive into DATASET.")
 @click.argument("target", metavar="DATASET|SNAPSHOT")
 def receive_verb(
@@ -48,6 +49,7 @@ def receive_verb(
     exclude: Sequence[str],
     skip_holds: bool,
     unmount: bool,
+    corrective: bool,
     abort: bool,
     target: str,
 ) -> None:
@@ -60,6 +62,7 @@ def receive_verb(
         zfs send -Rw tank/home@monday | ssh vault zkeep receive -s vault/home
         zfs send -w -i @monday tank/home@tuesday | ssh vault zkeep receive vault/home
         zkeep get -H -o value receive_resume_token vault/home
+        zfs send -w tank/home@monday | ssh vault zkeep receive -cv vault/home@monday
     """
     from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
@@ -72,6 +75,8 @@ def receive_verb(
         raise WrongUsage("-A needs a dataset")
     if abort and (drop_pool or last_only or dry_run or resumable or unmounted):
         raise WrongUsage("-A goes with no other letter")
+    if corrective and (abort or drop_pool or last_only or resumable or force or options or exclude):
+        raise WrongUsage("-c goes with -n, -v and -u only")
     given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
         dry_run=dry_run,
@@ -89,10 +94,32 @@ def receive_verb(
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     widen(0)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
+        if corrective:
+            _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
+            return
         with _explained(target), meter or nullcontext():
             receive(pool, source, target, wanted)
         if force and not dry_run:
             _give_back(pool, name if isinstance(name, DatasetName) else name.dataset)
+
+
+def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: bool) -> None:
+    """Replace what is damaged by what the stream brings; say what cannot be replaced."""
+    from zkeep.cli.main import say
+    from zkeep.format.reader import read_events
+    from zkeep.pool.maintenance.heal import heal
+
+    dataset = pool.dataset(dataset_of(name))
+    snapshot = pool.snapshot(name) if isinstance(name, SnapshotName) else None
+    with _explained(str(name)):
+        done = heal(pool, dataset, snapshot, read_events(source), dry_run=dry_run)
+    if verbose:
+        verb = "would heal" if dry_run else "healed"
+        click.echo(f"{verb} {done.healed} of {done.damaged} damaged records of {name}")
+    for line in done.left[1:]:
+        say(f"cannot heal {name}: {line}")
+    if done.left:
+        raise Damaged(f"cannot heal {name}: {done.left[0]}")
 
 
 def _give_back(pool: Pool, name: DatasetName) -> None:

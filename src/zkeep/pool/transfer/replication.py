@@ -136,8 +136,9 @@ def _destroy_gone(
     segments: list[str] = []
     for dataset in _leaves_first(local):
         gone = [s for s in pool.snapshots(dataset) if s.guid not in guids]
+        whole = dataset.id not in matched and dataset is not local[0]
         for snapshot in gone:
-            _refuse_kept(pool, snapshot)
+            _refuse_kept(pool, snapshot, whole=whole)
         if dataset.id in matched:
             for snapshot in gone:
                 pool.remove_snapshot(t, snapshot)
@@ -158,12 +159,14 @@ def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
         todo = [d for d in todo if d.id not in done]
 
 
-def _refuse_kept(pool: Pool, snapshot: Snapshot) -> None:
+def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
+    """`whole`: the dataset goes with it, and with that what it keeps of a receive."""
     if snapshot.holds:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: it is held")
     if clones := pool.tree().clones(snapshot.dataset, snapshot.txg):
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {clones[0].name} is its clone")
-    if receiving := base_of(bases(pool), snapshot):
+    receiving = base_of(bases(pool), snapshot)
+    if receiving and not (whole and receiving.id == snapshot.dataset.id):
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(receiving)}")
 
 

@@ -1,0 +1,322 @@
+"""Healing (receive -c): damaged records of what is stored are replaced by the same records of a stream.
+
+A record is taken only if its check is that of its row, so what comes can but be what was stored. Records lie in
+segments, which are never changed in place: a segment all of whose damaged records came is written anew, whole, and
+takes the place of the old one in its run, in one transaction. Running checksums that are stamped on records follow from
+the records. Tables cannot be healed, nor records that no row stands for, nor what is not in the stream.
+
+Source: OpenZFS man/man8/zfs-receive.8, -c; module/zfs/dmu_recv.c, corrective receive (do_corrective_recv()).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from zkeep.errors import Damaged, Refused
+from zkeep.format import kernel
+from zkeep.format.events import Batch, Event, SubBegin
+from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
+from zkeep.pool.datasets.history import own_runs
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
+from zkeep.pool.datasets.orphans import discard, reading
+from zkeep.pool.maintenance.check_segment import Flaw, inspect
+from zkeep.pool.store.port import segment_name
+from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
+from zkeep.pool.timeline.spans import Array
+from zkeep.pool.timeline.timeline import Run
+
+CHUNK = 4 << 20
+Write = Callable[[memoryview], object]
+Key = tuple[int, int, int]
+"""Record type, object, offset."""
+_OFFSETS = {RecordType.WRITE: "offset", RecordType.WRITE_EMBEDDED: "offset", RecordType.REDACT: "offset"}
+_NUMBERS = {RecordType.OBJECT_RANGE: "firstobj", RecordType.OBJECT: "object", RecordType.SPILL: "object"}
+_SAMPLE = 256
+"""Sound records of a segment that are asked which snapshots they came with."""
+
+
+@dataclass
+class Healing:
+    """What came of it: damaged records that were found, those that were replaced, and a line for each that was not."""
+
+    damaged: int = 0
+    healed: int = 0
+    left: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Patient:
+    """A damaged segment. `missing`: by key, the rows whose records are damaged; `sound`: by place, those that came."""
+
+    dataset: Dataset
+    run: Run
+    segment_id: str
+    big_endian: bool = False
+    guids: tuple[int, ...] = ()
+    missing: dict[Key, list[Array]] = field(default_factory=dict)
+    sound: dict[int, bytes] = field(default_factory=dict)
+    hopeless: str = ""
+    stamps: bool = False
+    """No row is hurt: it may be that only a running checksum is."""
+
+    @property
+    def name(self) -> str:
+        return segment_name(self.segment_id)
+
+    @property
+    def count(self) -> int:
+        return sum(len(rows) for rows in self.missing.values()) + len(self.sound) + self.stamps
+
+
+def heal(
+    pool: Pool, dataset: Dataset, snapshot: Snapshot | None, events: Iterable[Event], *, dry_run: bool = False
+) -> Healing:
+    """Replace damaged records of a snapshot, or of all of a dataset, by those of a stream.
+
+    The stream is read to its end before anything is replaced.
+
+    Raises:
+        Refused: the stream is of something else.
+    """
+    with reading(pool):
+        patients = list(_patients(pool, dataset, snapshot.txg if snapshot else 1 << 64))
+        guids = _match(events, patients)
+    known = [snapshot] if snapshot else pool.snapshots(dataset)
+    if not guids & {one.guid for one in known}:
+        where = snapshot.name if snapshot else dataset.name
+        raise Refused(f"cannot heal {where}: the stream is of another snapshot")
+    report = Healing(damaged=sum(patient.count or 1 for patient in patients))
+    for patient in patients:
+        if fault := _fault(patient):
+            report.left.append(f"{patient.name}: {fault}")
+            continue
+        try:
+            if not dry_run:
+                _replace(pool, patient)
+        except Damaged as error:
+            report.left.append(str(error))
+            continue
+        report.healed += patient.count
+    return report
+
+
+def _fault(patient: _Patient) -> str:
+    """Why a segment cannot be healed."""
+    if patient.hopeless:
+        return f"{patient.hopeless}, which no stream heals"
+    lacking = sum(len(rows) for rows in patient.missing.values())
+    return f"{lacking} of its {patient.count} damaged records are not in the stream" if lacking else ""
+
+
+# What is damaged
+
+
+def _patients(pool: Pool, dataset: Dataset, limit: int) -> Iterator[_Patient]:
+    """The damaged segments of a dataset's runs up to a txg, and of its origin's."""
+    while True:
+        for run in own_runs(pool, dataset):
+            if run.txg <= limit:
+                yield from (found for i in run.segments if (found := _examine(pool, dataset, run, i)))
+        if dataset.origin is None:
+            return
+        origin, limit = dataset.origin
+        dataset = pool.by_id(origin)
+
+
+def _examine(pool: Pool, dataset: Dataset, run: Run, segment_id: str) -> _Patient | None:
+    patient = _Patient(dataset, run, segment_id)
+    try:
+        blob = pool.store.open(patient.name)
+    except FileNotFoundError:
+        patient.hopeless = "the segment is missing"
+        return patient
+    with blob:
+        segment = Segment(lambda: blob, patient.name)
+        flaws = inspect(segment, lambda _: None).flaws
+        if not flaws:
+            return None
+        _note(patient, flaws)
+        if not patient.hopeless:
+            patient.big_endian = segment.big_endian
+            own = pool.snapshot_at(dataset.id, run.txg)
+            patient.guids = tuple({*_guids(segment, flaws), *([own.guid] if own else [])})
+    return patient
+
+
+def _note(patient: _Patient, flaws: list[Flaw]) -> None:
+    for flaw in flaws:
+        if flaw.spare:
+            patient.stamps = True
+        elif flaw.rows is None:
+            patient.hopeless = patient.hopeless or flaw.what
+        else:
+            patient.missing.setdefault(_key(flaw.table, flaw.rows), []).append(flaw.rows)
+
+
+def _key(table: str, row: Array) -> Key:
+    number = int(row["object"][0])
+    if table == "ranges":
+        return RecordType.OBJECT_RANGE, number, 0
+    if table == "objects":
+        return RecordType.OBJECT, number, 0
+    kind = RecordType(int(row["kind"][0]))
+    return kind, number, int(row["offset"][0]) if kind in _OFFSETS else 0
+
+
+def _guids(segment: Segment, flaws: list[Flaw]) -> Iterator[int]:
+    """The snapshots that some sound records of a segment came with."""
+    damaged = {flaw.at for flaw in flaws}
+    order: ByteOrder = "big" if segment.big_endian else "little"
+    kinds = {"blocks": RecordType.WRITE, "objects": RecordType.OBJECT, "ranges": RecordType.OBJECT_RANGE}
+    for table, rtype in kinds.items():
+        rows = segment.rows(table)
+        rows = rows[rows["size"] > 0]
+        for row in rows[:: max(1, len(rows) // _SAMPLE)]:
+            if int(row["pos"]) not in damaged and int(row["size"]) >= HEADER:
+                kind = RecordType(int(row["kind"])) if table == "blocks" else rtype
+                header = LAYOUTS[kind].unpack(segment.blob.read(int(row["pos"]), HEADER), order)
+                yield int(header.toguid)  # type: ignore[attr-defined]
+
+
+# What the stream brings
+
+
+def _match(events: Iterable[Event], patients: list[_Patient]) -> set[int]:
+    """Take what is lacking from a stream; returns the guids of its snapshots."""
+    guids = set()
+    for event in events:
+        if isinstance(event, SubBegin):
+            guids.add(event.begin.toguid)
+        elif isinstance(event, Batch):
+            for patient in patients:
+                if patient.missing and patient.big_endian == (event.byteorder == "big"):
+                    _take(event, patient)
+    return guids
+
+
+def _take(batch: Batch, patient: _Patient) -> None:
+    """Take from a batch what a segment lacks."""
+    for rtype in {RecordType(key[0]) for key in patient.missing}:
+        index, headers = batch.select(rtype)
+        if not len(index):
+            continue
+        numbers = headers[_NUMBERS.get(rtype, "object")]
+        wanted = np.array([key[1] for key in patient.missing if key[0] == rtype], np.uint64)
+        for at in np.flatnonzero(np.isin(numbers, wanted)).tolist():
+            offset = int(headers[_OFFSETS[rtype]][at]) if rtype in _OFFSETS else 0
+            key = rtype, int(numbers[at]), offset
+            if key in patient.missing:
+                _try(batch, int(index[at]), patient, key)
+
+
+def _try(batch: Batch, at: int, patient: _Patient, key: Key) -> None:
+    """Take one record for the rows that it is the record of."""
+    start = int(batch.offsets[at])
+    content = bytearray(batch.buffer[start : start + int(batch.lengths[at])])
+    fields = LAYOUTS[RecordType(key[0])].dtype(batch.byteorder).fields
+    assert fields is not None
+    place = int(fields["toguid"][1])
+    for guid in patient.guids:
+        content[place : place + 8] = guid.to_bytes(8, batch.byteorder)
+        ends = np.array([0], np.int64), np.array([len(content)], np.int64)
+        checks, _ = kernel.check(np.frombuffer(content, np.uint8), *ends, batch.byteorder != NATIVE)
+        left = []
+        for row in patient.missing.get(key, []):
+            if int(row["size"][0]) == len(content) and int(row["check"][0]) == int(checks[0]):
+                patient.sound[int(row["pos"][0])] = bytes(content)
+            else:
+                left.append(row)
+        if left:
+            patient.missing[key] = left
+        else:
+            patient.missing.pop(key, None)
+
+
+# The segment anew
+
+
+def _replace(pool: Pool, patient: _Patient) -> None:
+    """Write the segment anew and put it into its run.
+
+    Raises:
+        Refused: the run was changed meanwhile.
+    """
+    busy = f"cannot heal {patient.dataset.name}: it is being compacted"
+    with pool.store.lock(f"compact-{patient.dataset.id}", busy=busy):
+        with pool.transaction() as t:
+            txg = t.next_txg()
+            t.put("compact", f"{txg:020d}", {"txg": txg, "dataset": patient.dataset.id})
+        made = f"{txg:x}-0"
+        try:
+            with reading(pool):
+                _write(pool, patient, made)
+                _swap(pool, patient, made, txg)
+        except BaseException:
+            pool.store.delete(segment_name(made))
+            with pool.transaction() as t:
+                t.delete("compact", f"{txg:020d}")
+            raise
+    with pool.afterwards(f"{patient.name} is healed"):
+        discard(pool, [patient.segment_id])
+
+
+def _swap(pool: Pool, patient: _Patient, made: str, txg: int) -> None:
+    with pool.transaction() as t:
+        key = txg_key(patient.dataset.id, patient.run.txg)
+        now = t.get("run", key)
+        if now is None or patient.segment_id not in now["segments"]:
+            raise Refused(f"cannot heal {patient.dataset.name}: it was changed meanwhile")
+        segments = [made if i == patient.segment_id else i for i in now["segments"]]
+        t.put("run", key, {**now, "segments": segments})
+        t.delete("compact", f"{txg:020d}")
+
+
+def _write(pool: Pool, patient: _Patient, made: str) -> None:
+    """The old file with the sound records in it; what is stamped on each record follows from the first one on."""
+    with pool.store.open(patient.name) as blob, pool.store.draft(made) as draft:
+        segment = Segment(lambda: blob, patient.name)
+        draft.truncate(0)
+        draft.write(blob.read(0, HEAD_SIZE))
+        _, end = segment.body
+        state = np.array(segment.head[0], np.uint64)
+        carry = b""
+        for piece in _pieces(segment, patient.sound):
+            carry += piece
+            used, state = _stamped(carry, segment.big_endian, state, draft.write)
+            carry = carry[used:]
+        if carry or tuple(state.tolist()) != segment.end_state:
+            draft.discard()
+            raise Damaged(f"{patient.name}: its records, healed, are not what the segment ends with")
+        for at in range(end, blob.size, CHUNK):
+            draft.write(blob.read(at, min(CHUNK, blob.size - at)))
+        draft.publish(segment_name(made))
+
+
+def _pieces(segment: Segment, sound: dict[int, bytes]) -> Iterator[bytes]:
+    """The body; what is damaged of it is not even read."""
+    at, end = segment.body
+    for place in [*sorted(sound), end]:
+        while at < place:
+            size = min(CHUNK, place - at)
+            yield segment.blob.read(at, size)
+            at += size
+        if place in sound:
+            yield sound[place]
+            at = place + len(sound[place])
+
+
+def _stamped(content: bytes, big_endian: bool, state: Array, write: Write) -> tuple[int, Array]:
+    """Stamp and write the whole records at the start; returns their bytes and the running checksum behind them."""
+    swap = big_endian != (NATIVE == "big")
+    buffer = bytearray(content)
+    space = np.frombuffer(buffer, np.uint8)
+    found = kernel.walk(space, 0, len(buffer), swap)
+    if found.error:
+        raise Damaged("a segment that is to be healed holds what is no record, and has no row")
+    _, sums = kernel.check(space, found.offsets, found.lengths, swap)
+    state = kernel.stamp(space, found.offsets, found.lengths, sums, swap, state)
+    write(memoryview(buffer)[: found.stop])
+    return found.stop, state
