@@ -70,13 +70,11 @@ def receive_verb(
     tell = _teller(dry_run, meter) if verbose else None
     if drop_pool and last_only:
         raise WrongUsage("-d and -e exclude each other")
-    name = parse_any(target)
-    if abort and not isinstance(name, DatasetName):
-        raise WrongUsage("-A needs a dataset")
-    if abort and (drop_pool or last_only or dry_run or resumable or unmounted):
-        raise WrongUsage("-A goes with no other letter")
-    if corrective and (abort or drop_pool or last_only or resumable or force or options or exclude):
-        raise WrongUsage("-c goes with -n, -v and -u only")
+    name, elsewhere = parse_any(target), drop_pool or last_only
+    if abort:
+        _check_abort(name, elsewhere or dry_run or resumable or unmounted)
+    if corrective:
+        _check_corrective(abort or elsewhere or resumable or force or bool(options or exclude))
     given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
         dry_run=dry_run,
@@ -90,17 +88,32 @@ def receive_verb(
         progress=meter,
         **({"tell": tell} if tell else {}),
     )
-    if not abort and sys.stdin.isatty():
-        raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
-    widen(0)
+    _check_input(abort)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
         if corrective:
-            _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
-            return
+            return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
         with _explained(target), meter or nullcontext():
             receive(pool, source, target, wanted)
         if force and not dry_run:
-            _give_back(pool, name if isinstance(name, DatasetName) else name.dataset)
+            _give_back(pool, dataset_of(name))
+
+
+def _check_abort(name: Name, others: bool) -> None:
+    if not isinstance(name, DatasetName):
+        raise WrongUsage("-A needs a dataset")
+    if others:
+        raise WrongUsage("-A goes with no other letter")
+
+
+def _check_input(abort: bool) -> None:
+    if not abort and sys.stdin.isatty():
+        raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
+    widen(0)
+
+
+def _check_corrective(others: bool) -> None:
+    if others:
+        raise WrongUsage("-c goes with -n, -v and -u only")
 
 
 def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: bool) -> None:
