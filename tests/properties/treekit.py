@@ -6,9 +6,9 @@ import io
 from random import Random
 from typing import Any
 
-from badinput.badkit import Record, forged, rekeyed, stream
+from badinput.badkit import Record, begin_of, forged, rekeyed, stream
 from zkeep.format.nvlist import NvList, NvType
-from zkeep.format.records import BeginFlag
+from zkeep.format.records import BeginFlag, HeaderType
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy, namespace
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -23,6 +23,11 @@ INCREMENTS = [stream(HISTORY, f"inc-s{n}-s{n + 1}") for n in range(6)]
 
 
 def take(pool: Pool, data: bytes, target: str, **options: Any) -> None:
+    """Receive; a stream of a clone alone has its origin named, as whoever administers the pool would."""
+    begin = begin_of(data)
+    if begin.flags & BeginFlag.CLONE and begin.hdrtype == HeaderType.SUBSTREAM:
+        origin = pool.snapshots_by_guid(begin.fromguid)[0]
+        options.setdefault("set_properties", {"origin": str(origin.name)})
     receive(pool, io.BytesIO(data), target, ReceiveOptions(**options))
 
 

@@ -73,10 +73,13 @@ def take(pool: Pool, stream: Stream, among: list[Path]) -> None:
     target, begin = "v/x", stream.parts[0]
     if stream.needs and not with_guid(pool, stream.needs):
         take(pool, base_of(stream, among), among)
+    options = ReceiveOptions()
     if stream.needs and not stream.package:
-        target = "v/clone" if begin.flags & BeginFlag.CLONE else str(with_guid(pool, stream.needs)[0].dataset.name)
-    with stream.path.open("rb") as source:
-        receive(pool, source, target, ReceiveOptions())
+        source = with_guid(pool, stream.needs)[0]
+        target = "v/clone" if begin.flags & BeginFlag.CLONE else str(source.dataset.name)
+        options.set_properties = {"origin": str(source.name)} if begin.flags & BeginFlag.CLONE else {}
+    with stream.path.open("rb") as file:
+        receive(pool, file, target, options)
 
 
 def part_sent_back(pool: Pool, begin: Begin) -> bytes:

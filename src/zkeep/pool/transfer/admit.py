@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
 from zkeep.format.records import Begin, BeginFlag, Feature
-from zkeep.names import DatasetName, SnapshotName
+from zkeep.names import DatasetName
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -27,11 +27,14 @@ class Target:
 
     name: DatasetName
     snapshot: str
+    within: DatasetName
+    """What was named to the receive: nothing that does not lie in it is looked up or touched, but for `origin`."""
     force: bool = False
     resumable: bool = False
     dry_run: bool = False
     """Nothing is to be stored: the pool is a rehearsal."""
-    origin: str | None = None
+    origin: Snapshot | None = None
+    """Of which the stream is a clone, named by whoever receives (-o origin=)."""
     parents: bool = False
     """Make those that are missing."""
     fields: Doc = field(default_factory=dict)
@@ -108,7 +111,7 @@ def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target)
 def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
     where = f"cannot receive {target.name}"
     if target.origin is not None:
-        raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin}")
+        raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin.name}")
     if begin.flags & BeginFlag.CLONE:
         raise Refused(f"{where}: the stream is of a clone, and names no origin")
     if dataset is None:
@@ -148,8 +151,6 @@ def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Datase
         newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
     _refuse_other_chain(pool, where, opening, source)
-    if begin.flags & BeginFlag.CLONE or target.origin:
-        raise Refused(f"{where}: the stream is of a clone, and destination has snapshots; take another name")
     doomed = _newer(pool, where, dataset, source, target)
     return Plan(opening, begin, dataset, source, False, doomed)
 
@@ -238,26 +239,32 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     where = f"cannot receive incremental stream into {target.name}"
     if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
         _refuse_overwriting(pool, begin, dataset, target)
-    matching = pool.snapshots_by_guid(begin.fromguid)
-    matching.sort(key=lambda s: -_kinship(s.dataset.name, target.name))
-    if target.origin is not None:
-        origin = pool.find_snapshot(SnapshotName.parse(target.origin))
-        if origin is None:
-            raise Refused(f"{where}: origin {target.origin} does not exist")
-        matching = [origin]
-        if origin.guid != begin.fromguid:
-            raise Refused(f"{where}: {target.origin} is not the source of the stream, guid {begin.fromguid:#x}")
-    if not matching or not (begin.flags & BeginFlag.CLONE or target.origin or dataset is None):
-        raise Refused(f"{where}: its source, guid {begin.fromguid:#x} is not there: receive its full stream first")
-    if not begin.flags & BeginFlag.CLONE and target.origin is None:
-        raise Refused(f"{where}: destination does not exist; the source is {matching[0].name}")
-    _refuse_other_chain(pool, where, opening, matching[0])
+    source = _clone_source(pool, where, begin, target)
+    if not (begin.flags & BeginFlag.CLONE or target.origin):
+        raise Refused(f"{where}: destination does not exist; the source is {source.name}")
+    _refuse_other_chain(pool, where, opening, source)
     if dataset is None:
         _refuse_orphan(pool, where, target)
     if dataset is not None and not target.force:
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     if dataset is not None:
         _refuse_children(pool, where, begin, dataset)
-    return Plan(opening, begin, dataset, matching[0], True, [])
+    return Plan(opening, begin, dataset, source, True, [])
 
 
+def _clone_source(pool: Pool, where: str, begin: Begin, target: Target) -> Snapshot:
+    """The snapshot that a clone begins with: the one that was named, or the nearest of that guid in the target.
+
+    A guid is no secret, and whoever sends it chooses it: outside of the target nothing is looked up by it.
+    """
+    if target.origin is not None:
+        if target.origin.guid != begin.fromguid:
+            raise Refused(f"{where}: {target.origin.name} is not the source of the stream, guid {begin.fromguid:#x}")
+        return target.origin
+    found = [s for s in pool.snapshots_by_guid(begin.fromguid) if s.dataset.name.is_within(target.within)]
+    if not found:
+        raise Refused(
+            f"{where}: its source, guid {begin.fromguid:#x}, is not in {target.within}: "
+            "receive its full stream first, or name the source with -o origin=SNAPSHOT"
+        )
+    return max(found, key=lambda s: _kinship(s.dataset.name, target.name))

@@ -16,7 +16,7 @@ from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, Sub
 from zkeep.format.reader import read_events
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
-from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer.admit import Target
 from zkeep.pool.transfer.begin_rules import ZVOL
@@ -100,7 +100,7 @@ class _Receiver:
         if options.name_from:
             pool.dataset(self._names.target)  # below which the sent names go
         self._with_holds = False
-        self._origin = options.set_properties.get("origin")
+        self._origin = _named_origin(pool, options.set_properties.get("origin"))
         self._package: Package | None = None
         self._outline: Outline | None = None
         self._landing: ReceiveSession | None = None
@@ -143,7 +143,9 @@ class _Receiver:
     def _replicate_names(self, *, force: bool) -> None:
         if self._outline and self._outline.incremental:
             local = self._names.dataset(self._outline.top)
-            self._settled = replicate_names(self._pool, self._outline, local, self._names.dataset, force=force)
+            self._settled = replicate_names(
+                *(self._pool, self._outline, local, self._names.target, self._names.dataset), force=force
+            )
 
     def _begin(self, event: SubBegin) -> None:
         sent, snapshot = _sent_name(event)
@@ -197,11 +199,19 @@ class _Receiver:
             force=self._options.force,
             resumable=self._options.resumable,
             dry_run=self._options.dry_run,
-            origin=self._origin,
+            within=self._names.target,
+            origin=self._origin_of(event),
             parents=self._options.name_from == "d",
             fields=fields,
             snapshot_fields=snapshot_fields,
         )
+
+    def _origin_of(self, event: SubBegin) -> Snapshot | None:
+        """What -o origin= means for a substream: of a package, it is the origin of the clones that were made of it."""
+        origin, begin = self._origin, event.begin
+        if origin is None or self._package is None:
+            return origin
+        return origin if begin.flags & BeginFlag.CLONE and begin.fromguid == origin.guid else None
 
     def _override(self, event: SubBegin, name: DatasetName, sent: str, fields: Doc) -> None:
         """Have -o and -x prevail over what is received."""
@@ -273,6 +283,17 @@ class _Receiver:
         if self._ended is not None:
             self._end(self._ended)
         self._replicate_names(force=False)
+
+
+def _named_origin(pool: Pool, text: str | None) -> Snapshot | None:
+    """Raises Refused: it is no snapshot, or is not there."""
+    if text is None:
+        return None
+    name = SnapshotName.parse(text)
+    origin = pool.find_snapshot(name)
+    if origin is None:
+        raise Refused(f"cannot receive: origin {name} does not exist")
+    return origin
 
 
 def _kind(event: SubBegin) -> str:

@@ -20,9 +20,17 @@ from zkeep.pool.transfer.package_header import Outline, Outlined
 
 
 def replicate_names(
-    pool: Pool, outline: Outline, top: DatasetName, place: Callable[[str], DatasetName], *, force: bool
+    pool: Pool,
+    outline: Outline,
+    top: DatasetName,
+    within: DatasetName,
+    place: Callable[[str], DatasetName],
+    *,
+    force: bool,
 ) -> bool:
     """Before an incremental replication: promote, rename, and with -F destroy, as it happened at the source.
+
+    `within`: what was named to the receive; nothing else is touched, whatever the header says.
 
     One transaction: all of it or nothing. Returns whether all have their sender's name; else this is to be done again
     once more has arrived.
@@ -37,7 +45,7 @@ def replicate_names(
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         held: set[int] = set()
-        _promote_as_there(pool, t, outline, dataset, stack, held)
+        _promote_as_there(pool, t, outline, dataset, within, stack, held)
         _part_as_there(pool, t, outline, dataset, stack, held)
         local = pool.tree().within(dataset)
         matched = dict(_matches(pool, outline, local))
@@ -50,13 +58,19 @@ def replicate_names(
 
 
 def _promote_as_there(
-    pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack, held: set[int]
+    pool: Pool,
+    t: Transaction,
+    outline: Outline,
+    top: Dataset,
+    within: DatasetName,
+    stack: ExitStack,
+    held: set[int],
 ) -> None:
     """Promote the clones that are none at the source, or of something older; each once, whatever the header says."""
     done: set[int] = set()
     while True:
         local = pool.tree().within(top)
-        found = next((d for d in local if d.id not in done and _is_promoted(pool, outline, d)), None)
+        found = next((d for d in local if d.id not in done and _is_promoted(pool, outline, d, within)), None)
         if found is None:
             return
         done.add(found.id)
@@ -64,15 +78,22 @@ def _promote_as_there(
         promote_in(pool, t, found)
 
 
-def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset) -> bool:
-    """Whether the dataset's origin at the source was made before its origin here."""
+def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset, within: DatasetName) -> bool:
+    """Whether the dataset's origin at the source was made before its origin here.
+
+    A promotion takes snapshots away from the origin: one outside of `within` keeps them.
+    """
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     there = next((entry for _, entry in _matches(pool, outline, [dataset])), None)
-    if origin is None or there is None or there.origin == origin.guid:
+    if origin is None or there is None or there.origin == origin.guid or not _is_in(origin, within):
         return False
     if there.origin == 0:
         return True
-    return any(s.txg < origin.txg for s in pool.snapshots_by_guid(there.origin))
+    return any(s.txg < origin.txg and _is_in(s, within) for s in pool.snapshots_by_guid(there.origin))
+
+
+def _is_in(snapshot: Snapshot, within: DatasetName) -> bool:
+    return snapshot.dataset.name.is_within(within)
 
 
 def _part_as_there(
