@@ -6,6 +6,7 @@ Source: OpenZFS module/nvpair/nvpair.c, nvs_native_nvp_op(), nvs_xdr_nvp_op() an
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from zkeep.format.nvlist import (
@@ -37,6 +38,15 @@ _PAIR_HEAD = 16
 "struct nvpair: size, name_sz, reserve, nelem, type."
 _LIST_HEAD = 24
 "struct nvlist, as a native embedded list has it."
+
+
+_ARRAYS = frozenset(kind for kind in NvType if kind.name.endswith("_ARRAY"))
+_KINDS = {int(kind): kind for kind in NvType}
+_WIDTH = {code: struct.calcsize("=" + code) for code in "bBhHiIqQd"}
+_WIDE = {code: struct.Struct(">" + code) for code in "qQd"}
+_ONE, _TWO = struct.Struct(">I"), struct.Struct(">ii")
+LARGE = 64 << 10
+"""In a list of more bytes than this, those that are embedded are checked, and decoded when they are asked for."""
 
 
 def _align(size: int, to: int) -> int:
@@ -96,21 +106,32 @@ class _Codec:
     def packed_start(self, nvlist: NvList) -> bytes:
         return struct.pack(self.order + "iI", nvlist.version, nvlist.flags)
 
+    is_checked = False
+    """The data was gone through before."""
+
     def pairs(self, nvlist: NvList, depth: int) -> None:
+        for start, pair in self.walk(nvlist, depth):
+            pair.keep(self.form, self.data, start, self.at)
+            nvlist.pairs.append(pair)
+        nvlist.loaded()
+
+    def walk(self, nvlist: NvList, depth: int) -> Iterator[tuple[int, Pair]]:
+        """Each pair with the place where it begins; checked, if they were not before."""
         seen: set[object] = set()
         while True:
             start = self.at
             pair = self.pair(depth)
             if pair is None:
                 break
+            if self.is_checked:
+                yield start, pair
+                continue
             self.counted()
             key: object = (pair.name, pair.type) if nvlist.flags & UNIQUE_NAME_TYPE else pair.name
             if key in seen and nvlist.flags & (UNIQUE_NAME | UNIQUE_NAME_TYPE):
                 raise BadNvlist("a name occurs twice", start)
             seen.add(key)
-            pair.keep(self.form, self.data, start, self.at)
-            nvlist.pairs.append(pair)
-        nvlist.loaded()
+            yield start, pair
 
     def counted(self) -> None:
         self.count += 1
@@ -137,15 +158,14 @@ class _Codec:
         return nvlist
 
     def kind(self, number: int) -> NvType:
-        try:
-            return NvType(number)
-        except ValueError:
-            raise BadNvlist(f"there is no type {number}", self.at) from None
+        kind = _KINDS.get(number)
+        if kind is None:
+            raise BadNvlist(f"there is no type {number}", self.at)
+        return kind
 
     def elements(self, kind: NvType, nelem: int) -> int:
         """How many values there must be; never more than there are bytes left."""
-        array = kind.name.endswith("_ARRAY")
-        right = nelem >= 0 if array else nelem == (0 if kind == NvType.BOOLEAN else 1)
+        right = nelem >= 0 if kind in _ARRAYS else nelem == (0 if kind == NvType.BOOLEAN else 1)
         if not right:
             raise BadNvlist(f"{kind.name} cannot have {nelem} values", self.at)
         if nelem > len(self.data) - self.at:
@@ -245,10 +265,44 @@ class _Native(_Codec):
 
 class _Xdr(_Codec):
     terminator = bytes(8)
+    def two(self) -> tuple[int, int]:
+        at = self.at
+        if at + 8 > len(self.data):
+            raise BadNvlist("it is cut short", at)
+        self.at = at + 8
+        first, second = _TWO.unpack_from(self.data, at)
+        return first, second
+
+    def embedded(self, nvlist: NvList, depth: int, end: int | None = None) -> NvList:
+        """`end`: where the pair ends that has no more than this list."""
+        if len(self.data) <= LARGE:
+            return super().embedded(nvlist, depth)
+        at = self.at
+        if self.is_checked and end is not None:
+            self.at = end  # each pair tells its length
+        else:
+            if depth >= MAX_DEPTH:
+                raise BadNvlist(f"it is nested deeper than {MAX_DEPTH}", at)
+            self.counted()
+            for _ in self.walk(nvlist, depth + 1):
+                pass
+        nvlist.postpone(self, at)
+        return nvlist
+
+    def load(self, nvlist: NvList, at: int) -> None:
+        self._again(at).pairs(nvlist, 0)
+
+    def each(self, nvlist: NvList, at: int) -> Iterator[Pair]:
+        return (pair for _, pair in self._again(at).walk(nvlist, 0))
+
+    def _again(self, at: int) -> _Xdr:
+        codec = _Xdr(self.form, self.data)
+        codec.is_checked, codec.at = True, at
+        return codec
 
     def pair(self, depth: int) -> Pair | None:
         start = self.at
-        encoded, decoded = self.numbers("ii", 8)
+        encoded, decoded = self.two()
         if decoded == 0:
             if encoded:
                 raise BadNvlist(f"a pair of {encoded} bytes says it has none decoded", start)
@@ -256,9 +310,9 @@ class _Xdr(_Codec):
         name = self.string()
         if not name or b"\0" in name:
             raise BadNvlist("a name is empty or holds a zero", start)
-        number, nelem = self.numbers("ii", 8)
+        number, nelem = self.two()
         kind = self.kind(number)
-        value = self.value(kind, self.elements(kind, nelem), depth)
+        value = self.value(kind, self.elements(kind, nelem), depth, start + encoded)
         # nvpair.c counts an empty array's count, and does not write it
         spare = 4 if nelem == 0 and kind in _ARRAY and kind != NvType.BYTE_ARRAY else 0
         if encoded < 0 or self.at not in (start + encoded, start + encoded - spare):
@@ -266,12 +320,19 @@ class _Xdr(_Codec):
         return Pair(_text(name), kind, value)
 
     def string(self) -> bytes:
-        (size,) = self.numbers("I", 4)
-        return self.take(_align(size, 4))[:size]
+        at = self.at + 4
+        if at > len(self.data):
+            raise BadNvlist("it is cut short", self.at)
+        (size,) = _ONE.unpack_from(self.data, self.at)
+        after = at + size + -size % 4
+        if after > len(self.data):
+            raise BadNvlist("it is cut short", at)
+        self.at = after
+        return self.data[at : at + size]
 
-    def value(self, kind: NvType, nelem: int, depth: int) -> Value:
+    def value(self, kind: NvType, nelem: int, depth: int, end: int) -> Value:
         if kind == NvType.NVLIST:
-            return self.embedded(self.start(NvList(form=self.form)), depth)
+            return self.embedded(self.start(NvList(form=self.form)), depth, end)
         if kind == NvType.NVLIST_ARRAY:
             return tuple(self.embedded(self.start(NvList(form=self.form)), depth) for _ in range(nelem))
         if kind == NvType.STRING:
@@ -283,9 +344,12 @@ class _Xdr(_Codec):
     def scalar(self, kind: NvType) -> Value:
         if kind == NvType.BOOLEAN:
             return True
-        code = _SCALAR[kind]
-        if struct.calcsize("=" + code) == 8:
-            return _python(kind, self.numbers(code, 8))
+        code, at = _SCALAR[kind], self.at
+        if _WIDTH[code] == 8:
+            if at + 8 > len(self.data):
+                raise BadNvlist("it is cut short", at)
+            self.at = at + 8
+            return _python(kind, _WIDE[code].unpack_from(self.data, at))
         return _python(kind, _narrow(code, self.numbers("I", 4)))
 
     def array(self, kind: NvType, nelem: int) -> Value:

@@ -79,7 +79,7 @@ class _Printer:
         match event:
             case Package():
                 end = End.unpack(event.raw[-HEADER:], event.byteorder)
-                self._begin(event.header, event.raw[HEADER:-HEADER], event.nvlist)
+                self._begin(event.header, memoryview(event.raw)[HEADER:-HEADER], event.nvlist)
                 self._end(end.body_checksum)
             case SubBegin():
                 self._begin(event.begin, event.payload, event.nvlist)
@@ -97,7 +97,7 @@ class _Printer:
         self._records[rtype] += 1
         self._bytes[rtype] += payload
 
-    def _begin(self, begin: Begin, payload: bytes, nvlist: NvList | None) -> None:
+    def _begin(self, begin: Begin, payload: bytes | memoryview, nvlist: NvList | None) -> None:
         self._count(RecordType.BEGIN, len(payload))
         self._print("BEGIN record")
         for line in _begin_lines(begin):
@@ -174,7 +174,7 @@ def nvlist_lines(nvlist: NvList, indent: int = 0) -> Iterator[str]:
     """An nvlist as libnvpair's nvlist_print() shows it."""
     tabs = "\t" * indent
     yield f"{tabs}nvlist version: {nvlist.version}"
-    for pair in nvlist.pairs:
+    for pair in nvlist.each():
         name = printable(pair.name)
         if pair.type == NvType.NVLIST:
             yield f"{tabs}\t{name} = (embedded nvlist)"

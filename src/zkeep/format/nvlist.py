@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Union
+from typing import Protocol, Union
 
 MAX_SIZE = 64 << 20
 "libzfs takes no larger one (libzfs_max_nvlist)."
@@ -114,6 +114,18 @@ class Pair:
         return f"Pair({self.name!r}, {self.type.name}, {self.value!r})"
 
 
+class Source(Protocol):
+    """The bytes that lists are decoded from when they are asked for."""
+
+    def load(self, nvlist: NvList, at: int) -> None:
+        """Decode the pairs of a list that begin at byte `at`."""
+        ...
+
+    def each(self, nvlist: NvList, at: int) -> Iterator[Pair]:
+        """The same one by one; none is held."""
+        ...
+
+
 class NvList(MutableMapping[str, Value]):
     """An ordered list of pairs, read and changed like a dict.
 
@@ -121,7 +133,10 @@ class NvList(MutableMapping[str, Value]):
     that is not UTF-8 keeps its bytes as surrogates.
     """
 
-    __slots__ = ("_index", "_indexed", "_own_changes", "align", "flags", "form", "head", "padding", "pairs", "version")
+    __slots__ = (
+        *("_index", "_indexed", "_later", "_own_changes", "_pairs"),
+        *("align", "flags", "form", "head", "padding", "version"),
+    )
 
     def __init__(self, flags: int = UNIQUE_NAME, form: Form | None = None) -> None:
         self.version = 0
@@ -129,16 +144,43 @@ class NvList(MutableMapping[str, Value]):
         self.form = form or Form()
         self.padding = b""
         self.align = 1
-        self.pairs: list[Pair] = []
+        self._pairs: list[Pair] | None = []
+        self._later: tuple[Source, int] | None = None
         self.head = b""  # as packed: the first 4 bytes, or a native embedded list's nvlist_t
         self._own_changes = True
         self._index: dict[str, Pair] | None = None
         self._indexed = 0
 
     @property
+    def pairs(self) -> list[Pair]:
+        if self._pairs is None:
+            assert self._later is not None
+            source, at = self._later
+            self._pairs = []
+            source.load(self, at)
+        return self._pairs
+
+    @pairs.setter
+    def pairs(self, pairs: list[Pair]) -> None:
+        self._pairs = pairs
+
+    def postpone(self, source: Source, at: int) -> None:
+        """What this list holds was checked, and is decoded when it is first asked for."""
+        self._pairs, self._later, self._own_changes = None, (source, at), False
+
+    def each(self) -> Iterator[Pair]:
+        """The pairs, for reading. Those of a long list that nobody asked for are there one at a time."""
+        if self._pairs is None and self._later is not None:
+            source, at = self._later
+            return source.each(self, at)
+        return iter(self.pairs)
+
+    @property
     def changed(self) -> bool:
         """Whether this list, or one in it, is not as it was decoded."""
-        return self._own_changes or any(inner.changed for pair in self.pairs for inner in pair.lists())
+        if self._own_changes or self._pairs is None:
+            return self._own_changes
+        return any(inner.changed for pair in self._pairs for inner in pair.lists())
 
     def find(self, name: str) -> Pair | None:
         if self._index is None or self._indexed != len(self.pairs):
