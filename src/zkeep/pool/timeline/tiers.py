@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 Doc = dict[str, Any]
 
@@ -38,11 +38,13 @@ class Part:
     """One run of a stretch. `later`: the runs up to the stretch's end; what they killed of it is garbage."""
 
     doc: Doc
-    later: tuple[Doc, ...]
+    later: Sequence[Doc]
     pinned: bool
     """A snapshot, bookmark or clone names it."""
     sent: bool
     """Its own snapshot is there: its body is kept as it came."""
+    killed: int | None = None
+    """What `later` killed of it, where that is known."""
 
     @property
     def txg(self) -> int:
@@ -51,6 +53,8 @@ class Part:
     @property
     def garbage(self) -> int:
         """Bytes of its records that nothing can need."""
+        if self.killed is not None:
+            return self.killed
         key = str(self.txg)
         return sum(int(doc["dead"].get(key, (0, 0))[0]) for doc in self.later)
 
@@ -74,16 +78,51 @@ class Part:
 Group = list[Part]
 
 
+class _Stretch(Sequence[Doc]):
+    """Some of the runs, none of them copied: a stretch of thousands has as many ends."""
+
+    def __init__(self, runs: Sequence[Doc], start: int, stop: int) -> None:
+        self._runs = runs
+        self._places = range(start, max(start, stop))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> Doc: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Doc]: ...
+    def __getitem__(self, at: int | slice) -> Doc | Sequence[Doc]:
+        if isinstance(at, slice):
+            return [self._runs[place] for place in self._places[at]]
+        return self._runs[self._places[at]]
+
+
+def _killed(stretch: Iterable[Doc]) -> dict[str, int]:
+    """Bytes by the txg of the run that brought them, which later runs of the stretch overwrote or freed."""
+    found: dict[str, int] = {}
+    for run in stretch:
+        for born, amounts in run["dead"].items():
+            if born != str(run["txg"]):
+                found[born] = found.get(born, 0) + int(amounts[0])
+    return found
+
+
 def groups(runs: Sequence[Doc], pins: Iterable[int], needed: Iterable[int]) -> Iterator[Group]:
     """The groups of one dataset's own runs, oldest first. `needed`: the pins that need content, not births alone."""
     pinned, ends = set(pins), sorted(set(needed))
     sent = set(ends)
     txgs = [int(run["txg"]) for run in runs]
     group: Group = []
+    killed: dict[str, int] = {}
+    known = -1
     for i, run in enumerate(runs):
         at = bisect_left(ends, txgs[i])
         stop = bisect_left(txgs, ends[at] + 1) if at < len(ends) else len(runs)
-        part = Part(run, tuple(runs[i + 1 : stop]), txgs[i] in pinned, txgs[i] in sent)
+        if at != known:  # a stretch begins: all of it is gone through once
+            known, killed = at, _killed(runs[i:stop])
+        later = _Stretch(runs, i + 1, stop)
+        part = Part(run, later, txgs[i] in pinned, txgs[i] in sent, killed.get(str(txgs[i]), 0))
         group.append(part)
         if part.pinned:
             yield group
