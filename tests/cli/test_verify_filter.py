@@ -30,6 +30,8 @@ COMMAND = [sys.executable, "-m", "zkeep"]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))  # a user's is in TMPDIR where there is none
     monkeypatch.delenv("ZKEEP_DEBUG", raising=False)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zkeep.errors import Refused
+from zkeep.errors import Damaged, Refused
 from zkeep.restore.files.staging import PREFIX, Staging, Stagings
 from zkeep.restore.files.target import Folder, Place, change_mode
+from zkeep.restore.files.volume import extract_volume
 from zkeep.restore.files.writing import write_file
 from zkeep.tree.filesystem import Extent
+from zkeep.tree.volume import Volume
 
 
 def put(top: Folder, name: bytes, *, replace: bool = False, content: bytes = b"new") -> None:
@@ -201,3 +204,34 @@ def test_the_next_folder_is_reached_from_the_last_one(tmp_path: Path, monkeypatc
             with top.inner(Place(path)) as found:
                 assert os.fstat(found.fd).st_ino == os.stat(tmp_path / os.fsdecode(path)).st_ino
     assert opened < 12 * depth
+
+
+# A volume's disk image
+
+
+class Disk(Volume):
+    size = 5000  # type: ignore[assignment]
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def extents(self) -> Iterator[Extent]:
+        yield Extent(100, self.content)
+        if self.content == b"torn":
+            raise Damaged("the record is damaged")
+
+
+def test_a_disk_image_that_is_there_and_whole_stays(tmp_path: Path) -> None:
+    image = Path(extract_volume(Disk(b"disk"), str(tmp_path), "d.img"))
+    assert image.read_bytes() == bytes(100) + b"disk" + bytes(4896)
+    assert stat.S_IMODE(image.stat().st_mode) == 0o600
+    before = image.stat().st_ino
+    extract_volume(Disk(b"disk"), str(tmp_path), "d.img")
+    with pytest.raises(Refused, match="--force overwrites"):
+        extract_volume(Disk(b"other"), str(tmp_path), "d.img")
+    with pytest.raises(Damaged):
+        extract_volume(Disk(b"torn"), str(tmp_path), "d.img", force=True)
+    assert image.stat().st_ino == before
+    extract_volume(Disk(b"other"), str(tmp_path), "d.img", force=True)
+    assert image.read_bytes()[100:105] == b"other"
+    assert os.listdir(tmp_path) == ["d.img"]
