@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from sealedkit import FILE, FIRST, FOLDER, ROOT, Entries, file, opened, sealing
 from sealing import Thing, folder
 from test_odd_trees import extract, walked
 
+from zkeep.cli.files import _Lister
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa import LEGACY, MAGIC
@@ -268,6 +270,22 @@ def test_zap_blocks_are_held_by_their_size(tmp_path: Path, monkeypatch: pytest.M
         for block in range(16):
             found._block(FIRST, block)
         assert len(found._blocks._values) == 1
+
+
+def test_ls_goes_on_behind_what_cannot_be_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names: Entries = [(b"lost", FIRST + 9, FILE), (b"d", FIRST + 8, FOLDER), (b"f", FIRST, FILE), (b"no", FIRST + 1, 4)]
+    things = [file(FIRST), folder(FIRST + 1, FIRST, [(b"in", FIRST, FILE)])]
+    with shown(tmp_path, *things, root=names) as found:
+        for long, mark in ((False, 0), (True, 2)):
+            show = _Lister(found, long=long, recursive=True, itself=False, end=b"\n")
+            show.path(b"", many=False)
+            with pytest.raises(Refused):
+                show.errors.conclude()
+            sys.stdout.flush()
+            out, err = capfd.readouterr()
+            assert [line.split()[-1] for line in out.splitlines()] == ["d", "f", "lost", "no"]
+            assert out.count("??????????") == mark
+            assert err.count("\n") == 1 + long
 
 
 # Differences

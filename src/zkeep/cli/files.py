@@ -8,14 +8,15 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.cli.below import Errors
 from zkeep.cli.open_snapshot import opened_snapshot, takes_key
 from zkeep.cli.terminal import encoded
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
 from zkeep.names import printable_path
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ HALF_YEAR = 182 * 86400
 ZEROS = bytes(1 << 20)
 AT_ONCE = 1 << 17
 "Entries that are looked at before the first of them is shown."
+UNKNOWN = b"?" * 10 + b"    ?      ?      ?" + b"?".rjust(13) + b"?".rjust(13) + b" "
+"The columns of what cannot be read."
 PATHS = 64 << 20
 "Bytes of their paths."
 
@@ -61,6 +64,7 @@ def ls_verb(
         found = _found(show.filesystem, paths or [""])
         for path in found:
             show.path(path, many=len(found) > 1)
+        show.errors.conclude()
 
 
 def _has_no_paths(paths: list[str]) -> None:
@@ -73,12 +77,15 @@ class _Lister:
         self.filesystem = filesystem
         self._recursive, self._itself, self._end = recursive, itself, end
         self._columns = _Columns() if long else None
+        self.errors = Errors()
+        self._told = set[bytes]()
 
     def path(self, path: bytes, *, many: bool) -> None:
         node = self.filesystem.lookup(path)
         entries: Iterable[tuple[bytes, int]] = [(path or b".", node.number)]
         if node.is_folder and not self._itself:
-            found = self.filesystem.walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
+            walk = partial(self.filesystem.walk, failed=self._failed)
+            found = walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
             entries = ((inner, name.number) for inner, name in found)
         for some in _some(entries):
             _write(b"".join(self._lines(some)))
@@ -93,8 +100,23 @@ class _Lister:
             return (self._shown(path) + self._end for path, _ in entries)
         lines = [b""] * len(entries)
         for number, at in sorted((number, at) for at, (_, number) in enumerate(entries)):
-            lines[at] = self._line(self._columns, entries[at][0], self.filesystem.znode(number))
+            lines[at] = self._looked_at(self._columns, entries[at][0], number)
         return iter(lines)
+
+    def _looked_at(self, columns: _Columns, path: bytes, number: int) -> bytes:
+        try:
+            return self._line(columns, path, self.filesystem.znode(number))
+        except (Damaged, NotAuthentic, Refused) as error:
+            self._failed(path, error)
+            return UNKNOWN + self._shown(path) + self._end
+
+    def _failed(self, path: bytes, error: ZkeepError) -> None:
+        """What cannot be read keeps nothing else back; it is told of at the end."""
+        if path in self._told:
+            return
+        self._told.add(path)
+        kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(error, kind))
+        self.errors.found.append(kind(f"{printable_path(path)}: {error}"))
 
     def _line(self, columns: _Columns, path: bytes, node: Znode) -> bytes:
         text = self._shown(path)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.format import sa
 from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
@@ -58,6 +58,10 @@ class BadTree(Refused):
 
 class NoSuchFile(Refused):
     """There is nothing of this path."""
+
+
+Failed = Callable[[bytes, ZkeepError], object]
+"Is told of a path that cannot be read, and why."
 
 
 class Name(NamedTuple):
@@ -302,8 +306,13 @@ class Filesystem:
             found = self._named.put(folder, {each.number: each.name for each in reversed(self.names(folder))})
         return found
 
-    def walk(self, folder: int, path: bytes = b"", *, as_stored: bool = False) -> Iterator[tuple[bytes, Name]]:
-        """Everything below a folder, folders before what they hold; names sorted, or as they lie in the pool."""
+    def walk(
+        self, folder: int, path: bytes = b"", *, as_stored: bool = False, failed: Failed | None = None
+    ) -> Iterator[tuple[bytes, Name]]:
+        """Everything below a folder, folders before what they hold; names sorted, or as they lie in the pool.
+
+        `failed` is told of a folder that cannot be read, and the walk goes on; without it that is raised.
+        """
         stack = [(folder, len(path), iter(self.ordered(folder, as_stored=as_stored)))]
         while stack:
             number, length, items = stack[-1]
@@ -314,10 +323,23 @@ class Filesystem:
                 continue
             inner = self.below(path, name.name)
             yield inner, name
-            if self.is_folder(name):
-                self.check_inside(number, name)
+            try:
+                names = self._inside(number, name, as_stored)
+            except (Damaged, NotAuthentic, Refused) as error:
+                if failed is None:
+                    raise
+                failed(inner, error)
+                continue
+            if names is not None:
                 path = inner
-                stack.append((name.number, len(inner), iter(self.ordered(name.number, as_stored=as_stored))))
+                stack.append((name.number, len(inner), iter(names)))
+
+    def _inside(self, folder: int, name: Name, as_stored: bool) -> list[Name] | None:
+        """What is in a folder that is in another one; None if it is no folder."""
+        if not self.is_folder(name):
+            return None
+        self.check_inside(folder, name)
+        return self.ordered(name.number, as_stored=as_stored)
 
     def below(self, path: bytes, name: bytes) -> bytes:
         """The path of an entry of a folder; BadTree if it is longer than any that is shown."""
