@@ -14,10 +14,10 @@ zkeep's own tables and documents are in proportion to these and are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zkeep.format.records import HEADER
-from zkeep.pool.datasets.begin import Opening
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.begin import Opening
 
 Doc = Mapping[str, Any]
 _NUMBER = 8
@@ -33,8 +33,8 @@ def of_holds(holds: Mapping[str, int]) -> int:
 
 
 def of_begin(opening: Opening) -> int:
-    """A BEGIN with its payload, and the END."""
-    return len(opening.header) + len(opening.payload) + HEADER
+    """A BEGIN with its payload, and the END, which is as long as the BEGIN alone."""
+    return 2 * len(opening.header) + len(opening.payload)
 
 
 def of_snapshot(doc: Doc) -> int:
