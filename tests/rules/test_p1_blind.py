@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "zkeep"
 BLIND = ("pool", "format", "names", "errors")
-SEEING = {"zkeep.crypto", "zkeep.restore", "zkeep.snapshot"}
+SEEING = {"zkeep.crypto", "zkeep.capture", "zkeep.restore", "zkeep.snapshot"}
 HOLDING = {"zkeep.agent"}
 "Opens nothing itself, but has keys."
 CIPHERS = {"cryptography", "Crypto", "Cryptodome", "nacl", "ssl", "_ssl", "pyaes"}

@@ -1,16 +1,18 @@
-"""zkeep create, rename, bookmark, snapshot."""
+"""zkeep create, rename, promote, bookmark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import click
 
-from zkeep.cli.home import opened, unencrypted
+from zkeep.agent import client
+from zkeep.cli import encryption
+from zkeep.cli.home import opened, settings
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import namespace
-from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.promote import promote
 
 
@@ -46,8 +48,14 @@ def create_verb(
     dataset = DatasetName.parse(name)
     if volume or sparse or blocksize:
         raise Refused(f"cannot create {name}: nothing could write to a volume here; volumes come by 'zkeep receive'")
+    asked, others = encryption.split(settings(options))
     with opened(dataset) as pool:
-        lines = namespace.create(pool, dataset, unencrypted(options, f"cannot create {name}"), parents, dry_run=dry_run)
+        keys = encryption.new_keys(pool, dataset, asked) if not (parents and pool.find(dataset)) else None
+        fields = keys.fields if keys else {}
+        also = partial(keys.put, pool) if keys else None
+        lines = namespace.create(pool, dataset, others, parents, dry_run=dry_run, fields=fields, also=also)
+        if keys is not None and keys.is_root and not dry_run:
+            client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
     for line in lines if verbose or parsable else ():
         click.echo("\t".join(line) if parsable else _told(line, dry_run))
 
@@ -122,30 +130,3 @@ def bookmark_verb(recursive: bool, source: str, name: str) -> None:
         raise WrongUsage("-r goes with a snapshot")
     with opened(origin) as pool:
         namespace.bookmark(pool, origin, target, recursive)
-
-
-@click.command("snapshot")
-@click.option("-r", "recursive", is_flag=True, help="Accepted, for the sake of scripts.")
-@click.option("-o", "options", multiple=True, metavar="P=V", help="Accepted, for the sake of scripts.")
-@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
-def snapshot_verb(recursive: bool, options: Sequence[str], names: Sequence[str]) -> None:
-    """Refused, with the reason: nothing changes here between two receives.
-
-    Take the snapshot where the data lives and send it; or keep a place in time with 'zkeep bookmark'.
-    """
-    for text in names:
-        name = SnapshotName.parse(text)
-        with opened(name) as pool:
-            raise Refused(_why_not(pool, name))
-
-
-def _why_not(pool: Pool, name: SnapshotName) -> str:
-    dataset = pool.dataset(name.dataset)
-    last = pool.snapshots(dataset)[-1:]
-    way_out = "take it on the sending side and send it here"
-    if last:
-        way_out += f", or mark @{last[0].doc['name']} with 'zkeep bookmark' or 'zkeep hold'"
-    why = "nothing is written to it here but by 'zkeep receive'"
-    if dataset.doc.get("crypt"):
-        why = "it is encrypted and no key is ever loaded here"
-    return f"cannot create snapshot {name}: {why}; {way_out}"

@@ -77,6 +77,18 @@ class BlockKeys:
         except (self._invalid, ValueError, OverflowError):
             raise Forged from None
 
+    def encrypt(self, salt: bytes, iv: bytes, plain: Buffer, aad: bytes | None = None) -> bytes:
+        """Encrypt one block: the ciphertext, as long as `plain`, and the MAC behind it.
+
+        `iv`: 12 random bytes, never used twice with one salt.
+        """
+        made: bytes = self.aead(salt).encrypt(iv, plain, aad)
+        return made
+
+    def encrypt_into(self, salt: bytes, iv: bytes, plain: Buffer, out: Buffer) -> None:
+        """The same to a buffer that has room for the MAC behind the ciphertext."""
+        self.aead(salt).encrypt_into(iv, plain, None, out)
+
     def authenticate(self, mac: bytes, content: Buffer) -> None:
         """Check a block of a type that is not encrypted, as it is stored.
 

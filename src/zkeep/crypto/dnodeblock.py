@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from zkeep.crypto.block import BlockKeys, Forged
+from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.format.dnode import SLOT, SLOTS, Dnode, core_of
 from zkeep.format.objtypes import ObjectType, is_encrypted
 from zkeep.format.records import ByteOrder
@@ -58,24 +58,42 @@ def stretch_of(dnode: Dnode, pointers: bytes, spill: bytes) -> Stretch:
 
 
 def open_dnodes(keys: BlockKeys, seal: Seal, first: int, stretches: Iterable[Stretch]) -> bytes:
-    """The sealed bonus buffers, back to back, of a block whose slots begin with object number `first`.
+    """The encrypted bonus buffers, back to back, of a block whose slots begin with object number `first`.
 
     Raises:
         Forged: the MAC of the block does not match, or the dnodes do not fit in it.
     """
+    aad, sealed = _covered(first, stretches)
+    return keys.open(seal.salt, seal.iv, seal.mac, sealed, aad)
+
+
+def encrypt_dnodes(
+    keys: BlockKeys, salt: bytes, iv: bytes, first: int, stretches: Iterable[Stretch]
+) -> tuple[bytes, bytes]:
+    """Encrypt a block of dnodes: the encrypted bonus buffers, back to back, and the MAC over the whole block.
+
+    `stretches` hold plain bonus buffers, each filled with zeros to its room.
+    """
+    aad, plain = _covered(first, stretches)
+    made = keys.encrypt(salt, iv, plain, aad)
+    return made[:-MAC], made[-MAC:]
+
+
+def _covered(first: int, stretches: Iterable[Stretch]) -> tuple[bytes, bytes]:
+    """What the MAC of a block covers in clear, slot by slot (free slots are zeros), and its bonus buffers."""
     aad: list[bytes | memoryview] = []
-    sealed: list[bytes | memoryview] = []
+    bonuses: list[bytes | memoryview] = []
     at = first
     for each in stretches:
         if each.first < at:
             raise Forged
         aad += [bytes((each.first - at) * SLOT), each.aad]
-        sealed.append(each.sealed)
+        bonuses.append(each.sealed)
         at = each.end
     if at > first + SLOTS:
         raise Forged
     aad.append(bytes((first + SLOTS - at) * SLOT))
-    return keys.open(seal.salt, seal.iv, seal.mac, b"".join(sealed), b"".join(aad))
+    return b"".join(aad), b"".join(bonuses)
 
 
 def has_sealed_bonus(dnode: Dnode) -> bool:

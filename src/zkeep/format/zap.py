@@ -101,6 +101,20 @@ class Zap:
     def is_micro(self) -> bool:
         return self.kind == MICRO
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a fat one: log2 of the pointers in its table, the next free block, how many leaves there are."""
+        return self._bits, self._free, self._leaves
+
+    @property
+    def external_table(self) -> tuple[int, int]:
+        """The first block of its table of pointers, and how many there are; (0, 0) where the table is in the header."""
+        return self._table, self._table_blocks
+
+    def pointers(self) -> Iterator[int]:
+        """The table of pointers of a fat one: for each prefix of a hash the number of its leaf's block."""
+        return (self._pointer(index) for index in range(1 << self._bits))
+
     def __iter__(self) -> Iterator[Entry]:
         if self.is_micro:
             yield from _micro_entries(self._first, self._order)

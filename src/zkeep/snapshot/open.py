@@ -154,6 +154,29 @@ class OpenSnapshot:
             recheck.seals(self.state)
             raise Forgery(self.name, "the MAC of the object set does not verify")
 
+    def metadnode_shape(self) -> Metadnode:
+        """The shape of the object that holds all dnodes, as the BEGIN of an encrypted snapshot tells it."""
+        if self.crypt is None:
+            raise Unreadable(f"{self.name}: it is not encrypted")
+        return _metadnode(self.crypt)
+
+    @property
+    def last_dnode_block(self) -> int:
+        """The number of the highest block of dnodes that there ever was."""
+        return self.metadnode_shape().maxblkid
+
+    def dnode_block_macs(self) -> dict[int, bytes]:
+        """The MAC of each block of dnodes, by its number.
+
+        Raises:
+            Unreadable: a block was written on a big-endian host.
+        """
+        if self._seals is None:
+            return {}
+        if not all(self._seals.is_little(index) for index in self._seals):
+            raise Unreadable(f"{self.name}: it was written on a big-endian host")
+        return {index: self._seals.get(index).mac for index in self._seals}
+
     # Dnodes
 
     def object(self, wanted: int) -> Verified:

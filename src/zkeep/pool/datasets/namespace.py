@@ -6,8 +6,9 @@ Each function is one transaction: it looks, refuses with the reason, or changes 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
@@ -29,8 +30,12 @@ def create(
     kind: str = "filesystem",
     *,
     dry_run: bool = False,
+    fields: Mapping[str, Any] | None = None,
+    also: Callable[[Transaction, Dataset], None] | None = None,
 ) -> list[tuple[str, ...]]:
     """With `parents`, ancestors that are missing are made, and a dataset that is there is left as it is.
+
+    `fields`: more of its document; `also` is called with the new dataset inside the transaction.
 
     Returns what was done, or with `dry_run` would be, as lines of words: zfs create -P.
     """
@@ -42,7 +47,11 @@ def create(
         if parents and name.parent and not pool.find(name.parent):
             done.append(("create_ancestors", name.text))
             make_parents(pool, t, name)
-        pool.create_dataset(t, name, kind, local=local)
+        more = dict(fields or {})
+        local = {**local, **more.pop("local", {})}
+        made = pool.create_dataset(t, name, kind, local=local, **more)
+        if also is not None:
+            also(t, made)
         done += [("create", name.text), *(("property", *pair) for pair in local.items())]
         if dry_run:
             raise _OnlyTriedError

@@ -68,6 +68,8 @@ class ReceiveSession:
         "Bytes of records, those that are kept already included."
         self._reservation = Reservation(pool, target.name.text, target.fields.get("local", {}))
         self.is_registered = resumed is not None
+        self._whole = True
+        "Whether the records are exactly what a sender sent."
         self._inflow: SegmentWriter | None = None
 
     def _past(self) -> History:
@@ -230,6 +232,14 @@ class ReceiveSession:
             t.put("receive", self._key, doc)
         self._doc = doc
 
+    def complete(self, opening: Opening) -> None:
+        """Replace the BEGIN: what makes a snapshot here knows its portable MAC when all records are written.
+
+        Such a run is not what a kernel would send: it lacks the FREE records of holes, which a send adds.
+        """
+        self._plan = replace(self._plan, opening=opening, begin=opening.begin)
+        self._whole = False
+
     def commit(self, end: SubEnd) -> Snapshot:
         """Everything came and agrees: one transaction makes the snapshot.
 
@@ -310,7 +320,7 @@ class ReceiveSession:
         key = txg_key(dataset.id, self.txg)
         run = {
             "txg": self.txg,
-            "whole": True,
+            "whole": self._whole,
             "from_txg": plan.source.txg if plan.source else 0,
             "fromguid": begin.fromguid,
             "features": int(begin.features),

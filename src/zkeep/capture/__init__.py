@@ -1,0 +1,1 @@
+"""Sources of snapshots: folders and disk images of this machine."""

@@ -1,0 +1,188 @@
+"""Read what a snapshot stores of one file: its attributes, and its blocks without the holes.
+
+Everything is read through a descriptor of the file itself, opened below its folder's descriptor without following
+links, so that what is put in its place meanwhile is never read in its stead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from zkeep.format.znode_writer import FileFields
+from zkeep.snapshot.changes import Block
+
+SMALL = 4 << 20
+"Bytes of a file that is read before any of it is stored, so that it can be read again if it changed meanwhile."
+ATTEMPTS = 3
+DROP_BEHIND = 32 << 20
+"Bytes read of a file after which the page cache is told that they are not needed again."
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_NOATIME = getattr(os, "O_NOATIME", 0)
+
+
+class Changed(Exception):
+    """The file changed while it was read."""
+
+
+def open_file(name: bytes, folder: int) -> int:
+    """A descriptor for reading; the access time stays where this user may ask for that.
+
+    Raises:
+        OSError: it is gone, is a link, or may not be read.
+    """
+    try:
+        return os.open(name, _READ | _NOATIME, dir_fd=folder)
+    except PermissionError:
+        return os.open(name, _READ, dir_fd=folder)
+
+
+def same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether a file is as it was, as far as its status tells."""
+    names = ("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def block_size(size: int, recordsize: int) -> int:
+    """The size of a file's blocks: one that holds all of it, or the dataset's recordsize."""
+    if size > recordsize:
+        return recordsize
+    return max(512, -(-size // 512) * 512)
+
+
+def blocks_of(fd: int, size: int, blksz: int) -> Iterator[Block]:
+    """The blocks of a file that are no holes, each filled with zeros to its size."""
+    done = 0
+    for start, end in _data(fd, size, blksz):
+        for offset in range(start, end, blksz):
+            content = _read(fd, offset, min(blksz, size - offset))
+            if len(content) < blksz:
+                content += bytes(blksz - len(content))
+            yield Block(offset // blksz, content)
+            if offset - done >= DROP_BEHIND:
+                _forget(fd, done, offset)
+                done = offset
+    if done or size > SMALL:
+        _forget(fd, done, size)
+
+
+def _read(fd: int, offset: int, size: int) -> bytes:
+    """As many bytes as there are, up to `size`."""
+    content = os.pread(fd, size, offset)
+    while 0 < len(content) < size:
+        more = os.pread(fd, size - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _forget(fd: int, start: int, end: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+def _data(fd: int, size: int, blksz: int) -> Iterator[tuple[int, int]]:
+    """Stretches with data, [start, end), widened to whole blocks and never overlapping."""
+    last, at = 0, 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                return
+            start, end = at, size  # the file system cannot tell
+        start, end = max(start // blksz * blksz, last), min(max(end, start + 1), size)
+        if start < end:
+            yield start, end
+            last = -(-end // blksz) * blksz
+        at = max(end, last)
+
+
+def xattrs_of(place: int | str) -> dict[bytes, bytes]:
+    """Extended attributes, POSIX ACLs among them, by their full names. `place`: a descriptor, or a path not followed.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    follow = isinstance(place, int)
+    try:
+        names = os.listxattr(place, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+            return {}
+        raise
+    found = {}
+    for name in names:
+        with suppress(OSError):
+            found[os.fsencode(name)] = os.getxattr(place, name, follow_symlinks=follow)
+    return found
+
+
+def fields_of(
+    status: os.stat_result, *, size: int, links: int, parent: int, generation: int, birth: int = 0
+) -> FileFields:
+    """What the status of a file says of it. `birth`: in nanoseconds, 0 if it is not known."""
+    times = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+    device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    return FileFields(
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        size,
+        links,
+        *times,
+        birth or min(times),
+        parent,
+        generation,
+        rdev=os.major(status.st_rdev) << 20 | os.minor(status.st_rdev) if device else 0,
+    )
+
+
+# Birth times: Python's stat() has none on Linux.
+
+_AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x1000, 0x100, 0x800
+
+
+class _Time(ctypes.Structure):
+    _fields_ = [("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_uint32), ("reserved", ctypes.c_int32)]
+
+
+class _Statx(ctypes.Structure):
+    """struct statx of Linux, 256 bytes."""
+
+    _fields_ = [
+        ("mask", ctypes.c_uint32),
+        ("before", ctypes.c_uint8 * 60),
+        ("atime", _Time),
+        ("btime", _Time),
+        ("after", ctypes.c_uint8 * 160),
+    ]
+
+
+@cache
+def _statx() -> Any:
+    try:
+        return ctypes.CDLL(None, use_errno=True).statx
+    except (AttributeError, OSError):
+        return None
+
+
+def birth_of(name: bytes, folder: int) -> int:
+    """When a file was made, in nanoseconds since 1970; 0 where the system does not tell."""
+    call = _statx()
+    if call is None:
+        return 0
+    buffer = _Statx()
+    flags = _AT_SYMLINK_NOFOLLOW if name else _AT_EMPTY_PATH
+    if call(folder, name, flags, _STATX_BTIME, ctypes.byref(buffer)) or not buffer.mask & _STATX_BTIME:
+        return 0
+    return int(buffer.btime.seconds) * 1_000_000_000 + int(buffer.btime.nanoseconds)

@@ -1,0 +1,163 @@
+"""What the last snapshot has of each file: which object it is, and how its status was when it was read.
+
+Kept as columns, one row a file, sorted by device and inode. It is a cache: derived from the snapshot and the folder,
+and made again from both where it is missing or belongs to another snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+ROW = np.dtype(
+    [
+        ("dev", "<u8"),
+        ("ino", "<u8"),
+        ("size", "<u8"),
+        ("mtime", "<i8"),
+        ("ctime", "<i8"),
+        ("object", "<u8"),
+        ("parent", "<u8"),
+        ("links", "<u4"),
+        ("entries", "<u4"),
+    ]
+)
+"""A file or folder: times in nanoseconds, `parent` the object of its folder, `entries` how many a folder has.
+
+A ctime of 0 means that the file is to be read again: it may have changed in the moment in which it was read.
+"""
+EXTRA = np.dtype([("owner", "<u8"), ("object", "<u8")])
+"Objects that hold extended attributes, and the file whose they are."
+MAGIC = b"zkeep-capture-1\n"
+
+
+@dataclass
+class Previous:
+    """The rows of the last snapshot; none if there was none."""
+
+    rows: Array = field(default_factory=lambda: np.empty(0, ROW))
+    extras: Array = field(default_factory=lambda: np.empty(0, EXTRA))
+    root: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = np.sort(self.rows, order=["dev", "ino"])
+        self._by_object = np.argsort(self.rows["object"])
+        self._objects = self.rows["object"][self._by_object]
+
+    def find_root(self, status: os.stat_result) -> tuple[int, bool]:
+        """The object of the folder at the top, whichever inode it has now, and whether it is as it was."""
+        if not self.root:
+            return 0, False
+        ((number, same),) = self.match([status], 0) or [(0, False)]
+        return self.root, same and number == self.root
+
+    def match(self, statuses: Sequence[os.stat_result], parent: int) -> list[tuple[int, bool]]:
+        """For each status the object that it was last time, 0 if it is new, and whether it is as it was.
+
+        `parent`: the object of their folder; what moved here from another folder has changed.
+        """
+        if not len(self.rows) or not statuses:
+            return [(0, False)] * len(statuses)
+        found = []
+        keys = np.array([(s.st_dev, s.st_ino) for s in statuses], [("dev", "<u8"), ("ino", "<u8")])
+        places = self._places(keys)
+        rows = self.rows[places]
+        hit = (rows["dev"] == keys["dev"]) & (rows["ino"] == keys["ino"])
+        for status, is_known, row in zip(statuses, hit.tolist(), rows.tolist(), strict=True):
+            if not is_known:
+                found.append((0, False))
+                continue
+            _, _, size, mtime, ctime, number, above, _, _ = row
+            same = ctime == status.st_ctime_ns and mtime == status.st_mtime_ns and size == status.st_size
+            found.append((number, same and (above == parent or status.st_nlink > 1)))
+        return found
+
+    def _places(self, keys: Array) -> Array:
+        """Where each (device, inode) is or would be among the rows."""
+        devices = self.rows["dev"]
+        places = np.zeros(len(keys), np.int64)
+        for device in set(keys["dev"].tolist()):
+            start, end = np.searchsorted(devices, np.array([device, device + 1], np.uint64))
+            mine = keys["dev"] == device
+            places[mine] = start + np.searchsorted(self.rows["ino"][start:end], keys["ino"][mine])
+        return np.minimum(places, len(self.rows) - 1)
+
+    def row_of(self, number: int) -> Array | None:
+        """The row of an object."""
+        at = int(np.searchsorted(self._objects, np.uint64(number)))
+        if at < len(self._objects) and self._objects[at] == number:
+            row: Array = self.rows[self._by_object[at]]
+            return row
+        return None
+
+    def entries_of(self, folder: int) -> int:
+        row = self.row_of(folder)
+        return int(row["entries"]) if row is not None else -1
+
+    def below(self, folder: int) -> Iterator[int]:
+        """All objects below a folder."""
+        order = np.argsort(self.rows["parent"], kind="stable")
+        parents = self.rows["parent"][order]
+        waiting = [folder]
+        while waiting:
+            above = waiting.pop()
+            start, end = np.searchsorted(parents, np.array([above, above + 1], np.uint64))
+            for row in self.rows[order[start:end]]:
+                number = int(row["object"])
+                if number == above:
+                    continue
+                yield number
+                if row["entries"]:
+                    waiting.append(number)
+
+    def extras_of(self, owners: set[int]) -> set[int]:
+        """The objects with extended attributes of these files."""
+        return {int(number) for owner, number in self.extras.tolist() if owner in owners}
+
+
+def load(path: Path, mark: dict[str, Any]) -> Previous | None:
+    """Read a cache; None: there is none, or it is of another snapshot than `mark` says, or damaged."""
+    try:
+        with path.open("rb") as source:
+            if source.readline() != MAGIC:
+                return None
+            head = json.loads(source.readline(1 << 16))
+            if head.pop("root", None) is None or not isinstance(head.get("rows"), int):
+                return None
+            source.seek(0)
+            source.readline()
+            head = json.loads(source.readline(1 << 16))
+            root, count, extra = head.pop("root"), head.pop("rows"), head.pop("extras")
+            if head != mark:
+                return None
+            rows = np.frombuffer(source.read(count * ROW.itemsize), ROW)
+            extras = np.frombuffer(source.read(extra * EXTRA.itemsize), EXTRA)
+            if len(rows) != count or len(extras) != extra or source.read(1):
+                return None
+            return Previous(rows, extras, root)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(path: Path, previous: Previous, mark: dict[str, Any]) -> None:
+    """Write a cache in place of what is there; it may fail, as whoever lacks it makes it again."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    head = {**mark, "root": previous.root, "rows": len(previous.rows), "extras": len(previous.extras)}
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
+        sink.write(MAGIC + json.dumps(head).encode() + b"\n")
+        sink.write(previous.rows.tobytes())
+        sink.write(previous.extras.tobytes())
+    fresh.replace(path)
+
+
+def rows_of(values: Iterable[tuple[int, ...]]) -> Array:
+    return np.array(list(values), ROW)

@@ -1,0 +1,251 @@
+"""Look at every file of a folder once, and compare it with what the last snapshot has of it.
+
+The result names what is new, changed and gone; contents are not read here. One pass of stat() is all that an
+unchanged tree costs: an entry whose device, inode, size, mtime and ctime are those of last time needs no node of its
+own where its folder did not change either.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from zkeep.capture.previous import Previous
+
+OPEN_FOLDERS = 128
+FOLDER, LINK = stat.S_IFDIR >> 12, stat.S_IFLNK >> 12
+READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Node:
+    """One name in a folder. `number`: the object that holds it, 0 until it has one."""
+
+    __slots__ = ("changed", "children", "inode", "kind", "name", "number", "parent", "single")
+
+    def __init__(self, name: bytes, parent: Node | None, kind: int, number: int, changed: bool) -> None:
+        self.name = name
+        self.parent = parent
+        self.kind = kind
+        "As in d_type: the type bits of its mode."
+        self.number = number
+        self.changed = changed
+        "Whether its object has to be written."
+        self.children: list[Node] | None = None
+        "A folder's entries; None: they are those of last time, or it is no folder."
+        self.inode: tuple[int, int] | None = None
+        "Device and inode of what has several names."
+        self.single = True
+        "Whether its object is written for this name; of several names of one file, for the first."
+
+    @property
+    def path(self) -> bytes:
+        """From the folder that is scanned, without a slash before it."""
+        parts = []
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            parts.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(parts))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What could not be read, and why."""
+
+    path: bytes
+    reason: str
+
+
+@dataclass
+class Scan:
+    """What is in the folder now. `written`: the nodes whose objects have to be written, folders among them."""
+
+    root: Node
+    written: list[Node] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    "Objects of last time that are still there."
+    links: dict[tuple[int, int], list[Node]] = field(default_factory=dict)
+    "All names of what has several."
+    files: int = 0
+    folders: int = 0
+    bytes: int = 0
+    "Sizes of the files that will be read."
+    started: int = 0
+    "Nanoseconds since 1970 when it began: what changed since may change again unseen."
+
+
+class Folders:
+    """Opens folders by their nodes, each relative to its parent, so that no link on the way is followed."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def fd(self, node: Node) -> int:
+        """Raises OSError: it is gone, or no folder any more, or may not be read."""
+        chain = []
+        at: Node | None = node
+        while at is not None and at.parent is not None and id(at) not in self._open:
+            chain.append(at)
+            at = at.parent
+        fd = self._top if at is None or at.parent is None else self._open[id(at)]
+        for each in reversed(chain):
+            fd = os.open(each.name, READ_FOLDER, dir_fd=fd)
+            self._open[id(each)] = fd
+        if id(node) in self._open:
+            self._open.move_to_end(id(node))
+        while len(self._open) > OPEN_FOLDERS + len(chain):
+            _, old = self._open.popitem(last=False)
+            os.close(old)
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+Skip = Callable[[bytes, bytes, os.stat_result], str | None]
+"(path, name, stat) -> why this entry is left out, or None."
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An entry of a folder, as it is now."""
+
+    name: bytes
+    stat: os.stat_result
+
+    @property
+    def kind(self) -> int:
+        return stat.S_IFMT(self.stat.st_mode) >> 12
+
+
+class Scanner:
+    """Walks a folder. `skip` leaves entries out; `on_folder` is called with each path, for progress."""
+
+    def __init__(
+        self,
+        top: int,
+        previous: Previous,
+        skip: Skip,
+        on_folder: Callable[[Scan], None] = lambda scan: None,
+    ) -> None:
+        self._top = top
+        self._previous = previous
+        self._skip = skip
+        self._on_folder = on_folder
+        self.folders = Folders(top)
+        self._reads_all = os.geteuid() == 0
+
+    def scan(self, started: int) -> Scan:
+        """Raises OSError: the folder itself cannot be read."""
+        status = os.fstat(self._top)
+        number, unchanged = self._previous.find_root(status)
+        root = Node(b"", None, FOLDER, number, not unchanged)
+        found = Scan(root, [root] if root.changed else [], started=started)
+        found.seen.add(number)
+        visited = {(status.st_dev, status.st_ino)}
+        waiting = [root]
+        while waiting:
+            node = waiting.pop()
+            found.folders += 1
+            try:
+                entries = list(self._entries(node, found))
+            except OSError as error:
+                if node is root:
+                    raise
+                self._unreadable_folder(node, found, error)
+                continue
+            below = self._take(node, entries, found, visited)
+            waiting += reversed(below)
+            self._on_folder(found)
+        return found
+
+    def _entries(self, node: Node, found: Scan) -> Iterator[Seen]:
+        path = node.path
+        with os.scandir(self.folders.fd(node)) as listing:
+            for entry in listing:
+                name = os.fsencode(entry.name)
+                full = path + b"/" + name if path else name
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # it went while the folder was read
+                if self._skip(full, name, status) is None:
+                    yield Seen(name, status)
+
+    def _take(self, node: Node, entries: list[Seen], found: Scan, visited: set[tuple[int, int]]) -> list[Node]:
+        """Make nodes of a folder's entries; those that are folders."""
+        matches = self._previous.match([entry.stat for entry in entries], node.number)
+        # A folder that did not change has the same names; then only what changed in it needs a node.
+        whole = node.changed or any(number == 0 for number, _ in matches) or self._lacks(node, len(entries))
+        children: list[Node] = []
+        for entry, (number, same) in zip(entries, matches, strict=True):
+            if number:
+                found.seen.add(number)
+            if same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
+                continue
+            child = Node(entry.name, node, entry.kind, number, not same)
+            if not self._refuse(child, entry, found, visited):
+                children.append(child)
+                self._count(child, entry, found)
+        below = [child for child in children if child.kind == FOLDER]
+        if whole:
+            node.children = children
+            if not node.changed:
+                node.changed = True
+                found.written.append(node)
+        return below
+
+    def _refuse(self, child: Node, entry: Seen, found: Scan, visited: set[tuple[int, int]]) -> bool:
+        """Whether an entry has to be left out, as nothing could be stored of it."""
+        if child.kind == FOLDER:
+            at = entry.stat.st_dev, entry.stat.st_ino
+            if at in visited:
+                found.problems.append(Problem(child.path, "this folder was visited already: it is mounted twice"))
+                return True
+            visited.add(at)
+        elif child.changed and child.parent is not None and not self._may_be_read(child.parent, entry):
+            found.problems.append(Problem(child.path, "Permission denied"))
+            child.changed = False  # what the last snapshot has of it stays
+            return child.number == 0
+        return False
+
+    def _count(self, child: Node, entry: Seen, found: Scan) -> None:
+        """Note what has to be written of an entry."""
+        if child.kind != FOLDER and entry.stat.st_nlink > 1:
+            self._link(child, entry, found)
+        if child.changed and child.single:
+            found.written.append(child)
+            if child.kind != FOLDER:
+                found.files += 1
+                found.bytes += entry.stat.st_size if stat.S_ISREG(entry.stat.st_mode) else 0
+
+    def _may_be_read(self, node: Node, entry: Seen) -> bool:
+        """Whether a file's content can be had: what cannot must not get a name in the snapshot."""
+        if not stat.S_ISREG(entry.stat.st_mode) or self._reads_all:
+            return True
+        return os.access(entry.name, os.R_OK, dir_fd=self.folders.fd(node), effective_ids=True)
+
+    def _lacks(self, node: Node, count: int) -> bool:
+        """Whether an unchanged folder shows another number of entries: what is left out changed."""
+        return bool(node.number) and not node.changed and self._previous.entries_of(node.number) != count
+
+    def _link(self, child: Node, entry: Seen, found: Scan) -> None:
+        """One of several names of a file: they share one object, which is written once."""
+        child.inode = entry.stat.st_dev, entry.stat.st_ino
+        names = found.links.setdefault(child.inode, [])
+        child.single = not names
+        names.append(child)
+
+    def _unreadable_folder(self, node: Node, found: Scan, error: OSError) -> None:
+        """What the last snapshot has of it stays; a new one stays empty."""
+        found.problems.append(Problem(node.path, error.strerror or str(error)))
+        if node.number:
+            found.seen.update(self._previous.below(node.number))
+        elif node.children is None:
+            node.children = []

@@ -1,0 +1,191 @@
+"""Make the next snapshot of a dataset from a folder, or name the state that is there."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zkeep.capture import previous as cache
+from zkeep.capture.folder import FolderWriter, Result
+from zkeep.capture.previous import Previous
+from zkeep.capture.scan import READ_FOLDER, Problem, Scan, Scanner
+from zkeep.crypto.unwrap import GetKey
+from zkeep.errors import Refused
+from zkeep.format.compress_writer import compressor
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.records import Feature
+from zkeep.format.zap_writer import micro_block
+from zkeep.format.znode_writer import FileFields, encode_file
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.view import View
+from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
+from zkeep.snapshot.new_filesystem import ROOT, fixed_objects, new_salt
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.writer import SnapshotWriter
+from zkeep.tree.filesystem import Filesystem
+
+
+@dataclass
+class Request:
+    """What to store. `skip`: see Scanner; `cache`: the folder in which the state of files is kept between captures."""
+
+    name: SnapshotName
+    folder: str
+    cache: Path
+    skip: Callable[[bytes, bytes, os.stat_result], str | None] = lambda path, name, status: None
+    on_file: Callable[[Any, int], None] = lambda node, size: None
+    on_folder: Callable[[Scan], None] = lambda scan: None
+
+
+@dataclass
+class Taken:
+    """A snapshot that was made, and what could not be stored in it as it is."""
+
+    snapshot: Snapshot
+    problems: list[Problem] = field(default_factory=list)
+    written: int = 0
+    gone: int = 0
+
+
+def settings_of(pool: Pool, dataset: Dataset) -> tuple[str, int]:
+    """The compression and the recordsize of a dataset."""
+    view = View(pool)
+    return str(view.get(dataset, "compression").value), int(str(view.get(dataset, "recordsize").value))
+
+
+def new_snapshot(pool: Pool, name: SnapshotName) -> tuple[NewSnapshot, int]:
+    """How the next snapshot's blocks are stored, and the recordsize."""
+    compression, recordsize = settings_of(pool, pool.dataset(name.dataset))
+    try:
+        compress = compressor(compression)
+    except ValueError as error:
+        raise Refused(f"cannot create snapshot {name}: {error}: set another") from None
+    features = Feature(0)
+    if recordsize > LARGE:
+        features |= Feature.LARGE_BLOCKS
+    if compression.startswith("zstd"):
+        features |= Feature.ZSTD
+    return NewSnapshot(name, compress, features), recordsize
+
+
+def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
+    """Store the files of a folder as the next snapshot.
+
+    Raises:
+        Refused: the folder cannot be read, or the dataset takes no snapshot (see commit).
+    """
+    new, recordsize = new_snapshot(pool, request.name)
+    where = f"cannot create snapshot {request.name}"
+    dataset = pool.dataset(request.name.dataset)
+    started = time.time_ns()
+    with ExitStack() as stack:
+        try:
+            top = os.open(request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
+        except OSError as error:
+            raise Refused(f"{where}: {request.folder}: {error.strerror}") from None
+        stack.callback(os.close, top)
+        path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
+        before = _previous(pool, dataset, path, top, get_key)
+        scanner = Scanner(top, before, request.skip, request.on_folder)
+        stack.callback(scanner.folders.close)
+        try:
+            scan = scanner.scan(started)
+        except OSError as error:
+            raise Refused(f"{where}: {request.folder}: {error.strerror}") from None
+        writer_of = FolderWriter(
+            scan, scanner.folders, before, recordsize, int(started // 1_000_000_000), request.on_file
+        )
+        snapshot = commit(pool, new, get_key, writer_of.write)
+        after = writer_of.next_rows()
+        try:
+            cache.save(path, after, _mark(pool, snapshot))
+        except OSError as error:
+            scan.problems.append(Problem(os.fsencode(path), f"the cache cannot be written: {error.strerror}"))
+    result: Result = writer_of.result
+    return Taken(snapshot, scan.problems + result.problems, len(scan.written))
+
+
+def _mark(pool: Pool, snapshot: Snapshot) -> dict[str, Any]:
+    """What a cache belongs to."""
+    return {"pool": pool.doc["guid"], "dataset": snapshot.dataset.guid, "snapshot": snapshot.guid}
+
+
+def _previous(pool: Pool, dataset: Dataset, path: Path, top: int, get_key: GetKey) -> Previous:
+    """The state of files at the last snapshot, from the cache; without one, by looking for each of its paths."""
+    last = next(reversed(pool.snapshots(dataset)), None)
+    if last is None:
+        return Previous()
+    found = cache.load(path, _mark(pool, last))
+    if found is not None:
+        return found
+    with OpenSnapshot(pool, last, get_key) as base:
+        return _matched(Filesystem(base), top)
+
+
+def _matched(tree: Filesystem, top: int) -> Previous:
+    """Rows of a snapshot's files that are where they were, as the folder's files are now."""
+    rows: list[tuple[int, ...]] = []
+    extras: list[tuple[int, int]] = []
+    waiting = [(tree.root, b".", tree.root)]
+    while waiting:
+        number, path, parent = waiting.pop()
+        node = tree.znode(number)
+        if node.xattr_folder:
+            extras.append((number, node.xattr_folder))
+            extras += [(number, entry.number) for entry in tree.names(node.xattr_folder)]
+        names = list(tree.names(number)) if node.is_folder else []
+        waiting += [(entry.number, path + b"/" + entry.name, number) for entry in names]
+        try:
+            status = os.stat(path, dir_fd=top, follow_symlinks=False)
+        except OSError:
+            continue
+        if (status.st_mode ^ node.mode) & 0o170000:
+            continue
+        rows.append(
+            (
+                status.st_dev,
+                status.st_ino,
+                node.size if node.is_file or node.is_link else status.st_size,
+                node.mtime,
+                node.ctime,
+                number,
+                parent,
+                node.links,
+                len(names),
+            )
+        )
+    unique = {(row[0], row[1]): row for row in rows}
+    return Previous(cache.rows_of(unique.values()), _extras(extras), tree.root)
+
+
+def _extras(pairs: list[tuple[int, int]]) -> cache.Array:
+    import numpy as np
+
+    return np.array(pairs, cache.EXTRA)
+
+
+def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
+    """Name the state that is there: that of the last snapshot, or an empty filesystem."""
+    new, _ = new_snapshot(pool, name)
+
+    def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
+        if base is None:
+            for change in heapq.merge(fixed_objects(), _empty_root(), key=lambda change: change.number):
+                writer.write(change)
+
+    return commit(pool, new, get_key, fill)
+
+
+def _empty_root() -> Iterator[ObjectChange]:
+    now = time.time_ns()
+    bonus, spill = encode_file(FileFields(0o40755, 0, 0, 2, 2, now, now, now, now, ROOT, 1))
+    content = micro_block({}, new_salt())
+    yield ObjectChange(ROOT, ObjectType.DIRECTORY, len(content), 0, [Block(0, content)], bonus, spill=spill)

@@ -1,0 +1,103 @@
+"""zkeep snapshot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+
+from zkeep.cli.home import opened, registry, settings
+from zkeep.cli.main import say
+from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.names import SnapshotName, shown
+from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.model import Dataset, Pool
+
+
+@click.command("snapshot")
+@click.option("-r", "recursive", is_flag=True, help="Also of all encrypted datasets below that were made here.")
+@click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property of the snapshots.")
+@click.option("--from", "folder", metavar="DIR", help="Store the files of a folder as the snapshot.")
+@click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use.")
+@click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
+def snapshot_verb(
+    *, recursive: bool, options: Sequence[str], folder: str | None, locations: Sequence[str], names: Sequence[str]
+) -> None:
+    """Take a snapshot of an encrypted dataset that was made here.
+
+    With --from, it holds the files of a folder: what changed since the last one is read and stored. Without, it names
+    the state that is there. A dataset that is received into takes its snapshots where the data lives.
+
+    Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
+
+    \b
+        zkeep create -o encryption=on -o keyformat=raw -o keylocation=file:///root/key vault/home
+        zkeep snapshot --from /home vault/home@monday
+    """
+    local = namespace.check_settings(settings(options), "s")
+    if folder is not None and (recursive or len(names) > 1):
+        raise WrongUsage("--from takes one snapshot, without -r")
+    for text in names:
+        name = SnapshotName.parse(text)
+        with opened(name) as pool:
+            if folder is None:
+                _take_states(pool, name, recursive, locations)
+            else:
+                _take_folder(pool, name, folder, locations)
+            if local:
+                namespace.set_properties(pool, [name], local)
+
+
+def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> None:
+    from zkeep.capture.snapshot import take_state
+    from zkeep.cli.open_snapshot import keys_from
+
+    first = pool.dataset(name.dataset)
+    datasets = pool.tree().within(first) if recursive else [first]
+    wanted = [dataset for dataset in datasets if _is_made_here(pool, dataset)]
+    if not wanted or (not recursive and first not in wanted):
+        raise Refused(_why_not(pool, name))
+    for dataset in wanted:
+        if pool.find_snapshot(dataset.name.snapshot(name.name)):
+            raise Refused(f"cannot create snapshot {dataset.name}@{name.name}: dataset already exists")
+    keys = keys_from(locations)
+    for dataset in wanted:
+        take_state(pool, dataset.name.snapshot(name.name), keys)
+
+
+def _take_folder(pool: Pool, name: SnapshotName, folder: str, locations: Sequence[str]) -> None:
+    from zkeep.capture.snapshot import Request, take_folder
+    from zkeep.cli.open_snapshot import keys_from
+
+    dataset = pool.dataset(name.dataset)
+    if not _is_made_here(pool, dataset):
+        raise Refused(_why_not(pool, name))
+    if pool.find_snapshot(name):
+        raise Refused(f"cannot create snapshot {name}: dataset already exists")
+    taken = take_folder(pool, Request(name, folder, registry().home / "capture"), keys_from(locations))
+    for problem in taken.problems:
+        say(f"{shown(os.fsdecode(problem.path or b'.'))}: {problem.reason}")
+    if taken.problems:
+        count = len(taken.problems)
+        raise Damaged(f"{name} was taken, but {count} file{'s' if count > 1 else ''} could not be read as they are")
+
+
+def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
+    """Whether its next snapshot can be taken here: it is encrypted, and nothing was received into it."""
+    from zkeep.snapshot.commit import MADE_HERE
+
+    last = pool.snapshots(dataset)[-1:]
+    return bool(dataset.doc.get("crypt")) and all(snapshot.doc.get(MADE_HERE) for snapshot in last)
+
+
+def _why_not(pool: Pool, name: SnapshotName) -> str:
+    dataset = pool.dataset(name.dataset)
+    last = pool.snapshots(dataset)[-1:]
+    way_out = "take it on the sending side and send it here"
+    if last:
+        way_out += f", or mark @{last[0].doc['name']} with 'zkeep bookmark' or 'zkeep hold'"
+    why = "nothing is written to it here but by 'zkeep receive'"
+    if dataset.doc.get("crypt"):
+        why = "it is encrypted and no key is ever loaded here"
+    return f"cannot create snapshot {name}: {why}; {way_out}"

@@ -1,0 +1,130 @@
+"""Compressing blocks as the kernel stores them: the twin of format/compress.py.
+
+A compressed block is filled with zeros to whole sectors of 512 bytes; where that saves nothing the block is stored as
+it is. A block of zeros is a hole, which is the caller's to see.
+
+Source: OpenZFS module/zfs/zio_compress.c zio_compress_data(); lz4_zfs.c, gzip.c, zle.c; module/zstd/zfs_zstd.c
+zfs_zstdhdr_t; include/sys/zio_compress.h.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from threading import local
+from typing import Any
+
+from zkeep.format.compress import Compression
+from zkeep.format.dnode import SECTOR
+
+Buffer = bytes | bytearray | memoryview
+Compress = Callable[[Buffer], tuple[Buffer, int]]
+"A block -> what is stored of it, a multiple of 512 bytes, and the zio_compress code."
+ZSTD_VERSION = 10405
+"Of the library whose frames every OpenZFS with zstd reads."
+_FAST = re.compile(r"zstd-fast-(\d+)")
+_MAX_RUN, _MAX_LITERALS = 192, 64
+
+
+def compressor(setting: str) -> Compress:
+    """The compression that a dataset's `compression` property names. May be used by several threads.
+
+    Raises:
+        ValueError: there is none of this name that can be written (lzjb).
+    """
+    if setting in ("on", "lz4"):
+        return _whole_sectors(_lz4, Compression.LZ4)
+    if setting == "off":
+        return _stored
+    if setting == "zle":
+        return _whole_sectors(_zle, Compression.ZLE)
+    if setting == "gzip" or re.fullmatch(r"gzip-[1-9]", setting):
+        level = int(setting.partition("-")[2] or 6)
+        return _whole_sectors(lambda block: zlib.compress(block, level), Compression.GZIP_1 + level - 1)
+    level = _zstd_level(setting)
+    return _whole_sectors(_Zstd(level).compress, Compression.ZSTD)
+
+
+def _zstd_level(setting: str) -> int:
+    if setting == "zstd":
+        return 3
+    fast = _FAST.fullmatch(setting)
+    if fast:
+        return -int(fast[1])
+    if setting == "zstd-fast":
+        return -1
+    plain = re.fullmatch(r"zstd-(\d+)", setting)
+    if plain and 1 <= int(plain[1]) <= 19:
+        return int(plain[1])
+    raise ValueError(f"compression {setting} cannot be written")
+
+
+def _stored(block: Buffer) -> tuple[Buffer, int]:
+    return block, Compression.OFF
+
+
+def _whole_sectors(pack: Callable[[Buffer], bytes], code: int) -> Compress:
+    def compress(block: Buffer) -> tuple[Buffer, int]:
+        packed = pack(block)
+        size = -(-len(packed) // SECTOR) * SECTOR
+        if size >= len(block):
+            return block, Compression.OFF
+        return packed.ljust(size, b"\0"), code
+
+    return compress
+
+
+def _lz4(block: Buffer) -> bytes:
+    """Length (big-endian), then one lz4 block."""
+    import lz4.block
+
+    packed: bytes = lz4.block.compress(block, store_size=False)
+    return struct.pack(">I", len(packed)) + packed
+
+
+class _Zstd:
+    """Compresses with one level; a zstd compressor must not be shared between threads."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._local = local()
+
+    def compress(self, block: Buffer) -> bytes:
+        """Length (big-endian), version and level, then a frame without its magic number."""
+        packed: bytes = self._compressor().compress(block)
+        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | self._code()) + packed
+
+    def _code(self) -> int:
+        """The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on."""
+        fast = (*range(1, 11), *range(20, 101, 10), 500, 1000)
+        return self._level if self._level > 0 else 103 + fast.index(-self._level)
+
+    def _compressor(self) -> Any:
+        made = getattr(self._local, "made", None)
+        if made is None:
+            import zstandard
+
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                self._level, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=True, write_checksum=False
+            )
+            made = self._local.made = zstandard.ZstdCompressor(compression_params=parameters)
+        return made
+
+
+def _zle(block: Buffer) -> bytes:
+    """Runs of zeros and of literals, each behind one byte: up to 64 literals, or up to 192 zeros."""
+    data = bytes(block)
+    out = bytearray()
+    for zeros in re.finditer(rb"(\x00+)|([^\x00]+)", data):
+        run = zeros[0]
+        if zeros[1]:
+            for left in range(len(run), 0, -_MAX_RUN):
+                out.append(_MAX_LITERALS - 1 + min(left, _MAX_RUN))
+        else:
+            for at in range(0, len(run), _MAX_LITERALS):
+                part = run[at : at + _MAX_LITERALS]
+                out.append(len(part) - 1)
+                out += part
+    return bytes(out)

@@ -1,0 +1,62 @@
+"""What a SnapshotWriter is given: objects to write, and their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from zkeep.format.objtypes import ObjectType
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Block(NamedTuple):
+    """One block of an object: `content` as long as the object's block size; None: a hole.
+
+    With `compression` the content is already compressed, as it will be stored, in a multiple of 512 bytes.
+    """
+
+    number: int
+    content: Buffer | None
+    compression: int | None = None
+
+
+@dataclass(slots=True)
+class ObjectChange:
+    """An object to be written: its dnode, and the blocks that are new.
+
+    `keep`: blocks of the object of this number in the base stay, but for those given; else the object is a new one.
+    `last`: the highest block number that it has, or ever had; -1 if it never had one.
+    `spill`: the content of its spill block, None for none; "keep" for the one of the base.
+    """
+
+    number: int
+    type: int
+    blksz: int
+    last: int
+    blocks: Iterable[Block] = ()
+    bonus: bytes = b""
+    bonustype: int = ObjectType.SA
+    spill: bytes | str | None = None
+    keep: bool = False
+
+
+class HoleRun:
+    """Joins holes that follow one another, so that a file cut short costs one FREE record."""
+
+    def __init__(self, put: Callable[[int, int], None]) -> None:
+        self._put = put
+        self._first = self._end = -1
+
+    def add(self, first: int, end: int) -> None:
+        if first == self._end:
+            self._end = end
+            return
+        self.flush()
+        self._first, self._end = first, end
+
+    def flush(self) -> None:
+        if self._end > self._first:
+            self._put(self._first, self._end)
+        self._first = self._end = -1

@@ -1,0 +1,140 @@
+"""Adding a snapshot that is made here to a dataset: its records enter the pool as those of a received stream do.
+
+The one difference: what a stream says first, the portable MAC in its BEGIN, is known here when all records are there.
+So the receive begins with a BEGIN that lacks it, and gets the whole one before it is committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from tempfile import TemporaryFile
+
+from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
+from zkeep.errors import Refused
+from zkeep.format.compress_writer import Compress
+from zkeep.format.events import SubBegin, SubEnd
+from zkeep.format.fletcher import fletcher4
+from zkeep.format.nvlist import NvList, NvType, encode
+from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
+from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.session import land
+from zkeep.snapshot.keys import master_keys
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.writer import METADNODE, SnapshotWriter
+
+FILESYSTEM, VOLUME = 2, 3
+"dmu_objset_type_t."
+LARGE = 128 << 10
+MADE_HERE = "made_here"
+"Field of a snapshot's document: its records were made here, and not received."
+Fill = Callable[[SnapshotWriter, OpenSnapshot | None], None]
+"Writes all changes since the base (None: there is none) into a writer."
+
+
+@dataclass(frozen=True)
+class NewSnapshot:
+    """What a snapshot made here is called, and how its blocks are stored."""
+
+    name: SnapshotName
+    compress: Compress
+    features: Feature
+    "ZSTD, LARGE_BLOCKS where blocks may be so; what the base has is kept."
+    objset_type: int = FILESYSTEM
+
+
+def commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill) -> Snapshot:
+    """Make the next snapshot of a dataset.
+
+    All or nothing: when `fill` or anything after it fails, nothing of it stays.
+
+    Raises:
+        Refused: the dataset is not encrypted, its key is not here, or its newest snapshot was not made here.
+        TryAgain: somebody else is writing to it.
+    """
+    dataset = pool.dataset(new.name.dataset)
+    last = next(reversed(pool.snapshots(dataset)), None)
+    wrapped, keys = _keys(pool, dataset, last, get_key)
+    with ExitStack() as stack:
+        base = stack.enter_context(OpenSnapshot(pool, last, get_key)) if last is not None else None
+        opening = _opening(new, last, base, wrapped)
+        target = Target(new.name.dataset, new.name.name, force=last is None, snapshot_fields={MADE_HERE: True})
+        event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
+        session = stack.enter_context(land(pool, event, target))
+        spool = stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
+        toguid = opening.begin.toguid
+        writer = SnapshotWriter(keys, toguid, new.compress, session.add, base, new.objset_type, spool)
+        stack.enter_context(writer)
+        writer.start(fletcher4(opening.header + opening.payload, swap=False))
+        fill(writer, base)
+        mac, last_block = writer.finish()
+        session.complete(_with_mac(opening, mac, last_block))
+        end = End(toguid=toguid)
+        return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
+
+
+def _keys(
+    pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey
+) -> tuple[WrappedKeys, MasterKeys]:
+    """The dataset's newest key record, and the keys inside."""
+    where = f"cannot create snapshot of {dataset.name}"
+    if last is not None and not last.doc.get(MADE_HERE):
+        raise Refused(f"{where}: {last.name} was received; take it on the sending side and send it here")
+    record = next(keyrecords.of_dataset(pool, dataset), None)
+    if record is None:
+        raise Refused(f"{where}: it is not encrypted: create one with zkeep create -o encryption=on -o keyformat=...")
+    wrapped = WrappedKeys.of(record.fields)
+    if last is not None:
+        return wrapped, master_keys(pool, last, get_key)
+    return wrapped, unwrap(wrapped, get_key(wrapped))
+
+
+def _opening(new: NewSnapshot, last: Snapshot | None, base: OpenSnapshot | None, wrapped: WrappedKeys) -> Opening:
+    """The BEGIN, but for what only the end knows."""
+    features = Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | new.features
+    if base is not None:
+        features |= base.begin.features & ~Feature.RESUMING
+    crypt = wrapped.fields()
+    shape = "mdn_indblkshift", "mdn_nlevels", "mdn_nblkptr", "mdn_checksum", "mdn_compress"
+    numbers = dict(zip(shape, METADNODE, strict=True)) | {
+        "mdn_blksz": 16384,
+        "mdn_maxblkid": 0,
+        "to_ivset_guid": new_guid(),
+        "from_ivset_guid": number(base.crypt, "to_ivset_guid") if base is not None else 0,
+    }
+    for name, value in numbers.items():
+        crypt.set(name, value, NvType.UINT64)
+    crypt.set("portable_mac", bytes(32), NvType.UINT8_ARRAY)
+    outer = NvList()
+    outer.set("crypt_keydata", crypt, NvType.NVLIST)
+    outer.align = 8
+    payload = encode(outer)
+    begin = Begin(
+        payloadlen=len(payload),
+        versioninfo=HeaderType.SUBSTREAM | int(features) << 2,
+        creation_time=int(time.time()),
+        type=new.objset_type,
+        flags=BeginFlag.FREERECORDS | BeginFlag.SPILL_BLOCK,
+        toguid=new_guid(),
+        fromguid=last.guid if last is not None else 0,
+        toname=str(new.name).encode(),
+    )
+    return Opening(begin.pack("little"), payload, "little")
+
+
+def _with_mac(opening: Opening, mac: bytes, last_block: int) -> Opening:
+    nvlist = opening.nvlist
+    crypt = nvlist["crypt_keydata"] if nvlist is not None else None
+    assert nvlist is not None
+    assert isinstance(crypt, NvList)
+    crypt.set("portable_mac", mac, NvType.UINT8_ARRAY)
+    crypt.set("mdn_maxblkid", last_block, NvType.UINT64)
+    payload = encode(nvlist)
+    begin = replace(opening.begin, payloadlen=len(payload))
+    return Opening(begin.pack("little"), payload, "little")

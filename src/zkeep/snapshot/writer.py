@@ -1,0 +1,496 @@
+"""Writing a snapshot: the twin of OpenSnapshot. Changed objects in, the records of a raw stream out.
+
+The chain of keys and MACs is the one that OpenSnapshot follows, walked the other way:
+
+    block           compressed, encrypted under a random IV; its MAC goes into
+    MAC tree        of its object, whose roots, with the dnode, go into
+    dnode block     32 slots, encrypted and authenticated together under one IV; its MAC goes into
+    portable MAC    over the metadnode, which the BEGIN of the stream carries
+
+Everything of a block of dnodes depends on all data of its objects, so their ciphertext waits, in memory and beyond
+SPOOL bytes in a file, until the last of its objects is complete. A block in which nothing changed is not touched.
+
+Source: OpenZFS module/zfs/dmu_send.c (order of records); module/os/linux/zfs/zio_crypt.c.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO
+
+import numpy as np
+
+from zkeep.crypto.block import MAC, BlockKeys
+from zkeep.crypto.dnodeblock import Metadnode, Stretch, encrypt_dnodes, portable_mac, stretch_of
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Shape
+from zkeep.crypto.unwrap import MasterKeys
+from zkeep.errors import Refused
+from zkeep.format.compress import Compression
+from zkeep.format.compress_writer import Compress, compressor
+from zkeep.format.dnode import SLOTS, Dnode, pointer_prop
+from zkeep.format.events import Batch
+from zkeep.format.objtypes import ObjectType, is_encrypted
+from zkeep.format.records import (
+    Free,
+    FreeObjects,
+    Object,
+    ObjectRange,
+    RecordFlag,
+    RecordType,
+    Spill,
+    Words,
+    Write,
+)
+from zkeep.snapshot.batches import BATCH, RecordBatches
+from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
+from zkeep.snapshot.metadnode import PROP
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.verified import Verified
+
+Buffer = bytes | bytearray | memoryview
+INDIRECT_SHIFT = 17
+FANOUT = 1 << INDIRECT_SHIFT - 7
+METADNODE = (INDIRECT_SHIFT, 6, 3, 0, 0)
+"Shape of a metadnode: indblkshift, levels, pointers, checksum, compression. A kernel takes no other for an increment."
+SPOOL = 64 << 20
+"Bytes of ciphertext that wait in memory."
+INLINE = 32 << 10
+"Bytes of a block that are not worth handing to another thread."
+TO_THE_END = (1 << 64) - 1
+ENDLESS = 1 << 63
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An object whose block of dnodes is not complete yet. `pieces` hold its records, in order."""
+
+    dnode: Dnode
+    roots: bytes
+    spill: bytes
+    "The spill pointer as its MAC covers it; empty if there is none."
+    pieces: list[Buffer | tuple[int, int]] = field(default_factory=list)
+    "Bytes, or [start, end) in the spool."
+    lengths: list[int] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+
+
+class SnapshotWriter:
+    """Takes changes in ascending order of object numbers; `put` gets the records, batch by batch.
+
+    `base`: the snapshot before, open, whose unchanged objects stay; None for a full one. Use as a context manager.
+
+    Raises (all methods):
+        Forgery, Damaged: the base is not what was stored.
+    """
+
+    def __init__(
+        self,
+        keys: MasterKeys,
+        toguid: int,
+        compress: Compress,
+        put: Callable[[Batch], None],
+        base: OpenSnapshot | None = None,
+        objset_type: int = 2,
+        spool: IO[bytes] | None = None,
+    ) -> None:
+        self._keys = BlockKeys(keys)
+        self._toguid = toguid
+        self._compress = compress
+        self._compress_metadata = compressor("lz4")
+        self._base = base
+        self._objset_type = objset_type
+        self._salt = os.urandom(8)
+        self._out = RecordBatches(put)
+        self._spool = spool
+        self._spooled = 0
+        self._held = 0
+        self._index = -1
+        self._waiting: dict[int, _Waiting] = {}
+        self._freed: set[int] = set()
+        self._dnode_blocks = _base_blocks(base)
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self.last_block = base.last_dnode_block if base is not None else 0
+
+    def __enter__(self) -> SnapshotWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, state: Words) -> None:
+        """Records follow a BEGIN whose running fletcher-4 is `state`."""
+        self._out.state = np.array(state, np.uint64)
+
+    def write(self, change: ObjectChange) -> None:
+        """Write an object. Its number is larger than all before."""
+        self._go_to(change.number // SLOTS)
+        held = self._held_in_base(change.number) if change.keep else None
+        waiting = self._begun(change, held)
+        leaves = self._write_blocks(change, waiting)
+        waiting.roots = self._roots(waiting.dnode, leaves, held)
+        self._write_spill(change, waiting, held)
+        self._waiting[change.number] = waiting
+
+    def free(self, number: int) -> None:
+        """Drop an object of the base. Its number is larger than all before."""
+        self._go_to(number // SLOTS)
+        self._freed.add(number)
+
+    def finish(self) -> tuple[bytes, int]:
+        """All changes came: the portable MAC, and the number of the metadnode's last block."""
+        self._flush()
+        self._out.flush()
+        shape = Metadnode(*METADNODE, self.last_block)
+        tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
+        numbers = np.array(sorted(self._dnode_blocks), np.uint64)
+        pointers = np.zeros(len(numbers), POINTER)
+        pointers["prop"] = np.uint64(PROP | 1 << 63)
+        if len(numbers):
+            macs = b"".join(self._dnode_blocks[number] for number in numbers.tolist())
+            pointers["mac"] = np.frombuffer(macs, "V16")
+        tree.add(numbers, pointers)
+        return portable_mac(self._keys, self._objset_type, shape, tree.finish()), self.last_block
+
+    # One object
+
+    def _held_in_base(self, number: int) -> Verified:
+        assert self._base is not None
+        return self._base.object(number)
+
+    def _begun(self, change: ObjectChange, held: Verified | None) -> _Waiting:
+        pointers = 1 if change.bonustype else 3
+        last = max(change.last, 0)
+        levels = levels_of(last, pointers)
+        if held is not None and held.dnode.blksz == change.blksz:
+            # A tree never loses a level, and never forgets how far it reached, while its object lives.
+            last = max(last, held.dnode.maxblkid)
+            levels = max(levels_of(last, pointers), held.dnode.nlevels)
+        dnode = Dnode(
+            number=change.number,
+            type=change.type,
+            bonustype=change.bonustype,
+            blksz=change.blksz,
+            bonuslen=len(change.bonus),
+            slots=1,
+            checksum=0,
+            compress=0,
+            has_spill=change.spill is not None,
+            indblkshift=INDIRECT_SHIFT,
+            nlevels=levels,
+            nblkptr=pointers,
+            maxblkid=last,
+            byteorder="little",
+            bonus=b"",
+        )
+        if change.bonustype:
+            dnode = dnode._replace(bonus=change.bonus.ljust(dnode.bonus_room, b"\0"))
+        return _Waiting(dnode, b"", b"")
+
+    def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> dict[int, bytes]:
+        """Encrypt the blocks that are given; block number -> its pointer, a hole's is zeros."""
+        leaves: dict[int, bytes] = {}
+        replaces = not change.keep and self._is_in_base(change.number)
+        holes = HoleRun(partial(self._put_free, waiting))
+        expected = 0
+        for number, result in self._encrypted(change):
+            if replaces and number > expected:
+                holes.add(expected, number)
+            expected = number + 1
+            if result is None:
+                if change.keep or replaces:
+                    holes.add(number, number + 1)
+                leaves[number] = HOLE
+                continue
+            header, payload, pointer = result
+            self._put(waiting, RecordType.WRITE, header, payload)
+            leaves[number] = pointer
+        if replaces and expected <= waiting.dnode.maxblkid:
+            holes.add(expected, waiting.dnode.maxblkid + 1)
+        holes.flush()
+        return leaves
+
+    def _is_in_base(self, number: int) -> bool:
+        index = number // SLOTS
+        return self._base is not None and index in self._dnode_blocks and number in self._base.dnodes(index)
+
+    def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, tuple[bytes, Buffer, bytes] | None]]:
+        """Header, ciphertext and pointer of each block; large ones by several threads, in order."""
+        ahead: list[tuple[int, Future[tuple[bytes, Buffer, bytes] | None]]] = []
+        most = 2 * (os.cpu_count() or 1)
+        for block in change.blocks:
+            if block.content is None or len(block.content) <= INLINE:
+                while ahead:
+                    number, future = ahead.pop(0)
+                    yield number, future.result()
+                yield block.number, self._encrypt(change, block)
+                continue
+            ahead.append((block.number, self._pool.submit(self._encrypt, change, block)))
+            if len(ahead) > most:
+                number, future = ahead.pop(0)
+                yield number, future.result()
+        for number, future in ahead:
+            yield number, future.result()
+
+    def _encrypt(self, change: ObjectChange, block: Block) -> tuple[bytes, Buffer, bytes] | None:
+        content, code = block.content, block.compression
+        if content is None or (code is None and is_zeros(content)):
+            return None
+        logical = change.blksz
+        if code is None:
+            content, code = self._compressor(change.type)(content)
+        salt, iv, sealed, mac = self._sealed(change.type, content)
+        header = Write(
+            object=change.number,
+            type=change.type,
+            offset=block.number * change.blksz,
+            logical_size=logical,
+            toguid=self._toguid,
+            checksumtype=7,
+            compressiontype=code,
+            compressed_size=len(content),
+            salt=salt,
+            iv=iv,
+            mac=mac,
+        )
+        prop = pointer_prop(logical, len(content), code, change.type, little=True)
+        return header.pack("little"), sealed, prop.to_bytes(8, "little") + mac + bytes(8)
+
+    def _compressor(self, kind: int) -> Compress:
+        """Contents as the dataset's property says; metadata by lz4, as every kernel can read it."""
+        return self._compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
+
+    def _sealed(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
+        """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
+        if not is_encrypted(kind):
+            return bytes(8), bytes(12), content, self._keys.digest(content)[:MAC]
+        iv = os.urandom(12)
+        made = bytearray(len(content) + MAC)
+        self._keys.encrypt_into(self._salt, iv, content, made)
+        return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
+
+    def _roots(self, dnode: Dnode, leaves: dict[int, bytes], held: Verified | None) -> bytes:
+        """The dnode's own pointers: what its MAC tree, with the blocks that stay, comes to."""
+        tree = MacTree(Shape.of(dnode))
+        numbers = np.array(sorted(leaves), np.uint64)
+        pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
+        if held is not None and held.dnode.blksz == dnode.blksz:
+            if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
+                return held.roots
+            numbers, pointers = self._with_kept(held, numbers, pointers)
+        live = pointers.view("V32").reshape(-1) != np.void(HOLE)
+        tree.add(numbers[live], pointers[live])
+        return tree.finish()
+
+    def _with_kept(
+        self, held: Verified, numbers: np.ndarray, pointers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The new blocks' pointers, and those of the base's blocks that were not written again."""
+        assert self._base is not None
+        for part in self._base.leaves(held, 0, ENDLESS // held.dnode.blksz):
+            old = part["offset"] // np.uint64(held.dnode.blksz)
+            stays = ~np.isin(old, numbers)
+            numbers = np.concatenate([numbers, old[stays]])
+            pointers = np.concatenate([pointers, part["pointer"][stays]])
+        order = np.argsort(numbers, kind="stable")
+        return numbers[order], pointers[order]
+
+    def _write_spill(self, change: ObjectChange, waiting: _Waiting, held: Verified | None) -> None:
+        if change.spill is None:
+            return
+        if isinstance(change.spill, str):
+            assert held is not None
+            waiting.spill = held.spill["pointer"].tobytes()
+            return
+        # Stored as it is: kernels before 2026-07 overrun a buffer where a compressed spill block changes its size.
+        salt, iv, sealed, mac = self._sealed(change.bonustype, change.spill)
+        size = len(change.spill)
+        header = Spill(
+            object=change.number,
+            length=size,
+            toguid=self._toguid,
+            compressiontype=Compression.OFF,
+            compressed_size=size,
+            salt=salt,
+            iv=iv,
+            mac=mac,
+        )
+        self._put(waiting, RecordType.SPILL, header.pack("little"), sealed)
+        prop = pointer_prop(size, size, Compression.OFF, change.bonustype, little=True)
+        waiting.spill = prop.to_bytes(8, "little") + mac + bytes(8)
+
+    def _put(self, waiting: _Waiting, rtype: RecordType, header: bytes, payload: Buffer = b"") -> None:
+        size = len(header) + len(payload)
+        waiting.pieces += [header, payload] if payload else [header]
+        waiting.lengths.append(size)
+        waiting.types.append(rtype)
+        self._held += size
+        if self._held > SPOOL and self._spool is not None:
+            self._spill_to_disk(waiting)
+
+    def _put_free(self, waiting: _Waiting, first: int, end: int) -> None:
+        size = waiting.dnode.blksz
+        header = Free(
+            object=waiting.dnode.number, offset=first * size, length=(end - first) * size, toguid=self._toguid
+        )
+        self._put(waiting, RecordType.FREE, header.pack("little"))
+
+    def _spill_to_disk(self, waiting: _Waiting) -> None:
+        """Move what waits in memory to the spool; it is ciphertext."""
+        assert self._spool is not None
+        for each in [*self._waiting.values(), waiting]:
+            start = self._spooled
+            pieces: list[Buffer | tuple[int, int]] = []
+            for piece in each.pieces:
+                if isinstance(piece, tuple):
+                    pieces.append(piece)
+                    continue
+                self._spool.write(piece)
+                self._spooled += len(piece)
+            if self._spooled > start:
+                pieces.append((start, self._spooled))
+            each.pieces = pieces
+        self._held = 0
+
+    # A block of dnodes
+
+    def _go_to(self, index: int) -> None:
+        if index == self._index:
+            return
+        if index < self._index:
+            raise ValueError("objects come in ascending order")
+        self._flush()
+        self._index = index
+
+    def _flush(self) -> None:
+        """Encrypt the block of dnodes that is complete, and give its records away."""
+        if not self._waiting and not self._freed:
+            return
+        index, first = self._index, self._index * SLOTS
+        every = self._all_objects(index)
+        if not every:
+            # A block without a dnode is a hole, which only FREEOBJECTS tells.
+            self._dnode_blocks.pop(index, None)
+            self._out.add(RecordType.FREEOBJECTS, self._free_objects(first, SLOTS))
+        else:
+            self._emit_block(index, every)
+        self._waiting, self._freed, self._held = {}, set(), 0
+        if self._spool is not None and self._spooled:
+            self._out.flush()
+            self._spool.seek(0)
+            self._spool.truncate()
+            self._spooled = 0
+
+    def _all_objects(self, index: int) -> list[_Waiting]:
+        """The objects of the block as they will be: changed ones, and those of the base that stay."""
+        every = dict(self._waiting)
+        if self._base is not None and index in self._dnode_blocks:
+            for number, held in self._base.dnodes(index).items():
+                if number not in every and number not in self._freed:
+                    every[number] = _unchanged(held)
+        return [every[number] for number in sorted(every)]
+
+    def _emit_block(self, index: int, every: list[_Waiting]) -> None:
+        first, iv = index * SLOTS, os.urandom(12)
+        stretches: list[Stretch] = [stretch_of(each.dnode, each.roots, each.spill) for each in every]
+        sealed, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)
+        self._dnode_blocks[index] = mac
+        self.last_block = max(self.last_block, index)
+        head = ObjectRange(firstobj=first, numslots=SLOTS, toguid=self._toguid, salt=self._salt, iv=iv, mac=mac)
+        self._out.add(RecordType.OBJECT_RANGE, head.pack("little"))
+        at = 0
+        freed = sorted(self._freed - {each.dnode.number for each in every})
+        for each in every:
+            while freed and freed[0] < each.dnode.number:
+                self._out.add(RecordType.FREEOBJECTS, self._free_objects(freed.pop(0), 1))
+            room = len(each.dnode.bonus)
+            self._emit_object(each, sealed[at : at + room])
+            at += room
+        for number in freed:
+            self._out.add(RecordType.FREEOBJECTS, self._free_objects(number, 1))
+
+    def _free_objects(self, first: int, count: int) -> bytes:
+        return FreeObjects(firstobj=first, numobjs=count, toguid=self._toguid).pack("little")
+
+    def _emit_object(self, each: _Waiting, bonus: bytes) -> None:
+        dnode = each.dnode
+        header = Object(
+            object=dnode.number,
+            type=dnode.type,
+            bonustype=dnode.bonustype,
+            blksz=dnode.blksz,
+            bonuslen=dnode.bonuslen,
+            checksumtype=dnode.checksum,
+            compress=dnode.compress,
+            dn_slots=dnode.slots,
+            flags=RecordFlag.OBJECT_SPILL if dnode.has_spill else 0,
+            raw_bonuslen=len(bonus),
+            toguid=self._toguid,
+            indblkshift=dnode.indblkshift,
+            nlevels=dnode.nlevels,
+            nblkptr=dnode.nblkptr,
+            maxblkid=dnode.maxblkid,
+        )
+        self._out.add(RecordType.OBJECT, header.pack("little"), bonus)
+        end = (dnode.maxblkid + 1) * dnode.blksz
+        tail = Free(object=dnode.number, offset=end, length=TO_THE_END, toguid=self._toguid)
+        self._out.add(RecordType.FREE, tail.pack("little"))
+        self._out.add_many(each.types, each.lengths, self._bytes_of(each.pieces))
+
+    def _bytes_of(self, pieces: list[Buffer | tuple[int, int]]) -> Iterator[Buffer]:
+        for piece in pieces:
+            if not isinstance(piece, tuple):
+                yield piece
+                continue
+            assert self._spool is not None
+            start, end = piece
+            while start < end:
+                self._spool.seek(start)
+                part = self._spool.read(min(BATCH, end - start))
+                if not part:
+                    raise OSError("the spool is shorter than what was written")
+                start += len(part)
+                yield part
+        if self._spool is not None:
+            self._spool.seek(0, os.SEEK_END)
+
+
+def _unchanged(held: Verified) -> _Waiting:
+    dnode = held.dnode
+    if dnode.byteorder != "little":
+        raise Refused(f"object {dnode.number} was written on a big-endian host: it cannot be changed here")
+    room = dnode.bonus_room if dnode.bonuslen else 0
+    bonus = dnode.bonus.ljust(room, b"\0") if dnode.bonuslen else b""
+    return _Waiting(dnode._replace(bonus=bonus), held.roots, held.spill["pointer"].tobytes())
+
+
+def _base_blocks(base: OpenSnapshot | None) -> dict[int, bytes]:
+    """The MACs of all blocks of dnodes of the base, by number.
+
+    Raises:
+        Refused: its metadnode has a shape that no increment made here could have.
+    """
+    if base is None:
+        return {}
+    shape = base.metadnode_shape()
+    if shape != Metadnode(*METADNODE, shape.maxblkid):
+        raise Refused(f"{base.name}: its metadnode has an unusual shape: it cannot be written on here")
+    return base.dnode_block_macs()
+
+
+def levels_of(last: int, pointers: int) -> int:
+    """Levels of the tree over blocks 0 to `last` under so many pointers in the dnode."""
+    levels, reach = 1, pointers
+    while last >= reach:
+        levels, reach = levels + 1, reach * FANOUT
+    return levels
+
+
+def is_zeros(content: Buffer) -> bool:
+    view = memoryview(content)
+    if view[:64] != bytes(len(view[:64])):
+        return False
+    return not np.frombuffer(view, np.uint8).any()

@@ -1,0 +1,123 @@
+"""What zkeep makes itself the kernel takes, mounts, scrubs and writes on (P8), and sends again record for record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lab import RAW, Lab, Tree, assert_same
+
+from zkeep.format.events import Batch
+from zkeep.format.reader import read_events
+from zkeep.format.records import CHECKSUM, LAYOUTS, RecordType
+
+LONG = os.environ.get("ZKEEP_INTEROP") == "long"
+CASES = [
+    ("aes-256-gcm", "lz4", "128K"),
+    ("aes-128-ccm", "zstd", "16K"),
+    ("aes-192-gcm", "off", "1M"),
+    ("aes-256-ccm", "gzip-1", "512"),
+    ("aes-128-gcm", "zle", "4K"),
+]
+
+
+class Folder:
+    """A folder of the host that is changed at random and stored, snapshot by snapshot."""
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        self.lab, self.seed = lab, seed
+        self.path = lab.folder / "source"
+        self.path.mkdir()
+        self.trees: list[Tree] = []
+
+    def work(self, count: int) -> None:
+        command = [sys.executable, str(self.lab.share / "work.py"), str(self.seed + len(self.trees)), str(count)]
+        subprocess.run([*command, str(self.path)], check=True, stdout=subprocess.DEVNULL)
+
+    def snapshot(self, dataset: str, digest: str) -> None:
+        self.lab.zkeep("snapshot", "--from", str(self.path), f"{dataset}@s{len(self.trees)}")
+        out = self.lab.folder / "listed.json"
+        script = str(self.lab.share / "tree.py")
+        subprocess.run([sys.executable, script, str(out), digest, str(self.path)], check=True)
+        (found,) = json.loads(out.read_text())
+        self.trees.append(found)
+
+
+@pytest.mark.parametrize("case", CASES if LONG else CASES[:2], ids="-".join)
+def test_a_folder_becomes_a_dataset_of_the_kernel(lab: Lab, case: tuple[str, str, str]) -> None:
+    suite, compression, recordsize = case
+    key = lab.key(RAW)
+    options = (f"encryption={suite}", "keyformat=raw", f"keylocation={key.outside}")
+    options += (f"compression={compression}", f"recordsize={recordsize}")
+    lab.zkeep("create", *(word for option in options for word in ("-o", option)), "v/src")
+    folder = Folder(lab, seed=len(suite) + len(compression))
+    for turn in range(6 if LONG else 3):
+        folder.work(60 if turn == 0 else 25)
+        folder.snapshot("v/src", "sha256")
+    last = len(folder.trees) - 1
+
+    # A full stream and increments: the kernel shows every snapshot as the folder was.
+    lab.send("full.zfs", "-w", "v/src@s0")
+    lab.send("rest.zfs", "-w", "-I", "@s0", f"v/src@s{last}")
+    lab.kernel_takes("full.zfs", "back/src")
+    lab.kernel_takes("rest.zfs", "back/src")
+    lab.kernel_opens("back/src", key)
+    names = [f"back/src@s{turn}" for turn in range(last + 1)]
+    for name, got, want in zip(names, lab.seen(names, "sha256"), folder.trees, strict=True):
+        assert_same(name, got, want)
+
+    # A full stream of a later snapshot is the same, record for record, from the kernel and from zkeep.
+    lab.kernel_sends("theirs.zfs", f"-w back/src@s{last}")
+    lab.send("ours.zfs", "-w", f"v/src@s{last}")
+    assert records_of(lab.share / "ours.zfs") == records_of(lab.share / "theirs.zfs")
+
+    # The kernel writes on every kind of object, finds no fault, and can remove all of it.
+    lab.guest.work(1, 40, "/back/src")
+    lab.kernel_finds_no_fault()
+    lab.guest.run("rm -rf /back/src/* && test -z \"$(ls -A /back/src)\"")
+    lab.kernel_finds_no_fault()
+    lab.zkeep("unload-key", "v/src")
+
+
+def test_an_empty_dataset_and_its_child_are_mounted(lab: Lab) -> None:
+    """A child inherits the encryption root: a master key of its own, wrapped by the root's key."""
+    key = lab.key(RAW)
+    options = ("-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation={key.outside}")
+    lab.zkeep("create", *options, "v/top")
+    lab.zkeep("create", "v/top/child")
+    lab.zkeep("snapshot", "-r", "v/top@s0")
+    assert lab.zkeep("get", "-H", "-o", "value", "encryptionroot", "v/top/child") == "v/top"
+    lab.send("tree.zfs", "-Rw", "v/top@s0")
+    lab.kernel_takes("tree.zfs", "back/top")
+    assert lab.guest.run("zfs get -H -o value encryptionroot back/top/child") == "back/top"
+    lab.kernel_opens("back/top", key)
+    for place in ("/back/top", "/back/top/child"):
+        lab.guest.work(3, 30, place)
+    lab.kernel_finds_no_fault()
+    lab.zkeep("unload-key", "v/top")
+
+
+def records_of(path: Path) -> list[tuple[str, bytes]]:
+    """Type and bytes of the records, without their running checksums and what only the sender's disk knows."""
+    found = []
+    with path.open("rb") as source:
+        for event in read_events(source):
+            if not isinstance(event, Batch):
+                continue
+            for i, rtype in enumerate(event.types.tolist()):
+                start, length = int(event.offsets[i]), int(event.lengths[i])
+                record = bytearray(event.buffer[start : start + length])
+                record[CHECKSUM : CHECKSUM + 32] = bytes(32)
+                if rtype == RecordType.WRITE:
+                    fields = LAYOUTS[RecordType.WRITE].dtype().fields
+                    assert fields is not None
+                    for name, size in (("key_checksum", 32), ("key_prop", 8)):
+                        at = int(fields[name][1])
+                        record[at : at + size] = bytes(size)
+                found.append((RecordType(rtype).name, bytes(record)))
+    return found
+
