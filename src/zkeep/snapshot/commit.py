@@ -64,7 +64,9 @@ def commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill) -> Snapsho
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key)) if last is not None else None
         opening = _opening(new, last, base, wrapped)
-        target = Target(new.name.dataset, new.name.name, force=last is None, snapshot_fields={MADE_HERE: True})
+        target = Target(
+            new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
+        )
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
         session = stack.enter_context(land(pool, event, target))
         spool = stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
