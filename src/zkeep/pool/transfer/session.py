@@ -34,6 +34,7 @@ from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.timeline.timeline import Timeline
 from zkeep.pool.transfer.admit import Plan, Target, judge, nearest, refuse_needed, refuse_open_streams
 from zkeep.pool.transfer.begin_rules import ZVOL
+from zkeep.pool.transfer.continued import begun_target, goes_on, resume
 from zkeep.pool.transfer.reserve import KIND, QuotaExceeded, Reservation, kept_bytes, remove_leftovers
 from zkeep.pool.transfer.token import Token
 
@@ -399,13 +400,13 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession
             busy = f"cannot receive into {target.name}: dataset is busy"
             stack.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
         state = _interrupted(pool, target)
-        begun = state if state and _goes_on(state, event, target) else None
+        begun = state if state and goes_on(state, event, target) else None
         if begun:
-            target = _begun_target(target, begun)
+            target = begun_target(target, begun)
         elif state and state["new"]:  # the dataset that was made for the partial snapshot is received into once more
             target = replace(target, force=True)
         plan = judge(pool, event, target, begun)
-        resumed = _resume(begun, event) if begun else None
+        resumed = resume(begun, event) if begun else None
         landing = ReceiveSession(pool, plan, target, resumed)
         try:
             landing.start(state)
@@ -430,56 +431,6 @@ def _lock_names(pool: Pool, target: Target) -> list[str]:
 def _interrupted(pool: Pool, target: Target) -> Doc | None:
     dataset = pool.find(target.name)
     return pool.catalog.get("receive", dataset.key) if dataset else None
-
-
-def _goes_on(state: Doc, event: SubBegin, target: Target) -> bool:
-    """Whether a stream is to go on with what is kept; else it is to replace that."""
-    return bool(event.begin.features & Feature.RESUMING) or _is_sent_again(state, event, target)
-
-
-def _resume(state: Doc, event: SubBegin) -> Resumed:
-    """Where a stream goes on with what is kept; judge() has looked at what it is of.
-
-    A stream that was resumed begins at or before the last block that arrived, one that is sent again at its start; what
-    is kept already is passed over.
-    """
-    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
-    if event.begin.features & Feature.RESUMING and point > (state["object"], state["offset"]):
-        want = f"object {state['object']}, offset {state['offset']}"
-        raise Refused(
-            f"cannot resume the receive: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}"
-        )
-    opening = Opening.from_doc(state["begin"])
-    begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
-    a, b, c, d = state["state"] or begun
-    last = state["last"] or (0, -1, 0)
-    return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
-
-
-def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
-    """Whether a whole stream is the one that was interrupted, from its start; not, if its keys or flags are others.
-
-    Raises:
-        Refused: it is of another snapshot, or what it brings shall not be kept.
-    """
-    same = (event.begin.toguid, event.begin.fromguid) == (state["toguid"], state["fromguid"])
-    if not target.resumable or not same:
-        raise Refused(
-            f'cannot receive {target.name}: destination {target.name} contains partially-complete state from "zfs '
-            f'receive -s".: go on with its receive_resume_token, or the same stream and -s, or give it up with '
-            f"zkeep receive -A {target.name}"
-        )
-    begun = Opening.from_doc(state["begin"])
-    mine, theirs = replace(event.begin, toname=b""), replace(begun.begin, toname=b"")
-    return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
-
-
-def _begun_target(target: Target, state: Doc) -> Target:
-    """Where the interrupted receive began to land; what is set now prevails over what was set then."""
-    fields = dict(state["fields"])
-    if local := {**fields.get("local", {}), **target.fields.get("local", {})}:
-        fields["local"] = local
-    return replace(target, resumable=True, fields=fields, snapshot=state["snapshot"])
 
 
 def give_up(pool: Pool, dataset: Dataset) -> None:

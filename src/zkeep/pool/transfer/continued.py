@@ -1,0 +1,66 @@
+"""Going on with an interrupted receive: whether a stream does that, from where, and where it lands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from zkeep.errors import Refused
+from zkeep.format.events import SubBegin
+from zkeep.format.fletcher import fletcher4
+from zkeep.format.records import NATIVE, Feature
+from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.timeline.resume import Resumed
+from zkeep.pool.transfer.admit import Target
+
+Doc = dict[str, Any]
+
+
+def goes_on(state: Doc, event: SubBegin, target: Target) -> bool:
+    """Whether a stream is to go on with what is kept; else it is to replace that."""
+    return bool(event.begin.features & Feature.RESUMING) or _is_sent_again(state, event, target)
+
+
+def resume(state: Doc, event: SubBegin) -> Resumed:
+    """Where a stream goes on with what is kept; judge() has looked at what it is of.
+
+    A stream that was resumed begins at or before the last block that arrived, one that is sent again at its start; what
+    is kept already is passed over.
+    """
+    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
+    if event.begin.features & Feature.RESUMING and point > (state["object"], state["offset"]):
+        want = f"object {state['object']}, offset {state['offset']}"
+        raise Refused(
+            f"cannot resume the receive: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}"
+        )
+    opening = Opening.from_doc(state["begin"])
+    begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
+    a, b, c, d = state["state"] or begun
+    last = state["last"] or (0, -1, 0)
+    return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
+
+
+def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
+    """Whether a whole stream is the one that was interrupted, from its start; not, if its keys or flags are others.
+
+    Raises:
+        Refused: it is of another snapshot, or what it brings shall not be kept.
+    """
+    same = (event.begin.toguid, event.begin.fromguid) == (state["toguid"], state["fromguid"])
+    if not target.resumable or not same:
+        raise Refused(
+            f'cannot receive {target.name}: destination {target.name} contains partially-complete state from "zfs '
+            f'receive -s".: go on with its receive_resume_token, or the same stream and -s, or give it up with '
+            f"zkeep receive -A {target.name}"
+        )
+    begun = Opening.from_doc(state["begin"])
+    mine, theirs = replace(event.begin, toname=b""), replace(begun.begin, toname=b"")
+    return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
+
+
+def begun_target(target: Target, state: Doc) -> Target:
+    """Where the interrupted receive began to land; what is set now prevails over what was set then."""
+    fields = dict(state["fields"])
+    if local := {**fields.get("local", {}), **target.fields.get("local", {})}:
+        fields["local"] = local
+    return replace(target, resumable=True, fields=fields, snapshot=state["snapshot"])
