@@ -238,3 +238,39 @@ def test_refquota_bounds_what_a_snapshot_refers_to(pool: Pool) -> None:
     with pytest.raises(Refused, match=SPENT):
         take(pool, FULL, "p/low", set_properties={"refquota": str(most // 2)})
     assert kept(pool) == {"p/free": ["s0", "s1", "s2"], "p/lim": ["s0", "s1", "s2"]}
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_the_snapshots_of_a_package_fill_a_quota_to_the_byte(pool: Pool, *, lacking: int) -> None:
+    take_chain(pool, target="p/free")
+    sink = io.BytesIO()
+    send(pool, SendRequest("p/free@s2", raw=True, from_all="@s0"), sink)
+    size = used(pool)
+    take(pool, FULL, "p/b")
+    quota(pool, 2 * size - lacking)
+    if lacking:
+        with pytest.raises(Refused, match=SPENT):
+            take(pool, sink.getvalue(), "p/b")
+        assert kept(pool)["p/b"] == ["s0", "s1"]
+    else:
+        take(pool, sink.getvalue(), "p/b")
+        assert kept(pool)["p/b"] == ["s0", "s1", "s2"]
+        assert room(pool) == 0
+
+
+def test_what_another_process_commits_meanwhile_counts(pool: Pool) -> None:
+    take_chain(pool, target="p/free")
+    sink = io.BytesIO()
+    send(pool, SendRequest("p/free@s2", raw=True, from_all="@s0"), sink)
+    take(pool, FULL, "p/b")
+    quota(pool, 2 * used(pool))
+    slow = Beside(pool.path, sink.getvalue(), "p/b")
+    for _ in range(4):
+        slow.step()
+    with Pool.open(pool.path) as other, suppress(Refused):
+        for number in range(8):
+            take(other, FULL, f"p/x{number}")
+    while slow.step():
+        pass
+    assert isinstance(slow.error, Refused | None)
+    assert room(pool) >= 0

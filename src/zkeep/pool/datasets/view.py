@@ -193,14 +193,17 @@ class View:
 
     def reserved(self, level: Dataset, apart_from: str = "") -> int:
         """What receives at the dataset or below it may have written, or keep."""
-        within = self.tree.within(level)
-        ids, keys = {d.id for d in within}, {d.key for d in within}
         docs = dict(self.pool.catalog.scan("reserve"))
-        total = sum(int(d["bytes"]) for key, d in docs.items() if key != apart_from and d["dataset"] in ids)
-        for key in keys.intersection(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
-            partial = self.pool.catalog.get("receive", key)  # of before there were reservations
-            total += int(partial["tally"]["bytes"]) if partial else 0
+        total = sum(int(d["bytes"]) for k, d in docs.items() if k != apart_from and self._is_in(level, d["dataset"]))
+        for key in set(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
+            if key.isdecimal() and self._is_in(level, int(key)):  # of before there were reservations
+                partial = self.pool.catalog.get("receive", key)
+                total += int(partial["tally"]["bytes"]) if partial else 0
         return total
+
+    def _is_in(self, level: Dataset, dataset_id: int) -> bool:
+        dataset = self.tree.get(dataset_id)
+        return dataset is not None and dataset.name.is_within(level.name)
 
 
 class _Snapshots(dict[int, list[Snapshot]]):

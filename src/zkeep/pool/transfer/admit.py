@@ -74,10 +74,6 @@ def judge(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None)
     refuse_open_streams(pool, begin, heir, target)
     if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
         raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
-    settings = target.fields.get("local", {}) if dataset else {}
-    left = View(pool).quota_room(heir, settings=settings)
-    if left is not None and left <= 0:
-        raise Refused(f"{where}: the quota is used up")
     if begun is not None:
         return _judge_rest(pool, opening, pool.dataset(target.name), target, begun)
     if begin.fromguid == 0:

@@ -23,6 +23,7 @@ from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import Outline
 from zkeep.pool.transfer.replication import replicate_names
+from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import ReceiveSession, give_up, land
 
 Doc = dict[str, Any]
@@ -99,6 +100,7 @@ class _Receiver:
         self._names = _Names(target, options.name_from)
         if options.name_from:
             pool.dataset(self._names.target)  # below which the sent names go
+        self._charges = Charges(pool)
         self._with_holds = False
         self._origin = _named_origin(pool, options.set_properties.get("origin"))
         self._package: Package | None = None
@@ -143,6 +145,7 @@ class _Receiver:
     def _replicate_names(self, *, force: bool) -> None:
         if self._outline and self._outline.incremental:
             local = self._names.dataset(self._outline.top)
+            self._charges.forget()
             self._settled = replicate_names(
                 *(self._pool, self._outline, local, self._names.target, self._names.dataset), force=force
             )
@@ -160,7 +163,7 @@ class _Receiver:
         self._kind = _kind(event)
         self._options.tell(self._arrival)
         self._started, self._received = (time.monotonic(), event.offset), 0
-        self._context = land(self._pool, event, target)
+        self._context = land(self._pool, event, target, self._charges)
         self._landing = self._context.__enter__()
 
     def _already_here(self, event: SubBegin, target: Target) -> bool:

@@ -30,19 +30,52 @@ class QuotaExceeded(Refused):
     """A quota, of the dataset or of what is above it, has no room for what comes."""
 
 
+class Charges:
+    """What quotas count of what is there, by dataset; kept while a stream of many snapshots comes in.
+
+    What this process commits is added, at most as much as it counts. After a change by another process all is counted
+    again, and before anything is refused.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._known: dict[int, int] = {}
+        self._mark: Mark | None = None
+        self.exact = True
+
+    def of(self, view: View, level: Dataset) -> int:
+        self._mark, changed = self._pool.catalog.changes("run", self._mark)
+        if changed is None:
+            self.forget()
+        if level.id not in self._known:
+            self._known[level.id] = view.charged(level)
+        return self._known[level.id]
+
+    def add(self, dataset: Dataset, size: int) -> None:
+        """A snapshot was committed that counts no more than `size`."""
+        for level in (dataset, *self._pool.tree().ancestors(dataset)):
+            if level.id in self._known:
+                self._known[level.id] += size
+                self.exact = False
+
+    def forget(self) -> None:
+        """Count again: datasets were made, or changed their places."""
+        self._known.clear()
+        self.exact = True
+
+
 class Reservation:
     """The room of one receive. `settings`: the properties that the dataset is going to have."""
 
-    def __init__(self, pool: Pool, name: str, settings: Mapping[str, str | None]) -> None:
+    def __init__(self, pool: Pool, name: str, settings: Mapping[str, str | None], charges: Charges) -> None:
         self._pool = pool
+        self._charges = charges
         self._name = name
         self._settings = settings
         self._level: Dataset | None = None
         self._own = False
         self._key = ""
         self._held = 0
-        self._used: dict[int, int] = {}
-        self._mark: Mark | None = None
 
     def begin(self, t: Transaction, key: str, level: Dataset, total: int, *, own: bool) -> None:
         """Take the first `total` bytes. `own`: `level` is the dataset itself, else what is above it.
@@ -74,9 +107,7 @@ class Reservation:
         Raises:
             QuotaExceeded: it is too much by now.
         """
-        room = self._room()
-        if room is not None and total > room:
-            raise self._exceeded()
+        self._room_for(total)
 
     def settle(self, t: Transaction, total: int) -> None:
         """Hold just what is kept."""
@@ -87,9 +118,7 @@ class Reservation:
         t.delete(KIND, self._key)
 
     def _take(self, t: Transaction, total: int) -> None:
-        room = self._room()
-        if room is not None and total > room:
-            raise self._exceeded()
+        room = self._room_for(total)
         left = 0 if room is None else room - total
         self._held = total + (left // SHARE if left > PLENTY else 0)
         self._put(t)
@@ -116,23 +145,28 @@ class Reservation:
             raise Refused(f"cannot receive {self._name}: {self._level.name} was destroyed meanwhile")
         return now
 
+    def _room_for(self, total: int) -> int | None:
+        """As _room(), which is enough for `total`; it is refused only where that was counted to the byte."""
+        room = self._room()
+        if room is not None and total > room and not self._charges.exact:
+            self._charges.forget()
+            room = self._room()
+        if room is not None and total > room:
+            raise self._exceeded()
+        return room
+
     def _room(self) -> int | None:
         """What this receive may bring in all; None where no quota bounds it."""
         limits = self._limits()
         if not limits:
             return None
         view = View(self._pool)
-        self._mark, changed = self._pool.catalog.changes("run", self._mark)
-        if changed is None or changed:
-            self._used = {}
         rooms = []
         for level, limit in limits:
             if level is None:
                 rooms.append(limit)
                 continue
-            if level.id not in self._used:
-                self._used[level.id] = view.charged(level)
-            rooms.append(limit - self._used[level.id] - view.reserved(level, self._key))
+            rooms.append(limit - self._charges.of(view, level) - view.reserved(level, self._key))
         return min(rooms)
 
 

@@ -35,7 +35,7 @@ from zkeep.pool.timeline.timeline import Timeline
 from zkeep.pool.transfer.admit import Plan, Target, judge, nearest, refuse_needed, refuse_open_streams
 from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
-from zkeep.pool.transfer.reserve import KIND, QuotaExceeded, Reservation, kept_bytes, remove_leftovers
+from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, Reservation, kept_bytes, remove_leftovers
 from zkeep.pool.transfer.token import Token
 
 Doc = dict[str, Any]
@@ -51,8 +51,9 @@ DSL_CRYPTO = {
 class ReceiveSession:
     """Takes the events of one substream. Use land()."""
 
-    def __init__(self, pool: Pool, plan: Plan, target: Target, resumed: Resumed | None) -> None:
+    def __init__(self, pool: Pool, plan: Plan, target: Target, resumed: Resumed | None, charges: Charges) -> None:
         self._pool = pool
+        self._charges = charges
         self._plan = plan
         self._target = target
         self._resumed = resumed
@@ -67,7 +68,7 @@ class ReceiveSession:
         "Bytes that came before the records, and what goes with them."
         self._bytes = 0
         "Bytes of records, those that are kept already included."
-        self._reservation = Reservation(pool, target.name.text, target.fields.get("local", {}))
+        self._reservation = Reservation(pool, target.name.text, target.fields.get("local", {}), charges)
         self.is_registered = resumed is not None
         self._whole = True
         "Whether the records are exactly what a sender sent."
@@ -109,6 +110,7 @@ class ReceiveSession:
             dataset = self._dataset
             if self._target.resumable and dataset is None:
                 dataset = self._make_dataset(t)
+                self._charges.forget()
                 locks.enter_context(self._pool.store.lock(lock_name(dataset)))
             self._key = dataset.key if self._target.resumable and dataset else f"txg/{self.txg:020d}"
             self._base = self._opening_bytes(made=dataset is not self._dataset)
@@ -153,9 +155,7 @@ class ReceiveSession:
         state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
         note = self._note_segment if self._target.resumable else None
         writer = RecordCounter if self._target.dry_run else SegmentWriter
-        return writer(
-            self._pool.store, self.txg, source, timeline, self._history.runs, state, note, self._resumed
-        )
+        return writer(self._pool.store, self.txg, source, timeline, self._history.runs, state, note, self._resumed)
 
     def _grows_blocks(self) -> bool:
         source, large = self._plan.source, Feature.LARGE_BLOCKS
@@ -258,6 +258,7 @@ class ReceiveSession:
             dropped = self._roll_back(t, dataset)
             snapshot = self._put_snapshot(t, dataset, tally)
             self._unregister(t)
+        self._charges.add(snapshot.dataset, self._base + self._bytes)
         with self._pool.afterwards(f"{snapshot.name} is received"):
             self.close()
             discard(self._pool, dropped)
@@ -388,8 +389,10 @@ def token_of(doc: Doc) -> Token:
 
 
 @contextmanager
-def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession]:
+def land(pool: Pool, event: SubBegin, target: Target, charges: Charges | None = None) -> Iterator[ReceiveSession]:
     """A landing that leaves nothing half done, whatever happens inside.
+
+    `charges`: kept from one snapshot of a stream to the next.
 
     Raises:
         Refused: the stream cannot land here (see judge).
@@ -407,7 +410,7 @@ def land(pool: Pool, event: SubBegin, target: Target) -> Iterator[ReceiveSession
             target = replace(target, force=True)
         plan = judge(pool, event, target, begun)
         resumed = resume(begun, event) if begun else None
-        landing = ReceiveSession(pool, plan, target, resumed)
+        landing = ReceiveSession(pool, plan, target, resumed, charges or Charges(pool))
         try:
             landing.start(state)
             yield landing
