@@ -44,7 +44,8 @@ def source(tmp_path: Path) -> Iterator[Pool]:
         for dataset, by in (("q/t", 0), ("q/t/o", 1000)):
             for number, name in enumerate(("full-s0", "inc-s0-s1", "inc-s1-s2")):
                 take(pool, moved(name, by), f"{dataset}@s{number}")
-        take(pool, moved("inc-s1-s2", 2000, clone=True, source=1000), "q/t/c@s2")
+        clone = moved("inc-s1-s2", 2000, clone=True, source=1000)
+        take(pool, clone, "q/t/c@s2", set_properties={"origin": "q/t/o@s1"})
         yield pool
 
 
@@ -99,7 +100,7 @@ def test_a_clone_may_be_sent_again(pool: Pool, source: Pool, *, force: bool) -> 
     take(pool, sent(source, "q/t/o@s1"), "p/o")
     content = sent(source, "q/t/c@s2", from_="q/t/o@s1")
     for _ in range(2):
-        take(pool, content, "p/c", force=force)
+        take(pool, content, "p/c", force=force, set_properties={"origin": "p/o@s1"})
     assert kept(pool) == {"p/o": ["s1"], "p/c": ["s2"]}
 
 
