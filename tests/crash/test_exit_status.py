@@ -21,7 +21,7 @@ from zkeep.cli.main import run
 from zkeep.pool.datasets import destroyed
 from zkeep.pool.datasets.model import NotThere, Pool
 from zkeep.pool.datasets.registry import Registry
-from zkeep.pool.store import journal
+from zkeep.pool.store.files import LocalStore
 
 MANY = os.environ.get("ZKEEP_FAULTS", "8")
 NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES)
@@ -173,7 +173,7 @@ def test_p3_a_change_that_the_disk_does_not_let_be_taken_back_is_not_called_undo
     """The line of the journal is written, the sync fails, and so does all that follows: who knows."""
     bench = Bench(template, tmp_path / "place", "set", monkeypatch)
     before = state(bench.home)
-    tried: Callable[..., int] = journal.LocalStore._append  # type: ignore[attr-defined]
+    tried: Callable[..., int] = LocalStore._append
 
     def fails(self: object, fd: int, name: str, content: bytes, fresh: bool) -> int:
         monkeypatch.setattr(os, "fsync", _refuse)

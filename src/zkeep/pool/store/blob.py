@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _IOV = 1024
 
 
-def _unread(name: str, error: OSError) -> Exception:
-    """What the disk cannot read any more is damage like any other."""
+def _read_error(name: str, error: OSError) -> Exception:
+    """Turn EIO into Damaged: what the disk cannot read any more is damage like any other."""
     if error.errno != errno.EIO:
         return error
     return Damaged(f"{name}: the disk cannot read it: {error.strerror}")
@@ -30,7 +30,7 @@ def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray |
         try:
             got = os.preadv(fd, views[:_IOV], position)
         except OSError as error:
-            raise _unread(name, error) from None
+            raise _read_error(name, error) from None
         if not got:
             raise Damaged(f"{name} ends at byte {position}, {sum(map(len, views))} more are needed")
         position += got
@@ -41,7 +41,7 @@ def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray |
 
 
 class OpenFile:
-    """What Blob and Draft have in common: a descriptor that is closed once."""
+    """A descriptor that is closed once: the base of LocalBlob and LocalDraft."""
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
@@ -79,7 +79,7 @@ class LocalBlob(OpenFile):
         try:
             content = os.pread(self._fd, length, offset)
         except OSError as error:
-            raise _unread(self.name, error) from None
+            raise _read_error(self.name, error) from None
         if len(content) == length:
             return content
         buffer = bytearray(length)
@@ -92,7 +92,7 @@ class LocalBlob(OpenFile):
         try:
             short = kernel.gather(self._fd, places, sizes, out, to)
         except OSError as error:
-            raise _unread(self.name, error) from None
+            raise _read_error(self.name, error) from None
         if short >= 0:
             end = int(places[short] + sizes[short])
             raise Damaged(f"{self.name} ends before byte {end}, which is needed")

@@ -1,14 +1,14 @@
 """The catalog: JSON documents by (kind, key), changed in transactions.
 
-The journal is the truth, SQLite an index of it that can be made anew. A transaction counts once its line of
+The journal is the truth, SQLite an index of it that can be rebuilt. A transaction counts once its line of
 the journal is synced; the SQLite commit comes after. So at any moment:
 
     kill or power loss before the line is synced    the old state (a torn line is passed over)
     ... after it, before SQLite has committed        the next opening applies the line: the new state
     SQLite gone, or on a disk that takes no writes   made from the journal, in memory if need be
 
-The index may have been prepared by somebody, as all of a pool's folder. SQLite obeys what it finds in its files: so it
-is given plain files only, no rollback journal, and no schema but ours; else the index is made anew from the journal.
+The index may be hostile, as any file of a pool's folder. SQLite obeys what it finds in its files: so it is given plain
+files only, no rollback journal, and no schema but ours; else the index is rebuilt from the journal.
 
 The file `reserve` is room for one more transaction on a full disk, so that what fills it can be destroyed.
 
@@ -26,7 +26,6 @@ from dataclasses import replace
 from typing import cast
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
-from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import (
     MEMORY,
     REMEDY,
@@ -39,6 +38,7 @@ from zkeep.pool.store.index import (
     closing_on_error,
 )
 from zkeep.pool.store.journal import Journal, Operation, Place, encode
+from zkeep.pool.store.port import Store
 
 __all__ = ["Catalog", "Mark", "Transaction"]
 
@@ -93,22 +93,22 @@ class Transaction:
 
 
 class _LostIndex:
-    """Stands for an index that cannot be read any more: what was done is done, and all that asks more fails."""
+    """Stands for an index that cannot be read any more: what was committed stays, every further query fails."""
 
     def __init__(self, why: str) -> None:
         self._why = why
 
     def close(self) -> None:
-        """There is nothing."""
+        """Nothing is open."""
 
     def __getattr__(self, name: str) -> object:
         raise Damaged(self._why)
 
 
 class Catalog:
-    """Opening applies what the index lacks, unless a writer is at work; then reading may begin."""
+    """Documents by (kind, key). Opening it applies what the index lacks, unless another process is writing."""
 
-    def __init__(self, store: LocalStore, wait: float = WAIT) -> None:
+    def __init__(self, store: Store, wait: float = WAIT) -> None:
         self._store = store
         self._wait = wait
         self._journal = Journal(store)
@@ -133,7 +133,7 @@ class Catalog:
         return self._index.keys(kind, prefix)
 
     def lookup(self, kind: str, field: str, term: str, prefix: str = "") -> list[tuple[str, Document]]:
-        """The documents of `kind` whose `field` (terms.FIELDS) is `term`; of those, keys that begin with `prefix`."""
+        """The documents of `kind` whose `field` (terms.FIELDS) is `term` and whose key begins with `prefix`."""
         return self._index.lookup(kind, field, term, prefix)
 
     def below(self, kind: str, field: str, start: str) -> list[tuple[str, Document]]:
@@ -149,7 +149,7 @@ class Catalog:
         return self._index.after(kind, prefix, key)
 
     def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
-        """The keys of documents that this process changed since `mark`; None if another one may have changed some."""
+        """The keys of documents that this process changed since `mark`; None if another process may have, too."""
         return self._index.changes(kind, mark)
 
     def version(self) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ class Catalog:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """All that is read inside is of one moment. Inside a transaction it changes nothing."""
+        """Read one state: what other processes commit meanwhile is not seen. No effect inside a transaction."""
         if self._index.in_transaction:
             yield
             return
@@ -172,16 +172,21 @@ class Catalog:
 
     @contextmanager
     def transaction(self, urgent: bool = False) -> Iterator[Transaction]:
-        """All or nothing: durable when the block ends, undone if it raises. TryAgain if another is busy.
+        """Change documents, all or nothing: durable when the block ends, undone if it raises.
 
-        An urgent one is to free space: on a full disk it may use up the reserve.
+        `urgent`: the transaction is to free space, so on a full disk it may use up the reserve.
+
+        Raises:
+            TryAgain: another process is writing.
         """
         with self._exclusive(self._wait):
+            # What other processes committed comes first, so that this transaction follows the journal's last line.
             place = self._catch_up(self._index)
             self._index.begin()
             transaction = Transaction(self._index)
             try:
                 yield transaction
+                # The synced line is the commit: before it, everything is undone; after it, nothing is.
                 after = self._record(place, transaction.operations, urgent)
             except BaseException:
                 self._index.rollback()
@@ -202,7 +207,7 @@ class Catalog:
         return self._journal.append(place, operations)
 
     def _renew_reserve(self) -> None:
-        """Keep some bytes back, if the disk has plenty, for the day on which it is full."""
+        """Reserve some bytes, if the disk has plenty, for a transaction on a full disk."""
         with suppress(OSError, ZkeepError):
             if self._store.exists(RESERVE):
                 return
@@ -238,9 +243,9 @@ class Catalog:
         return place
 
     def renew(self) -> None:
-        """Let nothing of the past stay in the catalog's files: what documents said before is gone for good.
+        """Leave nothing of former documents in the catalog's files: what they said is gone for good.
 
-        Killed at any moment, it is finished by the next call, whatever was done by then.
+        Idempotent: if the process is killed meanwhile, the next call finishes the work.
         """
         with self._exclusive(self._wait):
             place = self._catch_up(self._index)
@@ -281,7 +286,7 @@ class Catalog:
             return self._in_memory()
 
     def _to_read(self) -> Index:
-        """The index where nothing can be written: from the journal, or as it lies there where that is damaged."""
+        """The index where nothing can be written: made from the journal, or its own file if the journal is damaged."""
         try:
             return self._in_memory()
         except Damaged:
@@ -293,7 +298,7 @@ class Catalog:
             raise
 
     def _plain_index(self) -> Index:
-        """The index in its file, which is made anew if SQLite must not be given what lies there."""
+        """The index in its file, which is made again if SQLite must not be given what lies there."""
         if not _is_plain(self._store):
             with self._exclusive(self._wait):
                 if not _is_plain(self._store):
@@ -312,7 +317,7 @@ class Catalog:
         return place.generation == self._journal.generation()
 
     def _refresh(self, index: Index) -> None:
-        """An index that was never filled waits for its turn; one that lags is good enough meanwhile."""
+        """Fill an empty index, waiting for the lock; bring one that lags up to date only if the lock is free."""
         if index.place() is None:
             with self._exclusive(self._wait):
                 self._catch_up(index)
@@ -324,12 +329,15 @@ class Catalog:
         """Bring the index to the journal's end, past a torn tail if there is one. Needs the lock."""
         newest = self._journal.generation()
         place = index.place()
+        # The index may stand at the journal's end already; a checkpoint that it is ahead of was lost.
         if place and place.generation > newest:
             raise Damaged(f"{self._store.root}: the journal's checkpoint {place.generation} is gone; {REMEDY}")
         if place and place.generation == newest and place.offset == self._journal.length(newest):
             return place
+        # Lines that a killed process left unsynced must be durable before the index follows them.
         self._journal.sync(newest)
         with index.change():
+            # Start from the checkpoint if it is newer than the index; then apply the log's lines after that place.
             if place is None or place.number < newest:
                 place = self._load(index)
             elif place.generation < newest:
@@ -361,7 +369,7 @@ class Catalog:
             raise TryAgain(f"the catalog of {self._store.root} is busy: another process is changing it")
 
     def shrink(self) -> None:
-        """Give back to the disk what the index takes and does not use, if nobody is in the way."""
+        """Return unused pages of the index to the disk, unless another process is writing."""
         with suppress(OSError, TryAgain), self._exclusive(0.0):
             self._index.shrink()
 
@@ -379,10 +387,11 @@ class Catalog:
                 return [*faults, f"journal: {error}"]
 
     @classmethod
-    def rebuild(cls, store: LocalStore, wait: float = WAIT) -> Catalog:
-        """Make the index anew from the journal; or a damaged journal from a sound index first.
+    def rebuild(cls, store: Store, wait: float = WAIT) -> Catalog:
+        """Rebuild the index from the journal; before that, a damaged journal from a sound index.
 
-        Damaged if neither of the two is whole; then nothing was changed.
+        Raises:
+            Damaged: neither of the two is whole; nothing was changed.
         """
         busy = f"the catalog of {store.root} is busy: another process is changing it"
         with store.lock("catalog", wait=wait, busy=busy):
@@ -391,12 +400,12 @@ class Catalog:
         return cls(store, wait)
 
 
-def _is_plain(store: LocalStore) -> bool:
+def _is_plain(store: Store) -> bool:
     """Whether SQLite may open the index: it would follow links, and do what a rollback journal says."""
     return all(store.is_own(INDEX + suffix) for suffix in SUFFIXES) and not store.exists(INDEX + ROLLBACK)
 
 
-def _delete_index(store: LocalStore) -> None:
+def _delete_index(store: Store) -> None:
     for suffix in (*SUFFIXES, ROLLBACK):
         store.delete(INDEX + suffix)
 
@@ -406,8 +415,8 @@ def _differences(truth: Index, index: Index) -> list[str]:
     return sorted({f"catalog: {kind} {key} is not as the journal says" for kind, key, _ in stored ^ indexed})
 
 
-def _mend_journal(store: LocalStore, wait: float) -> None:
-    """If the journal is damaged or shorter than a sound index, write it anew from that."""
+def _mend_journal(store: Store, wait: float) -> None:
+    """If the journal is damaged or shorter than a sound index, write it again from the index."""
     journal = Journal(store)
     trouble: Damaged | None = None
     number = -1
@@ -424,7 +433,7 @@ def _mend_journal(store: LocalStore, wait: float) -> None:
 
 
 @contextmanager
-def _sound_index(store: LocalStore, wait: float) -> Iterator[Index | None]:
+def _sound_index(store: Store, wait: float) -> Iterator[Index | None]:
     """The index on disk, if every row of it is what was stored."""
     with ExitStack() as held:
         sound = None

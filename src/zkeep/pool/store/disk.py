@@ -1,12 +1,12 @@
 """The calls that reach the disk below a pool's folder. None follows a link or opens anything but a regular file.
 
-A pool's folder may come from elsewhere: from another machine, or from somebody who prepared it. A link in it would
-lead what zkeep reads and writes out of it, a FIFO would keep it waiting for ever, a device might do anything. So each
+A pool's folder may come from elsewhere, and may be hostile. A link in it would lead reads and writes out of it, a FIFO
+would block for ever, a device might do anything. So each
 folder is opened below the one before it (openat with O_NOFOLLOW), and a file is examined before and after it is opened.
 The pool's folder itself is the user's choice, and may be reached by links.
 
 Every change goes through `Disk`, so that a test can record the calls and replay them with whatever was not yet synced
-lost or reordered, or let them fail.
+lost or reordered, or make them fail.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from zkeep.pool.store.port import Buffer
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"O_NONBLOCK means nothing to a regular file, and lets the opening of a FIFO return."
+"O_NONBLOCK has no effect on a regular file, and keeps the opening of a FIFO from blocking."
 DEPTH = 3
-"Folders below one another that names() looks into; a pool's own names have two."
+"How many levels of folders names() looks into; a pool's own names have two."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in an open folder, whether or not there is such a file."""
+    """A name in an open folder; such a file may exist or not."""
 
     folder: Folder
     name: str
@@ -56,7 +56,7 @@ class Entry:
         return self.folder.path / self.name
 
     def stat(self) -> os.stat_result:
-        """What lies there itself, not what it may point to."""
+        """The status of the entry itself; a link is not followed."""
         return os.stat(self.name, dir_fd=self.folder.fd, follow_symlinks=False)
 
     def exists(self) -> bool:
@@ -77,7 +77,7 @@ class Disk:
         os.close(fd)
 
     def write(self, fd: int, offset: int, buffers: Sequence[Buffer]) -> int:
-        """Write some of them at `offset`; returns how many bytes."""
+        """Write some of the buffers at `offset`; returns how many bytes."""
         return os.pwritev(fd, buffers, offset)
 
     def truncate(self, fd: int, size: int) -> None:
@@ -112,7 +112,7 @@ class Disk:
 
 
 def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | None = None) -> int:
-    """A descriptor of a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
+    """Open a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
     with suppress(FileNotFoundError):
         _refuse_special(entry.stat(), entry.path)
     try:
@@ -152,10 +152,10 @@ def _named(error: OSError, path: Path) -> OSError:
 
 @contextmanager
 def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
-    """The folder that `names` lead to below `root`, one after the other; FileNotFoundError if one is not there.
+    """Open the folder `names` below `root`, one component at a time; FileNotFoundError if one does not exist.
 
     Raises:
-        Damaged: one of them is a link, or no folder.
+        Damaged: a component is a link, or not a folder.
     """
     fd, path = os.open(root, _FOLDER), root
     try:
@@ -186,7 +186,7 @@ def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
         if not is_folder:
             yield f"{prefix}/{name}"
         elif depth > 1:
-            with suppress(FileNotFoundError, PermissionError):  # such as lost+found, where the disk is all the pool's
+            with suppress(FileNotFoundError, PermissionError):  # such as lost+found at the root of a disk
                 fd = _open_below(folder.fd, name, folder.path / name)
                 try:
                     yield from walk(Folder(fd, folder.path / name), f"{prefix}/{name}", depth - 1)
@@ -195,7 +195,7 @@ def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
 
 
 def allow_open_files(more: int) -> None:
-    """Let this process have so many more files open at once than it usually may, as far as the system lets it."""
+    """Raise the limit of open files so that `more` can be open beside the usual ones, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = more + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -3,11 +3,11 @@
     NAME                    what was published
     journal/..., append     grown in place, one writer
     partial/NAME            drafts
-    tmp/..                  content on its way to `put`; swept when no one is putting
+    tmp/..                  content that `put` is writing; sweep() removes what a crash left
     lock/NAME               empty files for flock
 
-What lies on the disk is reached through disk.py, which follows no links. On a disk that cannot be written to, all that
-reads works: a shared lock is taken on the lock's file where there is one, and is not needed where nobody can write.
+All calls go through disk.py, which follows no links. On a disk that cannot be written to, reading works: a shared lock
+is taken on the lock's file where there is one, and is not needed where no process can write.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zkeep.errors import TryAgain
 from zkeep.pool.store.blob import LocalBlob, OpenFile
 from zkeep.pool.store.disk import Disk, Entry, Folder, file_size, open_file, open_folder, walk
 from zkeep.pool.store.port import BadName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import Stage, memory
-
-if TYPE_CHECKING:
-    pass
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -135,14 +131,14 @@ class LocalStore:
         self._memories: list[mmap] = []
 
     def stage(self, fd: int, append: Callable[[memoryview], None]) -> Stage:
-        """For a draft, until it is unstaged."""
+        """A write buffer for a draft, until unstage()."""
         try:
             return Stage(self._memories.pop(), fd, append)
         except IndexError:
             return Stage(memory(), fd, append)
 
     def unstage(self, stage: Stage) -> None:
-        """Its memory is for the next one: pages that were never touched take long."""
+        """Keep the memory for the next draft: pages that were never touched are slow at first."""
         self._memories.append(stage.memory)
 
     def path(self, name: str) -> Path:
@@ -151,7 +147,7 @@ class LocalStore:
 
     @contextmanager
     def _entry(self, name: str, *, make: bool = False) -> Iterator[Entry]:
-        """The place of `name` in its folder, which is open meanwhile. `make`: make folders that are not there."""
+        """The entry `name` in its folder, which is open inside the block. `make`: make folders that are missing."""
         *folders, last = _parts(name)
         if make:
             self._make_folders(folders)
@@ -159,7 +155,7 @@ class LocalStore:
             yield folder.entry(last)
 
     def _make_folders(self, names: Sequence[str]) -> None:
-        """Make the folder, durably, and those above it, where they are not there."""
+        """Make the folder and those above it, durably, where they are missing."""
         for end in range(1, len(names) + 1):
             with self._entry("/".join(names[:end])) as entry:
                 if not entry.exists():
@@ -221,14 +217,14 @@ class LocalStore:
     def draft(self, name: str) -> Draft:
         if len(_parts(name)) > 1:
             raise BadName(f"a draft's name has one component: {name!r}")
-        return LocalDraft(self, name, self._own(f"partial/{name}"))
+        return LocalDraft(self, name, self._open_own(f"partial/{name}"))
 
     def drafts(self) -> list[str]:
         return [name.removeprefix("partial/") for name in self.names("partial") if name.count("/") == 1]
 
     def append(self, name: str, content: Buffer) -> int:
         fresh = not self.exists(name)
-        fd = self._own(name)
+        fd = self._open_own(name)
         try:
             return self._append(fd, name, content, fresh)
         finally:
@@ -243,12 +239,12 @@ class LocalStore:
             if fresh:
                 self._sync_folder_of(name)
         except BaseException:
-            self._take_back(fd, name, before)
+            self._undo_append(fd, name, before)
             raise
         return after
 
-    def _take_back(self, fd: int, name: str, size: int) -> None:
-        """Make the file as short again as it was. Raises TryAgain where the disk refuses that, too."""
+    def _undo_append(self, fd: int, name: str, size: int) -> None:
+        """Truncate the file to the size that it had. Raises TryAgain where that fails, too."""
         try:
             self.disk.truncate(fd, size)
         except OSError as error:
@@ -264,11 +260,11 @@ class LocalStore:
         with self._entry(name) as entry:
             self.disk.sync_folder(entry.folder)
 
-    def _own(self, name: str) -> int:
-        """A descriptor of the file `name`, made if need be, to be changed in place.
+    def _open_own(self, name: str) -> int:
+        """Open the file `name` to change it in place; it is made if need be.
 
-        A file that has other names, too (a copy of the pool made with hard links, or somebody else's file), is copied
-        first: only the pool's own is changed.
+        A file with other hard links (a copy of the pool, or somebody else's file) is replaced by a copy of its own
+        first, so that only the pool's file is changed.
         """
         with self._entry(name, make=True) as entry:
             fd = open_file(entry, os.O_RDWR | os.O_CREAT, self.disk.open)
@@ -314,12 +310,13 @@ class LocalStore:
                 os.close(fd)
 
     def _locked(self, name: str, mode: int, wait: float, busy: str) -> int:
-        """A descriptor that holds the lock of the file that has this name now."""
+        """Lock the file `name` and return its descriptor."""
         while True:
             with self._entry(name, make=True) as entry:
                 fd = open_file(entry, os.O_RDWR | os.O_CREAT)
                 try:
                     _flock(fd, mode, wait, busy)
+                    # The former holder may have removed the file (`passing`) while we waited: then lock the new one.
                     with suppress(FileNotFoundError):
                         if os.path.samestat(os.fstat(fd), entry.stat()):
                             return fd
@@ -329,7 +326,7 @@ class LocalStore:
                 os.close(fd)
 
     def _locked_to_read(self, name: str, wait: float, busy: str) -> int:
-        """The same, shared, without writing: -1 where there is no file to lock, or not for us."""
+        """Take a shared lock without writing; -1 where there is no lock file, or we may not open it."""
         try:
             with self._entry(name) as entry:
                 fd = open_file(entry, os.O_RDONLY)
@@ -360,7 +357,7 @@ class LocalStore:
                     self.disk.unlink(entry)
 
     def erase(self, folders: Sequence[str]) -> None:
-        """Remove these folders with all that is in them, links as links."""
+        """Remove these folders with everything in them; links are removed, not followed."""
         with open_folder(self.root, ()) as top:
             for name in folders:
                 if (entry := top.entry(name)).exists() and not stat.S_ISDIR(entry.stat().st_mode):
@@ -374,7 +371,7 @@ class LocalStore:
             linked = self._link_or_rename(old, new)
             try:
                 self.disk.sync_folder(new.folder)
-            except OSError:  # a name that may not last must not be found by the caller that is told so
+            except OSError:  # the caller sees an error, so it must not find the name
                 with suppress(OSError):
                     self.disk.unlink(new) if linked else self.disk.rename(new, old)
                 raise
@@ -383,7 +380,7 @@ class LocalStore:
                     self.disk.unlink(old)
 
     def _link_or_rename(self, old: Entry, new: Entry) -> bool:
-        """Returns whether the old name is there, too."""
+        """Returns whether the file still has its old name, too."""
         try:
             self.disk.link(old, new)
             return True

@@ -33,7 +33,7 @@ _LONG = 1024
 _LAST = "\U0010ffff"
 _DOCUMENTS = f"kind < '{MARK}' OR kind >= '{chr(ord(MARK) + 1)}'"
 _NOTHING = "null"
-"""The value of a row that is there to be found."""
+"""The value of a row that only leads to a document (terms.py)."""
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -51,14 +51,14 @@ _SETTINGS = (
     "journal_size_limit=262144",
 )
 _SAFE = 3
-"So many of them are for reading, too."
+"How many of the settings are for a frozen index, too."
 SUFFIXES = ("", "-wal", "-shm")
-"Of the files that make an index."
+"The suffixes of the files that make an index."
 ROLLBACK = "-journal"
-"Of a file that SQLite would obey, and that an index of ours leaves only where the disk is not fit for a WAL."
+"The suffix of a file that SQLite would obey; an index of ours has one only where the disk is not fit for a WAL."
 _SUMS = "SELECT 0, count(*), coalesce(sum(sum), 0), coalesce(sum(place(kind, key)), 0) FROM doc"
 """How many rows there are, the sum of their sums, and that of the keys by which they are found: a damaged page may
-lose rows without a word, or hide one where nobody looks. The table `tally` keeps what they should be."""
+lose rows silently, or hide one where no search finds it. The table `tally` keeps what they should be."""
 _COUNTED = f"INSERT INTO tally {_SUMS}"
 _TABLES = (
     "CREATE TABLE doc (kind TEXT, key TEXT, value TEXT, sum INTEGER, PRIMARY KEY (kind, key)) WITHOUT ROWID",
@@ -79,11 +79,11 @@ _FORMER_TRIGGERS = (
 _SCHEMA = {*_TABLES, *_TRIGGERS}
 _FORMER = {*_TABLES, *_FORMER_TRIGGERS}
 MOST = 256 << 20
-"Bytes of a document, at most."
-_PROMPTNESS = 1_000_000
-"Instructions of SQLite after which it asks whether to go on."
+"The most bytes that a document may have."
+_PROGRESS_STEP = 1_000_000
+"SQLite calls the progress handler after so many instructions."
 _WORK = 64
-"Instructions for each byte of the file, about, that a statement may take: pages that lead in circles end."
+"A statement may take about so many instructions for each byte of the file: pages that form a circle end."
 
 
 class ForeignIndex(Damaged):
@@ -103,7 +103,7 @@ _LAST_OF = (
 
 
 FOLLOWED = ("run",)
-"""Kinds of documents of which an index remembers which it changed."""
+"""Kinds of documents whose changes an index remembers."""
 
 
 class Mark(NamedTuple):
@@ -114,7 +114,7 @@ class Mark(NamedTuple):
 
 
 def _sum(*parts: str) -> int:
-    """Of kind, key and value; or of kind and key, by which a row is found."""
+    """The checksum of a row: of kind, key and value; or of kind and key, by which a row is found."""
     return zlib.crc32("\0".join(parts).encode())
 
 
@@ -127,7 +127,7 @@ Held = TypeVar("Held", bound=_Closable)
 
 @contextmanager
 def closing_on_error(held: Held) -> Iterator[Held]:
-    """What SQLite holds open is let go now, not when garbage is next collected."""
+    """Close what SQLite holds open at once if the block raises, not when garbage is next collected."""
     try:
         yield held
     except BaseException:
@@ -136,9 +136,9 @@ def closing_on_error(held: Held) -> Iterator[Held]:
 
 
 class Index:
-    """`path` may be MEMORY; else it must be a plain file or not be there (Catalog sees to it).
+    """Documents in SQLite. `path` may be MEMORY; else it is a plain file or absent (Catalog makes sure of it).
 
-    `wait`: seconds that a statement waits for another process. `frozen`: nothing of it can be written, nor will be.
+    `wait`: seconds that a statement waits for another process. `frozen`: the file is read-only, and nobody changes it.
     """
 
     def __init__(self, path: str, wait: float, *, frozen: bool = False) -> None:
@@ -160,7 +160,7 @@ class Index:
 
     def _prepare(self) -> None:
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST + (1 << 20))
-        self._db.set_progress_handler(self._is_too_much, _PROMPTNESS)
+        self._db.set_progress_handler(self._is_too_much, _PROGRESS_STEP)
         for setting in _SETTINGS[: _SAFE if self._frozen else None]:
             self._run(f"PRAGMA {setting}")
         if self._path != MEMORY:
@@ -181,7 +181,7 @@ class Index:
         return bool(rows) and rows[0][0] == VERSION
 
     def _begin_terms(self) -> None:
-        """Also of an index that was made before documents could be looked up by these terms."""
+        """Make the rows by which documents are looked up, also in an index of a version that had none."""
         with self.change():
             if self._has_terms():
                 return
@@ -212,9 +212,9 @@ class Index:
                     self._run(statement)
 
     def _is_too_much(self) -> bool:
-        """Asked while a statement runs; it ends with an error if the answer is yes."""
-        self._done += _PROMPTNESS
-        return self._done > self._allowed + 100 * _PROMPTNESS
+        """SQLite's progress handler: True interrupts a statement that takes too long."""
+        self._done += _PROGRESS_STEP
+        return self._done > self._allowed + 100 * _PROGRESS_STEP
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -228,7 +228,7 @@ class Index:
                 raise OSError(_DISK[code], str(error), self._path) from None
             kind = ForeignIndex if str(error).startswith("malformed database schema") else Damaged
             raise kind(f"{self._path}: {str(error)[:200]!a}; {REMEDY}") from None
-        except UnicodeDecodeError:  # SQLite quotes what it found, and so tells of it in vain
+        except UnicodeDecodeError:  # SQLite quotes what it found in its message
             raise Damaged(f"{self._path}: its text is not UTF-8; {REMEDY}") from None
 
     def _run(self, query: str, *values: object) -> list[Any]:
@@ -268,13 +268,13 @@ class Index:
             raise
 
     def version(self) -> tuple[int, int, int]:
-        """Differs after every change that a reader here would see, by whichever connection."""
+        """Differs after every change that a reader here would see, from this connection or another."""
         return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
 
     def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
         """The keys of documents that came, went or changed since `mark`, and the mark of now.
 
-        None: there is no telling, because another connection changed something, or something was undone.
+        None: unknown, because another connection changed something, or a change was rolled back.
         """
         epoch = (id(self), self._run("PRAGMA data_version")[0][0], self._undone)
         keys = self._applied[kind]
@@ -291,7 +291,7 @@ class Index:
     # Content
 
     def place(self) -> Place | None:
-        """None as long as nothing was filled in."""
+        """The place in the journal that the index stands for; None as long as it is empty."""
         rows = self._run("SELECT generation, offset, number, digest FROM applied")
         return Place(*rows[0]) if rows else None
 
@@ -300,7 +300,7 @@ class Index:
         self._run("INSERT OR REPLACE INTO applied VALUES (0, ?, ?, ?, ?)", *values)
 
     def apply(self, operations: Iterable[Operation]) -> None:
-        """Within a transaction, as what changes the tally needs it."""
+        """Put and delete documents. Needs a transaction, because the tally changes with them."""
         for kind, key, value in operations:
             if kind in FIELDS:
                 self._replace_terms(self._terms_of(kind, key), terms(kind, key, value))
@@ -324,7 +324,7 @@ class Index:
             self._places -= _sum(kind, key)
 
     def _note_places(self) -> None:
-        """Bring the tally up to what was put and deleted since the last time: triggers keep the rest of it."""
+        """Add to the tally what was put and deleted since the last call; triggers keep its other columns."""
         change, self._places = self._places, 0
         if change:
             self._run("UPDATE tally SET places = places + ?", change)
@@ -389,7 +389,7 @@ class Index:
                 yield kind, key, _text(kind, key, value, total)
 
     def is_complete(self) -> bool:
-        """Whether every row that was put is there, under its key; not, whether it is what was put."""
+        """Whether every row that was put is there under its key; its content is not checked."""
         found = self._run(" UNION ALL ".join((_SUMS, "SELECT * FROM tally")))
         return len(found) == 2 and tuple(found[0]) == tuple(found[1])
 
@@ -406,7 +406,7 @@ class Index:
 
 
 def _packed(text: str) -> str | bytes:
-    """As it lies in a row: a snapshot's BEGIN is mostly zeros and names."""
+    """Compress a long document: a snapshot's BEGIN is mostly zeros and names."""
     return zlib.compress(text.encode(), 1) if len(text) > _LONG else text
 
 

@@ -10,8 +10,8 @@ if what follows it continues the chain. If what follows does not, a line is miss
 
 A checkpoint is published whole before the log and the checkpoint that it replaces are removed.
 
-Whatever is read may have been prepared by somebody: it is read line by line, no line is longer than MOST, a checkpoint
-unpacks to no more than a text like ours can, and what is no line of ours is passed over a limited number of times.
+The files may be hostile: they are read line by line, no line is longer than MOST, a checkpoint unpacks to no more than
+a text like ours can, and only a limited number of lines that prove nothing is passed over.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from zkeep.errors import Damaged, Refused
-from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.port import Blob
+from zkeep.pool.store.port import Blob, Store
 
 FOLDER = "journal"
 _NO_DIGEST = "0" * 16
@@ -97,7 +96,7 @@ def _operation(kind: object, key: object, document: object) -> Operation:
 
 
 def _lines(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """The lines of a text that comes in pieces, each with its end; the last one may have none."""
+    """Split a text that comes in chunks into lines, each with its line feed; the last one may have none."""
     held: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -114,7 +113,7 @@ def _lines(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
 
 
 def _packed(text: bytes) -> bytes:
-    """As gzip; a text that packs too well to be told from a bomb is not packed at all."""
+    """Compress with gzip; a text that packs as well as a decompression bomb is stored, not compressed."""
     for level in (6, 0):
         packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP)
         packed = packer.compress(text) + packer.flush()
@@ -124,7 +123,7 @@ def _packed(text: bytes) -> bytes:
 
 
 def _unpacked(blob: Blob, where: str) -> Iterator[bytes]:
-    """The text of a gzip file, piece by piece. Damaged if it is none, or unpacks to more than it can hold."""
+    """Decompress a gzip file chunk by chunk. Damaged if it is not one, or unpacks to more than documents can."""
     packer, left = zlib.decompressobj(_GZIP), max(blob.size * _RATIO, _SMALL)
     try:
         for at in range(0, blob.size, _CHUNK):
@@ -144,9 +143,9 @@ def _unpacked(blob: Blob, where: str) -> Iterator[bytes]:
 
 
 class Journal:
-    """Reading needs no lock; appending and checkpoints need the catalog's."""
+    """The journal of one catalog. Reading needs no lock; appending and checkpoints need the catalog's."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     def _log(self, generation: int) -> str:
@@ -156,7 +155,7 @@ class Journal:
         return f"{FOLDER}/{generation:020d}.ckpt.gz"
 
     def generation(self) -> int:
-        """The newest checkpoint's; 0 if there is none."""
+        """The number of the newest checkpoint; 0 if there is none."""
         found = map(_CHECKPOINT.fullmatch, self._store.names(FOLDER))
         return max((int(match[1]) for match in found if match), default=0)
 
@@ -168,7 +167,7 @@ class Journal:
             return 0
 
     def append(self, place: Place, operations: Iterable[Operation]) -> Place:
-        """Durable when it returns. `place` must be the end of the chain."""
+        """Append one transaction; durable when it returns. `place` must be the end of the chain."""
         line, digest = _line(place, operations)
         if len(line) > MOST:
             raise Refused(f"the change is too large for one transaction: {len(line)} bytes, {MOST} are allowed")
@@ -186,7 +185,7 @@ class Journal:
             return False
 
     def sync(self, generation: int) -> None:
-        """Make durable what another process may have written without living to sync it."""
+        """Make durable what another process may have written and was killed before it synced."""
         if self.length(generation):
             self._store.append(self._log(generation), b"")
 
@@ -227,7 +226,7 @@ class Journal:
         return place
 
     def is_long(self, generation: int) -> bool:
-        """The log has outgrown its checkpoint."""
+        """Whether the log has outgrown its checkpoint."""
         try:
             floor = _SQUEEZED * self._store.size(self._checkpoint(generation))
         except FileNotFoundError:
@@ -244,15 +243,15 @@ class Journal:
         return Place(place.number, 0, place.number, place.digest)
 
     def renew(self, place: Place, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Replace the whole journal by a checkpoint; the caller holds all of it elsewhere, safely."""
+        """Replace the whole journal by a checkpoint. The caller has all documents in a durable place of their own."""
         for name in self._store.names(FOLDER):
             self._store.delete(name)
         self.checkpoint(place, rows)
 
     def load(self, generation: int) -> tuple[Place, Iterator[tuple[str, str, str]]]:
-        """What a checkpoint holds, and its place; nothing at all for generation 0.
+        """The place of a checkpoint, and its documents; none for generation 0.
 
-        The rows come as they are read, and count only once all have come: the digest is at the end.
+        Rows are yielded as they are read, and may be trusted only after the last one: the digest is at the end.
         """
         if not generation:
             return Place(), iter(())
@@ -277,7 +276,7 @@ class Journal:
             yield kind, key, document
 
     def _checkpoint_lines(self, name: str) -> Iterator[bytes]:
-        """All lines but the last, which is the digest of the others and is compared with it."""
+        """All lines but the last, which is the digest of the others. Damaged at the end if it differs."""
         digest, last, between = blake2b(digest_size=8), None, b""
         with self._store.open(name) as blob:
             for line in _lines(_unpacked(blob, name), name):

@@ -9,12 +9,11 @@ What holds for every implementation (tests/conformance runs one suite over all o
     delete   durable when it returns; deleting what is absent is not an error
     lock     advisory, per name, gone with the process that held it, however that died
 
-Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`; no other is ever used (BadName). Errors
-are FileExistsError and FileNotFoundError where a name is or is not there, TryAgain where a lock is busy, Damaged
-where a file is shorter than asked for, is not a regular file of the store's own, or the disk cannot read it, and
-OSError for the disk's other troubles (full, read-only).
+Names are relative, `/`-separated, of letters, digits, `.`, `_` and `-`; any other raises BadName. Beside the errors
+that a method names, every method may raise Damaged (the name is not a regular file of the store's own, or the disk
+cannot read it) and OSError (the disk is full, read-only or failing).
 
-Where nothing can be written, whatever reads works, shared locks included.
+Where nothing can be written, every method that reads still works, shared locks included.
 
 put, draft and delete map to a bucket's create-only objects, append to numbered ones: nothing here updates
 in place what was published.
@@ -23,6 +22,7 @@ in place what was published.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zkeep.errors import Damaged
@@ -41,10 +41,12 @@ class BadName(Damaged, ValueError):
 
 
 class Blob(AbstractContextManager["Blob"], Protocol):
-    """A published file, open for reading, by many threads if need be. It is closed, too, when nobody holds it."""
+    """A published file, open for reading; many threads may read it at once. Dropping the last reference closes it."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the file; it never changes."""
+        ...
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; Damaged if the file ends before."""
@@ -55,95 +57,155 @@ class Blob(AbstractContextManager["Blob"], Protocol):
         ...
 
     def readinto_each(self, places: Places, sizes: Places, out: memoryview, to: Places) -> None:
-        """Many short stretches of the file, each to its place in `out`; Damaged if the file ends before one does."""
+        """Read many short stretches of the file, each to its place in `out`; Damaged if one lies beyond the end."""
         ...
 
     def fileno(self) -> int:
         """A descriptor for os.sendfile and its like; OSError where the store has none."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        ...
 
 
 class Draft(AbstractContextManager["Draft"], Protocol):
-    """A file in the making, private to the holder of the lock that its maker took.
+    """A file that is being written, invisible to readers until it is published.
 
-    Leaving the `with` block closes it and keeps what was written, for `Store.draft` to go on with.
+    The caller holds a lock that keeps other writers from the same draft. Leaving the `with` block closes the draft and
+    keeps what was written: `Store.draft` goes on with it.
     """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes written so far, those still in memory included."""
+        ...
 
     def write(self, *buffers: Buffer, soon: bool = False) -> None:
-        """Append them all, in order. Durable only after sync() or publish().
+        """Append all buffers, in order. Durable only after sync() or publish(); a crash may keep any part of it.
 
-        `soon`: they will be read soon; of others no copy needs to be kept in memory.
+        `soon`: the bytes will be read soon, so keep them in the page cache; others need not be kept there.
         """
         ...
 
-    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None: ...
+    def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
+        """Fill all buffers with what was written from `offset` on; Damaged if the draft ends before."""
+        ...
 
-    def truncate(self, size: int) -> None: ...
+    def truncate(self, size: int) -> None:
+        """Drop what was written from byte `size` on. Durable only after sync() or publish()."""
+        ...
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        """Make durable what was written so far, and that there is such a draft. Idempotent."""
+        ...
 
     def publish(self, name: str) -> None:
-        """Make it durable, then let it appear as `name`, durably. FileExistsError if that is there."""
+        """Make the content durable, then let it appear as `name`, durably; it is closed then.
+
+        Atomic: readers see the whole file or none. FileExistsError if there is such a name, and nothing is changed.
+        """
         ...
 
     def discard(self) -> None:
-        """Remove it. It is closed after."""
+        """Remove the draft; it is closed then."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is still in memory and close the draft; its content stays. Idempotent."""
+        ...
 
 
 class Store(Protocol):
-    """See the module's docstring for what every implementation keeps."""
+    """The port itself; the module's docstring has the names, and the errors that every method may raise."""
 
-    def put(self, name: str, content: Buffer) -> None: ...
+    @property
+    def root(self) -> Path:
+        """A folder of this machine: it is named in messages, and files that must be local lie in it (the index)."""
+        ...
 
-    def get(self, name: str) -> bytes: ...
+    def put(self, name: str, content: Buffer) -> None:
+        """Publish `content` as `name`; durable when it returns.
 
-    def open(self, name: str) -> Blob: ...
+        Atomic: after a crash the name is absent or has the whole content. Create-only, so not idempotent:
+        FileExistsError if there is such a name, and its content stays.
+        """
+        ...
 
-    def size(self, name: str) -> int: ...
+    def get(self, name: str) -> bytes:
+        """All that was published as `name`; FileNotFoundError if there is none."""
+        ...
 
-    def exists(self, name: str) -> bool: ...
+    def open(self, name: str) -> Blob:
+        """Open what was published as `name`; FileNotFoundError if there is none.
 
-    def delete(self, name: str) -> None: ...
+        An open blob can be read to its end even if its name is deleted meanwhile.
+        """
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of what was published or appended as `name`; FileNotFoundError if there is none."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` was published, or anything else lies in its place; never FileNotFoundError."""
+        ...
+
+    def is_own(self, name: str) -> bool:
+        """Whether `name` is absent, or a regular file that has no other name (hard link): safe to change in place."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove `name`, durably. Idempotent: one that is absent is no error. Blobs that are open stay readable."""
+        ...
 
     def names(self, folder: str) -> list[str]:
-        """All published names below `folder`, sorted; empty if there is no such folder."""
+        """All published names below `folder`, sorted; empty if there is no such folder.
+
+        What other processes publish or delete meanwhile may be in the list or not.
+        """
         ...
 
     def draft(self, name: str) -> Draft:
-        """Begin the draft `name`, or go on with the one that a process left behind."""
+        """Begin the draft `name`, or go on with the one that a process left behind.
+
+        `name` has no `/`. The caller holds a lock that keeps others from the same draft.
+        """
         ...
 
-    def drafts(self) -> list[str]: ...
+    def drafts(self) -> list[str]:
+        """The names of all drafts that were neither published nor discarded, those of dead processes included."""
+        ...
 
     def append(self, name: str, content: Buffer) -> int:
         """Append durably, making the file if need be; returns its size after. Needs a lock by the caller.
 
-        If it raises, nothing was appended, or (after the disk's own failure) a torn tail.
+        Appending nothing makes durable what was appended before. Not idempotent. If it raises OSError, nothing was
+        appended, or (after a crash) a torn tail; what lay before is never touched. TryAgain: the disk failed so that
+        it is not known whether the content was appended.
         """
         ...
 
     def is_writable(self) -> bool:
-        """Whether this user can change what lies here; the disk may still be full."""
+        """Whether this user may change the store's files; the disk may still be full."""
         ...
 
     def used(self) -> int:
-        """Bytes that all files take, drafts and leftovers included."""
+        """Bytes of all files, drafts and leftovers included."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what interrupted put()s left behind; does nothing while one is under way. Idempotent."""
         ...
 
     def lock(
         self, name: str, *, wait: float = 0.0, shared: bool = False, busy: str = "", passing: bool = False
     ) -> AbstractContextManager[None]:
-        """Hold the lock `name`; TryAgain with the text `busy` if `wait` seconds do not bring it.
+        """Hold the advisory lock `name`; TryAgain with the text `busy` if it is not free within `wait` seconds.
 
-        `passing`: the name is of use this once, and nothing of it shall remain.
+        Locks hold between processes and between threads; a process that dies, however it does, releases its own. Any
+        number may hold a `shared` lock at once. `passing`: the name is used only once, so its file is removed
+        when the lock is released.
         """
         ...
 

@@ -1,9 +1,9 @@
 """Large appends past the page cache.
 
-What a stream brings is not read again soon. In the cache it would push out what is, and finding memory for it there
-takes longer than all else that a receive does. So bytes gather in aligned memory and leave it in whole stretches,
-straight for the disk, where system and file system can do that. The rest of a file, and small files, go through the
-cache as always.
+What a stream brings is not read again soon. In the page cache it would push out what is, and finding memory for it
+there takes longer than everything else that a receive does. So bytes are collected in aligned memory and written in
+large chunks with O_DIRECT, where system and file system can do that. The rest of a file, and small files, go through
+the cache as always.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def memory() -> mmap:
-    """For a Stage: it begins with a page."""
+    """Memory for a Stage; it begins at the start of a page, as O_DIRECT needs."""
     return mmap(-1, STAGE, MAP_PRIVATE | MAP_ANONYMOUS)
 
 
 class Stage:
-    """Memory in which the end of a growing file gathers. `append` writes to the file of `fd`, all or nothing."""
+    """A write buffer: the end of a growing file. `append` writes to the file of `fd`, all or nothing."""
 
     def __init__(self, memory: mmap, fd: int, append: Callable[[memoryview], None]) -> None:
         self.memory = memory
@@ -35,7 +35,7 @@ class Stage:
         self._direct = False
 
     def add(self, content: memoryview) -> None:
-        """Take bytes, and write whenever the memory is full."""
+        """Add bytes, and write whenever the memory is full."""
         import numpy as np  # copies without the GIL
 
         space = np.frombuffer(self.memory, np.uint8)
@@ -45,29 +45,29 @@ class Stage:
             self.held += room
             content = content[room:]
             if self.held == STAGE:
-                self._direct = self._direct or _turn(self._fd, direct=True)
-                self._leave()
+                self._direct = self._direct or _set_direct(self._fd, direct=True)
+                self._write_out()
 
     def flush(self) -> None:
-        """Write what there is, through the cache: it may end anywhere."""
+        """Write what is left, through the cache: O_DIRECT cannot end in the middle of a disk's block."""
         if self._direct:
-            self._direct = _turn(self._fd, direct=False)
-        self._leave()
+            self._direct = _set_direct(self._fd, direct=False)
+        self._write_out()
 
-    def _leave(self) -> None:
+    def _write_out(self) -> None:
         content = memoryview(self.memory)[: self.held]
         try:
             self._append(content)
         except OSError as error:
             if not self._direct or error.errno != errno.EINVAL:
                 raise
-            self._direct = _turn(self._fd, direct=False)  # not at this offset, or not on this disk
+            self._direct = _set_direct(self._fd, direct=False)  # this disk, or this offset, does not allow it
             self._append(content)
         self.held = 0
 
 
-def _turn(fd: int, *, direct: bool) -> bool:
-    """Let writes pass the cache by, or not; returns whether they do."""
+def _set_direct(fd: int, *, direct: bool) -> bool:
+    """Switch O_DIRECT on or off; returns whether it is on."""
     if not _DIRECT:
         return False
     flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~_DIRECT

@@ -1,7 +1,7 @@
-"""By which of their fields documents can be looked up, beside their keys.
+"""The fields by which documents can be looked up, beside their keys.
 
-The index keeps a row of its own for each: kind `@KIND.FIELD`, key `TERM`, a line feed, and the document's key. These
-rows follow from the documents, so that the journal has none of them.
+The index keeps one more row for each such field: its kind is `@KIND.FIELD`, its key `TERM`, a line feed and the
+document's key. These rows follow from the documents, so that the journal has none of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MARK = "@"
-"""Begins the kind of every such row; no document's kind does."""
+"""The first character of the kind of every such row; no document's kind begins with it."""
 VERSION = "1"
-"""Changes with FIELDS: an index that was filled under another one is filled again."""
+"""Changes with FIELDS: an index with another version is filled again."""
 FIELDS = {
     "dataset": ("name", "guid", "origin"),
     "snapshot": ("name", "guid"),
@@ -44,5 +44,5 @@ def _terms(kind: str, key: str, document: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def origin_term(dataset: object, txg: object) -> str:
-    """How the place where a clone begins is looked up."""
+    """The term by which the clones of a snapshot are looked up."""
     return f"{dataset}/{txg}"
