@@ -6,10 +6,10 @@ Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_do_crypt_data(), zio_crypt_d
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from zkeep.cache import Cache
 from zkeep.crypto.unwrap import SUITES, MasterKeys
 
 if TYPE_CHECKING:
@@ -39,19 +39,18 @@ class BlockKeys:
         self._suite = SUITES[keys.suite]
         self._master = keys.master
         self._hmac = hmac.new(keys.hmac, digestmod="sha512")
-        self._aeads: OrderedDict[bytes, Any] = OrderedDict()
+        self._aeads: Cache[bytes, Any] = Cache(CACHED_KEYS)
         self._invalid: type[Exception] = Exception
         self._lock = Lock()
 
     def aead(self, salt: bytes) -> Any:
         """The cipher of all blocks with this salt."""
-        found = self._aeads.get(salt)
+        with self._lock:
+            found = self._aeads.get(salt)
         if found is None:
             found, self._invalid = self._suite.aead(expand(self._master, salt))
             with self._lock:
-                self._aeads[salt] = found
-                if len(self._aeads) > CACHED_KEYS:
-                    self._aeads.popitem(last=False)
+                self._aeads.put(salt, found)
         return found
 
     def open(self, salt: bytes, iv: bytes, mac: bytes, sealed: Buffer, aad: bytes | None = None) -> bytes:

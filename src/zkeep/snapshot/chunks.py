@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.format.dnode import SECTOR
 from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
@@ -137,17 +137,13 @@ class State:
         self._runs = runs
         self.records = Records(timeline)
         self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
-        self._chunks: OrderedDict[int, Chunk] = OrderedDict()
+        self._chunks: Cache[int, Chunk] = Cache(CHUNKS)
 
     def chunk(self, index: int) -> Chunk:
         found = self._chunks.get(index)
         if found is None:
             low, high = self._marks[index], self._marks[index + 1]
-            found = Chunk(self._timeline.state(self._runs, low, high), self.records)
-            self._chunks[index] = found
-            if len(self._chunks) > CHUNKS:
-                self._chunks.popitem(last=False)
-        self._chunks.move_to_end(index)
+            found = self._chunks.put(index, Chunk(self._timeline.state(self._runs, low, high), self.records))
         return found
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:

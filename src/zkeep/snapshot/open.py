@@ -14,7 +14,6 @@ has none of this: its records are held against the sums with which they were sto
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
 from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
@@ -97,8 +97,8 @@ class OpenSnapshot:
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
-        self._blocks: OrderedDict[int, Mapping[int, Verified]] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self._blocks: Cache[int, Mapping[int, Verified]] = Cache(DNODE_BLOCKS)
+        self._groups: Cache[tuple[int, int], Array] = Cache(GROUPS)
         self._expected: dict[int, Buffer | bytes] = {}
         self.state: State
         self._dnodes: DnodeBlocks
@@ -213,13 +213,7 @@ class OpenSnapshot:
     def dnodes(self, index: int) -> Mapping[int, Verified]:
         """The objects of one block of dnodes, by number."""
         found = self._blocks.get(index)
-        if found is None:
-            found = self._load(index)
-            self._blocks[index] = found
-            if len(self._blocks) > DNODE_BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(index)
-        return found
+        return self._blocks.put(index, self._load(index)) if found is None else found
 
     def _load(self, index: int) -> Mapping[int, Verified]:
         if self._keys is None:
@@ -257,11 +251,7 @@ class OpenSnapshot:
         number = held.dnode.number
         found = self._groups.get((number, group))
         if found is None:
-            found = self._fetch_group(held, group, fanout)
-            self._groups[number, group] = found
-            if len(self._groups) > GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((number, group))
+            found = self._groups.put((number, group), self._fetch_group(held, group, fanout))
         return found
 
     def _fetch_group(self, held: Verified, group: int, fanout: int) -> Array:

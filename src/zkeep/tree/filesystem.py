@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from operator import attrgetter
 from typing import NamedTuple
 
+from zkeep.cache import Cache
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.format import sa
 from zkeep.format.dnode import Dnode
@@ -25,7 +26,6 @@ from zkeep.format.records import ByteOrder
 from zkeep.format.zap import BadZap, Zap
 from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
 from zkeep.names import printable_path
-from zkeep.tree.cache import Cache
 from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 

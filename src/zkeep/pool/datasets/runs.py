@@ -6,9 +6,9 @@ What this process changes is followed run by run; after a change by another one 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from zkeep.cache import Cache
 from zkeep.pool.store.catalog import Catalog, Mark
 from zkeep.pool.store.index import Document
 from zkeep.pool.timeline.timeline import Run
@@ -35,7 +35,7 @@ class Runs:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._mark: Mark | None = None
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: Cache[str, Kept] = Cache(DATASETS)
 
     def of(self, key: str) -> Kept:
         """The runs are the caller's own; what it adds to `checked` is of use as long as these runs are as they are."""
@@ -47,13 +47,11 @@ class Runs:
 
     def _get(self, key: str) -> Kept:
         self._follow()
-        if key not in self._kept:
+        kept = self._kept.get(key)
+        if kept is None:
             docs = self._catalog.scan("run", key + "/")
-            self._kept[key] = Kept([run_of(doc) for _, doc in docs])
-        self._kept.move_to_end(key)
-        if len(self._kept) > DATASETS:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+            kept = self._kept.put(key, Kept([run_of(doc) for _, doc in docs]))
+        return kept
 
     def _follow(self) -> None:
         self._mark, changed = self._catalog.changes("run", self._mark)
@@ -61,8 +59,8 @@ class Runs:
             self._kept.clear()
         for key in changed or ():
             dataset, _, txg = key.partition("/")
-            if dataset in self._kept:
-                self._update(self._kept[dataset], key, int(txg))
+            if (kept := self._kept.get(dataset)) is not None:
+                self._update(kept, key, int(txg))
 
     def _update(self, kept: Kept, key: str, txg: int) -> None:
         """A run came, went or changed. One more at the end leaves summaries of those before it as they are."""

@@ -7,7 +7,6 @@ with its origin's. Where summaries are known, they are asked in the place of the
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.pool.store.port import Blob, Store, segment_name
 from zkeep.pool.timeline import spans as sp
@@ -51,18 +51,14 @@ class Files:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._open: OrderedDict[str, Blob] = OrderedDict()
+        self._open: Cache[str, Blob] = Cache(MAX_OPEN)
         self._lock = Lock()
 
     def get(self, name: str) -> Blob:
         """Raises Damaged: it is not there."""
         with self._lock:
-            if name not in self._open:
-                self._open[name] = self._opened(name)
-            self._open.move_to_end(name)
-            if len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)  # closed when nobody holds it any more
-            return self._open[name]
+            # Not closed when it leaves the cache: another thread may be reading it. It closes when that one lets go.
+            return self._open.get(name) or self._open.put(name, self._opened(name))
 
     def _opened(self, name: str) -> Blob:
         try:
@@ -71,8 +67,9 @@ class Files:
             raise Damaged(f"{name} is missing") from None
 
     def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
+        for blob in self._open.values():
+            blob.close()
+        self._open.clear()
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import NamedTuple
 
+from zkeep.cache import Cache
 from zkeep.errors import Refused
 from zkeep.restore.files.staging import FOLDER, Staging, drop_inherited_acls
 from zkeep.tree.filesystem import shown
@@ -55,29 +55,29 @@ class Shared:
         self.modes: dict[bytes, int] = {}
         "Modes of folders that were made writable, by path."
         self.pinned: dict[bytes, int] = {}
-        self._near: OrderedDict[bytes, int] = OrderedDict()
+        self._near: Cache[bytes, int] = Cache(_NEAR_MOST, on_drop=os.close)
 
     def close(self) -> None:
-        for fd in [*self.pinned.values(), *self._near.values()]:
+        for fd in self.pinned.values():
             os.close(fd)
         self.pinned.clear()
         self._near.clear()
 
     def nearest(self, path: bytes) -> tuple[bytes, int] | None:
-        """Of the folders on the way to a path that were opened lately the innermost: its path, and a descriptor of it.
+        """Find the innermost folder on the way to a path that is still open: its path, and a descriptor of it.
 
-        The next folder mostly lies near the last one: else one that lies deep cost as many openings each time.
+        The next folder mostly lies near the last one. Without this, a deep one would cost one open() a level each time.
         """
-        while path and path not in self._near:
+        while path:
+            if (fd := self._near.get(path)) is not None:
+                return path, os.dup(fd)
             path = path.rpartition(b"/")[0]
-        return (path, os.dup(self._near[path])) if path else None
+        return None
 
     def keep(self, path: bytes, fd: int) -> None:
         """Keep a folder open for nearest()."""
         if path and path not in self._near:
-            self._near[path] = os.dup(fd)
-            if len(self._near) > _NEAR_MOST:
-                os.close(self._near.popitem(last=False)[1])
+            self._near.put(path, os.dup(fd))
 
 
 class Folder:

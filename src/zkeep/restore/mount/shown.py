@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
 from zkeep.restore.mount.view import FileView, ImageView, Served, synthetic
@@ -124,14 +124,13 @@ class Shown:
         self._stack = ExitStack()
         self._top = view_of(self._stack.enter_context(top.open()))
         self._created = top.created
-        self._open: OrderedDict[bytes, tuple[ExitStack, Served]] = OrderedDict()
+        self._open: Cache[bytes, tuple[ExitStack, Served]] = Cache(SERVED, on_drop=lambda opened: opened[0].close())
 
     def __enter__(self) -> Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stack, _served in self._open.values():
-            stack.close()
+        self._open.clear()
         self._stack.close()
 
     def _route(self, path: bytes) -> tuple[Served, bytes, int]:
@@ -146,11 +145,8 @@ class Shown:
         if found is None:
             with ExitStack() as stack:
                 opened = stack.enter_context(self._map.at[path][1].open())
-                found = stack, view_of(opened)
-                self._open[path] = stack.pop_all(), found[1]
-            if len(self._open) > SERVED:
-                self._open.popitem(last=False)[1][0].close()
-        self._open.move_to_end(path)
+                view = view_of(opened)
+                found = self._open.put(path, (stack.pop_all(), view))
         return found[1]
 
     def node(self, path: bytes) -> tuple[Znode, int]:

@@ -9,9 +9,9 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.tree.cache import Cache
 from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, elsewhere, shown
 from zkeep.tree.objects import Objects
 
