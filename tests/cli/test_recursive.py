@@ -42,7 +42,7 @@ def damage(pool: Path, snapshot: str, path: str) -> None:
     name = SnapshotName.parse(snapshot)
     with open_pool(name) as found, OpenSnapshot(found, found.snapshot(name), keys_from((LOCATION,))) as opened:
         number = Filesystem(opened).lookup(path.encode()).number
-        leaf = next(iter(opened.leaves(opened.object(number), 0, 1)))[0]
+        leaf = next(iter(opened.blocks.leaves(opened.object(number), 0, 1)))[0]
         segment, _, place = opened.state.records.where(leaf).partition(", byte ")
     file = pool / segment
     content = bytearray(file.read_bytes())

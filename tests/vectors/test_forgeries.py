@@ -246,7 +246,7 @@ def test_the_first_block_that_fails_is_named(
 ) -> None:
     """Whoever looks at it, and however many fail."""
     monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", alone)
-    monkeypatch.setattr("zkeep.snapshot.open.PORTION", 1)
+    monkeypatch.setattr("zkeep.restore.verify.PORTION", 1)
     records = full()
     writes = of(records, RecordType.WRITE)
     wrong = writes[len(writes) // 3 :]

@@ -254,11 +254,12 @@ def packed(number: int, blocks: int, size: int) -> Thing:
 
 
 def test_few_large_blocks_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zkeep.snapshot.open.INFLATED", 4 << 20)
+    monkeypatch.setattr("zkeep.snapshot.block_reader.INFLATED", 4 << 20)
     with shown(tmp_path, packed(FIRST, 16, 1 << 20), root=[(b"f", FIRST, FILE)]) as found:
         asked: list[int] = []
-        real = found.objects._records  # type: ignore[attr-defined]
-        monkeypatch.setattr(found.objects, "_records", lambda leaves: asked.append(len(leaves)) or real(leaves))
+        blocks = found.objects.blocks  # type: ignore[attr-defined]
+        real = blocks.stored_records
+        monkeypatch.setattr(blocks, "stored_records", lambda leaves: asked.append(len(leaves)) or real(leaves))
         node = found.lookup(b"f")
         assert sum(len(extent.content) for extent in found.extents(node)) == 16 << 20
     assert max(asked) == 4

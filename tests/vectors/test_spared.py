@@ -49,7 +49,7 @@ def place_of(path: str, capfd: Output) -> tuple[str, int]:
             found = filesystem.find(number, part)
             assert found is not None
             number = found.number
-        leaf = next(iter(opened.leaves(opened.object(number), 0, 1)))[0]
+        leaf = next(iter(opened.blocks.leaves(opened.object(number), 0, 1)))[0]
         segment, _, place = opened.state.records.where(leaf).partition(", byte ")
         return segment, int(place)
 

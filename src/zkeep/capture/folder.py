@@ -30,7 +30,7 @@ from zkeep.format.znode_writer import MAX_XATTR_VALUE, MAX_XATTRS, FileFields, e
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.new_filesystem import FIRST_FREE, ROOT, fixed_objects, new_salt
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.verified import Verified
+from zkeep.snapshot.verified import VerifiedObject
 from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
 
@@ -203,12 +203,12 @@ class FolderWriter:
         self._row(node, before, len_entries=0)
         self._on_file(node, size)
 
-    def _held(self, node: Node) -> Verified | None:
+    def _held(self, node: Node) -> VerifiedObject | None:
         if self._base is None or node.number not in self._scan.seen:
             return None
         return self._base.object(node.number)
 
-    def _blksz(self, size: int, held: Verified | None) -> int:
+    def _blksz(self, size: int, held: VerifiedObject | None) -> int:
         """As the kernel chooses it: of a file with several blocks it never changes, and it never shrinks."""
         wanted = block_size(size, self._recordsize)
         if held is None:
@@ -218,12 +218,12 @@ class FolderWriter:
             return now
         return now if size <= now <= self._recordsize and held.dnode.maxblkid == 0 else wanted
 
-    def _changed(self, source: Iterable[Block], held: Verified) -> Iterator[Block]:
+    def _changed(self, source: Iterable[Block], held: VerifiedObject) -> Iterator[Block]:
         """Only the blocks that are not as the last snapshot has them; what became a hole is one."""
         assert self._base is not None
         base, blksz = self._base, held.dnode.blksz
         there: dict[int, int] = {}
-        for part in base.leaves(held, 0, 1 << 54):
+        for part in base.blocks.leaves(held, 0, 1 << 54):
             there.update(dict.fromkeys((part["offset"] // np.uint64(blksz)).tolist(), 1))
         for block in source:
             if there.pop(block.number, None) and block.content == base.read_block(held.dnode.number, block.number):
@@ -349,7 +349,7 @@ class FolderWriter:
         writer.write(change)
         self._row(node, status, len_entries=entries)
 
-    def _directory(self, node: Node, children: list[Node], held: Verified | None) -> tuple[int, int, list[Block]]:
+    def _directory(self, node: Node, children: list[Node], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
         """Block size, last block, and the blocks that changed."""
         entries = {child.name: child.number | child.kind << 60 for child in children}
         if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:

@@ -1,4 +1,10 @@
-"""Opening blocks: the key of each, its seal, and the HMAC of those that lie open.
+"""Encryption of blocks: the key of each, AEAD with its MAC, and the HMAC of blocks whose type is not encrypted.
+
+    block key = HKDF-SHA512(master key, info = the block's salt)
+    ciphertext and MAC = AES-GCM or AES-CCM (the dataset's suite) with the block key and the block's IV
+
+Blocks are encrypted after compression. Those of a type that is not encrypted are authenticated: HMAC-SHA512 with the
+dataset's HMAC key, cut to 16 bytes.
 
 Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_do_crypt_data(), zio_crypt_do_hmac(); module/icp/algs/.
 """
@@ -22,17 +28,17 @@ CACHED_KEYS = 1024
 
 
 class Forged(Exception):
-    """A MAC does not match. Whoever knows which block it was tells the person."""
+    """A MAC does not match. Callers know which block it was, and turn it into an error that says so."""
 
 
 def expand(master: bytes, salt: bytes) -> bytes:
-    """HKDF-SHA512 without a salt of its own, a block's salt as info, for a key as long as the master key."""
+    """A block's key, as long as the master key: HKDF-SHA512 with the block's salt as info (and no HKDF salt)."""
     prk = hmac.digest(bytes(64), master, "sha512")
     return hmac.digest(prk, salt + b"\x01", "sha512")[: len(master)]
 
 
 class BlockKeys:
-    """Opens the blocks of one dataset. May be used by several threads."""
+    """Encrypts and decrypts the blocks of one dataset. May be used by several threads."""
 
     def __init__(self, keys: MasterKeys) -> None:
         self.guid = keys.guid
@@ -53,8 +59,8 @@ class BlockKeys:
                 self._aeads.put(salt, found)
         return found
 
-    def open(self, salt: bytes, iv: bytes, mac: bytes, sealed: Buffer, aad: bytes | None = None) -> bytes:
-        """Decrypt one block; no byte of it is released before its MAC verified.
+    def decrypt(self, salt: bytes, iv: bytes, mac: bytes, ciphertext: Buffer, aad: bytes | None = None) -> bytes:
+        """Decrypt one block; no byte of it is returned before its MAC verified.
 
         The result is still compressed and as long as the ciphertext.
 
@@ -63,16 +69,20 @@ class BlockKeys:
         """
         aead = self.aead(salt)
         try:
-            opened: bytes = aead.decrypt(iv, b"".join((sealed, mac)), aad)
+            plain: bytes = aead.decrypt(iv, b"".join((ciphertext, mac)), aad)
         except (self._invalid, ValueError, OverflowError):
             raise Forged from None
-        return opened
+        return plain
 
-    def open_into(self, salt: bytes, iv: bytes, sealed_and_mac: Buffer, out: Buffer) -> None:
-        """The same from one buffer, that ends with the MAC, to another, which is void unless this returns."""
+    def decrypt_into(self, salt: bytes, iv: bytes, ciphertext_and_mac: Buffer, out: Buffer) -> None:
+        """Decrypt from one buffer, which ends with the MAC, into another. `out` must not be used unless this returns.
+
+        Raises:
+            Forged: the MAC does not match.
+        """
         aead = self.aead(salt)
         try:
-            aead.decrypt_into(iv, sealed_and_mac, None, out)
+            aead.decrypt_into(iv, ciphertext_and_mac, None, out)
         except (self._invalid, ValueError, OverflowError):
             raise Forged from None
 
@@ -85,7 +95,7 @@ class BlockKeys:
         return made
 
     def encrypt_into(self, salt: bytes, iv: bytes, plain: Buffer, out: Buffer) -> None:
-        """The same to a buffer that has room for the MAC behind the ciphertext."""
+        """Encrypt into a buffer that has room for the MAC behind the ciphertext."""
         self.aead(salt).encrypt_into(iv, plain, None, out)
 
     def authenticate(self, mac: bytes, content: Buffer) -> None:

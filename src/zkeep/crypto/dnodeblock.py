@@ -1,8 +1,13 @@
-"""A block of dnodes: one MAC over all of them, and their bonus buffers sealed together.
+"""A block of dnodes: one MAC over all of them, and their bonus buffers encrypted together.
 
-What is authenticated, slot by slot: the dnode's core, its pointers (with the MACs of what they point to), its spill
-pointer, and its bonus buffer if that is of a type that is not encrypted. The other bonus buffers, back to back, are
-the ciphertext.
+One AEAD call covers 32 slots of 512 bytes. What goes into it, dnode by dnode in the order of slots:
+
+    authenticated (AAD)                                                         encrypted
+    core 64 | pointers 32 each | spill pointer 32 | bonus, if not encrypted     bonus, of an encrypted type
+    free slots: 512 zeros each
+
+Of each pointer, the 32 bytes are what is authenticated of it: its properties, and the MAC of what it points to. Bonus
+buffers count with all the room that the dnode has for them.
 
 Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_crypt_init_uios_dnode(), zio_crypt_do_objset_hmacs().
 """
@@ -29,20 +34,20 @@ class Seal:
 
 
 class Stretch(NamedTuple):
-    """Dnodes in slots that follow one another, from object number `first` up to, not with, `end`.
+    """Dnodes in consecutive slots: what they add to the MAC, for object numbers first <= n < end.
 
-    `aad` are their cores, each with the 32 authenticated bytes of its pointers, and of its spill pointer if it has one,
-    and with its bonus buffer if that lies open; `sealed` are the other bonus buffers.
+    `aad`: their cores, pointers and bonus buffers of types that are not encrypted, as the picture above has them.
+    `bonuses`: the other bonus buffers back to back, ciphertext before decryption, plain before encryption.
     """
 
     first: int
     end: int
     aad: bytes | memoryview
-    sealed: bytes | memoryview
+    bonuses: bytes | memoryview
 
 
 def stretch_of(dnode: Dnode, pointers: bytes, spill: bytes) -> Stretch:
-    """Of one dnode.
+    """The stretch that consists of one dnode.
 
     Raises:
         Forged: its bonus buffer is not as long as its shape says.
@@ -52,19 +57,19 @@ def stretch_of(dnode: Dnode, pointers: bytes, spill: bytes) -> Stretch:
         raise Forged
     end = dnode.number + dnode.slots
     aad = dnode.core() + pointers + spill
-    if has_sealed_bonus(dnode):
+    if has_encrypted_bonus(dnode):
         return Stretch(dnode.number, end, aad, bonus)
     return Stretch(dnode.number, end, aad + bonus, b"")
 
 
-def open_dnodes(keys: BlockKeys, seal: Seal, first: int, stretches: Iterable[Stretch]) -> bytes:
-    """The encrypted bonus buffers, back to back, of a block whose slots begin with object number `first`.
+def decrypt_dnodes(keys: BlockKeys, seal: Seal, first: int, stretches: Iterable[Stretch]) -> bytes:
+    """Check a block of dnodes, and return its decrypted bonus buffers, back to back. `first`: its first object number.
 
     Raises:
         Forged: the MAC of the block does not match, or the dnodes do not fit in it.
     """
-    aad, sealed = _covered(first, stretches)
-    return keys.open(seal.salt, seal.iv, seal.mac, sealed, aad)
+    aad, ciphertext = _covered(first, stretches)
+    return keys.decrypt(seal.salt, seal.iv, seal.mac, ciphertext, aad)
 
 
 def encrypt_dnodes(
@@ -80,7 +85,7 @@ def encrypt_dnodes(
 
 
 def _covered(first: int, stretches: Iterable[Stretch]) -> tuple[bytes, bytes]:
-    """What the MAC of a block covers in clear, slot by slot (free slots are zeros), and its bonus buffers."""
+    """The AAD of a whole block, with zeros for its free slots, and its encrypted bonus buffers."""
     aad: list[bytes | memoryview] = []
     bonuses: list[bytes | memoryview] = []
     at = first
@@ -88,7 +93,7 @@ def _covered(first: int, stretches: Iterable[Stretch]) -> tuple[bytes, bytes]:
         if each.first < at:
             raise Forged
         aad += [bytes((each.first - at) * SLOT), each.aad]
-        bonuses.append(each.sealed)
+        bonuses.append(each.bonuses)
         at = each.end
     if at > first + SLOTS:
         raise Forged
@@ -96,13 +101,13 @@ def _covered(first: int, stretches: Iterable[Stretch]) -> tuple[bytes, bytes]:
     return b"".join(aad), b"".join(bonuses)
 
 
-def has_sealed_bonus(dnode: Dnode) -> bool:
+def has_encrypted_bonus(dnode: Dnode) -> bool:
     return dnode.bonuslen != 0 and is_encrypted(dnode.bonustype)
 
 
 @dataclass(frozen=True, slots=True)
 class Metadnode:
-    """The shape of the object that holds all dnodes, as the stream's BEGIN tells it."""
+    """The shape of the object that holds all dnodes, as the stream's BEGIN has it."""
 
     indblkshift: int
     nlevels: int
@@ -118,9 +123,9 @@ class Metadnode:
 
 
 def portable_mac(keys: BlockKeys, objset_type: int, metadnode: Metadnode, pointers: bytes) -> bytes:
-    """The MAC of a whole object set; `objset_type` 2 is a filesystem, 3 a volume.
+    """The portable MAC of an object set: its type and its metadnode, and so all dnodes.
 
-    All of it is little-endian but the type, which goes in byte-swapped.
+    All of it is little-endian, but for the type, which OpenZFS byte-swaps.
     """
     head = objset_type.to_bytes(8, "big") + bytes(8)
     return keys.digest(head, metadnode.core(), pointers)[:32]

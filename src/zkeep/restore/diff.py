@@ -16,7 +16,8 @@ from functools import cached_property
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.znode import IS_XATTR, Znode
-from zkeep.snapshot.open import NoObject, OpenSnapshot, Verified
+from zkeep.snapshot.open import NoObject, OpenSnapshot
+from zkeep.snapshot.verified import VerifiedObject
 from zkeep.tree.filesystem import BadTree, Filesystem
 
 _LETTERS = {
@@ -58,7 +59,7 @@ class _Side:
         self.lost: list[int] = []
         "Objects that are files, but of which no path or nothing at all can be told."
 
-    def held(self, index: int) -> dict[int, Verified]:
+    def held(self, index: int) -> dict[int, VerifiedObject]:
         return {
             number: held
             for number, held in self.opened.dnodes(index).items()

@@ -7,16 +7,26 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
+from zkeep.crypto.block import MAC, Forged
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
+from zkeep.format.dnode import SLOTS
+from zkeep.format.objtypes import is_encrypted
 from zkeep.restore.workers import Crew
+from zkeep.snapshot.block_reader import END, batches
 from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.prefetch import decrypt_row, stored_blocks
+from zkeep.snapshot.verified import VerifiedObject
 
 ALONE_BYTES, ALONE_OBJECTS = 32 << 20, 2048
 "What is authenticated before other processes are made to help."
+PORTION = 16 << 20
+"Bytes of data blocks that are authenticated at a time."
 BLOCKS = 8
 "Of dnodes, that a process is given at once."
 
@@ -72,7 +82,7 @@ class _Verifier:
         self._tell = tell
         self._done = Verified()
         self._failed: dict[tuple[int, int], ZkeepError] = {}
-        opened.rest()
+        opened.stop_threads()
         self._alone = threading.active_count() > 1  # whoever forks must have no other thread
 
     @property
@@ -86,7 +96,7 @@ class _Verifier:
             for number in self._opened.numbers():
                 if self._failed:
                     break
-                if not self._is_shared or self._opened.leads_to_much(number):
+                if not self._is_shared or _is_large(self._opened, number):
                     self._data_of(crew, number)
                     continue
                 few.append(number)
@@ -125,8 +135,41 @@ class _Verifier:
 
 
 def _portions(opened: OpenSnapshot, number: int) -> Iterator[Portion]:
-    for turn, (encrypted, leaves) in enumerate(opened.portions(number)):
+    for turn, (encrypted, leaves) in enumerate(_cut(opened, number)):
         yield Portion((number, turn), encrypted, leaves)
+
+
+def _is_large(opened: OpenSnapshot, number: int) -> bool:
+    """Whether the objects of a block of dnodes have more data blocks than one portion, as far as their rows say."""
+    try:
+        size = opened.state.bytes_of(number * SLOTS, SLOTS)
+    except Damaged:
+        return False  # reading the block of dnodes itself will say what is damaged
+    return size is None or size > PORTION
+
+
+def _cut(opened: OpenSnapshot, number: int) -> Iterator[tuple[bool, npt.NDArray[Any]]]:
+    """All data blocks of the objects of a block of dnodes, by object, in batches: each encrypted, or none of it."""
+    pieces = chain.from_iterable(_pieces(opened, obj) for obj in opened.dnodes(number).values())
+    for encrypted, run in groupby(pieces, key=lambda piece: piece[0]):
+        pending: list[npt.NDArray[Any]] = []
+        size = 0
+        for _, leaves in run:
+            pending.append(leaves)
+            size += int(leaves["size"].sum(dtype="u8"))
+            if size >= PORTION:
+                yield from ((encrypted, batch) for batch in batches(np.concatenate(pending), PORTION))
+                pending, size = [], 0
+        if pending:
+            yield encrypted, np.concatenate(pending)
+
+
+def _pieces(opened: OpenSnapshot, obj: VerifiedObject) -> Iterator[tuple[bool, npt.NDArray[Any]]]:
+    """The blocks of an object, its spill block last, and whether they are encrypted."""
+    of_type = ((obj.dnode.type, leaves) for leaves in opened.blocks.leaves(obj, 0, END))
+    for kind, leaves in chain(of_type, [(obj.dnode.bonustype, obj.spill)]):
+        if len(leaves):
+            yield is_encrypted(kind), leaves
 
 
 def _check(opened: OpenSnapshot, portion: Iterable[int] | Portion, tell: Tell) -> None:
@@ -151,7 +194,27 @@ def _block_of_dnodes(opened: OpenSnapshot, number: int, tell: Tell) -> None:
 def _checked(opened: OpenSnapshot, portion: Portion) -> Checked:
     place, encrypted, leaves = portion
     try:
-        opened.check(encrypted, leaves)
+        _authenticate(opened, encrypted, leaves)
     except (Damaged, NotAuthentic, Refused) as error:
         return Checked(place, error=error)
     return Checked(place, 0, len(leaves), int(leaves["size"].sum(dtype="u8")))
+
+
+def _authenticate(opened: OpenSnapshot, encrypted: bool, leaves: npt.NDArray[Any]) -> None:
+    """Check the MACs of blocks, without decompressing them. Raises Forgery for the first one that fails."""
+    blocks = opened.blocks
+    if blocks.keys is None:
+        blocks.stored_records(leaves)
+        return
+    plain = memoryview(bytearray(int(leaves["size"].max())))  # written to, never read
+    failed: list[int] = []
+    for index, row, stored in stored_blocks(blocks.records, leaves):
+        try:
+            if encrypted:
+                decrypt_row(blocks.keys, row, stored, plain[: len(stored) - MAC])
+            else:
+                blocks.keys.authenticate(row.mac, stored[:-MAC])
+        except Forged:
+            failed.append(index)
+    if failed:
+        raise blocks.forgery(leaves[min(failed)])

@@ -20,7 +20,7 @@ from zkeep.pool.timeline.spans import keys
 from zkeep.pool.timeline.table import NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.snapshot.records import Packed, Records
-from zkeep.snapshot.small_objects import Small
+from zkeep.snapshot.small_objects import SmallObjects
 from zkeep.snapshot.verified import LEAF
 
 Array = npt.NDArray[Any]
@@ -57,8 +57,8 @@ class Chunk:
         return self.records.native(heads, self.table.objects, RecordType.OBJECT), bodies
 
     @cached_property
-    def small(self) -> Small:
-        return Small(self)
+    def small(self) -> SmallObjects:
+        return SmallObjects(self.table, *self.objects, self.leaves)
 
 
 def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:

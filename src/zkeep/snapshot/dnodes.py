@@ -1,6 +1,14 @@
-"""Blocks of dnodes, opened: their objects' records and the MACs of all their blocks held against one seal.
+"""Blocks of dnodes: their OBJECT records, and the MACs of all blocks of these objects, checked against one MAC.
 
-Most objects are small (restore.small) and are made when they are asked for, of columns that the seal has vouched for.
+A block of dnodes is 32 slots of 512 bytes. A raw stream does not carry it as it was on disk, so it is put together
+from what the stream has:
+
+    OBJECT record        one per dnode: its shape and its bonus buffer, encrypted as part of the block
+    WRITE, SPILL headers the MACs of the object's blocks; the MAC tree over them makes the dnode's own pointers
+    OBJECT_RANGE header  salt, IV and MAC of the block of dnodes (its `Seal`)
+
+Most objects are small (zkeep.snapshot.small_objects). They are checked as columns of a chunk, without a Python object
+for each; one is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zkeep.crypto.block import BlockKeys, Forged
-from zkeep.crypto.dnodeblock import Seal, Stretch, has_sealed_bonus, open_dnodes, stretch_of
+from zkeep.crypto.dnodeblock import Seal, Stretch, decrypt_dnodes, has_encrypted_bonus, stretch_of
 from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.records import ByteOrder, Object, RecordType
@@ -20,66 +28,68 @@ from zkeep.snapshot import recheck
 from zkeep.snapshot.chunks import Chunk, State
 from zkeep.snapshot.errors import Forgery
 from zkeep.snapshot.small_objects import Columns
-from zkeep.snapshot.verified import LEAF, NO_LEAVES, Verified
+from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject
 from zkeep.tree.objects import Bonus
 
 Array = npt.NDArray[Any]
 
 
-class Block(Mapping[int, Verified]):
-    """The objects of an authentic block, by number."""
+class Block(Mapping[int, VerifiedObject]):
+    """The objects of an authentic block of dnodes, by number."""
 
-    def __init__(self, columns: Columns, order: ByteOrder, opened: bytes) -> None:
-        """`opened`: the bonus buffers of all objects that `columns` tells of, as far as they were sealed."""
-        self._columns, self._order, self._opened = columns, order, opened
-        self._at = {fields[0]: at for at, fields in enumerate(columns.fields)}
-        self._made: dict[int, Verified] = {}
+    def __init__(self, columns: Columns, order: ByteOrder, bonuses: bytes) -> None:
+        """`bonuses`: the decrypted bonus buffers of all objects in `columns` whose bonus was encrypted."""
+        self._columns, self._order, self._bonuses = columns, order, bonuses
+        self._index = {fields[0]: index for index, fields in enumerate(columns.fields)}
+        self._made: dict[int, VerifiedObject] = {}
 
-    def __getitem__(self, number: int) -> Verified:
-        found = self._made.get(number)
-        if found is None:
-            at = self._at[number]
-            found = self._made[number] = self._columns.made(at, self._order, self._bonus(at).content)
-        return found
+    def __getitem__(self, number: int) -> VerifiedObject:
+        made = self._made.get(number)
+        if made is None:
+            index = self._index[number]
+            made = self._made[number] = self._columns.make(index, self._order, self._bonus(index).content)
+        return made
 
     def __contains__(self, number: object) -> bool:
-        return number in self._at
+        return number in self._index
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._at)
+        return iter(self._index)
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._index)
 
-    def put(self, held: Verified) -> None:
-        """One that is not small, authenticated with the others."""
-        number = held.dnode.number
-        sealed = has_sealed_bonus(held.dnode)
-        bonus = self._bonus(self._at[number]).content if sealed else held.dnode.bonus[: held.dnode.bonuslen]
-        self._made[number] = held.opened(bonus)
+    def put(self, obj: VerifiedObject) -> None:
+        """Add an object that is not small. It was authenticated with the others; its bonus is still encrypted."""
+        dnode = obj.dnode
+        encrypted = has_encrypted_bonus(dnode)
+        bonus = self._bonus(self._index[dnode.number]).content if encrypted else dnode.bonus[: dnode.bonuslen]
+        self._made[dnode.number] = obj.with_bonus(bonus)
 
     def bonus(self, number: int) -> Bonus:
         """Raises KeyError: there is no such object."""
         made = self._made.get(number)
         if made is not None:
             return Bonus(made.dnode.bonustype, made.dnode.has_spill, made.dnode.bonus)
-        return self._bonus(self._at[number])
+        return self._bonus(self._index[number])
 
     def only_leaves(self, kind: int, numbers: Iterable[int]) -> Array:
-        """Of those of these objects that are of a type and have one block only, that block."""
+        """The leaves of the objects among `numbers` that are of this type and have exactly one block."""
         columns = self._columns
-        places = [self._at[number] for number in numbers if number in self._at]
-        ranks = [columns.leaf_of[at] for at in places if columns.fields[at][1] == kind]
-        leaves: Array = columns.leaves[[rank for rank in ranks if rank >= 0]]
+        indices = [self._index[number] for number in numbers if number in self._index]
+        leaf_indices = [columns.leaf_of[index] for index in indices if columns.fields[index][1] == kind]
+        leaves: Array = columns.leaves[[index for index in leaf_indices if index >= 0]]
         return leaves
 
-    def _bonus(self, at: int) -> Bonus:
-        fields, start = self._columns.fields[at], self._columns.places[at]
-        return Bonus(fields[2], False, self._opened[start : start + fields[4]])
+    def _bonus(self, index: int) -> Bonus:
+        fields, start = self._columns.fields[index], self._columns.bonus_starts[index]
+        return Bonus(fields[2], False, self._bonuses[start : start + fields[4]])
 
 
 class DnodeBlocks:
-    """Of one snapshot, `name`. Where nothing is sealed, each record is held against the sum with which it was stored.
+    """Reads the blocks of dnodes of one snapshot, `name`.
+
+    `raw`: the stream is; else there are no MACs, and each record is compared with the checksum it was stored with.
 
     Raises (all methods):
         Forgery: something is not authentic.
@@ -91,17 +101,17 @@ class DnodeBlocks:
         self._state = state
         self._raw = raw
 
-    def open(self, index: int) -> Mapping[int, Verified]:
+    def read(self, index: int) -> Mapping[int, VerifiedObject]:
         """A block of a stream that is not raw."""
-        return {held.dnode.number: held for held in self._gathered(index, "little")}
+        return {obj.dnode.number: obj for obj in self._objects(index, "little")}
 
-    def unseal(self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder) -> Mapping[int, Verified]:
-        """A block as it was in this byte order on the sender's disk."""
+    def decrypt(self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder) -> Mapping[int, VerifiedObject]:
+        """A block of a raw stream, which had this byte order on the sender's disk."""
         try:
             chunks = list(self._chunks(index))
             if len(chunks) == 1:
-                return self._unseal(index, keys, seal, chunks[0], order)
-            return self._unseal_gathered(index, keys, seal, order)
+                return self._decrypt(index, keys, seal, chunks[0], order)
+            return self._decrypt_across_chunks(index, keys, seal, order)
         except (Forged, Forgery) as error:
             recheck.dnodes(self._state, index)
             if isinstance(error, Forgery):
@@ -111,43 +121,46 @@ class DnodeBlocks:
     def _chunks(self, index: int) -> Iterator[Chunk]:
         return self._state.over((index * SLOTS, 0), (index * SLOTS + SLOTS, 0))
 
-    def _unseal(self, index: int, keys: BlockKeys, seal: Seal, chunk: Chunk, order: ByteOrder) -> Block:
-        """One whose objects lie in one chunk, as nearly all do."""
+    def _decrypt(self, index: int, keys: BlockKeys, seal: Seal, chunk: Chunk, order: ByteOrder) -> Block:
+        """A block whose objects lie in one chunk, as nearly all do."""
         first, end = _rows_of(chunk.table.objects, index * SLOTS, SLOTS)
         stretches: list[Stretch] = []
-        closely = []
+        others = []
+        # Small objects in consecutive slots go into the MAC as one stretch; each other object is a stretch by itself.
         for start, stop, small in chunk.small.runs(first, end):
             if small:
                 stretches.append(chunk.small.stretch(start, stop, order))
             else:
-                closely.append(self._grown(self._dnode(chunk, start, order), [chunk]))
-                stretches.append(_stretch(closely[-1]))
-        block = Block(chunk.small.cut(first, end), order, open_dnodes(keys, seal, index * SLOTS, stretches))
-        for held in closely:
-            block.put(held)
+                others.append(self._with_blocks(self._dnode(chunk, start, order), [chunk]))
+                stretches.append(_stretch(others[-1]))
+        # One MAC covers all of them. Nothing below is reached unless it verifies.
+        block = Block(chunk.small.cut(first, end), order, decrypt_dnodes(keys, seal, index * SLOTS, stretches))
+        for obj in others:
+            block.put(obj)
         return block
 
-    def _unseal_gathered(self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder) -> dict[int, Verified]:
-        every = self._gathered(index, order)
-        opened = open_dnodes(keys, seal, index * SLOTS, map(_stretch, every))
+    def _decrypt_across_chunks(
+        self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder
+    ) -> dict[int, VerifiedObject]:
+        objects = self._objects(index, order)
+        bonuses = decrypt_dnodes(keys, seal, index * SLOTS, map(_stretch, objects))
         found = {}
-        for held in every:
-            dnode = held.dnode
-            bonus, sealed = dnode.bonus, has_sealed_bonus(dnode)
-            if sealed:
-                bonus, opened = opened[: dnode.bonus_room], opened[dnode.bonus_room :]
-            found[dnode.number] = held.opened(bonus[: dnode.bonuslen])
+        for obj in objects:
+            dnode, bonus = obj.dnode, obj.dnode.bonus
+            if has_encrypted_bonus(dnode):
+                bonus, bonuses = bonuses[: dnode.bonus_room], bonuses[dnode.bonus_room :]
+            found[dnode.number] = obj.with_bonus(bonus[: dnode.bonuslen])
         return found
 
-    def _gathered(self, index: int, order: ByteOrder) -> list[Verified]:
-        """The objects of a block as their records tell, with the trees that their blocks make."""
+    def _objects(self, index: int, order: ByteOrder) -> list[VerifiedObject]:
+        """The objects of a block as their records have them, not yet authenticated, bonus buffers not decrypted."""
         chunks = list(self._chunks(index))
         dnodes: dict[int, Dnode] = {}
         for chunk in chunks:
-            for at in range(*_rows_of(chunk.table.objects, index * SLOTS, SLOTS)):
-                dnode = self._dnode(chunk, at, order)
+            for row in range(*_rows_of(chunk.table.objects, index * SLOTS, SLOTS)):
+                dnode = self._dnode(chunk, row, order)
                 dnodes.setdefault(dnode.number, dnode)
-        return [self._grown(dnodes[number], chunks) for number in sorted(dnodes)]
+        return [self._with_blocks(dnodes[number], chunks) for number in sorted(dnodes)]
 
     def _dnode(self, chunk: Chunk, at: int, order: ByteOrder) -> Dnode:
         row, (heads, bodies) = chunk.table.objects[at], chunk.objects
@@ -167,50 +180,62 @@ class DnodeBlocks:
             return dnode._replace(bonus=dnode.bonus[: dnode.bonuslen])
         return dnode
 
-    def _grown(self, dnode: Dnode, chunks: Iterable[Chunk]) -> Verified:
+    def _with_blocks(self, dnode: Dnode, chunks: Iterable[Chunk]) -> VerifiedObject:
+        """A dnode with its spill pointer and with the pointers that the MAC tree over its blocks gives."""
+        # The last spill block counts. A raw dnode's flag says whether there is one: where the stream disagrees, a
+        # pointer of zeros (or none) stands for it, and the MAC over the block of dnodes fails.
         spills = [c.spills[slice(*_rows_of(c.table.spills, dnode.number))] for c in chunks]
         spill = next((s[-1:].copy() for s in spills if len(s)), np.empty(0, LEAF))
         if not self._raw:
-            return Verified(dnode, None, b"", spill)
+            return VerifiedObject(dnode, None, b"", spill)
         if dnode.has_spill != bool(len(spill)):
             spill = np.zeros(int(dnode.has_spill), LEAF)
+        # A spill block's pointer has the dnode's bonus type as its type, bits 48 to 55.
         spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
         spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
         try:
             parts = (chunk.leaves[slice(*_rows_of(chunk.table.blocks, dnode.number))] for chunk in chunks)
+            # Without indirect blocks the dnode points to the blocks themselves: all leaves can be kept.
             if dnode.nlevels == 1:
                 flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
-                return Verified(dnode, None, self._flat_roots(dnode, flat), spill, flat)
+                return VerifiedObject(dnode, None, self._flat_roots(dnode, flat), spill, flat)
+            # Else the tree keeps one MAC for each indirect block of level 1, and the leaves are read again later.
             tree = MacTree(Shape.of(dnode))
             for part in parts:
-                self.plant(tree, dnode, part)
-            return Verified(dnode, tree, tree.finish(), spill)
+                add_leaves(self._name, tree, dnode, part)
+            return VerifiedObject(dnode, tree, tree.finish(), spill)
         except OutOfTree:
             raise Forgery(self._name, "it has blocks beyond its end", dnode.number) from None
 
     def _flat_roots(self, dnode: Dnode, leaves: Array) -> bytes:
-        """The pointers of a dnode that point to its blocks."""
+        """The dnode's own pointers, which point to its blocks: there are no indirect ones."""
         if len(leaves) == 0:
             return bytes(HOLE * dnode.nblkptr)
         alone = len(leaves) == 1 and dnode.nblkptr == 1 and not leaves["offset"][0]
         if alone and leaves["kind"][0] == RecordType.WRITE:
             return bytes(leaves["pointer"].tobytes())
         tree = MacTree(Shape.of(dnode))
-        self.plant(tree, dnode, leaves)
+        add_leaves(self._name, tree, dnode, leaves)
         return tree.finish()
 
-    def plant(self, tree: MacTree, dnode: Dnode, leaves: Array) -> None:
-        """Add blocks of an object to a tree over them."""
-        if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
-            raise Forgery(self._name, "it has a block that cannot be in an encrypted dataset", dnode.number)
-        tree.add(leaves["offset"] // np.uint64(dnode.blksz), leaves["pointer"])
+
+def add_leaves(name: str, tree: MacTree, dnode: Dnode, leaves: Array) -> None:
+    """Add blocks of an object of snapshot `name` to the MAC tree over them.
+
+    Raises:
+        Forgery: a block is of a kind, or at an offset, that no encrypted dataset has.
+        OutOfTree: they are out of order.
+    """
+    if (leaves["kind"] != RecordType.WRITE).any() or (leaves["offset"] % np.uint64(dnode.blksz)).any():
+        raise Forgery(name, "it has a block that cannot be in an encrypted dataset", dnode.number)
+    tree.add(leaves["offset"] // np.uint64(dnode.blksz), leaves["pointer"])
 
 
-def _stretch(held: Verified) -> Stretch:
-    return stretch_of(held.dnode, held.roots, held.spill["pointer"].tobytes())
+def _stretch(obj: VerifiedObject) -> Stretch:
+    return stretch_of(obj.dnode, obj.roots, obj.spill["pointer"].tobytes())
 
 
 def _rows_of(rows: Array, number: int, count: int = 1) -> tuple[int, int]:
-    """Those of `count` objects: the first, and the one behind the last."""
+    """The rows of `count` objects from `number` on: the first row, and the one behind the last."""
     first, end = np.searchsorted(rows["object"], np.array([number, number + count], np.uint64))
     return int(first), int(end)

@@ -1,73 +1,55 @@
-"""A snapshot, opened with its key: objects and their blocks, each authenticated before a byte of it is seen (P5).
+"""A snapshot opened with its key: its objects and their blocks, each authenticated before a byte of it is used (P5).
 
-The way from the key to a byte, and what is read for it:
+From the key to a byte of a file, and what is read on the way:
 
-    portable MAC    over the metadnode: all OBJECT_RANGE headers, when the snapshot is opened
-    dnode block     over 32 slots: their OBJECT records and the headers of all their blocks, when one is asked for
-    MAC tree        of an object: the headers again, of as many blocks as an indirect block holds
-    block           its record
+    portable MAC    covers the metadnode: the headers of all OBJECT_RANGE records. Checked when the snapshot is opened
+    dnode block     its MAC covers 32 slots: their OBJECT records, and the headers of all blocks of these objects
+    MAC tree        of a larger object: the same headers, read again for as many blocks as an indirect block points to
+    block           its MAC covers its record's payload
 
-What was authenticated is a chain of values in memory; what is read twice is compared twice. A stream that is not raw
-has none of this: its records are held against the sums with which they were stored.
+What was authenticated is kept in memory as values; what is read a second time is compared with them. A stream that is
+not raw has no MACs: each of its records is compared with the checksum with which it was stored.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property, partial
-from itertools import chain, groupby
-from typing import Any
+from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.cache import Cache
-from zkeep.crypto.block import MAC, BlockKeys, Forged
+from zkeep.crypto.block import BlockKeys
 from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
 from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Damaged, Refused
-from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.dnode import SLOTS, Dnode
 from zkeep.format.nvlist import NvList
-from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import HEADER, ByteOrder, RecordType, WriteEmbedded
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.records import ByteOrder
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot import recheck
+from zkeep.snapshot.block_reader import BlockReader
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import Block, DnodeBlocks
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.malloc import keep_freed_memory
 from zkeep.snapshot.metadnode import Seals
-from zkeep.snapshot.prefetch import fetched, open_row, opened_ahead
-from zkeep.snapshot.verified import NO_LEAVES, Verified
-from zkeep.tree.objects import Bonus
+from zkeep.snapshot.prefetch import read_ahead
+from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
+from zkeep.tree.objects import Bonus, Content
 
-Array = npt.NDArray[Any]
-Buffer = memoryview | bytearray
 DNODE_BLOCKS = 1024
-"OpenSnapshot blocks of dnodes that are held: some 20 KiB each."
-GROUPS = 64
-BATCH = 8 << 20
-"Bytes of blocks that are read at a time."
-INFLATED = 64 << 20
-"Bytes of contents that are held at a time, or one block: a few bytes may be large blocks, compressed."
-END = (1 << 64) - 1
-EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
+"Opened blocks of dnodes that are cached: some 20 KiB each."
 SMALL = 128 << 10
-"Bytes of a file's only block that may be opened before it is asked for."
-WORTHWHILE = 256 << 10
-"Bytes of blocks that are worth more than one thread."
-PORTION = 16 << 20
-"Bytes that are authenticated at a time."
+"Bytes of a file's only block that may be decrypted before it is asked for."
 
 
 class NoObject(Unreadable):
@@ -82,6 +64,10 @@ class OpenSnapshot:
         Damaged: the pool's own data is not what was stored.
     """
 
+    state: State
+    blocks: BlockReader
+    _dnodes: DnodeBlocks
+
     def __init__(self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None) -> None:
         self.snapshot = snapshot
         self.name = str(snapshot.name)
@@ -90,18 +76,15 @@ class OpenSnapshot:
             if history_of(pool, snapshot.dataset).upto(snapshot.txg).runs:
                 raise Damaged(f"{self.name}: the catalog has lost its BEGIN")
             raise NotThere(f"cannot open {self.name}: it holds nothing")
-        self._opening = Opening.from_doc(doc)
-        self.begin = self._opening.begin
-        self.crypt = self._opening.crypt if self.begin.raw else None
+        opening = Opening.from_doc(doc)
+        self.begin = opening.begin
+        self.crypt = opening.crypt if self.begin.raw else None
         self.pool = pool
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
-        self._blocks: Cache[int, Mapping[int, Verified]] = Cache(DNODE_BLOCKS)
-        self._groups: Cache[tuple[int, int], Array] = Cache(GROUPS)
-        self._expected: dict[int, Buffer | bytes] = {}
-        self.state: State
-        self._dnodes: DnodeBlocks
+        self._dnode_blocks: Cache[int, Mapping[int, VerifiedObject]] = Cache(DNODE_BLOCKS)
+        self._prefetched: dict[int, Content] = {}
 
     @property
     def is_volume(self) -> bool:
@@ -127,6 +110,8 @@ class OpenSnapshot:
             timeline = stack.enter_context(history.timeline(self.pool.store))
             self.state = State(timeline, history.runs)
             self._dnodes = DnodeBlocks(self.name, self.state, raw=self._keys is not None)
+            self.blocks = BlockReader(self.name, self.state, self._keys)
+            stack.callback(self.blocks.stop_threads)
             if self._keys is not None:
                 self._open_metadnode(self._keys)
             self._stack = stack.pop_all()
@@ -138,7 +123,7 @@ class OpenSnapshot:
     # The metadnode
 
     def _open_metadnode(self, keys: BlockKeys) -> None:
-        """Read the seals of all dnode blocks, and hold them against the portable MAC."""
+        """Read salt, IV and MAC of all dnode blocks, and check them against the portable MAC."""
         crypt = self.crypt
         assert crypt is not None
         shape = _metadnode(crypt)
@@ -155,7 +140,7 @@ class OpenSnapshot:
             raise Forgery(self.name, "the MAC of the object set does not verify")
 
     def metadnode_shape(self) -> Metadnode:
-        """The shape of the object that holds all dnodes, as the BEGIN of an encrypted snapshot tells it."""
+        """The shape of the object that holds all dnodes, as the BEGIN of an encrypted snapshot gives it."""
         if self.crypt is None:
             raise Unreadable(f"{self.name}: it is not encrypted")
         return _metadnode(self.crypt)
@@ -179,7 +164,7 @@ class OpenSnapshot:
 
     # Dnodes
 
-    def object(self, wanted: int) -> Verified:
+    def object(self, wanted: int) -> VerifiedObject:
         """Raises NoObject if it is not there."""
         found = self.dnodes(wanted // SLOTS).get(wanted)
         if found is None:
@@ -199,196 +184,31 @@ class OpenSnapshot:
                     last = block
 
     def seal(self, index: int) -> Seal | None:
-        """What one block of dnodes is sealed with: equal seals, equal blocks. None where nothing is sealed."""
+        """Salt, IV and MAC of one block of dnodes: equal seals, equal blocks. None in a stream that is not raw."""
         return self._seals.get(index) if self._seals and index in self._seals else None
 
-    def same(self, one: Verified, another: Verified) -> bool:
-        """Whether two objects, of this snapshot and of another, are the same for all that is authenticated of them."""
+    def same(self, one: VerifiedObject, another: VerifiedObject) -> bool:
+        """Whether an object of this snapshot and one of another agree in everything that MACs cover."""
         if one.dnode != another.dnode or one.roots != another.roots:
             return False
         if self._keys is None:
             return False
         return bool(np.array_equal(one.spill["pointer"], another.spill["pointer"]))
 
-    def dnodes(self, index: int) -> Mapping[int, Verified]:
+    def dnodes(self, index: int) -> Mapping[int, VerifiedObject]:
         """The objects of one block of dnodes, by number."""
-        found = self._blocks.get(index)
-        return self._blocks.put(index, self._load(index)) if found is None else found
+        cached = self._dnode_blocks.get(index)
+        return self._dnode_blocks.put(index, self._load(index)) if cached is None else cached
 
-    def _load(self, index: int) -> Mapping[int, Verified]:
+    def _load(self, index: int) -> Mapping[int, VerifiedObject]:
         if self._keys is None:
-            return self._dnodes.open(index)
+            return self._dnodes.read(index)
         if self._seals is None or index not in self._seals:
             return {}
         order: ByteOrder = "little" if self._seals.is_little(index) else "big"
-        return self._dnodes.unseal(index, self._keys, self._seals.get(index), order)
+        return self._dnodes.decrypt(index, self._keys, self._seals.get(index), order)
 
-    # Blocks
-
-    def leaves(self, held: Verified, first: int, end: int) -> Iterator[Array]:
-        """The leaves of an object's blocks with numbers first <= n < end, authenticated, in stretches."""
-        dnode = held.dnode
-        if held.flat is not None:
-            if not first and (not len(held.flat) or int(held.flat["offset"][-1]) < end * dnode.blksz):
-                yield held.flat
-                return
-            numbers = held.flat["offset"] // np.uint64(dnode.blksz)
-            yield held.flat[(numbers >= first) & (numbers < end)]
-            return
-        if held.tree is None:
-            yield self.state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
-            return
-        fanout = Shape.of(dnode).fanout
-        low, high = first >> fanout, (end - 1) >> fanout
-        for group in [group for group in held.tree.first if low <= group <= high]:
-            leaves = self._group(held, group, fanout)
-            numbers = leaves["offset"] // np.uint64(dnode.blksz)
-            start, stop = np.searchsorted(numbers, np.array([first, min(end, END)], np.uint64))
-            yield leaves[start:stop]
-
-    def _group(self, held: Verified, group: int, fanout: int) -> Array:
-        """All leaves under one indirect block of level 1."""
-        number = held.dnode.number
-        found = self._groups.get((number, group))
-        if found is None:
-            found = self._groups.put((number, group), self._fetch_group(held, group, fanout))
-        return found
-
-    def _fetch_group(self, held: Verified, group: int, fanout: int) -> Array:
-        dnode, tree = held.dnode, held.tree
-        assert tree is not None
-        size = dnode.blksz << fanout
-        leaves = self.state.leaves(dnode.number, group * size, min(group * size + size, END))
-        again = MacTree(tree.shape)
-        self._dnodes.plant(again, dnode, leaves)
-        again.finish()
-        if again.first.get(group) != tree.first[group]:
-            raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
-        return leaves
-
-    def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, bytes | bytearray | memoryview]]:
-        """The content of each leaf's block; `kind` is their object type, or a spill block's bonus type."""
-        for some in chain.from_iterable(_batches(part, INFLATED, "logical") for part in _batches(leaves, BATCH)):
-            records = self._records(some)
-            if len(some) > 1 and int(some["logical"].sum()) > WORTHWHILE:
-                yield from zip(some, self.crew.map(partial(self._content, kind), some, records), strict=True)
-                continue
-            for leaf, record in zip(some, records, strict=True):
-                yield leaf, self._content(kind, leaf, record)
-
-    def _records(self, leaves: Array) -> list[memoryview]:
-        """With room for a MAC behind each where it is sealed; else held against their checks."""
-        sealed = self._keys is not None
-        return self.state.records.whole(leaves, check=not sealed, slack=MAC if sealed else 0)
-
-    @cached_property
-    def crew(self) -> ThreadPoolExecutor:
-        """Threads for large blocks: decryption and decompression do without the interpreter."""
-        return self._stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
-
-    def rest(self) -> None:
-        crew = self.__dict__.pop("crew", None)
-        if crew is not None:
-            crew.shutdown()
-
-    def _content(self, kind: int, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
-        kind_of_record = leaf["kind"]
-        if kind_of_record == EMBEDDED:
-            return self._embedded(leaf, record)
-        if kind_of_record == REDACT:
-            raise Unreadable(f"{self.name}: {_place(leaf)}: it was left out of a redacted stream")
-        sealed = record[HEADER:]
-        opened = self._unseal(kind, leaf, sealed) if self._keys is not None else sealed
-        try:
-            return decompress(opened, int(leaf["compression"]), int(leaf["logical"]))
-        except BadCompression as error:
-            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
-
-    def _unseal(self, kind: int, leaf: Array, sealed: memoryview) -> Buffer:
-        """`sealed` ends with room for the MAC."""
-        assert self._keys is not None
-        mac = leaf["pointer"]["mac"].tobytes()
-        try:
-            if not is_encrypted(kind):
-                self._keys.authenticate(mac, sealed[:-MAC])
-                return sealed[:-MAC]
-            sealed[-MAC:] = mac
-            opened = bytearray(len(sealed) - MAC)
-            self._keys.open_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), sealed, opened)
-            return opened
-        except Forged:
-            raise self._forged(leaf) from None
-
-    def _forged(self, leaf: Array) -> Forgery:
-        """Of a block that does not verify. Raises Damaged: it is not what was stored."""
-        self.state.records.whole(leaf.reshape(1))
-        what = "the MAC of the block does not verify"
-        return Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"]))
-
-    def _embedded(self, leaf: Array, record: memoryview) -> bytes | bytearray | memoryview:
-        header = WriteEmbedded.unpack(record, self.state.records.byteorder(leaf))
-        try:
-            return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
-        except BadCompression as error:
-            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
-
-    def leads_to_much(self, index: int) -> bool:
-        """Whether the blocks of the objects of a block of dnodes make more than one portion, as far as one can tell."""
-        try:
-            size = self.state.bytes_of(index * SLOTS, SLOTS)
-        except Damaged:
-            return False  # whoever looks at it closely says what it is
-        return size is None or size > PORTION
-
-    def portions(self, index: int) -> Iterator[tuple[bool, Array]]:
-        """All blocks of the objects of a block of dnodes, by number: in stretches, each encrypted or none of it."""
-        pieces = chain.from_iterable(map(self._pieces, self.dnodes(index).values()))
-        for encrypted, run in groupby(pieces, key=lambda piece: piece[0]):
-            waiting: list[Array] = []
-            size = 0
-            for _, leaves in run:
-                waiting.append(leaves)
-                size += int(leaves["size"].sum(dtype="u8"))
-                if size >= PORTION:
-                    yield from ((encrypted, some) for some in _batches(np.concatenate(waiting), PORTION))
-                    waiting, size = [], 0
-            if waiting:
-                yield encrypted, np.concatenate(waiting)
-
-    def _pieces(self, held: Verified) -> Iterator[tuple[bool, Array]]:
-        """The blocks of an object in stretches, and whether they are encrypted."""
-        of_type = ((held.dnode.type, leaves) for leaves in self.leaves(held, 0, END))
-        for kind, leaves in chain(of_type, [(held.dnode.bonustype, held.spill)]):
-            if len(leaves):
-                yield is_encrypted(kind), leaves
-
-    def check(self, encrypted: bool, leaves: Array) -> None:
-        """Authenticate blocks without undoing their compression; of those that fail, the first is told of."""
-        keys = self._keys
-        if keys is None:
-            self._records(leaves)
-            return
-        nobody = memoryview(bytearray(int(leaves["size"].max())))  # looks at what comes out
-        failed: list[int] = []
-        for index, row, sealed in fetched(self.state.records, leaves):
-            try:
-                if encrypted:
-                    open_row(keys, row, sealed, nobody[: len(sealed) - MAC])
-                else:
-                    keys.authenticate(row.mac, sealed[:-MAC])
-            except Forged:
-                failed.append(index)
-        if failed:
-            raise self._forged(leaves[min(failed)])
-
-    def spill(self, held: Verified) -> bytes | None:
-        """The content of an object's spill block, if it has one."""
-        if not len(held.spill):
-            return None
-        (_, content), *_ = self.contents(held.dnode.bonustype, held.spill)
-        return bytes(content)
-
-    # As the tree asks
+    # What zkeep.tree asks for: see Objects
 
     def bonus(self, number: int) -> Bonus:
         block = self.dnodes(number // SLOTS)
@@ -401,40 +221,43 @@ class OpenSnapshot:
         return self.object(number).dnode
 
     def spill_of(self, number: int) -> bytes | None:
-        return self.spill(self.object(number))
+        return self.blocks.spill(self.object(number))
 
     def read_block(self, number: int, block: int) -> bytes:
-        held = self.object(number)
-        for leaves in self.leaves(held, block, block + 1):
-            for _, content in self.contents(held.dnode.type, leaves):
+        obj = self.object(number)
+        for leaves in self.blocks.leaves(obj, block, block + 1):
+            for _, content in self.blocks.contents(obj.dnode.type, leaves):
                 return bytes(content)
-        return bytes(held.dnode.blksz)
+        return bytes(obj.dnode.blksz)
 
-    def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
+    def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, Content]]:
         if end <= start:
             return
-        expected = self._expected.pop(number, None)
-        if expected is not None and start < len(expected):
-            yield 0, expected
+        content = self._prefetched.pop(number, None)
+        if content is not None and start < len(content):
+            yield 0, content
             return
-        held = self.object(number)
-        size = held.dnode.blksz
-        for leaves in self.leaves(held, start // size, (end + size - 1) // size):
-            for leaf, content in self.contents(held.dnode.type, leaves):
+        obj = self.object(number)
+        size = obj.dnode.blksz
+        for leaves in self.blocks.leaves(obj, start // size, (end + size - 1) // size):
+            for leaf, content in self.blocks.contents(obj.dnode.type, leaves):
                 yield int(leaf["offset"]), content
 
-    def expect(self, numbers: Iterable[int]) -> None:
+    def prefetch(self, numbers: Iterable[int]) -> None:
         if self._keys is None:
             return
         parts = [NO_LEAVES]
-        for index, some in groupby(numbers, key=lambda number: number // SLOTS):
+        for index, numbers_there in groupby(numbers, key=lambda number: number // SLOTS):
             block = self.dnodes(index)
             if isinstance(block, Block):
-                parts.append(block.only_leaves(ObjectType.PLAIN_FILE, some))
+                parts.append(block.only_leaves(ObjectType.PLAIN_FILE, numbers_there))
         leaves = np.concatenate(parts)
-        # the only block of a sparse file may lie far out
+        # The only block of a sparse file may lie far out.
         begins = (leaves["logical"] <= SMALL) & (leaves["offset"] == 0)
-        self._expected = dict(opened_ahead(self.state.records, self._keys, leaves[begins]))
+        self._prefetched = dict(read_ahead(self.state.records, self._keys, leaves[begins]))
+
+    def stop_threads(self) -> None:
+        self.blocks.stop_threads()
 
 
 def _metadnode(crypt: NvList) -> Metadnode:
@@ -450,21 +273,3 @@ def _metadnode(crypt: NvList) -> Metadnode:
     if not sound or max(shape.checksum, shape.compress) > 255:
         raise Damaged("the key record tells of a metadnode that cannot be")
     return shape
-
-
-def _batches(leaves: Array, most: int, column: str = "size") -> Iterator[Array]:
-    """Stretches of at most so many bytes, or of one block. `column`: "size", as stored, or "logical"."""
-    ends = np.cumsum(leaves[column], dtype=np.int64)
-    first = 0
-    while first < len(leaves):
-        base = int(ends[first - 1]) if first else 0
-        last = max(int(np.searchsorted(ends, base + most, "right")), first + 1)
-        yield leaves[first:last]
-        first = last
-
-
-def _place(leaf: Array) -> str:
-    return f"object {leaf['object']}, offset {leaf['offset']}"
-
-
-__all__ = ["NoObject", "OpenSnapshot", "Verified"]

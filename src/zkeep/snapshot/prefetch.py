@@ -1,4 +1,8 @@
-"""Sealed blocks of many objects: fetched together, and what is needed to open each at hand without a look at arrays."""
+"""Encrypted blocks of many objects, read together.
+
+What is needed to decrypt each of them is taken out of the arrays once for all: a look into an array for every block
+costs more than the decryption of a small one.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.records import HEADER
 from zkeep.snapshot.records import Records
+from zkeep.tree.objects import Content
 
 Array = npt.NDArray[Any]
-Content = bytes | bytearray | memoryview
 
 
-class Row(NamedTuple):
-    """Of a leaf what is needed to open its block."""
+class BlockRow(NamedTuple):
+    """What is needed of a leaf to decrypt and decompress its block."""
 
     number: int
     size: int
@@ -30,45 +34,45 @@ class Row(NamedTuple):
     mac: bytes
 
 
-def fetched(records: Records, leaves: Array) -> Iterator[tuple[int, Row, memoryview]]:
-    """The blocks of leaves, as they lie in the pool: the leaf's index, and what is stored, with room for the MAC.
+def stored_blocks(records: Records, leaves: Array) -> Iterator[tuple[int, BlockRow, memoryview]]:
+    """Read the blocks of leaves: each leaf's index, its row, and the stored bytes with room for the MAC behind them.
 
-    That room is the next record's header, which nobody needs then.
+    That room overlaps the header of the next record, which is not needed any more.
     """
     rows = _rows(leaves)
-    for mine, buffer, starts in records.pieces(leaves, leaves["size"].astype(np.int64), MAC):
+    for indices, buffer, starts in records.pieces(leaves, leaves["size"].astype(np.int64), MAC):
         view = buffer.data
-        for index, start in zip(mine.tolist(), starts.tolist(), strict=True):
+        for index, start in zip(indices.tolist(), starts.tolist(), strict=True):
             row = rows[index]
             yield index, row, view[start + HEADER : start + row.size + MAC]
 
 
-def opened_ahead(records: Records, keys: BlockKeys, leaves: Array) -> Iterator[tuple[int, Content]]:
-    """The contents of blocks of encrypted types, each authentic, with their objects' numbers.
+def read_ahead(records: Records, keys: BlockKeys, leaves: Array) -> Iterator[tuple[int, Content]]:
+    """Objects' numbers and the contents of their blocks, all of encrypted types.
 
-    Those that cannot be opened are left out: whoever asks for one of them by itself is told why.
+    Blocks that cannot be decrypted or decompressed are left out: reading such a block by itself says why.
     """
-    for _, row, sealed in fetched(records, leaves):
-        opened = bytearray(row.size - HEADER)
+    for _, row, stored in stored_blocks(records, leaves):
+        compressed = bytearray(row.size - HEADER)
         with suppress(Forged, BadCompression):
-            open_row(keys, row, sealed, opened)
-            yield row.number, decompress(opened, row.compression, row.logical)
+            decrypt_row(keys, row, stored, compressed)
+            yield row.number, decompress(compressed, row.compression, row.logical)
 
 
-def open_row(keys: BlockKeys, row: Row, sealed: memoryview, out: bytearray | memoryview) -> None:
-    """Open a block into `out`, which is as long. `sealed` ends with room for the MAC.
+def decrypt_row(keys: BlockKeys, row: BlockRow, stored: memoryview, out: bytearray | memoryview) -> None:
+    """Decrypt a block into `out`, which is as long as its ciphertext. `stored` ends with room for the MAC.
 
     Raises:
         Forged: its MAC does not verify.
     """
-    sealed[-MAC:] = row.mac
-    keys.open_into(row.salt, row.iv, sealed, out)
+    stored[-MAC:] = row.mac
+    keys.decrypt_into(row.salt, row.iv, stored, out)
 
 
-def _rows(leaves: Array) -> list[Row]:
+def _rows(leaves: Array) -> list[BlockRow]:
     numbers = [leaves[name].tolist() for name in ("object", "size", "compression", "logical")]
-    seals = [_cut(leaves["salt"], 8), _cut(leaves["iv"], 12), _cut(leaves["pointer"]["mac"], MAC)]
-    return list(map(Row._make, zip(*numbers, *seals, strict=True)))
+    parameters = [_cut(leaves["salt"], 8), _cut(leaves["iv"], 12), _cut(leaves["pointer"]["mac"], MAC)]
+    return list(map(BlockRow._make, zip(*numbers, *parameters, strict=True)))
 
 
 def _cut(column: Array, size: int) -> list[bytes]:

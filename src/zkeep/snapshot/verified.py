@@ -1,4 +1,4 @@
-"""What is held of an object whose dnode is authentic."""
+"""An object whose dnode is authentic, and the rows that stand for its blocks."""
 
 from __future__ import annotations
 
@@ -30,15 +30,21 @@ LEAF = np.dtype(
         ("pointer", POINTER),
     ]
 )
-"""A block: where its record lies, how it is sealed and compressed, and what its block pointer says."""
+"""A leaf is one block: where its record lies, how it is encrypted and compressed, and its block pointer's fields.
+
+`pos`, `size`, `segment`: the place of the record. `check`: its stored checksum. `kind`: its record type. `logical`:
+bytes after decompression. `pointer`: what is authenticated of the block pointer, the block's MAC among it.
+"""
 
 NO_LEAVES = np.empty(0, LEAF)
 
 
-class Verified(NamedTuple):
-    """An object whose dnode is authentic. `spill`: its spill block's leaf (an array of one, or none).
+class VerifiedObject(NamedTuple):
+    """An object whose dnode is authentic.
 
-    Of an object without indirect blocks `flat` are all its leaves; else `tree` has the MACs of their groups.
+    `roots`: the dnode's own pointers, 32 authenticated bytes each. `spill`: the leaf of its spill block, an array of
+    one or none. `flat`: all leaves of an object without indirect blocks; of another one, `tree` has the MAC of each
+    indirect block of level 1. A stream that is not raw has neither.
     """
 
     dnode: Dnode
@@ -47,6 +53,6 @@ class Verified(NamedTuple):
     spill: Array
     flat: Array | None = None
 
-    def opened(self, bonus: bytes) -> Verified:
-        """The same with its bonus buffer open."""
-        return Verified(Dnode(*self.dnode[:-1], bonus), *self[1:])
+    def with_bonus(self, bonus: bytes) -> VerifiedObject:
+        """The same object with its bonus buffer decrypted."""
+        return VerifiedObject(Dnode(*self.dnode[:-1], bonus), *self[1:])

@@ -49,7 +49,7 @@ from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
 from zkeep.snapshot.metadnode import PROP
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.verified import Verified
+from zkeep.snapshot.verified import VerifiedObject
 
 Buffer = bytes | bytearray | memoryview
 INDIRECT_SHIFT = 17
@@ -157,11 +157,11 @@ class SnapshotWriter:
 
     # One object
 
-    def _held_in_base(self, number: int) -> Verified:
+    def _held_in_base(self, number: int) -> VerifiedObject:
         assert self._base is not None
         return self._base.object(number)
 
-    def _begun(self, change: ObjectChange, held: Verified | None) -> _Waiting:
+    def _begun(self, change: ObjectChange, held: VerifiedObject | None) -> _Waiting:
         pointers = 1 if change.bonustype else 3
         last = max(change.last, 0)
         levels = levels_of(last, pointers)
@@ -272,7 +272,7 @@ class SnapshotWriter:
         self._keys.encrypt_into(self._salt, iv, content, made)
         return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
 
-    def _roots(self, dnode: Dnode, leaves: dict[int, bytes], held: Verified | None) -> bytes:
+    def _roots(self, dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None) -> bytes:
         """The dnode's own pointers: what its MAC tree, with the blocks that stay, comes to."""
         tree = MacTree(Shape.of(dnode))
         numbers = np.array(sorted(leaves), np.uint64)
@@ -286,11 +286,11 @@ class SnapshotWriter:
         return tree.finish()
 
     def _with_kept(
-        self, held: Verified, numbers: np.ndarray, pointers: np.ndarray
+        self, held: VerifiedObject, numbers: np.ndarray, pointers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The new blocks' pointers, and those of the base's blocks that were not written again."""
         assert self._base is not None
-        for part in self._base.leaves(held, 0, ENDLESS // held.dnode.blksz):
+        for part in self._base.blocks.leaves(held, 0, ENDLESS // held.dnode.blksz):
             old = part["offset"] // np.uint64(held.dnode.blksz)
             stays = ~np.isin(old, numbers)
             numbers = np.concatenate([numbers, old[stays]])
@@ -298,7 +298,7 @@ class SnapshotWriter:
         order = np.argsort(numbers, kind="stable")
         return numbers[order], pointers[order]
 
-    def _write_spill(self, change: ObjectChange, waiting: _Waiting, held: Verified | None) -> None:
+    def _write_spill(self, change: ObjectChange, waiting: _Waiting, held: VerifiedObject | None) -> None:
         if change.spill is None:
             return
         if isinstance(change.spill, str):
@@ -458,7 +458,7 @@ class SnapshotWriter:
             self._spool.seek(0, os.SEEK_END)
 
 
-def _unchanged(held: Verified) -> _Waiting:
+def _unchanged(held: VerifiedObject) -> _Waiting:
     dnode = held.dnode
     if dnode.byteorder != "little":
         raise Refused(f"object {dnode.number} was written on a big-endian host: it cannot be changed here")

@@ -1,4 +1,4 @@
-"""What the tree asks of whoever holds the objects."""
+"""The port through which the tree reads objects. An opened snapshot implements it, and so do the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Content = bytes | bytearray | memoryview
 
 
 class Bonus(NamedTuple):
-    """What an object's dnode says of the file that it is: open, and of which type; more may be in a spill block."""
+    """An object's bonus buffer, decrypted: a file's attributes. More of them may be in a spill block."""
 
     type: int
     has_spill: bool
@@ -19,17 +19,19 @@ class Bonus(NamedTuple):
 
 
 class Objects(Protocol):
-    """The objects of one snapshot. Whatever it gives is authentic, or was not encrypted."""
+    """The objects of one snapshot. Everything it returns is authentic, or was not encrypted."""
 
     def dnode(self, number: int) -> Dnode:
-        """With its bonus buffer open. Raises a ZkeepError if there is none."""
+        """An object's dnode, its bonus buffer decrypted. Raises a ZkeepError if there is no such object."""
         ...
 
     def bonus(self, number: int) -> Bonus:
-        """Of its dnode. Raises a ZkeepError if there is none."""
+        """An object's bonus buffer. Raises a ZkeepError if there is no such object."""
         ...
 
-    def spill_of(self, number: int) -> bytes | None: ...
+    def spill_of(self, number: int) -> bytes | None:
+        """The content of an object's spill block; None if it has none."""
+        ...
 
     def read_block(self, number: int, block: int) -> bytes:
         """One whole block; zeros where it is a hole."""
@@ -39,10 +41,10 @@ class Objects(Protocol):
         """The blocks that meet [start, end), whole and ascending, with their offsets; holes are left out."""
         ...
 
-    def expect(self, numbers: Iterable[int]) -> None:
-        """The data of these objects, in ascending order, will be asked for next: small ones may be got together."""
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """The data of these objects, in ascending order, will be asked for next: small ones may be read together."""
         ...
 
-    def rest(self) -> None:
-        """End the threads that it works with, until it needs them again: a process with threads must not fork."""
+    def stop_threads(self) -> None:
+        """End its threads; it starts them again when it needs them. A process with threads must not fork."""
         ...

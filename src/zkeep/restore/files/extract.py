@@ -219,7 +219,7 @@ class Extraction:
         """Share it out with others, if they become enough. `place`: its folder."""
         self._portion.append((place, name))
         if len(self._portion) == PORTION:
-            self.filesystem.objects.rest()
+            self.filesystem.objects.stop_threads()
             crew.give(self._portion)
             self._portion = []
 
@@ -267,7 +267,7 @@ class Extraction:
     def _do(self, top: Folder, portion: Portion) -> None:
         """Extract files; those of several names are set aside."""
         with suppress(ZkeepError):  # whichever it is tells when it is asked for
-            self.filesystem.objects.expect(name.number for _, name in portion)
+            self.filesystem.objects.prefetch(name.number for _, name in portion)
         for place, some in groupby(portion, key=lambda found: found[0]):
             self._in_folder(top, place, [name for _, name in some])
 

@@ -1,0 +1,192 @@
+"""Blocks of an opened snapshot: found in the pool, authenticated, decrypted and decompressed.
+
+leaf       one row per block: where its record lies, and its salt, IV and MAC, which the MAC of its dnode covers
+record     312 bytes of header, then the block as it was on the sender's disk: compressed, then encrypted
+content    the block as the file or directory has it
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zkeep.cache import Cache
+from zkeep.crypto.block import MAC, BlockKeys, Forged
+from zkeep.crypto.mactree import MacTree, Shape
+from zkeep.format.compress import BadCompression, decompress
+from zkeep.format.objtypes import is_encrypted
+from zkeep.format.records import HEADER, RecordType, WriteEmbedded
+from zkeep.snapshot.chunks import State
+from zkeep.snapshot.dnodes import add_leaves
+from zkeep.snapshot.errors import Forgery, Unreadable
+from zkeep.snapshot.verified import VerifiedObject
+from zkeep.tree.objects import Content
+
+Array = npt.NDArray[Any]
+GROUPS = 64
+"Level 1 indirect blocks whose authenticated leaves are cached."
+BATCH = 8 << 20
+"Bytes of stored blocks that are read at a time."
+INFLATED = 64 << 20
+"Bytes of contents that are in memory at a time, or one block: a few stored bytes may decompress to large blocks."
+WORTHWHILE = 256 << 10
+"Bytes of contents that are worth more than one thread."
+END = (1 << 64) - 1
+"Behind the last block number and the last offset."
+EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
+
+
+class BlockReader:
+    """Reads blocks of objects whose dnodes are authentic. `keys`: None if the stream is not raw.
+
+    Raises (all methods):
+        Forgery: something is not authentic.
+        Damaged: the pool's own data is not what was stored.
+    """
+
+    def __init__(self, name: str, state: State, keys: BlockKeys | None) -> None:
+        self.name = name
+        self.keys = keys
+        self.records = state.records
+        self._state = state
+        self._groups: Cache[tuple[int, int], Array] = Cache(GROUPS)
+
+    # Leaves: which blocks an object has
+
+    def leaves(self, obj: VerifiedObject, first: int, end: int) -> Iterator[Array]:
+        """The authenticated leaves of an object's blocks with numbers first <= n < end, in several arrays."""
+        dnode = obj.dnode
+        # Without indirect blocks, all leaves were authenticated together with the dnode.
+        if obj.flat is not None:
+            if not first and (not len(obj.flat) or int(obj.flat["offset"][-1]) < end * dnode.blksz):
+                yield obj.flat
+                return
+            numbers = obj.flat["offset"] // np.uint64(dnode.blksz)
+            yield obj.flat[(numbers >= first) & (numbers < end)]
+            return
+        # A stream that is not raw has no MACs to compare with.
+        if obj.tree is None:
+            yield self._state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
+            return
+        # Else read the leaves below each level 1 indirect block in the range, and check that block's MAC.
+        fanout = Shape.of(dnode).fanout
+        low, high = first >> fanout, (end - 1) >> fanout
+        for group in [group for group in obj.tree.first if low <= group <= high]:
+            leaves = self._group(obj, group, fanout)
+            numbers = leaves["offset"] // np.uint64(dnode.blksz)
+            start, stop = np.searchsorted(numbers, np.array([first, min(end, END)], np.uint64))
+            yield leaves[start:stop]
+
+    def _group(self, obj: VerifiedObject, group: int, fanout: int) -> Array:
+        """All leaves below one level 1 indirect block, which are read again: their MAC must be the one seen before."""
+        dnode, tree = obj.dnode, obj.tree
+        assert tree is not None
+        cached = self._groups.get((dnode.number, group))
+        if cached is not None:
+            return cached
+        size = dnode.blksz << fanout
+        leaves = self._state.leaves(dnode.number, group * size, min(group * size + size, END))
+        again = MacTree(tree.shape)
+        add_leaves(self.name, again, dnode, leaves)
+        again.finish()
+        if again.first.get(group) != tree.first[group]:
+            raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
+        return self._groups.put((dnode.number, group), leaves)
+
+    # Contents
+
+    def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, Content]]:
+        """Each leaf with its block's content. `kind`: their object type; for spill blocks, the bonus type."""
+        for batch in chain.from_iterable(batches(part, INFLATED, "logical") for part in batches(leaves, BATCH)):
+            records = self.stored_records(batch)
+            if len(batch) > 1 and int(batch["logical"].sum()) > WORTHWHILE:
+                yield from zip(batch, self._threads.map(partial(self._content, kind), batch, records), strict=True)
+                continue
+            for leaf, record in zip(batch, records, strict=True):
+                yield leaf, self._content(kind, leaf, record)
+
+    def spill(self, obj: VerifiedObject) -> bytes | None:
+        """The content of an object's spill block, if it has one."""
+        if not len(obj.spill):
+            return None
+        (_, content), *_ = self.contents(obj.dnode.bonustype, obj.spill)
+        return bytes(content)
+
+    def stored_records(self, leaves: Array) -> list[memoryview]:
+        """The records of blocks. In a raw stream there is room for a MAC behind each; else checksums are checked."""
+        raw = self.keys is not None
+        return self.records.whole(leaves, check=not raw, slack=MAC if raw else 0)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """Threads for large blocks: decryption and decompression run without the interpreter lock."""
+        return ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def stop_threads(self) -> None:
+        """End the threads; they are started again when they are needed."""
+        threads = self.__dict__.pop("_threads", None)
+        if threads is not None:
+            threads.shutdown()
+
+    def _content(self, kind: int, leaf: Array, record: memoryview) -> Content:
+        kind_of_record = leaf["kind"]
+        if kind_of_record == EMBEDDED:
+            return self._embedded(leaf, record)
+        if kind_of_record == REDACT:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: it was left out of a redacted stream")
+        stored = record[HEADER:]
+        compressed = self._decrypt(kind, leaf, stored) if self.keys is not None else stored
+        try:
+            return decompress(compressed, int(leaf["compression"]), int(leaf["logical"]))
+        except BadCompression as error:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+    def _decrypt(self, kind: int, leaf: Array, stored: memoryview) -> memoryview | bytearray:
+        """The block as it was before encryption, still compressed. `stored` ends with room for the MAC."""
+        assert self.keys is not None
+        mac = leaf["pointer"]["mac"].tobytes()
+        try:
+            if not is_encrypted(kind):
+                self.keys.authenticate(mac, stored[:-MAC])
+                return stored[:-MAC]
+            stored[-MAC:] = mac
+            compressed = bytearray(len(stored) - MAC)
+            self.keys.decrypt_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), stored, compressed)
+            return compressed
+        except Forged:
+            raise self.forgery(leaf) from None
+
+    def forgery(self, leaf: Array) -> Forgery:
+        """The error for a block whose MAC does not verify. Raises Damaged if it is not what was stored."""
+        self.records.whole(leaf.reshape(1))
+        what = "the MAC of the block does not verify"
+        return Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"]))
+
+    def _embedded(self, leaf: Array, record: memoryview) -> Content:
+        header = WriteEmbedded.unpack(record, self.records.byteorder(leaf))
+        try:
+            return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
+        except BadCompression as error:
+            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
+
+
+def batches(leaves: Array, most: int, column: str = "size") -> Iterator[Array]:
+    """Cut leaves into batches of at most `most` bytes, or of one block. `column`: "size", as stored, or "logical"."""
+    ends = np.cumsum(leaves[column], dtype=np.int64)
+    first = 0
+    while first < len(leaves):
+        base = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, base + most, "right")), first + 1)
+        yield leaves[first:last]
+        first = last
+
+
+def _place(leaf: Array) -> str:
+    return f"object {leaf['object']}, offset {leaf['offset']}"
