@@ -85,8 +85,8 @@ def receive_verb(
         exclude=excluded,
         abort=abort,
         skip_holds=skip_holds,
-        progress=meter,
-        **({"tell": tell} if tell else {}),
+        on_progress=meter,
+        **({"on_snapshot": tell} if tell else {}),
     )
     _check_input(abort)
     with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:

@@ -15,7 +15,7 @@ from zkeep.cli.text import count, nice_bytes, safe
 from zkeep.errors import Damaged
 from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.registry import Registry
-from zkeep.pool.store.index import Document
+from zkeep.pool.types import Doc
 
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
@@ -60,7 +60,7 @@ def scan_lines(pool: Status) -> list[str]:
     return [last]
 
 
-def _in_progress(doc: Document) -> list[str]:
+def _in_progress(doc: Doc) -> list[str]:
     """As of the last note; the clock goes on since then."""
     done, total = int(doc["done"]), int(doc["total"])
     rate = done / max(float(doc["at"]) - int(doc["started"]), 1.0)
@@ -72,11 +72,11 @@ def _in_progress(doc: Document) -> list[str]:
     ]
 
 
-def _share(doc: Document) -> float:
+def _share(doc: Doc) -> float:
     return min(100.0, 100 * int(doc["done"]) / max(int(doc["total"]), 1))
 
 
-def _last(done: Document) -> str:
+def _last(done: Doc) -> str:
     size = nice_bytes(int(done.get("bytes", 0)))
     when = text.date(int(done.get("finished", 0)), with_seconds=True)
     found = count(len(done.get("errors", [])), "error")

@@ -24,7 +24,7 @@ from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
 from zkeep.pool.transfer.admit import Target
-from zkeep.pool.transfer.session import land
+from zkeep.pool.transfer.session import open_session
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import METADNODE, SnapshotWriter
@@ -68,7 +68,7 @@ def commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill) -> Snapsho
             new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
         )
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
-        session = stack.enter_context(land(pool, event, target))
+        session = stack.enter_context(open_session(pool, event, target))
         spool = stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
         toguid = opening.begin.toguid
         writer = SnapshotWriter(keys, toguid, new.compress, session.add, base, new.objset_type, spool)

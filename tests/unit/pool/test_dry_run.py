@@ -34,7 +34,7 @@ def state(pool: Pool) -> dict[str, str]:
 def outcome(pool: Pool, content: bytes, target: str, **options: Any) -> tuple[str, list[str]]:
     told: list[str] = []
     try:
-        take(pool, content, target, tell=lambda a: told.append(a.kept) if a.bytes is None else None, **options)
+        take(pool, content, target, on_snapshot=lambda a: told.append(a.kept) if a.bytes is None else None, **options)
     except Refused as error:
         return str(error), told
     return "", told

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Semaphore, Thread
 
 import pytest
 from receivekit import cut, kept, partial, stream, take, take_chain
@@ -21,7 +22,7 @@ from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import destroy, namespace
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.receive import ReceiveOptions, _Receiver, receive_events
+from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
 from zkeep.pool.transfer.reserve import remove_leftovers
 from zkeep.pool.transfer.send import SendRequest, send
 
@@ -53,28 +54,34 @@ def files(pool: Pool) -> int:
 
 
 class Beside:
-    """A receive that goes on when it is told to."""
+    """A receive in a thread of its own, which takes one event of its stream at each step."""
 
     def __init__(self, path: Path, content: bytes, target: str, **options: bool) -> None:
         self.error: BaseException | None = None
-        self._events = read_events(io.BytesIO(content))
-        self._steps = self._run(path, target, ReceiveOptions(**options))  # type: ignore[arg-type]
+        self._go, self._stopped, self._done = Semaphore(0), Semaphore(0), False
+        wanted = ReceiveOptions(**options)  # type: ignore[arg-type]
+        Thread(target=self._run, args=(path, content, target, wanted), daemon=True).start()
 
-    def _run(self, path: Path, target: str, options: ReceiveOptions) -> Iterator[None]:
-        with Pool.open(path) as pool:
-            receiver = _Receiver(pool, target, options)
-            try:
-                for event in self._events:
-                    receiver.take(event)
-                    yield
-                receiver.close()
-            except BaseException as error:
-                with suppress(Interrupted):
-                    receiver.fail(error)
-                self.error = error
+    def _run(self, path: Path, content: bytes, target: str, options: ReceiveOptions) -> None:
+        self._go.acquire()
+        try:
+            with Pool.open(path) as pool:
+                receive_events(pool, self._one_by_one(read_events(io.BytesIO(content))), target, options)
+        except BaseException as error:
+            self.error = error
+        self._done = True
+        self._stopped.release()
+
+    def _one_by_one(self, events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            yield event
+            self._stopped.release()
+            self._go.acquire()
 
     def step(self) -> bool:
-        return next(self._steps, self) is None
+        self._go.release()
+        self._stopped.acquire()
+        return not self._done
 
 
 @pytest.mark.parametrize("resumable", [False, True])

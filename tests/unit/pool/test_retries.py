@@ -89,7 +89,7 @@ def test_whoever_did_not_learn_the_result_may_send_it_again(
     take(pool, content, "p/t", resumable=resumable)
     after, files = kept(pool), pool.store.names("segments")
     told: list[Arrival] = []
-    take(pool, content, "p/t", resumable=resumable, tell=told.append)
+    take(pool, content, "p/t", resumable=resumable, on_snapshot=told.append)
     assert told
     assert all(arrival.ignored for arrival in told)
     assert (kept(pool), pool.store.names("segments")) == (after, files)
@@ -222,3 +222,19 @@ def test_a_broken_line_is_told_of_in_zfs_s_words(
     assert f"zkeep receive -s {dataset} " in caught.value.advice[3]
     take(pool, sent(source, token=token(pool, dataset)), dataset, resumable=True)
     assert not partial(pool, dataset)
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_p3_what_is_interrupted_after_the_commit_keeps_the_snapshot(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, *, resumable: bool
+) -> None:
+    """The transaction names the segments: Ctrl-C in the work behind it must not remove them."""
+
+    def interrupted(pool: Pool, dataset: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zkeep.pool.transfer.session.sum_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(pool, stream("full-s0"), "p/t", resumable=resumable)
+    assert scrub(pool).clean
+    assert kept(pool) == {"p/t": ["s0"]}

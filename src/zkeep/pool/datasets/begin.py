@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from zkeep.errors import Damaged
 from zkeep.format.events import SubBegin
 from zkeep.format.nvlist import Encoding, Form, NvList, decode, encode
 from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
-
-Doc = dict[str, Any]
+from zkeep.pool.types import Doc
 
 
 @dataclass(frozen=True)

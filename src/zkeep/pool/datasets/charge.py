@@ -14,12 +14,13 @@ zkeep's own tables and documents are in proportion to these and are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from zkeep.pool.types import ReadOnlyDoc
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.begin import Opening
 
-Doc = Mapping[str, Any]
 _NUMBER = 8
 """Bytes of a number beside a name."""
 
@@ -37,14 +38,19 @@ def of_begin(opening: Opening) -> int:
     return 2 * len(opening.header) + len(opening.payload)
 
 
-def of_snapshot(doc: Doc) -> int:
+def of_snapshot(doc: ReadOnlyDoc) -> int:
     """Of its document, or of what a stream brings for it."""
     begin = int(doc.get("begin_bytes", 0))
     return begin + of_properties(doc.get("received", {})) + of_holds(doc.get("holds", {}))
 
 
-def of_dataset(doc: Doc, runs: Iterable[Doc], snapshots: Iterable[Doc], bookmarks: Iterable[Doc]) -> int:
-    """All but what its runs count in the figures."""
+def of_dataset(
+    doc: ReadOnlyDoc,
+    runs: Iterable[ReadOnlyDoc],
+    snapshots: Iterable[ReadOnlyDoc],
+    bookmarks: Iterable[ReadOnlyDoc],
+) -> int:
+    """Everything but the bytes of runs that the space figures count."""
     total = of_properties(doc.get("received", {}))
     total += sum(int(run.get("extra", 0)) for run in runs)
     total += sum(of_snapshot(snapshot) for snapshot in snapshots)

@@ -20,7 +20,7 @@ from zkeep.format.nvlist import NvList, NvType
 from zkeep.pool.datasets.begin import Opening, number, resealed
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.store.index import Document
+from zkeep.pool.types import Doc
 
 MASTER = "DSL_CRYPTO_MASTER_KEY_1"
 NUMBERS = ("DSL_CRYPTO_SUITE", "DSL_CRYPTO_GUID", "DSL_CRYPTO_VERSION", "keyformat", "pbkdf2iters", "pbkdf2salt")
@@ -107,7 +107,7 @@ def local(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
         yield KeyRecord(_fields(key, doc), None)
 
 
-def _fields(key: str, doc: Document) -> NvList:
+def _fields(key: str, doc: Doc) -> NvList:
     fields = NvList()
     try:
         for name in NUMBERS:
@@ -121,7 +121,7 @@ def _fields(key: str, doc: Document) -> NvList:
 
 def add(pool: Pool, t: Transaction, dataset: Dataset, fields: NvList) -> None:
     """Put one beside the others, and let the dataset's properties tell of it."""
-    doc: Document = {name: number(fields, name) for name in NUMBERS}
+    doc: Doc = {name: number(fields, name) for name in NUMBERS}
     doc |= {name: base64.b64encode(_bytes(fields, name)).decode() for name in SEALED}
     last = [int(key.rpartition("/")[2]) for key in pool.catalog.keys("key", dataset.key + "/")]
     t.put("key", f"{dataset.key}/{max(last, default=0) + 1:06}", doc)

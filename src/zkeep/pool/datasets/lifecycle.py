@@ -10,7 +10,7 @@ from pathlib import Path
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.pool.datasets.model import FORMAT, NotThere, Pool, read_identity
 from zkeep.pool.datasets.registry import Registry
-from zkeep.pool.store.index import Document
+from zkeep.pool.types import MAX_UINT64, Doc
 
 SCRUB = "scrub"
 """The kind of the documents about scrubs, and the name of the lock that a scrub holds."""
@@ -29,9 +29,9 @@ class Status:
     guid: int | None = None
     allocated: int | None = None
     free: int | None = None
-    scrub: Document | None = None
+    scrub: Doc | None = None
     "What the last scrub that came to its end left in the catalog."
-    begun: Document | None = None
+    begun: Doc | None = None
     "How far a scrub got that has not come to its end: `started`, `at`, `done`, `total`."
     scrubbing: bool = False
     "Whether it is at work."
@@ -79,11 +79,11 @@ def scrub_runs(pool: Pool) -> bool:
         return True
 
 
-def _figures(pool: Pool, key: str, names: tuple[str, ...]) -> Document | None:
+def _figures(pool: Pool, key: str, names: tuple[str, ...]) -> Doc | None:
     """What a scrub noted in the catalog; raises Damaged where it was none, as the pool may be somebody else's."""
     doc = pool.catalog.get(SCRUB, key)
     figures = [doc.get(name, 0) for name in names] if doc else []
-    are_sound = all(isinstance(figure, int | float) and 0 <= figure < 1 << 64 for figure in figures)
+    are_sound = all(isinstance(figure, int | float) and 0 <= figure <= MAX_UINT64 for figure in figures)
     if not are_sound or not isinstance((doc or {}).get("errors", []), list):
         raise Damaged("catalog: scrub is not what was stored")
     return doc

@@ -22,7 +22,8 @@ from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, datase
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.index import Document, closing_on_error
+from zkeep.pool.store.index import closing_on_error
+from zkeep.pool.types import Doc
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.runs import Runs
@@ -136,7 +137,7 @@ class Pool:
         return Runs(self.catalog)
 
     @property
-    def doc(self) -> Document:
+    def doc(self) -> Doc:
         document = self.catalog.get("pool", "")
         assert document
         return document
@@ -246,8 +247,8 @@ class Pool:
 
     # Changes, in a transaction
 
-    def _put_new(self, t: Transaction, relative: str, kind: str, **fields: object) -> Document:
-        doc: Document = {
+    def _put_new(self, t: Transaction, relative: str, kind: str, **fields: object) -> Doc:
+        doc: Doc = {
             "id": t.next_id(),
             "name": relative,
             "guid": new_guid(),
@@ -288,7 +289,7 @@ class Pool:
         full = dataset.name.snapshot(name)
         if self.find_snapshot(full) or self.snapshot_at(dataset.id, txg):
             raise Exists(f"cannot create {full}: snapshot already exists")
-        doc: Document = {
+        doc: Doc = {
             "name": name,
             "guid": guid,
             "txg": txg,
@@ -347,12 +348,12 @@ class Pool:
             t.put("dataset", dataset.key, {**doc, "snapshots_changed": now})
 
 
-def read_identity(path: Path, file_name: str = IDENTITY) -> Document:
+def read_identity(path: Path, file_name: str = IDENTITY) -> Doc:
     """What the file POOL of a pool's folder says; NotThere if there is none."""
     try:
         with LocalStore(path).open(file_name) as file:
             text = file.read(0, min(file.size, _LONGEST_IDENTITY))
-        identity: Document = json.loads(text)
+        identity: Doc = json.loads(text)
         version, _, _ = identity["format"], int(identity["guid"]), parse_pool(identity["name"])
     except (FileNotFoundError, NotADirectoryError):
         raise NotThere(f"there is no pool in {path}") from None

@@ -20,13 +20,13 @@ from typing import Literal
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_USER_VALUE, is_user_property, shown
+from zkeep.pool.types import MAX_UINT64
 
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
 How = Literal["inherit", "default", "once", "readonly"]
 
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?([KMGTPE]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNITS = " KMGTPE"
-_MAX = (1 << 64) - 1
 _BOOLEAN = {"off": 0, "on": 1}
 _UNLIMITED = ("filesystem_limit", "snapshot_limit")
 
@@ -235,7 +235,7 @@ def parse_size(text: str) -> int:
     whole, fraction, unit = match.groups()
     scale = 1 << 10 * _UNITS.index(unit.upper() or " ")
     size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
-    if size > _MAX:
+    if size > MAX_UINT64:
         raise ValueError(text)
     return size
 
@@ -314,9 +314,9 @@ def from_stream(name: str, value: int | str) -> str | None:
         return value if prop.kind == "text" and _is_short_text(value) else None
     if prop.kind == "index":
         return next((text for text, code in prop.codes.items() if code == value), None)
-    if prop.name in _UNLIMITED and value == _MAX:
+    if prop.name in _UNLIMITED and value == MAX_UINT64:
         return "none"
-    return str(value) if prop.kind in ("size", "count") and 0 <= value <= _MAX else None
+    return str(value) if prop.kind in ("size", "count") and 0 <= value <= MAX_UINT64 else None
 
 
 def _is_short_text(value: str) -> bool:
@@ -330,4 +330,4 @@ def to_stream(name: str, text: str) -> int | str:
         return text
     if prop.kind == "index":
         return prop.codes[text]
-    return _MAX if text == "none" else int(text)
+    return MAX_UINT64 if text == "none" else int(text)

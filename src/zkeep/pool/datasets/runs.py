@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from zkeep.cache import Cache
 from zkeep.pool.store.catalog import Catalog, Mark
-from zkeep.pool.store.index import Document
 from zkeep.pool.timeline.timeline import Run
+from zkeep.pool.types import Doc
 
 DATASETS = 8
 """Of so many the runs are kept: one that is received into or sent, and those that it is a clone of."""
 
 
-def run_of(doc: Document) -> Run:
+def run_of(doc: Doc) -> Run:
     return Run(doc["txg"], tuple(doc["segments"]), doc)
 
 

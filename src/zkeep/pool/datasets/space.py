@@ -24,11 +24,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Document = Mapping[str, Any]
-HEAD = (1 << 64) - 1
-"Stands for the txg after all."
+from zkeep.pool.types import MAX_UINT64, ReadOnlyDoc
+
+HEAD = MAX_UINT64
+"Stands for a txg later than every other: the dataset itself, not a snapshot."
 
 
 class Amount(NamedTuple):
@@ -126,7 +127,7 @@ def _total(amounts: Iterable[Amount]) -> Amount:
     return reduce(Amount.plus, amounts, NOTHING)
 
 
-def history(runs: Sequence[Document], base: Amount = NOTHING) -> History:
+def history(runs: Sequence[ReadOnlyDoc], base: Amount = NOTHING) -> History:
     """`runs`: the dataset's own, by txg. What they killed of other runs was an origin's."""
     own = {run["txg"] for run in runs}
     deaths = [
@@ -208,8 +209,8 @@ class Space:
 
 
 def compute(
-    datasets: Mapping[int, Document],
-    runs: Mapping[int, Sequence[Document]],
+    datasets: Mapping[int, ReadOnlyDoc],
+    runs: Mapping[int, Sequence[ReadOnlyDoc]],
     pins: Mapping[int, Sequence[int]],
 ) -> Space:
     """All datasets at once, from their documents, their runs and their snapshots' txgs, both ascending."""
@@ -223,8 +224,8 @@ def compute(
 
 def _add_history(
     dataset_id: int,
-    datasets: Mapping[int, Document],
-    runs: Mapping[int, Sequence[Document]],
+    datasets: Mapping[int, ReadOnlyDoc],
+    runs: Mapping[int, Sequence[ReadOnlyDoc]],
     histories: dict[int, History],
 ) -> None:
     """A clone's needs its origin's first: chains of clones are walked from their beginning."""
@@ -237,7 +238,7 @@ def _add_history(
         histories[current] = history(runs.get(current, ()), base)
 
 
-def _add_children(datasets: Mapping[int, Document], found: Mapping[int, DatasetSpace]) -> None:
+def _add_children(datasets: Mapping[int, ReadOnlyDoc], found: Mapping[int, DatasetSpace]) -> None:
     by_name = {str(doc["name"]): found[i] for i, doc in datasets.items()}
     deepest_first = sorted(by_name, key=lambda name: -name.count("/") if name else 1)
     for name in deepest_first:

@@ -11,8 +11,8 @@ from functools import cached_property
 
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.store.catalog import Catalog
-from zkeep.pool.store.index import Document
 from zkeep.pool.store.terms import origin_term
+from zkeep.pool.types import Doc
 
 
 def dataset_key(dataset_id: int) -> str:
@@ -27,7 +27,7 @@ def txg_key(dataset_id: int, txg: int) -> str:
 @dataclass(frozen=True, slots=True)
 class Dataset:
     name: DatasetName
-    doc: Document
+    doc: Doc
 
     @property
     def id(self) -> int:
@@ -61,7 +61,7 @@ class Dataset:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     dataset: Dataset
-    doc: Document
+    doc: Doc
 
     @property
     def name(self) -> SnapshotName:
@@ -88,7 +88,7 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Bookmark:
     dataset: Dataset
-    doc: Document
+    doc: Doc
 
     @property
     def name(self) -> BookmarkName:
@@ -127,7 +127,7 @@ class Tree:
     def by_name(self) -> dict[str, Dataset]:
         return {d.name.text: d for d in self.by_id.values()}
 
-    def _dataset(self, doc: Document) -> Dataset:
+    def _dataset(self, doc: Doc) -> Dataset:
         found = self._known.get(int(doc["id"]))
         if found is None:
             relative = doc["name"]

@@ -17,6 +17,7 @@ from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
 from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
+from zkeep.pool.types import MAX_UINT64
 
 NO_SETTINGS: Mapping[str, str | None] = {}
 
@@ -246,5 +247,5 @@ def _own(thing: Thing, name: str) -> tuple[str, str] | None:
 def _typed(prop: Property, text: str) -> Value:
     if prop.is_number:
         with suppress(ValueError):
-            return whole_number(text, (1 << 64) - 1)
+            return whole_number(text, MAX_UINT64)
     return text if properties.is_user(prop) else text or None

@@ -14,8 +14,9 @@ from zkeep.pool.maintenance.check_segment import Flaw
 from zkeep.pool.timeline.rewrite import reach
 from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold, merge
 from zkeep.pool.timeline.timeline import Run, Timeline
+from zkeep.pool.types import MAX_UINT64
 
-FOREVER = (1 << 64) - 1
+FOREVER = MAX_UINT64
 
 
 def family(pool: Pool, dataset: Dataset, txg: int) -> list[Dataset]:

@@ -29,8 +29,8 @@ from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
 from zkeep.pool.timeline.rewrite import Job, Made, rewrite, shed, slices_of
 from zkeep.pool.timeline.timeline import Run, Timeline
+from zkeep.pool.types import MAX_UINT64, Doc
 
-Doc = dict[str, Any]
 Progress = Callable[[int], object]
 
 STEP = 256 << 20
@@ -103,7 +103,7 @@ class _Work:
 
     @property
     def left(self) -> int:
-        return (1 << 64) if self.budget is None else self.budget - self.report.written
+        return MAX_UINT64 if self.budget is None else self.budget - self.report.written
 
     def dataset(self, dataset: Dataset, wasted: float = tiers.WASTED) -> None:
         """All that is worth doing, one step after the other, until the budget is used up."""

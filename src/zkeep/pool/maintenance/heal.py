@@ -27,6 +27,7 @@ from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run
+from zkeep.pool.types import MAX_UINT64
 
 CHUNK = 4 << 20
 Write = Callable[[memoryview], object]
@@ -82,7 +83,7 @@ def heal(
         Refused: the stream is of something else.
     """
     with reading(pool):
-        patients = list(_patients(pool, dataset, snapshot.txg if snapshot else 1 << 64))
+        patients = list(_patients(pool, dataset, snapshot.txg if snapshot else MAX_UINT64))
         guids = _match(events, patients)
     known = [snapshot] if snapshot else pool.snapshots(dataset)
     if not guids & {one.guid for one in known}:

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from zkeep.errors import Damaged, TryAgain, ZkeepError
 from zkeep.format.nvlist import BadNvlist
@@ -28,8 +27,8 @@ from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.timeline import Run
+from zkeep.pool.types import Doc
 
-Doc = dict[str, Any]
 Progress = Callable[[int, int], object]
 """Told of the bytes that are done, and of those that there are."""
 PAUSE = 0.5

@@ -31,7 +31,6 @@ from zkeep.pool.store.index import (
     REMEDY,
     ROLLBACK,
     SUFFIXES,
-    Document,
     ForeignIndex,
     Index,
     Mark,
@@ -39,6 +38,7 @@ from zkeep.pool.store.index import (
 )
 from zkeep.pool.store.journal import Journal, Operation, Place, encode
 from zkeep.pool.store.port import Store
+from zkeep.pool.types import Doc
 
 __all__ = ["Catalog", "Mark", "Transaction"]
 
@@ -59,16 +59,16 @@ class Transaction:
         self._index = index
         self.operations: list[Operation] = []
 
-    def put(self, kind: str, key: str, document: Document) -> None:
+    def put(self, kind: str, key: str, document: Doc) -> None:
         self._do((kind, key, encode(document)))
 
     def delete(self, kind: str, key: str) -> None:
         self._do((kind, key, None))
 
-    def get(self, kind: str, key: str) -> Document | None:
+    def get(self, kind: str, key: str) -> Doc | None:
         return self._index.get(kind, key)
 
-    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Document]]:
+    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
         return self._index.scan(kind, prefix)
 
     def next_id(self) -> int:
@@ -122,29 +122,29 @@ class Catalog:
 
     # Reading
 
-    def get(self, kind: str, key: str) -> Document | None:
+    def get(self, kind: str, key: str) -> Doc | None:
         return self._index.get(kind, key)
 
-    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Document]]:
+    def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
         """All documents of `kind` whose key begins with `prefix`, by key."""
         return self._index.scan(kind, prefix)
 
     def keys(self, kind: str, prefix: str = "") -> list[str]:
         return self._index.keys(kind, prefix)
 
-    def lookup(self, kind: str, field: str, term: str, prefix: str = "") -> list[tuple[str, Document]]:
+    def lookup(self, kind: str, field: str, term: str, prefix: str = "") -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` (terms.FIELDS) is `term` and whose key begins with `prefix`."""
         return self._index.lookup(kind, field, term, prefix)
 
-    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Document]]:
+    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` begins with `start`, by field."""
         return self._index.below(kind, field, start)
 
-    def last(self, kind: str, prefix: str = "") -> tuple[str, Document] | None:
+    def last(self, kind: str, prefix: str = "") -> tuple[str, Doc] | None:
         """The document with the greatest key that begins with `prefix`."""
         return self._index.last(kind, prefix)
 
-    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Document]]:
+    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Doc]]:
         """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
         return self._index.after(kind, prefix, key)
 

@@ -19,8 +19,8 @@ from zkeep.errors import Damaged, TryAgain
 from zkeep.names import shown
 from zkeep.pool.store.journal import Operation, Place
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
+from zkeep.pool.types import Doc
 
-Document = dict[str, Any]
 Row = tuple[str, str, str]
 "Kind, key, and the document's JSON."
 
@@ -346,31 +346,31 @@ class Index:
         self._put(MARK, "", VERSION)
         self._note_places()
 
-    def get(self, kind: str, key: str) -> Document | None:
+    def get(self, kind: str, key: str) -> Doc | None:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
         return _checked(*rows[0]) if rows else None
 
-    def scan(self, kind: str, prefix: str) -> list[tuple[str, Document]]:
+    def scan(self, kind: str, prefix: str) -> list[tuple[str, Doc]]:
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [(row[1], _checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
 
-    def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Document]]:
+    def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` is `term` and whose key begins with `prefix`, by key."""
         start = f"{term}\n{prefix}"
         found = self._run(_LOOKUP, len(term) + 2, kind_of(kind, field), start, start + _LAST, kind)
         return [(row[1], _checked(*row)) for row in found]
 
-    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Document]]:
+    def below(self, kind: str, field: str, start: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` begins with `start`, by field."""
         found = self._run(_BELOW, kind_of(kind, field), start, start + _LAST, kind)
         return [(row[1], _checked(*row)) for row in found]
 
-    def last(self, kind: str, prefix: str) -> tuple[str, Document] | None:
+    def last(self, kind: str, prefix: str) -> tuple[str, Doc] | None:
         """The document with the greatest key that begins with `prefix`."""
         rows = self._run(_LAST_OF, kind, prefix, prefix + _LAST)
         return (rows[0][1], _checked(*rows[0])) if rows else None
 
-    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Document]]:
+    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Doc]]:
         """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key > ? AND key < ? ORDER BY key"
         return [(row[1], _checked(*row)) for row in self._run(query, kind, max(key, prefix), prefix + _LAST)]
@@ -431,7 +431,7 @@ def _unpacked(value: bytes) -> str:
     return text.decode()
 
 
-def _checked(kind: str, key: str, value: str | bytes, total: int) -> Document:
+def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
     text = _text(kind, key, value, total)
     try:
         document = json.loads(text)

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zkeep.pool.types import MAX_UINT64
+
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-END = 0xFFFFFFFFFFFFFFFF
+END = MAX_UINT64
 SPAN = np.dtype([("object", "<u8"), ("start", "<u8"), ("end", "<u8")])
 EMPTY = np.empty(0, SPAN)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
-Doc = dict[str, Any]
+from zkeep.pool.types import Doc
 
 RATIO = 4
 FLOOR = 256 << 10

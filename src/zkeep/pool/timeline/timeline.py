@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from zkeep.pool.timeline.segment import Key, Segment
 from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.summary import Name, Summary, digest
 from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
+from zkeep.pool.types import Doc
 
 SLICE_ROWS = 150_000
 """About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
@@ -31,7 +31,6 @@ SLICE_ROWS = 150_000
 MAX_OPEN = 100
 """Files that a timeline keeps open."""
 LAST: Key = (sp.END, sp.END)
-Doc = dict[str, Any]
 
 
 @dataclass(frozen=True)

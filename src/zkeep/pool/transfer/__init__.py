@@ -1,1 +1,1 @@
-"""Streams in and streams out: judged, landed, addressed, packed."""
+"""Receive and send: whole streams, plain and compound, into a pool and out of it."""

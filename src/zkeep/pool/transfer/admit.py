@@ -1,11 +1,11 @@
-"""What receiving a stream would mean, decided at its BEGIN, before a byte is stored."""
+"""The decision at a BEGIN, before a byte is stored: may the stream be received, and what happens then."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
@@ -17,34 +17,33 @@ from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.begin_rules import ZVOL, refuse_after, refuse_form, refuse_other_ivset, refuse_rest
-
-Doc = dict[str, Any]
+from zkeep.pool.types import Doc
 
 
 @dataclass
 class Target:
-    """Where a stream shall land. `name` may not exist yet."""
+    """The snapshot that a stream is to become. The dataset `name` may not exist yet."""
 
     name: DatasetName
     snapshot: str
     within: DatasetName
-    """What was named to the receive: nothing that does not lie in it is looked up or touched, but for `origin`."""
+    """The dataset that the user named: except for `origin`, nothing outside of it is looked up or changed."""
     force: bool = False
     resumable: bool = False
     dry_run: bool = False
-    """Nothing is to be stored: the pool is a rehearsal."""
+    """Nothing is stored: the pool is a rehearsal."""
     origin: Snapshot | None = None
-    """Of which the stream is a clone, named by whoever receives (-o origin=)."""
+    """The origin of the clone, if the user names one (-o origin=)."""
     parents: bool = False
-    """Make those that are missing."""
+    """Make parents that are missing."""
     fields: Doc = field(default_factory=dict)
-    """Of the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
+    """Fields for the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
     snapshot_fields: Doc = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`dataset`: where it lands, if that is there. `source`: what an increment follows."""
+class ReceivePlan:
+    """What a receive does. `dataset`: where the snapshot goes, if it exists. `source`: what an increment follows."""
 
     opening: Opening
     begin: Begin
@@ -52,19 +51,20 @@ class Plan:
     source: Snapshot | None
     clone: bool
     doomed: list[Snapshot]
-    """Snapshots newer than the source, which -F gives up."""
+    """Snapshots newer than the source, which -F destroys."""
 
 
-def judge(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None) -> Plan:
-    """Refuse what cannot land. `begun`: the receive's document, where the stream goes on with an interrupted one.
+def admit(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None) -> ReceivePlan:
+    """Decide whether a stream may be received. `begun`: the document of the interrupted receive that it goes on with.
 
-    Every BEGIN passes here, whichever way it came.
+    Every BEGIN passes here, from whatever caller.
 
     Raises:
         Refused: with the reason and the way out.
     """
     begin, where = event.begin, f"cannot receive {target.name}"
     opening = Opening.of(event)
+    # Rules for every stream: a kernel would take it back, it may be plain here, and its snapshot's name is free.
     dataset = pool.find(target.name)
     if begin.features & Feature.RESUMING and begun is None:
         raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
@@ -74,11 +74,12 @@ def judge(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None)
     refuse_open_streams(pool, begin, heir, target)
     if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
         raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
+    # Rules for its kind: the rest of an interrupted receive, a full stream, or an increment (which may be a clone).
     if begun is not None:
-        return _judge_rest(pool, opening, pool.dataset(target.name), target, begun)
+        return _admit_rest(pool, opening, pool.dataset(target.name), target, begun)
     if begin.fromguid == 0:
-        return _judge_full(pool, opening, begin, dataset, target)
-    return _judge_increment(pool, opening, begin, dataset, target)
+        return _admit_full(pool, opening, begin, dataset, target)
+    return _admit_increment(pool, opening, begin, dataset, target)
 
 
 def nearest(pool: Pool, name: DatasetName) -> Dataset:
@@ -93,7 +94,7 @@ def nearest(pool: Pool, name: DatasetName) -> Dataset:
 
 
 def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target) -> None:
-    """blind=on takes nothing that the server could read. `heir`: where it lands, or what that will inherit from."""
+    """Refuse a plain stream where blind=on. `heir`: the dataset, or the one that it will inherit from."""
     if begin.raw:
         return
     local = target.fields.get("local", {}).get("blind")
@@ -104,7 +105,7 @@ def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target)
         )
 
 
-def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+def _admit_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> ReceivePlan:
     where = f"cannot receive {target.name}"
     if target.origin is not None:
         raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin.name}")
@@ -112,7 +113,7 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
         raise Refused(f"{where}: the stream is of a clone, and names no origin")
     if dataset is None:
         _refuse_orphan(pool, where, target)
-        return Plan(opening, begin, None, None, False, [])
+        return ReceivePlan(opening, begin, None, None, False, [])
     if pool.newest_snapshot(dataset) or has_runs(pool, dataset):
         raise Refused(f"{where}: destination has snapshots; destroy them, or receive under another name")
     if dataset.origin:
@@ -120,7 +121,7 @@ def _judge_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
     if not target.force:
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     _refuse_children(pool, where, begin, dataset)
-    return Plan(opening, begin, dataset, None, False, [])
+    return ReceivePlan(opening, begin, dataset, None, False, [])
 
 
 def _refuse_children(pool: Pool, where: str, begin: Begin, dataset: Dataset) -> None:
@@ -136,23 +137,25 @@ def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
         raise Refused(f"{where}: {found.name} is a volume, and has no datasets below it")
 
 
-def _judge_increment(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+def _admit_increment(
+    pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target
+) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
     newest = pool.newest_snapshot(dataset) if dataset is not None else None
     wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
     if dataset is None or wants_new or (newest is None and not dataset.origin):
-        return _judge_clone(pool, opening, begin, dataset, target)
+        return _admit_clone(pool, opening, begin, dataset, target)
     source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
     if source is None:
         newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
     _refuse_other_chain(pool, where, opening, source)
     doomed = _newer(pool, where, dataset, source, target)
-    return Plan(opening, begin, dataset, source, False, doomed)
+    return ReceivePlan(opening, begin, dataset, source, False, doomed)
 
 
 def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: Target) -> list[Snapshot]:
-    """The snapshots that -F gives up."""
+    """The snapshots that -F destroys."""
     newer = pool.snapshots_after(dataset, source.txg)
     if newer and not target.force:
         raise Refused(
@@ -163,8 +166,8 @@ def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: T
     return newer
 
 
-def _judge_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, begun: Doc) -> Plan:
-    """A stream that goes on with an interrupted one: the same in all that a BEGIN tells, and still welcome."""
+def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, begun: Doc) -> ReceivePlan:
+    """A stream that goes on with an interrupted one: its BEGIN must say the same, and it must still be allowed."""
     where = f"cannot resume the receive into {target.name}"
     first = Opening.from_doc(begun["begin"])
     if other := refuse_rest(opening, first):
@@ -179,11 +182,11 @@ def _judge_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, 
         doomed = _newer(pool, where, dataset, source, target)
     elif pool.newest_snapshot(dataset):
         raise Refused(f"{where}: destination has snapshots meanwhile")
-    return Plan(first, first.begin, None if begun["new"] else dataset, source, begun["clone"], doomed)
+    return ReceivePlan(first, first.begin, None if begun["new"] else dataset, source, begun["clone"], doomed)
 
 
 def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
-    """What is held, has clones or a partial receive is not given up. What was destroyed meanwhile does not matter."""
+    """Refuse to destroy snapshots that have holds, clones or a partial receive. Ones that are gone are skipped."""
     known = bases(pool) if doomed else {}
     for planned in doomed:
         snapshot = pool.snapshot_at(planned.dataset.id, planned.txg)
@@ -199,7 +202,7 @@ def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
 
 
 def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapshot) -> None:
-    """An increment continues the chain of its source: its kind, keys, shape and IVs."""
+    """Refuse an increment that does not fit its source: another type, key, shape or IV set."""
     doc = pool.catalog.get("begin", source.key)
     if doc is None:
         raise Damaged(f"the catalog has lost the BEGIN of {source.name}")
@@ -211,13 +214,13 @@ def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapsh
 
 
 def _kinship(one: DatasetName, other: DatasetName) -> int:
-    """How many components two names begin with in common: of several copies, a clone's origin is the nearest."""
+    """How many leading components two names share: of several possible origins, the nearest is taken."""
     pairs = zip(one.components, other.components, strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Target) -> NoReturn:
-    """A clone begins a dataset: it is no increment of one that has a past of its own, be it the clone's origin.
+    """Refuse a clone onto a dataset that has a past: a clone makes a new dataset.
 
     Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_one(), stream_wantsnewfs.
     """
@@ -231,7 +234,7 @@ def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Targ
     raise Refused(f"{where}: the stream is of a clone and destination has {has} to overwrite it")
 
 
-def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> Plan:
+def _admit_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
     if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
         _refuse_overwriting(pool, begin, dataset, target)
@@ -245,13 +248,13 @@ def _judge_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     if dataset is not None:
         _refuse_children(pool, where, begin, dataset)
-    return Plan(opening, begin, dataset, source, True, [])
+    return ReceivePlan(opening, begin, dataset, source, True, [])
 
 
 def _clone_source(pool: Pool, where: str, begin: Begin, target: Target) -> Snapshot:
-    """The snapshot that a clone begins with: the one that was named, or the nearest of that guid in the target.
+    """The origin of a clone: the snapshot that the user named, or the nearest one with that guid in the target.
 
-    A guid is no secret, and whoever sends it chooses it: outside of the target nothing is looked up by it.
+    The sender chooses the guid, and guids are no secret: outside of the target nothing is looked up by it.
     """
     if target.origin is not None:
         if target.origin.guid != begin.fromguid:

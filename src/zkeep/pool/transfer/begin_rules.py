@@ -1,7 +1,7 @@
-"""Rules for the BEGIN of a substream, as tables: what makes a backup that no kernel would take back, and what must
-be the same in a stream that follows another, or goes on with one.
+"""Rules for the BEGIN of a substream, as tables: what a kernel would refuse to receive, and what must be the same in
+an increment as in its source, or in a resumed stream as in the interrupted one.
 
-Everything here is pure, and says why a BEGIN breaks a rule, or None.
+All functions are pure; they return why a BEGIN breaks a rule, or None.
 
 Source: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_recv_raw_key_check(), dsl_crypto_recv_raw_objset_check();
 module/zfs/dmu_recv.c dmu_recv_begin_check(), dmu_recv_resume_begin_check(), redact_check().
@@ -16,6 +16,7 @@ from typing import Any
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.types import MAX_UINT64
 
 FILESYSTEM, ZVOL = 2, 3
 """DMU_OST_ZFS, DMU_OST_ZVOL: the only object sets that are datasets."""
@@ -25,7 +26,7 @@ _PASSPHRASE = 3
 
 @dataclass(frozen=True)
 class Rule:
-    """One field of crypt_keydata. `legal` is given its value and whether the key is a passphrase."""
+    """A rule for one field of crypt_keydata. `legal` is called with its value and whether the key is a passphrase."""
 
     field: str
     type: NvType
@@ -48,10 +49,9 @@ def _with_passphrase(field: str) -> Rule:
     return Rule(field, NvType.UINT64, lambda value, passphrase: bool(value) == passphrase, must)
 
 
-_ANY = (1 << 64) - 1
 KEYDATA = (
     _number("DSL_CRYPTO_SUITE", 3, 8),
-    _number("DSL_CRYPTO_GUID", 0, _ANY),
+    _number("DSL_CRYPTO_GUID", 0, MAX_UINT64),
     _number("DSL_CRYPTO_VERSION", 1, 1),
     _bytes("DSL_CRYPTO_MASTER_KEY_1", 32),
     _bytes("DSL_CRYPTO_HMAC_KEY_1", 64),
@@ -66,10 +66,10 @@ KEYDATA = (
     _number("mdn_blksz", 512, 16 << 20, 512),
     _number("mdn_indblkshift", 12, 17),
     _number("mdn_nblkptr", 3, 3),
-    _number("mdn_maxblkid", 0, _ANY),
+    _number("mdn_maxblkid", 0, MAX_UINT64),
     _bytes("portable_mac", 32),
 )
-"""What a raw BEGIN must tell of the wrapped keys and of the shape of the metadnode."""
+"""The fields that a raw BEGIN must have: the wrapped keys, and the shape of the metadnode."""
 INHERITED = {
     "DSL_CRYPTO_GUID": "encryption key",
     "DSL_CRYPTO_SUITE": "cipher",
@@ -78,11 +78,11 @@ INHERITED = {
     "mdn_indblkshift": "indirect block size of the metadnode",
     "mdn_nblkptr": "block pointers of the metadnode",
 }
-"""What a raw increment must have as its source has it."""
+"""The fields in which a raw increment must equal its source, and their names for a person."""
 
 
 def refuse_form(opening: Opening) -> str | None:
-    """Why no kernel would receive such a stream, whatever it follows."""
+    """Why no kernel would receive such a stream, whatever its source."""
     begin = opening.begin
     if begin.type not in (FILESYSTEM, ZVOL):
         return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
@@ -144,7 +144,7 @@ def refuse_other_ivset(opening: Opening, have: int, name: str) -> str | None:
 
 
 def _is_redacted_alike(opening: Opening, source: Opening) -> bool:
-    """Whether what a redacted source lacks is not needed, or comes with the stream."""
+    """Whether the stream was made for a source with this redaction, or brings what the source lacks."""
     lacking = _guids(source, "redact_snaps")
     for field, needed in (("redact_from_snaps", False), ("redact_snaps", True)):
         given = _guids(opening, field)
@@ -170,11 +170,11 @@ CONTINUED: dict[str, Callable[[Opening], object]] = {
     "set of encryption keys": lambda opening: dict(opening.crypt or {}),
     "redaction": lambda opening: [_guids(opening, field) for field in ("redact_snaps", "redact_from_snaps")],
 }
-"""What a stream that goes on with a receive must have as the one that began it."""
+"""What a resumed stream must have in common with the interrupted one."""
 
 
 def refuse_rest(opening: Opening, begun: Opening) -> str | None:
-    """Why a resumed stream does not go on with the one that was interrupted."""
+    """Why a resumed stream is not the rest of the interrupted one."""
     other = next((what for what, of in CONTINUED.items() if of(opening) != of(begun)), None)
     if other is None:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from zkeep.errors import Refused
 from zkeep.format.events import SubBegin
@@ -12,20 +11,19 @@ from zkeep.format.records import NATIVE, Feature
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import Target
-
-Doc = dict[str, Any]
+from zkeep.pool.types import Doc
 
 
 def goes_on(state: Doc, event: SubBegin, target: Target) -> bool:
-    """Whether a stream is to go on with what is kept; else it is to replace that."""
+    """Whether a stream goes on with the partial receive; else it replaces it."""
     return bool(event.begin.features & Feature.RESUMING) or _is_sent_again(state, event, target)
 
 
 def resume(state: Doc, event: SubBegin) -> Resumed:
-    """Where a stream goes on with what is kept; judge() has looked at what it is of.
+    """Where a stream goes on with a partial receive, after admit().
 
-    A stream that was resumed begins at or before the last block that arrived, one that is sent again at its start; what
-    is kept already is passed over.
+    A resumed stream begins at or before the last block that arrived, one that is sent again at its start; records that
+    are kept already are skipped.
     """
     point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
     if event.begin.features & Feature.RESUMING and point > (state["object"], state["offset"]):
@@ -41,10 +39,10 @@ def resume(state: Doc, event: SubBegin) -> Resumed:
 
 
 def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
-    """Whether a whole stream is the one that was interrupted, from its start; not, if its keys or flags are others.
+    """Whether a whole stream is the interrupted one, sent again from its start; another key or flag makes it another.
 
     Raises:
-        Refused: it is of another snapshot, or what it brings shall not be kept.
+        Refused: it is of another snapshot, or -s is missing.
     """
     same = (event.begin.toguid, event.begin.fromguid) == (state["toguid"], state["fromguid"])
     if not target.resumable or not same:
@@ -59,7 +57,7 @@ def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
 
 
 def begun_target(target: Target, state: Doc) -> Target:
-    """Where the interrupted receive began to land; what is set now prevails over what was set then."""
+    """The target of the interrupted receive; properties that are set now override those that were set then."""
     fields = dict(state["fields"])
     if local := {**fields.get("local", {}), **target.fields.get("local", {})}:
         fields["local"] = local

@@ -61,7 +61,7 @@ def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     """BEGIN, nvlist and END that come before the substreams."""
     payload = b""
     if request.replicate or request.props or request.holds or request.backup:
-        payload = encode(_outline(pool, request, legs))
+        payload = encode(_header_nvlist(pool, request, legs))
     begin = Begin(
         payloadlen=len(payload),
         versioninfo=HeaderType.COMPOUND | int(Feature.HOLDS if request.holds else 0) << 2,
@@ -83,7 +83,7 @@ def conclusion() -> bytes:
     return End(payloadlen=0).pack("little")
 
 
-def _outline(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
+def _header_nvlist(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
     """The nvlist of the outer header: which datasets, with which snapshots and properties."""
     nvlist = NvList()
     if request.source is not None:

@@ -1,4 +1,4 @@
-"""What a replication stream (send -R) says of its datasets, in its outer header.
+"""The outer header of a package (send -R, -I, -p): what it says of its datasets.
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs().
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from zkeep.errors import BadStream
 from zkeep.format.events import Package
 from zkeep.format.nvlist import NvList
+from zkeep.format.records import Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import properties
-
-Doc = dict[str, Any]
+from zkeep.pool.types import Doc
 
 
 @dataclass(frozen=True)
-class Outlined:
+class PackageDataset:
     """One dataset of the outer header."""
 
     name: str
@@ -56,7 +55,7 @@ class Outlined:
         return fields
 
     def holds(self, snapshot: str) -> dict[str, int]:
-        """When each hold of one of its snapshots was set, by tag; tags that are none are left out."""
+        """When each hold of one of its snapshots was set, by tag; invalid tags are left out."""
         holds = self.nvlist.get("snapholds")
         mine = holds.get(snapshot) if isinstance(holds, NvList) else None
         found = {}
@@ -67,7 +66,7 @@ class Outlined:
 
 
 def _texts(nvlist: object) -> dict[str, str]:
-    """Properties as text; those of no use here are left out."""
+    """Properties as text; those that zkeep does not know are left out."""
     if not isinstance(nvlist, NvList):
         return {}
     found = {}
@@ -80,39 +79,46 @@ def _texts(nvlist: object) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Outline:
+class PackageHeader:
     """The outer header, checked. `top`: the dataset that all others are below."""
 
     top: str
     fromsnap: str | None
     recursive: bool
-    datasets: dict[str, Outlined]
+    datasets: dict[str, PackageDataset]
+    has_holds: bool = False
+    is_package: bool = True
+    """False: the stream is plain, and has no outer header (PLAIN)."""
 
     @classmethod
-    def of(cls, package: Package) -> Outline:
+    def of(cls, package: Package) -> PackageHeader:
         """Raises BadStream: a name or a shape in it is not what libzfs writes."""
         nvlist = package.nvlist
         top = _name(package, package.header.name.decode("utf-8", "replace"))
         fss = nvlist.get("fss")
         datasets = {}
         for entry in fss.values() if isinstance(fss, NvList) else ():
-            outlined = _outlined(package, entry)
-            datasets[outlined.name] = outlined
+            dataset = _dataset(package, entry)
+            datasets[dataset.name] = dataset
         fromsnap = nvlist.get("fromsnap")
         recursive = bool(datasets) and "not_recursive" not in nvlist
-        return cls(top, fromsnap if isinstance(fromsnap, str) else None, recursive, datasets)
+        has_holds = bool(package.header.features & Feature.HOLDS)
+        return cls(top, fromsnap if isinstance(fromsnap, str) else None, recursive, datasets, has_holds)
 
     @property
     def incremental(self) -> bool:
         return self.recursive and self.fromsnap is not None
 
-    def find(self, name: str) -> Outlined | None:
+    def find(self, name: str) -> PackageDataset | None:
         return self.datasets.get(name)
 
     @cached_property
-    def by_guid(self) -> dict[int, tuple[Outlined, str]]:
+    def by_guid(self) -> dict[int, tuple[PackageDataset, str]]:
         """Each snapshot's dataset and name."""
         return {guid: (d, name) for d in self.datasets.values() for name, guid in d.snaps.items()}
+
+
+PLAIN = PackageHeader("", None, False, {}, is_package=False)
 
 
 def _name(package: Package, text: str) -> str:
@@ -123,7 +129,7 @@ def _name(package: Package, text: str) -> str:
         raise BadStream(f"its header names {shown(text)}: {error.reason}", package.offset, "BEGIN") from None
 
 
-def _outlined(package: Package, entry: object) -> Outlined:
+def _dataset(package: Package, entry: object) -> PackageDataset:
     if not isinstance(entry, NvList) or not isinstance(entry.get("name"), str):
         raise BadStream("its header has a dataset without a name", package.offset, "BEGIN")
     snaps = entry.get("snaps")
@@ -137,4 +143,4 @@ def _outlined(package: Package, entry: object) -> Outlined:
             raise BadStream(f"its header names {shown(snap)}: {error.reason}", package.offset, "BEGIN") from None
         if isinstance(guid, int):
             checked[snap] = guid
-    return Outlined(name, checked, entry)
+    return PackageDataset(name, checked, entry)

@@ -6,32 +6,31 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_impl(), zfs_receive_pac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from zkeep.errors import BadStream, Interrupted, Refused
-from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
+from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
 from zkeep.format.reader import read_events
-from zkeep.format.records import BeginFlag, Feature
+from zkeep.format.records import HEADER, BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer.admit import Target
 from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.overrides import Where, override
-from zkeep.pool.transfer.package_header import Outline
+from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import replicate_names
 from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import ReceiveSession, give_up, land
-
-Doc = dict[str, Any]
+from zkeep.pool.transfer.session import ReceiveSession, give_up, open_session
+from zkeep.pool.types import Doc
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A substream: announced when it begins (`bytes` is None), told of again when it is kept, or passed over."""
+    """A snapshot of a stream: reported when its substream begins (`bytes` is None), and when it is kept or skipped."""
 
     sent: str
     kept: str
@@ -41,8 +40,8 @@ class Arrival:
     ignored: bool = False
 
 
-def _untold(arrival: Arrival) -> None:
-    pass
+def _ignore(arrival: Arrival) -> None:
+    """The default of ReceiveOptions.on_snapshot."""
 
 
 @dataclass
@@ -57,16 +56,16 @@ class ReceiveOptions:
     exclude: list[str] = field(default_factory=list)
     abort: bool = False
     skip_holds: bool = False
-    tell: Callable[[Arrival], None] = _untold
-    progress: Callable[[str, int], None] | None = None
-    """Told, as records come in, of the snapshot that is received and of its bytes so far."""
+    on_snapshot: Callable[[Arrival], None] = _ignore
+    on_progress: Callable[[str, int], None] | None = None
+    """Called, as records come in, with the name of the snapshot that is received and its bytes so far."""
 
 
 def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:
     """Read a stream to its end and keep its snapshots.
 
-    Each snapshot of a package is there as soon as its own END was verified, that of a plain stream once nothing more
-    came. What follows a bad one is not read.
+    Each snapshot of a package is kept as soon as its own END was verified, that of a plain stream once the stream is at
+    its end. Nothing is read behind a bad one.
 
     Raises:
         BadStream, Refused: nothing of the snapshot concerned was kept.
@@ -79,20 +78,13 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
 
 
 def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
-    """The same, from what was read of a stream already; the next event is asked for once the one before is kept."""
+    """Receive a stream from its events; the next one is asked for only when the one before is dealt with."""
     with closing(rehearsal(pool)) if options.dry_run else nullcontext(pool) as used:
-        receiver = _Receiver(used, target, options)
-        try:
-            for event in events:
-                receiver.take(event)
-            receiver.close()
-        except BaseException as error:
-            receiver.fail(error)
-            raise
+        _Receiver(used, target, options).run(iter(events))
 
 
 class _Receiver:
-    """Handles the events of a whole stream."""
+    """Receives the substreams of one stream, one after the other."""
 
     def __init__(self, pool: Pool, target: str, options: ReceiveOptions) -> None:
         self._pool = pool
@@ -101,99 +93,103 @@ class _Receiver:
         if options.name_from:
             pool.dataset(self._names.target)  # below which the sent names go
         self._charges = Charges(pool)
-        self._with_holds = False
         self._origin = _named_origin(pool, options.set_properties.get("origin"))
-        self._package: Package | None = None
-        self._outline: Outline | None = None
-        self._landing: ReceiveSession | None = None
-        self._context: Any = None
-        self._skipping = False
-        self._settled = True
-        self._ended: SubEnd | None = None
-        self._arrival = Arrival("", "", False)
-        self._kind = ""
-        self._started = (0.0, 0)
-        self._received = 0
+        self._header = PLAIN
+        self._names_settled = True
+        "Whether all datasets have the names that the replication stream gives them."
 
-    def take(self, event: Event) -> None:
-        if isinstance(event, Batch):
-            if self._landing is not None:
-                self._landing.add(event)
-                self._received += len(event.buffer)
-                if self._options.progress:
-                    self._options.progress(self._arrival.kept, self._received)
-        elif isinstance(event, SubBegin):
-            self._begin(event)
-        elif isinstance(event, SubEnd) and self._package is None:
-            self._ended = event  # and shall be the last: what follows would speak against all of it
-        elif isinstance(event, SubEnd):
-            self._end(event)
-        elif isinstance(event, Package):
-            self._open_package(event)
-        else:
-            assert isinstance(event, PackageEnd)
+    def run(self, events: Iterator[Event]) -> None:
+        for event in events:
+            if isinstance(event, Package):
+                self._open_package(event)
+            elif isinstance(event, SubBegin):
+                self._receive_substream(event, events)
+        self._replicate_names(force=False)
 
     def _open_package(self, package: Package) -> None:
-        self._package = package
-        self._with_holds = bool(package.header.features & Feature.HOLDS) and not self._options.skip_holds
-        self._outline = Outline.of(package)
-        self._names.top = self._outline.top
+        self._header = PackageHeader.of(package)
+        self._names.top = self._header.top
         if self._names.snapshot:
             raise Refused("cannot receive: a package of several snapshots goes to a dataset, not to one snapshot")
         self._replicate_names(force=self._options.force)
 
     def _replicate_names(self, *, force: bool) -> None:
-        if self._outline and self._outline.incremental:
-            local = self._names.dataset(self._outline.top)
+        if self._header.incremental:
+            local = self._names.dataset(self._header.top)
             self._charges.forget()
-            self._settled = replicate_names(
-                *(self._pool, self._outline, local, self._names.target, self._names.dataset), force=force
+            self._names_settled = replicate_names(
+                *(self._pool, self._header, local, self._names.target, self._names.dataset), force=force
             )
 
-    def _begin(self, event: SubBegin) -> None:
-        sent, snapshot = _sent_name(event)
-        if not self._settled:
+    # One substream
+
+    def _receive_substream(self, begin: SubBegin, events: Iterator[Event]) -> None:
+        """Receive the snapshot whose BEGIN was read; `events` goes on behind it."""
+        sent, snapshot = _sent_name(begin)
+        if not self._names_settled:
             self._replicate_names(force=False)
-        target = self._target(event, sent, snapshot)
-        if self._already_here(event, target):
-            self._skipping = True
+        target = self._target(begin, sent, snapshot)
+        if existing := self._existing(begin, target):
+            name = str(existing.name)
+            self._options.on_snapshot(Arrival(name, name, bool(begin.begin.fromguid), ignored=True))
+            _skip_substream(events)
             return
-        kept = f"{target.name}@{target.snapshot}"
-        self._arrival = Arrival(f"{sent}@{snapshot}", kept, bool(event.begin.fromguid))
-        self._kind = _kind(event)
-        self._options.tell(self._arrival)
-        self._started, self._received = (time.monotonic(), event.offset), 0
-        self._context = land(self._pool, event, target, self._charges)
-        self._landing = self._context.__enter__()
+        arrival = Arrival(f"{sent}@{snapshot}", f"{target.name}@{target.snapshot}", bool(begin.begin.fromguid))
+        self._options.on_snapshot(arrival)
+        began = time.monotonic()
+        session = open_session(self._pool, begin, target, self._charges)
+        try:
+            with session:
+                end = self._write_records(session, arrival.kept, events)
+                session.commit(end)
+        except (Refused, OSError, KeyboardInterrupt) as error:
+            if session.kept and not self._options.dry_run:
+                raise _interrupted(error, _kind(begin), arrival.kept, *session.kept) from error
+            raise
+        if not self._options.dry_run:
+            size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
+            self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
 
-    def _already_here(self, event: SubBegin, target: Target) -> bool:
-        """Whether the snapshot itself is there already: then its stream is read, verified and passed over.
+    def _write_records(self, session: ReceiveSession, name: str, events: Iterator[Event]) -> SubEnd:
+        """Give the session the records of a substream; returns its END."""
+        size = 0
+        for event in events:
+            if isinstance(event, Batch):
+                session.add(event)
+                size += len(event.buffer)
+                if self._options.on_progress:
+                    self._options.on_progress(name, size)
+            elif isinstance(event, SubEnd):
+                if not self._header.is_package:
+                    _read_to_end(events)
+                return event
+        raise BadStream("it ends before the END of its snapshot", size, "END")
 
-        So whoever did not learn that a receive was done may send the same again. In a package it may have another name
-        here; to a plain stream's snapshot its receiver has given one.
+    def _existing(self, event: SubBegin, target: Target) -> Snapshot | None:
+        """The snapshot itself, if it is there already: then its stream is read, verified and skipped.
+
+        So a sender that did not learn that a receive was done may send the same again. In a package the snapshot may
+        have another name here; a plain stream's snapshot has the name that the user gave it.
         """
         dataset = self._pool.find(target.name)
         same = self._pool.snapshots_by_guid(event.begin.toguid, dataset) if dataset else []
         named = [s for s in same if s.doc["name"] == target.snapshot]
-        found = next(iter(named or (same if self._package else [])), None)
-        if found is None:
-            return False
-        self._options.tell(Arrival(str(found.name), str(found.name), bool(event.begin.fromguid), ignored=True))
-        return True
+        return next(iter(named or (same if self._header.is_package else [])), None)
 
     def _target(self, event: SubBegin, sent: str, snapshot: str) -> Target:
         name = self._names.dataset(sent)
         fields: Doc = {}
         snapshot_fields: Doc = {}
-        outlined = self._outline.find(sent) if self._outline else None
+        header = self._header
+        outlined = header.find(sent)
         if outlined is not None:
             snapshot_fields = outlined.snapshot_fields(snapshot)
-            if self._with_holds:
+            if header.has_holds and not self._options.skip_holds:
                 snapshot_fields["holds"] = outlined.holds(snapshot)
             if outlined.has_properties:
                 fields["received"] = outlined.received
-            if self._outline and self._outline.recursive and event.begin.raw:
-                fields["encroot"] = sent == self._outline.top or outlined.is_encroot
+            if header.recursive and event.begin.raw:
+                fields["encroot"] = sent == header.top or outlined.is_encroot
         fields["received_name"] = sent
         self._override(event, name, sent, fields)
         return Target(
@@ -210,16 +206,16 @@ class _Receiver:
         )
 
     def _origin_of(self, event: SubBegin) -> Snapshot | None:
-        """What -o origin= means for a substream: of a package, it is the origin of the clones that were made of it."""
+        """What -o origin= means for a substream: in a package, it is the origin of the clones that were made of it."""
         origin, begin = self._origin, event.begin
-        if origin is None or self._package is None:
+        if origin is None or not self._header.is_package:
             return origin
         return origin if begin.flags & BeginFlag.CLONE and begin.fromguid == origin.guid else None
 
     def _override(self, event: SubBegin, name: DatasetName, sent: str, fields: Doc) -> None:
-        """Have -o and -x prevail over what is received."""
-        recursive = self._outline is not None and self._outline.recursive
-        top = self._outline is None or not recursive or sent == self._outline.top
+        """Let -o and -x override what is received."""
+        recursive = self._header.recursive
+        top = not recursive or sent == self._header.top
         where = Where(
             kind="v" if event.begin.type == ZVOL else "f", raw=event.begin.raw, top=top, recursive=recursive
         )
@@ -231,65 +227,39 @@ class _Receiver:
         if local:
             fields["local"] = local
 
-    def _end(self, event: SubEnd) -> None:
-        if self._skipping:
-            self._skipping = False
+
+def _skip_substream(events: Iterator[Event]) -> None:
+    for event in events:
+        if isinstance(event, SubEnd):
             return
-        landing, context = self._landing, self._context
-        assert landing is not None
-        try:
-            landing.commit(event)
-        except BaseException as error:
-            self.fail(error)
-            raise
-        self._landing = self._context = None
-        context.__exit__(None, None, None)
-        if self._options.dry_run:
-            return
-        began, offset = self._started
-        seconds, size = time.monotonic() - began, event.offset + 312 - offset
-        self._options.tell(replace(self._arrival, bytes=size, seconds=seconds))
 
-    def fail(self, error: BaseException) -> None:
-        """The stream failed while a snapshot was landing: leave it as its options say."""
-        landing = self._landing
-        context, self._context, self._landing = self._context, None, None
-        if context is None:
-            return
-        try:
-            context.__exit__(type(error), error, error.__traceback__)
-        except type(error):
-            pass
-        kept = landing.kept if landing is not None and not self._options.dry_run else None
-        if kept and isinstance(error, Refused | OSError | KeyboardInterrupt):
-            raise self._interrupted(error, *kept) from error
 
-    def _interrupted(self, error: BaseException, dataset: DatasetName, token: str) -> Interrupted:
-        """What zfs says of a partial receive, and beside it why, and of which dataset it is.
+def _read_to_end(events: Iterator[Event]) -> None:
+    """A plain stream ends behind its snapshot's END: the reader raises BadStream if anything follows."""
+    for _ in events:
+        pass
 
-        Source: OpenZFS lib/libzfs/libzfs_sendrecv.c recv_ecksum_set_aux().
-        """
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "interrupted"
-        said = "checksum mismatch or incomplete stream." if isinstance(error, BadStream) else f"{why}."
-        return Interrupted(
-            f"cannot receive {self._kind} stream: {said}",
-            [
-                "Partially received snapshot is saved.",
-                "A resuming stream can be generated on the sending system by running:",
-                f"    zfs send -t {token}",
-                f"to go on with {self._arrival.kept} by: zkeep receive -s {dataset} ({why})",
-            ],
-        )
 
-    def close(self) -> None:
-        """The stream came to its end."""
-        if self._ended is not None:
-            self._end(self._ended)
-        self._replicate_names(force=False)
+def _interrupted(error: BaseException, kind: str, name: str, dataset: DatasetName, token: str) -> Interrupted:
+    """What zfs says of a partial receive, with the reason, and the dataset that keeps it.
+
+    Source: OpenZFS lib/libzfs/libzfs_sendrecv.c recv_ecksum_set_aux().
+    """
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "interrupted"
+    said = "checksum mismatch or incomplete stream." if isinstance(error, BadStream) else f"{why}."
+    return Interrupted(
+        f"cannot receive {kind} stream: {said}",
+        [
+            "Partially received snapshot is saved.",
+            "A resuming stream can be generated on the sending system by running:",
+            f"    zfs send -t {token}",
+            f"to go on with {name} by: zkeep receive -s {dataset} ({why})",
+        ],
+    )
 
 
 def _named_origin(pool: Pool, text: str | None) -> Snapshot | None:
-    """Raises Refused: it is no snapshot, or is not there."""
+    """The snapshot of -o origin=. Raises Refused: it is no snapshot, or does not exist."""
     if text is None:
         return None
     name = SnapshotName.parse(text)
@@ -300,7 +270,7 @@ def _named_origin(pool: Pool, text: str | None) -> Snapshot | None:
 
 
 def _kind(event: SubBegin) -> str:
-    """What zfs calls a stream where it says that it could not be received."""
+    """The kind of a stream in zfs's messages of failed receives."""
     if event.begin.features & Feature.RESUMING:
         return "resume"
     return "incremental" if event.begin.fromguid and not event.begin.flags & BeginFlag.CLONE else "new filesystem"
@@ -319,7 +289,7 @@ def _sent_name(event: SubBegin) -> tuple[str, str]:
 
 
 class _Names:
-    """Where the datasets of a stream go."""
+    """Maps the sender's dataset names to names here."""
 
     def __init__(self, target: str, name_from: Literal["d", "e"] | None) -> None:
         self.snapshot = ""
@@ -334,7 +304,7 @@ class _Names:
         self.top: str | None = None
 
     def dataset(self, sent: str) -> DatasetName:
-        """The dataset here of one that the sender calls `sent`."""
+        """The dataset here for the one that the sender calls `sent`."""
         if self._from == "d":
             rest = sent.partition("/")[2]
         else:

@@ -16,12 +16,12 @@ from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.promote import hold_off, promote_in
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.transfer.package_header import Outline, Outlined
+from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
 
 def replicate_names(
     pool: Pool,
-    outline: Outline,
+    header: PackageHeader,
     top: DatasetName,
     within: DatasetName,
     place: Callable[[str], DatasetName],
@@ -45,14 +45,14 @@ def replicate_names(
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         held: set[int] = set()
-        _promote_as_there(pool, t, outline, dataset, within, stack, held)
-        _part_as_there(pool, t, outline, dataset, stack, held)
+        _promote_as_there(pool, t, header, dataset, within, stack, held)
+        _part_as_there(pool, t, header, dataset, stack, held)
         local = pool.tree().within(dataset)
-        matched = dict(_matches(pool, outline, local))
+        matched = dict(_matches(pool, header, local))
         if force:
-            segments = _destroy_gone(pool, t, outline, local, matched)
-        _rename_snapshots(pool, t, outline, matched)
-        settled = _rename_datasets(pool, t, outline, local, matched, place)
+            segments = _destroy_gone(pool, t, header, local, matched)
+        _rename_snapshots(pool, t, header, matched)
+        settled = _rename_datasets(pool, t, header, local, matched, place)
     discard(pool, segments)
     return settled
 
@@ -60,7 +60,7 @@ def replicate_names(
 def _promote_as_there(
     pool: Pool,
     t: Transaction,
-    outline: Outline,
+    header: PackageHeader,
     top: Dataset,
     within: DatasetName,
     stack: ExitStack,
@@ -70,7 +70,7 @@ def _promote_as_there(
     done: set[int] = set()
     while True:
         local = pool.tree().within(top)
-        found = next((d for d in local if d.id not in done and _is_promoted(pool, outline, d, within)), None)
+        found = next((d for d in local if d.id not in done and _is_promoted(pool, header, d, within)), None)
         if found is None:
             return
         done.add(found.id)
@@ -78,13 +78,13 @@ def _promote_as_there(
         promote_in(pool, t, found)
 
 
-def _is_promoted(pool: Pool, outline: Outline, dataset: Dataset, within: DatasetName) -> bool:
+def _is_promoted(pool: Pool, header: PackageHeader, dataset: Dataset, within: DatasetName) -> bool:
     """Whether the dataset's origin at the source was made before its origin here.
 
     A promotion takes snapshots away from the origin: one outside of `within` keeps them.
     """
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
-    there = next((entry for _, entry in _matches(pool, outline, [dataset])), None)
+    there = next((entry for _, entry in _matches(pool, header, [dataset])), None)
     if origin is None or there is None or there.origin == origin.guid or not _is_in(origin, within):
         return False
     if there.origin == 0:
@@ -97,18 +97,18 @@ def _is_in(snapshot: Snapshot, within: DatasetName) -> bool:
 
 
 def _part_as_there(
-    pool: Pool, t: Transaction, outline: Outline, top: Dataset, stack: ExitStack, held: set[int]
+    pool: Pool, t: Transaction, header: PackageHeader, top: Dataset, stack: ExitStack, held: set[int]
 ) -> None:
     """Give a past that is another dataset's at the source a dataset here: a clone that was promoted there before it
     was ever replicated.
     """
-    guids = outline.by_guid
+    guids = header.by_guid
     todo = pool.tree().within(top)[1:]
     while todo:
         dataset = todo.pop()
         owned = [(s, guids[s.guid][0]) for s in pool.snapshots(dataset) if s.guid in guids]
         older = [(snapshot, owner) for snapshot, owner in owned if owner is not owned[-1][1]]
-        if not older or older[-1][1] in dict(_matches(pool, outline, _others(pool, top, dataset))).values():
+        if not older or older[-1][1] in dict(_matches(pool, header, _others(pool, top, dataset))).values():
             continue
         snapshot, owner = older[-1]
         clone = _clone_for(pool, t, snapshot, owner)
@@ -121,7 +121,7 @@ def _others(pool: Pool, top: Dataset, dataset: Dataset) -> list[Dataset]:
     return [other for other in pool.tree().within(top) if other.id != dataset.id]
 
 
-def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) -> Dataset:
+def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: PackageDataset) -> Dataset:
     """A clone of the snapshot, beside its dataset; called as at the source, where that is free here."""
     origin = snapshot.dataset
     assert origin.name.parent is not None
@@ -135,12 +135,12 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: Outlined) 
     )
 
 
-def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tuple[int, Outlined]]:
+def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterator[tuple[int, PackageDataset]]:
     """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have.
 
     What is kept of an interrupted receive is the newest, where nothing else is there.
     """
-    guids = outline.by_guid
+    guids = header.by_guid
     for dataset in local:
         mine = [s.guid for s in reversed(pool.snapshots(dataset))]
         partial = pool.catalog.get("receive", dataset.key) if not mine else None
@@ -151,9 +151,9 @@ def _matches(pool: Pool, outline: Outline, local: list[Dataset]) -> Iterator[tup
 
 
 def _destroy_gone(
-    pool: Pool, t: Transaction, outline: Outline, local: list[Dataset], matched: dict[int, Outlined]
+    pool: Pool, t: Transaction, header: PackageHeader, local: list[Dataset], matched: dict[int, PackageDataset]
 ) -> list[str]:
-    guids = outline.by_guid
+    guids = header.by_guid
     segments: list[str] = []
     for dataset in _leaves_first(local):
         gone = [s for s in pool.snapshots(dataset) if s.guid not in guids]
@@ -191,8 +191,8 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(receiving)}")
 
 
-def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dict[int, Outlined]) -> None:
-    guids = outline.by_guid
+def _rename_snapshots(pool: Pool, t: Transaction, header: PackageHeader, matched: dict[int, PackageDataset]) -> None:
+    guids = header.by_guid
     for dataset_id in matched:
         dataset = pool.tree().get(dataset_id)
         if dataset is None:
@@ -210,9 +210,9 @@ def _rename_snapshots(pool: Pool, t: Transaction, outline: Outline, matched: dic
 def _rename_datasets(
     pool: Pool,
     t: Transaction,
-    outline: Outline,
+    header: PackageHeader,
     local: list[Dataset],
-    matched: dict[int, Outlined],
+    matched: dict[int, PackageDataset],
     place: Callable[[str], DatasetName],
 ) -> bool:
     """Give each dataset below the top its sender's name; what the sender does not know moves with its parent.
@@ -223,7 +223,7 @@ def _rename_datasets(
     below = sorted((d for d in local[1:] if d.id in tree), key=lambda d: d.name.depth)
     others = {d.name.text for d in tree.values()} - {d.name.text for d in below}
     wanted = {d.id: place(matched[d.id].name).text for d in below if d.id in matched}
-    coming = {place(name).text for name in outline.datasets.keys() - {o.name for o in matched.values()}}
+    coming = {place(name).text for name in header.datasets.keys() - {o.name for o in matched.values()}}
     waiting: set[int] = set()
     aside: set[int] = set()
     while True:

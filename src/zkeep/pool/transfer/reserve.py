@@ -1,40 +1,39 @@
-"""The room that a receive takes under the quotas above it, before anything is written.
+"""The room that a receive reserves under the quotas above it, before anything is written.
 
-A document of kind `reserve`, by the receive's own key, tells how many bytes it may have brought; others count it. It
-grows in transactions, so receives that begin at the same time cannot all be promised the same room. When the receive
-is done it goes, and what was kept counts; of a partial receive it stays, with what is kept. That of a process that died
-counts until what it left behind is removed, which is done as soon as somebody is short of room.
+A document of kind `reserve`, with the receive's own key, says how many bytes the receive may write; others count it. It
+grows in transactions, so that receives that begin at the same time cannot all be promised the same room. When the
+receive is done the document is removed, and the snapshot counts instead; a partial receive keeps one for what it keeps.
+The document of a process that died counts until its files are removed, which happens as soon as a receive needs room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from zkeep.errors import Refused, TryAgain
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Mark, Transaction
 from zkeep.pool.store.port import segment_name
+from zkeep.pool.types import Doc
 
-Doc = dict[str, Any]
 KIND = "reserve"
 PLENTY = 1 << 30
-"""Where so much is left, more than is needed is taken at once."""
+"""Where more than this is left, more than needed is reserved at once."""
 SHARE = 64
-"""The part of what is left that is taken then."""
+"""1/SHARE of what is left is reserved then."""
 
 
 class QuotaExceeded(Refused):
-    """A quota, of the dataset or of what is above it, has no room for what comes."""
+    """A quota of the dataset, or of one above it, has no room for what is received."""
 
 
 class Charges:
-    """What quotas count of what is there, by dataset; kept while a stream of many snapshots comes in.
+    """A cache of what quotas count, by dataset, for a stream of many snapshots.
 
-    What this process commits is added, at most as much as it counts. After a change by another process all is counted
-    again, and before anything is refused.
+    What this process commits is added, rounded up. Everything is counted again after a change by another process, and
+    before anything is refused.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -59,79 +58,79 @@ class Charges:
                 self.exact = False
 
     def forget(self) -> None:
-        """Count again: datasets were made, or changed their places."""
+        """Drop the cache: datasets were made or renamed."""
         self._known.clear()
         self.exact = True
 
 
 class Reservation:
-    """The room of one receive. `settings`: the properties that the dataset is going to have."""
+    """The room of one receive, by the receive's own key.
 
-    def __init__(self, pool: Pool, name: str, settings: Mapping[str, str | None], charges: Charges) -> None:
+    `settings`: the properties that the dataset is going to have. `level`: the dataset itself if `own`, else the
+    nearest one above it.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        charges: Charges,
+        name: str,
+        settings: Mapping[str, str | None],
+        key: str,
+        level: Dataset,
+        *,
+        own: bool,
+    ) -> None:
         self._pool = pool
         self._charges = charges
         self._name = name
         self._settings = settings
-        self._level: Dataset | None = None
-        self._own = False
-        self._key = ""
-        self._held = 0
+        self._key = key
+        self._level = level
+        self._own = own
+        self._reserved = 0
 
-    def begin(self, t: Transaction, key: str, level: Dataset, total: int, *, own: bool) -> None:
-        """Take the first `total` bytes. `own`: `level` is the dataset itself, else what is above it.
-
-        Raises:
-            QuotaExceeded: they are not there.
-        """
-        self._key, self._level, self._own = key, level, own
-        self._take(t, total)
+    def begin(self, t: Transaction, total: int) -> None:
+        """Reserve the first `total` bytes. Raises QuotaExceeded."""
+        self._reserve(t, total)
 
     def grow(self, total: int) -> None:
-        """Have `total` bytes in all, in a transaction of its own if there is a quota.
-
-        Raises:
-            QuotaExceeded: they are not there.
-        """
-        if total <= self._held or not self._limits():
+        """Reserve `total` bytes in all, in a transaction of its own if there is a quota. Raises QuotaExceeded."""
+        if total <= self._reserved or not self._limits():
             return
         for last in (False, True):
             with suppress(QuotaExceeded), self._pool.transaction() as t:
-                self._take(t, total)
+                self._reserve(t, total)
                 return
             if last or not remove_leftovers(self._pool):
                 raise self._exceeded()
 
     def check(self, total: int) -> None:
-        """Ask once more, at the end: quotas may have been set, or used otherwise, meanwhile.
-
-        Raises:
-            QuotaExceeded: it is too much by now.
-        """
+        """Check again at the end: quotas may have been set, or used by others, meanwhile. Raises QuotaExceeded."""
         self._room_for(total)
 
     def settle(self, t: Transaction, total: int) -> None:
-        """Hold just what is kept."""
-        self._held = total
+        """Reserve exactly `total` bytes: what is kept."""
+        self._reserved = total
         self._put(t)
 
     def end(self, t: Transaction) -> None:
         t.delete(KIND, self._key)
 
-    def _take(self, t: Transaction, total: int) -> None:
+    def _reserve(self, t: Transaction, total: int) -> None:
         room = self._room_for(total)
         left = 0 if room is None else room - total
-        self._held = total + (left // SHARE if left > PLENTY else 0)
+        self._reserved = total + (left // SHARE if left > PLENTY else 0)
         self._put(t)
 
     def _put(self, t: Transaction) -> None:
-        assert self._level is not None
-        t.put(KIND, self._key, {"dataset": self._level.id, "bytes": self._held})
+        t.put(KIND, self._key, {"dataset": self._level.id, "bytes": self._reserved})
 
     def _exceeded(self) -> QuotaExceeded:
         return QuotaExceeded(f"cannot receive {self._name}: the quota is used up")
 
     def _limits(self) -> list[tuple[Dataset | None, int]]:
-        """The quotas in force, with what they bound; None: a dataset that is not there yet."""
+        """The quotas in force, each with its dataset; None for one that does not exist yet."""
         level, settings = self._now(), self._settings
         limits: list[tuple[Dataset | None, int]] = list(View(self._pool).quotas(level, settings if self._own else {}))
         if not self._own and (quota := int(settings.get("quota") or 0)):
@@ -139,14 +138,13 @@ class Reservation:
         return limits
 
     def _now(self) -> Dataset:
-        assert self._level is not None
         now = self._pool.tree().get(self._level.id)
         if now is None:
             raise Refused(f"cannot receive {self._name}: {self._level.name} was destroyed meanwhile")
         return now
 
     def _room_for(self, total: int) -> int | None:
-        """As _room(), which is enough for `total`; it is refused only where that was counted to the byte."""
+        """What _room() says, if that is enough for `total`; before refusing, everything is counted again."""
         room = self._room()
         if room is not None and total > room and not self._charges.exact:
             self._charges.forget()
@@ -156,7 +154,7 @@ class Reservation:
         return room
 
     def _room(self) -> int | None:
-        """What this receive may bring in all; None where no quota bounds it."""
+        """The bytes that this receive may write in all; None if no quota limits it."""
         limits = self._limits()
         if not limits:
             return None
@@ -171,9 +169,9 @@ class Reservation:
 
 
 def remove_leftovers(pool: Pool) -> bool:
-    """Remove the files that receives of processes that died left behind, and what was reserved for them.
+    """Remove the files and reservations of receives whose processes died.
 
-    Of a partial receive what can be gone on with stays, and so much stays reserved. Returns whether there was anything.
+    What a partial receive can go on with stays, and stays reserved. Returns whether anything was removed.
     """
     found = False
     for key, doc in pool.catalog.scan("receive"):
@@ -188,7 +186,7 @@ def remove_leftovers(pool: Pool) -> bool:
 
 
 def _forget(pool: Pool, key: str, doc: Doc, reserved: Doc | None) -> bool:
-    """Lower what is reserved to what is kept; returns whether that is less."""
+    """Reduce the reservation to what is kept, or remove it; returns whether that gave room."""
     kept = kept_bytes(doc)
     if doc["resumable"]:
         if reserved is None or reserved["bytes"] <= kept:
@@ -203,7 +201,7 @@ def _forget(pool: Pool, key: str, doc: Doc, reserved: Doc | None) -> bool:
 
 
 def kept_bytes(doc: Doc) -> int:
-    """What a partial receive counts: what came with its BEGIN, and the records that are kept."""
+    """The bytes that a partial receive counts: what came with its BEGIN, and the records that are kept."""
     return int(doc.get("base", 0)) + int(doc["tally"]["bytes"]) + int(doc["tally"].get("extra", 0))
 
 
@@ -221,6 +219,6 @@ def _remove_files(pool: Pool, txg: int, kept: set[str]) -> None:
 
 @contextmanager
 def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
-    """Hold off who would go on with a receive. TryAgain if it is under way."""
+    """Keep other processes from going on with a receive. TryAgain if it is under way."""
     with pool.store.lock(f"receive-{doc['txg']:x}", passing=True):
         yield

@@ -52,7 +52,8 @@ class Passing:
             NotAuthentic: what check raised, or a substream is not raw; nothing of it went on.
             BadStream, Refused: it breaks the format, or is an increment of what is not here; likewise.
         """
-        receive_events(self._pool, self._put_aside(events), target, ReceiveOptions(force=True, tell=self._arrived))
+        options = ReceiveOptions(force=True, on_snapshot=self._arrived)
+        receive_events(self._pool, self._put_aside(events), target, options)
         if self._writer is not None:
             self._go_on()
             self._out.write(self._writer.package_end())

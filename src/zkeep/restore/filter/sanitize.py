@@ -20,7 +20,7 @@ from zkeep.format.records import Begin, Feature, HeaderType
 from zkeep.format.writer import Writer
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import properties
-from zkeep.pool.transfer.package_header import Outline, Outlined
+from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
 HARMLESS = frozenset(("atime", "compression", "dnodesize", "logbias", "recordsize", "relatime"))
 """What passes unasked."""
@@ -65,7 +65,7 @@ class Remade:
 
 def remake(package: Package, allowed: Allowed) -> Remade:
     """Raises BadStream: a name or a shape in it is not what libzfs writes."""
-    outline = Outline.of(package)
+    outline = PackageHeader.of(package)
     fss = package.nvlist.get("fss")
     if isinstance(fss, NvList) and len(fss) != len(outline.datasets):
         raise _bad(package, "its header names a dataset twice")
@@ -85,7 +85,7 @@ def _name(package: Package, text: str) -> SnapshotName:
 
 
 class _Maker:
-    def __init__(self, package: Package, outline: Outline, allowed: Allowed) -> None:
+    def __init__(self, package: Package, outline: PackageHeader, allowed: Allowed) -> None:
         self._package = package
         self._outline = outline
         self._allowed = allowed
@@ -121,7 +121,7 @@ class _Maker:
             new.set(key, self._dataset(outlined))
         return new
 
-    def _dataset(self, outlined: Outlined) -> NvList:
+    def _dataset(self, outlined: PackageDataset) -> NvList:
         old, new = outlined.nvlist, NvList()
         new.set("name", outlined.name)
         for name in ("parentfromsnap", "origin"):
@@ -134,14 +134,14 @@ class _Maker:
         self._snapshots(outlined, new)
         return new
 
-    def _with_keylocation(self, outlined: Outlined) -> NvList:
+    def _with_keylocation(self, outlined: PackageDataset) -> NvList:
         """zfs receive aborts where a root of encryption has none; a path of the sender's choice is not passed on."""
         props = self._props(outlined.name, outlined.nvlist.get("props"))
         if outlined.is_encroot:
             props.set("keylocation", "prompt", NvType.STRING)
         return props
 
-    def _snapshots(self, outlined: Outlined, new: NvList) -> None:
+    def _snapshots(self, outlined: PackageDataset, new: NvList) -> None:
         snaps, props, holds = NvList(), NvList(), NvList()
         every = outlined.nvlist.get("snapprops")
         for name, guid in outlined.snaps.items():

@@ -1,0 +1,207 @@
+"""The registration of a receive: its document and its lock, which show that it is under way, and its room under quotas.
+
+A document of kind `receive` names the txg under which the receive writes its segments. The lock of that txg is held as
+long as the process lives: a document whose lock is free belongs to a partial receive, or to a process that died.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from zkeep.format.records import Feature
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import charge
+from zkeep.pool.datasets.destroy import lock_name
+from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.namespace import make_parents
+from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.timeline.ingest import Mark, Tally
+from zkeep.pool.timeline.resume import Resumed
+from zkeep.pool.transfer.admit import ReceivePlan, Target, nearest
+from zkeep.pool.transfer.begin_rules import ZVOL
+from zkeep.pool.transfer.reserve import Charges, Reservation, kept_bytes
+from zkeep.pool.transfer.token import Token
+from zkeep.pool.types import Doc
+
+
+class Registration:
+    """One receive that is under way, from register() or register_again(). close() gives the lock back."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        target: Target,
+        dataset: Dataset | None,
+        key: str,
+        doc: Doc,
+        reservation: Reservation,
+        lock: ExitStack,
+    ) -> None:
+        self._pool = pool
+        self._target = target
+        self._key = key
+        self._reservation = reservation
+        self._lock = lock
+        self.doc = doc
+        self.dataset = dataset
+        "Where the snapshot goes, whatever that is called at the end. None: a dataset that is made at the end."
+        self.txg = int(doc["txg"])
+        self.base = int(doc.get("base", 0))
+        "Bytes that came before the records, and what goes with them."
+        self.size = kept_bytes(doc) - self.base
+        "Bytes of records so far, those that a partial receive had kept included."
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def grow(self, size: int) -> None:
+        """Count `size` more bytes of records. Raises QuotaExceeded."""
+        self.size += size
+        self._reservation.grow(self.base + self.size)
+
+    def check(self) -> None:
+        """Check all bytes against the quotas as they are now. Raises QuotaExceeded."""
+        self._reservation.check(self.base + self.size)
+
+    def note(self, mark: Mark) -> None:
+        """Register a finished segment of a resumable receive: from here on it survives this process."""
+        doc = {**self.doc, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
+        if mark.write:
+            doc["object"], doc["offset"] = mark.write
+        doc["token"] = token_of(doc).encode()
+        with self._pool.transaction() as t:
+            t.put("receive", self._key, doc)
+        self.doc = doc
+
+    def remove(self, t: Transaction) -> None:
+        """The receive is over: nothing is registered or reserved any more."""
+        t.delete("receive", self._key)
+        self._reservation.end(t)
+
+    def settle(self) -> None:
+        """Reserve only what a partial receive keeps."""
+        with self._pool.transaction() as t:
+            if t.get("receive", self._key):
+                self._reservation.settle(t, kept_bytes(self.doc))
+
+    @property
+    def kept(self) -> tuple[DatasetName, str] | None:
+        """The dataset that keeps what arrived, and its resume token, if there is anything."""
+        if not (self._target.resumable and self.dataset):
+            return None
+        doc = self._pool.catalog.get("receive", self._key)
+        now = self._pool.tree().by_id.get(self.dataset.id)
+        return (now.name, str(doc["token"])) if doc and now else None
+
+
+def register(
+    pool: Pool, plan: ReceivePlan, target: Target, charges: Charges, replaced: Doc | None = None
+) -> Registration:
+    """Register a receive in one transaction: its txg, its dataset (-s), its room for the BEGIN, its document.
+
+    `replaced`: the registration of a partial receive that this one replaces.
+
+    Raises:
+        QuotaExceeded: there is no room.
+    """
+    with ExitStack() as locks, pool.transaction() as t:
+        # The lock comes before anybody can see the document, and take its owner for dead.
+        txg = t.next_txg()
+        _lock_txg(pool, target, txg, locks)
+        dataset = plan.dataset
+        if target.resumable and dataset is None:
+            dataset = make_dataset(pool, t, plan, target)
+            charges.forget()
+            locks.enter_context(pool.store.lock(lock_name(dataset)))
+        key = dataset.key if target.resumable and dataset else f"txg/{txg:020d}"
+        doc = _document(plan, target, txg, made=dataset is not plan.dataset)
+        if replaced:
+            doc["new"] = replaced["new"]
+        level = dataset or nearest(pool, target.name)
+        reservation = _reservation(pool, target, charges, key, level, own=dataset is not None)
+        reservation.begin(t, doc["base"])
+        t.put("receive", key, doc)
+        lock = locks.pop_all()
+    return Registration(pool, target, dataset, key, doc, reservation, lock)
+
+
+def register_again(pool: Pool, target: Target, charges: Charges, resumed: Resumed) -> Registration:
+    """Take over the registration of a partial receive.
+
+    Raises:
+        TryAgain: another process is receiving it.
+        QuotaExceeded: there is no room any more for what is kept.
+    """
+    dataset = pool.dataset(target.name)
+    with ExitStack() as locks, pool.transaction() as t:
+        _lock_txg(pool, target, resumed.txg, locks)
+        reservation = _reservation(pool, target, charges, dataset.key, dataset, own=True)
+        reservation.begin(t, kept_bytes(resumed.doc))
+        lock = locks.pop_all()
+    # Compaction may have renamed the runs that the tally names before the lock was ours.
+    doc = pool.catalog.get("receive", dataset.key) or dict(resumed.doc)
+    return Registration(pool, target, dataset, dataset.key, doc, reservation, lock)
+
+
+def _lock_txg(pool: Pool, target: Target, txg: int, locks: ExitStack) -> None:
+    busy = f"{target.name} is being received already"
+    locks.enter_context(pool.store.lock(f"receive-{txg:x}", busy=busy, passing=True))
+
+
+def _reservation(pool: Pool, target: Target, charges: Charges, key: str, level: Dataset, *, own: bool) -> Reservation:
+    return Reservation(pool, charges, target.name.text, target.fields.get("local", {}), key, level, own=own)
+
+
+def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) -> Dataset:
+    if target.parents:
+        make_parents(pool, t, target.name)
+    kind = "volume" if plan.begin.type == ZVOL else "filesystem"
+    source = plan.source if plan.clone else None
+    origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None
+    return pool.create_dataset(t, target.name, kind, origin=origin, **target.fields)
+
+
+def _opening_bytes(plan: ReceivePlan, target: Target, *, made: bool) -> int:
+    """What quotas count of everything before the records. `made`: a new dataset has its properties in its document."""
+    received = {} if made else target.fields.get("received", {})
+    fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(received)
+    return charge.of_begin(plan.opening) + fields
+
+
+def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc:
+    begin = plan.begin
+    doc = {
+        "txg": txg,
+        "snapshot": target.snapshot,
+        "resumable": target.resumable,
+        "toguid": begin.toguid,
+        "fromguid": begin.fromguid,
+        "features": int(begin.features),
+        "toname": begin.name.decode("utf-8", "surrogateescape"),
+        "begin": plan.opening.doc(),
+        "source": [plan.source.dataset.id, plan.source.txg] if plan.source else None,
+        "clone": plan.clone,
+        "new": plan.dataset is None,
+        "fields": target.fields,
+        "snapshot_fields": target.snapshot_fields,
+        "base": _opening_bytes(plan, target, made=made),
+        "tally": Tally().doc(),
+        "state": None,
+        "last": None,
+        "object": 1,
+        "offset": 0,
+    }
+    return doc | {"token": token_of(doc).encode()} if target.resumable else doc
+
+
+def token_of(doc: Doc) -> Token:
+    """The resume token of a receive's document."""
+    return Token(
+        toname=doc["toname"],
+        toguid=doc["toguid"],
+        object=doc["object"],
+        offset=doc["offset"],
+        bytes=doc["tally"]["file_bytes"],
+        fromguid=doc["fromguid"],
+        features=Feature(doc["features"]),
+    )
