@@ -10,8 +10,8 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,33 @@ _NOATIME = getattr(os, "O_NOATIME", 0)
 
 class Changed(Exception):
     """The file changed while it was read."""
+
+
+class SourceError(Exception):
+    """A file could not be read: why. Apart from OSError, which what stores it may raise as well."""
+
+    def __init__(self, error: OSError) -> None:
+        self.reason = error.strerror or str(error)
+        super().__init__(self.reason)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(error) from error
+
+
+def read_blocks(source: Iterable[Block]) -> Iterator[Block]:
+    """The blocks of a file; what is done with them may raise what it wants."""
+    blocks = iter(source)
+    while True:
+        with reading():
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 def open_file(name: bytes, folder: int) -> int:

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from zkeep.capture.attributes import Attributes, fat_blocks, new_directory
 from zkeep.capture.contents import (
     ATTEMPTS,
     SMALL,
     Changed,
+    SourceError,
     birth_of,
     block_size,
     blocks_of,
     fields_of,
     open_file,
+    read_blocks,
+    reading,
     same,
-    xattrs_of,
 )
 from zkeep.capture.previous import EXTRA, ROW, Previous
+from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import FOLDER, LINK, Folders, Node, Problem, Scan
 from zkeep.format.objtypes import ObjectType
-from zkeep.format.zap_writer import BLOCK, FatZap, fits_micro, micro_block
-from zkeep.format.znode import IS_XATTR
-from zkeep.format.znode_writer import MAX_XATTR_VALUE, MAX_XATTRS, FileFields, encode_file, pack_xattrs
+from zkeep.format.zap_writer import BLOCK, FatZap
+from zkeep.format.znode_writer import FileFields, encode_file
 from zkeep.snapshot.changes import Block, ObjectChange
-from zkeep.snapshot.new_filesystem import FIRST_FREE, ROOT, fixed_objects, new_salt
+from zkeep.snapshot.new_filesystem import FIRST_FREE, ROOT, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
 
 FIXED = frozenset(range(1, FIRST_FREE)) - {ROOT}
-OnFile = Callable[[Node, int], None]
-"(node, bytes read of it): called when an object was written."
 
 
 @dataclass
@@ -62,26 +63,30 @@ class FolderWriter:
         previous: Previous,
         recordsize: int,
         generation: int,
-        on_file: OnFile = lambda node, size: None,
+        watch: Watch | None = None,
     ) -> None:
         self._scan = scan
         self._folders = folders
         self._previous = previous
         self._recordsize = recordsize
         self._generation = generation
-        self._on_file = on_file
+        self._watch = watch or Watch()
+        self._vanished: set[int] = set()
+        "Nodes, by id(), of what went before its folder was written."
         self._base: OpenSnapshot | None = None
         self._tree: Filesystem | None = None
         self._numbers: Iterator[int] = iter(())
-        self._late = 0
-        "The next number for objects that are only met while others are written: behind all others."
-        self._pending: list[ObjectChange] = []
         self.result = Result()
+        self._attributes = Attributes(recordsize, generation, self.result.extras)
 
     def write(self, writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
         """Give all changes to a writer."""
         self._base = base
         self._tree = Filesystem(base) if base is not None else None
+        if self._watch.change is not None:
+            for found in file_changes(self._scan, self._tree):
+                self._watch.change(found)
+        self._watch.start(self._scan.bytes)
         live = _live_objects(base)
         self._numbers = _free_numbers(live)
         self._assign()
@@ -91,7 +96,7 @@ class FolderWriter:
         if base is None:
             changes += [(change.number, change) for change in fixed_objects()]
         changes.sort(key=lambda pair: pair[0])
-        self._late = max([int(live[-1]), changes[-1][0] if changes else 0]) + 1
+        self._attributes.next_number = max([int(live[-1]), changes[-1][0] if changes else 0]) + 1
         for number, what in changes:
             if what is None:
                 writer.free(number)
@@ -99,7 +104,7 @@ class FolderWriter:
                 writer.write(what)
             else:
                 self._write_node(writer, what)
-        for change in self._pending:
+        for change in self._attributes.pending:
             writer.write(change)
 
     def _assign(self) -> None:
@@ -125,32 +130,43 @@ class FolderWriter:
     # Objects
 
     def _write_node(self, writer: SnapshotWriter, node: Node) -> None:
-        if node.kind == FOLDER:
-            self._write_folder(writer, node)
+        if self._vanished and self._is_gone(node):
             return
         try:
-            self._write_file(writer, node)
-        except OSError as error:
+            if node.kind == FOLDER:
+                self._write_folder(writer, node)
+            else:
+                self._write_file(writer, node)
+        except SourceError as error:
             self._unreadable(writer, node, error)
 
-    def _unreadable(self, writer: SnapshotWriter, node: Node, error: OSError) -> None:
+    def _is_gone(self, node: Node | None) -> bool:
+        while node is not None and id(node) not in self._vanished:
+            node = node.parent
+        return node is not None
+
+    def _unreadable(self, writer: SnapshotWriter, node: Node, error: SourceError) -> None:
         """What the last snapshot has of it stays; a new one becomes an empty file for now."""
-        self.result.problems.append(Problem(node.path, error.strerror or str(error)))
-        if node.number in self._scan.seen:
+        self.result.problems.append(Problem(node.path, error.reason))
+        if self._held(node) is not None:
             self.result.kept.add(node.number)
             return
         self.result.missing.append(node)
-        fields = FileFields(stat.S_IFREG, 0, 0, 0, 1, 0, 0, 0, 0, _parent(node), self._generation)
-        bonus, _ = encode_file(fields)
-        writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus))
+        target = b"." if node.kind == LINK else None
+        size = len(target or b"")
+        fields = FileFields(node.kind << 12, 0, 0, size, 1, 0, 0, 0, 0, _parent(node), self._generation, target=target)
+        bonus, spill = encode_file(fields)
+        writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus, spill=spill))
 
     def _write_file(self, writer: SnapshotWriter, node: Node) -> None:
         assert node.parent is not None
-        folder = self._folders.fd(node.parent)
+        with reading():
+            folder = self._folders.fd(node.parent)
         if node.kind != stat.S_IFREG >> 12:
             self._write_special(writer, node, folder)
             return
-        fd = open_file(node.name, folder)
+        with reading():
+            fd = open_file(node.name, folder)
         try:
             for attempt in range(ATTEMPTS):
                 try:
@@ -162,9 +178,10 @@ class FolderWriter:
             os.close(fd)
 
     def _write_content(self, writer: SnapshotWriter, node: Node, fd: int, *, last: bool) -> None:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
-            raise OSError(0, "it is no regular file any more")
+        with reading():
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise OSError(0, "it is no regular file any more")
         held = self._held(node)
         size = before.st_size
         blksz = self._blksz(size, held)
@@ -172,7 +189,7 @@ class FolderWriter:
         keeps = held is not None and held.dnode.blksz == blksz
 
         def blocks() -> Iterator[Block]:
-            source: Iterable[Block] = blocks_of(fd, size, blksz)
+            source: Iterable[Block] = read_blocks(self._counted(blocks_of(fd, size, blksz)))
             if size <= SMALL:
                 source = list(source)
                 check()
@@ -181,14 +198,16 @@ class FolderWriter:
                 check()
 
         def check() -> None:
-            if same(before, os.fstat(fd)):
-                return
+            with reading():
+                if same(before, os.fstat(fd)):
+                    return
             if not last:
                 raise Changed
             self.result.problems.append(Problem(node.path, "it changed while it was read, and is kept as it was read"))
 
-        fields = self._fields(node, before, size, self._folders.fd(node.parent) if node.parent else -1)
-        bonus, spill = self._attributes(node.number, fields, fd)
+        with reading():
+            fields = self._fields(node, before, size, self._folders.fd(node.parent) if node.parent else -1)
+            bonus, spill = self._attributes.encode(node.number, fields, fd)
         change = ObjectChange(
             node.number,
             ObjectType.PLAIN_FILE,
@@ -201,12 +220,20 @@ class FolderWriter:
         )
         writer.write(change)
         self._row(node, before, len_entries=0)
-        self._on_file(node, size)
+        self._watch.file()
+
+    def _counted(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        for block in blocks:
+            yield block
+            self._watch.bytes(len(block.content or b""))
 
     def _held(self, node: Node) -> VerifiedObject | None:
+        """What the base has of it; an inode that became another kind of file is a new object under its number."""
         if self._base is None or node.number not in self._scan.seen:
             return None
-        return self._base.object(node.number)
+        found = self._base.object(node.number)
+        wanted = ObjectType.DIRECTORY if node.kind == FOLDER else ObjectType.PLAIN_FILE
+        return found if found.dnode.type == wanted else None
 
     def _blksz(self, size: int, held: VerifiedObject | None) -> int:
         """As the kernel chooses it: of a file with several blocks it never changes, and it never shrinks."""
@@ -235,15 +262,18 @@ class FolderWriter:
 
     def _write_special(self, writer: SnapshotWriter, node: Node, folder: int) -> None:
         """A link, device, fifo or socket: all of it is attributes."""
-        status = os.stat(node.name, dir_fd=folder, follow_symlinks=False)
-        target = os.readlink(node.name, dir_fd=folder) if node.kind == LINK else None
-        fields = self._fields(node, status, len(target or b""), folder)
-        fields.target = target
-        place = f"/proc/self/fd/{folder}/{os.fsdecode(node.name)}"
-        bonus, spill = self._attributes(node.number, fields, place)
+        with reading():
+            status = os.stat(node.name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_IFMT(status.st_mode) >> 12 != node.kind:
+                raise OSError(0, "it is another kind of file now")
+            target = os.readlink(node.name, dir_fd=folder) if node.kind == LINK else None
+            fields = self._fields(node, status, len(target or b""), folder)
+            fields.target = target
+            place = f"/proc/self/fd/{folder}/{os.fsdecode(node.name)}"
+            bonus, spill = self._attributes.encode(node.number, fields, place)
         writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus, spill=spill))
         self._row(node, status, len_entries=0)
-        self._on_file(node, 0)
+        self._watch.file()
 
     def _fields(self, node: Node, status: os.stat_result, size: int, folder: int) -> FileFields:
         links = len(self._scan.links[node.inode]) if node.inode in self._scan.links and node.inode else 1
@@ -257,65 +287,16 @@ class FolderWriter:
         )
 
     def _generation_of(self, node: Node) -> int:
-        if self._tree is not None and node.number in self._scan.seen:
+        if self._tree is not None and self._held(node) is not None:
             return self._tree.znode(node.number).generation
         return self._generation
-
-    def _attributes(self, number: int, fields: FileFields, place: int | str) -> tuple[bytes, bytes | None]:
-        """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""
-        xattrs = xattrs_of(place)
-        large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
-        small = {name: value for name, value in xattrs.items() if name not in large}
-        while small and len(pack_xattrs(small)) > MAX_XATTRS:
-            name = max(small, key=lambda each: len(small[each]))
-            large[name] = small.pop(name)
-        fields.xattrs = small
-        if large:
-            fields.xattr_folder = self._xattr_folder(number, fields, large)
-        return encode_file(fields)
-
-    def _xattr_folder(self, owner: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> int:
-        """Extended attributes as files of a folder that belongs to their file; the folder's number."""
-        folder = self._take_late(owner)
-        entries = {}
-        files = []
-        for name, value in sorted(xattrs.items()):
-            number = self._take_late(owner)
-            entries[name] = number | (stat.S_IFREG >> 12) << 60
-            held = self._xattr_fields(fields, stat.S_IFREG | 0o644, len(value), folder)
-            blksz = block_size(len(value), self._recordsize)
-            parts = [value[at : at + blksz].ljust(blksz, b"\0") for at in range(0, len(value), blksz)]
-            blocks = [Block(at, part) for at, part in enumerate(parts)]
-            files.append(
-                ObjectChange(number, ObjectType.PLAIN_FILE, blksz, len(parts) - 1, blocks, encode_file(held)[0])
-            )
-        top = self._xattr_fields(fields, stat.S_IFDIR | 0o1777, len(entries) + 2, owner)
-        blksz, last, blocks_of_folder = new_directory(entries)
-        bonus = encode_file(top)[0]
-        self._pending += [ObjectChange(folder, ObjectType.DIRECTORY, blksz, last, blocks_of_folder, bonus), *files]
-        return folder
-
-    def _xattr_fields(self, owner: FileFields, mode: int, size: int, parent: int) -> FileFields:
-        """A folder of extended attributes, or one of them; their owner and times are the file's."""
-        times = owner.atime, owner.mtime, owner.ctime, owner.crtime
-        links = 2 if stat.S_ISDIR(mode) else 1
-        made = FileFields(mode, owner.uid, owner.gid, size, links, *times, parent, self._generation)
-        made.flags = IS_XATTR
-        return made
-
-    def _take_late(self, owner: int) -> int:
-        number = self._late
-        self._late += 1
-        self.result.extras.append((owner, number))
-        return number
 
     # Folders
 
     def _write_folder(self, writer: SnapshotWriter, node: Node) -> None:
-        fd = self._folders.fd(node)
-        status = os.fstat(fd)
-        children = node.children
+        fd = self._folder_fd(node)
         held = self._held(node)
+        children = node.children
         if children is None:
             assert held is not None
             assert self._tree is not None
@@ -324,18 +305,12 @@ class FolderWriter:
             blksz, last = held.dnode.blksz, held.dnode.maxblkid
             blocks: list[Block] = []
         else:
+            children = [child for child in children if not self._went(child, fd)]
             entries, folders = len(children), sum(child.kind == FOLDER for child in children)
             blksz, last, blocks = self._directory(node, children, held)
-        parent = _parent(node)
-        fields = fields_of(
-            status,
-            size=entries + 2,
-            links=2 + folders,
-            parent=parent,
-            generation=self._generation_of(node),
-            birth=birth_of(b"", fd),
-        )
-        bonus, spill = self._attributes(node.number, fields, fd)
+        fields, status = self._folder_fields(node, fd, entries, folders)
+        with reading():
+            bonus, spill = self._attributes.encode(node.number, fields, fd) if fd >= 0 else encode_file(fields)
         change = ObjectChange(
             node.number,
             ObjectType.DIRECTORY,
@@ -347,14 +322,51 @@ class FolderWriter:
             keep=held is not None,
         )
         writer.write(change)
-        self._row(node, status, len_entries=entries)
+        if status is not None:
+            self._row(node, status, len_entries=entries)
+
+    def _folder_fd(self, node: Node) -> int:
+        """-1: it went after it was scanned, and is stored as it was met, since files in it may have been stored."""
+        try:
+            return self._folders.fd(node)
+        except OSError as error:
+            self.result.problems.append(Problem(node.path, error.strerror or str(error)))
+            return -1
+
+    def _went(self, child: Node, folder: int) -> bool:
+        """Whether a new entry is gone already. What the last snapshot has stays, and is reported when it is read."""
+        if child.number in self._scan.seen or child.inode is not None or folder < 0:
+            return False
+        try:
+            os.stat(child.name, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            self._vanished.add(id(child))
+            return True
+        return False
+
+    def _folder_fields(
+        self, node: Node, fd: int, entries: int, folders: int
+    ) -> tuple[FileFields, os.stat_result | None]:
+        generation, links = self._generation_of(node), 2 + folders
+        if fd >= 0:
+            status = os.fstat(fd)
+            birth = birth_of(b"", fd)
+            return fields_of(
+                status, size=entries + 2, links=links, parent=_parent(node), generation=generation, birth=birth
+            ), status
+        if self._tree is not None and self._held(node) is not None:
+            old = self._tree.znode(node.number)
+            owner, times = (old.mode, old.uid, old.gid), (old.atime, old.mtime, old.ctime, old.crtime)
+        else:
+            owner, times = (stat.S_IFDIR | 0o700, os.geteuid(), os.getegid()), (self._scan.started,) * 4
+        return FileFields(*owner, entries + 2, links, *times, _parent(node), generation), None
 
     def _directory(self, node: Node, children: list[Node], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
         """Block size, last block, and the blocks that changed."""
         entries = {child.name: child.number | child.kind << 60 for child in children}
         if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
             return new_directory(entries)
-        return _fat_blocks(self._updated(node.number, entries))
+        return fat_blocks(self._updated(node.number, entries))
 
     def _updated(self, number: int, entries: dict[bytes, int]) -> FatZap:
         """The fat ZAP of the last snapshot with what changed in it."""
@@ -396,21 +408,6 @@ class FolderWriter:
         kept = [pair for pair in self._previous.extras.tolist() if pair[0] in stayed]
         extras = np.array(kept + self.result.extras, EXTRA)
         return Previous(np.concatenate([old[stays], fresh]), extras, ROOT)
-
-
-def new_directory(entries: dict[bytes, int]) -> tuple[int, int, list[Block]]:
-    """Block size, last block and blocks of a directory: a micro ZAP as long as it can be one."""
-    if fits_micro(entries, len(entries)):
-        block = micro_block(entries, new_salt())
-        return len(block), 0, [Block(0, block)]
-    zap = FatZap(new_salt())
-    for name, value in entries.items():
-        zap.put(name, value)
-    return _fat_blocks(zap)
-
-
-def _fat_blocks(zap: FatZap) -> tuple[int, int, list[Block]]:
-    return BLOCK, zap.maxblkid, [Block(number, content) for number, content in zap.changed_blocks().items()]
 
 
 def _parent(node: Node) -> int:

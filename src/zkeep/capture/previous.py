@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ EXTRA = np.dtype([("owner", "<u8"), ("object", "<u8")])
 MAGIC = b"zkeep-capture-1\n"
 
 
+class Match(NamedTuple):
+    """What the last snapshot has of a file: its object, 0 if it is new; whether the file is as it was."""
+
+    number: int = 0
+    same: bool = False
+    moved: bool = False
+    "Whether it was in another folder, as far as can be told."
+
+
 @dataclass
 class Previous:
     """The rows of the last snapshot; none if there was none."""
@@ -56,16 +65,16 @@ class Previous:
         """The object of the folder at the top, whichever inode it has now, and whether it is as it was."""
         if not self.root:
             return 0, False
-        ((number, same),) = self.match([status], 0) or [(0, False)]
-        return self.root, same and number == self.root
+        (match,) = self.match([status], self.root)
+        return self.root, match.same and match.number == self.root
 
-    def match(self, statuses: Sequence[os.stat_result], parent: int) -> list[tuple[int, bool]]:
-        """For each status the object that it was last time, 0 if it is new, and whether it is as it was.
+    def match(self, statuses: Sequence[os.stat_result], parent: int) -> list[Match]:
+        """For each status what the last snapshot has of it.
 
         `parent`: the object of their folder; what moved here from another folder has changed.
         """
         if not len(self.rows) or not statuses:
-            return [(0, False)] * len(statuses)
+            return [Match()] * len(statuses)
         found = []
         keys = np.array([(s.st_dev, s.st_ino) for s in statuses], [("dev", "<u8"), ("ino", "<u8")])
         places = self._places(keys)
@@ -73,11 +82,12 @@ class Previous:
         hit = (rows["dev"] == keys["dev"]) & (rows["ino"] == keys["ino"])
         for status, is_known, row in zip(statuses, hit.tolist(), rows.tolist(), strict=True):
             if not is_known:
-                found.append((0, False))
+                found.append(Match())
                 continue
             _, _, size, mtime, ctime, number, above, _, _ = row
             same = ctime == status.st_ctime_ns and mtime == status.st_mtime_ns and size == status.st_size
-            found.append((number, same and (above == parent or status.st_nlink > 1)))
+            moved = above != parent and status.st_nlink == 1
+            found.append(Match(number, same and not moved, moved))
         return found
 
     def _places(self, keys: Array) -> Array:
@@ -89,6 +99,14 @@ class Previous:
             mine = keys["dev"] == device
             places[mine] = start + np.searchsorted(self.rows["ino"][start:end], keys["ino"][mine])
         return np.minimum(places, len(self.rows) - 1)
+
+    def object_of(self, device: int, inode: int, parent: int) -> int:
+        """The object of an inode in a folder whose object is `parent`; 0: none."""
+        if not len(self.rows):
+            return 0
+        key = np.array([(device, inode)], [("dev", "<u8"), ("ino", "<u8")])
+        row = self.rows[self._places(key)][0]
+        return int(row["object"]) if (row["dev"], row["ino"], row["parent"]) == (device, inode, parent) else 0
 
     def row_of(self, number: int) -> Array | None:
         """The row of an object."""

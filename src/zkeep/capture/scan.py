@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from zkeep.capture.previous import Previous
+from zkeep.capture.previous import Match, Previous
 
 OPEN_FOLDERS = 128
 FOLDER, LINK = stat.S_IFDIR >> 12, stat.S_IFLNK >> 12
@@ -108,35 +109,39 @@ class Folders:
             os.close(self._open.popitem()[1])
 
 
-Skip = Callable[[bytes, bytes, os.stat_result], str | None]
-"(path, name, stat) -> why this entry is left out, or None."
-
-
 @dataclass(frozen=True)
 class Seen:
-    """An entry of a folder, as it is now."""
+    """An entry of a folder, as it is now. `stat`: None if it cannot be had; `kind`: as in d_type."""
 
     name: bytes
-    stat: os.stat_result
+    kind: int
+    stat: os.stat_result | None
+    inode: int = 0
+    reason: str = ""
+    "Why its status cannot be had."
 
-    @property
-    def kind(self) -> int:
-        return stat.S_IFMT(self.stat.st_mode) >> 12
+
+Choose = Callable[[bytes, int, list[Seen]], list[Seen]]
+"(path of a folder, its descriptor, its entries) -> the entries that are stored."
+
+
+def choose_all(path: bytes, fd: int, entries: list[Seen]) -> list[Seen]:
+    return entries
 
 
 class Scanner:
-    """Walks a folder. `skip` leaves entries out; `on_folder` is called with each path, for progress."""
+    """Walks a folder. `choose` leaves entries out; `on_folder` is called after each folder, for progress."""
 
     def __init__(
         self,
         top: int,
         previous: Previous,
-        skip: Skip,
+        choose: Choose = choose_all,
         on_folder: Callable[[Scan], None] = lambda scan: None,
     ) -> None:
         self._top = top
         self._previous = previous
-        self._skip = skip
+        self._choose = choose
         self._on_folder = on_folder
         self.folders = Folders(top)
         self._reads_all = os.geteuid() == 0
@@ -154,7 +159,7 @@ class Scanner:
             node = waiting.pop()
             found.folders += 1
             try:
-                entries = list(self._entries(node, found))
+                entries = self._entries(node)
             except OSError as error:
                 if node is root:
                     raise
@@ -165,79 +170,102 @@ class Scanner:
             self._on_folder(found)
         return found
 
-    def _entries(self, node: Node, found: Scan) -> Iterator[Seen]:
-        path = node.path
-        with os.scandir(self.folders.fd(node)) as listing:
+    def _entries(self, node: Node) -> list[Seen]:
+        fd = self.folders.fd(node)
+        entries = []
+        with os.scandir(fd) as listing:
             for entry in listing:
                 name = os.fsencode(entry.name)
-                full = path + b"/" + name if path else name
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # it went while the folder was read
-                if self._skip(full, name, status) is None:
-                    yield Seen(name, status)
+                except OSError as error:
+                    entries.append(_without_status(entry, name, error))
+                    continue
+                entries.append(Seen(name, stat.S_IFMT(status.st_mode) >> 12, status))
+        return self._choose(node.path, fd, entries)
 
     def _take(self, node: Node, entries: list[Seen], found: Scan, visited: set[tuple[int, int]]) -> list[Node]:
         """Make nodes of a folder's entries; those that are folders."""
-        matches = self._previous.match([entry.stat for entry in entries], node.number)
+        lost = [entry for entry in entries if entry.stat is None]
+        entries = [entry for entry in entries if entry.stat is not None]
+        matches = self._previous.match([entry.stat for entry in entries if entry.stat is not None], node.number)
+        kept = [child for entry in lost if (child := self._keep(node, entry, found))]
         # A folder that did not change has the same names; then only what changed in it needs a node.
-        whole = node.changed or any(number == 0 for number, _ in matches) or self._lacks(node, len(entries))
+        whole = node.changed or self._lacks(node, len(entries) + len(kept))
         children: list[Node] = []
-        for entry, (number, same) in zip(entries, matches, strict=True):
-            if number:
-                found.seen.add(number)
-            if same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
+        for at, (entry, match) in enumerate(zip(entries, matches, strict=True)):
+            if match.number in found.seen and entry.stat is not None and entry.stat.st_nlink == 1:
+                matches[at] = Match()  # one file at two places: mounted there, not linked; each has an object
+            found.seen.update(filter(None, [matches[at].number]))
+            whole = whole or matches[at].number == 0 or matches[at].moved
+        for entry, match in zip(entries, matches, strict=True):
+            assert entry.stat is not None
+            if match.same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
                 continue
-            child = Node(entry.name, node, entry.kind, number, not same)
-            if not self._refuse(child, entry, found, visited):
+            child = Node(entry.name, node, entry.kind, match.number, not match.same)
+            if not self._refuse(child, entry.name, entry.stat, found, visited):
                 children.append(child)
-                self._count(child, entry, found)
+                self._count(child, entry.stat, found)
         below = [child for child in children if child.kind == FOLDER]
         if whole:
-            node.children = children
+            node.children = children + kept
             if not node.changed:
                 node.changed = True
                 found.written.append(node)
         return below
 
-    def _refuse(self, child: Node, entry: Seen, found: Scan, visited: set[tuple[int, int]]) -> bool:
+    def _keep(self, node: Node, entry: Seen, found: Scan) -> Node | None:
+        """An entry whose status cannot be had; what the last snapshot has of it, and of all below it, stays."""
+        path = node.path + b"/" + entry.name if node.parent else entry.name
+        found.problems.append(Problem(path, entry.reason))
+        number = self._previous.object_of(os.fstat(self.folders.fd(node)).st_dev, entry.inode, node.number)
+        if not number or not entry.kind or number in found.seen:
+            return None
+        found.seen.add(number)
+        found.seen.update(self._previous.below(number))
+        return Node(entry.name, node, entry.kind, number, False)
+
+    def _refuse(
+        self, child: Node, name: bytes, status: os.stat_result, found: Scan, visited: set[tuple[int, int]]
+    ) -> bool:
         """Whether an entry has to be left out, as nothing could be stored of it."""
         if child.kind == FOLDER:
-            at = entry.stat.st_dev, entry.stat.st_ino
+            at = status.st_dev, status.st_ino
             if at in visited:
                 found.problems.append(Problem(child.path, "this folder was visited already: it is mounted twice"))
                 return True
             visited.add(at)
-        elif child.changed and child.parent is not None and not self._may_be_read(child.parent, entry):
+        elif child.changed and child.parent is not None and not self._may_be_read(child.parent, name, status):
             found.problems.append(Problem(child.path, "Permission denied"))
             child.changed = False  # what the last snapshot has of it stays
             return child.number == 0
         return False
 
-    def _count(self, child: Node, entry: Seen, found: Scan) -> None:
+    def _count(self, child: Node, status: os.stat_result, found: Scan) -> None:
         """Note what has to be written of an entry."""
-        if child.kind != FOLDER and entry.stat.st_nlink > 1:
-            self._link(child, entry, found)
+        if child.kind != FOLDER and status.st_nlink > 1:
+            self._link(child, status, found)
         if child.changed and child.single:
             found.written.append(child)
             if child.kind != FOLDER:
                 found.files += 1
-                found.bytes += entry.stat.st_size if stat.S_ISREG(entry.stat.st_mode) else 0
+                found.bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
 
-    def _may_be_read(self, node: Node, entry: Seen) -> bool:
+    def _may_be_read(self, node: Node, name: bytes, status: os.stat_result) -> bool:
         """Whether a file's content can be had: what cannot must not get a name in the snapshot."""
-        if not stat.S_ISREG(entry.stat.st_mode) or self._reads_all:
+        if not stat.S_ISREG(status.st_mode) or self._reads_all:
             return True
-        return os.access(entry.name, os.R_OK, dir_fd=self.folders.fd(node), effective_ids=True)
+        return os.access(name, os.R_OK, dir_fd=self.folders.fd(node), effective_ids=True)
 
     def _lacks(self, node: Node, count: int) -> bool:
         """Whether an unchanged folder shows another number of entries: what is left out changed."""
         return bool(node.number) and not node.changed and self._previous.entries_of(node.number) != count
 
-    def _link(self, child: Node, entry: Seen, found: Scan) -> None:
+    def _link(self, child: Node, status: os.stat_result, found: Scan) -> None:
         """One of several names of a file: they share one object, which is written once."""
-        child.inode = entry.stat.st_dev, entry.stat.st_ino
+        child.inode = status.st_dev, status.st_ino
         names = found.links.setdefault(child.inode, [])
         child.single = not names
         names.append(child)
@@ -249,3 +277,13 @@ class Scanner:
             found.seen.update(self._previous.below(node.number))
         elif node.children is None:
             node.children = []
+
+
+def _without_status(entry: os.DirEntry[str], name: bytes, error: OSError) -> Seen:
+    """What a folder tells of an entry whose status cannot be had: its inode, and mostly its kind."""
+    kind, reason = 0, error.strerror or str(error)
+    with suppress(OSError):
+        tests = (entry.is_dir, FOLDER), (entry.is_file, stat.S_IFREG >> 12)
+        kind = next((kind for test, kind in tests if test(follow_symlinks=False)), 0)
+        kind = kind or (LINK if entry.is_symlink() else 0)
+    return Seen(name, kind, None, entry.inode(), reason)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zkeep.capture import previous as cache
+from zkeep.capture.exclude import Exclusions, OnLeftOut, Options, mounts_of_zkeep
 from zkeep.capture.folder import FolderWriter, Result
 from zkeep.capture.previous import Previous
+from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import READ_FOLDER, Problem, Scan, Scanner
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
@@ -35,24 +37,27 @@ from zkeep.tree.filesystem import Filesystem
 
 @dataclass
 class Request:
-    """What to store. `skip`: see Scanner; `cache`: the folder in which the state of files is kept between captures."""
+    """What to store. `cache`: the folder in which the state of files is kept between captures."""
 
     name: SnapshotName
     folder: str
     cache: Path
-    skip: Callable[[bytes, bytes, os.stat_result], str | None] = lambda path, name, status: None
-    on_file: Callable[[Any, int], None] = lambda node, size: None
-    on_folder: Callable[[Scan], None] = lambda scan: None
+    options: Options = field(default_factory=Options)
+    on_left_out: OnLeftOut = lambda path, why: None
+    watch: Watch = field(default_factory=Watch)
+    dry_run: bool = False
+    "Look only: nothing is stored."
 
 
 @dataclass
 class Taken:
-    """A snapshot that was made, and what could not be stored in it as it is."""
+    """A snapshot that was made (None: a dry run), and what could not be stored in it as it is."""
 
-    snapshot: Snapshot
+    snapshot: Snapshot | None
     problems: list[Problem] = field(default_factory=list)
     written: int = 0
-    gone: int = 0
+    bytes: int = 0
+    "Sizes of the files that were read."
 
 
 def settings_of(pool: Pool, dataset: Dataset) -> tuple[str, int]:
@@ -87,22 +92,23 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
     dataset = pool.dataset(request.name.dataset)
     started = time.time_ns()
     with ExitStack() as stack:
-        try:
-            top = os.open(request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
-        except OSError as error:
-            raise Refused(f"{where}: {request.folder}: {error.strerror}") from None
+        top = _open_top(pool, request, where)
         stack.callback(os.close, top)
         path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
         before = _previous(pool, dataset, path, top, get_key)
-        scanner = Scanner(top, before, request.skip, request.on_folder)
+        exclusions = Exclusions(_with_own(pool, request.options), request.on_left_out)
+        scanner = Scanner(top, before, exclusions.choose, request.watch.folder)
         stack.callback(scanner.folders.close)
         try:
             scan = scanner.scan(started)
         except OSError as error:
             raise Refused(f"{where}: {request.folder}: {error.strerror}") from None
-        writer_of = FolderWriter(
-            scan, scanner.folders, before, recordsize, int(started // 1_000_000_000), request.on_file
-        )
+        scan.problems += exclusions.problems
+        if request.dry_run:
+            _report(pool, dataset, scan, request.watch, get_key)
+            return Taken(None, scan.problems, len(scan.written), scan.bytes)
+        generation = int(started // 1_000_000_000)
+        writer_of = FolderWriter(scan, scanner.folders, before, recordsize, generation, request.watch)
         snapshot = commit(pool, new, get_key, writer_of.write)
         after = writer_of.next_rows()
         try:
@@ -110,7 +116,38 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
         except OSError as error:
             scan.problems.append(Problem(os.fsencode(path), f"the cache cannot be written: {error.strerror}"))
     result: Result = writer_of.result
-    return Taken(snapshot, scan.problems + result.problems, len(scan.written))
+    return Taken(snapshot, scan.problems + result.problems, len(scan.written), scan.bytes)
+
+
+def _open_top(pool: Pool, request: Request, where: str) -> int:
+    """Raises Refused: the folder cannot be opened, or the pool lies around it."""
+    try:
+        inside = Path(request.folder).resolve().is_relative_to(pool.path.resolve())
+        top = os.open(request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Refused(f"{where}: {request.folder}: {getattr(error, 'strerror', None) or error}") from None
+    if inside:
+        os.close(top)
+        raise Refused(f"{where}: {request.folder} is a folder of the pool itself")
+    return top
+
+
+def _with_own(pool: Pool, options: Options) -> Options:
+    """What is never stored: the pool that it would be stored in, and snapshots that are mounted."""
+    status = os.stat(pool.path)
+    own = options.own | {(status.st_dev, status.st_ino)}
+    return replace(options, own=own, own_devices=mounts_of_zkeep())
+
+
+def _report(pool: Pool, dataset: Dataset, scan: Scan, watch: Watch, get_key: GetKey) -> None:
+    """Say what would be stored."""
+    if watch.change is None:
+        return
+    with ExitStack() as stack:
+        last = next(reversed(pool.snapshots(dataset)), None)
+        tree = Filesystem(stack.enter_context(OpenSnapshot(pool, last, get_key))) if last is not None else None
+        for change in file_changes(scan, tree):
+            watch.change(change)
 
 
 def _mark(pool: Pool, snapshot: Snapshot) -> dict[str, Any]:

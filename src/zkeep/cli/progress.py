@@ -31,6 +31,11 @@ class Meter:
         if seconds := self._due():
             self._show(f"{name}: {amount(done, total, seconds)}")
 
+    def say(self, text: str) -> None:
+        """Any line, if the last one is old enough."""
+        if self._due():
+            self._show(text)
+
     def _due(self) -> float:
         """Seconds since the beginning if the line may be renewed, else 0."""
         now = time.monotonic()

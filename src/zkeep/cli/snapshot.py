@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from zkeep.cli.home import opened, registry, settings
-from zkeep.cli.main import say
-from zkeep.errors import Damaged, Refused, WrongUsage
-from zkeep.names import SnapshotName, shown
+from zkeep.cli.home import opened, settings
+from zkeep.cli.snapshot_from import FromOptions, from_options, take
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import SnapshotName
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.model import Dataset, Pool
 
@@ -18,11 +18,16 @@ from zkeep.pool.datasets.model import Dataset, Pool
 @click.command("snapshot")
 @click.option("-r", "recursive", is_flag=True, help="Also of all encrypted datasets below that were made here.")
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property of the snapshots.")
-@click.option("--from", "folder", metavar="DIR", help="Store the files of a folder as the snapshot.")
+@from_options
 @click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use.")
 @click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
 def snapshot_verb(
-    *, recursive: bool, options: Sequence[str], folder: str | None, locations: Sequence[str], names: Sequence[str]
+    *,
+    recursive: bool,
+    options: Sequence[str],
+    locations: Sequence[str],
+    names: Sequence[str],
+    **given: Any,
 ) -> None:
     """Take a snapshot of an encrypted dataset that was made here.
 
@@ -30,22 +35,28 @@ def snapshot_verb(
     the state that is there. A dataset that is received into takes its snapshots where the data lives.
 
     Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
+    Patterns are those of .gitignore, from the folder on; a file .zkeepignore in any folder adds its own. Never stored
+    are the pool itself and mounted snapshots.
 
     \b
         zkeep create -o encryption=on -o keyformat=raw -o keylocation=file:///root/key vault/home
         zkeep snapshot --from /home vault/home@monday
+        zkeep snapshot --from /home --exclude '*.iso' --exclude-caches -n -v vault/home@tuesday
     """
     local = namespace.check_settings(settings(options), "s")
-    if folder is not None and (recursive or len(names) > 1):
+    source = FromOptions(**given)
+    if source.source is None and source.any:
+        raise WrongUsage("-n, -v, -j, --one-file-system and --exclude... go with --from")
+    if source.source is not None and (recursive or len(names) > 1):
         raise WrongUsage("--from takes one snapshot, without -r")
     for text in names:
         name = SnapshotName.parse(text)
         with opened(name) as pool:
-            if folder is None:
+            if source.source is None:
                 _take_states(pool, name, recursive, locations)
             else:
-                _take_folder(pool, name, folder, locations)
-            if local:
+                _take_from(pool, name, source, locations)
+            if local and not source.dry_run:
                 namespace.set_properties(pool, [name], local)
 
 
@@ -66,21 +77,12 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
         take_state(pool, dataset.name.snapshot(name.name), keys)
 
 
-def _take_folder(pool: Pool, name: SnapshotName, folder: str, locations: Sequence[str]) -> None:
-    from zkeep.capture.snapshot import Request, take_folder
-    from zkeep.cli.open_snapshot import keys_from
-
-    dataset = pool.dataset(name.dataset)
-    if not _is_made_here(pool, dataset):
+def _take_from(pool: Pool, name: SnapshotName, source: FromOptions, locations: Sequence[str]) -> None:
+    if not _is_made_here(pool, pool.dataset(name.dataset)):
         raise Refused(_why_not(pool, name))
     if pool.find_snapshot(name):
         raise Refused(f"cannot create snapshot {name}: dataset already exists")
-    taken = take_folder(pool, Request(name, folder, registry().home / "capture"), keys_from(locations))
-    for problem in taken.problems:
-        say(f"{shown(os.fsdecode(problem.path or b'.'))}: {problem.reason}")
-    if taken.problems:
-        count = len(taken.problems)
-        raise Damaged(f"{name} was taken, but {count} file{'s' if count > 1 else ''} could not be read as they are")
+    take(pool, name, source, locations)
 
 
 def _is_made_here(pool: Pool, dataset: Dataset) -> bool:

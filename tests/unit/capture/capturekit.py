@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import random
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 SIZES = (0, 1, 511, 512, 513, 4095, 131071, 131072, 131073, 300_000)
+
+
+def extracted(zkeep: Callable[..., int], tmp_path: Path, snapshot: str) -> dict[str, tuple[Any, ...]]:
+    target = tmp_path / f"out-{snapshot.replace('/', '-')}"
+    target.mkdir()
+    assert zkeep("extract", "-L", f"file://{tmp_path / 'key'}", "-C", str(target), snapshot) == 0
+    return listing(target)
 
 
 def make_tree(top: Path, seed: int = 1) -> None:

@@ -7,39 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from capturekit import change_tree, listing, make_tree
+from capturekit import change_tree, extracted, listing, make_tree
 
-from zkeep.cli.main import run
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
 from zkeep.format.records import RecordType
 
 Zkeep = Callable[..., int]
-
-
-@pytest.fixture
-def zkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zkeep:
-    """A pool `v` with an encrypted dataset v/home, and the command."""
-    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "key").write_bytes(bytes(range(32)))
-
-    def call(*words: str) -> int:
-        return run(list(words))
-
-    assert call("pool", "create", "v", str(tmp_path / "pool")) == 0
-    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{tmp_path / 'key'}")
-    assert call("create", *(word for option in options for word in ("-o", option)), "v/home") == 0
-    yield call
-    call("unload-key", "-a")
-
-
-def extracted(zkeep: Zkeep, tmp_path: Path, snapshot: str) -> dict[str, tuple[object, ...]]:
-    target = tmp_path / f"out-{snapshot.replace('/', '-')}"
-    target.mkdir()
-    assert zkeep("extract", "-L", f"file://{tmp_path / 'key'}", "-C", str(target), snapshot) == 0
-    return listing(target)
 
 
 def records(tmp_path: Path, zkeep: Zkeep, *words: str) -> list[tuple[RecordType, int, int]]:

@@ -1,0 +1,92 @@
+"""Write the attributes of files: bonus, spill block, and extended attributes that need objects of their own.
+
+Source: OpenZFS module/os/linux/zfs/zpl_xattr.c (what lies where).
+"""
+
+from __future__ import annotations
+
+import stat
+
+from zkeep.capture.contents import block_size, xattrs_of
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.zap_writer import BLOCK, FatZap, fits_micro, micro_block
+from zkeep.format.znode import IS_XATTR
+from zkeep.format.znode_writer import MAX_XATTR_VALUE, MAX_XATTRS, FileFields, encode_file, pack_xattrs
+from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.new_filesystem import new_salt
+
+
+class Attributes:
+    """Encodes the attributes of files. `extras` gets (file, object) of each object that holds extended attributes."""
+
+    def __init__(self, recordsize: int, generation: int, extras: list[tuple[int, int]]) -> None:
+        self._recordsize = recordsize
+        self._generation = generation
+        self._extras = extras
+        self.next_number = 0
+        "For objects that are only met while others are written: behind all others."
+        self.pending: list[ObjectChange] = []
+        "Those objects, in ascending order."
+
+    def encode(self, number: int, fields: FileFields, place: int | str) -> tuple[bytes, bytes | None]:
+        """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""
+        xattrs = xattrs_of(place)
+        large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
+        small = {name: value for name, value in xattrs.items() if name not in large}
+        while small and len(pack_xattrs(small)) > MAX_XATTRS:
+            name = max(small, key=lambda each: len(small[each]))
+            large[name] = small.pop(name)
+        fields.xattrs = small
+        if large:
+            fields.xattr_folder = self._xattr_folder(number, fields, large)
+        return encode_file(fields)
+
+    def _xattr_folder(self, owner: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> int:
+        """Extended attributes as files of a folder that belongs to their file; the folder's number."""
+        folder = self._take_number(owner)
+        entries = {}
+        files = []
+        for name, value in sorted(xattrs.items()):
+            number = self._take_number(owner)
+            entries[name] = number | (stat.S_IFREG >> 12) << 60
+            held = self._xattr_fields(fields, stat.S_IFREG | 0o644, len(value), folder)
+            blksz = block_size(len(value), self._recordsize)
+            parts = [value[at : at + blksz].ljust(blksz, b"\0") for at in range(0, len(value), blksz)]
+            blocks = [Block(at, part) for at, part in enumerate(parts)]
+            files.append(
+                ObjectChange(number, ObjectType.PLAIN_FILE, blksz, len(parts) - 1, blocks, encode_file(held)[0])
+            )
+        top = self._xattr_fields(fields, stat.S_IFDIR | 0o1777, len(entries) + 2, owner)
+        blksz, last, blocks_of_folder = new_directory(entries)
+        bonus = encode_file(top)[0]
+        self.pending += [ObjectChange(folder, ObjectType.DIRECTORY, blksz, last, blocks_of_folder, bonus), *files]
+        return folder
+
+    def _xattr_fields(self, owner: FileFields, mode: int, size: int, parent: int) -> FileFields:
+        """A folder of extended attributes, or one of them; their owner and times are the file's."""
+        times = owner.atime, owner.mtime, owner.ctime, owner.crtime
+        links = 2 if stat.S_ISDIR(mode) else 1
+        made = FileFields(mode, owner.uid, owner.gid, size, links, *times, parent, self._generation)
+        made.flags = IS_XATTR
+        return made
+
+    def _take_number(self, owner: int) -> int:
+        number = self.next_number
+        self.next_number += 1
+        self._extras.append((owner, number))
+        return number
+
+
+def new_directory(entries: dict[bytes, int]) -> tuple[int, int, list[Block]]:
+    """Block size, last block and blocks of a directory: a micro ZAP as long as it can be one."""
+    if fits_micro(entries, len(entries)):
+        block = micro_block(entries, new_salt())
+        return len(block), 0, [Block(0, block)]
+    zap = FatZap(new_salt())
+    for name, value in entries.items():
+        zap.put(name, value)
+    return fat_blocks(zap)
+
+
+def fat_blocks(zap: FatZap) -> tuple[int, int, list[Block]]:
+    return BLOCK, zap.maxblkid, [Block(number, content) for number, content in zap.changed_blocks().items()]

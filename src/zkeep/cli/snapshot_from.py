@@ -1,0 +1,198 @@
+"""zkeep snapshot --from: options, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zkeep.cli.home import registry
+from zkeep.cli.main import say
+from zkeep.cli.open_snapshot import keys_from
+from zkeep.cli.progress import Meter
+from zkeep.cli.terminal import encoded
+from zkeep.cli.text import count, nice_bytes
+from zkeep.errors import Damaged, WrongUsage
+from zkeep.names import SnapshotName, printable_path, shown
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.properties import parse_size
+
+if TYPE_CHECKING:
+    from zkeep.capture.exclude import Options
+    from zkeep.capture.report import FileChange, Watch
+    from zkeep.capture.scan import Problem, Scan
+    from zkeep.capture.snapshot import Taken
+
+F = TypeVar("F", bound=Callable[..., Any])
+_OPTIONS = [
+    click.option("--from", "source", metavar="DIR", help="Store the files of a folder as the snapshot."),
+    click.option("--one-file-system", is_flag=True, help="Leave out what other file systems hold."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches, as in .gitignore."),
+    click.option("--exclude-from", multiple=True, metavar="FILE", help="Patterns to leave out, one a line."),
+    click.option("--exclude-caches", is_flag=True, help="Leave out folders that hold a CACHEDIR.TAG."),
+    click.option("--exclude-if-present", multiple=True, metavar="NAME", help="Leave out folders that hold NAME."),
+    click.option("--exclude-larger-than", metavar="SIZE", help="Leave out larger files."),
+    click.option("-n", "dry_run", is_flag=True, help="Store nothing; -v lists what would be, and what is left out."),
+    click.option("-v", "verbose", is_flag=True, help="List files: + new, M changed, R renamed, - gone, x left out."),
+    click.option("-j", "as_json", is_flag=True, help="The same as one JSON object a line."),
+]
+
+
+@dataclass(frozen=True)
+class FromOptions:
+    """The options of `snapshot --from`, as they were given."""
+
+    source: str | None
+    one_file_system: bool
+    exclude: Sequence[str]
+    exclude_from: Sequence[str]
+    exclude_caches: bool
+    exclude_if_present: Sequence[str]
+    exclude_larger_than: str | None
+    dry_run: bool
+    verbose: bool
+    as_json: bool
+
+    @property
+    def any(self) -> bool:
+        """Whether one was given that needs --from."""
+        return any(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def exclusions(self) -> Options:
+        """Raises WrongUsage, OSError: a pattern is none, a file of them cannot be read."""
+        from zkeep.capture.exclude import Options, parse_patterns
+
+        lines = list(self.exclude)
+        for name in self.exclude_from:
+            lines += os.fsdecode(Path(name).read_bytes()).splitlines()
+        parse_patterns(lines)
+        for name in self.exclude_if_present:
+            if not name or "/" in name:
+                raise WrongUsage(f"--exclude-if-present takes the name of a file, not {shown(name)}")
+        largest = parse_size(self.exclude_larger_than) if self.exclude_larger_than is not None else None
+        names = tuple(map(os.fsencode, self.exclude_if_present))
+        return Options(tuple(lines), self.one_file_system, self.exclude_caches, names, largest)
+
+
+def from_options(verb: F) -> F:
+    for option in reversed(_OPTIONS):
+        verb = option(verb)
+    return verb
+
+
+def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequence[str]) -> None:
+    """Store a folder, and say what the options ask for.
+
+    Raises:
+        Damaged: the snapshot was taken, but not all files are in it as they are.
+    """
+    from zkeep.capture.snapshot import Request, take_folder
+
+    assert options.source is not None
+    printer = Printer(options)
+    request = Request(
+        name,
+        options.source,
+        registry().home / "capture",
+        options.exclusions(),
+        printer.left_out,
+        printer.watch(),
+        options.dry_run,
+    )
+    try:
+        taken = take_folder(pool, request, keys_from(locations))
+    finally:
+        printer.end()
+    for problem in taken.problems:
+        printer.problem(problem)
+    printer.summary(name, taken)
+    if taken.problems:
+        what = f"{name} was taken" if taken.snapshot else f"{name} would be taken"
+        raise Damaged(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
+
+
+@dataclass
+class Printer:
+    """Prints the list of changes on standard output, and how far it is on a terminal."""
+
+    options: FromOptions
+    _meter: Meter | None = None
+    _files: int = 0
+    _bytes: int = 0
+    _total: int = field(default=0)
+
+    def watch(self) -> Watch:
+        from zkeep.capture.report import Watch
+
+        watch = Watch()
+        if self.options.verbose or self.options.as_json:
+            watch.change = self._change
+        if sys.stderr.isatty() and not self.options.as_json:
+            self._meter = Meter(0)
+            watch.folder, watch.start, watch.bytes, watch.file = self._looked, self._start, self._read, self._stored
+        return watch
+
+    def left_out(self, path: bytes, why: str) -> None:
+        if self.options.as_json:
+            _json(what="left out", path=os.fsdecode(path), why=why)
+        elif self.options.verbose:
+            _line("x", path, why.encode(errors="surrogateescape"))
+
+    def problem(self, problem: Problem) -> None:
+        if self.options.as_json:
+            _json(what="problem", path=os.fsdecode(problem.path), why=problem.reason)
+        say(f"{shown(os.fsdecode(problem.path or b'.'))}: {problem.reason}")
+
+    def summary(self, name: SnapshotName, taken: Taken) -> None:
+        if self.options.as_json:
+            guid = str(taken.snapshot.guid) if taken.snapshot else None
+            figures = {"written": taken.written, "bytes": taken.bytes, "problems": len(taken.problems)}
+            _json(what="snapshot", name=str(name), guid=guid, **figures)
+        elif self.options.verbose:
+            verb = "would take" if self.options.dry_run else "took"
+            read = f"{count(taken.written, 'object')} written, {nice_bytes(taken.bytes)} read"
+            click.echo(f"{verb} {name}: {read}")
+
+    def end(self) -> None:
+        if self._meter is not None:
+            self._meter.end()
+
+    def _change(self, change: FileChange) -> None:
+        if self.options.as_json:
+            found = {"what": change.what, "type": change.kind, "path": os.fsdecode(change.path)}
+            _json(**found, **({"renamed": os.fsdecode(change.renamed)} if change.renamed is not None else {}))
+        else:
+            _line(change.what, change.path or b".", change.renamed)
+
+    def _looked(self, scan: Scan) -> None:
+        if self._meter is not None:
+            self._meter.say(f"{count(scan.folders, 'folder')} looked at, {count(scan.files, 'file')} to be read")
+
+    def _start(self, total: int) -> None:
+        self._meter, self._total = Meter(total), total
+
+    def _read(self, size: int) -> None:
+        self._bytes += size
+        if self._meter is not None:
+            self._meter.bytes(count(self._files, "file"), self._bytes, self._total)
+
+    def _stored(self) -> None:
+        self._files += 1
+        self._read(0)
+
+
+def _json(**fields: object) -> None:
+    sys.stdout.buffer.write(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+
+
+def _line(what: str, path: bytes, more: bytes | None = None) -> None:
+    parts = [what.encode(), encoded(printable_path(path))]
+    if more is not None:
+        parts.append(encoded(printable_path(more)))
+    sys.stdout.buffer.write(b"\t".join(parts) + b"\n")
