@@ -18,8 +18,8 @@ import numpy as np
 
 from zkeep.cli.main import run
 from zkeep.format import kernel
+from zkeep.format.checksum import fletcher4
 from zkeep.format.events import Batch, SubBegin, SubEnd
-from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import NvList, decode, encode
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, LAYOUTS, Begin, Layout, RecordType

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from zkeep.format.fletcher import combine, shift
-from zkeep.format.kernel import BAD_ALIGNMENT, BAD_LENGTH, BAD_TYPE, MIX
+from zkeep.format.fletcher import MIX, combine, shift
 from zkeep.format.records import CHECKSUM, HEADER, RecordType, Words
 
 if TYPE_CHECKING:
@@ -25,10 +24,12 @@ if TYPE_CHECKING:
     I64s = NDArray[np.int64]
 
 _PIECE = 1 << 14
-"Words summed at a time: with its four sums this stays in the second-level cache."
+"Words summed at a time: with their four sums they stay in the second-level cache."
 _GATHER = 1 << 20
-"Bytes of scattered records that are brought together at a time."
+"Bytes of scattered records that are copied together at a time."
 _LAST = max(RecordType)
+BAD_TYPE, BAD_LENGTH, BAD_ALIGNMENT = 1, 2, 3
+"Why walk() stopped at a record."
 
 
 def _order(swap: bool) -> str:
@@ -177,12 +178,14 @@ def _sample(words: NDArray[np.uint32], marks: I64s, state: U64s) -> U64s:
     """The running sum after each of the ascending `marks` (counted in words)."""
     out = np.empty((len(marks), 4), np.uint64)
     state = state.copy()
+    # Marks at word 0 are reached before anything is summed.
     done = int(np.searchsorted(marks, 0, "right"))
     out[:done] = state
     for start in range(0, len(words), _PIECE):
         piece = words[start : start + _PIECE].astype(np.uint64)
         upto = int(np.searchsorted(marks, start + len(piece), "right"))
         places = marks[done:upto] - (start + 1)
+        # Four prefix sums over the same piece, each over the result of the one before: a, b, c, d.
         for i in range(4):
             piece[:1] += state[i : i + 1]
             np.cumsum(piece, out=piece)
@@ -207,7 +210,7 @@ def _rows(raw: NDArray[np.uint8], starts: I64s, width: int) -> NDArray[np.uint8]
 
 
 def _summaries(states: _States, lengths: I64s, checks: U64s, sums: U64s) -> None:
-    """What each of the first records, as many as there are lengths, is on its own."""
+    """Each record's check and its payload's own sum, for as many records as there are lengths."""
     good = len(lengths)
     payload = ((lengths - HEADER) >> 2).astype(np.uint64)
     header = _alone(states.before[:good], states.at_sum[:good], np.full(good, CHECKSUM >> 2, np.uint64))
@@ -243,11 +246,13 @@ def stamp(buffer: Any, offsets: I64s, lengths: I64s, sums: U64s, swap: bool, sta
     running: Words = (a, b, c, d)
     rows = zip(offsets.tolist(), lengths.tolist(), heads.tolist(), sums.tolist(), strict=True)
     for offset, length, stored, payload in rows:
+        # An END's body has the sum before it, so the header's own sum changes with it.
         head = stored
         kind = rtype.unpack_from(view, offset)[0]
         if kind == RecordType.END:
             quads.pack_into(view, offset + 8, *running)
             head = _head_sums(raw, np.array([offset]), swap)[0].tolist()
+        # The header up to the checksum field, the field itself (which has the sum so far), the payload.
         running = combine(running, head, CHECKSUM)
         if kind != RecordType.BEGIN:
             quads.pack_into(view, offset + CHECKSUM, *running)

@@ -1,5 +1,16 @@
 """The two encodings of nvlists. Each codec has both directions, pair by pair, in the same order of fields.
 
+Both begin with four bytes (encoding, 1 if the packing host is little-endian, 0, 0), then version and flags, 4 bytes
+each, then pairs. Numbers of XDR are big-endian, those of native in the packing host's byte order.
+
+    native     i32 size | i16 name size | i16 0 | i32 values | i32 type | name, \\0, padded to 8 | value, padded to 8
+               ... and behind the last pair an i32 of 0. Arrays of strings and lists have 8 bytes for a pointer per
+               value in front of them. An embedded list's struct (24 bytes) is the value; its pairs follow its pair.
+
+    XDR        i32 packed size | i32 size in memory | u32 name size, name, padded to 4 | i32 type | i32 values | value
+               ... and behind the last pair 8 bytes of 0. Each number takes 4 bytes (or 8); arrays begin with a count,
+               but a BYTE_ARRAY is just its bytes. An embedded list is the value: version, flags, pairs.
+
 Source: OpenZFS module/nvpair/nvpair.c, nvs_native_nvp_op(), nvs_xdr_nvp_op() and the comments above them.
 """
 
@@ -9,7 +20,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from zkeep.format.nvlist import (
+from zkeep.format._nvpairs import (
     MAX_DEPTH,
     MAX_PAIRS,
     UNIQUE_NAME,
@@ -46,7 +57,7 @@ _WIDTH = {code: struct.calcsize("=" + code) for code in "bBhHiIqQd"}
 _WIDE = {code: struct.Struct(">" + code) for code in "qQd"}
 _ONE, _TWO = struct.Struct(">I"), struct.Struct(">ii")
 LARGE = 64 << 10
-"""In a list of more bytes than this, those that are embedded are checked, and decoded when they are asked for."""
+"""If a packed list has more bytes than this, embedded lists are only checked at first, and decoded when used."""
 
 
 def _align(size: int, to: int) -> int:
@@ -79,7 +90,7 @@ def encode_list(root: NvList) -> bytes:
 
 
 class _Codec:
-    """What both encodings share: a cursor that never leaves the data, and the walk over pairs."""
+    """The part that both encodings share: a cursor that never leaves the data, and the walk over pairs."""
 
     def __init__(self, form: Form, data: bytes) -> None:
         self.form = form
@@ -107,7 +118,7 @@ class _Codec:
         return struct.pack(self.order + "iI", nvlist.version, nvlist.flags)
 
     is_checked = False
-    """The data was gone through before."""
+    "Whether all of the data was checked before: then only a part of it is decoded now."
 
     def pairs(self, nvlist: NvList, depth: int) -> None:
         for start, pair in self.walk(nvlist, depth):
@@ -116,7 +127,7 @@ class _Codec:
         nvlist.loaded()
 
     def walk(self, nvlist: NvList, depth: int) -> Iterator[tuple[int, Pair]]:
-        """Each pair with the place where it begins; checked, if they were not before."""
+        """Each pair, and the byte at which it begins. Pairs are counted and names compared, unless they were before."""
         seen: set[object] = set()
         while True:
             start = self.at
@@ -164,7 +175,7 @@ class _Codec:
         return kind
 
     def elements(self, kind: NvType, nelem: int) -> int:
-        """How many values there must be; never more than there are bytes left."""
+        """Check a pair's number of values: right for its type, and not more than there are bytes left."""
         right = nelem >= 0 if kind in _ARRAYS else nelem == (0 if kind == NvType.BOOLEAN else 1)
         if not right:
             raise BadNvlist(f"{kind.name} cannot have {nelem} values", self.at)
@@ -198,7 +209,7 @@ class _Native(_Codec):
         return Pair(_text(name[:-1]), kind, value)
 
     def value(self, kind: NvType, nelem: int, end: int, depth: int) -> Value:
-        """Values lie in the pair, but for embedded lists' pairs: those follow it."""
+        """Decode a value. It lies within its pair, except for the pairs of embedded lists, which follow it."""
         if kind == NvType.NVLIST:
             inner = self.inner(self.at, end)
             self.at = end
@@ -274,12 +285,12 @@ class _Xdr(_Codec):
         return first, second
 
     def embedded(self, nvlist: NvList, depth: int, end: int | None = None) -> NvList:
-        """`end`: where the pair ends that has no more than this list."""
+        """`end`: the end of the pair, if this list is all that it holds."""
         if len(self.data) <= LARGE:
             return super().embedded(nvlist, depth)
         at = self.at
         if self.is_checked and end is not None:
-            self.at = end  # each pair tells its length
+            self.at = end  # it was checked before: skip it
         else:
             if depth >= MAX_DEPTH:
                 raise BadNvlist(f"it is nested deeper than {MAX_DEPTH}", at)
@@ -353,7 +364,7 @@ class _Xdr(_Codec):
         return _python(kind, _narrow(code, self.numbers("I", 4)))
 
     def array(self, kind: NvType, nelem: int) -> Value:
-        """Counted; every value takes a word, or two. An empty array has not even its count."""
+        """An array: its count, then each value in 4 or 8 bytes. An empty array does not even have its count."""
         if kind == NvType.BYTE_ARRAY:
             return self.take(_align(nelem, 4))[:nelem]
         if nelem == 0:
@@ -399,7 +410,7 @@ class _Xdr(_Codec):
 
 
 def _narrow(code: str, words: tuple[int, ...]) -> tuple[int, ...]:
-    """Small integers out of XDR's words of 32 bits."""
+    """Small integers from XDR's 32-bit words."""
     bits = 8 * struct.calcsize("=" + code)
     sign = 1 << bits - 1 if code.islower() else 0
     mask = (1 << bits) - 1
@@ -423,7 +434,7 @@ def _values(pair: Pair) -> tuple[Any, ...]:
 
 
 def _native_size(pair: Pair) -> int:
-    """What the pair takes in memory: an XDR pair tells it beside its own size (NVP_SIZE_CALC)."""
+    """Bytes that the pair takes in memory, which an XDR pair has beside its packed size (NVP_SIZE_CALC)."""
     values = _values(pair)
     if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
         pointers = 8 * len(values) if pair.type == NvType.STRING_ARRAY else 0

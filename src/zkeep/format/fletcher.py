@@ -8,10 +8,11 @@ Source: OpenZFS module/zcommon/zfs_fletcher.c.
 
 from __future__ import annotations
 
-from zkeep.format.records import Words
+from zkeep.format.records import MAX_U64, Words
 
 ZERO: Words = (0, 0, 0, 0)
-_MASK = (1 << 64) - 1
+MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
+"K1..K4 of a record's check, see kernel.py. Stored checks depend on them: never change."
 
 
 def shift(state: Words, nbytes: int) -> Words:
@@ -20,21 +21,11 @@ def shift(state: Words, nbytes: int) -> Words:
     n = nbytes >> 2
     t2 = n * (n + 1) >> 1
     t3 = n * (n + 1) * (n + 2) // 6
-    return a, b + n * a & _MASK, c + n * b + t2 * a & _MASK, d + n * c + t2 * b + t3 * a & _MASK
+    return a, b + n * a & MAX_U64, c + n * b + t2 * a & MAX_U64, d + n * c + t2 * b + t3 * a & MAX_U64
 
 
 def combine(first: Words, second: Words, second_bytes: int) -> Words:
     """The sum over A then B, from the sum over A, the sum over B alone and B's length."""
     a, b, c, d = shift(first, second_bytes)
     e, f, g, h = second
-    return a + e & _MASK, b + f & _MASK, c + g & _MASK, d + h & _MASK
-
-
-def fletcher4(buffer: bytes | bytearray | memoryview, state: Words = ZERO, swap: bool = False) -> Words:
-    """Add a buffer, whose length is a multiple of 4, to a running sum.
-
-    `swap`: its words are in the byte order opposite to this machine's.
-    """
-    from zkeep.format import kernel
-
-    return kernel.fletcher4(buffer, state, swap)
+    return a + e & MAX_U64, b + f & MAX_U64, c + g & MAX_U64, d + h & MAX_U64

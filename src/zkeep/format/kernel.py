@@ -1,10 +1,10 @@
-"""The loops over whole buffers, and over many short reads, compiled where that was possible, else in numpy; the
-results are the same.
+"""Loops over whole buffers, and over many short reads: compiled if possible, else in numpy with the same results.
 
-The compiled kernel (_kernel.c) needs no numpy and gives up the GIL while it works. ZKEEP_KERNEL=numpy forces
-the twin. Offsets, types and lengths are numpy arrays; a `state` is uint64[4].
+The compiled kernel (_kernel.c) releases the GIL while it works. ZKEEP_KERNEL=numpy forces the numpy twin. Offsets,
+types and lengths are numpy arrays; a `state` is a running fletcher-4 sum, uint64[4].
 
-`checks` are one word that says what a record is, wherever it lies and however it is stamped:
+A record's `check` is one word that depends on all of it but the running checksum in its header, so that it stays the
+same wherever the record is stored and whichever records come before it:
 mix(fletcher4(header[0:280] || payload)), where mix(a, b, c, d) = a*K1 + b*K2 + c*K3 + d*K4 mod 2^64.
 """
 
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from zkeep.format import _kernel_numpy
+from zkeep.format._kernel_numpy import BAD_ALIGNMENT, BAD_LENGTH, BAD_TYPE
 from zkeep.format.records import HEADER, MAX_PAYLOAD, Words
 
 if TYPE_CHECKING:
@@ -29,10 +31,6 @@ if TYPE_CHECKING:
     Sums = NDArray[np.uint64]
     Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 
-MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
-"K1..K4. Stored checks depend on them: never change."
-
-BAD_TYPE, BAD_LENGTH, BAD_ALIGNMENT = 1, 2, 3
 REASONS = {
     BAD_TYPE: "there is no such record type",
     BAD_LENGTH: "the payload is larger than any block",
@@ -41,14 +39,16 @@ REASONS = {
 
 
 class Walk(NamedTuple):
+    """Whole records that were found in a buffer."""
+
     offsets: Offsets
     types: Types
     lengths: Lengths
-    "312 and the payload."
+    "Bytes of header and payload."
     stop: int
-    "The first byte that was not consumed."
+    "The first byte behind them."
     error: tuple[int, int] | None
-    "Where the record lies that cannot be, and one of REASONS."
+    "Where a record begins that cannot be right, and one of REASONS."
 
 
 def _compiled() -> ModuleType | None:
@@ -62,13 +62,7 @@ def _compiled() -> ModuleType | None:
     return kernel
 
 
-def _twin() -> ModuleType:
-    from zkeep.format import _kernel_numpy
-
-    return _kernel_numpy
-
-
-_backend = _compiled() or _twin()
+_backend = _compiled() or _kernel_numpy
 NAME = "compiled" if _backend.__name__.endswith("._kernel") else "numpy"
 
 
@@ -129,7 +123,7 @@ def stamp(buffer: Buffer, offsets: Offsets, lengths: Lengths, sums: Sums, swap: 
 
 
 def gather(fd: int, places: Offsets, sizes: Lengths, out: Buffer, to: Offsets) -> int:
-    """Read stretches of a file, each to its place in `out`: the first that the file ends before, or -1.
+    """Read stretches of a file, each to its place in `out`. Returns the first that the file is too short for, or -1.
 
     Raises:
         OSError: one could not be read.
@@ -138,6 +132,7 @@ def gather(fd: int, places: Offsets, sizes: Lengths, out: Buffer, to: Offsets) -
 
 
 def fletcher4(buffer: Buffer, state: Words, swap: bool) -> Words:
+    """Add a buffer to a running sum."""
     after = np.array(state, np.uint64)
     _backend.fletcher4(buffer, swap, after)
     a, b, c, d = after.tolist()

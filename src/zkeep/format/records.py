@@ -1,9 +1,15 @@
 """The records of a send stream, each declared once.
 
-A record is 312 bytes, in the sender's byte order, and then its payload. The first eight bytes are its type
-and `payloadlen`; the body follows; the last 32 bytes of every record but BEGIN are the running fletcher-4
-over all that came before them. From a declaration both directions, both byte orders and the columnar (numpy)
-view derive, and its size is checked when the module is imported.
+A record is a header of 312 bytes, in the sender's byte order, and then its payload:
+
+    0        4                  8                                   280                    312
+    +--------+------------------+-----------------------------------+----------------------+---------
+    |type u32| payloadlen, u32  | body: object, offset, length, ... | running fletcher-4   | payload
+    +--------+------------------+-----------------------------------+----------------------+---------
+
+The running sum covers all bytes of the substream before it. (A BEGIN has none: its body goes on to byte 312.)
+From a declaration below both directions, both byte orders and the columnar (numpy) view derive, and its size is
+checked when the module is imported.
 
 Source: OpenZFS include/sys/zfs_ioctl.h, struct dmu_replay_record.
 """
@@ -39,8 +45,9 @@ CHECKSUM = 280
 "Where a record's own checksum starts: 4 words of 8 bytes, to the end of the header."
 MAX_PAYLOAD = 16 << 20
 "The largest block, hence the largest payload of any record but BEGIN."
+MAX_U64 = (1 << 64) - 1
 MAGIC = 0x2F5BACBAC
-"First word of a BEGIN's body; tells the stream's byte order."
+"First word of a BEGIN's body, from which the stream's byte order follows."
 
 ByteOrder = Literal["little", "big"]
 NATIVE: ByteOrder = sys.byteorder
@@ -67,7 +74,7 @@ class RecordType(IntEnum):
 
 
 class HeaderType(IntEnum):
-    """What a BEGIN begins: the low two bits of drr_versioninfo."""
+    """Whether a BEGIN starts a substream or a compound stream: the low two bits of drr_versioninfo."""
 
     SUBSTREAM = 1
     COMPOUND = 2
@@ -96,7 +103,7 @@ class Feature(IntFlag):
 
 DEDUPLICATED = Feature.DEDUP | Feature.DEDUPPROPS
 SUPPORTED = Feature(sum(feature for feature in Feature if not feature & DEDUPLICATED))
-"What a receiver understands (DMU_BACKUP_FEATURE_MASK); a stream with another bit is refused."
+"Features that a receiver understands (DMU_BACKUP_FEATURE_MASK); a stream with another bit is refused."
 
 
 class BeginFlag(IntFlag):
@@ -148,7 +155,7 @@ class _Field:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A record's header. `payloadlen` is drr_payloadlen: only a BEGIN's tells the payload's size."""
+    """A record's header. `payloadlen` is drr_payloadlen: it is the payload's size only in a BEGIN."""
 
     RTYPE: ClassVar[RecordType]
     _codes: ClassVar[str]

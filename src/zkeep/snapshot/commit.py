@@ -14,9 +14,9 @@ from tempfile import TemporaryFile
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
 from zkeep.errors import Refused
+from zkeep.format.checksum import fletcher4
 from zkeep.format.compress_writer import Compress
 from zkeep.format.events import SubBegin, SubEnd
-from zkeep.format.fletcher import fletcher4
 from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
 from zkeep.names import SnapshotName

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from zkeep.errors import Refused
+from zkeep.format.checksum import fletcher4
 from zkeep.format.events import SubBegin
-from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, Feature
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.timeline.resume import Resumed

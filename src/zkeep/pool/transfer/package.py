@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zkeep.format.fletcher import fletcher4
+from zkeep.format.checksum import fletcher4
 from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.records import Begin, End, Feature, HeaderType
 from zkeep.names import DatasetName

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from zkeep.errors import Refused, ZkeepError
+from zkeep.format.checksum import fletcher4
 from zkeep.format.events import Batch, SubBegin, SubEnd
-from zkeep.format.fletcher import fletcher4
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge

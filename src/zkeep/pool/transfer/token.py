@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 
 from zkeep.errors import Refused
-from zkeep.format.fletcher import fletcher4
+from zkeep.format.checksum import fletcher4
 from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, NvType, decode, encode
 from zkeep.format.records import Feature
 from zkeep.names import shown
