@@ -15,8 +15,8 @@ import pytest
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.restore.mount.fuse import Answers, _driver, serve
-from zkeep.restore.mount.shown import Offered, Shown
+from zkeep.restore.mount.fuse import Operations, _driver, serve
+from zkeep.restore.mount.layout import LazySnapshot, MountLayout
 from zkeep.snapshot.open import OpenSnapshot
 
 
@@ -36,18 +36,18 @@ def why_not() -> str:
 needs_fuse = pytest.mark.skipif(bool(why_not()), reason=why_not() or "FUSE is here")
 
 
-def offered(path: Path, snapshot: Snapshot, key: GetKey) -> Offered:
+def lazy(path: Path, snapshot: Snapshot, key: GetKey) -> LazySnapshot:
     """`path`: of the pool, which is opened anew by who mounts."""
 
     def look() -> OpenSnapshot:
         pool = Pool.open(path)
         return OpenSnapshot(pool, pool.snapshot(snapshot.name), key)
 
-    return Offered(snapshot.doc["name"], int(snapshot.doc["creation"]), look)
+    return LazySnapshot(snapshot.doc["name"], int(snapshot.doc["creation"]), look)
 
 
 @contextmanager
-def mounted(folder: Path, top: Offered, others: list[Offered] | None = None) -> Iterator[Path]:
+def mounted(folder: Path, top: LazySnapshot, others: list[LazySnapshot] | None = None) -> Iterator[Path]:
     """Yields the file with the log."""
     folder.mkdir()
     log = folder.parent / f"{folder.name}.log"
@@ -68,13 +68,13 @@ def mounted(folder: Path, top: Offered, others: list[Offered] | None = None) -> 
         os.waitpid(child, 0)
 
 
-def _serve(folder: Path, log: Path, top: Offered, others: list[Offered] | None, ready: int) -> None:
+def _serve(folder: Path, log: Path, top: LazySnapshot, others: list[LazySnapshot] | None, ready: int) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with Shown(top, others) as files:
+        with MountLayout(top, others) as files:
             log_to = lambda text: os.write(2, text.encode() + b"\n")  # noqa: E731
-            serve(Answers(files, 1 << 20, log_to, lambda: os.write(ready, b"r")), str(folder), "tests", {})
+            serve(Operations(files, 1 << 20, log_to, lambda: os.write(ready, b"r")), str(folder), "tests", {})
     except BaseException as error:
         os.write(2, f"{error!r}\n".encode())
     finally:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mountkit import needs_fuse, offered
+from mountkit import lazy, needs_fuse
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.main import run
 from zkeep.cli.open_snapshot import keys_from
 from zkeep.names import SnapshotName
-from zkeep.restore.mount.shown import Offered, Place, Shown
+from zkeep.restore.mount.layout import LazySnapshot, MountLayout, Place
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
@@ -33,7 +33,9 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
     with (STORY / "full-Rw.zfs").open("rb") as source:
         subprocess.run([sys.executable, "-m", "zkeep", "receive", "v/jambon"], stdin=source, check=True)
+    assert run(["load-key", "-L", LOCATION, "v/jambon"]) == 0
     assert run(["create", "v/jambon/blanc/new"]) == 0
+    assert run(["unload-key", "v/jambon"]) == 0
     return tmp_path / "pool"
 
 
@@ -138,12 +140,12 @@ def test_r_takes_whole_datasets(more: list[str], pool: Path) -> None:
 # Mounts
 
 
-def at(pool: Path, snapshot: str) -> Offered:
+def at(pool: Path, snapshot: str) -> LazySnapshot:
     with open_pool(name := SnapshotName.parse(snapshot)) as found:
-        return offered(pool, found.snapshot(name), keys_from((LOCATION,)))
+        return lazy(pool, found.snapshot(name), keys_from((LOCATION,)))
 
 
-def names(shown: Shown, path: bytes) -> set[bytes]:
+def names(shown: MountLayout, path: bytes) -> set[bytes]:
     every = {name.name for name in shown.names(path)}
     paged, first = [], 0
     while page := shown.page(path, first):
@@ -156,11 +158,11 @@ def names(shown: Shown, path: bytes) -> set[bytes]:
 @pytest.mark.parametrize("page", [1, 2, 256])
 def test_a_mounted_tree_shows_each_dataset_in_its_place(page: int, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the parent has such a folder, a file, or nothing; and below a folder that is only a name."""
-    monkeypatch.setattr("zkeep.restore.mount.shown.PAGE", page)
+    monkeypatch.setattr("zkeep.restore.mount.layout.PAGE", page)
     bayonne, pays, blanc = (at(pool, f"v/jambon/{c}@to-remote-server") for c in ("bayonne", "pays", "blanc"))
     below = [Place(b"photos", pays, [pays]), Place(b"recipe.txt", pays), Place(b"x/y/z", pays)]
     below.append(Place(b"photos/in", blanc))
-    with Shown(bayonne, [bayonne], below) as shown:
+    with MountLayout(bayonne, [bayonne], below) as shown:
         own = names(shown, b".zfs/snapshot/to-remote-server")
         assert names(shown, b"") == own | {b"x"}
         theirs = names(shown, b"x/y/z")

@@ -21,7 +21,7 @@ from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.restore.files import extract
-from zkeep.restore.files.extract import Extraction, Options
+from zkeep.restore.files.extract import Extraction, ExtractOptions
 from zkeep.restore.files.staging import PREFIX
 from zkeep.restore.files.volume import extract_volume
 from zkeep.snapshot.open import OpenSnapshot
@@ -82,7 +82,7 @@ def test_so_is_what_is_left_after_pruning(case: Case, rest: int, tmp_path: Path)
     with received(case, tmp_path) as pool:
         every = snapshots(pool, case)
         for snapshot, _ in every[1 - rest :: 2]:
-            plan = plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.Options())
+            plan = plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.ExtractOptions())
             destroy.execute(pool, plan)
         compact(pool)
         assert len(snapshots(pool, case)) == len(every[rest::2])
@@ -97,8 +97,8 @@ def _extracted(pool: Pool, snapshot: Snapshot, case: Case, target: Path, want: d
             assert hashlib.sha256(path.read_bytes()).hexdigest() == want["sha256"]
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             return
-        work = Extraction(Filesystem(opened), Options())
-        work.everything(str(target))
+        work = Extraction(Filesystem(opened), ExtractOptions())
+        work.extract_all(str(target))
     long = {path for path in want["files"] if any(len(os.fsencode(part)) > 255 for part in path.split("/"))}
     assert not work.report.counts
     assert not work.report.lost
@@ -138,13 +138,13 @@ def test_an_extraction_that_was_killed_goes_on_where_it_was(turn: int, tmp_path:
         with Pool.open(pool.path) as mine, OpenSnapshot(mine, snapshot, case.key) as opened:
             filesystem = Dying(opened)
             filesystem.left = turn
-            Extraction(filesystem, Options()).everything(str(target))
+            Extraction(filesystem, ExtractOptions()).extract_all(str(target))
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     begun = [path for path in target.rglob("*") if path.is_file() and PREFIX in os.fsencode(path)]
     assert len(begun) == 1
     with Pool.open(pool.path) as mine, OpenSnapshot(mine, snapshot, case.key) as opened:
-        work = Extraction(Filesystem(opened), Options())
-        work.everything(str(target))
+        work = Extraction(Filesystem(opened), ExtractOptions())
+        work.extract_all(str(target))
     assert work.progress.kept >= turn - 1
     assert differences(looked_at(target), told(want["files"])) == []

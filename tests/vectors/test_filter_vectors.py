@@ -19,7 +19,7 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import RecordType
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.filter.authenticate import Passing
+from zkeep.restore.filter.authenticate import AuthenticatingFilter
 from zkeep.restore.filter.sanitize import Allowed
 from zkeep.restore.verify import verify
 from zkeep.snapshot.open import OpenSnapshot
@@ -39,7 +39,7 @@ def passed(path: Path, stream: bytes, case: Case, bases: Iterable[bytes] = ()) -
                 verify(opened)
 
         with tempfile.TemporaryFile() as aside:
-            passing = Passing(pool, out, cast(BinaryIO, aside), check, Allowed())
+            passing = AuthenticatingFilter(pool, out, cast(BinaryIO, aside), check, Allowed())
             try:
                 passing.run(read_events(io.BytesIO(stream)), "v/x")
             except ZkeepError as error:

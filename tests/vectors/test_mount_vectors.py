@@ -10,7 +10,7 @@ import pytest
 from manifests import Case, Files, cases, differences, received, snapshots
 from test_extract_vectors import looked_at
 
-from mountkit import mounted, needs_fuse, offered
+from mountkit import lazy, mounted, needs_fuse
 
 pytestmark = [needs_fuse, pytest.mark.skipif(os.geteuid() != 0, reason="only root sees all attributes")]
 
@@ -35,7 +35,7 @@ def test_what_is_mounted_is_what_the_kernel_showed(case: Case, tmp_path: Path) -
     with received(case, tmp_path) as pool:
         for number, (snapshot, want) in enumerate(snapshots(pool, case)):
             folder = tmp_path / str(number)
-            with mounted(folder, offered(pool.path, snapshot, case.key)) as log:
+            with mounted(folder, lazy(pool.path, snapshot, case.key)) as log:
                 if "files" in want:
                     seen = with_numbers(looked_at(folder), folder, want["files"])
                     assert differences(but_the_roots(seen), but_the_roots(without_blocks(want["files"]))) == []

@@ -18,7 +18,7 @@ from sealedkit import Entries, opened
 from sealing import Thing
 
 from zkeep.restore.files import extract
-from zkeep.restore.files.extract import Extraction, Options
+from zkeep.restore.files.extract import Extraction, ExtractOptions
 from zkeep.tree.filesystem import Filesystem
 
 LAST = (b"zz-last", FIRST + 99, FILE)
@@ -34,11 +34,11 @@ def made(where: Path, entries: Entries, *things: Thing) -> Iterator[Filesystem]:
 
 
 def extracted(filesystem: Filesystem, target: Path, *paths: bytes, force: bool = False) -> Extraction:
-    work = Extraction(filesystem, Options(force=force))
+    work = Extraction(filesystem, ExtractOptions(force=force))
     if paths:
-        work.some(str(target), paths)
+        work.extract(str(target), paths)
     else:
-        work.everything(str(target))
+        work.extract_all(str(target))
     return work
 
 
@@ -294,8 +294,8 @@ def test_a_link_in_the_way_to_a_first_name_is_not_followed(tmp_path: Path) -> No
                 (tmp_path / "out" / "a").symlink_to(tmp_path / "outside")
 
     with made(tmp_path, entries, *folders, node(F + 3, content=b"H", links=2, parent=F)) as filesystem:
-        work = Raced(filesystem, Options())
-        work.everything(str(tmp_path / "out"))
+        work = Raced(filesystem, ExtractOptions())
+        work.extract_all(str(tmp_path / "out"))
     assert (tmp_path / "out" / "b" / "x").read_text() == "H"
     assert failed(work).keys() <= {b"a"}  # its attributes are set if it is still open, or not at all
     assert (tmp_path / "outside").stat().st_mtime_ns == before
@@ -470,8 +470,8 @@ def test_a_folder_that_others_put_in_the_place_of_ours_gets_nothing(tmp_path: Pa
 
     things = folder(F, ROOT, [(b"x", F + 1, FILE)], mode=0o777), node(F + 1, content=b"X", parent=F)
     with made(tmp_path, [(b"d", F, FOLDER)], *things) as filesystem:
-        work = Raced(filesystem, Options())
-        work.everything(str(out))
+        work = Raced(filesystem, ExtractOptions())
+        work.extract_all(str(out))
     assert (out / "moved" / "x").exists() != bool(failed(work))  # ours, if it was still open; else it is told of
     assert all("replaced by another one" in why for why in failed(work).values())
     assert stat.S_IMODE((out / "d").stat().st_mode) == 0o700

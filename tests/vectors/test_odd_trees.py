@@ -13,7 +13,7 @@ from sealedkit import FILE, FIRST, FOLDER, ROOT, Entries, file, opened, tree
 from sealing import Thing, folder
 
 from zkeep.crypto.unwrap import SUITES
-from zkeep.restore.files.extract import Extraction, Options
+from zkeep.restore.files.extract import Extraction, ExtractOptions
 from zkeep.restore.verify import verify
 from zkeep.tree.filesystem import BadTree, Filesystem, shown
 from zkeep.tree.glob import matches, typed
@@ -28,8 +28,8 @@ def walked(filesystem: Filesystem) -> list[bytes]:
 
 def extract(filesystem: Filesystem, target: Path) -> None:
     """All of it; raises the first of what could not be extracted."""
-    work = Extraction(filesystem, Options())
-    work.everything(str(target))
+    work = Extraction(filesystem, ExtractOptions())
+    work.extract_all(str(target))
     for _, error in work.failed:
         raise error
 
@@ -39,7 +39,7 @@ def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:
     with opened(tmp_path, tree(entries, *(file(FIRST + i) for i in range(len(NAMES))))) as found:
         filesystem = Filesystem(found)
         assert walked(filesystem) == sorted(NAMES)
-        Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
+        Extraction(filesystem, ExtractOptions()).extract_all(str(tmp_path / "out"))
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(NAMES)
 
 
@@ -60,8 +60,8 @@ def test_what_is_missing_is_named_once(tmp_path: Path) -> None:
     names = [b"n" * 300, *(b"%d" % i for i in range(200))]
     entries = [(name, FIRST + i, FILE) for i, name in enumerate(names)]
     with opened(tmp_path, tree(entries, *(file(FIRST + i) for i in range(len(names))))) as found:
-        work = Extraction(Filesystem(found), Options())
-        work.everything(str(tmp_path / "out"))
+        work = Extraction(Filesystem(found), ExtractOptions())
+        work.extract_all(str(tmp_path / "out"))
     assert len(os.listdir(tmp_path / "out")) == work.progress.files == 200
     assert [(path, str(error)) for path, error in work.failed] == [(names[0], "File name too long")]
 
@@ -80,8 +80,8 @@ def test_folders_lie_as_deep_as_they_like(tmp_path: Path) -> None:
         assert walked(filesystem)[-1] == path
         assert matches(filesystem, b"**/f") == [path]
         assert filesystem.path_of(FIRST + DEPTH) == path
-        Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
-        Extraction(filesystem, Options()).some(str(tmp_path / "one"), [path])
+        Extraction(filesystem, ExtractOptions()).extract_all(str(tmp_path / "out"))
+        Extraction(filesystem, ExtractOptions()).extract(str(tmp_path / "one"), [path])
     for name in ("out", "one"):
         found = subprocess.run(["find", ".", "-type", "f"], cwd=tmp_path / name, capture_output=True, check=True)
         assert found.stdout == b"./" + path + b"\n"
@@ -135,7 +135,7 @@ def test_the_only_block_of_a_sparse_file_lies_where_it_lies(every: bool, tmp_pat
     with opened(tmp_path, tree([(b"f0", FIRST, FILE), (b"f1", FIRST + 1, FILE)], *things)) as found:
         filesystem = Filesystem(found)
         if every:
-            Extraction(filesystem, Options()).everything(str(tmp_path / "out"))
+            Extraction(filesystem, ExtractOptions()).extract_all(str(tmp_path / "out"))
             assert [(tmp_path / "out" / f"f{i}").read_bytes() for i in range(2)] == wanted
         else:
             nodes = [filesystem.lookup(name) for name in (b"f0", b"f1")]

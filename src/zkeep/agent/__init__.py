@@ -1,1 +1,1 @@
-"""Loaded keys: a process that holds them in memory, and how others ask it."""
+"""The agent: a process that holds loaded keys in memory, and the client side of it."""

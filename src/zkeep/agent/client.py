@@ -1,4 +1,4 @@
-"""Asking the agent. Where none runs, no key is loaded; loading one starts it.
+"""The client of the agent. If no agent runs, no key is loaded; loading one starts it.
 
 The socket lies in the runtime folder of the user: XDG_RUNTIME_DIR/zkeep, root's /run/zkeep, or a folder of the user's
 own below the one for temporary files; ZKEEP_AGENT names another.
@@ -23,18 +23,18 @@ from zkeep.agent.memory import KEY, wipe
 from zkeep.errors import Refused, TryAgain
 
 STARTING = 10.0
-"Seconds that an agent may take to come up."
+"Seconds that an agent may take to start."
 ANSWERING = 10.0
-"Seconds that it may take to answer; it has nothing to do but that."
+"Seconds that it may take to answer; it has nothing else to do."
 LONGEST = 100
 "Bytes of a socket's path; systems differ, 103 is the least."
 MAX_ANSWER = 1 << 18
-"Bytes of an answer: as many keys, or numbers of datasets, as an agent holds."
+"Bytes of the largest answer: all keys, or numbers of datasets, that an agent can hold."
 Request = dict[str, Any]
 
 
 def path() -> Path:
-    """Where the agent's socket is; elsewhere, by a short name, where the system takes no path as long as that."""
+    """The path of the agent's socket; a short one below /tmp if the system cannot take one that long."""
     wanted = _wanted()
     text = os.fsencode(wanted)
     if len(text) <= LONGEST:
@@ -48,7 +48,7 @@ def _wanted() -> Path:
 
 
 def own_folder() -> Path:
-    """Where sockets and logs of what runs lie; it may not be there yet."""
+    """The user's runtime folder, for sockets and logs; it may not exist yet."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "zkeep"
     if os.geteuid() == 0 and Path("/run").is_dir():
@@ -59,7 +59,7 @@ def own_folder() -> Path:
 
 
 def load(pool: int, root: int, key: bytes | bytearray, seconds: float | None = None) -> None:
-    """Hand a wrapping key to the agent, which is started if there is none."""
+    """Give a wrapping key to the agent; start an agent if there is none."""
     request: Request = {"do": "load", "pool": pool, "root": root}
     if seconds is not None:
         request["seconds"] = seconds
@@ -71,7 +71,7 @@ def load(pool: int, root: int, key: bytes | bytearray, seconds: float | None = N
 
 
 def unload(pool: int, root: int) -> bool:
-    """Whether it was loaded."""
+    """Unload a key; returns whether it was loaded."""
     answer = _ask({"do": "unload", "pool": pool, "root": root})
     return bool(answer and answer.get("found"))
 
@@ -120,14 +120,14 @@ class _Answer:
         wipe(self._view[: self._filled])
         self._filled = 0
 
-    def receive(self, door: socket.socket) -> bool:
-        """Take what comes next; whether something came."""
-        count = door.recv_into(self._view[self._filled :])
+    def receive(self, listener: socket.socket) -> bool:
+        """Receive more; returns whether something came."""
+        count = listener.recv_into(self._view[self._filled :])
         self._filled += count
         return bool(count)
 
     def complete(self) -> Request | None:
-        """The line's object, once it is there with all keys; raises ValueError if it is none."""
+        """The JSON object, once it and all keys are complete; raises ValueError if it is not one."""
         end = self._buffer.find(b"\n", 0, self._filled)
         if end < 0:
             return None
@@ -168,19 +168,19 @@ def _ask(request: Request, key: bytes | bytearray = b"", answer: _Answer | None 
 
 
 def _talk(where: Path, pieces: Sequence[bytes | bytearray], seconds: float, answer: _Answer) -> Request | None:
-    """What answers a request; raises TimeoutError after so many seconds, however it drips."""
+    """Receive the answer; raises TimeoutError after so many seconds in all, even if bytes keep dripping in."""
     end = time.monotonic() + seconds
     found = None
     answer.clear()
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(seconds)
-        door.connect(str(where))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(seconds)
+        listener.connect(str(where))
         for piece in pieces:
             if piece:
-                door.sendall(piece)
+                listener.sendall(piece)
         while found is None:
-            door.settimeout(max(end - time.monotonic(), 0.001))
-            if not answer.receive(door):
+            listener.settimeout(max(end - time.monotonic(), 0.001))
+            if not answer.receive(listener):
                 return None
             found = answer.complete()
     return found
@@ -193,7 +193,7 @@ def _checked(answer: Request) -> Request:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether nobody else can put a socket there."""
+    """Whether only this user can put a socket there."""
     status = os.lstat(folder)
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 

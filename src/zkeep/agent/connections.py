@@ -1,7 +1,7 @@
-"""The connections to the agent: all are served side by side, so that none waits for one that says nothing.
+"""The connections to the agent: all are served side by side, so that none waits for one that sends nothing.
 
-What is received may hold a key. It lies in one buffer of fixed size for each connection, which is never copied, and
-overwritten as soon as it was answered or the connection ends.
+A request may hold a key. It lies in one buffer of fixed size for each connection, which is never copied, and is
+overwritten as soon as the request was answered or the connection ends.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from zkeep.agent.memory import wipe
 MAX_REQUEST = 4096
 "Bytes of a request; the longest one with its key takes less than a tenth."
 MOST = 64
-"Callers at a time; one more takes the place of who has been there longest."
+"Connections at a time; one more replaces the oldest."
 PATIENCE = 5.0
-"Seconds that a caller may take to send its line and to read the answer."
+"Seconds that a client may take to send its request and to read the answer."
 LONGEST = 60.0
-"Seconds of one wait: epoll counts milliseconds in 31 bits, and none of those in which the machine sleeps."
+"Seconds of one wait: epoll counts milliseconds in 31 bits, and not while the machine sleeps."
 
 Answer = list[memoryview]
 "Pieces of an answer, sent one after another from where they lie."
 
 
 @dataclass(slots=True, eq=False)
-class Caller:
-    """A connection: first a request comes, then the answer goes."""
+class Connection:
+    """A connection: first the request is received, then the answer is sent."""
 
     socket: socket.socket
     until: float
@@ -42,92 +42,92 @@ class Caller:
     answer: Answer = field(default_factory=list, repr=False)
 
 
-class Callers:
-    """`answer` makes an answer of a request, or None as long as the request is not complete."""
+class Connections:
+    """Serves all connections. `answer` returns the answer to a request, or None while the request is incomplete."""
 
-    def __init__(self, door: socket.socket, answer: Callable[[memoryview], Answer | None]) -> None:
-        self._door = door
+    def __init__(self, listener: socket.socket, answer: Callable[[memoryview], Answer | None]) -> None:
+        self._listener = listener
         self._answer = answer
-        self._callers: list[Caller] = []
+        self._connections: list[Connection] = []
         self._selector = selectors.DefaultSelector()
-        door.setblocking(False)
-        self._selector.register(door, selectors.EVENT_READ)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
 
     def __len__(self) -> int:
-        return len(self._callers)
+        return len(self._connections)
 
-    def __enter__(self) -> Callers:
+    def __enter__(self) -> Connections:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for caller in list(self._callers):
-            self._drop(caller)
+        for connection in list(self._connections):
+            self._drop(connection)
         self._selector.close()
 
     def serve(self, wait: float) -> None:
-        """Waits until something comes, `wait` seconds at most, and does what can be done at once."""
-        first = min((caller.until - time.monotonic() for caller in self._callers), default=LONGEST)
+        """Wait until something arrives, `wait` seconds at most, and do what can be done without waiting."""
+        first = min((connection.until - time.monotonic() for connection in self._connections), default=LONGEST)
         ready = [key.data for key, _ in self._selector.select(max(min(wait, first, LONGEST), 0))]
-        for caller in filter(None, ready):
-            self._attend(caller)
+        for connection in filter(None, ready):
+            self._serve_one(connection)
         self._drop_the_late()
         if None in ready:
-            self._welcome()
+            self._accept()
 
-    def _welcome(self) -> None:
-        if len(self._callers) >= MOST:
-            self._drop(self._callers[0])
+    def _accept(self) -> None:
+        if len(self._connections) >= MOST:
+            self._drop(self._connections[0])
         with suppress(OSError):
-            client = self._door.accept()[0]
+            client = self._listener.accept()[0]
             if not is_own_user(client):
                 client.close()
                 return
             client.setblocking(False)
-            caller = Caller(client, time.monotonic() + PATIENCE)
-            self._selector.register(client, selectors.EVENT_READ, caller)
-            self._callers.append(caller)
+            connection = Connection(client, time.monotonic() + PATIENCE)
+            self._selector.register(client, selectors.EVENT_READ, connection)
+            self._connections.append(connection)
 
-    def _attend(self, caller: Caller) -> None:
+    def _serve_one(self, connection: Connection) -> None:
         try:
-            ended = self._give(caller) if caller.answer else self._take(caller)
+            ended = self._send(connection) if connection.answer else self._receive(connection)
         except BlockingIOError:
             return
         except OSError:
             ended = True
         if ended:
-            self._drop(caller)
+            self._drop(connection)
 
-    def _take(self, caller: Caller) -> bool:
-        """Whether there is nothing more to do for it; so with the next."""
-        view = memoryview(caller.buffer)
-        count = caller.socket.recv_into(view[caller.filled :])
-        caller.filled += count
-        answer = self._answer(view[: caller.filled]) if count else []
+    def _receive(self, connection: Connection) -> bool:
+        """Receive a part of the request. Returns whether the connection is done, as _send() does."""
+        view = memoryview(connection.buffer)
+        count = connection.socket.recv_into(view[connection.filled :])
+        connection.filled += count
+        answer = self._answer(view[: connection.filled]) if count else []
         if answer is None:
-            return caller.filled == MAX_REQUEST
-        wipe(caller.buffer)
-        caller.answer = answer
-        self._selector.modify(caller.socket, selectors.EVENT_WRITE, caller)
-        return self._give(caller)
+            return connection.filled == MAX_REQUEST
+        wipe(connection.buffer)
+        connection.answer = answer
+        self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+        return self._send(connection)
 
-    def _give(self, caller: Caller) -> bool:
-        while caller.answer:
-            sent = caller.socket.send(caller.answer[0])
-            caller.answer[0] = caller.answer[0][sent:]
-            if not caller.answer[0]:
-                caller.answer.pop(0)
+    def _send(self, connection: Connection) -> bool:
+        while connection.answer:
+            sent = connection.socket.send(connection.answer[0])
+            connection.answer[0] = connection.answer[0][sent:]
+            if not connection.answer[0]:
+                connection.answer.pop(0)
         return True
 
     def _drop_the_late(self) -> None:
         now = time.monotonic()
-        for caller in [caller for caller in self._callers if caller.until <= now]:
-            self._drop(caller)
+        for connection in [connection for connection in self._connections if connection.until <= now]:
+            self._drop(connection)
 
-    def _drop(self, caller: Caller) -> None:
-        wipe(caller.buffer)
-        self._callers.remove(caller)
-        self._selector.unregister(caller.socket)
-        caller.socket.close()
+    def _drop(self, connection: Connection) -> None:
+        wipe(connection.buffer)
+        self._connections.remove(connection)
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
 
 
 def is_own_user(client: socket.socket) -> bool:

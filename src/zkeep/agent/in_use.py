@@ -1,6 +1,6 @@
-"""Which keys are in use: a file for each, locked by every process that works with what the key opens.
+"""Tracks which keys are in use: a file for each, locked by every process that works with data that the key opens.
 
-A lock ends with its process, however that ends, and is seen whatever name a dataset has now, and wherever it is shown.
+A lock ends with its process, however that ends. It holds whatever name the dataset has, and wherever it is mounted.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class Busy(TryAgain):
 
 
 def _folder() -> Path:
-    """Beside the agent's socket: who asks the same agent, sees the same locks."""
+    """The folder of the lock files, beside the agent's socket: clients of the same agent see the same locks."""
     return client.path().parent / "in-use"
 
 
 class InUse:
-    """The keys, by the guid of what they open, that this process works with until it ends or release()."""
+    """The keys that this process uses, by the guid of the master key, until it ends or calls release()."""
 
     def __init__(self) -> None:
         self._locks: dict[int, int] = {}
 
     def hold(self, guid: int) -> None:
-        """Nothing is done where no agent of this user's could be, either."""
+        """Mark a key as in use. Does nothing where this user could have no agent either."""
         if guid in self._locks:
             return
         with suppress(OSError, Refused):
@@ -41,9 +41,9 @@ class InUse:
                 self._locks[guid] = _locked(folder / f"{guid:016x}", fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """No key is in use any more."""
+        """Mark all keys as no longer in use."""
         for guid, fd in self._locks.items():
-            with suppress(OSError):  # the last one takes the file away
+            with suppress(OSError):  # the last user removes the file
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (_folder() / f"{guid:016x}").unlink()
             os.close(fd)
@@ -51,7 +51,7 @@ class InUse:
 
 
 def _locked(path: Path, mode: int) -> int:
-    """A lock of the file that has this name now."""
+    """Lock the file that has this name now: the last user may remove it between open and lock."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -67,7 +67,7 @@ def _locked(path: Path, mode: int) -> int:
 
 @contextmanager
 def unused(guids: Iterable[int], busy: str) -> Iterator[None]:
-    """Nobody begins to use these keys inside.
+    """Keep other processes from starting to use these keys while the block runs.
 
     Raises:
         Busy: with the text `busy`: a process works with one of them.

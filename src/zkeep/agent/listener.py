@@ -1,4 +1,4 @@
-"""The agent's socket: it comes to its place, and leaves it, without ever taking away somebody else's."""
+"""The listening socket of the agent: created and removed without ever removing that of another agent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ QUEUE = 128
 
 
 def accepts(path: str) -> bool:
-    """Whether somebody listens there; a full queue, or one that we may not join, is somebody's, too."""
-    with socket.socket(socket.AF_UNIX) as caller:
-        caller.setblocking(False)
+    """Whether a process listens there. A full queue, or a socket that we may not connect to, counts as well."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
         try:
-            caller.connect(path)
+            client.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError:
@@ -26,8 +26,8 @@ def accepts(path: str) -> bool:
     return True
 
 
-class Door:
-    """A listening socket at a path; to be left in the end, so that its name goes."""
+class Listener:
+    """A listening socket at a path. Use it as a context manager, so that the path is removed in the end."""
 
     def __init__(self, path: str, listening: socket.socket) -> None:
         self.path = path
@@ -35,12 +35,12 @@ class Door:
         self._own = _identity(path)
 
     @classmethod
-    def at(cls, path: str) -> Door | None:
-        """None where somebody accepts connections already."""
+    def at(cls, path: str) -> Listener | None:
+        """Listen at a path; None if another agent listens there already."""
         with _alone(path):
             return None if accepts(path) else cls(path, _listening(path))
 
-    def __enter__(self) -> Door:
+    def __enter__(self) -> Listener:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -51,7 +51,7 @@ class Door:
 
 @contextmanager
 def _alone(path: str) -> Iterator[None]:
-    """Of all agents, only one at a time looks at what is at a place of this folder, and changes it."""
+    """Lock the folder: only one agent at a time may look at a path in it, and change what is there."""
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -61,17 +61,17 @@ def _alone(path: str) -> Iterator[None]:
 
 
 def _listening(path: str) -> socket.socket:
-    """A socket that has its name when it listens, not before: who sees it may call."""
-    door = socket.socket(socket.AF_UNIX)
+    """Make a socket that appears under its name only once it listens, so that clients can always connect."""
+    listener = socket.socket(socket.AF_UNIX)
     made = f"{path}~"
     with suppress(FileNotFoundError):
         os.unlink(made)
     before = os.umask(0o177)
-    door.bind(made)
+    listener.bind(made)
     os.umask(before)
-    door.listen(QUEUE)
+    listener.listen(QUEUE)
     os.rename(made, path)
-    return door
+    return listener
 
 
 def _identity(path: str) -> tuple[int, int]:

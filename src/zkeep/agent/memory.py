@@ -1,8 +1,8 @@
-"""Memory for keys: pages that are locked and left out of core files, and bytes that are overwritten when they go.
+"""Memory for keys: pages that are locked and excluded from core files, with bytes that are overwritten after use.
 
 Python copies `bytes` and `str` as it likes and never clears them. So a key in the agent goes from the socket into a
-buffer of fixed size, from there into its slot here, and from the slot straight to the socket; none of them is copied,
-and all of them are overwritten.
+buffer of fixed size, from there into its slot here, and from the slot straight to the socket. None of these is copied,
+and all are overwritten.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import suppress
 KEY = 32
 "Bytes of a wrapping key."
 MOST = 4096
-"Keys that are held at a time."
+"How many keys can be held at a time."
 
 
 def wipe(secret: bytearray | memoryview) -> None:
-    """Overwrite bytes in their place."""
+    """Overwrite bytes in place."""
     secret[:] = bytes(len(secret))
 
 
@@ -34,7 +34,7 @@ class KeyMemory:
         self._free = list(range(slots - 1, -1, -1))
 
     def put(self, key: memoryview) -> int | None:
-        """Copy a key in; returns its slot, None where there is no room."""
+        """Copy a key in; returns its slot, or None if there is no room."""
         if not self._free:
             return None
         slot = self._free.pop()

@@ -2,10 +2,14 @@
 
 It is a process of its own with a unix socket, as ssh-agent is. It writes nothing to disk and prints nothing; keys reach
 it through the socket, never as arguments; core dumps and other processes' looks into its memory are switched off where
-the system can. It ends when it holds nothing any more.
+the system can. It ends when it holds no key any more.
 
-A request is a line of JSON, after `load` the 32 bytes of the key; an answer is a line of JSON, to `keys` followed by
-the keys. Key bytes are in no JSON, so that nothing but fixed buffers ever has them, which are overwritten.
+    request   {"do": "load", "pool": 1, "root": 2, "seconds": 60}\n  32 bytes of the key
+    answer    {}\n
+    request   {"do": "keys"}\n
+    answer    {"keys": 2}\n  2 x 32 bytes
+
+Key bytes are never in the JSON: they are only ever in fixed buffers, which are overwritten.
 
     python -m zkeep.agent.server SOCKET
 """
@@ -23,14 +27,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from zkeep.agent.connections import Answer, Callers
-from zkeep.agent.listener import Door
+from zkeep.agent.connections import Answer, Connections
+from zkeep.agent.listener import Listener
 from zkeep.agent.memory import KEY, KeyMemory
 
 EMPTY_FOR = 10.0
 "Seconds that an agent waits for its first key."
 LONGEST_LIFETIME = 100 * 366 * 86_400
-"Seconds; more is as good as no lifetime, and no clock counts it."
+"Seconds. More is as good as no lifetime, and clocks cannot count it."
 NEWLINE = 0x0A
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -57,7 +61,7 @@ class Entry:
 
 
 class Agent:
-    """What is held, and what is answered. Requests and answers are JSON objects."""
+    """Holds the keys and answers requests. Requests and answers are JSON objects."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -65,7 +69,7 @@ class Agent:
         self._empty_until = now() + EMPTY_FOR
 
     def answer(self, request: dict[str, Any], key: memoryview | None = None) -> dict[str, Any]:
-        """`key`: what came behind the request."""
+        """Answer a request. `key`: the bytes that followed it."""
         self.forget_the_old()
         match request:
             case {"do": "load", "pool": int(pool), "root": int(root)} if key is not None:
@@ -79,7 +83,7 @@ class Agent:
         return {"error": "the agent does not know this request"}
 
     def keys(self) -> list[memoryview]:
-        """The keys that are held, where they lie."""
+        """Views of all keys, not copies."""
         return [self._memory[entry.slot] for entry in self.entries]
 
     def _load(self, pool: int, root: int, key: memoryview, seconds: object) -> dict[str, Any]:
@@ -109,24 +113,24 @@ class Agent:
         return bool(gone)
 
     def next_end(self) -> float:
-        """Seconds until a key's time is up, or the wait for the first one."""
+        """Seconds until the next lifetime ends, or until the wait for the first key ends."""
         ends = [entry.until for entry in self.entries if entry.until is not None]
         if not self.entries and not self.is_done():
             ends = [self._empty_until]
         return min(ends, default=math.inf) - now()
 
     def is_done(self) -> bool:
-        """Whether it holds nothing any more, or was given nothing in time."""
+        """Whether the agent may end: it holds no key any more, or got none in time."""
         return not self.entries and now() >= self._empty_until
 
 
 def _is_lifetime(seconds: object) -> bool:
-    """Also a number that compares with nothing (NaN) is none."""
+    """Whether a number is a valid lifetime; NaN is not."""
     return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= LONGEST_LIFETIME
 
 
 def answered(agent: Agent, received: memoryview) -> Answer | None:
-    """What is sent to a caller from whom this has come; None: its request is not complete."""
+    """The answer to a request as received so far; None: it is not complete."""
     end = next((at for at, byte in enumerate(received) if byte == NEWLINE), None)
     if end is None:
         return None
@@ -137,7 +141,7 @@ def answered(agent: Agent, received: memoryview) -> Answer | None:
         return None
     try:
         answer = agent.answer(request, key)
-    except Exception:  # whatever a caller thinks of, the keys of the others stay
+    except Exception:  # whatever a client sends, the other keys stay
         answer = {"error": "the agent does not know this request"}
     keys = agent.keys() if "keys" in answer else []
     return [memoryview(json.dumps(answer).encode() + b"\n"), *keys]
@@ -152,7 +156,7 @@ def _parsed(head: bytes) -> dict[str, Any]:
 
 
 def keep_secret(*, locked: bool = True) -> None:
-    """No core file, no other process's look; `locked`: no swapped pages. As far as the system does it."""
+    """Switch off core files and access by other processes, and with `locked` swapping, as far as the system can."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -162,15 +166,15 @@ def keep_secret(*, locked: bool = True) -> None:
 
 
 def run(path: str) -> None:
-    """Serve until nothing is held; not at all where another agent does."""
+    """Serve until no key is held. Returns at once if another agent serves this path."""
     keep_secret()
-    door = Door.at(path)
-    if door is None:
+    listener = Listener.at(path)
+    if listener is None:
         return
     agent = Agent()
-    with door, Callers(door.socket, partial(answered, agent)) as callers:
-        while callers or not agent.is_done():
-            callers.serve(agent.next_end())
+    with listener, Connections(listener.socket, partial(answered, agent)) as connections:
+        while connections or not agent.is_done():
+            connections.serve(agent.next_end())
             agent.forget_the_old()
 
 

@@ -110,17 +110,17 @@ class _Work:
         click.echo(extract_volume(Volume(opened), self.target, name, force=self.force, place=place))
 
     def _files(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
-        from zkeep.restore.files.extract import Extraction, Options
+        from zkeep.restore.files.extract import Extraction, ExtractOptions
         from zkeep.tree.filesystem import Filesystem
 
         started = time.monotonic()
         shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
         note = partial(_note, place) if self.verbose else None
-        options = Options(force=self.force, tell=shows or (lambda progress: None), note=note)
+        options = ExtractOptions(force=self.force, on_progress=shows or (lambda progress: None), note=note)
         work = Extraction(Filesystem(opened), options)
         try:
             wanted = _wanted(work.filesystem, paths) if paths else [b""]
-            work.some(self.target, wanted, os.fsencode(place))
+            work.extract(self.target, wanted, os.fsencode(place))
         finally:
             if shows:
                 shows.end()

@@ -30,7 +30,7 @@ from zkeep.names import DatasetName, parse_any, shown
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-    from zkeep.restore.mount.shown import Place, Shown
+    from zkeep.restore.mount.layout import MountLayout, Place
 
 MOUNTS = Path("/proc/self/mounts")
 KIND = "fuse.zkeep"
@@ -123,27 +123,27 @@ def _mount(
     recursive: bool,
 ) -> None:
     from zkeep.agent.server import keep_secret
-    from zkeep.restore.mount.fuse import Answers, serve
+    from zkeep.restore.mount.fuse import Operations, serve
 
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     with _shown(what, key_locations, recursive) as (name, files, size), _quiet() as (told, loud):
 
-        def begun() -> None:
+        def on_mounted() -> None:
             loud()
             ready()
 
         try:
-            serve(Answers(files, size, _log, begun), folder, name, options)
+            serve(Operations(files, size, _log, on_mounted), folder, name, options)
         except OSError as error:
             raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
 
 
 @contextmanager
-def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> Iterator[tuple[str, Shown, int]]:
+def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> Iterator[tuple[str, MountLayout, int]]:
     """What is named, opened: its name, what the mount shows, and how many bytes that is."""
-    from zkeep.restore.mount.shown import Shown
+    from zkeep.restore.mount.layout import MountLayout
 
     name = None if is_stream(what[0]) else parsed(what[0])
     whole = isinstance(name, DatasetName)
@@ -166,7 +166,7 @@ def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> It
         snapshots = tree.snapshots(recursive)
         top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
         below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
-        files = stack.enter_context(Shown(top.top, top.others, below))
+        files = stack.enter_context(MountLayout(top.top, top.others, below))
         tree.say_left_out(recursive, "mount")
         yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
 
@@ -180,14 +180,14 @@ def _newest(pool: Pool, name: DatasetName) -> Tree:
 
 def _place(pool: Pool, tree: Tree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> Place:
     """`whole`: with all snapshots of the dataset below .zfs."""
-    from zkeep.restore.mount.shown import Offered, Place
+    from zkeep.restore.mount.layout import LazySnapshot, Place
     from zkeep.snapshot.open import OpenSnapshot
 
-    def offered(s: Snapshot) -> Offered:
-        return Offered(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
+    def lazy(s: Snapshot) -> LazySnapshot:
+        return LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
 
-    every = [offered(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
-    return Place(os.fsencode(tree.place(snapshot)), offered(snapshot), every)
+    every = [lazy(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
+    return Place(os.fsencode(tree.place(snapshot)), lazy(snapshot), every)
 
 
 def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:

@@ -22,7 +22,7 @@ from zkeep.names import BookmarkName, SnapshotName
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.verify import Verified
+    from zkeep.restore.verify import Totals
     from zkeep.snapshot.errors import BadRecord, Forgery
     from zkeep.snapshot.open import OpenSnapshot
 
@@ -158,7 +158,7 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s"
 
 
-def _metered(opened: OpenSnapshot) -> Verified:
+def _metered(opened: OpenSnapshot) -> Totals:
     """Verify; on a terminal, tell how far it is."""
     from zkeep.restore.verify import verify
 

@@ -22,7 +22,7 @@ from zkeep.names import SnapshotName, parse_any, shown
 if TYPE_CHECKING:
     from zkeep.format.events import Event
     from zkeep.pool.datasets.model import Pool, Snapshot
-    from zkeep.restore.filter.sanitize import Remade
+    from zkeep.restore.filter.sanitize import SanitizedHeader
 
 Check = Callable[["Pool", "Snapshot", str], str]
 """Authenticates a snapshot that its sender calls so, and says what was found."""
@@ -35,7 +35,7 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
         WrongUsage, Refused: an end is a terminal, or closed; or there is no such base or property.
         NotAuthentic, BadStream: what was authentic before it has gone on.
     """
-    from zkeep.restore.filter.authenticate import Passing
+    from zkeep.restore.filter.authenticate import AuthenticatingFilter
     from zkeep.restore.filter.sanitize import Allowed
 
     _check_ends()
@@ -50,7 +50,7 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
         def checked(snapshot: Snapshot, sent: str) -> None:
             say(check(pool, snapshot, sent))
 
-        passing = Passing(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _teller(say))
+        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _teller(say))
         _run(passing.run, pool, source)
 
 
@@ -95,11 +95,11 @@ def _sayer(verbose: bool) -> Callable[[str], None]:
     return say
 
 
-def _teller(say: Callable[[str], None]) -> Callable[[Remade], None]:
+def _teller(say: Callable[[str], None]) -> Callable[[SanitizedHeader], None]:
     """Tells what of the outer header does not go on."""
 
-    def tell(remade: Remade) -> None:
-        for of, what in remade.dropped:
+    def tell(sanitized: SanitizedHeader) -> None:
+        for of, what in sanitized.dropped:
             say(f"{of}: {what if what.isprintable() else shown(what)} is left out")
 
     return tell

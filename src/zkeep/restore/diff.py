@@ -1,6 +1,7 @@
-"""What changed between two snapshots, as zfs diff tells it.
+"""The differences between two snapshots, as `zfs diff` reports them.
 
-Blocks of dnodes whose seals are the same are the same and are not looked into, so that the cost follows the change.
+If a block of dnodes has the same salt, IV and MAC in both snapshots, it did not change and is skipped. So the cost
+follows the change.
 
 Source: OpenZFS lib/libzfs/libzfs_diff.c write_inuse_diffs_one(), write_free_diffs().
 """
@@ -31,12 +32,12 @@ _LETTERS = {
 }
 
 SOME = 8
-"Objects that an error names."
+"How many objects an error names."
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`kind`: + - M R. `renamed`: the path afterwards. `links`: by how many names a file has more."""
+    """A changed file. `kind`: + - M R. `renamed`: its new path. `links`: how many names it gained or lost."""
 
     kind: str
     node: Znode
@@ -46,7 +47,7 @@ class Change:
 
     @property
     def letter(self) -> str:
-        """What it is, as `zfs diff -F` says."""
+        """The letter for its type, as `zfs diff -F` prints it."""
         return _LETTERS.get(stat.S_IFMT(self.node.mode), "?")
 
 
@@ -57,9 +58,9 @@ class _Side:
         self.opened = opened
         self.filesystem = Filesystem(opened)
         self.lost: list[int] = []
-        "Objects that are files, but of which no path or nothing at all can be told."
+        "Changed files whose path, or anything about them, cannot be found."
 
-    def held(self, index: int) -> dict[int, VerifiedObject]:
+    def files(self, index: int) -> dict[int, VerifiedObject]:
         return {
             number: held
             for number, held in self.opened.dnodes(index).items()
@@ -68,7 +69,7 @@ class _Side:
         }
 
     def look(self, number: int) -> tuple[Znode, bytes] | None:
-        """A file and its path; None for what has none: attributes, and what is deleted but open."""
+        """Return a file and its path; None for files without a path: extended attributes, deleted but open files."""
         try:
             node = self.filesystem.znode(number)
             if not node.links or node.flags & IS_XATTR or number in self._shares:
@@ -91,7 +92,7 @@ class _Side:
 
     @cached_property
     def _elsewhere(self) -> dict[int, list[tuple[int, bytes]]]:
-        """Folders and names of what lies in another folder than the one that it names as its parent.
+        """By object: folders and names where it lies, other than in the folder that it names as its parent.
 
         A second link makes its folder the parent, and removing it does not bring the first one's back.
         """
@@ -108,7 +109,7 @@ class _Side:
         return found
 
     def _inside(self, folder: int) -> Iterator[tuple[bytes, Znode]]:
-        """What of a folder can be read; whatever is missed is lost only if its path is asked for."""
+        """List a folder as far as it can be read. A missed entry matters only if its path is needed later."""
         try:
             for name in self.filesystem.ordered(folder, as_stored=True):
                 with suppress(BadTree, NoObject):
@@ -131,23 +132,26 @@ def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[Change]:
     """
     if before.is_volume or after.is_volume:
         raise Refused("cannot diff: not a filesystem")
+    # Walk over the blocks of dnodes that either snapshot has, and skip those that did not change.
     old, new = _Side(before), _Side(after)
     for index in sorted({*before.numbers(), *after.numbers()}):
         if before.seal(index) is not None and before.seal(index) == after.seal(index):
             continue
-        was, now = old.held(index), new.held(index)
+        # Of the rest, skip the objects that did not change.
+        was, now = old.files(index), new.files(index)
         for number in sorted(was.keys() | now.keys()):
             one, other = was.get(number), now.get(number)
             if one is not None and other is not None and before.same(one, other):
                 continue
-            yield from _judge(old.look(number) if one else None, new.look(number) if other else None)
+            yield from _compare(old.look(number) if one else None, new.look(number) if other else None)
+    # Report last what could not be resolved, so that it keeps no other change back.
     for side in (old, new):
         if side.lost:
             what = ", ".join(map(str, side.lost[:SOME])) + (", ..." if len(side.lost) > SOME else "")
             raise BadTree(f"{side.opened.name}: cannot tell the path of what changed as object {what}")
 
 
-def _judge(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[Change]:
+def _compare(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[Change]:
     if was is None or now is None:
         if now is not None:
             yield Change("+", *now)

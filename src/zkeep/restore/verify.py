@@ -1,4 +1,4 @@
-"""Authenticating all of a snapshot, without making anything of it."""
+"""Authenticate all of a snapshot: every object and every block, on all cores."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from zkeep.crypto.block import MAC, Forged
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.format.dnode import SLOTS
 from zkeep.format.objtypes import is_encrypted
-from zkeep.restore.workers import Crew
+from zkeep.restore.workers import WorkerPool
 from zkeep.snapshot.block_reader import END, batches
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.prefetch import decrypt_row, stored_blocks
 from zkeep.snapshot.verified import VerifiedObject
 
 ALONE_BYTES, ALONE_OBJECTS = 32 << 20, 2048
-"What is authenticated before other processes are made to help."
+"How much is authenticated before workers are started."
 PORTION = 16 << 20
 "Bytes of data blocks that are authenticated at a time."
 BLOCKS = 8
-"Of dnodes, that a process is given at once."
+"Blocks of dnodes that a worker gets at a time."
 
 
 @dataclass
-class Verified:
-    """What was found authentic."""
+class Totals:
+    """How much was found authentic."""
 
     objects: int = 0
     blocks: int = 0
@@ -41,7 +41,10 @@ class Verified:
 
 
 class Portion(NamedTuple):
-    """Data blocks, all encrypted or none. `place`: the number of the block of dnodes that leads to them, and a turn."""
+    """Data blocks to check, either all encrypted or none.
+
+    `place` orders portions as the snapshot has them: the number of the dnode block that leads to them, and a counter.
+    """
 
     place: tuple[int, int]
     encrypted: bool
@@ -49,7 +52,7 @@ class Portion(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What was looked at, and what was wrong with it."""
+    """The result of checking a portion: how much was authentic, or what was wrong."""
 
     place: tuple[int, int]
     objects: int = 0
@@ -58,80 +61,83 @@ class Checked(NamedTuple):
     error: ZkeepError | None = None
 
 
-Tell = Callable[[Checked], object]
+Report = Callable[[Checked], object]
 
 
-def verify(opened: OpenSnapshot, tell: Callable[[Verified], object] = lambda done: None) -> Verified:
-    """Hold every object and every block of an opened snapshot against the keys.
+def verify(opened: OpenSnapshot, on_progress: Callable[[Totals], object] = lambda done: None) -> Totals:
+    """Check every object and every block of an open snapshot against the MACs that its keys make.
 
     Raises:
         Forgery: the first that fails.
         Damaged: it fails because the pool's own data is not what was stored.
     """
-    return _Verifier(opened, tell).run()
+    return _Verifier(opened, on_progress).run()
 
 
 class _Verifier:
-    """Shares the work out among processes: blocks of dnodes, or, of one that leads to much, its data blocks.
+    """Shares the work out among worker processes.
 
-    Where there is little, it does all of it itself.
+    A worker gets some blocks of dnodes, and checks all that they lead to. If a block of dnodes leads to much data, this
+    process rebuilds its MAC trees itself and shares out the data blocks in portions. While there is little to do, no
+    workers are started.
     """
 
-    def __init__(self, opened: OpenSnapshot, tell: Callable[[Verified], object]) -> None:
+    def __init__(self, opened: OpenSnapshot, on_progress: Callable[[Totals], object]) -> None:
         self._opened = opened
-        self._tell = tell
-        self._done = Verified()
+        self._on_progress = on_progress
+        self._done = Totals()
         self._failed: dict[tuple[int, int], ZkeepError] = {}
         opened.stop_threads()
-        self._alone = threading.active_count() > 1  # whoever forks must have no other thread
+        self._must_be_alone = threading.active_count() > 1  # a process with threads must not fork
 
     @property
     def _is_shared(self) -> bool:
         much = self._done.bytes >= ALONE_BYTES or self._done.objects >= ALONE_OBJECTS
-        return much and not self._alone
+        return much and not self._must_be_alone
 
-    def run(self) -> Verified:
-        few: list[int] = []
-        with Crew[list[int] | Portion](partial(_check, self._opened), self._heard) as crew:
+    def run(self) -> Totals:
+        few: list[int] = []  # blocks of dnodes that a worker will get together
+        with WorkerPool[list[int] | Portion](partial(_check, self._opened), self._on_result) as workers:
             for number in self._opened.numbers():
                 if self._failed:
                     break
                 if not self._is_shared or _is_large(self._opened, number):
-                    self._data_of(crew, number)
+                    self._share_data_of(workers, number)
                     continue
                 few.append(number)
                 if len(few) == BLOCKS:
-                    crew.give(few)
+                    workers.submit(few)
                     few = []
             if few:
-                crew.give(few)
-            crew.finish()
+                workers.submit(few)
+            workers.finish()
+        # Workers fail in any order; the first failure of the snapshot's own order is named.
         if self._failed:
             raise self._failed[min(self._failed)]
         return self._done
 
-    def _data_of(self, crew: Crew[list[int] | Portion], number: int) -> None:
-        """What a block of dnodes leads to, until something fails that comes before."""
+    def _share_data_of(self, workers: WorkerPool[list[int] | Portion], number: int) -> None:
+        """Rebuild the MAC trees of a block of dnodes here, and share out its data; stop if an earlier place failed."""
         try:
             for portion in _portions(self._opened, number):
                 if self._failed and min(self._failed) < portion.place:
                     return
                 if self._is_shared:
-                    crew.give(portion)
+                    workers.submit(portion)
                 else:
-                    _check(self._opened, portion, self._heard)
+                    _check(self._opened, portion, self._on_result)
             self._done.objects += len(self._opened.dnodes(number))
         except (Damaged, NotAuthentic, Refused) as error:
             self._failed[number, sys.maxsize] = error
 
-    def _heard(self, checked: Checked) -> None:
+    def _on_result(self, checked: Checked) -> None:
         if checked.error is not None:
             self._failed[checked.place] = checked.error
             return
         self._done.objects += checked.objects
         self._done.blocks += checked.blocks
         self._done.bytes += checked.bytes
-        self._tell(self._done)
+        self._on_progress(self._done)
 
 
 def _portions(opened: OpenSnapshot, number: int) -> Iterator[Portion]:
@@ -172,26 +178,26 @@ def _pieces(opened: OpenSnapshot, obj: VerifiedObject) -> Iterator[tuple[bool, n
             yield is_encrypted(kind), leaves
 
 
-def _check(opened: OpenSnapshot, portion: Iterable[int] | Portion, tell: Tell) -> None:
-    """What fails is told of like the rest: what was given before may fail as well, and comes first."""
+def _check(opened: OpenSnapshot, portion: Iterable[int] | Portion, report: Report) -> None:
+    """Check a portion. Failures are reported, not raised: an earlier portion may fail as well, and is then named."""
     if isinstance(portion, Portion):
-        tell(_checked(opened, portion))
+        report(_check_portion(opened, portion))
         return
     for number in portion:
-        _block_of_dnodes(opened, number, tell)
+        _check_dnode_block(opened, number, report)
 
 
-def _block_of_dnodes(opened: OpenSnapshot, number: int, tell: Tell) -> None:
+def _check_dnode_block(opened: OpenSnapshot, number: int, report: Report) -> None:
     place = number, sys.maxsize
     try:
         for portion in _portions(opened, number):
-            tell(_checked(opened, portion))
-        tell(Checked(place, objects=len(opened.dnodes(number))))
+            report(_check_portion(opened, portion))
+        report(Checked(place, objects=len(opened.dnodes(number))))
     except (Damaged, NotAuthentic, Refused) as error:
-        tell(Checked(place, error=error))
+        report(Checked(place, error=error))
 
 
-def _checked(opened: OpenSnapshot, portion: Portion) -> Checked:
+def _check_portion(opened: OpenSnapshot, portion: Portion) -> Checked:
     place, encrypted, leaves = portion
     try:
         _authenticate(opened, encrypted, leaves)

@@ -1,4 +1,4 @@
-"""Processes that share work: what one interpreter does for each of many small files, several do side by side."""
+"""A pool of worker processes: Python work on many small files runs on all cores."""
 
 from __future__ import annotations
 
@@ -20,139 +20,144 @@ if TYPE_CHECKING:
 
 ENDS = {signal.SIGINT, signal.SIGTERM}
 AHEAD = 2
-"Portions that a process has been given: the one it works on, and the next."
+"Portions that a worker holds at a time: the one it works on, and the next."
 Portion = TypeVar("Portion")
 Work = Callable[[Portion, Callable[[Any], object]], object]
 
 
 @dataclass
-class _Hand:
+class _Worker:
     process: ForkProcess
     connection: Connection[Any, Any]
-    waiting: int = 0
-    "Portions that were given and are not done."
+    pending: int = 0
+    "Portions that were submitted and are not done."
 
 
-class Crew(Generic[Portion]):
-    """Use it as a context manager. The processes are forked when the first portion is given, and end with the block.
+class WorkerPool(Generic[Portion]):
+    """Use it as a context manager. Workers are forked at the first submit(), and end with the block.
 
-    work(portion, tell) does a portion in one of them; what it tells, `heard` hears here. What it raises is raised here
-    by give() or finish(). Whoever gives a portion must have no other thread running.
+    A worker calls work(portion, report). Each value that it reports is passed to `on_result` in this process, during
+    submit() or finish(), which also raise what work() raised. As workers are forked, the process that submits must have
+    no other thread running.
     """
 
-    def __init__(self, work: Work[Portion], heard: Callable[[Any], object]) -> None:
+    def __init__(self, work: Work[Portion], on_result: Callable[[Any], object]) -> None:
         self._work = work
-        self._heard = heard
-        self._hands: list[_Hand] = []
+        self._on_result = on_result
+        self._workers: list[_Worker] = []
 
-    def __enter__(self) -> Crew[Portion]:
+    def __enter__(self) -> WorkerPool[Portion]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for hand in self._hands:
-            hand.connection.close()
+        for worker in self._workers:
+            worker.connection.close()
             if kind is not None:
-                hand.process.terminate()
-        for hand in self._hands:
-            hand.process.join()
+                worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
 
-    def give(self, portion: Portion) -> None:
-        """Give it to whoever has the least to do; waits while all have enough."""
-        if not self._hands:
+    def submit(self, portion: Portion) -> None:
+        """Send a portion to the worker with the least to do; waits while all have enough."""
+        if not self._workers:
             self._fork()
-        while all(hand.waiting >= AHEAD for hand in self._hands):
-            self._listen()
-        hand = min(self._hands, key=lambda hand: hand.waiting)
-        hand.waiting += 1
+        while all(worker.pending >= AHEAD for worker in self._workers):
+            self._wait_for_results()
+        worker = min(self._workers, key=lambda worker: worker.pending)
+        worker.pending += 1
         try:
-            hand.connection.send(portion)
+            worker.connection.send(portion)
         except OSError:
-            self._listen()  # it may have said why it ended
+            self._wait_for_results()  # its last message may say why it ended
             raise _lost() from None
 
     def finish(self) -> None:
-        """Wait until all is done."""
-        while any(hand.waiting for hand in self._hands):
-            self._listen()
+        """Wait until all portions are done."""
+        while any(worker.pending for worker in self._workers):
+            self._wait_for_results()
 
     def _fork(self) -> None:
         from multiprocessing import get_context
 
         context = get_context("fork")
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # they come when a process knows what to do then
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # delivered once a worker has its handlers
         try:
             for _ in range(os.cpu_count() or 1):
-                mine, its = context.Pipe()
-                ours = [*(hand.connection for hand in self._hands), mine]
-                process = context.Process(target=_serve, args=(self._work, its, ours), daemon=True)
+                parent_end, work_end = context.Pipe()
+                parent_ends = [*(worker.connection for worker in self._workers), parent_end]
+                process = context.Process(target=_run_worker, args=(self._work, work_end, parent_ends), daemon=True)
                 process.start()
-                its.close()
-                self._hands.append(_Hand(process, mine))
+                work_end.close()
+                self._workers.append(_Worker(process, parent_end))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _listen(self) -> None:
+    def _wait_for_results(self) -> None:
         from multiprocessing.connection import wait
 
-        heard = wait([hand.connection for hand in self._hands if hand.waiting])
-        for hand in self._hands:
-            if hand.connection in heard:
-                self._hear(hand)
+        ready = wait([worker.connection for worker in self._workers if worker.pending])
+        for worker in self._workers:
+            if worker.connection in ready:
+                self._receive(worker)
 
-    def _hear(self, hand: _Hand) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
-            told = hand.connection.recv()
+            result = worker.connection.recv()
         except (EOFError, OSError):
             raise _lost() from None
-        if isinstance(told, BaseException):
-            raise told
-        if told is None:
-            hand.waiting -= 1
+        if isinstance(result, BaseException):
+            raise result
+        if result is None:
+            worker.pending -= 1
         else:
-            self._heard(told)
+            self._on_result(result)
 
 
 def _lost() -> TryAgain:
     return TryAgain("a process that shared the work has ended before it was done")
 
 
-def _serve(work: Work[Any], its: Connection[Any, Any], ours: list[Connection[Any, Any]]) -> None:
-    """Do portions until there are no more. It ends, too, when the process that gives them has: nobody else holds it.
+def _run_worker(work: Work[Any], work_end: Connection[Any, Any], parent_ends: list[Connection[Any, Any]]) -> None:
+    """Work until the connection closes. Only the parent holds its other end, so a worker never outlives the parent.
 
-    A terminal's interrupt goes to all processes. It is left to the one that gave the work, which then ends the others.
+    A terminal sends SIGINT to all processes. Workers ignore it: the parent handles it, and then terminates them.
     """
-    for connection in ours:
+    for connection in parent_ends:
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ended)
+    signal.signal(signal.SIGTERM, _on_sigterm)
     with suppress(KeyboardInterrupt):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
         with suppress(EOFError, ConnectionError):
-            _portions(work, its)
+            _work_off(work, work_end)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _ended(number: int, frame: FrameType | None) -> None:
-    """Once is enough: what is begun is cleared away on the way out."""
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Unwind the stack, so that unfinished files are removed; a second SIGTERM must not interrupt that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _portions(work: Work[Any], its: Connection[Any, Any]) -> None:
-    """A thread takes what is given at any time: nobody waits to give while this process waits to tell."""
-    given: SimpleQueue[Any] = SimpleQueue()
-    Thread(target=_take, args=(its, given.put), daemon=True).start()
-    while (portion := given.get()) is not None:
+def _work_off(work: Work[Any], work_end: Connection[Any, Any]) -> None:
+    """Do the portions that arrive.
+
+    A thread reads them at any time into a queue. Without it, parent and worker could block each other, both writing to
+    full pipes.
+    """
+    queue: SimpleQueue[Any] = SimpleQueue()
+    Thread(target=_fill_queue, args=(work_end, queue.put), daemon=True).start()
+    while (portion := queue.get()) is not None:
         try:
-            work(portion, its.send)
+            work(portion, work_end.send)
         except Exception as error:
-            its.send(error)
+            work_end.send(error)
             return
-        its.send(None)
+        work_end.send(None)
 
 
-def _take(its: Connection[Any, Any], put: Callable[[Any], None]) -> None:
+def _fill_queue(work_end: Connection[Any, Any], put: Callable[[Any], None]) -> None:
     with suppress(EOFError, OSError):
         while True:
-            put(its.recv())
+            put(work_end.recv())
     put(None)

@@ -1,4 +1,4 @@
-"""Many callers, agents that say nothing, agents that start and end: no key is lost, and nobody waits for another."""
+"""Many connections, agents that say nothing, agents that start and end: no key is lost, and none waits for another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from zkeep.agent import client, connections, server
-from zkeep.agent.listener import Door, accepts
+from zkeep.agent.listener import Listener, accepts
 from zkeep.errors import Refused, TryAgain
 
 KEY = bytes(range(32))
@@ -39,10 +39,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @contextmanager
 def silent(path: Path) -> Iterator[socket.socket]:
     """Somebody who accepts connections, and does no more."""
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(path))
-        door.listen(1)
-        yield door
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        yield listener
     path.unlink(missing_ok=True)
 
 
@@ -90,8 +90,8 @@ def test_a_full_queue_is_not_nobody(place: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_refuses_is_nobody(place: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(place))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
     assert client.roots(1) == set()
     assert not client.unload(1, 7)
     client.load(1, 7, KEY)
@@ -101,12 +101,12 @@ def test_who_refuses_is_nobody(place: Path) -> None:
 def test_who_hangs_up_is_asked_again(place: Path) -> None:
     """An agent that ends hangs up; another one takes its place."""
 
-    def hang_up(door: socket.socket) -> None:
-        door.accept()[0].close()
-        door.close()
+    def hang_up(listener: socket.socket) -> None:
+        listener.accept()[0].close()
+        listener.close()
 
-    with silent(place) as door:
-        thread = threading.Thread(target=hang_up, args=(door,))
+    with silent(place) as listener:
+        thread = threading.Thread(target=hang_up, args=(listener,))
         thread.start()
         client.load(1, 7, KEY)
         thread.join()
@@ -156,11 +156,11 @@ def test_what_is_no_socket_is_not_replaced(place: Path) -> None:
 
 def test_an_agent_that_ends_takes_only_its_own_socket_away(tmp_path: Path) -> None:
     path = tmp_path / "agent"
-    door = Door.at(str(path))
-    assert door
-    with door:
+    listener = Listener.at(str(path))
+    assert listener
+    with listener:
         path.unlink()
-        other = Door.at(str(path))
+        other = Listener.at(str(path))
         assert other
     assert accepts(str(path))
     with other:
@@ -170,8 +170,8 @@ def test_an_agent_that_ends_takes_only_its_own_socket_away(tmp_path: Path) -> No
 
 def test_where_somebody_accepts_no_other_door_is_made(tmp_path: Path) -> None:
     path = str(tmp_path / "agent")
-    with Door.at(path) or pytest.fail("nobody was there"):
-        assert Door.at(path) is None
+    with Listener.at(path) or pytest.fail("nobody was there"):
+        assert Listener.at(path) is None
 
 
 def test_nobody_waits_for_those_who_say_nothing(place: Path) -> None:
@@ -199,11 +199,13 @@ def pieces(answer: Callable[[bytes], bytes | None], received: memoryview) -> con
 
 
 @contextmanager
-def served(path: Path, answer: Callable[[bytes], bytes | None]) -> Iterator[tuple[connections.Callers, socket.socket]]:
-    """Callers, and one of them."""
+def served(
+    path: Path, answer: Callable[[bytes], bytes | None]
+) -> Iterator[tuple[connections.Connections, socket.socket]]:
+    """Connections, and one of them."""
     with ExitStack() as stack:
-        door = stack.enter_context(Door.at(str(path)) or pytest.fail("nobody was there"))
-        all_ = stack.enter_context(connections.Callers(door.socket, partial(pieces, answer)))
+        listener = stack.enter_context(Listener.at(str(path)) or pytest.fail("nobody was there"))
+        all_ = stack.enter_context(connections.Connections(listener.socket, partial(pieces, answer)))
         caller = stack.enter_context(socket.socket(socket.AF_UNIX))
         caller.connect(str(path))
         all_.serve(1)

@@ -13,7 +13,7 @@ from zkeep.format.reader import Reader
 from zkeep.format.records import Begin, ByteOrder, Feature, HeaderType
 from zkeep.format.writer import Writer
 from zkeep.pool.datasets import properties
-from zkeep.restore.filter.sanitize import HARMLESS, Allowed, remake
+from zkeep.restore.filter.sanitize import HARMLESS, Allowed, sanitize
 
 HEADER = Begin(versioninfo=HeaderType.COMPOUND | int(Feature.HOLDS) << 2, toname=b"t/a@s")
 
@@ -60,7 +60,7 @@ def read(stream: bytes) -> Package:
 
 def passed(before: Package, *allow: str) -> tuple[Package, dict[str, Any]]:
     """What a host reads of it; and its one dataset."""
-    after = read(remake(before, Allowed.of(allow)).written(Writer(before.byteorder)))
+    after = read(sanitize(before, Allowed.of(allow)).written(Writer(before.byteorder)))
     fss = after.nvlist["fss"]
     assert isinstance(fss, NvList)
     (dataset,) = fss.values()
@@ -87,7 +87,7 @@ def test_only_what_is_known_and_harmless_passes(byteorder: ByteOrder) -> None:
 
 
 def test_it_is_told_what_is_left_out() -> None:
-    dropped = remake(package(entry()), Allowed()).dropped
+    dropped = sanitize(package(entry()), Allowed()).dropped
     assert ("t/a", "mountpoint") in dropped
     assert ("t/a", "keylocation") in dropped
     assert ("t/a@s", "org.x:note") in dropped
@@ -126,7 +126,7 @@ def test_the_key_of_a_root_of_encryption_is_asked_for() -> None:
 def test_a_prompt_for_the_key_is_nothing_to_tell_of() -> None:
     root = entry(props=nvlist({"keylocation": "prompt"}), snapprops=NvList(), snapholds=NvList())
     root.set("is_encroot", True, NvType.BOOLEAN)
-    assert remake(package(root), Allowed()).dropped == []
+    assert sanitize(package(root), Allowed()).dropped == []
     assert passed(package(root))[1]["props"] == {"keylocation": "prompt"}
 
 
@@ -149,12 +149,12 @@ def test_a_value_that_makes_no_sense_does_not_pass(wrong: dict[str, Value]) -> N
 )
 def test_bad_names_are_refused(bad: Any, why: str) -> None:
     with pytest.raises(BadStream, match=why):
-        remake(bad(), Allowed())
+        sanitize(bad(), Allowed())
 
 
 def test_a_header_without_a_list_stays_without() -> None:
     before = read(Writer().package(HEADER, NvList()))
-    after = read(remake(before, Allowed()).written(Writer()))
+    after = read(sanitize(before, Allowed()).written(Writer()))
     assert after.header.payloadlen == 0
     assert after.header.name == b"t/a@s"
 

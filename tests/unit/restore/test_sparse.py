@@ -79,9 +79,9 @@ def archive_of(tree: Holey) -> tuple[bytes, Report]:
     return sink.getvalue(), report
 
 
-@pytest.fixture(params=[sparse.HELD, 1], ids=["held", "read twice"])
+@pytest.fixture(params=[sparse.KEPT, 1], ids=["held", "read twice"])
 def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "HELD", request.param)
+    monkeypatch.setattr(sparse, "KEPT", request.param)
 
 
 @pytest.mark.usefixtures("held")

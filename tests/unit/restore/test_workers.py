@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from zkeep.errors import TryAgain
-from zkeep.restore.workers import Crew
+from zkeep.restore.workers import WorkerPool
 from zkeep.snapshot.errors import Forgery
 
 Tell = Callable[[Any], object]
@@ -27,10 +27,10 @@ def squares(portion: list[int], tell: Tell) -> None:
 
 def test_all_portions_are_done_by_several_processes() -> None:
     heard: list[tuple[int, int]] = []
-    with Crew(squares, heard.append) as crew:
+    with WorkerPool(squares, heard.append) as workers:
         for first in range(0, 1000, 10):
-            crew.give(list(range(first, first + 10)))
-        crew.finish()
+            workers.submit(list(range(first, first + 10)))
+        workers.finish()
     assert sorted(square for _, square in heard) == [number * number for number in range(1000)]
     processes = {process for process, _ in heard}
     assert os.getpid() not in processes
@@ -48,17 +48,17 @@ def echo(portion: bytes, tell: Tell) -> None:
 def test_nobody_waits_for_somebody_who_waits_for_him() -> None:
     """However much is given and told at the same time: more than any pipe holds."""
     heard: list[bytes] = []
-    with Crew(echo, heard.append) as crew:
+    with WorkerPool(echo, heard.append) as workers:
         for number in range(12):
-            crew.give(bytes([number]) * (4 << 20))
-        crew.finish()
+            workers.submit(bytes([number]) * (4 << 20))
+        workers.finish()
     assert sorted(told[0] for told in heard) == sorted(4 * list(range(12)))
 
 
 def test_nothing_is_forked_for_nothing() -> None:
-    with Crew(squares, print) as crew:
-        crew.finish()
-        assert not crew._hands
+    with WorkerPool(squares, print) as workers:
+        workers.finish()
+        assert not workers._workers
 
 
 def forge(portion: int, tell: Tell) -> None:
@@ -67,10 +67,10 @@ def forge(portion: int, tell: Tell) -> None:
 
 
 def do(work: Callable[[int, Tell], None]) -> None:
-    with Crew(work, print) as crew:
+    with WorkerPool(work, print) as workers:
         for portion in range(100):
-            crew.give(portion)
-        crew.finish()
+            workers.submit(portion)
+        workers.finish()
 
 
 def test_an_error_comes_over_as_it_was_raised() -> None:
@@ -97,10 +97,10 @@ def linger(portion: Path, tell: Tell) -> None:
 def test_they_end_when_who_gave_the_work_was_killed(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
-        with Crew(linger, print) as crew:
+        with WorkerPool(linger, print) as workers:
             for _ in range(4):
-                crew.give(tmp_path / "hand")
-            crew.finish()
+                workers.submit(tmp_path / "worker")
+            workers.finish()
         os._exit(0)
     deadline = time.monotonic() + 30
     while len(list(tmp_path.iterdir())) < (os.cpu_count() or 1) and time.monotonic() < deadline:
@@ -109,14 +109,14 @@ def test_they_end_when_who_gave_the_work_was_killed(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     hands = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
     assert hands
-    while any(Path(f"/proc/{hand}").exists() for hand in hands) and time.monotonic() < deadline:
+    while any(Path(f"/proc/{worker}").exists() for worker in hands) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(Path(f"/proc/{hand}").exists() for hand in hands)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in hands)
 
 
 BUSY = """
 import signal, time
-from zkeep.restore.workers import Crew
+from zkeep.restore.workers import WorkerPool
 
 def interrupted(number, frame):
     raise KeyboardInterrupt
@@ -129,10 +129,10 @@ def work(portion, tell):
 signal.signal(signal.SIGTERM, interrupted)
 signal.signal(signal.SIGINT, interrupted)  # whoever runs this in the background has it ignored
 try:
-    with Crew(work, lambda told: None) as crew:
+    with WorkerPool(work, lambda told: None) as workers:
         print("begun", flush=True)
         while True:
-            crew.give(1)
+            workers.submit(1)
 except KeyboardInterrupt:
     print("interrupted")
 """

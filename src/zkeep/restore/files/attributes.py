@@ -1,6 +1,6 @@
-"""What is kept of a file beside its content: owner, extended attributes, ACLs, times, mode, the number of its project.
+"""Set the attributes of extracted files: owner, extended attributes, ACLs, times, mode, project number.
 
-What the target cannot take of these is reported, and keeps nothing else back.
+An attribute that the target cannot take is reported; all others are set nevertheless.
 
 Source: Linux include/uapi/linux/fs.h struct fsxattr, FS_IOC_FSGETXATTR; include/uapi/linux/posix_acl_xattr.h; OpenZFS
 module/os/linux/zfs/zpl_file.c zpl_ioctl_setxattr().
@@ -25,21 +25,21 @@ _FSXATTR = struct.Struct("=5I8x")
 _GET, _SET = 0x801C581F, 0x401C5820
 _INHERIT = 0x200
 _LEAVE = 0xFFFFFFFF
-"What chown() takes for: leave it as it is. No owner has this number."
+"chown() takes this number as: leave it as it is. No owner has it."
 _ACTS_FOR_OWNER = stat.S_ISUID | stat.S_ISGID
 _CAPABILITY = b"security.capability"
 _ACCESS_ACL = b"system.posix_acl_access"
 _ACL_GROUP, _ACL_MASK = 0x04, 0x10
 _ERRORS = (OSError, OverflowError, ValueError)
-"What Python says of numbers that the system has no room for is no different from what the system says."
+"Python raises the latter two for numbers that are too large for the system call; they mean the same as an OSError."
 
 Xattrs = Iterable[tuple[bytes, bytes | ZkeepError]]
 
 
 class Target:
-    """A file that was just made and gets its attributes; by its descriptor, or, if it cannot be opened, by its name.
+    """A new file that gets its attributes: by its descriptor, or by its name if it cannot be opened (a link, a device).
 
-    `path` is what it is called in reports.
+    `path` is its name in reports.
     """
 
     def __init__(self, path: bytes, fd: int | None, name: bytes = b"", folder: int = -1) -> None:
@@ -81,9 +81,9 @@ class Target:
 
 
 def dress(target: Target, node: Znode, xattrs: Xattrs, report: Report) -> None:
-    """Owner, extended attributes, times, mode and NFSv4 ACL, in the order in which none undoes another.
+    """Set owner, extended attributes, times, mode and NFSv4 ACL, in an order in which none undoes another.
 
-    A file whose owner is another one than stored must not act for its owner: it loses setuid, setgid, capabilities.
+    If the stored owner cannot be set, the file must not act for the wrong one: no setuid, setgid or capabilities.
     """
     mode = stat.S_IMODE(node.mode)
     owned = _set_owner(target, node)
@@ -105,7 +105,7 @@ def dress(target: Target, node: Znode, xattrs: Xattrs, report: Report) -> None:
 
 
 def _set_owner(target: Target, node: Znode) -> bool:
-    """Whether the file has the stored owner and group now; some filesystems say so and do nothing."""
+    """Set owner and group; returns whether the file has them now. Some filesystems report success and do nothing."""
     if _LEAVE in (node.uid, node.gid):
         return False
     try:
@@ -143,7 +143,7 @@ def _set_xattr(target: Target, name: bytes, value: bytes | ZkeepError, report: R
 
 
 def without_acl(mode: int, acl: bytes) -> int:
-    """The mode of a file that lost its POSIX ACL: what the mode says of the group is the ACL's mask, not its group."""
+    """The safe mode of a file that lost its POSIX ACL: with one, the group bits of a mode are the ACL's mask."""
     if len(acl) % 8 != 4:
         return mode & ~stat.S_IRWXG
     entries: dict[int, int] = {tag: access for tag, access, _ in struct.iter_unpack("<HHI", acl[4:])}
@@ -152,7 +152,7 @@ def without_acl(mode: int, acl: bytes) -> int:
 
 
 def set_acl(target: Target, node: Znode, report: Report) -> None:
-    """The NFSv4 ACL, under the first name that the target takes."""
+    """Set the NFSv4 ACL, under the first name that the target takes."""
     try:
         choices = as_xattrs(decode(node.acl, node.order), node.acl_state)
     except BadAcl:
@@ -168,7 +168,7 @@ def set_acl(target: Target, node: Znode, report: Report) -> None:
 
 
 def set_project(target: Target, node: Znode, report: Report) -> None:
-    """The number of its project; only what can be opened, files and folders, takes one."""
+    """Set the project number. Only files that can be opened, and folders, have one."""
     if target.fd is None:
         report.add("project numbers", target.path)
         return

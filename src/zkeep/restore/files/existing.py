@@ -1,6 +1,6 @@
-"""Whether what is there already is what would be made: then it stays, and so a call can be repeated.
+"""Compare files that exist already with those that would be extracted: the same ones stay, so calls can be repeated.
 
-Size and time say so of most files. Where the target keeps times coarsely, or not at all, the content does.
+For most files, size and time decide. Where the target keeps times coarsely, or not at all, content is compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zkeep.format.znode import Znode
 from zkeep.tree.filesystem import Extent, Filesystem
 
 _GRAINS = (100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000)
-"Nanoseconds to which filesystems cut times off: NTFS and SMB, ..., exFAT, HFS+ and NFSv2, FAT."
+"Resolution of times in nanoseconds: NTFS and SMB, ..., exFAT, HFS+ and NFSv2, FAT."
 _PIECE = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -23,9 +23,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def is_same(
     filesystem: Filesystem, node: Znode, folder: int, name: bytes, found: os.stat_result, *, by_content: bool = False
 ) -> bool:
-    """Whether a name in an open folder, of this status, is this file with all that it holds.
+    """Whether an existing name in an open folder is this file, with the same content. `found`: its stat().
 
-    `by_content`: size and time are not enough.
+    `by_content`: compare the content, as size and time are not enough.
     """
     if stat.S_IFMT(found.st_mode) != stat.S_IFMT(node.mode):
         return False
@@ -51,12 +51,12 @@ def _is_same_file(
 
 
 def is_same_time(found: int, stored: int) -> bool:
-    """Whether a filesystem that was given the stored time may show the other; both in nanoseconds."""
+    """Whether a filesystem that was asked to store `stored` may return `found`; both in nanoseconds."""
     return found == stored or any(found % grain == 0 and abs(found - stored) < grain for grain in _GRAINS)
 
 
 def has_content(folder: int, name: bytes, extents: Iterable[Extent], size: int) -> bool:
-    """Whether a file holds these extents, and zeros between them."""
+    """Whether a file has exactly these extents, and zeros between them."""
     fd = os.open(name, _READ, dir_fd=folder)
     try:
         found = os.fstat(fd)
@@ -82,7 +82,7 @@ def _holds(fd: int, extent: Extent) -> bool:
 
 
 def _is_blank(fd: int, at: int, end: int) -> bool:
-    """Whether there are zeros only; holes, which may be huge, are not read."""
+    """Whether a range holds only zeros. Holes, which may be huge, are not read."""
     while at < end and (start := _next(fd, at, end, os.SEEK_DATA)) < end:
         at = min(_next(fd, start, end, os.SEEK_HOLE), start + _PIECE)
         if any(os.pread(fd, at - start, start)):
@@ -91,7 +91,7 @@ def _is_blank(fd: int, at: int, end: int) -> bool:
 
 
 def _next(fd: int, at: int, end: int, what: int) -> int:
-    """Where the next data or hole begins. Where nobody can tell, all is data."""
+    """Find where the next data or hole begins. On filesystems that cannot tell, all is data."""
     try:
         return min(os.lseek(fd, at, what), end)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""From an opened snapshot to files in a folder, with all that is stored of them.
+"""Extract files of an open snapshot into a folder, with all attributes that are stored.
 
-Only authenticated bytes are written (P5), each file is made aside and gets its name when it is whole, and what is there
-already is never replaced without `force`. What is there and is the same stays, so that a call can be repeated.
-What cannot be read, or what the target cannot take, costs that file or attribute and nothing else.
+Only authenticated bytes are written (P5). Each file is made in a staging folder and gets its name when it is complete.
+A file that exists is never replaced without `force`; if it is the same, it stays, so that a call can be repeated.
+If a file or an attribute cannot be read, or the target cannot take it, only that one is missing.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from zkeep.restore.files.report import NotTaken, Report
 from zkeep.restore.files.staging import Folding, Staging, Stagings
 from zkeep.restore.files.target import Folder, InTheWay, Place
 from zkeep.restore.files.writing import write_file
-from zkeep.restore.workers import Crew
+from zkeep.restore.workers import WorkerPool
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
 from zkeep.tree.xattrs import Value, each_xattr
 
 PORTION = 32
-"Files that are shared out together. With more, who has large ones is not done when the others are."
+"Files in a portion. With more, a worker with large files would still be busy when all others are done."
 OFTEN = 0.2
-"Seconds after which another process tells how far it is."
+"Seconds after which a worker reports its progress."
 ALIKE = "the target takes its name for that of another file beside it"
 _KINDS = {stat.S_IFCHR: "devices", stat.S_IFBLK: "devices", stat.S_IFIFO: "pipes", stat.S_IFSOCK: "sockets"}
 
 
 @dataclass
 class Progress:
-    """How far an extraction is."""
+    """How far an extraction has got."""
 
     files: int = 0
     bytes: int = 0
     "Written, holes left out."
     kept: int = 0
-    "Files that were there already."
+    "Files that existed already."
     kept_bytes: int = 0
     "Their sizes."
 
@@ -57,41 +57,44 @@ class Progress:
 
 
 @dataclass
-class Options:
+class ExtractOptions:
+    """What the caller wants, and the callbacks."""
+
     force: bool = False
-    tell: Callable[[Progress], object] = lambda progress: None
+    on_progress: Callable[[Progress], object] = lambda progress: None
     note: Callable[[bytes, str], object] | None = None
-    "Called with the path of each file of which something that holds no data could not be made, and what."
+    "Called for each attribute, device and the like that could not be made: path and kind."
 
 
 Portion = list[tuple[Place, Name]]
 "Files to be extracted, each with its folder."
-Done = tuple[Progress, Report, Portion]
-"What was done since the last time, what is missing of it, and which files have several names."
+Result = tuple[Progress, Report, Portion]
+"Progress since the last report, what is missing, and files with several names, which are left to the parent."
 
 
 @dataclass
 class Extraction:
-    """One call's work.
+    """One call of extract.
 
-    Folders are made as they are reached, and files are shared out in portions. What depends on others waits until all
-    that is done: files of several names, and what folders have, for their times change when something is put there.
+    Folders are made as they are reached, and files are shared out in portions among worker processes. Two things wait
+    until all that is done: files with several names, which become links, and attributes of folders, whose times change
+    whenever something is put into them.
     """
 
     filesystem: Filesystem
-    options: Options
+    options: ExtractOptions
     progress: Progress = field(default_factory=Progress)
     report: Report = field(default_factory=Report)
     _portion: Portion = field(default_factory=list)
-    "What is to be shared out next."
-    _several: Portion = field(default_factory=list)
-    "Files of several names."
+    "The portion that is being filled."
+    _many_names: Portion = field(default_factory=list)
+    "Files with several names."
     _linked: dict[int, tuple[Staging, bytes] | None] = field(default_factory=dict)
-    "Files of several names that were made, and where a link to each is kept; None: the target has no links."
+    "By object: where a link to a file with several names is kept; None: the target has no links."
     _folders: dict[Place, int] = field(default_factory=dict)
-    "Folders that were made, outer ones first, and their numbers."
+    "Folders that were made, outer ones first, and their object numbers."
     _alike: Portion = field(default_factory=list)
-    "Files whose names the target may take for those of others."
+    "Files whose names the target may not tell from those of others (upper and lower case)."
     _fold: Folding | None = None
     _stagings: Stagings = field(init=False)
 
@@ -99,12 +102,12 @@ class Extraction:
     def failed(self) -> list[tuple[bytes, ZkeepError]]:
         return self.report.failed
 
-    def everything(self, target: str, place: bytes = b"") -> None:
-        """All files of the snapshot, at a place below the target, which takes what the root has."""
-        self.some(target, [b""], place)
+    def extract_all(self, target: str, place: bytes = b"") -> None:
+        """Extract all files, at a place below the target; that folder gets the attributes of the root."""
+        self.extract(target, [b""], place)
 
-    def some(self, target: str, paths: Iterable[bytes], place: bytes = b"") -> None:
-        """Some files and folders, each below the target with its whole path."""
+    def extract(self, target: str, paths: Iterable[bytes], place: bytes = b"") -> None:
+        """Extract some files and folders, each below the target with its whole path."""
         if self.options.note is not None:
             self.report.notes = []
         with Folder.top_below(target, place) as top:
@@ -118,34 +121,38 @@ class Extraction:
         self._pass_notes()
 
     def _all(self, top: Folder, paths: Iterable[bytes]) -> None:
-        with suppress(OSError):  # where nothing can be made at the top, something may be further down
+        # A staging folder at the top. If it cannot be made there, one may be possible further down.
+        with suppress(OSError):
             self._stagings.of(top.fd, b"", top.device)
         self._fold = self._stagings.folding()
-        with Crew[Portion](partial(self._hand, top), self._heard) as crew:
+        # Folders are made here; files with one name are shared out among the workers.
+        with WorkerPool[Portion](partial(self._do_in_worker, top), self._on_result) as workers:
             for path in paths:
                 with self.report.spared(path):
-                    self._path(crew, top, [part for part in path.split(b"/") if part not in (b"", b".")])
-            crew.finish()
+                    self._path(workers, top, [part for part in path.split(b"/") if part not in (b"", b".")])
+            workers.finish()
         self._do(top, self._portion)
-        for place, name in sorted(self._several, key=lambda found: found[1].number):
+        # Files with several names: the first is extracted, the others become links to it.
+        for place, name in sorted(self._many_names, key=lambda found: found[1].number):
             with self._spared(place, name), top.inner(place) as folder:
-                self._entry(folder, name, *self._node(folder.below(name.name), name))
+                self._extract_file(folder, name, *self._node(folder.below(name.name), name))
 
+        # Names that the target may confuse with others come last, so that they never replace one.
         self.options = replace(self.options, force=False)
         for place, name in self._alike:
             with self._spared(place, name), top.inner(place) as folder:
-                self._entry_if_apart(folder, name)
+                self._extract_unless_alike(folder, name)
 
-    def _entry_if_apart(self, folder: Folder, name: Name) -> None:
+    def _extract_unless_alike(self, folder: Folder, name: Name) -> None:
         """Extract a file unless the target takes its name for that of another one, which must not be replaced."""
         node, error = self._node(folder.below(name.name), name)
         found = folder.status(name.name)
         if found is not None and not is_same(self.filesystem, node, folder.fd, name.name, found, by_content=True):
             raise NotTaken(ALIKE)
-        self._entry(folder, name, node, error)
+        self._extract_file(folder, name, node, error)
 
     def _dress_folders(self, top: Folder) -> None:
-        """What is stored of the folders; inner ones first, as an outer one may keep us out afterwards."""
+        """Set the attributes of folders, inner ones first: an outer one may lock us out afterwards."""
         for place, number in reversed(self._folders.items()):
             with self.report.spared(place.path), top.inner(place) as folder:
                 try:
@@ -160,7 +167,7 @@ class Extraction:
     def _spared(self, place: Place, name: Name) -> AbstractContextManager[None]:
         return self.report.spared(place.path + b"/" + name.name if place.path else name.name)
 
-    def _path(self, crew: Crew[Portion], top: Folder, parts: list[bytes]) -> None:
+    def _path(self, workers: WorkerPool[Portion], top: Folder, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
         place, number = top.place, self.filesystem.root
         for i, part in enumerate(parts):
@@ -170,24 +177,24 @@ class Extraction:
             if not self.filesystem.is_folder(name):
                 if parts[i + 1 :]:
                     raise Refused(f"{shown(name.name)}: not a directory")
-                self._later(crew, place, name)
+                self._submit(workers, place, name)
                 return
             with top.inner(place) as folder, folder.enter(name.name) as inner:
                 place, number = inner.place, name.number
             self._folders.setdefault(place, number)
-        self._below(crew, top, place, number)
+        self._below(workers, top, place, number)
 
-    def _below(self, crew: Crew[Portion], top: Folder, place: Place, number: int) -> None:
-        """All that lies in a folder, however deep: one is open at a time."""
+    def _below(self, workers: WorkerPool[Portion], top: Folder, place: Place, number: int) -> None:
+        """Walk through a folder, however deep; only one is open at a time."""
         todo = [(place, number)]
         while todo:
             place, number = todo.pop()
             self._folders.setdefault(place, number)
             with self.report.spared(place.path), top.inner(place) as folder:
-                todo += reversed(self._folder(crew, folder, number))
+                todo += reversed(self._folder(workers, folder, number))
 
-    def _folder(self, crew: Crew[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
-        """Share out what a folder holds, in the order in which it lies in the pool; folders in it are made and told."""
+    def _folder(self, workers: WorkerPool[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
+        """Share out the files of a folder, ordered as they lie in the pool; make the folders in it, and return them."""
         made = []
         names = sorted(self.filesystem.names(number), key=lambda name: name.number)
         alike = self._names_alike(names)
@@ -203,7 +210,7 @@ class Extraction:
                 elif name.name in alike:
                     self._alike.append((folder.place, name))
                 else:
-                    self._later(crew, folder.place, name)
+                    self._submit(workers, folder.place, name)
         return made
 
     def _names_alike(self, names: list[Name]) -> set[bytes]:
@@ -215,45 +222,45 @@ class Extraction:
 
     # Sharing the work
 
-    def _later(self, crew: Crew[Portion], place: Place, name: Name) -> None:
-        """Share it out with others, if they become enough. `place`: its folder."""
+    def _submit(self, workers: WorkerPool[Portion], place: Place, name: Name) -> None:
+        """Add a file in the folder `place` to the portion; submit the portion when it is full."""
         self._portion.append((place, name))
         if len(self._portion) == PORTION:
             self.filesystem.objects.stop_threads()
-            crew.give(self._portion)
+            workers.submit(self._portion)
             self._portion = []
 
-    def _hand(self, top: Folder, portion: Portion, tell: Callable[[Done], object]) -> None:
-        """Do a portion in another process, and tell of it now and then."""
-        told = time.monotonic()
+    def _do_in_worker(self, top: Folder, portion: Portion, report: Callable[[Result], object]) -> None:
+        """Do a portion in a worker, and report progress now and then."""
+        reported = time.monotonic()
 
         def now_and_then(_: Progress) -> None:
-            nonlocal told
-            if time.monotonic() - told > OFTEN:
-                told = time.monotonic()
-                tell(self._taken())
+            nonlocal reported
+            if time.monotonic() - reported > OFTEN:
+                reported = time.monotonic()
+                report(self._take_result())
 
-        self._taken()  # what was there at the fork is told by who forked
-        self.options = replace(self.options, tell=now_and_then)
+        self._take_result()  # what was there at the fork is the parent's to report
+        self.options = replace(self.options, on_progress=now_and_then)
         inherited = self._stagings.made()
         try:
             self._do(top, portion)
         finally:
             self._stagings.close(before=inherited)
-        tell(self._taken())
+        report(self._take_result())
 
-    def _taken(self) -> Done:
-        taken = self.progress, self.report.take(), self._several
-        self.progress, self._several = Progress(), []
+    def _take_result(self) -> Result:
+        taken = self.progress, self.report.take(), self._many_names
+        self.progress, self._many_names = Progress(), []
         return taken
 
-    def _heard(self, done: Done) -> None:
-        progress, report, several = done
+    def _on_result(self, done: Result) -> None:
+        progress, report, many_names = done
         self.progress.add(progress)
         self.report.update(report)
-        self._several += several
+        self._many_names += many_names
         self._pass_notes()
-        self.options.tell(self.progress)
+        self.options.on_progress(self.progress)
 
     def _pass_notes(self) -> None:
         for path, kind in self.report.notes or ():
@@ -265,11 +272,11 @@ class Extraction:
     # Files
 
     def _do(self, top: Folder, portion: Portion) -> None:
-        """Extract files; those of several names are set aside."""
-        with suppress(ZkeepError):  # whichever it is tells when it is asked for
+        """Extract files; those with several names are set aside."""
+        with suppress(ZkeepError):  # only prefetching: the error is raised again where the file is read
             self.filesystem.objects.prefetch(name.number for _, name in portion)
-        for place, some in groupby(portion, key=lambda found: found[0]):
-            self._in_folder(top, place, [name for _, name in some])
+        for place, found in groupby(portion, key=lambda found: found[0]):
+            self._in_folder(top, place, [name for _, name in found])
 
     def _in_folder(self, top: Folder, place: Place, names: list[Name]) -> None:
         try:
@@ -282,14 +289,14 @@ class Extraction:
         with folder:
             for name in names:
                 with self._spared(place, name):
-                    self._alone(folder, name)
+                    self._extract_or_defer(folder, name)
 
-    def _alone(self, folder: Folder, name: Name) -> None:
+    def _extract_or_defer(self, folder: Folder, name: Name) -> None:
         node, error = self._node(folder.below(name.name), name)
         if node.links > 1:
-            self._several.append((folder.place, name))
+            self._many_names.append((folder.place, name))
         else:
-            self._entry(folder, name, node, error)
+            self._extract_file(folder, name, node, error)
 
     def _node(self, path: bytes, name: Name) -> tuple[Znode, ZkeepError | None]:
         node, error = self.filesystem.znode_if_spill_is_lost(name.number)
@@ -297,17 +304,17 @@ class Extraction:
             raise BadTree(f"object {node.number}: a folder whose entry says that it is none")
         return node, error
 
-    def _entry(self, folder: Folder, name: Name, node: Znode, error: ZkeepError | None) -> None:
+    def _extract_file(self, folder: Folder, name: Name, node: Znode, error: ZkeepError | None) -> None:
         """Extract a file, unless it is there; if it has several names, the others become links to the first."""
         if not self._is_there(folder, name.name, node):
             made = node.number in self._linked and self._link(folder, name.name, node.number)
             if not made and not self._make(folder, name.name, node, error):
                 return
         self.progress.files += 1
-        self.options.tell(self.progress)
+        self.options.on_progress(self.progress)
 
     def _is_there(self, folder: Folder, name: bytes, node: Znode) -> bool:
-        """Whether the file is there already; anything else that is there is refused, or to be replaced."""
+        """Whether the same file exists already. Raises InTheWay if another one does, unless it is to be replaced."""
         found = None if self.options.force else folder.status(name)
         if found is None:
             return False
@@ -320,7 +327,7 @@ class Extraction:
         return True
 
     def _make(self, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
-        """Make a file aside and put it where it belongs; False if the target has nothing of this kind."""
+        """Make a file in a staging folder and move it to its place; False if the target has no files of this type."""
         staging = self._stagings.of(folder.fd, folder.path, folder.device)
         try:
             return self._make_in(staging, folder, name, node, error)
@@ -360,7 +367,7 @@ class Extraction:
             self._linked[node.number] = kept
 
     def _link(self, folder: Folder, name: bytes, number: int) -> bool:
-        """Make another name of a file that was extracted, if that can be."""
+        """Try to link another name to a file that was extracted."""
         kept = self._linked[number]
         if kept is None:
             return False
@@ -371,14 +378,17 @@ class Extraction:
             folder.put(staging, made, name, replace=self.options.force)
         except FileExistsError:
             raise InTheWay from None
-        except OSError:  # links have a most, and lead to no other filesystem
+        except OSError:  # too many links, or another filesystem
             return False
         finally:
             staging.drop(made)
         return True
 
     def _keep_link(self, folder: Folder, name: bytes, number: int, found: os.stat_result) -> None:
-        """Other names of a file that is there become links to it; if they are there, too, they should be."""
+        """Keep a link to a file that existed already, so that its other names become links to it.
+
+        Report the file if another of its names exists too, and is not the same inode.
+        """
         kept = self._linked.get(number)
         if kept is not None:
             staging, first = kept
@@ -396,10 +406,10 @@ class Extraction:
         for extent in extents:
             yield extent
             self.progress.bytes += len(extent.content)
-            self.options.tell(self.progress)
+            self.options.on_progress(self.progress)
 
     def _special(self, staging: Staging, path: bytes, made: bytes, node: Znode) -> bool:
-        """Make a link, a pipe, a socket or a device; False if it is one of those that hold nothing and cannot be."""
+        """Make a symbolic link, pipe, socket or device; False (and reported) if the target does not allow it."""
         if node.is_link:
             if b"\0" in (node.target or b""):
                 raise BadTree(f"object {node.number}: a link with a zero byte in it")
@@ -427,7 +437,7 @@ class Extraction:
 
 
 def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, bytes] | None:
-    """Keep a link to a file that was made, for its other names; None where there are no links."""
+    """Keep a link to a new file, for its other names; None if the target has no links."""
     name = b"link-%d" % number
     staging.drop(name)
     try:
@@ -437,4 +447,4 @@ def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, byte
     return staging, name
 
 
-__all__ = ["ALIKE", "Extraction", "Options", "Progress"]
+__all__ = ["ALIKE", "ExtractOptions", "Extraction", "Progress"]

@@ -1,4 +1,4 @@
-"""What could not be restored as it is stored: files that are missing, and what others lack."""
+"""Records what could not be restored: files that are missing, and attributes that others lack."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 
 USERS = b"user."
-"Extended attributes with this prefix hold data of the user's; others are a system's own."
+"Extended attributes with this prefix hold user data; all others belong to the system."
 _OF_ONE_FILE = (Damaged, NotAuthentic, Refused)
-"What is wrong with one file, and says nothing of the others."
+"Errors that concern one file only, so that the others can go on."
 
 
 class NotTaken(Refused):
@@ -21,25 +21,25 @@ class NotTaken(Refused):
 
 @dataclass
 class Report:
-    """What is missing of a restored tree. Losses of data (`failed`, `lost`) mean that the exit status is not 0."""
+    """Everything that is missing in a restored tree. If data is lost (`failed`, `lost`), the exit status is not 0."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    "What holds no data and could not be made, by kind: owners, devices, ..."
+    "How many things without data could not be made, by kind: owners, devices, ..."
     failed: list[tuple[bytes, ZkeepError]] = field(default_factory=list)
     "Paths of files that are missing, and why."
     lost: list[tuple[bytes, ZkeepError]] = field(default_factory=list)
     "Paths of files that lack an extended attribute of the user's, and why."
     notes: list[tuple[bytes, str]] | None = None
-    "Each that is counted, with its path; None: nobody asks for them, and there may be millions."
+    "Path and kind of each that is counted; None: do not collect them, as there may be millions."
 
     def add(self, kind: str, path: bytes = b"") -> None:
-        """Count what could not be made, and holds no data."""
+        """Count something without data that could not be made."""
         self.counts[kind] += 1
         if self.notes is not None:
             self.notes.append((path, kind))
 
     def lacks(self, path: bytes, name: bytes, error: ZkeepError) -> None:
-        """An extended attribute that could not be read, or that the target did not take."""
+        """Record an extended attribute that could not be read, or that the target did not take."""
         if name.startswith(USERS) or not isinstance(error, NotTaken):
             self.lost.append((path, error))
         else:
@@ -47,7 +47,7 @@ class Report:
 
     @contextmanager
     def spared(self, path: bytes) -> Iterator[None]:
-        """A failure inside costs the file of this path and nothing else."""
+        """Record an error inside the block as the failure of this path, and go on."""
         try:
             yield
         except _OF_ONE_FILE as error:
@@ -63,7 +63,7 @@ class Report:
             self.notes += more.notes or []
 
     def take(self) -> Report:
-        """What was reported since the last time."""
+        """Return what was reported since the last call, and start again."""
         taken = Report(self.counts, self.failed, self.lost, self.notes)
         self.counts, self.failed, self.lost = Counter(), [], []
         self.notes = None if self.notes is None else []

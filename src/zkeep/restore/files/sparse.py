@@ -1,6 +1,6 @@
-"""What a file holds, gathered before any of it is written: an archive says first how long it is and where holes are.
+"""Reads a file before any of it is written to an archive, which says first how long it is and where its holes are.
 
-A small file is gathered as it is; a large one is read twice, the first time to see that all of it can be read.
+A small file is kept in memory. A large one is read twice, the first time to see that all of it can be read.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from zkeep.tree.filesystem import Extent
 
-HELD = 16 << 20
-"Bytes of a file that are held; of a larger one they are read again."
+KEPT = 16 << 20
+"A file of up to this many bytes is kept in memory; a larger one is read again."
 WORTH_IT = 4096
-"Bytes of holes that are worth an entry of their own kind."
+"A file with this many bytes of holes is worth a sparse entry."
 
 Read = Callable[[], Iterator[Extent]]
 
@@ -25,31 +25,31 @@ class Gathered:
 
     size: int
     spans: list[tuple[int, int]]
-    "Offset and size of what is no hole, ascending."
-    _held: list[Extent] | None
+    "Offset and size of each stretch of data, ascending."
+    _kept: list[Extent] | None
     _read: Read
 
     @classmethod
     def of(cls, read: Read, size: int) -> Gathered:
-        """Whatever `read()` raises is raised here; a second time it should not be."""
-        held: list[Extent] | None = []
+        """Read the content once; raises what `read()` raises. A second read() should then succeed."""
+        kept: list[Extent] | None = []
         spans: list[tuple[int, int]] = []
         total = 0
         for extent in read():
             total += len(extent.content)
             _append(spans, extent.offset, len(extent.content))
-            if held is not None:
-                held.append(extent)
-            if total > HELD:
-                held = None
-        return cls(size, spans, held, read)
+            if kept is not None:
+                kept.append(extent)
+            if total > KEPT:
+                kept = None
+        return cls(size, spans, kept, read)
 
     def extents(self) -> Iterator[Extent]:
-        return self._read() if self._held is None else iter(self._held)
+        return self._read() if self._kept is None else iter(self._kept)
 
     @property
     def stored(self) -> int:
-        """Bytes that are no holes."""
+        """Bytes of data, without holes."""
         return sum(size for _, size in self.spans)
 
     @property

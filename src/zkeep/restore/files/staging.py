@@ -1,8 +1,8 @@
-"""A folder that only we can write to, inside the target: files are made in it and get their names when they are whole.
+"""Staging folders: files are made in a private folder inside the target, and get their names when they are complete.
 
-So nothing half done is ever seen under a file's name, what is there is replaced only by what is whole, and in a folder
-that others can write to nobody can put a link in the place of what was just made. What a killed call left in such a
-folder is removed by the next one: a lock on it says whether that call still runs.
+So an unfinished file is never seen under its name, and a file is replaced only by a complete one. Where others can
+write to the target, they cannot put a link in the place of a new file. What a killed call left behind is removed by the
+next one: a lock on the folder tells whether that call still runs.
 
     TARGET/.zkeep-extract-0123456789abcdef/PROCESS/COUNTER      a file that is being made
                                           /PROCESS/link-OBJECT  a file of several names, until all of them are made
@@ -31,7 +31,7 @@ _INHERITED = ("system.posix_acl_default", "system.posix_acl_access")
 
 
 class Staging:
-    """Make it with within(), and close() it; a process that was forked after that may use it and need not close it."""
+    """Make it with within(), and close() it. A process that was forked after that may use it without closing it."""
 
     def __init__(self, parent: int, name: bytes, fd: int) -> None:
         self._parent = os.dup(parent)
@@ -43,7 +43,7 @@ class Staging:
 
     @classmethod
     def within(cls, parent: int) -> Staging:
-        """A new one in an open folder. Raises OSError if nothing can be made there."""
+        """Make a staging folder in an open folder. Raises OSError if nothing can be made there."""
         _remove_left_behind(parent)
         for tries in range(_TRIES):
             name = PREFIX + secrets.token_hex(8).encode()
@@ -59,7 +59,7 @@ class Staging:
 
     @property
     def fd(self) -> int:
-        """The part of it that is this process's: one folder is slow when many processes make files in it."""
+        """This process's own subfolder: when many processes make files in one folder, they wait for each other."""
         process, fd = self._inner
         if process != os.getpid():
             name = b"%d" % os.getpid()
@@ -77,7 +77,7 @@ class Staging:
             os.unlink(name, dir_fd=self.fd)
 
     def close(self) -> None:
-        """Remove it with all that is still in it."""
+        """Remove it with everything in it."""
         process, fd = self._inner
         if process == os.getpid():
             os.close(fd)
@@ -91,10 +91,10 @@ class Staging:
 
 
 class Stagings:
-    """The staging folders of one call: one for each filesystem of the target, and made when it is needed.
+    """The staging folders of one call: one for each filesystem of the target, made when it is first needed.
 
-    It lies at the target's top, where the next call looks for what was left behind, or where that cannot be, in the
-    first folder that needs it.
+    It lies at the top of the target, where the next call looks for leftovers; if it cannot be made there, in the first
+    folder that needs it.
     """
 
     def __init__(self, top: int) -> None:
@@ -102,14 +102,14 @@ class Stagings:
         self._found: dict[object, Staging] = {}
 
     def of(self, folder: int, path: bytes, device: int) -> Staging:
-        """The one from which files can be moved into an open folder. Raises OSError if there can be none."""
+        """Find or make the one from which files can be moved into an open folder. Raises OSError if there is none."""
         found = self._found.get(path) or self._found.get(device)
         if found is None:
             found = self._found[device] = self._made(device, folder)
         return found
 
     def apart(self, folder: int, path: bytes) -> Staging:
-        """One in this very folder, as nothing can be moved into it from elsewhere: bind mounts, quotas of projects."""
+        """Make one in this very folder, where no file can be moved in from elsewhere: bind mounts, project quotas."""
         self._found[path] = Staging.within(folder)
         return self._found[path]
 
@@ -120,14 +120,14 @@ class Stagings:
         return Staging.within(folder)
 
     def folding(self) -> Folding | None:
-        """What makes names equal that the target takes for the same; None: it tells all names apart."""
+        """Find the function that maps names that the target cannot tell apart to one; None: it tells all apart."""
         for staging in self._found.values():
             with suppress(OSError):
                 return _folding(staging.fd)
         return None
 
     def close(self, *, before: frozenset[object] = frozenset()) -> None:
-        """All of them, or those that were made since there were only those of `before`."""
+        """Close all, or only those that are not in `before`, an earlier result of made()."""
         for key in self._found.keys() - before:
             self._found.pop(key).close()
 
@@ -136,7 +136,7 @@ class Stagings:
 
 
 def _folding(fd: int) -> Folding | None:
-    """Try it in an open folder: exFAT and APFS take `a` for `A`; HFS+ and APFS take letters for their parts."""
+    """Try in an open folder: exFAT and APFS ignore case; HFS+ and APFS take an accented letter for its two parts."""
     first, capital, apart = "zk\u00e9".encode(), "ZK\u00e9".encode(), "zke\u0301".encode()
     os.close(os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd))
     try:
@@ -162,7 +162,7 @@ def _is_there(fd: int, name: bytes) -> bool:
 
 
 def drop_inherited_acls(fd: int) -> None:
-    """A new folder may have taken over ACLs of the folder around it: files are to have what is stored of them, only."""
+    """Remove the ACLs that a new folder inherited from the one around it: files get only what is stored."""
     if hasattr(os, "removexattr"):
         for name in _INHERITED:
             with suppress(OSError):
@@ -170,7 +170,7 @@ def drop_inherited_acls(fd: int) -> None:
 
 
 def _lock(fd: int) -> bool:
-    """False: another process looks whether it was left behind. Where there are no locks, nobody can."""
+    """Lock it. False: another process is just checking whether it is a leftover. Without locks, none can check."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -189,13 +189,13 @@ def _is_still(parent: int, name: bytes, fd: int) -> bool:
 
 
 def _is_private(fd: int) -> bool:
-    """Whether it is what was made, and not a folder that somebody put there. Some filesystems have no modes."""
+    """Whether this is the folder that we made, not one that another user put there. Some filesystems have no modes."""
     found = os.fstat(fd)
     return found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _remove_left_behind(parent: int) -> None:
-    """Remove what calls that were killed left in a folder: what is locked is in use, and what is odd is not ours."""
+    """Remove the leftovers of killed calls in a folder, but none that is locked, which is in use."""
     with suppress(OSError):
         for name in os.listdir(parent):
             if _OURS.fullmatch(os.fsencode(name)):
@@ -215,7 +215,7 @@ def _remove_one(parent: int, name: bytes) -> None:
 
 
 def _clear(fd: int) -> None:
-    """Remove what processes left in an open staging folder."""
+    """Remove the files in an open staging folder."""
     for process in map(os.fsencode, os.listdir(fd)):
         if not _PROCESS.fullmatch(process):
             continue

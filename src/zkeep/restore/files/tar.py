@@ -1,4 +1,4 @@
-"""Files as a tar archive (POSIX pax), with what that can hold: holes, times in nanoseconds, extended attributes.
+"""Write files as a tar archive (POSIX pax) with holes, times in nanoseconds, and extended attributes.
 
 A file that cannot be read is left out and reported, and the archive goes on with the next one.
 
@@ -38,16 +38,16 @@ _KINDS = {
 _ZEROS = bytes(1 << 20)
 _SECOND = 1_000_000_000
 _NAME = 99
-"Bytes of a name in a header: a folder's gets a slash."
+"Bytes of a name in a header: the 100th is for the slash of a folder."
 _SPARSE_FOLDER = "./GNUSparseFile.0/"
-"Who does not know the format finds the file there."
+"Programs that do not know the sparse format extract the file below this folder."
 _ODD = re.compile(rb"[^!-~]")
 _DEVICE_DIGITS = 7
-"Octal digits that a header has for a device's number."
+"Octal digits of a device number in a header."
 _TEXTS = ((b"path", "name"), (b"linkpath", "linkname"))
 _NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
 _NUMBERS = ((b"uid", "uid", 7), (b"gid", "gid", 7), (b"size", "size", 11), (b"mtime", "mtime", 11))
-"Records, and the octal digits that a header has for the same."
+"Keyword of the extended header, field of the plain one, and its octal digits."
 _POSIX_ACLS = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _POSIX_VERSION = 2
 _POSIX_TAGS = {1: "user", 2: "user", 4: "group", 8: "group", 16: "mask", 32: "other"}
@@ -55,14 +55,14 @@ _POSIX_NAMED = 2 | 8
 
 
 def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO, report: Report | None = None) -> Report:
-    """Write files, and folders with all below them; reports what has no place in an archive, and what is left out."""
+    """Write files, and folders with all below them. The report says what an archive cannot hold or lacks."""
     report = Report() if report is None else report
     linked: dict[int, str] = {}
     for path, number in _all(filesystem, paths, report):
         member = None
         with report.spared(path):
             member = _member(filesystem, path, number, linked, report)
-        if member is not None:  # outside of that: a sink that takes no more is the end
+        if member is not None:  # outside of spared(): if the sink fails, all ends
             member.write(sink)
     sink.write(bytes(2 * tarfile.BLOCKSIZE))
     sink.flush()
@@ -71,7 +71,7 @@ def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO, re
 
 @dataclass
 class Member:
-    """A file as it will be written; all of it can be read."""
+    """A file, ready to be written: all of it can be read."""
 
     info: tarfile.TarInfo
     records: dict[bytes, bytes]
@@ -103,7 +103,7 @@ class Member:
 
 
 def _member(filesystem: Filesystem, path: bytes, number: int, linked: dict[int, str], report: Report) -> Member | None:
-    """None if an archive has no place for it. `linked`: files of several names, and which of them is in the archive."""
+    """Prepare a file; None if an archive cannot hold it. `linked`: by object, the name under which it was written."""
     node, error = filesystem.znode_if_spill_is_lost(number)
     kind = _without_place(node)
     if kind:
@@ -124,7 +124,7 @@ def _member(filesystem: Filesystem, path: bytes, number: int, linked: dict[int, 
 
 
 def _without_place(node: Znode) -> str:
-    """What kind of file it is if an archive has no place for it."""
+    """The kind of a file that an archive cannot hold; empty if it can."""
     kind = stat.S_IFMT(node.mode)
     if kind == stat.S_IFSOCK:
         return "sockets"
@@ -140,7 +140,7 @@ def _without_place(node: Znode) -> str:
 
 
 def _all(filesystem: Filesystem, paths: Iterable[bytes], report: Report) -> Iterator[tuple[bytes, int]]:
-    """Every path once, however the wanted ones overlap: a second time it would be a hard link to itself."""
+    """Yield every path once, even if the wanted ones overlap: a second time, it would become a hard link to itself."""
     for path in _outermost([_settled(filesystem, path) for path in paths]):
         number = filesystem.lookup(path).number
         yield path, number
@@ -148,7 +148,7 @@ def _all(filesystem: Filesystem, paths: Iterable[bytes], report: Report) -> Iter
 
 
 def _below(filesystem: Filesystem, path: bytes, number: int, report: Report) -> Iterator[tuple[bytes, int]]:
-    """All that lies in a folder, folders before what they hold, in the order in which it lies in the pool."""
+    """Walk through a folder, each folder before its content, ordered as they lie in the pool."""
     todo = [iter([(path, number, True)])]
     while todo:
         path, number, is_folder = next(todo[-1], (b"", 0, None))
@@ -162,7 +162,7 @@ def _below(filesystem: Filesystem, path: bytes, number: int, report: Report) -> 
 
 
 def _entries(filesystem: Filesystem, path: bytes, number: int, report: Report) -> list[tuple[bytes, int, bool]]:
-    """Path, number and kind of what a folder holds, as far as it can be read; of other files it holds nothing."""
+    """List a folder as far as it can be read: path, object number, whether it is a folder."""
     found: list[tuple[bytes, int, bool]] = []
     with report.spared(path):
         is_folder = filesystem.znode(number).is_folder
@@ -177,7 +177,7 @@ def _entries(filesystem: Filesystem, path: bytes, number: int, report: Report) -
 
 
 def _outermost(paths: Iterable[bytes]) -> list[bytes]:
-    """Without those that lie below others."""
+    """Leave out the paths that lie below others."""
     wanted = dict.fromkeys(paths)
     return [path for path in wanted if not any(above in wanted for above in _above(path))]
 
@@ -189,7 +189,7 @@ def _above(path: bytes) -> Iterator[bytes]:
 
 
 def _settled(filesystem: Filesystem, path: bytes) -> bytes:
-    """The same by stored names alone: tar refuses members below `..`, and below links that it has just made."""
+    """Resolve `..` and links in a path: tar refuses members below them."""
     filesystem.lookup(path)
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     found, number = b"", filesystem.root
@@ -227,7 +227,7 @@ def _text(name: bytes) -> str:
 
 
 def _records(filesystem: Filesystem, path: bytes, node: Znode, report: Report) -> dict[bytes, bytes]:
-    """What the extended header says of a file."""
+    """The records of the extended header of a file."""
     records = {b"mtime": _decimal(node.mtime)}
     for name, value in each_xattr(filesystem, node):
         if isinstance(value, ZkeepError):
@@ -249,12 +249,12 @@ def _decimal(time: int) -> bytes:
 
 
 def _keyword(name: bytes) -> bytes:
-    """As GNU tar encodes a name that has in it what ends a keyword."""
+    """Escape what would end a keyword, as GNU tar does."""
     return name.replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
 def _posix_acl(value: bytes) -> bytes:
-    """The text of a POSIX ACL as GNU tar writes it, with numbers for names; nothing if it is none."""
+    """The text of a POSIX ACL as GNU tar writes it, with numbers instead of names; empty if it is not valid."""
     if len(value) % 8 != 4 or int.from_bytes(value[:4], "little") != _POSIX_VERSION:
         return b""
     entries = list(struct.iter_unpack("<HHI", value[4:]))
@@ -269,12 +269,12 @@ def _posix_entry(tag: int, access: int, who: int) -> str:
 
 
 def _with_number(ace: Ace) -> str:
-    """As bsdtar and star write an entry of an NFSv4 ACL: with the number behind, as names may be others elsewhere."""
+    """Write an entry of an NFSv4 ACL as bsdtar and star do: with the number at the end, as names can differ."""
     return f"{ace}:{ace.who}" if ace.who >= 0 else str(ace)
 
 
 def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:
-    """A file's header, behind an extended one that also has what does not fit into it.
+    """The header of a file, preceded by an extended one for what does not fit into it.
 
     tarfile makes no keywords that are not UTF-8, as names of extended attributes may be.
     """
@@ -309,7 +309,7 @@ def _is_plain(name: bytes) -> bool:
 
 
 def _record(keyword: bytes, value: bytes) -> bytes:
-    """It begins with its length, which counts its own digits."""
+    """A record of the extended header begins with its length, which includes its own digits."""
     rest = b" %s=%s\n" % (keyword, value)
     size = len(rest)
     while size != len(rest) + len(b"%d" % size):

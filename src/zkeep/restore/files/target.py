@@ -1,7 +1,7 @@
-"""Folders of the target, and names in them: nothing is ever made outside the folder that was named.
+"""Folders of the target of an extraction: nothing is ever made outside of it.
 
-Everything is done relative to an open folder, one name at a time, and no symbolic link is followed: whatever names and
-links a snapshot holds, and whatever lies in the target already or is put there while this runs.
+Every call is relative to an open folder, with one name, and follows no symbolic link. That holds whatever names and
+links a snapshot has, and whatever is in the target already or is put there meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from zkeep.tree.filesystem import shown
 
 _ALL = stat.S_IRWXU
 _PINNED_MOST = 64
-"Folders that are kept open so that they keep their inode numbers, which some filesystems make up as they go."
+"Folders that stay open so that their inode numbers stay the same: some filesystems invent them on opening."
 _NEAR_MOST = 64
-"Folders that are kept open because the next ones lie near them."
+"Folders that stay open because the next ones are probably near."
 
 
 class InTheWay(Refused):
-    """Something is there that is not the same, and is not to be replaced."""
+    """Another file exists at this path, and may not be replaced."""
 
     def __init__(self, text: str = "it is there already; --force overwrites") -> None:
         super().__init__(text)
@@ -38,10 +38,10 @@ class Identity(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A folder below the top, and which inodes it must be reached through.
+    """A folder below the top, and the inodes through which it must be reached.
 
-    `seen` has those folders on the way that lie where others can write, by depth: who can write there can put another
-    folder of the same name in their place.
+    `seen` has, by depth, those folders on the way that lie where other users can write. They could put another folder
+    of the same name in its place, and its inode would differ.
     """
 
     path: bytes
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
 
 class Shared:
-    """What all folders of one call know together."""
+    """State that all folders of one extraction share."""
 
     def __init__(self) -> None:
         self.modes: dict[bytes, int] = {}
@@ -92,10 +92,10 @@ class Folder:
 
     @classmethod
     def top(cls, path: str) -> Folder:
-        """The folder to extract into; made if it is not there. Its own path may lead over links.
+        """Open the folder to extract into, and make it if need be. Its own path may contain links.
 
         Raises:
-            Refused: there can be none.
+            Refused: it cannot be made or opened.
         """
         try:
             os.makedirs(path, exist_ok=True)
@@ -109,7 +109,7 @@ class Folder:
 
     @classmethod
     def top_below(cls, path: str, place: bytes) -> Folder:
-        """The same for a folder below the one that was named; no link on the way from there is followed.
+        """Open a folder below the one that was named; no link on the way from there is followed.
 
         Folders on the way keep their times and modes.
         """
@@ -159,10 +159,10 @@ class Folder:
     # Folders in it
 
     def enter(self, name: bytes) -> Folder:
-        """A folder in it, made if it is not there; one of ours that we may not write to is made writable.
+        """Open a folder in this one, made if need be. If it is ours and read-only, it becomes writable.
 
         Raises:
-            Refused: something else is there.
+            Refused: something that is not a folder has this name.
         """
         check_name(name)
         made = True
@@ -171,7 +171,7 @@ class Folder:
         except FileExistsError:
             made = False
         except OSError:
-            if self.status(name) is None:  # a disk that is read only says so before it says that the folder is there
+            if self.status(name) is None:  # a read-only disk reports that first, even if the folder exists
                 raise
             made = False
         found = self._open(name)
@@ -186,7 +186,8 @@ class Folder:
             raise
 
     def inner(self, place: Place) -> Folder:
-        """One below it that was made before. Raises Refused if another one is in its place."""
+        """Open a folder that was made before. Raises Refused if another one is in its place now."""
+        # Begin at the nearest folder that is still open, and go down name by name.
         parts = place.path.split(b"/") if place.path else []
         path, fd = self._shared.nearest(place.path) or (b"", os.dup(self.fd))
         start = path.count(b"/") + 1 if path else 0
@@ -195,6 +196,7 @@ class Folder:
         for depth in range(start, len(parts) + 1):
             if depth > start:
                 found = found._next(parts[depth - 1])
+            # Where others can write, it must be the same inode as before.
             if depth in seen and seen[depth] != _identity(found.fd):
                 os.close(found.fd)
                 raise Refused("its folder was replaced by another one meanwhile")
@@ -203,7 +205,7 @@ class Folder:
         return found
 
     def _next(self, name: bytes) -> Folder:
-        """A folder in this one, which is closed."""
+        """Open a folder in this one, and close this one."""
         try:
             return self._open(name)
         finally:
@@ -223,7 +225,7 @@ class Folder:
         return Folder(fd, Place(self.below(name), self.place.seen), self._shared)
 
     def _make_readable(self, name: bytes) -> None:
-        """A folder of ours whose mode keeps us out. Raises OSError if it is not ours."""
+        """Change the mode of a folder of ours that we may not open. Raises OSError if it is not ours."""
         found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         change_mode(name, self.fd, stat.S_IMODE(found.st_mode) | _ALL)
         self._shared.modes.setdefault(self.below(name), stat.S_IMODE(found.st_mode))
@@ -236,13 +238,13 @@ class Folder:
             self._shared.modes.setdefault(self.path, stat.S_IMODE(found.st_mode))
 
     def restore_mode(self) -> None:
-        """Give it back the mode that it had, if it was made writable."""
+        """Restore the mode of the folder, if it was made writable."""
         mode = self._shared.modes.pop(self.path, None)
         if mode is not None:
             os.fchmod(self.fd, mode)
 
     def _pin(self, found: Folder) -> Folder:
-        """Remember which folder it is, where others can put another one in its place."""
+        """Remember the inode of a folder, if it lies where others could put another one in its place."""
         if not is_exposed(self.fd):
             return found
         found.place = Place(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
@@ -259,7 +261,7 @@ class Folder:
             return None
 
     def put(self, staging: Staging, made: bytes, name: bytes, *, replace: bool) -> None:
-        """Give a finished file its name; its name in the staging folder goes, or is to be dropped.
+        """Give a finished file its name; its name in the staging folder is gone then, or has to be dropped.
 
         Raises:
             FileExistsError: `replace` is not set and something is there.
@@ -290,7 +292,7 @@ class Folder:
 
 
 def is_exposed(folder: int) -> bool:
-    """Whether others can put something else in the place of what an open folder holds."""
+    """Whether other users can replace the entries of an open folder."""
     found = os.fstat(folder)
     return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & 0o022)
 
@@ -306,7 +308,7 @@ def check_name(name: bytes) -> None:
 
 
 def change_mode(name: bytes, folder: int, mode: int) -> None:
-    """Change the mode of a name, and of no other file that a link there leads to: Linux's chmod() follows links."""
+    """Change the mode of a name without following a link: chmod() on Linux follows them."""
     if os.chmod in os.supports_follow_symlinks:
         os.chmod(name, mode, dir_fd=folder, follow_symlinks=False)
         return

@@ -1,4 +1,4 @@
-"""A volume's disk image as a sparse file in a folder."""
+"""Extract a volume as a disk image: a sparse file in a folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from zkeep.tree.volume import Volume
 
 
 def extract_volume(volume: Volume, target: str, name: str, *, force: bool = False, place: str = "") -> str:
-    """The disk image as a sparse file in a folder, at a place below the target; returns its path.
+    """Write the disk image as a sparse file, at a place below the target; returns its path.
 
-    One that is there, whole, stays.
+    If the same image is there already, it stays.
     """
     file = os.fsencode(name)
     try:

@@ -1,4 +1,4 @@
-"""Content into new files, with holes where there are holes."""
+"""Write content into new files, with holes where the snapshot has holes."""
 
 from __future__ import annotations
 

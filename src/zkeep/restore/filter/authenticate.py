@@ -1,7 +1,7 @@
-"""A raw stream, passed on as far as it is authentic.
+"""A filter that passes a raw stream on as far as it is authentic.
 
-The MACs of a snapshot can be held against its keys only when all of it is there. So each substream is received into a
-pool and put aside as it came; when its snapshot is authentic, its bytes go on, and not before.
+The MACs of a snapshot can be checked only when all of it is there. So each substream is received into a temporary pool,
+and its bytes are put aside as they came. They are passed on when the snapshot turned out to be authentic, not before.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from zkeep.format.writer import Writer
 from zkeep.names import SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import Arrival, ReceiveOptions, receive_events
-from zkeep.restore.filter.sanitize import Allowed, Remade, remake
+from zkeep.restore.filter.sanitize import Allowed, SanitizedHeader, sanitize
 
 
-class Passing:
-    """One stream's way through a pool that holds the bases of its increments.
+class AuthenticatingFilter:
+    """Filters one stream through a pool that holds the bases of its increments.
 
-    `aside` is an empty file, to be written and read. `check` is given a received snapshot and its sender's name, and
-    raises if it is not authentic. `heard` is told of the outer header before it goes on.
+    `aside` is an empty file, for reading and writing. `check` is called with each received snapshot and its name at the
+    sender, and raises if it is not authentic. `on_header` is called with the new outer header.
     """
 
     def __init__(
@@ -34,28 +34,28 @@ class Passing:
         aside: BinaryIO,
         check: Callable[[Snapshot, str], None],
         allowed: Allowed,
-        heard: Callable[[Remade], None] = lambda remade: None,
+        on_header: Callable[[SanitizedHeader], None] = lambda sanitized: None,
     ) -> None:
         self._pool = pool
         self._out = out
         self._aside = aside
         self._check = check
         self._allowed = allowed
-        self._heard = heard
+        self._on_header = on_header
         self._writer: Writer | None = None
-        self._opening = b""
+        self._header = b""
 
     def run(self, events: Iterable[Event], target: str) -> None:
-        """All of it; `target`: the dataset to receive into.
+        """Filter the whole stream; `target`: the dataset to receive into.
 
         Raises:
-            NotAuthentic: what check raised, or a substream is not raw; nothing of it went on.
-            BadStream, Refused: it breaks the format, or is an increment of what is not here; likewise.
+            NotAuthentic: `check` raised it, or a substream is not raw; nothing of that substream was passed on.
+            BadStream, Refused: it breaks the format, or its source is not in the pool; likewise.
         """
         options = ReceiveOptions(force=True, on_snapshot=self._arrived)
         receive_events(self._pool, self._put_aside(events), target, options)
         if self._writer is not None:
-            self._go_on()
+            self._pass_on()
             self._out.write(self._writer.package_end())
 
     def _put_aside(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -63,7 +63,7 @@ class Passing:
             if isinstance(event, Package):
                 self._open(event)
             elif isinstance(event, SubBegin):
-                self._judge(event)
+                self._check_begin(event)
                 self._aside.write(event.header + event.payload)
             elif isinstance(event, Batch):
                 self._aside.write(event.buffer)
@@ -72,12 +72,12 @@ class Passing:
             yield event
 
     def _open(self, package: Package) -> None:
-        remade = remake(package, self._allowed)
-        self._heard(remade)
+        sanitized = sanitize(package, self._allowed)
+        self._on_header(sanitized)
         self._writer = Writer(package.byteorder)
-        self._opening = remade.written(self._writer)
+        self._header = sanitized.written(self._writer)
 
-    def _judge(self, event: SubBegin) -> None:
+    def _check_begin(self, event: SubBegin) -> None:
         """Refuse what could not be authenticated, before it is received."""
         begin = event.begin
         name = shown(begin.name.decode("utf-8", "replace"), 255)[1:-1]
@@ -98,12 +98,12 @@ class Passing:
         if arrival.bytes is None:
             return
         self._check(self._pool.snapshot(SnapshotName.parse(arrival.kept)), arrival.sent)
-        self._go_on()
+        self._pass_on()
 
-    def _go_on(self) -> None:
-        """What lies aside is authentic."""
-        self._out.write(self._opening)
-        self._opening = b""
+    def _pass_on(self) -> None:
+        """Pass on what was put aside: it is authentic."""
+        self._out.write(self._header)
+        self._header = b""
         self._aside.seek(0)
         shutil.copyfileobj(self._aside, self._out, 1 << 20)
         self._aside.seek(0)

@@ -1,7 +1,7 @@
-"""The outer header of a compound stream (send -R, -p, -I), made anew from what of it is known and harmless.
+"""Rebuild the outer header of a compound stream (send -R, -p, -I) from those of its parts that are known and harmless.
 
-Nothing authenticates it. What a restoring host is told by it are names, checked, guids, and those properties that
-decide neither who may read, run, mount or share anything nor how safely it is kept.
+Nothing authenticates that header. Names, checked, and guids pass, and those properties that decide neither who may
+read, run, mount or share anything, nor how safely it is stored.
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs(), send_iterate_prop(), send_prelim_records(),
 recv_fix_encryption_hierarchy().
@@ -23,7 +23,7 @@ from zkeep.pool.datasets import properties
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
 HARMLESS = frozenset(("atime", "compression", "dnodesize", "logbias", "recordsize", "relatime"))
-"""What passes unasked."""
+"""Properties that pass without --allow."""
 ALL, HOLDS = "all", "holds"
 _GUID = re.compile(r"0x[0-9a-f]{1,16}")
 _MAX = (1 << 64) - 1
@@ -31,7 +31,7 @@ _MAX = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may pass beside the harmless: names of properties, `holds`, or `all`."""
+    """What --allow adds to the harmless properties: names of properties, `holds`, or `all`."""
 
     extra: frozenset[str] = frozenset()
 
@@ -52,8 +52,8 @@ def _known(name: str) -> str:
 
 
 @dataclass
-class Remade:
-    """The header to be sent on. `dropped`: of which dataset or snapshot which property does not pass."""
+class SanitizedHeader:
+    """The new header. `dropped`: pairs of a dataset or snapshot, and a property of it that does not pass."""
 
     header: Begin
     nvlist: NvList
@@ -63,14 +63,14 @@ class Remade:
         return writer.package(self.header, self.nvlist)
 
 
-def remake(package: Package, allowed: Allowed) -> Remade:
-    """Raises BadStream: a name or a shape in it is not what libzfs writes."""
+def sanitize(package: Package, allowed: Allowed) -> SanitizedHeader:
+    """Build the new header. Raises BadStream: a name or a shape in the old one is not what libzfs writes."""
     outline = PackageHeader.of(package)
     fss = package.nvlist.get("fss")
     if isinstance(fss, NvList) and len(fss) != len(outline.datasets):
         raise _bad(package, "its header names a dataset twice")
     _name(package, package.header.name.decode("utf-8", "replace"))
-    return _Maker(package, outline, allowed).made()
+    return _Sanitizer(package, outline, allowed).made()
 
 
 def _bad(package: Package, reason: str) -> BadStream:
@@ -84,7 +84,7 @@ def _name(package: Package, text: str) -> SnapshotName:
         raise _bad(package, f"its header names {shown(text)}: {error.reason}") from None
 
 
-class _Maker:
+class _Sanitizer:
     def __init__(self, package: Package, outline: PackageHeader, allowed: Allowed) -> None:
         self._package = package
         self._outline = outline
@@ -92,11 +92,11 @@ class _Maker:
         self._holds = HOLDS in allowed and bool(package.header.features & Feature.HOLDS)
         self._dropped: list[tuple[str, str]] = []
 
-    def made(self) -> Remade:
+    def made(self) -> SanitizedHeader:
         old = self._package.header
         features = old.features & Feature.SA_SPILL | (Feature.HOLDS if self._holds else Feature(0))
         begin = Begin(versioninfo=HeaderType.COMPOUND | int(features) << 2, toname=old.name)
-        return Remade(begin, self._list(), self._dropped)
+        return SanitizedHeader(begin, self._list(), self._dropped)
 
     def _list(self) -> NvList:
         old, new = self._package.nvlist, NvList()

@@ -1,8 +1,8 @@
-"""Snapshots as a read-only folder, through FUSE: what restore.mount.shown shows.
+"""FUSE operations for a read-only mount; restore.mount.layout says what lies where.
 
-Only authenticated bytes are given. What is damaged or not authentic is EIO for whoever asks for just that, and a line
-in the log. A mount shows what was there when it began. While it stands, compaction gives no space back
-(pool.datasets.orphans).
+Only authenticated bytes are returned. A request that meets damaged or forged data fails with EIO and adds a line to the
+log; all others succeed. A mount shows the snapshots that existed when it began. While it stands, compaction deletes no
+files, so that no space comes back (pool.datasets.orphans).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.restore.mount.shown import Shown
+from zkeep.restore.mount.layout import MountLayout
 from zkeep.restore.mount.view import BadBlock
 from zkeep.tree.filesystem import Name, NoSuchFile, shown
 
 FOREVER = 86_400.0
-"Seconds for which the system may hold what it was told: nothing changes in a snapshot."
+"Seconds for which the kernel may cache names and attributes: nothing changes in a snapshot."
 BLOCK = 512
 LONGEST_NAME = 1023
 AUTO = 1 << 14
-"FUSE_CAP_READDIRPLUS_AUTO: list attributes with the first few entries alone. Whoever lists mostly looks at all."
+"FUSE_CAP_READDIRPLUS_AUTO: attributes come with the first few entries only. We switch it off: most callers want all."
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,14 +33,14 @@ Log = Callable[[str], object]
 
 
 def _device(node: Znode) -> int:
-    """As stat() tells it; 0 for what is none, and for numbers for which FUSE has no room (12 and 20 bits)."""
+    """The device number for stat(); 0 for other files, and where it does not fit into FUSE's 12 and 20 bits."""
     major, minor = node.device
     is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
     return os.makedev(major, minor) if is_device and major < 1 << 12 else 0
 
 
 def answer(method: Callable[P, R]) -> Callable[P, R]:
-    """Turns what goes wrong into an errno; the first argument is the path."""
+    """Decorate an operation whose first argument is a path: every exception becomes an OSError with an errno."""
 
     @wraps(method)
     def answered(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,37 +48,37 @@ def answer(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except Exception as error:
             me, path = args[:2]
-            assert isinstance(me, Answers)
-            number = me.trouble(str(path), error)
+            assert isinstance(me, Operations)
+            number = me.errno_of(str(path), error)
         raise OSError(number, os.strerror(number))
 
     return answered
 
 
-class Answers:
-    """What FUSE asks, answered; the methods are named as mfusepy wants it. Nothing of it is written to."""
+class Operations:
+    """The operations that mfusepy calls, by the names that it expects. All are read-only."""
 
     use_ns = True
     flag_nullpath_ok = flag_nopath = 0
 
-    def __init__(self, files: Shown, size: int, log: Log, begun: Callable[[], object]) -> None:
-        """`size`: of the whole, in bytes; `begun` is called when the folder shows what is in it."""
+    def __init__(self, files: MountLayout, size: int, log: Log, on_mounted: Callable[[], object]) -> None:
+        """`size`: bytes that statfs() reports; `on_mounted` is called once the folder shows its content."""
         self._files = files
         self._size = size
-        self._begin = begun
+        self._on_mounted = on_mounted
         self.has_begun = False
         self._log = log
-        self._told: set[tuple[str, int]] = set()
+        self._logged: set[tuple[str, int]] = set()
 
-    def trouble(self, path: str, error: Exception) -> int:
-        """Tell of it, of each place once; returns what whoever asked is told."""
+    def errno_of(self, path: str, error: Exception) -> int:
+        """Return the errno for an exception; what is not a plain OSError is logged, once for each place."""
         if isinstance(error, NoSuchFile):
             return errno.ENOENT
         if isinstance(error, OSError) and error.errno:
             return error.errno
         place = (path, error.offset) if isinstance(error, BadBlock) else (path, -1)
-        if place not in self._told:
-            self._told.add(place)
+        if place not in self._logged:
+            self._logged.add(place)
             where = f", offset {error.offset}" if isinstance(error, BadBlock) else ""
             text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
             self._log(f"{shown(_bytes(path))}{where}: {text}")
@@ -91,7 +91,7 @@ class Answers:
             config.kernel_cache = 1
             config.entry_timeout = config.negative_timeout = config.attr_timeout = FOREVER
         self.has_begun = True
-        self._begin()
+        self._on_mounted()
 
     @answer
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
@@ -126,7 +126,7 @@ class Answers:
     def readdir_plus(self, path: str, first: int) -> list[tuple[str, dict[str, int], bool]]:
         """Some entries from the first-th on, with their attributes, and whether these are all; none: there are no more.
 
-        Entries that are in trouble are listed; who asks for them is told.
+        An entry that cannot be read is listed all the same; a request for its attributes gets the error.
         """
         dots = [(name, None) for name in self._dots(path)] if first < 2 else []
         page = [*dots[first:], *self._files.page(_inside(path), max(first - 2, 0))]
@@ -165,7 +165,7 @@ class Answers:
 
 
 def _hint(name: Name) -> dict[str, int]:
-    """What a listing tells of an entry."""
+    """The attributes that a listing without readdirplus has room for: inode number and type."""
     return {"st_ino": name.number, "st_mode": name.kind << 12}
 
 
@@ -173,7 +173,7 @@ _NO_XATTR = getattr(errno, "ENOATTR", None) or errno.ENODATA
 
 
 def _bytes(text: str) -> bytes:
-    """As mfusepy writes and reads names, whatever the system's locale."""
+    """Encode a name as mfusepy does, whatever the locale of the system."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -185,11 +185,11 @@ def _inside(path: str) -> bytes:
     return _bytes(path).strip(b"/")
 
 
-def serve(answers: Answers, folder: str, name: str, options: dict[str, str | bool]) -> None:
-    """Show it in a folder until it is unmounted, or SIGTERM, SIGINT or SIGHUP come.
+def serve(answers: Operations, folder: str, name: str, options: dict[str, str | bool]) -> None:
+    """Mount on a folder, and serve until it is unmounted or SIGTERM, SIGINT or SIGHUP arrives.
 
     Raises:
-        Refused: FUSE is not here.
+        Refused: FUSE is not installed.
         OSError: it could not be mounted; libfuse has said why on standard error.
     """
     driver = _driver()

@@ -1,4 +1,4 @@
-"""FUSE's readdirplus, which mfusepy does not have: a folder is listed together with what is known of each entry.
+"""FUSE's readdirplus, which mfusepy lacks: it lists a folder together with the attributes of each entry.
 
 Source: libfuse include/fuse.h fuse_readdir_flags, fuse_fill_dir_flags; lib/fuse.c fill_dir_plus().
 """
@@ -18,15 +18,15 @@ TIMES = ("st_atime", "st_mtime", "st_ctime")
 
 
 class Driver(mfusepy.FUSE):  # type: ignore[misc]
-    """mfusepy's, which asks `operations.readdir_plus` where it can."""
+    """mfusepy's FUSE, which calls `operations.readdir_plus` where the kernel supports it."""
 
     def readdir_fuse_3(self, path: bytes, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> int:
-        """`offset`: how many entries whoever asks has; it is called anew when the system's buffer is full."""
+        """`offset`: how many entries the kernel has already. When its buffer is full, it calls again from there."""
         if not flags & ASKED:
             return int(super().readdir_fuse_3(path, buf, filler, offset, fip, flags))
         where = path.decode(self.encoding, self.errors)
-        while some := self.operations.readdir_plus(where, offset):
-            for name, attributes, is_whole in some:
+        while entries := self.operations.readdir_plus(where, offset):
+            for name, attributes, is_whole in entries:
                 offset += 1
                 text = name.encode(self.encoding, self.errors)
                 if filler(buf, text, _status(attributes), offset, FILLED if is_whole else 0):
@@ -35,7 +35,7 @@ class Driver(mfusepy.FUSE):  # type: ignore[misc]
 
 
 def _status(attributes: dict[str, int]) -> Any:
-    """Times are in nanoseconds."""
+    """Build a struct stat; `attributes` has times in nanoseconds."""
     status = mfusepy.c_stat()
     for name, value in attributes.items():
         if name in TIMES:

@@ -1,6 +1,6 @@
-"""A snapshot as something that asks for files by path, in any order, can be served from: a mount.
+"""Read access to a snapshot by path, in any order, as a mount needs it.
 
-Whoever asks repeats itself, and reads on where it read before: names, attributes and content are held for a while.
+Programs ask for the same things again, and read on where they read before. So names, attributes and content are cached.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, elsewhere, shown
 from zkeep.tree.objects import Objects
 
 NARROW = 128 << 10
-"Bytes that are opened for a read here or there; a whole block at least."
+"Bytes that are decrypted for a read at a random place; at least a whole block."
 WIDE = 4 << 20
-"Bytes that are opened at a time for who reads on and on."
+"Bytes that are decrypted at once for sequential reads."
 HELD = 64 << 20
-"Bytes of content that are held."
+"Bytes of content in the cache."
 PATHS, NODES, ENTRIES, PLACES = 16_384, 16_384, 1 << 20, 1 << 20
-"Paths, files, entries of folders that are listed, and places of folders that are held."
+"How many paths, files, entries of listed folders, and places of folders are cached."
 ATTRIBUTES = 64 << 20
-"Bytes of extended attributes that are held."
+"Bytes of extended attributes in the cache."
 SMALL = 4096
-"Entries of a folder that are worth reading at once when one of them is asked for."
+"A folder with fewer entries is read as a whole when one of them is looked up."
 
 
 class BadBlock(ZkeepError):
-    """A stretch of a file that cannot be given; `number` and `offset` say where, the text why."""
+    """A stretch of a file that cannot be read: `number` and `offset` say where, the text says why."""
 
     def __init__(self, number: int, offset: int, why: ZkeepError) -> None:
         self.number = number
@@ -39,7 +39,7 @@ class BadBlock(ZkeepError):
 
 
 class Content:
-    """Bytes of objects from anywhere, opened in windows: wide for who reads on, single blocks where some are bad."""
+    """Reads objects in windows, which are cached: wide ones for sequential reads, single blocks where some are bad."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -65,18 +65,21 @@ class Content:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _window(self, number: int, end: int, at: int) -> tuple[int, bytes]:
-        """One that holds the byte at `at`, and where it begins."""
+        """Return where a window begins that holds the byte at `at`, and its content."""
         block = max(self._objects.dnode(number).blksz, 512)
+        # Is one of the three windows around this byte cached?
         keys = [(number, at // size * size, size) for size in _sizes(block)]
         for key in keys:
             if (found := self._windows.get(key)) is not None:
                 return key[1], found
+        # Read the widest that makes sense. If it has a bad block, remember that and try a narrower one.
         for key in keys if self._reads_on(number, at) else keys[1:]:
             if key[2] != block and not self._bad.get(key):
                 try:
                     return key[1], self._windows.put(key, self._open(key, end))
                 except ZkeepError:
                     self._bad.put(key, True)
+        # Last, the block alone: only a read that meets the bad block itself fails.
         return keys[-1][1], self._block(keys[-1], end)
 
     def _reads_on(self, number: int, at: int) -> bool:
@@ -100,14 +103,17 @@ class Content:
 
 
 def _sizes(block: int) -> list[int]:
-    """Of windows, widest first, a block last: multiples of a block, as only a single block is no power of two."""
+    """Sizes of windows, widest first, a single block last. All are multiples of the block.
+
+    An object of a single block may have a block size that is no power of two; then there is nothing to widen.
+    """
     if block & block - 1:
         return [block] * 3
     return [max(WIDE, block), max(NARROW, block), block]
 
 
-class Served(Protocol):
-    """What a mount shows below a folder of its own. Paths are relative to it, without slashes at their ends.
+class SnapshotView(Protocol):
+    """One snapshot in a mount. Paths are relative to its root, without slashes at either end.
 
     Raises (all methods):
         NoSuchFile: there is nothing of this path.
@@ -119,7 +125,7 @@ class Served(Protocol):
     def names(self, path: bytes) -> list[Name]: ...
 
     def look(self, name: Name) -> Znode:
-        """What an entry of a folder is."""
+        """Return the attributes of an entry of a folder."""
         ...
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]: ...
@@ -132,12 +138,12 @@ class Served(Protocol):
         ...
 
     def stored(self, node: Znode) -> int:
-        """Bytes that a file takes, for who looks for holes in large ones; its size where that is not worth counting."""
+        """Bytes that a large file takes without its holes; the size of a small one, where counting is not worth it."""
         ...
 
 
 class Folder(NamedTuple):
-    """What is in a folder, in the order in which it lies in the pool: whoever lists a folder then looks at each."""
+    """The entries of a folder, in the order in which the pool has them: programs look at each after a listing."""
 
     names: list[Name]
     by_name: dict[bytes, Name]
@@ -164,7 +170,8 @@ class FileView:
         return found or self._nodes.put(number, self._filesystem.znode(number))
 
     def _number(self, path: bytes) -> int:
-        """Of what lies at a path; links are not followed, as whoever asks does that."""
+        """Find the object number of a path. Links are not followed: the kernel does that itself."""
+        # Go up to the longest part of the path that is cached, then down again name by name.
         known, rest = path, []
         while known and self._paths.get(known) is None:
             known, _, name = known.rpartition(b"/")
@@ -214,7 +221,7 @@ class FileView:
         return self._listed(self._number(path)).names
 
     def look(self, name: Name) -> Znode:
-        """Not held: the system holds what a listing tells it."""
+        """Not added to the cache: the kernel caches what a listing returns."""
         return self._nodes.get(name.number) or self._filesystem.znode(name.number)
 
     @property
@@ -274,7 +281,7 @@ class ImageView:
 
 
 def synthetic(number: int, mode: int, size: int, created: int) -> Znode:
-    """What stands for a file that no snapshot holds: root's, with one time. `created`: seconds since 1970."""
+    """Make up a file that no snapshot holds: root owns it, and all its times are `created`, in seconds since 1970."""
     at = created * 1_000_000_000
     links = 2 if stat.S_ISDIR(mode) else 1
     return Znode(number, mode, 0, 0, size, links, at, at, at, at, 0, 0, 0, 0, 0, 0)

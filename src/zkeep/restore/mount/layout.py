@@ -1,7 +1,8 @@
-"""What a mount shows: a snapshot, all snapshots of a dataset, or those of all datasets below, each in its place.
+"""The layout of a mount: which snapshot lies at which path.
 
-The newest snapshot of a dataset lies at its place and each below `.zfs/snapshot` there, which no listing shows; a
-dataset lies where its name says below the topmost, as zfs mounts it, whatever its parent holds there.
+A mount shows one snapshot, or all snapshots of a dataset, or those of all datasets below it. The newest snapshot of a
+dataset lies at the dataset's path, and each one below `.zfs/snapshot` there, which no listing shows. A child dataset
+lies where its name says, as zfs mounts it, and hides what its parent holds at that path.
 
 Source: OpenZFS module/os/linux/zfs/zpl_ctldir.c for `.zfs`.
 """
@@ -18,26 +19,27 @@ from dataclasses import dataclass
 from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.restore.mount.view import FileView, ImageView, Served, synthetic
+from zkeep.restore.mount.view import FileView, ImageView, SnapshotView, synthetic
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, shown
 from zkeep.tree.volume import DATA, Volume
 
 CONTROL = b".zfs/snapshot"
-SERVED = 8
-"Snapshots beside the topmost that are open at a time."
+OPEN = 8
+"Snapshots beside the top one that are open at the same time."
 _CONTROL_NUMBERS = {b".zfs": (1 << 48) - 1, CONTROL: (1 << 48) - 3}
-"As the kernel numbers them: ZFSCTL_INO_ROOT, ZFSCTL_INO_SNAPDIR."
+"The inode numbers that the kernel gives them: ZFSCTL_INO_ROOT, ZFSCTL_INO_SNAPDIR."
 _MADE_NUMBER = (1 << 48) - 16
-"Folders that only lead to a dataset below have the numbers before it."
+"Folders that exist only because a dataset lies below them count down from this inode number."
 PAGE = 256
-"Entries that are listed with their attributes at a time."
+"Entries that are listed with their attributes in one call."
 Seen = tuple[Name, tuple[Znode, int] | None]
+"An entry, and its attributes with the bytes that it takes; None: they have to be asked for."
 
 
 @dataclass(frozen=True)
-class Offered:
-    """A snapshot that can be shown. `open` is called when somebody looks into it. `created`: seconds since 1970."""
+class LazySnapshot:
+    """A snapshot that is opened by `open` when it is first looked into. `created`: seconds since 1970."""
 
     name: str
     created: int
@@ -46,14 +48,14 @@ class Offered:
 
 @dataclass(frozen=True)
 class Place:
-    """A dataset below the topmost: its path from there, what lies there, and what lies below its .zfs/snapshot."""
+    """A dataset in the mount: its path from the top, the snapshot shown there, and those below its .zfs/snapshot."""
 
     path: bytes
-    top: Offered
-    others: list[Offered] | None = None
+    top: LazySnapshot
+    others: list[LazySnapshot] | None = None
 
 
-def view_of(opened: OpenSnapshot) -> Served:
+def view_of(opened: OpenSnapshot) -> SnapshotView:
     if not opened.is_volume:
         filesystem = Filesystem(opened)
         filesystem.znode(filesystem.root)
@@ -64,15 +66,15 @@ def view_of(opened: OpenSnapshot) -> Served:
 
 
 class _Map:
-    """Which snapshot lies at which path, and the folders that lead there."""
+    """Maps paths to snapshots, and knows the folders on the way to them that no snapshot has."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        self.at: dict[bytes, tuple[int, Offered]] = {}
-        "By path: the snapshot, and the number with which the inode numbers there begin."
+        self.at: dict[bytes, tuple[int, LazySnapshot]] = {}
+        "By path: the snapshot, and its place in the list, which goes above bit 48 of the inode numbers there."
         self.control: dict[bytes, tuple[int, list[bytes]]] = {}
-        "Folders .zfs and .zfs/snapshot: the kernel's number, and what is in them."
+        "Folders .zfs and .zfs/snapshot: their inode number, and the names in them."
         self.leads: dict[bytes, dict[bytes, int]] = {}
-        "Names in a folder that are, or lead to, datasets below, and numbers for folders that are made up."
+        "By folder: names that are child datasets or lead to one, and the inode number if the folder has to be made up."
         for place in places:
             self._add(place.path, place.top)
             self._lead(place.path)
@@ -80,10 +82,10 @@ class _Map:
             if place.others is not None:
                 self._control(place.path, place.others)
 
-    def _add(self, path: bytes, offered: Offered) -> None:
-        self.at[path] = len(self.at), offered
+    def _add(self, path: bytes, lazy: LazySnapshot) -> None:
+        self.at[path] = len(self.at), lazy
 
-    def _control(self, path: bytes, others: list[Offered]) -> None:
+    def _control(self, path: bytes, others: list[LazySnapshot]) -> None:
         names = [_bytes(other.name) for other in others]
         for inner, number in _CONTROL_NUMBERS.items():
             self.control[_below(path, inner)] = number, names if inner == CONTROL else [b"snapshot"]
@@ -111,34 +113,36 @@ class _Map:
         return above, rest
 
 
-class Shown:
-    """Paths of the mount. Close it, or use it as a context manager.
+class MountLayout:
+    """Answers for every path of a mount. Use it as a context manager.
 
     `top` lies at the root; with `others`, each of them lies below .zfs/snapshot. The inode numbers in each snapshot are
-    those of the source with the snapshot's place above bit 48: who copies them all must not take files of two of them
-    for links of one another.
+    those of the source with the snapshot's place above bit 48. A FUSE mount has one device number for all snapshots, so
+    without this `cp -a` would take the same file in two snapshots for hard links of one file.
     """
 
-    def __init__(self, top: Offered, others: list[Offered] | None = None, below: Sequence[Place] = ()) -> None:
+    def __init__(
+        self, top: LazySnapshot, others: list[LazySnapshot] | None = None, below: Sequence[Place] = ()
+    ) -> None:
         self._map = _Map([Place(b"", top, others), *below])
         self._stack = ExitStack()
         self._top = view_of(self._stack.enter_context(top.open()))
         self._created = top.created
-        self._open: Cache[bytes, tuple[ExitStack, Served]] = Cache(SERVED, on_drop=lambda opened: opened[0].close())
+        self._open: Cache[bytes, tuple[ExitStack, SnapshotView]] = Cache(OPEN, on_drop=lambda opened: opened[0].close())
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> MountLayout:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
         self._stack.close()
 
-    def _route(self, path: bytes) -> tuple[Served, bytes, int]:
-        """The snapshot that has a path, the path in it, and what its inode numbers begin with."""
+    def _route(self, path: bytes) -> tuple[SnapshotView, bytes, int]:
+        """Find the snapshot that has a path, the path within it, and the bits to add to its inode numbers."""
         above, rest = self._map.holder(path)
         return self._snapshot(above), rest, self._map.at[above][0] << 48
 
-    def _snapshot(self, path: bytes) -> Served:
+    def _snapshot(self, path: bytes) -> SnapshotView:
         if not path:
             return self._top
         found = self._open.get(path)
@@ -150,39 +154,39 @@ class Shown:
         return found[1]
 
     def node(self, path: bytes) -> tuple[Znode, int]:
-        """What lies at a path, and the bytes that it takes."""
+        """Return the attributes of a path, and the bytes that it takes."""
         if path in self._map.control:
             return synthetic(self._map.control[path][0], stat.S_IFDIR | 0o555, 2, self._created), 0
         if (number := self._made_up(path)) is not None:
             return synthetic(number, stat.S_IFDIR | 0o555, 2, self._created), 0
         if (closed := self._unopened(path)) is not None:
             return closed, 0
-        served, rest, base = self._route(path)
-        node = served.node(rest)
+        view, rest, base = self._route(path)
+        node = view.node(rest)
         number = node.number | base if rest else base
-        return node._replace(number=number) if base else node, served.stored(node)
+        return node._replace(number=number) if base else node, view.stored(node)
 
     def _unopened(self, path: bytes) -> Znode | None:
-        """What the folder of a snapshot looks like before somebody goes in: the newest root, made with the snapshot.
+        """Attributes of a snapshot's folder that was not looked into yet: those of the newest root, with its own times.
 
-        To list snapshots with their attributes opens none.
+        So `ls -l .zfs/snapshot` opens no snapshot.
         """
         folder = path.rpartition(b"/")[0]
         if folder not in self._map.control or path not in self._map.at or path in self._open:
             return None
-        place, offered = self._map.at[path]
+        place, lazy = self._map.at[path]
         root = self._snapshot(folder.removesuffix(CONTROL).rstrip(b"/")).node(b"")
-        made = synthetic(place << 48, stat.S_IFDIR | 0o555, 2, offered.created)
+        made = synthetic(place << 48, stat.S_IFDIR | 0o555, 2, lazy.created)
         return made._replace(mode=root.mode, uid=root.uid, gid=root.gid)
 
     def _made_up(self, path: bytes) -> int | None:
-        """The number of a folder that leads to a dataset below where its parent holds none; None if it is no such."""
+        """The inode number of a folder that exists only because a dataset lies below it; None for all other paths."""
         if path in self._map.at or path not in self._map.leads:
             return None
         above, _, name = path.rpartition(b"/")
         try:
-            served, rest, _ = self._route(path)
-            if served.node(rest).is_folder:
+            view, rest, _ = self._route(path)
+            if view.node(rest).is_folder:
                 return None
         except NoSuchFile:
             pass
@@ -193,33 +197,33 @@ class Shown:
         return [*(_based(name, base) for name in stored), *more]
 
     def page(self, path: bytes, first: int) -> list[Seen]:
-        """Some of names(), from the first-th on, each with what node() tells of it.
+        """Return up to PAGE of names(), from index `first` on, each with what node() returns for it.
 
-        None: to be asked for by itself.
+        None in place of that: the attributes have to be asked for one by one.
         """
-        stored, more, served, base = self._listed(path)
+        stored, more, view, base = self._listed(path)
         leads = self._map.leads.get(path, {})
         found: list[Seen] = []
         for name in stored[first : first + PAGE]:
-            alone = served is None or name.name in leads
-            found.append((_based(name, base), None) if alone or served is None else _seen(served, name, base))
+            alone = view is None or name.name in leads
+            found.append((_based(name, base), None) if alone or view is None else _seen(view, name, base))
         start = max(first - len(stored), 0)
         found += [(name, None) for name in more[start : start + PAGE - len(found)]]
         return found
 
-    def _listed(self, path: bytes) -> tuple[list[Name], list[Name], Served | None, int]:
-        """What a snapshot has in a folder, and what else is there; the snapshot, and what its numbers begin with."""
+    def _listed(self, path: bytes) -> tuple[list[Name], list[Name], SnapshotView | None, int]:
+        """Names that the snapshot stores in a folder, names that the layout adds; the snapshot, and its inode bits."""
         if path in self._map.control:
             return [], list(self._control_names(path)), None, 0
         leads = self._map.leads.get(path, {})
         if self._made_up(path) is not None:
             return [], [_folder(name, number) for name, number in leads.items()], None, 0
-        served, rest, base = self._route(path)
-        stored = served.names(rest)
+        view, rest, base = self._route(path)
+        stored = view.names(rest)
         if leads:
             stored = [_folder(each.name, each.number) if each.name in leads else each for each in stored]
         here = {each.name for each in stored} if leads else set()
-        return stored, [_folder(name, number) for name, number in leads.items() if name not in here], served, base
+        return stored, [_folder(name, number) for name, number in leads.items() if name not in here], view, base
 
     def _control_names(self, path: bytes) -> Iterator[Name]:
         for name in self._map.control[path][1]:
@@ -229,29 +233,29 @@ class Shown:
 
     @property
     def has_xattrs(self) -> bool:
-        """False: nothing of the newest snapshot, nor of older ones, has extended attributes."""
+        """False: no file of the newest snapshot, nor of an older one, has extended attributes."""
         return self._top.has_xattrs or bool(self._map.leads)
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         if path in self._map.control or self._made_up(path) is not None:
             return {}
-        served, rest, _ = self._route(path)
-        return served.xattrs(rest)
+        view, rest, _ = self._route(path)
+        return view.xattrs(rest)
 
     def read(self, path: bytes, offset: int, size: int) -> bytes:
         if path in self._map.control or self._made_up(path) is not None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        served, rest, _ = self._route(path)
-        return served.read(rest, offset, size)
+        view, rest, _ = self._route(path)
+        return view.read(rest, offset, size)
 
 
-def _seen(served: Served, name: Name, base: int) -> Seen:
+def _seen(view: SnapshotView, name: Name, base: int) -> Seen:
     entry = _based(name, base)
     try:
-        node = served.look(name)
+        node = view.look(name)
     except ZkeepError:
         return entry, None
-    return entry, (node._replace(number=entry.number) if base else node, served.stored(node))
+    return entry, (node._replace(number=entry.number) if base else node, view.stored(node))
 
 
 def _based(name: Name, base: int) -> Name:
