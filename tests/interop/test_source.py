@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import md5
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,44 @@ def test_an_empty_dataset_and_its_child_are_mounted(lab: Lab) -> None:
         lab.guest.work(3, 30, place)
     lab.kernel_finds_no_fault()
     lab.zkeep("unload-key", "v/top")
+
+
+def test_a_disk_image_becomes_a_volume_of_the_kernel(lab: Lab) -> None:
+    """Data, zeros and holes, changed over four snapshots."""
+    key = lab.key(RAW)
+    options = ("-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation={key.outside}")
+    lab.zkeep("create", *options, "-V", "40M", "v/disk")
+    image = lab.folder / "disk.img"
+    with image.open("wb") as sink:
+        sink.write(os.urandom(3 << 20) + bytes(1 << 20) + b"words " * 500_000)
+        sink.truncate(40 << 20)
+    want = []
+    for turn in range(4):
+        with image.open("r+b") as sink:
+            sink.seek([0, 1 << 20, 2 << 20, 39 << 20][turn])
+            sink.write([b"", b"changed", bytes(300_000), os.urandom(1 << 20)][turn])
+        lab.zkeep("snapshot", "--from", str(image), f"v/disk@s{turn}")
+        want.append(md5(image.read_bytes(), usedforsecurity=False).hexdigest())
+    lab.send("full.zfs", "-w", "v/disk@s0")
+    lab.send("rest.zfs", "-w", "-I", "@s0", "v/disk@s3")
+    lab.kernel_takes("full.zfs", "back/disk")
+    lab.kernel_takes("rest.zfs", "back/disk")
+    lab.guest.run(f"zfs load-key -L {key.inside} back/disk && zfs set snapdev=visible back/disk")
+    assert lab.guest.run("zfs get -Hp -o value volsize,volblocksize back/disk").split() == [str(40 << 20), "16384"]
+    for turn, digest in enumerate(want):
+        device = lab.guest.device(f"back/disk@s{turn}")
+        assert lab.guest.run(f"md5sum < {device}").split()[0] == digest
+    lab.kernel_sends("theirs.zfs", "-w back/disk@s3")
+    lab.send("ours.zfs", "-w", "v/disk@s3")
+    ours, theirs = records_of(lab.share / "ours.zfs"), records_of(lab.share / "theirs.zfs")
+    frees = ("FREE", "FREEOBJECTS")
+    assert [r for r in ours if r[0] not in frees] == [r for r in theirs if r[0] not in frees]
+
+    # The kernel writes on it, everywhere, and finds no fault.
+    device = lab.guest.device("back/disk")
+    lab.guest.run(f"dd if=/dev/urandom of={device} bs=1M seek=1 count=30 conv=fsync,notrunc status=none")
+    lab.kernel_finds_no_fault()
+    lab.zkeep("unload-key", "v/disk")
 
 
 def records_of(path: Path) -> list[tuple[str, bytes]]:

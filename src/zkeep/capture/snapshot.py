@@ -14,6 +14,7 @@ from typing import Any
 from zkeep.capture import previous as cache
 from zkeep.capture.exclude import Exclusions, OnLeftOut, Options, mounts_of_zkeep
 from zkeep.capture.folder import FolderWriter, Result
+from zkeep.capture.image import take_image
 from zkeep.capture.previous import Previous
 from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import READ_FOLDER, Problem, Scan, Scanner
@@ -61,9 +62,9 @@ class Taken:
 
 
 def settings_of(pool: Pool, dataset: Dataset) -> tuple[str, int]:
-    """The compression and the recordsize of a dataset."""
+    """The compression and the recordsize of a dataset; a volume has none, 0."""
     view = View(pool)
-    return str(view.get(dataset, "compression").value), int(str(view.get(dataset, "recordsize").value))
+    return str(view.get(dataset, "compression").value), int(str(view.get(dataset, "recordsize").value or 0))
 
 
 def new_snapshot(pool: Pool, name: SnapshotName) -> tuple[NewSnapshot, int]:
@@ -87,6 +88,8 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
     Raises:
         Refused: the folder cannot be read, or the dataset takes no snapshot (see commit).
     """
+    if pool.dataset(request.name.dataset).is_volume:
+        raise Refused(f"cannot create snapshot {request.name}: a volume holds no folder: name a disk image or a device")
     new, recordsize = new_snapshot(pool, request.name)
     where = f"cannot create snapshot {request.name}"
     dataset = pool.dataset(request.name.dataset)
@@ -212,6 +215,8 @@ def _extras(pairs: list[tuple[int, int]]) -> cache.Array:
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
     """Name the state that is there: that of the last snapshot, or an empty filesystem."""
     new, _ = new_snapshot(pool, name)
+    if pool.dataset(name.dataset).is_volume:
+        return take_image(pool, new, None, get_key)[0]
 
     def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
         if base is None:

@@ -11,9 +11,10 @@ from zkeep.agent import client
 from zkeep.cli import encryption
 from zkeep.cli.home import opened, settings
 from zkeep.errors import Refused, WrongUsage
-from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any
+from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.promote import promote
+from zkeep.pool.datasets.properties import parse_size
 
 
 @click.command("create")
@@ -23,9 +24,9 @@ from zkeep.pool.datasets.promote import promote
 @click.option("-n", "dry_run", is_flag=True, help="Create nothing; with -v, say what would be created.")
 @click.option("-v", "verbose", is_flag=True, help="Say what is created.")
 @click.option("-P", "parsable", is_flag=True, help="As -v, for scripts.")
-@click.option("-V", "volume", metavar="SIZE", help="Refused: volumes come by 'zkeep receive'.")
-@click.option("-s", "sparse", is_flag=True, help="Refused, as -V.")
-@click.option("-b", "blocksize", metavar="SIZE", help="Refused, as -V.")
+@click.option("-V", "volume", metavar="SIZE", help="Make an encrypted volume, for 'zkeep snapshot --from IMAGE'.")
+@click.option("-s", "sparse", is_flag=True, help="With -V; without effect: nothing is reserved here.")
+@click.option("-b", "blocksize", metavar="SIZE", help="With -V: the size of its blocks (volblocksize), 16K.")
 @click.argument("name", metavar="DATASET")
 def create_verb(
     *,
@@ -46,18 +47,44 @@ def create_verb(
         zkeep create -p -o quota=1T vault/clients/ann
     """
     dataset = DatasetName.parse(name)
-    if volume or sparse or blocksize:
-        raise Refused(f"cannot create {name}: nothing could write to a volume here; volumes come by 'zkeep receive'")
     asked, others = encryption.split(settings(options))
+    kind, shape = _volume(name, volume, sparse, blocksize, others)
     with opened(dataset) as pool:
         keys = encryption.new_keys(pool, dataset, asked) if not (parents and pool.find(dataset)) else None
-        fields = keys.fields if keys else {}
+        if kind == "volume" and keys is None and not pool.find(dataset):
+            raise Refused(
+                f"cannot create {name}: volumes without encryption come by 'zkeep receive': add -o encryption=on"
+            )
+        fields = {**keys.fields, **shape} if keys else {}
         also = partial(keys.put, pool) if keys else None
-        lines = namespace.create(pool, dataset, others, parents, dry_run=dry_run, fields=fields, also=also)
+        lines = namespace.create(pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also)
         if keys is not None and keys.is_root and not dry_run:
             client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
     for line in lines if verbose or parsable else ():
         click.echo("\t".join(line) if parsable else _told(line, dry_run))
+
+
+def _volume(
+    name: str, volume: str | None, sparse: bool, blocksize: str | None, others: dict[str, str]
+) -> tuple[str, dict[str, int]]:
+    """What kind of dataset, and what its document says of its blocks; `others` gets its size, in whole blocks."""
+    given = others.pop("volblocksize", None) if volume is not None else None
+    if volume is None:
+        if sparse or blocksize:
+            raise WrongUsage(f"-{'s' if sparse else 'b'} can only be used when creating a volume")
+        return "filesystem", {}
+    try:
+        blksz = parse_size(blocksize or given or "16K")
+        size = parse_size(volume)
+    except ValueError as error:
+        raise WrongUsage(f"bad volume size {shown(str(error))}: it is a number, like 512M or 20G") from None
+    if blksz & (blksz - 1) or not 512 <= blksz <= 16 << 20:
+        raise Refused(f"cannot create '{name}': 'volblocksize' must be power of 2 from 512B to 16M")
+    size = -(-size // blksz) * blksz
+    if not 0 < size < 1 << 63:
+        raise Refused(f"cannot create '{name}': volume size must be greater than zero, and less than 8E")
+    others["volsize"] = str(size)
+    return "volume", {"volblocksize": blksz}
 
 
 def _told(line: Sequence[str], dry_run: bool) -> str:

@@ -35,6 +35,7 @@ def snapshot_verb(
     the state that is there. A dataset that is received into takes its snapshots where the data lives.
 
     Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
+    Into a volume (zkeep create -V) --from stores a disk image or a block device: the blocks that changed.
     Patterns are those of .gitignore, from the folder on; a file .zkeepignore in any folder adds its own. Never stored
     are the pool itself and mounted snapshots.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS = [
-    click.option("--from", "source", metavar="DIR", help="Store the files of a folder as the snapshot."),
+    click.option("--from", "source", metavar="DIR|IMAGE", help="Store a folder; in a volume, an image or device."),
     click.option("--one-file-system", is_flag=True, help="Leave out what other file systems hold."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches, as in .gitignore."),
     click.option("--exclude-from", multiple=True, metavar="FILE", help="Patterns to leave out, one a line."),
@@ -64,6 +64,12 @@ class FromOptions:
         """Whether one was given that needs --from."""
         return any(getattr(self, name) for name in self.__dataclass_fields__)
 
+    @property
+    def excludes(self) -> bool:
+        """Whether something is to be left out."""
+        names = set(self.__dataclass_fields__) - {"source", "dry_run", "verbose", "as_json"}
+        return any(getattr(self, name) for name in names)
+
     def exclusions(self) -> Options:
         """Raises WrongUsage, OSError: a pattern is none, a file of them cannot be read."""
         from zkeep.capture.exclude import Options, parse_patterns
@@ -95,6 +101,9 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     from zkeep.capture.snapshot import Request, take_folder
 
     assert options.source is not None
+    if pool.dataset(name.dataset).is_volume:
+        _take_image(pool, name, options, locations)
+        return
     printer = Printer(options)
     request = Request(
         name,
@@ -117,6 +126,26 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
         raise Damaged(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
 
 
+def _take_image(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequence[str]) -> None:
+    from zkeep.capture.image import take_image
+    from zkeep.capture.snapshot import Taken, new_snapshot
+
+    if options.dry_run or options.excludes:
+        raise WrongUsage("-n, --one-file-system and --exclude... go with a folder, and not with a volume")
+    printer = Printer(options)
+    printer.watch().start(0)
+    new, _ = new_snapshot(pool, name)
+    try:
+        snapshot, problems = take_image(pool, new, options.source, keys_from(locations), printer.read)
+    finally:
+        printer.end()
+    for problem in problems:
+        printer.problem(problem)
+    printer.summary(name, Taken(snapshot, problems, 2, printer.done))
+    if problems:
+        raise Damaged(f"{name} was taken, but its source changed meanwhile: take the next from one at rest")
+
+
 @dataclass
 class Printer:
     """Prints the list of changes on standard output, and how far it is on a terminal."""
@@ -124,7 +153,8 @@ class Printer:
     options: FromOptions
     _meter: Meter | None = None
     _files: int = 0
-    _bytes: int = 0
+    done: int = 0
+    "Read so far."
     _total: int = field(default=0)
 
     def watch(self) -> Watch:
@@ -135,7 +165,7 @@ class Printer:
             watch.change = self._change
         if sys.stderr.isatty() and not self.options.as_json:
             self._meter = Meter(0)
-            watch.folder, watch.start, watch.bytes, watch.file = self._looked, self._start, self._read, self._stored
+            watch.folder, watch.start, watch.bytes, watch.file = self._looked, self._start, self.read, self._stored
         return watch
 
     def left_out(self, path: bytes, why: str) -> None:
@@ -177,14 +207,14 @@ class Printer:
     def _start(self, total: int) -> None:
         self._meter, self._total = Meter(total), total
 
-    def _read(self, size: int) -> None:
-        self._bytes += size
+    def read(self, size: int) -> None:
+        self.done += size
         if self._meter is not None:
-            self._meter.bytes(count(self._files, "file"), self._bytes, self._total)
+            self._meter.bytes(count(self._files, "file"), self.done, self._total)
 
     def _stored(self) -> None:
         self._files += 1
-        self._read(0)
+        self.read(0)
 
 
 def _json(**fields: object) -> None:

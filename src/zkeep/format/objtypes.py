@@ -24,6 +24,7 @@ class ObjectType(IntEnum):
     MASTER_NODE = 21
     DELETE_QUEUE = 22
     ZVOL = 23
+    ZVOL_PROP = 24
     ACL = 33
     SYSACL = 34
     SA = 44

@@ -185,6 +185,8 @@ def _volblocksize(view: View, thing: Thing) -> Answer:
     from zkeep.pool.datasets.history import history_of
 
     dataset = head(thing)
+    if dataset.is_volume and "volblocksize" in dataset.doc:
+        return Answer(int(dataset.doc["volblocksize"]))
     history = history_of(view.pool, dataset)
     if not dataset.is_volume or not history.runs:
         return NOTHING

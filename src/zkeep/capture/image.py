@@ -1,0 +1,157 @@
+"""Make the next snapshot of a volume from a disk image or a block device: only the blocks that changed are stored.
+
+Source: OpenZFS module/zfs/zvol.c zvol_create_cb() (the two objects of a volume).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from zkeep.capture.contents import SourceError, blocks_of, read_blocks, same
+from zkeep.capture.scan import Problem
+from zkeep.crypto.unwrap import GetKey
+from zkeep.errors import Refused
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.records import Feature
+from zkeep.format.zap_writer import micro_block
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.commit import LARGE, VOLUME, NewSnapshot, commit
+from zkeep.snapshot.new_filesystem import new_salt
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.writer import SnapshotWriter, is_zeros
+from zkeep.tree.volume import DATA, PROPERTIES, Volume
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def shape_of(dataset: Dataset) -> tuple[int, int]:
+    """A volume's size, in whole blocks, and the size of its blocks.
+
+    Raises:
+        Refused: it does not say, as it was received.
+    """
+    local = dataset.doc["local"]
+    size, blksz = int(local.get("volsize") or 0), int(dataset.doc.get("volblocksize") or 0)
+    if size <= 0 or blksz <= 0:
+        raise Refused(f"cannot write to volume {dataset.name}: it has no volsize: set it, or create another")
+    return -(-size // blksz) * blksz, blksz
+
+
+def take_image(
+    pool: Pool, new: NewSnapshot, source: str | None, get_key: GetKey, on_read: Callable[[int], None] = lambda n: None
+) -> tuple[Snapshot, list[Problem]]:
+    """Store a disk image, or with None the state that is there, as the next snapshot.
+
+    Raises:
+        Refused: it cannot be read, is larger than the volume, or the volume takes no snapshot (see commit).
+    """
+    dataset = pool.dataset(new.name.dataset)
+    size, blksz = shape_of(dataset)
+    new = for_volume(new, blksz)
+    if source is None:
+        return commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None)), []
+    problems: list[Problem] = []
+    fd, length = _open(new.name, source, size)
+    try:
+        before = os.fstat(fd)
+        blocks = _counted(read_blocks(blocks_of(fd, length, blksz)), on_read)
+        try:
+            snapshot = commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, blocks))
+        except SourceError as error:
+            raise Refused(f"cannot create snapshot {new.name}: {source}: {error.reason}") from None
+        if not same(before, os.fstat(fd)):
+            problems.append(Problem(os.fsencode(source), "it changed while it was read, and is kept as it was read"))
+    finally:
+        os.close(fd)
+    return snapshot, problems
+
+
+def for_volume(new: NewSnapshot, blksz: int) -> NewSnapshot:
+    """The same for a volume: its blocks have one size, whatever the recordsize is."""
+    features = new.features & ~Feature.LARGE_BLOCKS
+    return replace(new, features=features | (Feature.LARGE_BLOCKS if blksz > LARGE else 0), objset_type=VOLUME)
+
+
+def _open(name: SnapshotName, source: str, size: int) -> tuple[int, int]:
+    """A descriptor of the image, and how long it is."""
+    where = f"cannot create snapshot {name}: {source}"
+    try:
+        fd = os.open(source, _READ)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    mode = os.fstat(fd).st_mode
+    length = 0
+    with suppress(OSError):
+        length = os.lseek(fd, 0, os.SEEK_END)
+    why = ""
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        why = f"{name.dataset} is a volume: name a disk image or a block device"
+    elif length > size:
+        why = f"it has {length} bytes, the volume {size}: zkeep set volsize={length} {name.dataset}"
+    if why:
+        os.close(fd)
+        raise Refused(f"{where}: {why}")
+    return fd, length
+
+
+def _counted(blocks: Iterator[Block], on_read: Callable[[int], None]) -> Iterator[Block]:
+    for block in blocks:
+        on_read(len(block.content or b""))
+        yield block
+
+
+def _write(
+    writer: SnapshotWriter, base: OpenSnapshot | None, size: int, blksz: int, blocks: Iterator[Block] | None
+) -> None:
+    """Both objects of the volume, as far as they change. `blocks`: None: the disk stays as it is."""
+    last = size // blksz - 1
+    if base is None:
+        found: Iterator[Block] = (block for block in blocks or () if not is_zeros(block.content or b""))
+        writer.write(_disk(blksz, last, found, keep=False))
+        writer.write(_properties(size, new_salt()))
+        return
+    if blocks is not None:
+        writer.write(_disk(blksz, last, _changed(base, blksz, blocks), keep=True))
+    if Volume(base).size != size:
+        salt = int.from_bytes(bytes(base.read_block(PROPERTIES, 0))[8:16], "little")
+        writer.write(_properties(size, salt))
+
+
+def _disk(blksz: int, last: int, blocks: Iterator[Block], *, keep: bool) -> ObjectChange:
+    return ObjectChange(DATA, ObjectType.ZVOL, blksz, last, blocks, bonustype=0, keep=keep)
+
+
+def _properties(size: int, salt: int) -> ObjectChange:
+    content = micro_block({b"size": size}, salt)
+    return ObjectChange(PROPERTIES, ObjectType.ZVOL_PROP, len(content), 0, [Block(0, content)], bonustype=0)
+
+
+def _changed(base: OpenSnapshot, blksz: int, blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks that are not as the base has them, ascending; what became zeros is a hole."""
+    held = base.object(DATA)
+    if held.dnode.blksz != blksz:
+        raise Refused(f"{base.name}: its blocks have {held.dnode.blksz} bytes, not {blksz}")
+    parts = [part["offset"] // np.uint64(blksz) for part in base.blocks.leaves(held, 0, 1 << 54)]
+    there = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    at = 0
+    for block in blocks:
+        while at < len(there) and int(there[at]) < block.number:
+            yield Block(int(there[at]), None)
+            at += 1
+        known = at < len(there) and int(there[at]) == block.number
+        at += known
+        zeros = is_zeros(block.content or b"")
+        if zeros and known:
+            yield Block(block.number, None)
+        elif not zeros and not (known and block.content == base.read_block(DATA, block.number)):
+            yield block
+    for number in there[at:].tolist():
+        yield Block(number, None)
