@@ -136,11 +136,12 @@ def _back_behind(tree: Tree) -> None:
 
 
 def _a_chain_of_clones(tree: Tree) -> None:
-    """A clone of a clone, promoted from its end."""
+    """A clone of a clone, promoted from its end; in the kernel's other pool by hand, see test_chains.py."""
     tree.run(f"zfs clone {TOP}/b@r1 {TOP}/c")
     tree.grow(f"{TOP}/c")
     tree.replicate("r2")
-    tree.run(f"zfs promote {TOP}/c; zfs promote {TOP}/c")
+    for top in (TOP, BACK):
+        tree.run(f"zfs promote {top}/c; zfs promote {top}/c")
     tree.grow(f"{TOP}/a", f"{TOP}/c")
     tree.replicate("r3")
 

@@ -56,8 +56,17 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
     _copy_keys(pool, t, origin, clone)
     mine, theirs = _key_roots(clone, origin)
-    pool.update_dataset(t, clone, origin=grandparent, **mine)
+    pool.update_dataset(t, clone, origin=grandparent, **_promotions(t, clone, origin), **mine)
     pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **theirs)
+
+
+def _promotions(t: Transaction, clone: Dataset, origin: Dataset) -> dict[str, int]:
+    """When the clone was promoted, and up to when a receiver's older state needs two promotions in one chain of clones
+    to follow: the origin was a clone, or was promoted itself.
+    """
+    now = t.next_txg()
+    chained = now if origin.origin else origin.doc.get("promoted", 0)
+    return {"promoted": now, "chain_promoted": max(chained, clone.doc.get("chain_promoted", 0))}
 
 
 def _copy_keys(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset) -> None:

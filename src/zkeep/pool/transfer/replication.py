@@ -66,16 +66,27 @@ def _promote_as_there(
     stack: ExitStack,
     held: set[int],
 ) -> None:
-    """Promote the clones that are none at the source, or of something older; each once, whatever the header says."""
-    done: set[int] = set()
+    """Promote the clones that are none at the source, or of something older.
+
+    Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
+    and one at least, but no more, whatever the header says.
+    """
+    left = Counter({d.id: max(1, len(list(_origins(pool, d)))) for d in pool.tree().within(top)})
     while True:
         local = pool.tree().within(top)
-        found = next((d for d in local if d.id not in done and _is_promoted(pool, header, d, within)), None)
+        found = next((d for d in local if left[d.id] > 0 and _is_promoted(pool, header, d, within)), None)
         if found is None:
             return
-        done.add(found.id)
+        left[found.id] -= 1
         hold_off(pool, found, stack, held)
         promote_in(pool, t, found)
+
+
+def _origins(pool: Pool, dataset: Dataset) -> Iterator[Dataset]:
+    """The dataset of its origin, of that one's origin, and so on."""
+    while dataset.origin:
+        dataset = pool.by_id(dataset.origin[0])
+        yield dataset
 
 
 def _is_promoted(pool: Pool, header: PackageHeader, dataset: Dataset, within: DatasetName) -> bool:
