@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault and with which exit status.
+"""All errors, by whose fault they are, with their exit status.
 
     ZkeepError
       Refused          1  the request or the stream cannot be honoured; nothing was changed
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class ZkeepError(Exception):
-    """Base of all errors that a person is told of; its text is one line."""
+    """Base of all errors that are shown to a person; the text is one line."""
 
     status = 1
 
@@ -62,7 +62,7 @@ class TryAgain(ZkeepError):
 
 
 class Interrupted(TryAgain, Refused):
-    """A receive broke off, or was refused the rest, and what arrived of its snapshot is kept.
+    """A receive broke off, or the rest was refused; what arrived of its snapshot is kept.
 
     `advice`: lines that follow the error's own, in the words that zfs has for this; tools read the token from them.
     """

@@ -1,7 +1,7 @@
 """Names of pools, datasets, snapshots, bookmarks and properties, parsed once and then trusted.
 
-A name is refused with the reason and never repeated raw: what is not printable is shown escaped, what is
-long is cut, so that an error stays one line whatever came in.
+A refused name is never repeated raw in an error: unprintable characters are escaped and long names cut, so that an
+error stays one line whatever came in.
 
 Source: OpenZFS module/zcommon/zfs_namecheck.c, lib/libzfs/libzfs_dataset.c zfs_validate_name(),
 include/sys/fs/zfs.h ZFS_MAX_DATASET_NAME_LEN.
@@ -17,9 +17,9 @@ from zkeep.errors import Refused
 MAX_NAME = 255
 "Bytes of a whole name, `dataset@snapshot` included."
 MAX_DEPTH = 50
-"A dataset has fewer `/` than this."
+"A dataset's name has fewer `/` than this."
 MAX_POOL_NAME = 237
-"Room is left for the names that a real pool makes by itself."
+"A real pool needs the rest for names that it makes itself."
 MAX_USER_VALUE = 8191
 "Bytes of a user property's value."
 
@@ -113,7 +113,7 @@ def _check_length(kind: str, whole: str, limit: int = MAX_NAME) -> None:
 
 
 def parse_pool(text: str) -> str:
-    """The name of a pool, checked: as a component, and it starts with a letter and is not reserved."""
+    """Check the name of a pool: one component, begins with a letter, not reserved."""
     _check_length("pool", text, MAX_POOL_NAME)
     if "/" in text or "@" in text or "#" in text:
         raise BadName("pool", text, "a pool's name has no '/', '@' or '#'")
@@ -175,7 +175,7 @@ class DatasetName:
         return DatasetName.parse(f"{self.text}/{relative}")
 
     def is_within(self, other: DatasetName) -> bool:
-        """It is `other` or lies below it."""
+        """Whether it is `other` or lies below it."""
         return self.text == other.text or self.text.startswith(other.text + "/")
 
     def snapshot(self, name: str) -> SnapshotName:
@@ -237,14 +237,14 @@ AnyName = DatasetName | SnapshotName | BookmarkName
 
 
 def parse_any(text: str) -> AnyName:
-    """A dataset, snapshot or bookmark, by the mark in it."""
+    """Parse a dataset, snapshot or bookmark, whichever `@` or `#` in it says."""
     if "@" in text:
         return SnapshotName.parse(text)
     return BookmarkName.parse(text) if "#" in text else DatasetName.parse(text)
 
 
 def parse_tag(text: str) -> str:
-    """The tag of a hold: 1 to 255 bytes, printable."""
+    """Check the tag of a hold: 1 to 255 bytes, printable."""
     _check_length("tag", text)
     if not text or not text.isprintable():
         raise BadName("tag", text, "it must be printable and not empty")
@@ -252,5 +252,5 @@ def parse_tag(text: str) -> str:
 
 
 def is_user_property(name: str) -> bool:
-    """`module:property`: a colon somewhere, lower case, at most 255 bytes."""
+    """Whether it is `module:property`: a colon somewhere, lower case, at most 255 bytes."""
     return len(name) <= MAX_NAME and bool(_USER_PROPERTY.fullmatch(name))

@@ -1,1 +1,1 @@
-"""Keys, seals and MACs. The only room that decrypts; the pool cannot import it."""
+"""Keys, encryption and MACs. The only room that decrypts; the pool cannot import it."""

@@ -1,8 +1,11 @@
 """The tree of MACs over an object's blocks, rebuilt from its leaves.
 
-A leaf is what a block pointer says of a level 0 block and what is authenticated of it: its shape and its MAC. The MAC
-of an indirect block is SHA-512 over its pointers, cut to 16 bytes, and a hole is a pointer of zeros, so that the work
-is bounded by the blocks that there are, whatever size the object claims.
+    dnode               1 to 3 pointers, covered by the MAC of the block of dnodes
+    indirect, level 1+  its MAC: SHA-512 over its pointers, cut to 16 bytes
+    leaves, level 0     data blocks, each with the MAC of its encryption (or its HMAC)
+
+Of each pointer 32 bytes are authenticated: the block's shape (blk_prop) and its MAC. A hole is a pointer of zeros, so
+that the work is bounded by the blocks that there are, whatever size the object claims.
 
 Source: OpenZFS module/os/linux/zfs/zio_crypt.c zio_crypt_do_indirect_mac_checksum(), zio_crypt_bp_auth_init().
 """
@@ -23,17 +26,17 @@ Array = npt.NDArray[np.void]
 Numbers = npt.NDArray[np.uint64]
 
 POINTER = np.dtype([("prop", "<u8"), ("mac", "V16"), ("pad", "<u8")])
-"What is authenticated of a block pointer (blkptr_auth_buf_t)."
+"The part of a block pointer that is authenticated (blkptr_auth_buf_t)."
 HOLE = bytes(POINTER.itemsize)
 
 
 class OutOfTree(Exception):
-    """A block beyond what the object's shape reaches, or out of order."""
+    """A block lies beyond the end of the object, or is out of order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a dnode makes its tree."""
+    """The fields of a dnode that give its tree its shape."""
 
     kind: int
     nlevels: int
@@ -51,21 +54,21 @@ class Shape:
 
 
 class MacTree:
-    """Takes leaves in ascending order and gives the dnode's own pointers.
+    """Takes leaves in ascending order, and makes the dnode's own pointers of them.
 
-    It keeps the MACs of level 1 (`first`), so that a part of an object can be held against it later without the rest.
+    It keeps the MACs of level 1 (`first`), so that a part of an object can be checked again later without the rest.
     """
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.first: dict[int, bytes] = {}
-        "MACs of the indirect blocks of level 1 by number; of an object without them, of nothing."
+        "MACs of the indirect blocks of level 1, by number; empty for an object without indirect blocks."
         self._leaves: list[tuple[Numbers, Array]] = []
         self._open = -1
-        "The group of level 1 whose leaves are being collected."
+        "The indirect block of level 1 whose leaves are being collected."
 
     def add(self, numbers: Numbers, leaves: Array) -> None:
-        """Some more leaves; `numbers` are block numbers, ascending, larger than all before.
+        """Add leaves; `numbers` are block numbers, ascending, larger than all before.
 
         Raises:
             OutOfTree: they are not.
@@ -98,7 +101,7 @@ class MacTree:
             self._leaves = []
 
     def digest(self, numbers: Numbers, pointers: Array) -> bytes:
-        """The MAC of the indirect block that these pointers lie in."""
+        """The MAC of the indirect block that has these pointers."""
         block = np.zeros(1 << self.shape.fanout, POINTER)
         block[numbers & np.uint64(len(block) - 1)] = pointers
         return hashlib.sha512(block.data).digest()[:16]
@@ -120,6 +123,7 @@ class MacTree:
         if self.shape.nlevels == 1:
             return _joined(self._leaves)
         self._close()
+        # Pointers to the blocks of one level, then the MACs of the blocks above that hold these pointers, and so on.
         macs = self.first
         for level in range(1, self.shape.nlevels):
             numbers, pointers = self._pointers(macs, level)
@@ -146,7 +150,7 @@ def _joined(parts: list[tuple[Numbers, Array]]) -> tuple[Numbers, Array]:
 
 
 def runs_of(values: Numbers) -> Iterator[tuple[int, int]]:
-    """Stretches of equal values: [start, end); none of nothing."""
+    """Runs of equal values, each as [start, end)."""
     if not len(values):
         return
     turns = np.flatnonzero(values[1:] != values[:-1]) + 1

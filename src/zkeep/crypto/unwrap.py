@@ -1,7 +1,10 @@
-"""From a passphrase or a key file to the keys of a dataset.
+"""Wrapped keys: how a passphrase or a key file opens the keys of a dataset.
 
-The wrapping key is always 32 bytes and seals, in the dataset's own mode, two random keys: the master key, from which
-every block's key derives, and the HMAC key. What a person changes with change-key is only the wrapping.
+The wrapping key always has 32 bytes. It encrypts (wraps), with the dataset's own suite, two random keys: the master
+key, from which every block's key derives, and the HMAC key. change-key changes the wrapping, never the keys inside.
+
+    passphrase --PBKDF2--> wrapping key --unwrap--> master key --HKDF--> block keys
+    or key file                                     HMAC key
 
 Source: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_populate_key_nvlist(); module/os/linux/zfs/zio_crypt.c
 zio_crypt_key_unwrap(); lib/libzfs/libzfs_crypto.c derive_key().
@@ -22,9 +25,9 @@ from zkeep.format.nvlist import NvList, NvType
 WRAPPING_KEY = 32
 HMAC_KEY = 64
 MAX_ITERATIONS = 10_000_000
-"More rounds than this are not a person's choice but a trap: a stream names them, and nothing authenticates it."
+"More rounds than this nobody chooses: the number comes from a stream, where nothing authenticates it."
 MAX_WASTED = 3 * MAX_ITERATIONS
-"Rounds for key records that a passphrase does not open; who sends streams can make any number of such records."
+"Rounds spent on key records that a passphrase does not open: a sender can make any number of such records."
 MIN_PASSPHRASE, MAX_PASSPHRASE = 8, 512
 
 
@@ -39,7 +42,7 @@ class KeyFormat(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One of the ways to seal a block."""
+    """An encryption suite: cipher, key size and mode."""
 
     name: str
     key_bytes: int
@@ -64,16 +67,16 @@ SUITES = {
 
 
 class WrongKey(Refused):
-    """The key does not open what it should (or its record was forged: nothing tells the two apart)."""
+    """The key does not unwrap a key record, or the record was forged: nothing tells the two apart."""
 
 
 class TooManyRounds(WrongKey):
-    """Whether the key opens it was not tried: it would take too long."""
+    """The key was not tried, because that would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrappedKeys:
-    """The key record of a snapshot's stream: what of it opens the dataset."""
+    """The wrapped keys in a stream's key record, and how their wrapping key is made."""
 
     suite: int
     guid: int
@@ -114,7 +117,7 @@ class WrappedKeys:
 
 
     def fields(self) -> NvList:
-        """As crypt_keydata has them; the master key's field always takes 32 bytes."""
+        """The fields as crypt_keydata has them; that of the master key always has 32 bytes."""
         numbers = {
             "DSL_CRYPTO_SUITE": self.suite,
             "DSL_CRYPTO_GUID": self.guid,
@@ -123,7 +126,7 @@ class WrappedKeys:
             "pbkdf2iters": self.iterations,
             "pbkdf2salt": self.salt,
         }
-        sealed = {
+        contents = {
             "DSL_CRYPTO_MASTER_KEY_1": self.master.ljust(32, b"\0"),
             "DSL_CRYPTO_HMAC_KEY_1": self.hmac,
             "DSL_CRYPTO_IV": self.iv,
@@ -132,14 +135,14 @@ class WrappedKeys:
         fields = NvList()
         for name, value in numbers.items():
             fields.set(name, value, NvType.UINT64)
-        for name, content in sealed.items():
+        for name, content in contents.items():
             fields.set(name, content, NvType.UINT8_ARRAY)
         return fields
 
 
 @dataclass(frozen=True, slots=True)
 class MasterKeys:
-    """The unwrapped keys. They stay in memory; their text tells nothing."""
+    """The unwrapped keys. They stay in memory, and repr() does not show them."""
 
     suite: int
     guid: int
@@ -167,10 +170,10 @@ GetKey = Callable[[WrappedKeys], bytes]
 
 
 def from_material(material: bytes, wrapped: WrappedKeys) -> bytes:
-    """What a key file holds, or a person typed, as the wrapping key of this key record.
+    """The wrapping key of this key record, from the content of a key file or from what a person typed.
 
     Raises:
-        WrongKey: it has not the form that the key record's keyformat asks for.
+        WrongKey: it does not have the form that the key record's keyformat asks for.
     """
     if wrapped.keyformat == KeyFormat.RAW:
         return _raw(material)
@@ -209,7 +212,7 @@ def _passphrase(line: bytes, wrapped: WrappedKeys) -> bytes:
 
 
 def unwrap(wrapped: WrappedKeys, wrapping_key: bytes | bytearray) -> MasterKeys:
-    """Open a key record.
+    """Unwrap the keys of a key record.
 
     Raises:
         WrongKey: its MAC does not verify under this key.
@@ -224,20 +227,20 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes | bytearray) -> MasterKeys:
 
 
 def wrap(keys: MasterKeys, wrapping_key: bytes, keyformat: int, iterations: int = 0, salt: int = 0) -> WrappedKeys:
-    """Seal a dataset's keys anew, under 32 bytes; the others say how a person's key becomes those."""
+    """Wrap a dataset's keys with a wrapping key of 32 bytes; the other arguments say how a person's key becomes it."""
     aad = b"".join(word.to_bytes(8, "little") for word in (keys.guid, keys.suite, keys.version))
     aead, _ = SUITES[keys.suite].aead(wrapping_key)
     iv = os.urandom(12)
-    sealed = aead.encrypt(iv, keys.master + keys.hmac, aad)
+    wrapped = aead.encrypt(iv, keys.master + keys.hmac, aad)
     size = len(keys.master)
     return WrappedKeys(
         suite=keys.suite,
         guid=keys.guid,
         version=keys.version,
-        master=sealed[:size],
-        hmac=sealed[size : size + HMAC_KEY],
+        master=wrapped[:size],
+        hmac=wrapped[size : size + HMAC_KEY],
         iv=iv,
-        mac=sealed[size + HMAC_KEY :],
+        mac=wrapped[size + HMAC_KEY :],
         keyformat=keyformat,
         iterations=iterations,
         salt=salt,
@@ -248,7 +251,7 @@ Key = TypeVar("Key", bytes, bytearray)
 
 
 def key_that_opens(keys: Iterable[Key], wrapped: WrappedKeys) -> Key:
-    """Of several wrapping keys, of 32 bytes each, the one that opens a key record.
+    """Find the wrapping key, of several of 32 bytes each, that unwraps a key record.
 
     Raises:
         WrongKey: none does.
@@ -263,10 +266,10 @@ def key_that_opens(keys: Iterable[Key], wrapped: WrappedKeys) -> Key:
 
 
 class Materials:
-    """Key files and passphrases; called with a key record, the wrapping key that opens it.
+    """Key files and passphrases. A call with a key record returns the wrapping key that unwraps it.
 
-    The rounds of PBKDF2 are the sender's choice. So a passphrase is stretched once for each salt and number of rounds,
-    and the rounds that led to nothing are bounded, for all records of a call together.
+    The rounds of PBKDF2 are the sender's choice. So PBKDF2 runs once for each passphrase, salt and number of rounds,
+    and the rounds that did not lead to a key are bounded, for all records together.
     """
 
     def __init__(self, materials: Iterable[bytes]) -> None:
@@ -292,11 +295,13 @@ class Materials:
     def _key(self, material: bytes, wrapped: WrappedKeys) -> bytes:
         if wrapped.keyformat != KeyFormat.PASSPHRASE:
             return self._opening(from_material(material, wrapped), wrapped)
+        # PBKDF2 with these inputs was done before.
         inputs = (material, wrapped.salt, wrapped.iterations)
         if inputs in self._stretched:
             return self._opening(self._stretched[inputs], wrapped)
         if self.wasted + wrapped.iterations > MAX_WASTED * len(self.materials):
             raise TooManyRounds("its key records ask for too many rounds of PBKDF2; those beyond were not tried")
+        # Count the rounds as wasted until the key has unwrapped the record.
         self._stretched[inputs] = from_material(material, wrapped)
         self.wasted += wrapped.iterations
         key = self._opening(self._stretched[inputs], wrapped)
@@ -310,7 +315,7 @@ class Materials:
 
 
 def first_that_opens(materials: Iterable[bytes]) -> Materials:
-    """Of several key files or passphrases, the one that opens a key record; each tried once for each record.
+    """Find, when called, the key file or passphrase that unwraps a key record; each is tried once for each record.
 
     Raises (when asked):
         WrongKey: none does.

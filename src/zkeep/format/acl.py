@@ -1,5 +1,5 @@
 """NFSv4 ACLs as ZFS keeps them, as values, as text, and as the extended attributes that other filesystems take.
-(POSIX ACLs are extended attributes and need no care.)
+(POSIX ACLs are ordinary extended attributes.)
 
 Source: OpenZFS include/sys/zfs_acl.h zfs_ace_hdr_t, zfs_ace_t, zfs_object_ace_t, zfs_oldace_t; acl.h ACE_*;
 RFC 7530, nfsace4, for the attribute of NFS clients; TrueNAS's nfs41acl.h for that of its ZFS on Linux.
@@ -23,7 +23,7 @@ _TYPES = ("allow", "deny", "audit", "alarm")
 
 
 class BadAcl(ValueError):
-    """An ACL that ends in the middle of an entry."""
+    """An ACL ends in the middle of an entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Ace:
     who: int
 
     def __str__(self) -> str:
-        """As `ls -V` of illumos and getfacl of FreeBSD print it."""
+        """The text that `ls -V` of illumos and getfacl of FreeBSD print."""
         names = {OWNER: "owner@", GROUP: "group@", EVERYONE: "everyone@"}
         special = names.get(self.flags & _WHO) if self.who < 0 else None
         who = special or f"{'group' if self.flags & IDENTIFIER_GROUP else 'user'}:{self.who}"
@@ -47,7 +47,7 @@ class Ace:
 
 
 def decode(data: bytes, order: ByteOrder) -> list[Ace]:
-    """What ZPL_DACL_ACES holds.
+    """Decode ZPL_DACL_ACES.
 
     Raises:
         BadAcl: it is cut short.
@@ -72,7 +72,7 @@ def _entries(data: bytes, order: ByteOrder) -> Iterator[Ace]:
 
 
 _NFS_FLAGS = 0xFF
-"What ZFS and NFS mean the same by."
+"Flags that mean the same in ZFS and NFS."
 _SPECIAL = {OWNER: (1, b"OWNER@"), GROUP: (2, b"GROUP@"), EVERYONE: (3, b"EVERYONE@")}
 
 

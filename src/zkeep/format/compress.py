@@ -1,7 +1,7 @@
-"""Undoing every compression that blocks come in. Each result has exactly the size that was asked for.
+"""Decompression of blocks, for all algorithms of OpenZFS. Each result has exactly the size that was asked for.
 
-What a block decompresses to is bounded before anything is allocated, and a block that is cut short, too long or
-nonsense is an error, never a shorter result.
+The size of a result is bounded before anything is allocated. A block that is cut short, too long or nonsense is an
+error, never a shorter result.
 
 Source: OpenZFS include/sys/zio_compress.h; module/zfs/lz4_zfs.c, lzjb.c, zle.c, gzip.c; module/zstd/zfs_zstd.c.
 """
@@ -34,14 +34,14 @@ class Compression(IntEnum):
 
 
 class BadCompression(ValueError):
-    """A block that does not decompress to what it should."""
+    """A block does not decompress, or not to the size that it should have."""
 
 
 _PLAIN = (int(Compression.INHERIT), int(Compression.OFF))
 
 
 def decompress(data: Buffer, compression: int, size: int) -> Buffer:
-    """`size` bytes; what is not compressed is returned as it is.
+    """Decompress a block to `size` bytes; one that is not compressed is returned as it is.
 
     Raises:
         BadCompression: it is not `size` bytes, or not of this compression.
@@ -70,7 +70,7 @@ def decompress(data: Buffer, compression: int, size: int) -> Buffer:
 
 
 def _prefixed(data: Buffer) -> memoryview:
-    """What lies behind a length of 4 big-endian bytes."""
+    """The bytes behind a length of 4 big-endian bytes, as many as it says."""
     view = memoryview(data)
     length = int.from_bytes(view[:4], "big")
     if len(view) < 4 or length > len(view) - 4:
@@ -116,14 +116,14 @@ def _zstd(data: Buffer, size: int) -> bytes:
 
 
 def _check_frame(frame: memoryview, size: int) -> None:
-    """A frame that names its content's size is given that much memory, whatever limit the decompressor is told."""
+    """Check the content size that a frame names: zstd allocates it, whatever limit the decompressor is given."""
     zstandard = _zstandard()
     try:
-        told = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+        claimed = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
     except zstandard.ZstdError as error:
         raise BadCompression(f"zstd: {error}") from None
-    if told not in (size, zstandard.CONTENTSIZE_UNKNOWN):
-        raise BadCompression(f"zstd: {told} bytes where {size} should be")
+    if claimed not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+        raise BadCompression(f"zstd: {claimed} bytes where {size} should be")
 
 
 @cache
@@ -138,11 +138,12 @@ _OFFSET_MASK = (1 << 16 - _MATCH_BITS) - 1
 
 
 def lzjb(data: bytes, size: int) -> bytes:
-    """Eight items a byte of flags: a literal, or a length of 6 bits and an offset of 10 bits back."""
+    """Eight items behind a byte of flags: a literal, or a match (6 bits of length, 10 bits of distance back)."""
     out = bytearray()
     at, flags, bit = 0, 0, 8
     try:
         while len(out) < size:
+            # Every eight items begin with a byte of flags: is the item a match (1) or a literal (0)?
             if bit == 8:
                 flags, bit, at = data[at], 0, at + 1
             if flags >> bit & 1:
@@ -173,7 +174,7 @@ _ZLE_LITERALS = 64
 
 
 def zle(data: bytes, size: int) -> bytes:
-    """Up to 64 literals, or up to 192 zeros, at a time."""
+    """Runs, each behind one byte n: n + 1 literals if n < 64, else n - 63 zeros."""
     out = bytearray()
     at, end = 0, len(data)
     while at < end and len(out) < size:

@@ -1,7 +1,7 @@
 """Compressing blocks as the kernel stores them: the twin of format/compress.py.
 
 A compressed block is filled with zeros to whole sectors of 512 bytes; where that saves nothing the block is stored as
-it is. A block of zeros is a hole, which is the caller's to see.
+it is. A block of zeros should be a hole: callers check for that.
 
 Source: OpenZFS module/zfs/zio_compress.c zio_compress_data(); lz4_zfs.c, gzip.c, zle.c; module/zstd/zfs_zstd.c
 zfs_zstdhdr_t; include/sys/zio_compress.h.
@@ -21,9 +21,9 @@ from zkeep.format.dnode import SECTOR
 
 Buffer = bytes | bytearray | memoryview
 Compress = Callable[[Buffer], tuple[Buffer, int]]
-"A block -> what is stored of it, a multiple of 512 bytes, and the zio_compress code."
+"From a block to the bytes to store, a multiple of 512, and the zio_compress code."
 ZSTD_VERSION = 10405
-"Of the library whose frames every OpenZFS with zstd reads."
+"The library version written into blocks: every OpenZFS with zstd reads its frames."
 _FAST = re.compile(r"zstd-fast-(\d+)")
 _MAX_RUN, _MAX_LITERALS = 192, 64
 

@@ -1,4 +1,4 @@
-"""Dnodes and block pointers, as far as they are portable: what a raw stream says of them, and what their MACs cover.
+"""Dnodes and block pointers: the fields that a raw stream carries, as bytes that their MACs cover.
 
 A dnode takes 1 to 32 slots of 512 bytes:
 
@@ -40,13 +40,13 @@ _CORE = {order: struct.Struct(mark + "8B2HB3xQQ32x") for order, mark in (("littl
 
 
 class BadDnode(ValueError):
-    """A dnode that cannot be."""
+    """A dnode has a shape that no dnode can have."""
 
 
 class Dnode(NamedTuple):
-    """What an OBJECT record says of a dnode. `bonus` is sealed or open as the holder knows.
+    """A dnode as its OBJECT record has it. Whether `bonus` is still encrypted, the caller knows.
 
-    Of streams that are not raw, `nlevels` and `nblkptr` are 0 and `maxblkid` is not known.
+    In a stream that is not raw, `nlevels` and `nblkptr` are 0 and `maxblkid` is not known.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Dnode(NamedTuple):
 
     @classmethod
     def of(cls, header: Object, bonus: bytes, byteorder: ByteOrder) -> Dnode:
-        """`byteorder`: of the metadnode block on the sender's disk."""
+        """Make one of an OBJECT record. `byteorder`: that of its metadnode block on the sender's disk."""
         return cls(
             number=header.object,
             type=header.type,
@@ -88,7 +88,7 @@ class Dnode(NamedTuple):
 
     @property
     def bonus_room(self) -> int:
-        """Bytes that its bonus buffer may take."""
+        """Bytes between its last block pointer and its spill pointer or end."""
         return self.slots * SLOT - CORE - POINTER * (self.nblkptr + self.has_spill)
 
     def core(self) -> bytes:
@@ -110,7 +110,7 @@ class Dnode(NamedTuple):
         )
 
     def check_shape(self) -> None:
-        """Raises BadDnode if a raw dnode's shape leaves no tree that could be built."""
+        """Raises BadDnode if no tree of blocks can have the shape of this raw dnode."""
         if not 1 <= self.nblkptr <= MAX_POINTERS:
             raise BadDnode(f"object {self.number}: {self.nblkptr} block pointers")
         if not 1 <= self.nlevels <= MAX_LEVELS or not 7 < self.indblkshift <= 20:
@@ -124,15 +124,17 @@ class Dnode(NamedTuple):
 
 
 def core_of(*fields: int, byteorder: ByteOrder) -> bytes:
-    """Type, indblkshift, nlevels, nblkptr, bonustype, checksum, compress, flags, sectors, bonuslen, extra slots,
-    maxblkid: the first 64 bytes of a dnode, with dn_used as zero.
+    """The first 64 bytes of a dnode, with dn_used as zero.
+
+    `fields`: type, indblkshift, nlevels, nblkptr, bonustype, checksum, compress, flags, sectors, bonuslen, extra
+    slots, maxblkid.
     """
     return _CORE[byteorder].pack(*fields, 0)
 
 
 @cache
 def core_dtype(byteorder: ByteOrder) -> np.dtype[np.void]:
-    """The same for columns of many dnodes."""
+    """core_of() as a numpy type, for the columns of many dnodes."""
     import numpy as np
 
     mark = "<" if byteorder == "little" else ">"
@@ -154,5 +156,5 @@ def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, littl
 
 
 def indirect_prop(indblkshift: int, kind: int, level: int) -> int:
-    """The same of a pointer to an indirect block: what a raw stream does not carry is left out."""
+    """The authenticated part of blk_prop in a pointer to an indirect block: what a raw stream does not carry is 0."""
     return ((1 << indblkshift) // SECTOR - 1) | kind << 48 | level << 56 | 1 << 61

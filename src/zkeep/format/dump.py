@@ -57,7 +57,7 @@ _SUMMARY = (
 
 
 def dump(source: BinaryIO, out: TextIO, verbose: bool) -> None:
-    """Print the BEGINs and ENDs of a stream or of several in a row, with `verbose` all records, and what they hold.
+    """Print the BEGINs and ENDs of a stream or of several in a row, with `verbose` all records and their fields.
 
     Raises:
         BadStream: everything before the fault was printed; the summary was not.
@@ -156,7 +156,7 @@ def _line(header: memoryview, rtype: int, payload: int, byteorder: ByteOrder) ->
 
 
 class _Fields(dict[str, Any]):
-    """What the lines name: a record's fields, salt, IV and MAC in hex."""
+    """The values that the lines name: a record's fields, with salt, IV and MAC in hex."""
 
     def __init__(self, layout: Layout, payload: int) -> None:
         super().__init__(payload_size=payload)
@@ -209,7 +209,7 @@ def _value(pair: Pair) -> str:
 
 
 def _number(kind: NvType, value: object) -> str:
-    """Signed and text as they are, unsigned in hex."""
+    """Signed integers and text as they are, unsigned integers in hex."""
     if not isinstance(value, int) or kind.name.startswith("INT") or kind == NvType.BOOLEAN_ARRAY:
         return printable(str(value))
     return f"0x{value:02x}" if kind in (NvType.BYTE, NvType.BYTE_ARRAY) else f"0x{value:x}"

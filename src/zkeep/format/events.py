@@ -1,4 +1,4 @@
-"""What a Reader yields."""
+"""The events that a Reader yields, in the order of a stream: Package, (SubBegin, Batch..., SubEnd)..., PackageEnd."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SubBegin:
 
     begin: Begin
     header: bytes
-    "The 312 bytes as they came."
+    "The record's bytes as they came, without the payload."
     payload: bytes
     nvlist: NvList | None
     "The payload, decoded; None if there is none."
@@ -49,9 +49,8 @@ class Batch:
     """Whole records of one substream, without its BEGIN and END: verified, within the limits, in legal order.
 
     `buffer` belongs to the Reader, which uses it again some calls of space() later (see there). `offsets` count
-    from the buffer's start, `offset` says where in the stream that is. `lengths` are 312 and the payload; `checks`
-    and `sums`
-    are those of kernel.py.
+    from the buffer's start, `offset` says where in the stream that is. `lengths` are those of header and payload;
+    `checks` and `sums` are those of kernel.py.
     """
 
     buffer: memoryview
@@ -69,7 +68,7 @@ class Batch:
         return len(self.offsets)
 
     def headers(self) -> NDArray[np.void]:
-        """All headers as they came, one item of 312 bytes a record."""
+        """All headers as they came, one item per record."""
         if self._rows is None:
             places = max(0, len(self.buffer) - HEADER + 1)
             self._rows = np.ndarray((places,), f"V{HEADER}", self.buffer, 0, (1,))[self.offsets]
@@ -77,7 +76,7 @@ class Batch:
         return rows
 
     def select(self, rtype: RecordType) -> tuple[Index, Headers]:
-        """The records of one type: their places in this batch; their headers in this machine's byte order."""
+        """The records of one type: their indices in this batch, and their headers in this machine's byte order."""
         if rtype not in self._selected:
             index = np.flatnonzero(self.types == rtype)
             rows = self.headers()[index].view(LAYOUTS[rtype].dtype(self.byteorder))

@@ -1,4 +1,4 @@
-"""What each field of a record may be, whatever came before it.
+"""The values that each field of a record may have, whatever came before it.
 
 These are the checks of a receiving kernel, in the order of OpenZFS module/zfs/dmu_recv.c,
 recv_check_drr_*(), as tables of rules over whole columns of headers. Deviations: an object type has one byte,
@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from zkeep.format.compress import Compression
+from zkeep.format.dnode import CORE, POINTER, SECTOR, SLOT, SLOTS
 from zkeep.format.events import Batch
 from zkeep.format.nvlist import NvList
+from zkeep.format.objtypes import NEW_TYPE, UINT64_METADATA, ObjectType
 from zkeep.format.records import (
     DEDUPLICATED,
     MAX_PAYLOAD,
+    MAX_U64,
     SUPPORTED,
     Begin,
     BeginFlag,
@@ -34,29 +38,25 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     I64s = NDArray[np.int64]
 
-MIN_BLOCK = 512
+MIN_BLOCK = SECTOR
 OLD_MAX_BLOCK = 128 << 10
 MAX_OBJECT = 1 << 48
 "Object numbers are below this (DN_MAX_OBJECT)."
-DNODES_PER_BLOCK = 32
-MAX_SLOTS = 32
+DNODES_PER_BLOCK = SLOTS
 MAX_EMBEDDED = 112
-TO_THE_END = (1 << 64) - 1
+TO_THE_END = MAX_U64
+"The length of a FREE that reaches to the end of its object."
 _OBJSET_TYPES = 6
 _OBJECT_TYPES = 54
 _BYTESWAPS = 10
 _CHECKSUMS = 15
 _COMPRESSIONS = 17
-_OFF, _LZ4, _ZSTD = 2, 15, 16
-_SA = 44
-_OTN_UINT64_METADATA = 0x80 | 0x40 | 3
-_BLKPTR = 128
 REDUP = "the stream is deduplicated: pass it through `zstream redup` first"
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Which record of a batch breaks a rule, and how."""
+    """A record of a batch that breaks a rule, and how."""
 
     index: int
     reason: str
@@ -78,41 +78,41 @@ def earliest(first: Violation | None, second: Violation | None) -> Violation | N
 
 
 def slots(h: Columns) -> I64s:
-    """Slots that a dnode takes; a zero, from old senders, means one."""
+    """Slots that a dnode takes; old senders write 0 for one."""
     taken: I64s = np.maximum(h["dn_slots"], 1).astype(np.int64)
     return taken
 
 
 def _bonus_room(h: Columns) -> I64s:
-    return slots(h) * MIN_BLOCK - 64 - _BLKPTR
+    return slots(h) * SLOT - CORE - POINTER
 
 
 def _nblkptr(h: Columns) -> I64s:
-    """How many block pointers fit beside a bonus (dmu_recv.c, deduce_nblkptr())."""
+    """How many block pointers fit next to a bonus buffer (dmu_recv.c, deduce_nblkptr())."""
     beside = np.minimum(3, 1 + ((_bonus_room(h) - h["bonuslen"].astype(np.int64)) >> 7))
-    return np.where(h["bonustype"] == _SA, 1, beside)
+    return np.where(h["bonustype"] == ObjectType.SA, 1, beside)
 
 
 def _raw_bonus_room(h: Columns) -> I64s:
     spill = (h["flags"] & RecordFlag.OBJECT_SPILL) != 0
-    return _bonus_room(h) - (_nblkptr(h) - 1) * _BLKPTR - np.where(spill, _BLKPTR, 0)
+    return _bonus_room(h) - (_nblkptr(h) - 1) * POINTER - np.where(spill, POINTER, 0)
 
 
 def _bad_type(kind: NDArray[np.uint32]) -> Mask:
-    new = kind & 0x80 != 0
+    new = kind & NEW_TYPE != 0
     bad: Mask = (kind > 255) | np.where(new, (kind & 0x1F) >= _BYTESWAPS, kind >= _OBJECT_TYPES)
     return bad
 
 
 def _bonus_mismatch(h: Columns) -> Mask:
     kind, empty = h["bonustype"], h["bonuslen"] == 0
-    may_be_empty = (kind == 0) | (kind == _SA) | (kind == _OTN_UINT64_METADATA)
+    may_be_empty = (kind == 0) | (kind == ObjectType.SA) | (kind == UINT64_METADATA)
     mismatch: Mask = np.where(empty, ~may_be_empty, kind == 0)
     return mismatch
 
 
 def _overflows(offset: NDArray[np.uint64], length: NDArray[np.uint64]) -> Mask:
-    """The end is beyond 2^64."""
+    """Whether the end lies beyond 2^64."""
     end = offset + length
     beyond: Mask = (end < offset) & (end != 0)
     return beyond
@@ -120,8 +120,8 @@ def _overflows(offset: NDArray[np.uint64], length: NDArray[np.uint64]) -> Mask:
 
 def _unadvertised(compression: NDArray[np.uint8], begin: Begin) -> Mask:
     """LZ4 and ZSTD need their feature flag (recv_check_compress_feature())."""
-    lz4 = (compression >= _LZ4) & (compression != _ZSTD) & (not begin.features & Feature.LZ4)
-    unadvertised: Mask = lz4 | ((compression == _ZSTD) & (not begin.features & Feature.ZSTD))
+    lz4 = (compression >= Compression.LZ4) & (compression != Compression.ZSTD) & (not begin.features & Feature.LZ4)
+    unadvertised: Mask = lz4 | ((compression == Compression.ZSTD) & (not begin.features & Feature.ZSTD))
     return unadvertised
 
 
@@ -160,7 +160,7 @@ _OBJECT = (
         "block size {blksz} is not in 512..16 MiB",
         lambda h, b: (h["blksz"] < MIN_BLOCK) | (h["blksz"] > MAX_PAYLOAD),
     ),
-    Rule("{dn_slots} dnode slots are more than 32", lambda h, b: h["dn_slots"] > MAX_SLOTS),
+    Rule("{dn_slots} dnode slots are more than 32", lambda h, b: h["dn_slots"] > SLOTS),
     Rule("a bonus of {bonuslen} bytes does not fit", lambda h, b: h["bonuslen"] > _bonus_room(h)),
     Rule(
         "the dnode ends beyond the last object number",
@@ -227,7 +227,7 @@ _OBJECT_RANGE = (
     Rule("it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - DNODES_PER_BLOCK),
 )
 def _whole(name: str) -> Rule:
-    """A block pointer counts its sizes in sectors."""
+    """Whole sectors: a block pointer counts sizes in units of 512 bytes."""
     return Rule(f"{name.replace('_', ' ')} {{{name}}} is not a multiple of 512", lambda h, b: h[name] % MIN_BLOCK != 0)
 
 
@@ -317,7 +317,7 @@ _WRITE_EMBEDDED = (
     Rule("compression type {compression} is not announced", lambda h, b: _unadvertised(h["compression"], b)),
     Rule(
         "a payload of {psize} bytes cannot be {lsize} bytes, uncompressed",
-        lambda h, b: (h["compression"] == _OFF) & (h["lsize"] != h["psize"]),
+        lambda h, b: (h["compression"] == Compression.OFF) & (h["lsize"] != h["psize"]),
     ),
     Rule("{psize} compressed bytes are more than {lsize}", lambda h, b: h["lsize"] < h["psize"]),
     Rule("{lsize} bytes do not fit a block of {length}", lambda h, b: h["lsize"] > h["length"]),
@@ -367,7 +367,7 @@ class Limits:
 
 
 class _Row(dict[str, Any]):
-    """A header's fields, as numbers that format."""
+    """A header's fields by name, as the reason of a rule names them."""
 
     def __init__(self, header: np.void) -> None:
         self._header = header
@@ -377,7 +377,7 @@ class _Row(dict[str, Any]):
 
 
 def refuse_begin(begin: Begin, nvlist: NvList | None) -> str | None:
-    """Why a BEGIN, of a substream or of the whole, cannot be received (dmu_recv_begin_check())."""
+    """Why a BEGIN, of a substream or of a compound stream, cannot be received (dmu_recv_begin_check())."""
     features = begin.features
     if features & DEDUPLICATED:
         return REDUP
@@ -394,7 +394,7 @@ def refuse_begin(begin: Begin, nvlist: NvList | None) -> str | None:
 
 
 def _missing(begin: Begin, nvlist: NvList | None) -> str | None:
-    """What a feature of the stream promises of the nvlist."""
+    """Why the nvlist lacks something that the stream's features promise; None if nothing is missing."""
     pairs = nvlist if nvlist is not None else NvList()
     if begin.raw and not isinstance(pairs.get("crypt_keydata"), NvList):
         return "a raw stream without crypt_keydata"

@@ -58,7 +58,7 @@ _DATA = (
 
 
 class Order:
-    """Follows one substream; records must have passed the limits."""
+    """Checks the order of one substream's records, which must have passed Limits."""
 
     def __init__(self, raw: bool) -> None:
         self._raw = raw
@@ -71,11 +71,14 @@ class Order:
         self._placed_end = np.uint64(0)
 
     def check(self, batch: Batch) -> Violation | None:
-        """The first record out of order. After one, the order is of no further use."""
+        """The first record out of order. After one, do not use this object again."""
+        # Object numbers of OBJECT, OBJECT_RANGE and FREEOBJECTS records.
         found = self._check_numbers(batch)
+        # Data up to the first fault, which must belong to an OBJECT that was sent before it,
         data = _Data.of(batch, len(batch) if found is None else found.index)
         known = _Known(self._objects, self._blksz, batch)
         found = earliest(found, _check_owner(batch, data, known))
+        # and ascend by object and offset.
         found = earliest(found, self._check_data(data, known))
         self._objects, self._blksz = known.last_block()
         return found
@@ -83,6 +86,7 @@ class Order:
     # object numbers
 
     def _check_numbers(self, batch: Batch) -> Violation | None:
+        # The three record types together, in the order in which they came.
         columns = [_numbers(batch, rtype) for rtype in _NUMBERS]
         index = np.concatenate([column[0] for column in columns])
         if not len(index):
@@ -92,6 +96,7 @@ class Order:
         start = np.concatenate([column[1] for column in columns])[order]
         stop = np.concatenate([column[2] for column in columns])[order]
         is_range = batch.types[index] == RecordType.OBJECT_RANGE
+        # None may begin before the highest end of those before it.
         reached = np.maximum.accumulate(np.concatenate([[self._numbers_end], stop]))
         found = _where(start < reached[:-1], index, "object numbers must ascend: {} comes after {}", start, reached)
         found = earliest(found, self._check_ranges(index, start, stop, is_range, batch))
@@ -120,7 +125,7 @@ class Order:
     # data
 
     def _check_data(self, data: _Data, known: _Known) -> Violation | None:
-        """Objects' data follow one another, and do not overlap."""
+        """Check that data ascend by object, and within one object by offset, without overlap."""
         moving = data.pick(data.moving(self._data_object))
         if not len(moving.index):
             return None
@@ -142,7 +147,7 @@ class Order:
 
 
 def _check_owner(batch: Batch, data: _Data, known: _Known) -> Violation | None:
-    """Data belong to the latest OBJECT, or to one of its block of dnodes."""
+    """Check that data belong to the latest OBJECT, or to another one of its block of dnodes."""
     latest = known.latest(batch, data.index)
     odd = np.flatnonzero(data.object != latest)
     if not len(odd):
@@ -154,7 +159,7 @@ def _check_owner(batch: Batch, data: _Data, known: _Known) -> Violation | None:
 
 
 def _check_blocks(data: _Data, known: _Known) -> Violation | None:
-    """A WRITE of a raw stream is one block of its object."""
+    """Check that each WRITE of a raw stream is exactly one block of its object."""
     writes = data.pick(data.type == RecordType.WRITE)
     blksz = known.blksz_of(writes.object)
     wrong = (writes.end - writes.start != blksz) | (writes.start % blksz != 0)
@@ -162,7 +167,7 @@ def _check_blocks(data: _Data, known: _Known) -> Violation | None:
 
 
 def _numbers(batch: Batch, rtype: RecordType) -> tuple[I64s, U64s, U64s]:
-    """Where records of a type stand, and the object numbers they begin with and lead up to."""
+    """Records of a type: their places in the batch, and the first and the end of the object numbers they cover."""
     index, h = batch.select(rtype)
     if rtype == RecordType.OBJECT:
         return index, h["object"], h["object"] + slots(h).astype(np.uint64)
@@ -193,7 +198,7 @@ class _Known:
         return found
 
     def blksz_of(self, objects: U64s) -> U64s:
-        """Of objects that are known; of others, whatever."""
+        """Block sizes of objects that are known; for others the result means nothing."""
         if not len(self._objects):
             return np.ones(len(objects), np.uint64)
         blksz: U64s = self._blksz[np.searchsorted(self._objects, objects).clip(max=len(self._objects) - 1)]
@@ -240,14 +245,14 @@ class _Data:
         )
 
     def placed(self) -> Mask:
-        """Those whose offset is one in the object. Non-raw senders send a small spill block as a
+        """Which records have an offset within the object. Non-raw senders send a small spill block as a
         WRITE_EMBEDDED that begins just before 2^64 (openzfs/zfs#18239)."""
         misplaced = (self.type == RecordType.WRITE_EMBEDDED) & (self.start >= np.uint64(1 << 63))
         placed: Mask = (self.type != RecordType.SPILL) & ~misplaced
         return placed
 
     def moving(self, data_object: np.uint64) -> Mask:
-        """All but an unmodified SPILL, and a FREE to the end that comes before its object's data."""
+        """All records but unmodified SPILLs, and FREEs to the end that come before their object's data."""
         moving = ~self.still
         to_end = np.flatnonzero(self.still & (self.type == RecordType.FREE))
         if len(to_end):

@@ -6,8 +6,12 @@
         for event in reader.events(): ...
     reader.finish()
 
-A record's checksum field covers what came *before* it, the previous payload included. So a record is handed
-out only when the header after it has been read and agrees (as in dmu_recv.c, receive_read_record()).
+A record's checksum field covers what came *before* it, the previous payload included:
+
+    | header 1 | payload 1 | header 2 ... checksum |      the checksum in header 2 proves record 1
+
+So a record is yielded only when the header after it has been read and agrees (as in dmu_recv.c,
+receive_read_record()).
 
 The fuller the space is when events() is called, the less a record costs: batches are cut where the data ends.
 """
@@ -46,24 +50,28 @@ if TYPE_CHECKING:
 
 BUFFER = 8 << 20
 RESTING = 3
-"Memories that are left alone after use."
+"Buffers that are kept unchanged after use."
 MAX_SUBSTREAM_NVLIST = 1 << 20
 "The payload of a substream's BEGIN takes about 1 KiB."
 MAX_PACKAGE_NVLIST = 64 << 20
-"What libzfs takes (libzfs_max_nvlist)."
+"The largest that libzfs takes (libzfs_max_nvlist)."
 _MAX_BUFFER = HEADER + MAX_PACKAGE_NVLIST + HEADER
 _MAGIC_AT = 8
 
 
 class _Stage(Enum):
+    """Where in a stream the next byte belongs."""
+
     START = auto()
     BETWEEN = auto()
+    "Between two substreams of a compound stream."
     INSIDE = auto()
+    "Inside a substream: behind its BEGIN."
     DONE = auto()
 
 
 class _Fault(NamedTuple):
-    """What is wrong, and where in the buffer."""
+    """An error that was found, and where in the buffer."""
 
     at: int
     reason: str
@@ -73,7 +81,7 @@ class Reader:
     """A push parser with its own buffer. After an error it stays in error."""
 
     def __init__(self, size: int = BUFFER, *, several: bool = False) -> None:
-        """`several`: at the end of a stream it stops, and begin_again() goes on with the next."""
+        """`several`: several streams follow one another; it stops at the end of each, begin_again() goes on."""
         self._several = several
         self._size = max(size, 2 * HEADER)
         self._memory = np.empty(self._size, np.uint8).data
@@ -98,27 +106,27 @@ class Reader:
 
     @property
     def consumed(self) -> int:
-        """Bytes of the stream that events have covered: where the first record not yet handed out begins."""
+        """Bytes of the stream that events have covered: where the first record not yet yielded begins."""
         return self._base + self._start
 
     @property
     def is_done(self) -> bool:
-        """Whether the stream has come to its end."""
+        """Whether the end of the stream was reached."""
         return self._stage == _Stage.DONE
 
     @property
     def has_more(self) -> bool:
-        """Whether bytes are here of which no event told yet."""
+        """Whether there are bytes that no event has covered yet."""
         return self._start < self._end
 
     def begin_again(self) -> None:
-        """What follows is a stream of its own; positions go on."""
+        """Read another stream from here on; positions go on."""
         self._stage, self._compound = _Stage.START, False
 
     def space(self, minimum: int = 1) -> memoryview:
         """Room to read into, of at least `minimum` bytes.
 
-        The memory of a batch is used again RESTING + 1 calls later: so long may others go on working with it.
+        The memory of a batch is used again RESTING + 1 calls later; until then the batch stays as it is.
         """
         left = self._end - self._start
         if self._start:
@@ -130,7 +138,7 @@ class Reader:
         return self._memory[left:]
 
     def _turn(self, left: int) -> None:
-        """Go on in the memory that rested longest, with the bytes that are left."""
+        """Change to the buffer that was unused longest, with the bytes that are left."""
         rested = self._resting.popleft() if len(self._resting) >= RESTING else None
         if rested is None or len(rested) < max(self._size, left):
             rested = np.empty(max(self._size, left), np.uint8).data
@@ -139,14 +147,14 @@ class Reader:
         self._memory = rested
 
     def _grow(self, needed: int) -> None:
-        """Half as much again, as the room is full: memory follows what was received, not what a record says."""
+        """Grow by half, as the buffer is full: memory follows what was received, not the size a record claims."""
         size = max(needed, min(len(self._memory) * 3 // 2, _MAX_BUFFER))
         memory = np.empty(size, np.uint8).data
         memory[: self._end] = self._memory[: self._end]
         self._memory = memory
 
     def filled(self, count: int) -> None:
-        """`count` bytes were read into the space."""
+        """Say that `count` bytes were read into the space."""
         if not 0 <= count <= len(self._memory) - self._end:
             raise ValueError("more than there was space for")
         self._end += count
@@ -165,7 +173,7 @@ class Reader:
     # events
 
     def events(self) -> Iterator[Event]:
-        """What the bytes received so far amount to.
+        """The events that the bytes received so far complete.
 
         Raises:
             BadStream: names the byte and the record; all records before it have been yielded.
@@ -185,7 +193,7 @@ class Reader:
             yield from self._inside() if self._stage == _Stage.INSIDE else self._outside()
 
     def finish(self) -> None:
-        """The stream has ended.
+        """Say that the stream has ended.
 
         Raises:
             BadStream: it is not complete.
@@ -247,7 +255,7 @@ class Reader:
         return bytes(self._memory[at : at + HEADER])
 
     def _opening(self, max_payload: int) -> tuple[int, kernel.State] | None:
-        """A whole BEGIN: where it stops, and the running sum there. None: not here yet."""
+        """A whole BEGIN: where it ends, and the running sum there. None if it is not all received yet."""
         walk = kernel.walk(self._memory, self._start, self._end, self._swap, MAX_PAYLOAD, max_payload)
         if walk.error:
             raise self._bad(walk.error[0], kernel.REASONS[walk.error[1]])
@@ -293,7 +301,7 @@ class Reader:
         yield event
 
     def _decode(self, begin: Begin, stop: int) -> NvList | None:
-        """A BEGIN's nvlist; both are as they must be."""
+        """Decode a BEGIN's nvlist, and check both."""
         payload = self._memory[self._start + HEADER : stop]
         try:
             nvlist = decode(payload) if len(payload) else None
@@ -305,7 +313,7 @@ class Reader:
         return nvlist
 
     def _conclusion(self) -> PackageEnd:
-        """The last record of all, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
+        """The last record of a compound stream, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
         at = self._start
         if any(self._memory[at + 4 : at + HEADER]):
             raise self._bad(at, "the END of the whole stream is not empty")
@@ -315,16 +323,23 @@ class Reader:
     # inside a substream
 
     def _inside(self) -> Iterator[Event]:
-        """Everything is found out before the first event is yielded, whatever the caller then does."""
+        """One batch, then the substream's end or an error.
+
+        The state is brought up to date before the first event is yielded, so that it is right whatever callers do.
+        """
+        # 1. Find whole records, and the header that follows them: its checksum proves the last of them.
         walk = kernel.walk(self._memory, self._start, self._end, self._swap)
         count, follower, ended = self._split(walk)
         if self._end - follower < HEADER:
             return
+        # 2. Keep those whose checksums agree, then those that are within the limits and in a legal order.
         batch, fault = self._verified(walk, count, follower)
         if batch is not None:
-            batch, fault = self._lawful(batch, fault)
+            batch, fault = self._legal(batch, fault)
+        # 3. All of them are right: is what follows something that can follow?
         if fault is None and not ended:
             fault = self._impossible(walk, follower)
+        # 4. Note what was consumed, and read the END if that follows; only now yield.
         error = self._bad(*fault) if fault else None
         self._start += len(batch.buffer) if batch is not None else 0
         end, error = self._sub_end() if ended and error is None else (None, error)
@@ -336,7 +351,7 @@ class Reader:
             yield end
 
     def _split(self, walk: kernel.Walk) -> tuple[int, int, bool]:
-        """How many records can be handed out, where the header after them is, and whether it is an END."""
+        """How many records can be yielded, where the header after them is, and whether it is an END."""
         count = len(walk.offsets)
         if count and walk.types[-1] in (RecordType.BEGIN, RecordType.END):
             return count - 1, int(walk.offsets[-1]), bool(walk.types[-1] == RecordType.END)
@@ -344,8 +359,8 @@ class Reader:
             return count - 1, int(walk.offsets[-1]), False
         return count, walk.stop, False
 
-    def _lawful(self, batch: Batch, fault: _Fault | None) -> tuple[Batch, _Fault | None]:
-        """The records up to the first that breaks a rule, and why it is not all of them."""
+    def _legal(self, batch: Batch, fault: _Fault | None) -> tuple[Batch, _Fault | None]:
+        """The records before the first that breaks a rule, and which rule that is."""
         for check in (self._limits.check, self._order.check):
             found = check(batch)
             if found is not None:
@@ -354,7 +369,7 @@ class Reader:
         return batch, fault
 
     def _verified(self, walk: kernel.Walk, count: int, follower: int) -> tuple[Batch | None, _Fault | None]:
-        """The records whose bytes are proven, and why it is not all of them."""
+        """The records whose checksums agree, and what is wrong with the first that does not."""
         offsets, lengths = walk.offsets[:count], walk.lengths[:count]
         state, bad, checks, sums = kernel.verify(self._memory, offsets, lengths, self._swap, self._state)
         fault = None
@@ -421,13 +436,13 @@ def read_events(source: BinaryIO, size: int = BUFFER) -> Iterator[Event]:
     while more:
         more = fill(reader, source, once=not begun)
         for event in reader.events():
-            begun = True  # a sender that is refused at its BEGIN need not send on
+            begun = True  # read little until then: a sender that is refused at its BEGIN need not send more
             yield event
     reader.finish()
 
 
 def read_streams(source: BinaryIO, size: int = BUFFER) -> Iterator[Iterator[Event]]:
-    """The events of each of the streams that follow one another in a file. Use one up before the next is asked for."""
+    """The events of each of several streams in a row. Use up those of one stream before asking for the next."""
     reader = Reader(size, several=True)
     while True:
         yield _stream(reader, source)

@@ -1,7 +1,9 @@
-"""System attributes: what a bonus buffer or a spill block says of a file.
+"""System attributes: a file's mode, owner, times and so on, in a bonus buffer or a spill block.
 
-A header names a layout, a list of attributes; those of varying size have their sizes in the header. What attributes
-there are, and in which layouts, each dataset says itself in two ZAPs.
+    | magic, u32 | layout number 10 bits, header size / 8 6 bits | sizes of attributes that vary, u16 each | attributes
+
+A layout is a list of attributes. Which attributes and layouts there are, each dataset has in two ZAPs, its registry
+and its layouts.
 
 Source: OpenZFS include/sys/sa_impl.h sa_hdr_phys_t; module/zfs/sa.c sa_attr_iter(), sa_attr_table_setup().
 """
@@ -21,9 +23,9 @@ MAGIC = 0x2F505A
 _LITTLE = MAGIC.to_bytes(4, "little")
 MAX_ATTRIBUTES = 1024
 LAYOUT_DIGITS = 4
-"Of the numbers of layouts: a buffer's header has ten bits for one."
+"Digits of a layout's number at most: a buffer's header has ten bits for it."
 BEGINNINGS = 4096
-"Kinds of buffers that are held: a dataset has some ten."
+"Kinds of buffer beginnings that are cached: a dataset has about ten."
 
 LEGACY = (
     ("ZPL_ATIME", 16),
@@ -43,16 +45,16 @@ LEGACY = (
     ("ZPL_PAD", 32),
     ("ZPL_ZNODE_ACL", 88),
 )
-"A znode before ZPL version 5: these, one after the other. The same numbers begin every registry."
+"A znode before ZPL version 5 is these fields in a row. Every registry begins with them, under the same numbers."
 
 
 class BadAttributes(ValueError):
-    """A buffer, a registry or a layout that makes no sense."""
+    """A buffer, a registry or a layout makes no sense."""
 
 
 Attributes = dict[str, bytes]
 NANO = "+"
-"Behind a time's name: its nanoseconds, where the name alone has its seconds."
+"A suffix: a time's name alone means its seconds, with this its nanoseconds."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class _Layout:
     sizes: tuple[int, ...]
 
     def begins(self, at: int, order: ByteOrder, columns: Sequence[str]) -> _Beginning:
-        """Its first attributes, as far as they are numbers or times, and which of them are the columns."""
+        """Prepare to unpack the layout's first attributes, as far as they are numbers or times, in one go."""
         count = next((i for i, size in enumerate(self.sizes) if size not in (8, 16)), len(self.sizes))
         names: list[str] = []
         for name, size in zip(self.names[:count], self.sizes, strict=False):
@@ -79,7 +81,7 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """The numbers and times with which buffers of one layout begin, from `at` to `end`."""
+    """How to unpack the numbers and times with which buffers of one layout begin, from `at` to `end`."""
 
     at: int
     end: int
@@ -89,7 +91,7 @@ class _Beginning:
     "The columns, from the fields and a zero behind them."
     rest: _Layout
     late: bool
-    "Some columns are in the rest."
+    "Whether some columns are among the rest."
 
 
 class Schema:
@@ -129,18 +131,21 @@ class Schema:
     def decode(self, buffer: bytes) -> tuple[Attributes, ByteOrder]:
         """The attributes in a bonus buffer or spill block of type SA, and the byte order of their numbers."""
         index, at, order = self._head(buffer)
-        return _parted(buffer, self._layouts[index], at, order), order
+        return _split(buffer, self._layouts[index], at, order), order
 
     def decode_numbers(self, buffer: bytes) -> tuple[tuple[int, ...], Attributes, ByteOrder]:
-        """The columns, 0 where there is none, and the attributes from the first on that is no number and no time.
+        """Decode a buffer faster than decode(), for there are millions of files, and few layouts.
 
-        There are millions of files, and few layouts.
+        Returns the columns (0 for those that are missing), the attributes from the first one on that is neither a
+        number nor a time, and the byte order.
         """
+        # Buffers with equal first six bytes have the same layout, header size and byte order.
         begins = self._begins.get(buffer[:6]) or self._begin(buffer)
         if begins.end > len(buffer):
             raise BadAttributes(f"its attributes do not fit in a buffer of {len(buffer)} bytes")
+        # One struct call for all leading numbers; the 0 behind them stands for columns that are not there.
         numbers = begins.pick((*begins.fields.unpack_from(buffer, begins.at), 0))
-        rest = _parted(buffer, begins.rest, begins.end, begins.order) if begins.rest.names else {}
+        rest = _split(buffer, begins.rest, begins.end, begins.order) if begins.rest.names else {}
         if begins.late:
             found = columns_of(rest, self._columns, begins.order)
             numbers = tuple(late or early for late, early in zip(found, numbers, strict=True))
@@ -165,7 +170,7 @@ class Schema:
         return index, (info >> 10) * 8, order
 
 
-def _parted(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attributes:
+def _split(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attributes:
     found: Attributes = {}
     varying = 0
     for name, fixed in zip(layout.names, layout.sizes, strict=True):
@@ -181,7 +186,7 @@ def _parted(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attrib
 
 
 def decode_legacy(bonus: bytes, order: ByteOrder) -> Attributes:
-    """A znode before ZPL version 5, with numbers in this byte order; a symbolic link's target may follow it."""
+    """Decode a znode from before ZPL version 5, in this byte order; a symbolic link's target may follow it."""
     if len(bonus) < sum(size for _, size in LEGACY):
         raise BadAttributes(f"a znode of {len(bonus)} bytes")
     found: Attributes = {}

@@ -39,7 +39,7 @@ _REGISTERED = (
 "Name, bytes (0: varies), how a kernel of the other byte order swaps it."
 
 _HEAD = (MODE, SIZE, GEN, UID, GID, PARENT, FLAGS, ATIME, MTIME, CTIME, CRTIME, LINKS)
-"What every file begins with; user accounting reads some of it at fixed offsets."
+"The attributes that every file begins with; user accounting reads some of them at fixed offsets."
 _ORDER = (*_HEAD, PROJID, RDEV, DACL_COUNT, XATTR, DACL_ACES, SYMLINK, DXATTR)
 "The order of attributes in every layout."
 _OPTIONAL = (SYMLINK, DXATTR)

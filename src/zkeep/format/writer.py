@@ -1,4 +1,4 @@
-"""Writing send streams: the twin of Reader. No I/O here: every call gives the bytes to send next.
+"""Writing send streams: the twin of Reader. No I/O here: every call returns the bytes to send next.
 
     writer = Writer()
     out.write(writer.begin(Begin(toguid=..., toname=b"a@b"), payload))

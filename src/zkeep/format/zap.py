@@ -1,6 +1,18 @@
 """ZAP objects: small ones in one block of fixed entries, large ones as a hash table of leaves.
 
-Sans-IO: the caller gives a function from a block's number to its content. Blocks tell their byte order themselves.
+No I/O here: the caller passes a function from a block's number to its content. Each block shows its byte order.
+
+    micro    one block: a head of 64 bytes, then entries of 64 bytes (value u64, cd u32, 2 bytes unused, name 50)
+    fat      block 0: a header, with a table of pointers in its second half, or in blocks of its own
+             other blocks: leaves. The first bits of a name's hash are the index of its leaf in the table.
+
+A fat leaf; a chunk's first byte is its type, an ARRAY's last two the number of the next chunk:
+
+    0      48                    48 + 2 * buckets
+    +------+---------------------+-----------------------------------------------------------------+
+    | head | hash buckets, u16   | chunks of 24 bytes: ENTRY (places of name and value, hash),      |
+    |      | each: first entry   | ARRAY (21 bytes of a name or a value), or free                  |
+    +------+---------------------+-----------------------------------------------------------------+
 
 A ZAP may come from a hostile sender who has the key. Reading one costs no more than its blocks: each leaf is read once,
 however many pointers lead to it, and each chunk of a leaf belongs to one entry.
@@ -29,7 +41,7 @@ FLAG_HASH64, FLAG_UINT64_KEY, FLAG_PRE_HASHED = 1, 2, 4
 POLYNOMIAL = 0xC96C5795D7870F42
 "ECMA-182, reflected."
 MAX_ENTRIES_BYTES = 1 << 16
-"What one entry's name or value may take."
+"Bytes, divided by 8, that an entry's name or value may have."
 LEAST_SHIFT, MOST_SHIFT = 9, 20
 "Blocks of a large ZAP: chunks are numbered in 16 bits, and blocks of 2 MiB would have more of them than that."
 MICRO_BLOCK = 1 << 20
@@ -40,7 +52,7 @@ ReadBlock = Callable[[int], bytes]
 
 
 class BadZap(ValueError):
-    """Not a ZAP, or one that leads nowhere."""
+    """Not a ZAP, or one that contradicts itself."""
 
 
 class Entry(NamedTuple):
@@ -103,7 +115,7 @@ class Zap:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a fat one: log2 of the pointers in its table, the next free block, how many leaves there are."""
+        """A fat ZAP's log2 of the pointers in its table, next free block, and number of leaves."""
         return self._bits, self._free, self._leaves
 
     @property
@@ -123,7 +135,7 @@ class Zap:
             yield from self._entries(block)
 
     def _leaf_blocks(self) -> Iterator[bytes]:
-        """Each leaf once: its head says how many pointers lead to it, and it must lie where they are."""
+        """Each leaf once: its head says which prefix of hashes it has, so which pointers must lead to it."""
         index = 0
         while index < 1 << self._bits:
             block = self._leaf_block(self._pointer(index))
@@ -194,7 +206,8 @@ def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
 
 
 def _micro_entry(block: bytes, order: ByteOrder, name: bytes) -> Entry | None:
-    """The same for one name, without a look at the others."""
+    """_micro_entries() for one name, without decoding the others."""
+    # Search the bytes; a hit counts only at the place of a name within an entry, and if it is all of the name.
     found = block.find(name, MICRO_ENTRY) if 0 < len(name) <= MICRO_ENTRY - 14 else -1
     while found >= 0:
         at, within = found & -MICRO_ENTRY, found % MICRO_ENTRY
@@ -253,10 +266,11 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
 
 
 def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
-    """The same as names and numbers, at once; none if there is an entry of another kind, or one that is odd."""
+    """_leaf_entries() in columns, for values that are single numbers; [] if any entry is of another kind, or odd."""
     import numpy as np
 
     mark, start, count = _leaf_shape(block, shift)
+    # Every chunk a row; those of type ENTRY, with the chunks where their names and values begin.
     chunks = np.frombuffer(block, np.uint8, count * CHUNK, start).reshape(-1, CHUNK)
     entries = chunks[chunks[:, 0] == ENTRY]
     names, sizes, values, counts = np.ascontiguousarray(entries[:, 4:12]).view(mark + "u2").T
@@ -265,6 +279,7 @@ def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
     if (chunks[names, 0] != ARRAY).any() or (chunks[values, 0] != ARRAY).any():
         return []
     _check_room(2 * len(entries) + int(((sizes.astype(np.int64) + ARRAY_BYTES - 1) // ARRAY_BYTES).sum()), count)
+    # Values are one chunk each; names that are longer than one chunk are followed one by one.
     numbers = np.ascontiguousarray(chunks[values, 1:9]).view(">u8").reshape(-1).tolist()
     heads = chunks[names, 1 : 1 + ARRAY_BYTES].tobytes()
     found = []
@@ -276,7 +291,7 @@ def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
 
 
 def _chunks(size: int) -> int:
-    """The chunks that so many bytes take."""
+    """The number of chunks that so many bytes take."""
     return (size + (ARRAY_BYTES - 1)) // ARRAY_BYTES
 
 
@@ -286,7 +301,7 @@ def _check_room(used: int, count: int) -> None:
 
 
 def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: int) -> bytes:
-    """What a chain of chunks holds. Its length bounds the walk, so that a ring of chunks ends too."""
+    """The bytes in a chain of chunks. `size` bounds the walk, so that a ring of chunks ends too."""
     if size > MAX_ENTRIES_BYTES * 8:
         raise BadZap(f"an entry of {size} bytes")
     if size <= ARRAY_BYTES and chunk < count:

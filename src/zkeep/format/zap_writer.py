@@ -106,7 +106,7 @@ class _Leaf:
     bits: int
     entries: dict[bytes, _Entry] = field(default_factory=dict)
     hashes: set[int] = field(default_factory=set)
-    "Of its entries, and of some that were removed: what is not among them needs no look for equal ones."
+    "Hashes of its entries, and of removed ones. A hash that is not in here is new: no entry can have the same."
     used: int = 0
     changed: bool = True
 
@@ -142,7 +142,7 @@ class FatZap:
 
     @classmethod
     def load(cls, read: ReadBlock, blksz: int) -> FatZap:
-        """Go on with a ZAP whose blocks `read` gives.
+        """Change a ZAP whose blocks `read` returns.
 
         Raises:
             BadZap: it is none that this class, or a kernel with blocks of 16 KiB, would have written.
@@ -229,7 +229,7 @@ class FatZap:
         return leaf
 
     def _split(self, leaf: _Leaf, hashed: int) -> _Leaf:
-        """Give half of a full leaf's hashes to a new one; the leaf where `hashed` belongs."""
+        """Move half of a full leaf's hashes to a new leaf. Returns the one of the two where `hashed` belongs."""
         if all(entry.hashed == hashed for entry in leaf.entries.values()):
             raise ValueError("too many names have the same hash")
         if leaf.bits == self._bits:
@@ -250,7 +250,7 @@ class FatZap:
         return upper if hashed >> 64 - leaf.bits & 1 else leaf
 
     def _grow_table(self) -> None:
-        """Twice as many pointers, each pair to what one pointed to."""
+        """Double the table: each pointer becomes two."""
         if self._bits == MAX_BITS:
             raise ValueError("too many names have the same hash")
         self._bits += 1

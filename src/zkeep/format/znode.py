@@ -1,4 +1,4 @@
-"""What a filesystem keeps of each file, whichever way its attributes are stored.
+"""The attributes that a filesystem keeps for each file, in whichever way they are stored.
 
 Source: OpenZFS include/sys/zfs_znode.h, zfs_sa.h; module/os/linux/zfs/zfs_znode_os.c, zpl_xattr.c.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from zkeep.format import sa
 from zkeep.format.nvlist import BadNvlist, decode
-from zkeep.format.records import ByteOrder
+from zkeep.format.records import MAX_U64, ByteOrder
 
 ACL_TRIVIAL, ACL_PROTECTED, ACL_DEFAULTED, ACL_AUTO_INHERIT = 0x4, 0x10, 0x20, 0x40
 PROJINHERIT = 0x0000400000000000
@@ -19,7 +19,6 @@ HAS_PROJID = 0x0000800000000000
 MAX_XATTRS = 1 << 20
 _LINUX = ("user.", "trusted.", "security.", "system.")
 _HIDDEN = "freebsd:"
-_U64 = (1 << 64) - 1
 _SECOND = 1_000_000_000
 
 
@@ -66,7 +65,7 @@ class Znode(NamedTuple):
 
     @property
     def acl_state(self) -> int:
-        """As format.acl.as_xattrs() takes it."""
+        """The state of its ACL, in the bits that format.acl.as_xattrs() takes."""
         bits = (ACL_AUTO_INHERIT, 1), (ACL_PROTECTED, 2), (ACL_DEFAULTED, 4)
         return sum(state for flag, state in bits if self.flags & flag)
 
@@ -80,18 +79,19 @@ _NUMBERS = ("ZPL_MODE", "ZPL_UID", "ZPL_GID", "ZPL_SIZE", "ZPL_LINKS")
 _TIMES = ("ZPL_ATIME", "ZPL_MTIME", "ZPL_CTIME", "ZPL_CRTIME")
 _OTHERS = ("ZPL_PARENT", "ZPL_FLAGS", "ZPL_GEN", "ZPL_RDEV", "ZPL_XATTR", "ZPL_PROJID")
 COLUMNS = (*_NUMBERS, *(name + part for name in _TIMES for part in ("", sa.NANO)), *_OTHERS)
-"What znode_with() takes, as format.sa names it."
+"The numbers and times that znode_with() takes, named as format.sa names them."
 
 
 def znode_of(number: int, attributes: sa.Attributes, order: ByteOrder) -> Znode:
+    """Make a Znode of all its attributes."""
     return znode_with(number, sa.columns_of(attributes, COLUMNS, order), attributes, order)
 
 
 def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order: ByteOrder) -> Znode:
-    """From the COLUMNS, and what else there is."""
+    """Make a Znode of the COLUMNS, and of the rest of its attributes."""
     mode, uid, gid, size, links, a, a_nano, m, m_nano, c, c_nano, cr, cr_nano, *others = columns
     parent, flags, generation, rdev, xattr_folder, project = others
-    size &= _U64
+    size &= MAX_U64
     target = None
     if stat.S_ISLNK(mode):
         kept = rest.get("ZPL_SYMLINK", b"")
@@ -104,7 +104,7 @@ def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order
 
 
 def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
-    """Names and values of the extended attributes that lie among the system attributes.
+    """Unpack the extended attributes that are stored among the system attributes.
 
     Raises:
         sa.BadAttributes: it is no list of byte arrays.
@@ -124,7 +124,7 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
 
 
 def shown_xattr(name: bytes) -> bytes | None:
-    """The name under which Linux shows a stored extended attribute; None: it does not."""
+    """The name under which Linux shows a stored extended attribute; None if it hides it."""
     text = name.decode("utf-8", "surrogateescape")
     if text.startswith(_HIDDEN):
         return None

@@ -1,4 +1,4 @@
-"""Writing what a filesystem keeps of each file: the twin of format/znode.py.
+"""Writing the attributes that a filesystem keeps for each file: the twin of format/znode.py.
 
 Source: OpenZFS include/sys/zfs_znode.h (flags), include/sys/zfs_acl.h; module/os/linux/zfs/zfs_znode_os.c zfs_mknode(),
 module/os/linux/zfs/zfs_acl.c acl_trivial_access_masks().
@@ -31,7 +31,7 @@ _SECOND = 1_000_000_000
 
 @dataclass(slots=True)
 class FileFields:
-    """What is known of one file; times in nanoseconds since 1970, `rdev` as major << 20 | minor.
+    """The attributes of one file; times in nanoseconds since 1970, `rdev` as major << 20 | minor.
 
     `size` of a folder is the number of its entries and 2, of a link the bytes of its target.
     """
@@ -101,10 +101,11 @@ def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
 
 
 def trivial_acl(mode: int) -> bytes:
-    """The ACL that says what a mode says: entries of type, who, and mask, 8 bytes each.
+    """The ACL that means the same as a mode: entries of type, who and mask, 8 bytes each.
 
-    ACLs add up from the first entry on, a mode does not: where a class may less than one that follows, an entry before
-    denies it the difference; where its owner may what the group is denied, an entry before that allows it.
+    A mode's classes exclude each other, but the entries of an ACL add up, first come first served. So a class that may
+    do less than a later one needs an entry that denies the difference; where the owner may do what the group is denied,
+    an entry before that allows it.
     """
     folder = stat.S_ISDIR(mode)
     owner, group, other = (_mask(mode >> shift & 7, folder) for shift in (6, 3, 0))

@@ -22,7 +22,7 @@ from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.mactree import MacTree, Shape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
-from zkeep.format.records import HEADER, RecordType, WriteEmbedded
+from zkeep.format.records import HEADER, MAX_U64, RecordType, WriteEmbedded
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
@@ -38,8 +38,8 @@ INFLATED = 64 << 20
 "Bytes of contents that are in memory at a time, or one block: a few stored bytes may decompress to large blocks."
 WORTHWHILE = 256 << 10
 "Bytes of contents that are worth more than one thread."
-END = (1 << 64) - 1
-"Behind the last block number and the last offset."
+END = MAX_U64
+"Behind every block number and every offset."
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 
 

@@ -1,4 +1,7 @@
-"""The state of a dataset at one txg, in chunks: each record's header read once, no more of them held than needed."""
+"""The state of a dataset at one txg, in chunks of rows: what a snapshot consists of, and where its records lie.
+
+Each record's header is read at most once per chunk, and only a few chunks are in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -26,30 +29,30 @@ from zkeep.snapshot.verified import LEAF
 Array = npt.NDArray[Any]
 CHUNK_ROWS = 8192
 CHUNKS = 12
-"Chunks that are held at a time."
+"Chunks that are cached."
 Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of a stretch of the key space."""
+    """The rows between two keys (object, offset)."""
 
     table: Table
     records: Records
 
     @cached_property
     def leaves(self) -> Array:
-        """Of the blocks, by object and offset."""
+        """The leaves of all blocks, by object and offset."""
         return _leaves(self.table.blocks, self.records, RecordType.WRITE)
 
     @cached_property
     def spills(self) -> Array:
-        """Of the spill blocks, by object."""
+        """The leaves of all spill blocks, by object."""
         return _leaves(self.table.spills, self.records, RecordType.SPILL)
 
     @cached_property
     def objects(self) -> tuple[Array, Packed]:
-        """Of the OBJECT records, as `table.objects` lists them, the headers (of whichever type) and what follows."""
+        """Headers and payloads of the OBJECT records that `table.objects` lists. Their type is not checked here."""
         sizes = np.maximum(self.table.objects["size"].astype(np.int64), HEADER)
         records = self.records.packed(self.table.objects, sizes)
         heads = records.cut(0, np.full(len(sizes), HEADER)).content
@@ -68,6 +71,7 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     leaves["logical"] = rows["length"]
     if rtype == RecordType.SPILL:
         leaves["offset"] = 0
+    # Rows of other kinds (embedded, redacted) have no encryption to take from a header.
     mine = rows["kind"] == rtype
     if mine.any():
         headers = records.headers(rows[mine], rtype)
@@ -80,7 +84,7 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
 
 
 def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> None:
-    """A row and the record that it leads to speak of the same block."""
+    """Check that each row leads to the record of its own block."""
     wrong = headers["object"] != rows["object"]
     if rtype == RecordType.WRITE:
         wrong |= headers["offset"] != rows["offset"]
@@ -89,7 +93,7 @@ def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> 
 
 
 def little_of(rows: Array, headers: Array, records: Records) -> Array:
-    """Whether each block is in little-endian byte order."""
+    """Whether each block was in little-endian byte order on the sender's disk."""
     big = np.array([records.byteorder(row) == "big" for row in rows[_firsts(rows["segment"])]], bool)
     _, index = np.unique(rows["segment"], return_inverse=True)
     return np.asarray(~big[index] ^ (headers["flags"] & RecordFlag.RAW_BYTESWAP > 0))
@@ -103,7 +107,7 @@ def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> 
     logical = headers["logical_size" if rtype == RecordType.WRITE else "length"]
     physical = np.where(headers["compressed_size"] > 0, headers["compressed_size"], logical)
     wrong = (physical != leaves["size"].astype(np.uint64) - HEADER) & (headers["compressed_size"] > 0)
-    for length in (logical, physical):  # of which the pointer keeps no more than their sectors
+    for length in (logical, physical):  # the pointer has sizes in sectors only
         wrong |= (length % np.uint64(SECTOR) > 0) | (length < SECTOR) | (length > MAX_PAYLOAD)
     if wrong.any():
         first = leaves["object"][np.flatnonzero(wrong)[0]]
@@ -119,7 +123,7 @@ def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> 
 
 
 def _prop(headers: Array, logical: Array, physical: Array, little: Array) -> Array:
-    """format.dnode.pointer_prop() in columns."""
+    """format.dnode.pointer_prop() for columns of blocks."""
     one = np.uint64(1)
     prop = ((logical >> np.uint64(9)) - one) & np.uint64(0xFFFF)
     prop |= (((physical >> np.uint64(9)) - one) & np.uint64(0xFFFF)) << np.uint64(16)
@@ -130,7 +134,7 @@ def _prop(headers: Array, logical: Array, physical: Array, little: Array) -> Arr
 
 
 class State:
-    """Chunks of one dataset's state, folded as they are asked for."""
+    """One dataset's state, in chunks that are made when they are asked for."""
 
     def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
         self._timeline = timeline
@@ -147,19 +151,19 @@ class State:
         return found
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:
-        """The chunks with rows between two keys, in order."""
+        """The chunks that may have rows between two keys, in order."""
         first = bisect_right(self._marks, low) - 1
         last = bisect_left(self._marks, high)
         for index in range(max(first, 0), min(last, len(self._marks) - 1)):
             yield self.chunk(index)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All of them."""
+        """All chunks, in order."""
         for index in range(len(self._marks) - 1):
             yield self.chunk(index)
 
     def ranges(self) -> Array:
-        """The metadnode's blocks, all of them, without looking at what lies in them."""
+        """The rows of all OBJECT_RANGE records, without making chunks."""
         return fold(self._timeline.parts(self._runs, _lines)).ranges
 
     def leaves(self, number: int, first: int, end: int) -> Array:
@@ -170,7 +174,7 @@ class State:
         return np.concatenate(found) if found else np.empty(0, LEAF)
 
     def bytes_of(self, number: int, count: int = 1) -> int | None:
-        """What the records of blocks of some objects take; None if they lie in many chunks."""
+        """Bytes of the blocks' records of `count` objects from `number` on; None if they lie in many chunks."""
         first, last = bisect_right(self._marks, (number, 0)) - 1, bisect_left(self._marks, (number + count, 0))
         if last - first > CHUNKS:
             return None
@@ -184,7 +188,7 @@ def _of(rows: Array, number: int, count: int) -> slice:
 
 
 def _lines(segment: Segment) -> Table:
-    """What a segment says of whole metadnode blocks."""
+    """The rows of a segment that are about whole metadnode blocks."""
     return replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a snapshot that is being opened."""
+"""Errors of opening and reading a snapshot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _place(number: int, offset: int) -> str:
 
 
 class BadRecord(Damaged):
-    """A stored record is not what came in. `object` and `offset`: of its block; -1 where it is not a block's."""
+    """A stored record is not what was received. `object`, `offset`: those of its block; -1 if it is not a block's."""
 
     def __init__(self, where: str, number: int, offset: int = -1) -> None:
         self.where = where
@@ -27,7 +27,7 @@ class BadRecord(Damaged):
 
 
 class Forgery(NotAuthentic):
-    """A MAC does not verify. `object` and `offset`: of the first block that it covers; -1 where it is all of them."""
+    """A MAC does not verify. `object`, `offset`: those of the first block it covers; -1 if it covers all."""
 
     def __init__(self, snapshot: str, what: str, number: int = -1, offset: int = -1) -> None:
         self.snapshot = snapshot
@@ -42,4 +42,4 @@ class Forgery(NotAuthentic):
 
 
 class Unreadable(Refused):
-    """Authentic, but not what any OpenZFS would have written."""
+    """The data is authentic, but not what any OpenZFS would have written."""

@@ -1,6 +1,6 @@
-"""From a person's key to a dataset's keys: whichever of its key records the key opens will do.
+"""A dataset's keys, from a person's key: any key record of the dataset that the key unwraps will do.
 
-A change of the wrapping key leaves the keys inside as they are. So an old key opens new snapshots as long as an old
+Changing the wrapping key leaves the keys inside as they are. So an old key opens new snapshots as long as an old
 key record is there, and a new key opens old ones.
 """
 
@@ -16,7 +16,7 @@ from zkeep.pool.datasets.keyrecords import KeyRecord
 from zkeep.pool.datasets.model import Pool, Snapshot
 
 _OPENED: WeakKeyDictionary[GetKey, dict[int, MasterKeys]] = WeakKeyDictionary()
-"By the guid of the keys inside: what has opened one snapshot need not be looked for again for the next one."
+"Unwrapped keys by their guid: the next snapshot needs no search."
 
 
 def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
@@ -60,7 +60,7 @@ def _own(pool: Pool, snapshot: Snapshot) -> KeyRecord:
 
 
 def first_opened(records: Iterable[KeyRecord], get_key: GetKey, guid: int) -> MasterKeys | None:
-    """What the first record holds that the key opens, of those with the keys of this guid."""
+    """The keys in the first record of this guid that the key unwraps; None if there is none."""
     for record in records:
         if record.guid != guid:
             continue

@@ -1,4 +1,4 @@
-"""What the allocator does with memory that blocks no longer need."""
+"""Settings of the C allocator, for memory that blocks no longer need."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from contextlib import suppress
 from functools import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"As malloc.h of glibc numbers them."
+"Parameters of mallopt(), as malloc.h of glibc numbers them."
 LARGEST = 32 << 20
-"Bytes of the largest that is kept; glibc takes no more. A block has half of it."
+"Bytes of the largest piece that is kept; glibc allows no more. The largest block has half of it."
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let what is freed be there for the next block. To give it back each time, and have it cleared anew, takes longer
-    than to read and open the block. Does nothing where the C library is another one.
+    """Keep freed memory for the next block.
+
+    Giving it back to the system each time, and getting it zeroed again, takes longer than to read and decrypt the
+    block. Does nothing if the C library is not glibc.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""What all blocks of dnodes of a snapshot are sealed with, by their numbers."""
+"""Salt, IV and MAC of all blocks of dnodes of a snapshot, by block number."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from zkeep.snapshot.records import Records
 
 Array = npt.NDArray[Any]
 PROP = (SLOTS - 1) | (SLOTS - 1) << 16 | 2 << 32 | ObjectType.DNODE << 48 | 1 << 61
-"What a pointer to a block of dnodes says: 16 KiB, as it is; raw streams carry them uncompressed."
+"The blk_prop of a pointer to a block of dnodes: 16 KiB, uncompressed, as raw streams carry them."
 
 
 class Seals:
-    """Read from the headers of OBJECT_RANGE records, all at once: there is one for 32 objects.
+    """The seals of all blocks, read at once from the headers of OBJECT_RANGE records: one for 32 objects.
 
     Raises:
         Damaged: a record is of another block than its row says.
@@ -40,7 +40,7 @@ class Seals:
         self._at = dict(zip(self.blocks.tolist(), range(len(rows)), strict=True))
 
     def __iter__(self) -> Iterator[int]:
-        """Ascending."""
+        """The block numbers, ascending."""
         return iter(sorted(self._at))
 
     def __contains__(self, index: int) -> bool:

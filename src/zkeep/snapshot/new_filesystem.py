@@ -14,7 +14,7 @@ from zkeep.format.zap_writer import micro_block
 from zkeep.snapshot.changes import Block, ObjectChange
 
 MASTER, ATTRIBUTES, QUEUE, ROOT, REGISTRY, LAYOUTS = range(1, 7)
-"Object numbers. Only the first is fixed; a kernel finds the others by what the master node says."
+"Object numbers. Only the first is fixed; a kernel finds the others through the master node."
 FIRST_FREE = 7
 ZPL_VERSION = 5
 
@@ -25,7 +25,7 @@ def new_salt() -> int:
 
 
 def fixed_objects() -> Iterator[ObjectChange]:
-    """All of them but the root folder, which the caller writes at number ROOT, between QUEUE and REGISTRY."""
+    """These objects but for the root folder, which the caller writes at number ROOT, between QUEUE and REGISTRY."""
     master = {"ROOT": ROOT, "DELETE_QUEUE": QUEUE, "VERSION": ZPL_VERSION, "SA_ATTRS": ATTRIBUTES}
     master |= {"normalization": 0, "utf8only": 0, "casesensitivity": 0}
     yield _micro(MASTER, ObjectType.MASTER_NODE, master)

@@ -27,7 +27,7 @@ from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Damaged, Refused
 from zkeep.format.dnode import SLOTS, Dnode
 from zkeep.format.nvlist import NvList
-from zkeep.format.objtypes import ObjectType
+from zkeep.format.objtypes import ObjectType, ObjsetType
 from zkeep.format.records import ByteOrder
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import history_of
@@ -88,7 +88,7 @@ class OpenSnapshot:
 
     @property
     def is_volume(self) -> bool:
-        return self.begin.type == 3
+        return self.begin.type == ObjsetType.VOLUME
 
     def _unwrap(self, get_key: GetKey | None) -> BlockKeys | None:
         if not self.begin.raw:

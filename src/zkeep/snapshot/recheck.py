@@ -1,4 +1,7 @@
-"""Whose fault it is that something is not authentic: the disk's, where the pool's own sums tell so."""
+"""Why something is not authentic: if the pool's own checksums differ too, the disk is at fault, not the sender.
+
+Each function raises Damaged in that case, and returns if every record is what was received.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ FEW = 64
 
 
 def compare(records: Records, rows: npt.NDArray[Any]) -> None:
-    """Raises Damaged at the first record that is not what was received."""
+    """Compare records with their stored checksums. Raises Damaged at the first that differs."""
     for at in range(0, len(rows), FEW):
         records.whole(rows[at : at + FEW])
 
 
 def dnodes(state: State, index: int) -> None:
-    """The same for all that a block of dnodes depends on."""
+    """Compare all records that the MAC of a block of dnodes covers."""
     low, high = index * SLOTS, index * SLOTS + SLOTS
     for chunk in state.over((low, 0), (high, 0)):
         for rows in (chunk.table.ranges, chunk.table.objects, chunk.table.blocks, chunk.table.spills):
@@ -31,5 +34,5 @@ def dnodes(state: State, index: int) -> None:
 
 
 def seals(state: State) -> None:
-    """The same for all that the portable MAC covers."""
+    """Compare all records that the portable MAC covers."""
     compare(state.records, state.ranges())

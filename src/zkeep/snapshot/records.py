@@ -1,4 +1,7 @@
-"""Fetching records by the places that a timeline's rows tell: headers alone, or whole."""
+"""Stored records, read from where a timeline's rows say they lie: headers alone, or whole.
+
+Records that lie near one another are read together, others one by one.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from zkeep.snapshot.errors import BadRecord
 
 Array = npt.NDArray[Any]
 GAP = 8 << 10
-"Bytes that are read for nothing rather than beginning another read."
+"Bytes between two records that are read along, rather than beginning another read."
 PIECE = 1 << 20
-"Bytes of one read, unless a record is larger."
+"Bytes of one read at most, unless a record is larger."
 
 
 class Packed(NamedTuple):
-    """Stretches of bytes, back to back: where each starts, and how many bytes it has."""
+    """Pieces of bytes, back to back: where each starts, and how many bytes it has."""
 
     content: Array
     starts: Array
@@ -33,7 +36,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, sizes: Array) -> Packed:
-        """With room for them."""
+        """Allocate room for pieces of these sizes."""
         ends = np.cumsum(sizes, dtype=np.int64)
         return cls(np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), ends - sizes, sizes)
 
@@ -42,7 +45,7 @@ class Packed(NamedTuple):
         return self.content.data[start : start + int(self.sizes[index])]
 
     def cut(self, skip: int, sizes: Array) -> Packed:
-        """Of each stretch `sizes` bytes behind the first `skip`."""
+        """Copy `sizes` bytes of each piece, without its first `skip`."""
         found = Packed.of(sizes)
         _copy(self.content, self.starts + skip, found.content, found.starts, sizes)
         return found
@@ -55,18 +58,18 @@ class Records:
         self._timeline = timeline
 
     def byteorder(self, row: Array) -> ByteOrder:
-        """Of the record that a row stands for."""
+        """The byte order of the record that a row stands for."""
         return "big" if self._timeline.owner(int(row["segment"]))[1].big_endian else "little"
 
     def where(self, row: Array) -> str:
-        """The place, for a person."""
+        """The record's place as text for an error."""
         return f"{self._timeline.owner(int(row['segment']))[1].name}, byte {row['pos']}"
 
     def headers(self, rows: Array, rtype: RecordType) -> Array:
-        """The headers of some rows' records, in this machine's byte order, as an array of the type's dtype.
+        """The headers of rows' records, in this machine's byte order, as an array of the type's dtype.
 
         Raises:
-            Damaged: a record is of another type, or as long as its row does not say.
+            Damaged: a record is of another type.
         """
         headers = self.native(self.packed(rows, np.full(len(rows), HEADER)).content, rows, rtype)
         wrong = np.flatnonzero(headers["rtype"] != rtype)
@@ -75,7 +78,7 @@ class Records:
         return headers
 
     def native(self, raw: Array, rows: Array, rtype: RecordType) -> Array:
-        """Headers as they were read, back to back, in this machine's byte order."""
+        """Convert headers, read back to back, to this machine's byte order."""
         layout = LAYOUTS[rtype]
         headers: Array = raw.view(layout.dtype(NATIVE))
         for number in unique(rows["segment"]):
@@ -108,10 +111,11 @@ class Records:
         return found
 
     def packed(self, rows: Array, sizes: Array) -> Packed:
-        """The first `sizes` bytes of some rows' records, unchecked; neighbours are read together."""
+        """The first `sizes` bytes of rows' records, unchecked."""
         if len(sizes) and int(sizes.min()) < HEADER:
             raise Damaged("a row leads to no record")
         packed = Packed.of(sizes)
+        # Neighbours are read together and copied to their places; lone records are read right there.
         alone = _are_alone(rows, sizes)
         near = np.flatnonzero(~alone)
         for mine, buffer, starts in self.pieces(rows[near], sizes[near]):
@@ -121,7 +125,7 @@ class Records:
         return packed
 
     def _read_each(self, rows: Array, sizes: Array, out: memoryview, to: Array) -> None:
-        """A read for each: they lie far from one another, and reading what is between them costs more."""
+        """Read each by itself: they lie so far apart that reading what is between them costs more."""
         order = np.argsort(rows["segment"], kind="stable")
         for first, last in runs_of(rows["segment"][order]):
             mine = order[first:last]
@@ -164,7 +168,7 @@ class Records:
 
 
 def _copy(source: Array, at: Array, target: Array, to: Array, sizes: Array) -> None:
-    """Stretches of `sizes` bytes from one array to another. Most are of the same size."""
+    """Copy pieces of `sizes` bytes from one array to another, in one step for all pieces of one size."""
     for size in unique(sizes).tolist():
         if size:
             mine = sizes == size
@@ -172,12 +176,12 @@ def _copy(source: Array, at: Array, target: Array, to: Array, sizes: Array) -> N
 
 
 def _windows(content: Array, size: int) -> Array:
-    """All stretches of so many bytes, each byte's beginning one, over the same memory."""
+    """A view with one item per byte: the `size` bytes that begin there."""
     return np.ndarray((len(content) - size + 1,), f"V{size}", content, 0, (1,))
 
 
 def _in_order(rows: Array, sizes: Array) -> tuple[Array, Array, Array, Array]:
-    """Rows as they lie on disk: indices, where they begin and end, and which are no neighbours of the one before."""
+    """Rows in the order of the disk: indices, where they begin and end, and which are far from the one before."""
     order = np.lexsort((rows["pos"], rows["segment"]))
     places = rows["pos"][order].astype(np.int64)
     ends = places + sizes[order]
@@ -187,7 +191,7 @@ def _in_order(rows: Array, sizes: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _are_alone(rows: Array, sizes: Array) -> Array:
-    """Which rows' records have no neighbours."""
+    """Rows whose records have no others near them."""
     order, _, _, turns = _in_order(rows, sizes)
     alone = np.empty(len(rows), bool)
     counts = np.diff([0, *turns, len(rows)])
@@ -196,7 +200,7 @@ def _are_alone(rows: Array, sizes: Array) -> Array:
 
 
 def _cut(places: Array, ends: Array, turns: Array) -> Iterator[tuple[int, int]]:
-    """Stretches between turns, none with more than PIECE bytes of more than one record."""
+    """Cut rows into reads: at the turns, and before a read of several records exceeds PIECE bytes."""
     for start, last in pairwise([0, *turns.tolist(), len(places)]):
         first = start
         while first < last:

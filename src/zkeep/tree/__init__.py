@@ -1,1 +1,1 @@
-"""From objects to paths: directories, files, links, attributes. Knows of no pool and no key."""
+"""From objects to paths: directories, files, links, attributes. Imports no pool and no key."""

@@ -1,8 +1,8 @@
-"""A filesystem as paths: folders, files, links, and what is known of each. Names are bytes.
+"""A filesystem as paths: folders, files, links, and their attributes. Names are bytes.
 
-What is stored may be authentic and hostile: a sender who has the key made it. Each walk comes to an end, and takes time
-and memory in proportion to what is stored: a folder lies in one place, a file has no more names than it has links,
-paths and extended attributes are bounded.
+A snapshot may be authentic and still hostile: made by a sender who has the key. Each walk ends, and takes time and
+memory in proportion to what is stored: a folder lies in one place, a file has no more names than it has links, paths
+and extended attributes are bounded.
 
 Source: OpenZFS module/zfs/zfs_dir.c, module/os/linux/zfs/zfs_vfsops.c zfsvfs_init(), zfs_znode.h ZFS_DIRENT_*.
 """
@@ -35,7 +35,7 @@ MAX_LINKS = 40
 MAX_TARGET = 4096
 "Bytes of a symbolic link's target: no system makes longer ones."
 MAX_PATH = 1 << 14
-"Bytes of a path that is walked down to: four times what a system call takes."
+"Bytes of the longest path that is walked: four times what a system call takes."
 MAX_SIZE = 1 << 63
 MAX_SPILL = 128 << 10
 "Bytes of attributes beside a dnode (SPA_OLD_MAXBLOCKSIZE)."
@@ -43,25 +43,25 @@ MAX_XATTR = 16 << 20
 MAX_XATTRS = 64 << 20
 "Bytes of all extended attributes of a file."
 MAX_XATTR_HOLES = 1 << 20
-"Zeros among them that take no room in the pool."
+"Bytes of holes among them, which take no room in the pool."
 BLOCKS = 32 << 20
-"Bytes of ZAP blocks that are held."
+"Bytes of ZAP blocks that are cached."
 ENTRIES = 1 << 18
-"Entries of folders that are held to find them again, by name and by number."
+"Entries of folders that are cached, by name and by number."
 PATHS = 16 << 20
-"Bytes of paths that are held."
+"Bytes of paths that are cached."
 
 
 class BadTree(Refused):
-    """Authentic, but no filesystem that OpenZFS would have written."""
+    """The objects are authentic, but not a filesystem that OpenZFS would have written."""
 
 
 class NoSuchFile(Refused):
-    """There is nothing of this path."""
+    """There is nothing at this path."""
 
 
 Failed = Callable[[bytes, ZkeepError], object]
-"Is told of a path that cannot be read, and why."
+"Called with a path that cannot be read, and why."
 
 
 class Name(NamedTuple):
@@ -74,7 +74,7 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A stretch of a file that is no hole."""
+    """A part of a file that is not a hole."""
 
     offset: int
     content: Content
@@ -94,7 +94,7 @@ class Filesystem:
         self._named: Cache[int, dict[int, bytes]] = Cache(ENTRIES, len)
         self._paths: Cache[int, bytes] = Cache(PATHS, len)
 
-    # What the dataset says of itself
+    # The master node, and the registry of system attributes
 
     @cached_property
     def master(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ class Filesystem:
 
     @cached_property
     def _schema(self) -> sa.Schema:
-        """An empty one for filesystems that have no system attributes."""
+        """The dataset's attributes and layouts; empty for filesystems that have no system attributes."""
         number = self.master.get("SA_ATTRS")
         if not number:
             return sa.Schema([], [], COLUMNS)
@@ -130,14 +130,14 @@ class Filesystem:
 
     @property
     def has_xattrs(self) -> bool:
-        """False: no layout has a place for extended attributes, in this snapshot or in one before it.
+        """Whether any file may have extended attributes: some layout in this snapshot has a place for them.
 
         Layouts are added with the first file that needs them, and never taken away.
         """
         return not self.master.get("SA_ATTRS") or bool(self._schema.laid_out & {"ZPL_DXATTR", "ZPL_XATTR"})
 
     def zap(self, number: int) -> Zap:
-        """Raises BadZap if it is none."""
+        """The ZAP in an object. Raises BadZap if it is none."""
         return Zap(partial(self._block, number), self.objects.dnode(number).blksz)
 
     def _block(self, number: int, block: int) -> bytes:
@@ -147,7 +147,7 @@ class Filesystem:
     # Files
 
     def znode(self, number: int) -> Znode:
-        """What is known of an object that is a file, a folder or the like."""
+        """The attributes of an object that is a file, a folder, a link or the like."""
         bonus = self.objects.bonus(number)
         try:
             if bonus.type == ObjectType.SA and not bonus.has_spill:
@@ -161,9 +161,9 @@ class Filesystem:
         return node
 
     def znode_if_spill_is_lost(self, number: int) -> tuple[Znode, ZkeepError | None]:
-        """What is known of an object and, if its spill block cannot be read, why: the rest is known without it.
+        """The attributes of an object; if its spill block cannot be read, those without it, and the error.
 
-        In a spill block lie extended attributes and ACLs; the content of a file can be had without them.
+        A spill block has extended attributes and ACLs; the content of a file can be read without them.
         """
         try:
             return self.znode(number), None
@@ -194,7 +194,7 @@ class Filesystem:
         return attributes, order
 
     def _long_target(self, node: Znode) -> bytes:
-        """Of filesystems before ZPL version 5: a target too long for the znode lies in the file's first block."""
+        """The target of a link from before ZPL version 5, too long for the znode: it lies in the first block."""
         if node.size > MAX_TARGET:
             raise BadTree(f"object {node.number}: a link of {node.size} bytes")
         return self.read(node, 0, node.size)
@@ -209,7 +209,10 @@ class Filesystem:
         return found
 
     def _check_names(self, folder: int, found: list[Name]) -> None:
-        """Each name is one, is there once, and what it names knows of as many: a few bytes can name one file often."""
+        """Check that each name is legal and occurs once, and that no file has more names in here than links.
+
+        Without the last, a few bytes could name one large file very often.
+        """
         names = {name.name for name in found}
         odd = next((name for name in names if name in (b"", b".", b"..") or b"/" in name), None)
         if odd is not None:
@@ -227,7 +230,7 @@ class Filesystem:
                 raise BadTree(f"folder {folder}: object {name.number} has more names than links")
 
     def find(self, folder: int, name: bytes) -> Name | None:
-        """The entry of this name: exactly this, else one that the dataset's normalization or case makes equal."""
+        """The entry of exactly this name, else one that is equal by the dataset's normalization or casesensitivity."""
         try:
             zap = self.zap(folder)
             if zap.normalization:
@@ -238,7 +241,7 @@ class Filesystem:
             raise BadTree(f"folder {folder}: {error}") from None
 
     def _find_equal(self, folder: int, normalization: int, name: bytes) -> Name | None:
-        """All names of a folder are made comparable the first time that one of them is looked for."""
+        """Find an equal name. The first search in a folder normalizes all its names, for the searches to come."""
         fold = folding(normalization, self.master.get("casesensitivity", 0)) or (lambda name: name)
         known = self._equal.get(folder)
         if known is None:
@@ -256,6 +259,7 @@ class Filesystem:
         return self._walk(self.root, path, follow, [MAX_LINKS], path)
 
     def _walk(self, start: int, path: bytes, follow: bool, links: list[int], whole: bytes) -> Znode:
+        # `trail`: the folders walked through, for `..`; `parts`: names still to be walked, the next one last.
         trail = [start]
         parts = _parts(path)[::-1]
         node = self.znode(start)
@@ -276,6 +280,7 @@ class Filesystem:
                 target = node.target or b""
                 if len(target) > MAX_TARGET:
                     raise NoSuchFile(f"{shown(whole)}: a symbolic link leads to a path of {len(target)} bytes")
+                # A link: go on with its target's names before the others, from the root or from the link's folder.
                 trail = [self.root] if target.startswith(b"/") else trail
                 parts += _parts(target)[::-1]
                 node = self.znode(trail[-1])
@@ -285,6 +290,7 @@ class Filesystem:
 
     def path_of(self, number: int) -> bytes:
         """A path that leads to an object; BadTree if it is not found."""
+        # Walk up from parent to parent, to the root or to a folder whose path is cached, noting the names.
         trail: dict[int, bytes] = {}
         at, path = number, b""
         while at != self.root:
@@ -296,6 +302,7 @@ class Filesystem:
             if name is None or at in trail:
                 raise BadTree(f"object {number} has no path")
             trail[at], at = name, parent
+        # Then put the names together from the top down, and cache the path of each folder on the way.
         for at, name in reversed(trail.items()):
             path = self._paths.put(at, self.below(path, name))
         return path
@@ -309,9 +316,9 @@ class Filesystem:
     def walk(
         self, folder: int, path: bytes = b"", *, as_stored: bool = False, failed: Failed | None = None
     ) -> Iterator[tuple[bytes, Name]]:
-        """Everything below a folder, folders before what they hold; names sorted, or as they lie in the pool.
+        """Everything below a folder, each folder before its entries; sorted by name, or in the order of object numbers.
 
-        `failed` is told of a folder that cannot be read, and the walk goes on; without it that is raised.
+        `failed` is called with a folder that cannot be read, and the walk goes on; without it the error is raised.
         """
         stack = [(folder, len(path), iter(self.ordered(folder, as_stored=as_stored)))]
         while stack:
@@ -335,7 +342,7 @@ class Filesystem:
                 stack.append((name.number, len(inner), iter(names)))
 
     def _inside(self, folder: int, name: Name, as_stored: bool) -> list[Name] | None:
-        """What is in a folder that is in another one; None if it is no folder."""
+        """The entries of a folder that lies in another one; None if it is no folder."""
         if not self.is_folder(name):
             return None
         self.check_inside(folder, name)
@@ -349,16 +356,16 @@ class Filesystem:
         return inner
 
     def check_inside(self, folder: int, name: Name) -> None:
-        """Check that a folder lies in another one: so a walk through all of them comes to an end.
+        """Check that a folder's parent is `folder`: then a walk through all folders ends.
 
         Raises:
-            BadTree: it lies in yet another one.
+            BadTree: its parent is another one.
         """
         if name.number == self.root or self.znode(name.number).parent != folder:
             raise elsewhere(folder, name)
 
     def ordered(self, folder: int, *, as_stored: bool = False) -> list[Name]:
-        """The entries of a folder, by name, or in the order in which what they name lies in the pool."""
+        """The entries of a folder, sorted by name, or by object number: that is the order in the pool."""
         return sorted(self.names(folder), key=attrgetter("number" if as_stored else "name"))
 
     def is_folder(self, name: Name) -> bool:
@@ -379,7 +386,7 @@ class Filesystem:
         return bytes(out)
 
     def extents(self, node: Znode) -> Iterator[Extent]:
-        """What a file holds, without its holes, cut off at its size."""
+        """A file's data without holes, cut off at its size."""
         self._check_size(node)
         for offset, content in self.objects.data(node.number, 0, node.size):
             if offset + len(content) > node.size:
@@ -392,7 +399,7 @@ class Filesystem:
             raise BadTree(f"object {node.number}: a file of {node.size} bytes")
 
     def xattrs(self, node: Znode) -> dict[bytes, bytes]:
-        """Extended attributes as Linux shows them: those in the inode, and those that are files of their own."""
+        """Extended attributes as Linux shows them: those among the system attributes, and those that are files."""
         try:
             stored = unpack_xattrs(node.packed_xattrs)
         except sa.BadAttributes as error:
@@ -403,7 +410,7 @@ class Filesystem:
         return {name: value for name, value in named if name is not None}
 
     def _xattr_files(self, node: Znode) -> Iterator[tuple[bytes, bytes]]:
-        """Those in a folder of their own, which is this file's alone."""
+        """The extended attributes that are files, in a folder that must belong to this file alone."""
         if self.znode(node.xattr_folder).parent != node.number:
             raise BadTree(f"object {node.number}: its extended attributes are another's")
         size = zeros = 0
@@ -431,5 +438,5 @@ def _parts(path: bytes) -> list[bytes]:
 
 
 def shown(path: bytes) -> str:
-    """A path for a person: printable, whatever it holds."""
+    """A path as printable text."""
     return printable_path(path)

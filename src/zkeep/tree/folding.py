@@ -20,11 +20,14 @@ _FORMS: dict[int, Form] = {
     COMPATIBLE | COMPOSED: "NFKC",
 }
 SENSITIVE, INSENSITIVE, MIXED = 0, 1, 2
-"The property casesensitivity. A mixed one is sensitive for who does not ask for more, as nobody on Linux does."
+"The property casesensitivity. `mixed` is sensitive unless a client asks otherwise, which none on Linux does."
 
 
 def folding(flags: int, case: int) -> Callable[[bytes], bytes] | None:
-    """What makes equal names the same bytes; None where only the same bytes are equal. `flags`: of the folder's ZAP."""
+    """A function that maps equal names to the same bytes; None if only equal bytes are equal names.
+
+    `flags`: the normflags of the folder's ZAP. `case`: the dataset's casesensitivity.
+    """
     form = _FORMS.get(flags & (CANONICAL | COMPATIBLE | COMPOSED))
     upper = bool(flags & UPPER) and case != MIXED
     if form is None and not upper:

@@ -14,7 +14,7 @@ _MAGIC = re.compile(rb"[*?\[]")
 
 
 def typed(filesystem: Filesystem, text: str) -> list[bytes]:
-    """The paths that a person means: as the name is stored, in UTF-8 whatever the terminal has, or as ls shows it."""
+    """The paths that a typed pattern means: taken as stored, as UTF-8 whatever the terminal has, or as ls shows it."""
     stored, utf8 = os.fsencode(text), text.encode("utf-8", "surrogateescape")
     for pattern in dict.fromkeys((stored, utf8, unescaped(stored), unescaped(utf8))):
         if b"\0" not in pattern and (found := matches(filesystem, pattern)):
@@ -23,7 +23,7 @@ def typed(filesystem: Filesystem, text: str) -> list[bytes]:
 
 
 def matches(filesystem: Filesystem, pattern: bytes) -> list[bytes]:
-    """The paths that a pattern meets, sorted; one that is there as it is needs no pattern."""
+    """The paths that match a pattern, sorted. A path that exists literally is not taken as a pattern."""
     plain = b"/".join(part for part in pattern.split(b"/") if part not in (b"", b"."))
     try:
         filesystem.lookup(plain)

@@ -24,7 +24,7 @@ class Volume:
 
     @property
     def size(self) -> int:
-        """Bytes. Raises BadTree if the volume does not say."""
+        """The volume's size in bytes. Raises BadTree if it has none."""
         blksz = self.objects.dnode(PROPERTIES).blksz
         try:
             entry = Zap(lambda block: self.objects.read_block(PROPERTIES, block), blksz).get(b"size")
@@ -36,7 +36,7 @@ class Volume:
         return size
 
     def extents(self) -> Iterator[Extent]:
-        """What it holds, without its holes, cut off at its size."""
+        """The volume's data without holes, cut off at its size."""
         size = self.size
         for offset, content in self.objects.data(DATA, 0, size):
             yield Extent(offset, memoryview(content)[: size - offset])

@@ -1,4 +1,4 @@
-"""Extended attributes one by one: what cannot be read of one of them keeps no other back.
+"""Extended attributes one by one: one that cannot be read does not hide the others.
 
 Source: OpenZFS module/os/linux/zfs/zpl_xattr.c.
 """
@@ -24,7 +24,7 @@ Value = bytes | ZkeepError
 
 
 def each_xattr(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Value]]:
-    """Names as Linux shows them, and values; in the place of a value that cannot be read, why.
+    """Names as Linux shows them, and values. If a value cannot be read, the error takes its place.
 
     Where not even the names can be read, it is one error under the name `user.*`.
     """
@@ -46,7 +46,7 @@ def each_xattr(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Val
 
 
 def _in_folder(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Value]]:
-    """Attributes that are files in a folder of their own; a name may have a slash in it."""
+    """The attributes that are files, in the folder that belongs to this file; a name may have a slash in it."""
     try:
         if filesystem.znode(node.xattr_folder).parent != node.number:
             raise BadTree(f"object {node.number}: its extended attributes are another's")
@@ -65,9 +65,10 @@ def _in_folder(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Val
 
 
 def _read(filesystem: Filesystem, number: int, room: int, most_zeros: int) -> tuple[Value, int, int]:
-    """A value, its size, and how many of its bytes are not stored; an error if it is larger than what is left for it.
+    """A value (or the error), its size, and how many of its bytes are holes.
 
-    What was read in vain counts: many names can lead to one value.
+    `room` and `most_zeros` bound what is read for all attributes together, also for values that end in an error: many
+    names can lead to one value.
     """
     size = 0
     try:
