@@ -8,7 +8,7 @@ Source: OpenZFS module/zcommon/zfs_fletcher.c.
 
 from __future__ import annotations
 
-from zkeep.format.records import MAX_U64, Words
+from zkeep.format.records import MAX_UINT64, Words
 
 ZERO: Words = (0, 0, 0, 0)
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
@@ -21,11 +21,11 @@ def shift(state: Words, nbytes: int) -> Words:
     n = nbytes >> 2
     t2 = n * (n + 1) >> 1
     t3 = n * (n + 1) * (n + 2) // 6
-    return a, b + n * a & MAX_U64, c + n * b + t2 * a & MAX_U64, d + n * c + t2 * b + t3 * a & MAX_U64
+    return a, b + n * a & MAX_UINT64, c + n * b + t2 * a & MAX_UINT64, d + n * c + t2 * b + t3 * a & MAX_UINT64
 
 
 def combine(first: Words, second: Words, second_bytes: int) -> Words:
     """The sum over A then B, from the sum over A, the sum over B alone and B's length."""
     a, b, c, d = shift(first, second_bytes)
     e, f, g, h = second
-    return a + e & MAX_U64, b + f & MAX_U64, c + g & MAX_U64, d + h & MAX_U64
+    return a + e & MAX_UINT64, b + f & MAX_UINT64, c + g & MAX_UINT64, d + h & MAX_UINT64

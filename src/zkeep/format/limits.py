@@ -22,7 +22,7 @@ from zkeep.format.objtypes import NEW_TYPE, UINT64_METADATA, ObjectType
 from zkeep.format.records import (
     DEDUPLICATED,
     MAX_PAYLOAD,
-    MAX_U64,
+    MAX_UINT64,
     SUPPORTED,
     Begin,
     BeginFlag,
@@ -44,7 +44,7 @@ MAX_OBJECT = 1 << 48
 "Object numbers are below this (DN_MAX_OBJECT)."
 DNODES_PER_BLOCK = SLOTS
 MAX_EMBEDDED = 112
-TO_THE_END = MAX_U64
+TO_THE_END = MAX_UINT64
 "The length of a FREE that reaches to the end of its object."
 _OBJSET_TYPES = 6
 _OBJECT_TYPES = 54

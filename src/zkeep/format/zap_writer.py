@@ -147,18 +147,18 @@ class FatZap:
         Raises:
             BadZap: it is none that this class, or a kernel with blocks of 16 KiB, would have written.
         """
-        there = Zap(read, blksz)
-        if there.is_micro or blksz != BLOCK or there.normalization or there.flags:
+        old = Zap(read, blksz)
+        if old.is_micro or blksz != BLOCK or old.normalization or old.flags:
             raise BadZap("it cannot be changed here")
-        made = cls(there.salt)
-        made._read = read
-        made.count = there.entries_count
-        made._bits, made._next, made._leaf_count = there.shape
-        made._external = there.external_table
-        made._table = list(there.pointers())
-        made._leaves = {}
-        made._table_changed = False
-        return made
+        zap = cls(old.salt)
+        zap._read = read
+        zap.count = old.entries_count
+        zap._bits, zap._next, zap._leaf_count = old.shape
+        zap._external = old.external_table
+        zap._table = list(old.pointers())
+        zap._leaves = {}
+        zap._table_changed = False
+        return zap
 
     @property
     def maxblkid(self) -> int:
@@ -173,17 +173,19 @@ class FatZap:
         data = value if isinstance(value, bytes) else value.to_bytes(8, "big")
         hashed = hash_of(name, self.salt, HASH_BITS)
         leaf = self._leaf_of(hashed)
-        there = leaf.entries.get(name)
-        if there is not None:
-            there.value, leaf.changed = data, True
+        old = leaf.entries.get(name)
+        if old is not None:
+            old.value, leaf.changed = data, True
             return
-        made = _Entry(hashed, 0, name, data)
-        while leaf.used + made.chunks > CHUNKS:
+        entry = _Entry(hashed, 0, name, data)
+        # Split the leaf until the entry fits.
+        while leaf.used + entry.chunks > CHUNKS:
             leaf = self._split(leaf, hashed)
+        # Entries with equal hashes get different `cd`s, the lowest that is free.
         if hashed in leaf.hashes:
-            taken = {entry.differentiator for entry in leaf.entries.values() if entry.hashed == hashed}
-            made.differentiator = next(number for number in range(len(taken) + 1) if number not in taken)
-        leaf.add(made)
+            taken = {each.differentiator for each in leaf.entries.values() if each.hashed == hashed}
+            entry.differentiator = next(number for number in range(len(taken) + 1) if number not in taken)
+        leaf.add(entry)
         leaf.changed = True
         self.count += 1
 

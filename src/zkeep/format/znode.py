@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from zkeep.format import sa
 from zkeep.format.nvlist import BadNvlist, decode
-from zkeep.format.records import MAX_U64, ByteOrder
+from zkeep.format.records import MAX_UINT64, ByteOrder
 
 ACL_TRIVIAL, ACL_PROTECTED, ACL_DEFAULTED, ACL_AUTO_INHERIT = 0x4, 0x10, 0x20, 0x40
 PROJINHERIT = 0x0000400000000000
@@ -91,7 +91,7 @@ def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order
     """Make a Znode of the COLUMNS, and of the rest of its attributes."""
     mode, uid, gid, size, links, a, a_nano, m, m_nano, c, c_nano, cr, cr_nano, *others = columns
     parent, flags, generation, rdev, xattr_folder, project = others
-    size &= MAX_U64
+    size &= MAX_UINT64
     target = None
     if stat.S_ISLNK(mode):
         kept = rest.get("ZPL_SYMLINK", b"")

@@ -12,24 +12,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.mactree import MacTree, Shape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
-from zkeep.format.records import HEADER, MAX_U64, RecordType, WriteEmbedded
+from zkeep.format.records import HEADER, MAX_UINT64, RecordType, WriteEmbedded
+from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.tree.objects import Content
 
-Array = npt.NDArray[Any]
 GROUPS = 64
 "Level 1 indirect blocks whose authenticated leaves are cached."
 BATCH = 8 << 20
@@ -38,7 +36,7 @@ INFLATED = 64 << 20
 "Bytes of contents that are in memory at a time, or one block: a few stored bytes may decompress to large blocks."
 WORTHWHILE = 256 << 10
 "Bytes of contents that are worth more than one thread."
-END = MAX_U64
+END = MAX_UINT64
 "Behind every block number and every offset."
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 

@@ -9,24 +9,21 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.format.dnode import SECTOR
 from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
 from zkeep.pool.timeline.segment import Segment
-from zkeep.pool.timeline.spans import keys
+from zkeep.pool.timeline.spans import Array, keys
 from zkeep.pool.timeline.table import NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.snapshot.records import Packed, Records
 from zkeep.snapshot.small_objects import SmallObjects
 from zkeep.snapshot.verified import LEAF
 
-Array = npt.NDArray[Any]
 CHUNK_ROWS = 8192
 CHUNKS = 12
 "Chunks that are cached."

@@ -14,24 +14,21 @@ for each; one is made when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.block import BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Seal, Stretch, decrypt_dnodes, has_encrypted_bonus, stretch_of
 from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.records import ByteOrder, Object, RecordType
+from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot import recheck
 from zkeep.snapshot.chunks import Chunk, State
 from zkeep.snapshot.errors import Forgery
 from zkeep.snapshot.small_objects import Columns
 from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject
 from zkeep.tree.objects import Bonus
-
-Array = npt.NDArray[Any]
 
 
 class Block(Mapping[int, VerifiedObject]):

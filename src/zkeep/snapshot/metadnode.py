@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.dnodeblock import Seal
 from zkeep.crypto.mactree import POINTER
@@ -14,10 +12,10 @@ from zkeep.errors import Damaged
 from zkeep.format.dnode import SLOTS
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import RecordType
+from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import little_of
 from zkeep.snapshot.records import Records
 
-Array = npt.NDArray[Any]
 PROP = (SLOTS - 1) | (SLOTS - 1) << 16 | 2 << 32 | ObjectType.DNODE << 48 | 1 << 61
 "The blk_prop of a pointer to a block of dnodes: 16 KiB, uncompressed, as raw streams carry them."
 

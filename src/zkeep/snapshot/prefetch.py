@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.records import HEADER
+from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.records import Records
 from zkeep.tree.objects import Content
-
-Array = npt.NDArray[Any]
 
 
 class BlockRow(NamedTuple):

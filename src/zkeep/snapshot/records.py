@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.mactree import runs_of
 from zkeep.errors import Damaged
 from zkeep.format import kernel
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
-from zkeep.pool.timeline.spans import unique
+from zkeep.pool.timeline.spans import Array, unique
 from zkeep.pool.timeline.timeline import Timeline
 from zkeep.snapshot.errors import BadRecord
 
-Array = npt.NDArray[Any]
 GAP = 8 << 10
 "Bytes between two records that are read along, rather than beginning another read."
 PIECE = 1 << 20

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.dnodeblock import Stretch
 from zkeep.crypto.mactree import HOLE, POINTER
@@ -19,11 +18,11 @@ from zkeep.format.dnode import CORE, SECTOR, SLOT, SLOTS, Dnode, core_dtype
 from zkeep.format.dnode import POINTER as ON_DISK
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import MAX_PAYLOAD, ByteOrder, RecordFlag, RecordType
+from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import Table
 from zkeep.snapshot.records import Packed
 from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
 
-Array = npt.NDArray[Any]
 ENCRYPTED = np.array([is_encrypted(kind) for kind in range(256)])
 "Whether blocks and bonus buffers of each object type are encrypted."
 ROW = CORE + POINTER.itemsize

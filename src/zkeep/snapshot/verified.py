@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from zkeep.crypto.mactree import POINTER, MacTree
 from zkeep.format.dnode import Dnode
-
-Array = npt.NDArray[Any]
+from zkeep.pool.timeline.spans import Array
 
 LEAF = np.dtype(
     [
