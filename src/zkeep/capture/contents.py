@@ -10,12 +10,14 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fcntl import ioctl
 from functools import cache
 from typing import Any
 
-from zkeep.format.znode_writer import FileFields
+from zkeep.format.znode_writer import APPEND_ONLY, IMMUTABLE, NO_DUMP, FileFields
 from zkeep.snapshot.changes import Block
 
 SMALL = 4 << 20
@@ -152,6 +154,20 @@ def xattrs_of(place: int | str) -> dict[bytes, bytes]:
         with suppress(OSError):
             found[os.fsencode(name)] = os.getxattr(place, name, follow_symlinks=follow)
     return found
+
+
+_FLAGS = {0x10: IMMUTABLE, 0x20: APPEND_ONLY, 0x40: NO_DUMP}
+"Of FS_IOC_GETFLAGS those that a kernel keeps of a file; the others are the file system's own business."
+_GET_FLAGS = 0x80086601
+
+
+def flags_of(fd: int) -> int:
+    """The flags of a file or folder (chattr); none where there is no such thing."""
+    try:
+        found = int.from_bytes(ioctl(fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return 0
+    return sum(stored for flag, stored in _FLAGS.items() if found & flag)
 
 
 def fields_of(

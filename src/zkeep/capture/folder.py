@@ -19,6 +19,7 @@ from zkeep.capture.contents import (
     block_size,
     blocks_of,
     fields_of,
+    flags_of,
     open_file,
     read_blocks,
     reading,
@@ -207,6 +208,7 @@ class FolderWriter:
 
         with reading():
             fields = self._fields(node, before, size, self._folders.fd(node.parent) if node.parent else -1)
+            fields.flags = flags_of(fd)
             bonus, spill = self._attributes.encode(node.number, fields, fd)
         change = ObjectChange(
             node.number,
@@ -350,10 +352,12 @@ class FolderWriter:
         generation, links = self._generation_of(node), 2 + folders
         if fd >= 0:
             status = os.fstat(fd)
-            birth = birth_of(b"", fd)
-            return fields_of(
-                status, size=entries + 2, links=links, parent=_parent(node), generation=generation, birth=birth
-            ), status
+            birth, parent = birth_of(b"", fd), _parent(node)
+            fields = fields_of(
+                status, size=entries + 2, links=links, parent=parent, generation=generation, birth=birth
+            )
+            fields.flags = flags_of(fd)
+            return fields, status
         if self._tree is not None and self._held(node) is not None:
             old = self._tree.znode(node.number)
             owner, times = (old.mode, old.uid, old.gid), (old.atime, old.mtime, old.ctime, old.crtime)
