@@ -107,7 +107,7 @@ def _check_component(kind: str, whole: str, component: str) -> None:
 
 
 def _check_length(kind: str, whole: str, limit: int = MAX_NAME) -> None:
-    size = len(whole.encode("utf-8", "surrogateescape"))
+    size = len(whole.encode("utf-8", "surrogatepass"))
     if size > limit:
         raise BadName(kind, whole, f"it has {size} bytes, {limit} are allowed")
 

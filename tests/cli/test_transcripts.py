@@ -57,6 +57,7 @@ def add(name: str, created: int = 1_700_000_000, **run_fields: object) -> None:
         txg = t.next_txg()
         content = {"txg": txg, "segments": [], "bytes": 1 << 20, "logical": 3 << 19, "dead": {}, **run_fields}
         content |= {"file_bytes": 1 << 20, "records": 0, "features": 0, "fromguid": 0, "from_txg": 0}
+        content |= {"whole": True, "maxblkid": 0}
         t.put("run", txg_key(dataset.id, txg), content)
         pool.add_snapshot(t, dataset, wanted.name, txg, txg * 1000, creation=created)
 

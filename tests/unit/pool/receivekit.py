@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,22 @@ from zkeep.pool.transfer.receive import ReceiveOptions, receive
 CHAINS = Path(__file__).parent.parent.parent / "data" / "opened" / "chains"
 REPLICATION = CHAINS.parent.parent / "streams" / "full-Rw.zfs"
 CHAIN = "ccm192-lzjb-8k"
+
+
+def receiving(txg: int) -> dict[str, Any]:
+    """The document of a receive that has just begun."""
+    return {
+        **dict.fromkeys(("toguid", "fromguid", "features", "object", "offset"), 1),
+        **dict.fromkeys(("resumable", "clone", "new"), False),
+        **dict.fromkeys(("source", "state", "last")),
+        "txg": txg,
+        "snapshot": "s",
+        "toname": "tank/a@s",
+        "begin": {"header": "", "payload": "", "byteorder": "little"},
+        "fields": {},
+        "snapshot_fields": {},
+        "tally": {"segments": [], "bytes": 0, "logical": 0, "records": 0, "file_bytes": 0, "dead": {}},
+    }
 
 
 def stream(name: str) -> bytes:

@@ -439,7 +439,7 @@ def test_long_documents_take_less_in_the_index(tmp_path: Path) -> None:
     long = {"header": "A" * 3000, "name": "ü\ud800" * 500}
     with catalog.transaction() as t:
         for number in range(100):
-            t.put("begin", f"{number:04}", long)
+            t.put("thing", f"{number:04}", long)
     catalog.close()
     assert (tmp_path / INDEX).stat().st_size < 100_000
     db = sqlite3.connect(tmp_path / INDEX)
@@ -448,9 +448,9 @@ def test_long_documents_take_less_in_the_index(tmp_path: Path) -> None:
         db.execute("UPDATE doc SET value = ? WHERE key = '0007'", (damaged,))
         db.commit()
         catalog = Catalog(LocalStore(tmp_path))
-        assert catalog.get("begin", "0006") == long
-        with pytest.raises(Damaged, match="begin 0007 is not what was stored"):
-            catalog.get("begin", "0007")
+        assert catalog.get("thing", "0006") == long
+        with pytest.raises(Damaged, match="thing 0007 is not what was stored"):
+            catalog.get("thing", "0007")
         catalog.close()
     db.close()
 

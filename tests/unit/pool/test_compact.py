@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from receivekit import receiving
 
 from vectors.histories import DATA, History, histories, new_pool, point, put_together, take_chain
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
@@ -191,7 +192,7 @@ def test_a_change_meanwhile_undoes_a_step(pool: Pool, monkeypatch: pytest.Monkey
 def test_sweep_leaves_a_receive_alone_and_takes_a_dead_one_away(pool: Pool) -> None:
     with pool.transaction() as t:
         txg = t.next_txg()
-        t.put("receive", f"txg/{txg:020d}", {"txg": txg, "resumable": False})
+        t.put("receive", f"txg/{txg:020d}", receiving(txg))
     name = f"segments/{txg % 256:02x}/{txg:x}-0.seg"
     pool.store.put(name, b"x")
     pool.store.draft(f"{txg:x}-1").close()

@@ -37,14 +37,15 @@ def add(pool: Pool, text: str, **fields: Any) -> None:
         dataset, txg = pool.dataset(name.dataset), t.next_txg()
         run = {
             "txg": txg,
-            "segments": [f"{txg}"],
+            "segments": [f"{txg:x}-0"],
             "bytes": 100,
             "logical": 100,
             "dead": fields.pop("dead", {}),
-            "file_bytes": 0,
+            "whole": True,
+            **dict.fromkeys(("file_bytes", "records", "features", "fromguid", "from_txg", "maxblkid"), 0),
         }
         t.put("run", txg_key(dataset.id, txg), run)
-        t.put("begin", txg_key(dataset.id, txg), {})
+        t.put("begin", txg_key(dataset.id, txg), {"header": "", "payload": "", "byteorder": "little"})
         pool.add_snapshot(t, dataset, name.name, txg, txg * 1000, **fields)
 
 

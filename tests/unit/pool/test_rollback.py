@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from receivekit import receiving
 from test_namespace import add, clone, ds, names, snap
 
 from zkeep.errors import Refused, TryAgain
@@ -105,7 +106,7 @@ def test_a_dataset_below_its_own_clone(pool: Pool) -> None:
 def test_an_interrupted_receive_keeps_its_source(pool: Pool) -> None:
     newest = pool.snapshot(snap("p/a@3"))
     with pool.transaction() as t:
-        t.put("receive", newest.dataset.key, {"source": [newest.dataset.id, newest.txg], "tally": {"bytes": 0}})
+        t.put("receive", newest.dataset.key, receiving(99) | {"source": [newest.dataset.id, newest.txg]})
     refused(pool, "p/a@1", "r", "an interrupted receive needs p/a@3")
 
 

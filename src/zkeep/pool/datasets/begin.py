@@ -12,8 +12,8 @@ from functools import cached_property
 
 from zkeep.errors import Damaged
 from zkeep.format.events import SubBegin
-from zkeep.format.nvlist import Encoding, Form, NvList, decode, encode
-from zkeep.format.records import Begin, BeginFlag, ByteOrder, Feature, HeaderType
+from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, decode, encode
+from zkeep.format.records import HEADER, Begin, BeginFlag, ByteOrder, Feature, HeaderType
 from zkeep.pool.types import Doc
 
 
@@ -31,10 +31,14 @@ class Opening:
 
     @classmethod
     def from_doc(cls, doc: Doc) -> Opening:
+        """Damaged: there is no BEGIN in it. A pool may be somebody else's."""
         try:
-            return cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
-        except (KeyError, TypeError, ValueError):
-            raise Damaged("the catalog's copy of a snapshot's BEGIN is not what was stored") from None
+            found = cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
+            if len(found.header) == HEADER and (not found.payload or decode(found.payload)) is not None:
+                return found
+        except (KeyError, TypeError, ValueError, BadNvlist):
+            pass
+        raise Damaged("the catalog's copy of a snapshot's BEGIN is not what was stored")
 
     def doc(self) -> Doc:
         return {

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import partial
 
-from zkeep.errors import Damaged
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.store.port import Store
 from zkeep.pool.timeline.summary import FOLDER
@@ -45,15 +44,10 @@ def history_of(pool: Pool, dataset: Dataset) -> History:
     own = pool.runs.of(dataset.key)
     runs, checked = own.runs, {dataset.key: own.checked}
     seen = {dataset.id: dataset.key}
-    while dataset.origin is not None:
-        dataset_id, txg = dataset.origin
-        found = pool.tree().get(dataset_id)
-        if found is None or dataset_id in seen:
-            raise Damaged(f"{dataset.name}: its origin is not in the catalog")
-        seen[dataset_id] = found.key
-        own = pool.runs.of(found.key)
-        runs, checked[found.key] = [run for run in own.runs if run.txg <= txg] + runs, own.checked
-        dataset = found
+    for origin, txg in pool.origins(dataset):
+        seen[origin.id] = origin.key
+        own = pool.runs.of(origin.key)
+        runs, checked[origin.key] = [run for run in own.runs if run.txg <= txg] + runs, own.checked
     return History(runs, tuple(seen.values()), checked)
 
 

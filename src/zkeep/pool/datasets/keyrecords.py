@@ -70,13 +70,18 @@ def of_snapshot(pool: Pool, snapshot: Snapshot) -> KeyRecord | None:
 
 def of_dataset(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
     """All that open a dataset, the newest first: made here, then those of its snapshots, then its origin's."""
+    yield from _beside(pool, dataset)
+    for origin, _ in pool.origins(dataset):
+        yield from _beside(pool, origin)
+
+
+def _beside(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
+    """Without its origin's."""
     yield from local(pool, dataset)
     for snapshot in reversed(pool.snapshots(dataset)):
         found = of_snapshot(pool, snapshot)
         if found:
             yield found
-    if dataset.origin:
-        yield from of_dataset(pool, pool.by_id(dataset.origin[0]))
 
 
 def distinct(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:

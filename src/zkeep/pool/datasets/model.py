@@ -139,7 +139,8 @@ class Pool:
     @property
     def doc(self) -> Doc:
         document = self.catalog.get("pool", "")
-        assert document
+        if document is None:
+            raise Damaged("the catalog has no document of the pool itself")
         return document
 
     def transaction(self) -> AbstractContextManager[Transaction]:
@@ -175,8 +176,22 @@ class Pool:
     def by_id(self, dataset_id: int) -> Dataset:
         found = self.tree().get(dataset_id)
         if found is None:
-            raise KeyError(dataset_id)
+            raise Damaged(f"catalog: dataset {dataset_id} is named, and is not there")
         return found
+
+    def origins(self, dataset: Dataset) -> Iterator[tuple[Dataset, int]]:
+        """What it is a clone of, what that is one of, and so on; each with the txg at which the clone began.
+
+        Damaged: one of them is not there, or is a clone of itself.
+        """
+        seen = {dataset.id}
+        while dataset.origin is not None:
+            dataset_id, txg = dataset.origin
+            if dataset_id in seen:
+                raise Damaged(f"catalog: {dataset.name} is a clone of itself")
+            seen.add(dataset_id)
+            dataset = self.by_id(dataset_id)
+            yield dataset, txg
 
     def snapshots(self, dataset: Dataset) -> list[Snapshot]:
         """Oldest first."""
@@ -188,6 +203,8 @@ class Pool:
         found: dict[int, list[Snapshot]] = {dataset_id: [] for dataset_id in by_id}
         for key, doc in self.catalog.scan("snapshot"):
             dataset_id = int(key.partition("/")[0])
+            if dataset_id not in by_id:
+                raise Damaged(f"catalog: snapshot {key} is of a dataset that is not there")
             found[dataset_id].append(Snapshot(by_id[dataset_id], doc))
         return found
 

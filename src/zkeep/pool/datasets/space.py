@@ -26,6 +26,7 @@ from functools import cached_property, reduce
 from itertools import accumulate
 from typing import NamedTuple
 
+from zkeep.errors import Damaged
 from zkeep.pool.types import MAX_UINT64, ReadOnlyDoc
 
 HEAD = MAX_UINT64
@@ -229,9 +230,13 @@ def _add_history(
     histories: dict[int, History],
 ) -> None:
     """A clone's needs its origin's first: chains of clones are walked from their beginning."""
-    chain = [dataset_id]
-    while (origin := datasets[chain[-1]]["origin"]) and origin["dataset"] not in histories:
-        chain.append(origin["dataset"])
+    chain = {dataset_id: None}
+    last = dataset_id
+    while (origin := datasets[last]["origin"]) and origin["dataset"] not in histories:
+        last = origin["dataset"]
+        if last in chain or last not in datasets:
+            raise Damaged(f"catalog: dataset {dataset_id}: its origin is not there, or is a clone of it")
+        chain[last] = None
     for current in reversed(chain):
         origin = datasets[current]["origin"]
         base = histories[origin["dataset"]].referenced(origin["txg"]) if origin else NOTHING

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 
+from zkeep.errors import Damaged
 from zkeep.names import BookmarkName, SnapshotName, whole_number
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
@@ -217,7 +218,7 @@ class _Snapshots(dict[int, list[Snapshot]]):
     def __missing__(self, dataset_id: int) -> list[Snapshot]:
         dataset = self._view.tree.get(dataset_id)
         if dataset is None:
-            raise KeyError(dataset_id)
+            raise Damaged(f"catalog: dataset {dataset_id} is named, and is not there")
         self[dataset_id] = self._view.pool.snapshots(dataset)
         return self[dataset_id]
 

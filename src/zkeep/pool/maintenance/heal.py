@@ -117,14 +117,10 @@ def _fault(patient: _Patient) -> str:
 
 def _patients(pool: Pool, dataset: Dataset, limit: int) -> Iterator[_Patient]:
     """The damaged segments of a dataset's runs up to a txg, and of its origin's."""
-    while True:
-        for run in own_runs(pool, dataset):
-            if run.txg <= limit:
-                yield from (found for i in run.segments if (found := _examine(pool, dataset, run, i)))
-        if dataset.origin is None:
-            return
-        origin, limit = dataset.origin
-        dataset = pool.by_id(origin)
+    for each, last in ((dataset, limit), *pool.origins(dataset)):
+        for run in own_runs(pool, each):
+            if run.txg <= last:
+                yield from (found for i in run.segments if (found := _examine(pool, each, run, i)))
 
 
 def _examine(pool: Pool, dataset: Dataset, run: Run, segment_id: str) -> _Patient | None:

@@ -81,6 +81,7 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
         report.errors.append(Finding(line, -1, "what it says is in doubt"))
     try:
         with reading(pool):
+            _check_origins(pool)
             _Scrub(pool, report, progress, notes).all()
         report.errors += [Finding(name, -1, f"{what}; it was only a shortcut") for name, what in faults(pool)]
     except TryAgain:
@@ -90,6 +91,13 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
     report.seconds = time.monotonic() - started
     _note(pool, report)
     return report
+
+
+def _check_origins(pool: Pool) -> None:
+    """Damaged: what a clone began with is not there, or is a clone of itself."""
+    for dataset in pool.tree().by_id.values():
+        for _ in pool.origins(dataset):
+            pass
 
 
 def _note(pool: Pool, report: Report) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from zkeep.errors import Damaged, TryAgain
 from zkeep.names import shown
 from zkeep.pool.store.journal import Operation, Place
+from zkeep.pool.store.shapes import fault
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
 from zkeep.pool.types import Doc
 
@@ -432,6 +433,7 @@ def _unpacked(value: bytes) -> str:
 
 
 def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
+    """The document of a row. Raises Damaged: it is not what was stored, or not what one of its kind is."""
     text = _text(kind, key, value, total)
     try:
         document = json.loads(text)
@@ -439,4 +441,6 @@ def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
         document = None
     if not isinstance(document, dict):
         raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} is no document; {REMEDY}")
+    if wrong := fault(kind, key, document):
+        raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} {wrong}: it is not what was stored")
     return document

@@ -92,6 +92,7 @@ def _parse(line: bytes) -> tuple[str, str, int, list[Operation]] | None:
 def _operation(kind: object, key: object, document: object) -> Operation:
     if not (isinstance(kind, str) and isinstance(key, str) and isinstance(document, dict | None)):
         raise TypeError("an operation is of two texts and a document")
+    f"{kind}{key}".encode()  # what is no text for SQLite is none here, and a ValueError
     return kind, key, None if document is None else encode(document)
 
 

@@ -39,8 +39,16 @@ def _terms(kind: str, key: str, document: Mapping[str, Any]) -> Iterator[Row]:
         value = document.get(field)
         if isinstance(value, Mapping):
             value = origin_term(value.get("dataset"), value.get("txg"))
-        if isinstance(value, str | int):
+        if isinstance(value, str | int) and _is_searchable(value):
             yield kind_of(kind, field), f"{value}\n{key}"
+
+
+def _is_searchable(value: str | int) -> bool:
+    """What is no Unicode is no name either, and nobody looks for it."""
+    try:
+        return bool(str(value).encode()) or value == ""
+    except UnicodeEncodeError:
+        return False
 
 
 def origin_term(dataset: object, txg: object) -> str:

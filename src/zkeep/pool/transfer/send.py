@@ -216,14 +216,8 @@ def _source(pool: Pool, snapshot: Snapshot, text: str) -> Snapshot | Bookmark:
 
 def is_past(pool: Pool, source: Snapshot | Bookmark, snapshot: Snapshot) -> bool:
     """Whether `source` lies on the way to `snapshot`: earlier in its dataset, or in its origin's past."""
-    dataset, limit = snapshot.dataset, snapshot.txg - 1
-    while True:
-        if dataset.id == source.dataset.id:
-            return source.txg <= limit
-        if dataset.origin is None:
-            return False
-        origin_id, limit = dataset.origin
-        dataset = pool.by_id(origin_id)
+    past = ((snapshot.dataset, snapshot.txg - 1), *pool.origins(snapshot.dataset))
+    return any(dataset.id == source.dataset.id and source.txg <= last for dataset, last in past)
 
 
 def _between(pool: Pool, snapshot: Snapshot, source: Snapshot | Bookmark | None) -> Iterator[Leg]:
@@ -344,10 +338,8 @@ def _resumed_leg(pool: Pool, token: Token) -> Leg:
 
 def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
     candidates: list[Snapshot | Bookmark] = []
-    dataset: Dataset | None = snapshot.dataset
-    while dataset is not None:
+    for dataset in (snapshot.dataset, *(origin for origin, _ in pool.origins(snapshot.dataset))):
         candidates += [*pool.snapshots_by_guid(guid, dataset), *pool.bookmarks_by_guid(guid, dataset)]
-        dataset = pool.by_id(dataset.origin[0]) if dataset.origin else None
     for candidate in candidates:
         if candidate.guid == guid and is_past(pool, candidate, snapshot):
             return candidate
