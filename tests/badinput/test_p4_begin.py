@@ -253,6 +253,29 @@ def test_p1_what_was_begun_in_the_open_ends_when_the_pool_becomes_blind(box: Box
     box.refuses(resuming(box, "v/h", PLAIN), "-s", "v/h@s0", why="blind=on")
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["resumed", "sent again"])
+def test_p1_what_an_interrupted_receive_was_told_gives_way_to_what_was_set_since(box: Box, again: bool) -> None:
+    """Its -o blind=off was for then; blind=on, set in the dataset since, is the last word."""
+    assert box.receive(PLAIN[: len(PLAIN) * 3 // 4], "-s", "-o", "blind=off", "v/h@s0").status == 5
+    rest = PLAIN if again else resuming(box, "v/h", PLAIN)
+    assert box.zkeep("set", "blind=on", "v/h").status == 0
+    box.refuses(rest, "-s", "v/h@s0", why="blind=on")
+    assert box.zkeep("inherit", "blind", "v/h").status == 0
+    box.refuses(rest, "-s", "v/h@s0", why="blind=on")
+    box.takes(rest, "-s", "-o", "blind=off", "v/h@s0")
+
+
+def test_p4_what_bounds_an_interrupted_increment_since_stays(box: Box) -> None:
+    box.takes(stream("rs512b", "full-s0"), "-o", "blind=off", "v/h@s0")
+    rest = stream("rs512b", "inc-s0-s1")
+    asked = ("-s", "-o", "quota=1G", "-o", "refquota=1G")
+    assert box.receive(rest[: len(rest) - 400], *asked, "v/h@s1").status == 5
+    assert box.zkeep("set", "quota=100M", "v/h").status == 0
+    box.takes(rest, "-s", "v/h@s1")
+    got = box.zkeep("get", "-Hp", "-o", "value", "quota,refquota", "v/h").out.split()
+    assert got == [str(100 << 20), str(1 << 30)]
+
+
 def test_p4_a_rollback_that_was_begun_needs_its_letter_again(box: Box) -> None:
     """What was to be given up then is still there, and may have been held since."""
     box.takes(stream("rs512b", "full-s1"), "v/source@s1")

@@ -9,6 +9,7 @@ from zkeep.format.checksum import fletcher4
 from zkeep.format.events import SubBegin
 from zkeep.format.records import NATIVE, Feature
 from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.model import Dataset
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import Target
 from zkeep.pool.types import Doc
@@ -56,9 +57,15 @@ def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
     return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
 
 
-def begun_target(target: Target, state: Doc) -> Target:
-    """The target of the interrupted receive; properties that are set now override those that were set then."""
+def begun_target(target: Target, state: Doc, dataset: Dataset) -> Target:
+    """The target of the interrupted receive.
+
+    Properties that are set now override those that were set then, and so do those that were set in the dataset
+    meanwhile: whoever sets `blind` or a quota after a receive broke off has the last word, whatever -o said at first.
+    """
     fields = dict(state["fields"])
-    if local := {**fields.get("local", {}), **target.fields.get("local", {})}:
+    before, now = state.get("local", {}), dataset.doc["local"]
+    then = {name: text for name, text in fields.pop("local", {}).items() if before.get(name) == now.get(name)}
+    if local := {**then, **target.fields.get("local", {})}:
         fields["local"] = local
     return replace(target, resumable=True, fields=fields, snapshot=state["snapshot"])

@@ -115,6 +115,7 @@ def register(
             locks.enter_context(pool.store.lock(lock_name(dataset)))
         key = dataset.key if target.resumable and dataset else f"txg/{txg:020d}"
         doc = _document(plan, target, txg, made=dataset is not plan.dataset)
+        doc["local"] = dict(dataset.doc["local"]) if dataset else {}
         if replaced:
             doc["new"] = replaced["new"]
         level = dataset or nearest(pool, target.name)

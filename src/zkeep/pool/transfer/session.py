@@ -273,7 +273,7 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
         state = _interrupted(pool, target)
         begun = state if state and goes_on(state, event, target) else None
         if begun:
-            target = begun_target(target, begun)
+            target = begun_target(target, begun, pool.dataset(target.name))
         elif state and state["new"]:  # the dataset was made for the partial snapshot, so it may be overwritten
             target = replace(target, force=True)
         # 3. May it be received at all? Nothing was changed so far.
