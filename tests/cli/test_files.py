@@ -16,6 +16,7 @@ import pytest
 
 from zkeep.cli import files
 from zkeep.cli.main import run
+from zkeep.errors import Damaged
 from zkeep.tree.filesystem import Extent
 
 DATA = Path(__file__).parent.parent / "data" / "opened"
@@ -49,6 +50,37 @@ def test_parents_are_gone_through_alike(capfdbinary: pytest.CaptureFixture[bytes
     for verb in ("ls", "cat"):
         assert run([verb, *BLANC, "missing/../jambons/notes.txt"]) == 1
         assert b"no such file" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["ls", "cat"])
+def test_a_path_that_cannot_be_read_keeps_no_other_back(verb: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    there = "jambons/notes.txt"
+    whole = told(capfdbinary, verb, there)
+    assert run([verb, *BLANC, "missing", there, "gone*", there]) == 1
+    out, err = capfdbinary.readouterr()
+    assert out.decode().splitlines() == whole * 2
+    assert [line.split(b": ", 2)[1] for line in err.splitlines()] == [b"gone*", b"missing"]
+
+
+def test_cat_goes_on_behind_what_is_no_file_and_what_is_damaged(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = told(capfdbinary, "cat", "jambons/notes.txt")
+    assert run(["cat", *BLANC, "jambons", "jambons/notes.txt"]) == 1
+    out, err = capfdbinary.readouterr()
+    assert (out.decode().splitlines(), err) == (whole, b"zkeep: jambons: not a plain file\n")
+    pour, calls = files._pour, []
+
+    def sometimes(extents: Iterator[Extent], size: int) -> None:
+        calls.append(size)
+        if len(calls) == 1:
+            raise Damaged("a block is gone")
+        pour(extents, size)
+
+    monkeypatch.setattr(files, "_pour", sometimes)
+    assert run(["cat", *BLANC, "jambons/2018/ledger.csv", "jambons/notes.txt"]) == 3
+    out, err = capfdbinary.readouterr()
+    assert (out.decode().splitlines(), err) == (whole, b"zkeep: jambons/2018/ledger.csv: a block is gone\n")
 
 
 # Volumes

@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,10 @@ def ls_verb(
             _write(f"{opened.name}\n".encode())
             return
         show = _Lister(Filesystem(opened), long, recursive, itself, b"\0" if zero else b"\n")
-        found = _found(show.filesystem, paths or [""])
+        found = _found(show.filesystem, paths or [""], show.errors)
         for path in found:
-            show.path(path, many=len(found) > 1)
+            with _spared(show.errors, path):
+                show.path(path, many=len(found) > 1)
         show.errors.conclude()
 
 
@@ -115,8 +117,8 @@ class _Lister:
         if path in self._told:
             return
         self._told.add(path)
-        kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(error, kind))
-        self.errors.found.append(kind(f"{printable_path(path)}: {error}"))
+        with _spared(self.errors, path):
+            raise error
 
     def _line(self, columns: _Columns, path: bytes, node: Znode) -> bytes:
         text = self._shown(path)
@@ -183,16 +185,28 @@ def _write(content: bytes) -> None:
         view = view[sys.stdout.buffer.write(view) :]
 
 
-def _found(filesystem: Filesystem, paths: list[str]) -> list[bytes]:
+def _found(filesystem: Filesystem, paths: list[str], errors: Errors) -> list[bytes]:
+    """What is there of all that was asked for; the rest is among the errors."""
     from zkeep.tree.glob import typed
 
-    found = []
+    found: list[bytes] = []
     for path in paths:
-        some = typed(filesystem, path)
-        if not some:
-            raise Refused(f"{path}: no such file or directory")
-        found += some
+        with errors.spared():
+            some = typed(filesystem, path)
+            if not some:
+                raise Refused(f"{path}: no such file or directory")
+            found += some
     return found
+
+
+@contextmanager
+def _spared(errors: Errors, path: bytes) -> Iterator[None]:
+    """What cannot be read of one path keeps no other back; it is told of with that path, at the end."""
+    try:
+        yield
+    except (Damaged, NotAuthentic, Refused) as error:
+        kind = next(kind for kind in (NotAuthentic, Damaged, Refused) if isinstance(error, kind))
+        errors.found.append(kind(f"{printable_path(path)}: {error}"))
 
 
 @click.command("cat")
@@ -218,11 +232,14 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
         if not paths:
             raise WrongUsage("name the files to write")
         filesystem = Filesystem(opened)
-        for path in _found(filesystem, paths):
-            node = filesystem.lookup(path, follow=True)
-            if not node.is_file:
-                raise Refused(f"{printable_path(path)}: not a plain file")
-            _pour(filesystem.extents(node), node.size)
+        errors = Errors()
+        for path in _found(filesystem, paths, errors):
+            with _spared(errors, path):
+                node = filesystem.lookup(path, follow=True)
+                if not node.is_file:
+                    raise Refused("not a plain file")
+                _pour(filesystem.extents(node), node.size)
+        errors.conclude()
 
 
 def _pour(extents: Iterator[Extent], size: int) -> None:
