@@ -24,6 +24,11 @@ def _number(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 64
 
 
+def _amount(value: Any) -> bool:
+    """A figure, which is a difference of others and may be less than nothing."""
+    return type(value) is int and -1 << 64 < value < 1 << 64
+
+
 def _text(value: Any) -> bool:
     return type(value) is str
 
@@ -69,8 +74,11 @@ def _segments(value: Any) -> bool:
 
 def _deaths(value: Any) -> bool:
     """By the txg of earlier runs, stored and logical bytes."""
-    pair = _numbers(2)
-    return type(value) is dict and all(_is_key(txg, 1, _TXG) and pair(sizes) for txg, sizes in value.items())
+    return type(value) is dict and all(_is_key(txg, 1, _TXG) and _two_amounts(sizes) for txg, sizes in value.items())
+
+
+def _two_amounts(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and all(map(_amount, value))
 
 
 def _position(value: Any) -> bool:
@@ -89,7 +97,8 @@ def _is_key(text: str, least: int, most: int) -> bool:
 _PROPERTIES = _by_name(_or_none(_text))
 _TALLY: dict[str, Check] = {
     "segments": _segments,
-    **dict.fromkeys(("bytes", "logical", "records", "file_bytes"), _number),
+    **dict.fromkeys(("bytes", "logical"), _amount),
+    **dict.fromkeys(("records", "file_bytes"), _number),
     "dead": _deaths,
 }
 REQUIRED: Mapping[str, Mapping[str, Check]] = {
