@@ -262,7 +262,7 @@ def test_p1_what_an_interrupted_receive_was_told_gives_way_to_what_was_set_since
     box.refuses(rest, "-s", "v/h@s0", why="blind=on")
     assert box.zkeep("inherit", "blind", "v/h").status == 0
     box.refuses(rest, "-s", "v/h@s0", why="blind=on")
-    box.takes(rest, "-s", "-o", "blind=off", "v/h@s0")
+    box.takes(PLAIN, "-s", "-o", "blind=off", "v/h@s0")
 
 
 def test_p4_what_bounds_an_interrupted_increment_since_stays(box: Box) -> None:
