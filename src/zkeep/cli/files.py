@@ -64,8 +64,7 @@ def ls_verb(
         show = _Lister(Filesystem(opened), long, recursive, itself, b"\0" if zero else b"\n")
         found = _found(show.filesystem, paths or [""], show.errors)
         for path in found:
-            with _spared(show.errors, path):
-                show.path(path, many=len(found) > 1)
+            show.path(path, many=len(found) > 1)
         show.errors.conclude()
 
 
@@ -224,6 +223,7 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
 
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         sys.stdout.flush()
+        sys.stdout.fileno()  # that there is none is no matter of one file
         if opened.is_volume:
             _has_no_paths(paths)
             volume = Volume(opened)
