@@ -15,7 +15,7 @@ import pytest
 
 from zkeep.cli.main import run
 from zkeep.crypto.unwrap import MAX_ITERATIONS, MAX_WASTED, KeyFormat, MasterKeys, WrappedKeys, wrap
-from zkeep.pool.datasets.begin import Opening, resealed
+from zkeep.pool.datasets.begin import Opening, rewrapped
 from zkeep.pool.datasets.keyrecords import by_work, distinct, of_dataset
 from zkeep.pool.datasets.model import Pool
 
@@ -43,7 +43,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         for number in range(FORGED):
             keys = MasterKeys(like.suite, like.guid, 1, bytes(len(like.master)), bytes(64))
             forged = wrap(keys, os.urandom(32), KeyFormat.PASSPHRASE, MAX_ITERATIONS, number)
-            doc = resealed(opening, replace(forged, suite=like.suite).fields()).doc()
+            doc = rewrapped(opening, replace(forged, suite=like.suite).fields()).doc()
             snapshot = replace(first, doc={**first.doc, "name": f"f{number}", "txg": first.txg + number + 1})
             t.put("snapshot", snapshot.key, snapshot.doc)
             t.put("begin", snapshot.key, doc)

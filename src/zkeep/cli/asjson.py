@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from zkeep.cli import text
 from zkeep.names import whole_number
-from zkeep.pool.datasets.derived import Answer, Thing, type_name
+from zkeep.pool.datasets.answers import Answer, Thing, type_name
 from zkeep.pool.datasets.model import Snapshot
 from zkeep.pool.datasets.properties import Property
 

@@ -12,7 +12,7 @@ from zkeep.cli.list import find
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
 from zkeep.errors import WrongUsage
 from zkeep.names import shown
-from zkeep.pool.datasets.derived import Answer
+from zkeep.pool.datasets.answers import Answer
 from zkeep.pool.datasets.properties import Property
 
 _FIELDS = ("name", "property", "value", "received", "source")

@@ -257,7 +257,7 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
         plans = keyrecords.plan_forget(pool, members)
         for plan in plans:
             _tell_forgetting(plan)
-        for dataset, mark in keyrecords.still_opened(pool, plans):
+        for dataset, mark in keyrecords.still_wrapped(pool, plans):
             say(f"{dataset.name} holds the same keys, and keeps {mark}: zkeep forget-keys it, too")
         if not plans:
             click.echo(f"{name}: there is one sealing of the keys; nothing is old")

@@ -20,7 +20,7 @@ from zkeep.cli.pool_properties import PoolProperty, chosen, find
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import destroyed, lifecycle, properties
-from zkeep.pool.datasets.derived import Answer
+from zkeep.pool.datasets.answers import Answer
 from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.model import FORMAT, NotThere
 from zkeep.pool.datasets.registry import Registry

@@ -12,7 +12,7 @@ from zkeep.cli.home import Name, dataset_of, opened, parse, registry
 from zkeep.cli.main import say
 from zkeep.errors import WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
-from zkeep.pool.datasets.derived import Thing, letter
+from zkeep.pool.datasets.answers import Thing, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Snapshot
 from zkeep.pool.datasets.view import View
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from zkeep.names import printable
-from zkeep.pool.datasets.derived import Value
+from zkeep.pool.datasets.answers import Value
 from zkeep.pool.datasets.properties import Property
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")

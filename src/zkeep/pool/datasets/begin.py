@@ -1,4 +1,4 @@
-"""The BEGIN of a snapshot's stream: kept as it came, and addressed anew when it is sent from elsewhere.
+"""The BEGIN of a snapshot's stream: kept as it came, and adapted when it is sent from another source or name.
 
 Source: OpenZFS module/zfs/dmu_send.c setup_begin_record(), dmu_send_impl(); module/zfs/dsl_crypt.c
 dsl_crypto_populate_key_nvlist().
@@ -53,7 +53,7 @@ class Opening:
 
     @property
     def nvlist(self) -> NvList | None:
-        """The caller's own: it may change it."""
+        """The payload, decoded for the caller, who may change it."""
         return decode(self.payload) if self.payload else None
 
     @cached_property
@@ -65,7 +65,7 @@ class Opening:
 
     @property
     def maxblkid(self) -> int:
-        """Of the metadnode."""
+        """The last block of the metadnode."""
         return number(self.crypt, "mdn_maxblkid")
 
     @property
@@ -77,8 +77,8 @@ class Opening:
         return number(self.crypt, "from_ivset_guid")
 
 
-def resealed(opening: Opening, fields: NvList) -> Opening:
-    """The same BEGIN with another sealing of the same keys; `fields` are those of a key record."""
+def rewrapped(opening: Opening, fields: NvList) -> Opening:
+    """The same BEGIN with another wrap of the same keys; `fields` are those of a key record."""
     nvlist = opening.nvlist
     crypt = nvlist.get("crypt_keydata") if nvlist is not None else None
     if nvlist is None or not isinstance(crypt, NvList):
@@ -91,14 +91,14 @@ def resealed(opening: Opening, fields: NvList) -> Opening:
 
 
 def number(nvlist: NvList | None, name: str) -> int:
-    """An integer of an nvlist; 0 where there is none."""
+    """The integer `name` of an nvlist; 0 if there is none."""
     value = nvlist.get(name, 0) if nvlist is not None else 0
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 @dataclass(frozen=True)
 class Address:
-    """What of a BEGIN depends on where the stream starts and what it is called."""
+    """The part of a BEGIN that depends on the stream's source and on the name it is sent under."""
 
     toname: bytes
     fromguid: int = 0

@@ -1,8 +1,8 @@
-"""What quotas count beside the figures of space: everything else durable that streams bring.
+"""What quotas count beside the space figures: everything else durable that streams bring.
 
-It is counted in bytes of the stream, so whoever sends N bytes needs no more room than N:
+It is counted in bytes of the stream, so a stream of N bytes needs no more room than N:
 
-    a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction writes it anew
+    a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction rewrites it
     a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it
     a dataset     the properties that came
     a bookmark    its document
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.begin import Opening
 
 _NUMBER = 8
-"""Bytes of a number beside a name."""
+"""Bytes that a number counts beside its name."""
 
 
 def of_properties(texts: Mapping[str, str | None]) -> int:
@@ -39,7 +39,7 @@ def of_begin(opening: Opening) -> int:
 
 
 def of_snapshot(doc: ReadOnlyDoc) -> int:
-    """Of its document, or of what a stream brings for it."""
+    """Bytes that a snapshot counts, by its document, or by the fields that a stream brings for it."""
     begin = int(doc.get("begin_bytes", 0))
     return begin + of_properties(doc.get("received", {})) + of_holds(doc.get("holds", {}))
 

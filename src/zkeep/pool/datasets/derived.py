@@ -1,62 +1,28 @@
-"""The properties that follow from something else: figures, the tree, the key's parameters, names.
+"""The properties that are computed: from space figures, the tree of datasets, the key's parameters, names.
 
-Each is a function of the view and the thing; TABLE names them.
+Each is a function of the view and of a dataset, snapshot or bookmark; TABLE has them by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
+from zkeep.pool.datasets.answers import NOTHING, Answer, Lookup, Thing, Value, head, type_name
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.keyrecords import KeyRecord
-    from zkeep.pool.datasets.view import View
-
-Thing = Dataset | Snapshot | Bookmark
-Value = int | str | None
-"A number, text, or None where the property says nothing of this thing (`-`)."
 
 _DISK = 1
-"""OpenZFS include/sys/zvol.h ZVOL_OBJ."""
-_TYPES = {"f": "filesystem", "v": "volume", "s": "snapshot", "b": "bookmark"}
+"""The object of a volume that holds its data: OpenZFS include/sys/zvol.h, ZVOL_OBJ."""
+Derivation = Callable[[Lookup, Thing], Answer]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`source`: `local`, `default`, `received`, `inherited from X` or `-`; `received`: what a stream gave."""
-
-    value: Value
-    source: str = "-"
-    received: str | None = None
-
-
-Derivation = Callable[["View", Thing], Answer]
-NOTHING = Answer(None)
-
-
-def letter(thing: Thing) -> str:
-    """How `Property.applies` calls it."""
-    if isinstance(thing, Dataset):
-        return "v" if thing.is_volume else "f"
-    return "s" if isinstance(thing, Snapshot) else "b"
-
-
-def type_name(thing: Thing) -> str:
-    return _TYPES[letter(thing)]
-
-
-def head(thing: Thing) -> Dataset:
-    """The dataset that it is, or belongs to."""
-    return thing if isinstance(thing, Dataset) else thing.dataset
-
-
-def _amount(view: View, thing: Thing, field: str) -> Amount | None:
+def _amount(view: Lookup, thing: Thing, field: str) -> Amount | None:
     if isinstance(thing, Bookmark):
         return None
     space = view.figures(head(thing))
@@ -66,7 +32,7 @@ def _amount(view: View, thing: Thing, field: str) -> Amount | None:
 
 
 def _stored(field: str) -> Derivation:
-    def derive(view: View, thing: Thing) -> Answer:
+    def derive(view: Lookup, thing: Thing) -> Answer:
         amount = _amount(view, thing, field)
         return Answer(amount.stored) if amount else NOTHING
 
@@ -74,7 +40,7 @@ def _stored(field: str) -> Derivation:
 
 
 def _logical(field: str) -> Derivation:
-    def derive(view: View, thing: Thing) -> Answer:
+    def derive(view: Lookup, thing: Thing) -> Answer:
         amount = _amount(view, thing, field)
         return Answer(amount.logical) if amount else NOTHING
 
@@ -82,7 +48,7 @@ def _logical(field: str) -> Derivation:
 
 
 def _ratio(field: str) -> Derivation:
-    def derive(view: View, thing: Thing) -> Answer:
+    def derive(view: Lookup, thing: Thing) -> Answer:
         amount = _amount(view, thing, "referenced" if isinstance(thing, Snapshot) else field)
         return Answer(amount.ratio) if amount else NOTHING
 
@@ -97,8 +63,8 @@ def _always(value: Value, source: str = "-") -> Derivation:
     return lambda view, thing: Answer(value, source)
 
 
-def _mountpoint(view: View, thing: Thing) -> Answer:
-    """An inherited path goes on with what lies below the dataset that set it."""
+def _mountpoint(view: Lookup, thing: Thing) -> Answer:
+    """An inherited path is extended by the names below the dataset that set it."""
     answer = view.setting(thing, PROPERTIES["mountpoint"])
     path, name = str(answer.value), str(thing.name)
     if not path.startswith("/") or answer.source in ("local", "received"):
@@ -108,13 +74,13 @@ def _mountpoint(view: View, thing: Thing) -> Answer:
     return Answer(f"{path.rstrip('/')}/{below}", answer.source, answer.received)
 
 
-def _origin(view: View, thing: Thing) -> Answer:
+def _origin(view: Lookup, thing: Thing) -> Answer:
     origin = head(thing).origin
     snapshot = view.pool.snapshot_at(*origin) if origin else None
     return Answer(str(snapshot.name) if snapshot else None)
 
 
-def _clones(view: View, thing: Thing) -> Answer:
+def _clones(view: Lookup, thing: Thing) -> Answer:
     if not isinstance(thing, Snapshot):
         return Answer(None)
     return Answer(",".join(c.name.text for c in view.tree.clones(thing.dataset, thing.txg)) or None)
@@ -129,24 +95,24 @@ def _coded(name: str, code: int) -> str | None:
     return next((text for text, known in PROPERTIES[name].codes.items() if known == code), None)
 
 
-def _encryption(view: View, thing: Thing) -> Answer:
+def _encryption(view: Lookup, thing: Thing) -> Answer:
     crypt = _crypt(thing)
     return Answer(_coded("encryption", crypt["suite"]) if crypt else "off", "-" if crypt else "default")
 
 
-def _keyformat(view: View, thing: Thing) -> Answer:
+def _keyformat(view: Lookup, thing: Thing) -> Answer:
     crypt = _crypt(thing)
     return Answer(_coded("keyformat", crypt["keyformat"])) if crypt else Answer("none", "default")
 
 
-def _pbkdf2iters(view: View, thing: Thing) -> Answer:
+def _pbkdf2iters(view: Lookup, thing: Thing) -> Answer:
     crypt = _crypt(thing)
     iterations = crypt["pbkdf2iters"] if crypt else 0
     return Answer(iterations, "-" if iterations else "default")
 
 
-def encryption_root(view: View, dataset: Dataset) -> Dataset | None:
-    """The nearest one upwards that holds the wrapping of its own key; None for what is not encrypted."""
+def encryption_root(view: Lookup, dataset: Dataset) -> Dataset | None:
+    """The nearest dataset upwards that has a wrapped key of its own; None if the dataset is not encrypted."""
     if not _crypt(dataset):
         return None
     for level in (dataset, *view.tree.ancestors(dataset)):
@@ -155,13 +121,13 @@ def encryption_root(view: View, dataset: Dataset) -> Dataset | None:
     return dataset
 
 
-def _encryptionroot(view: View, thing: Thing) -> Answer:
+def _encryptionroot(view: Lookup, thing: Thing) -> Answer:
     root = encryption_root(view, head(thing))
     return Answer(root.name.text if root else None)
 
 
-def _keylocation(view: View, thing: Thing) -> Answer:
-    """A root of encryption asks for its key, unless a place was set here: what a stream names is never opened."""
+def _keylocation(view: Lookup, thing: Thing) -> Answer:
+    """`prompt` for an encryption root, unless it was set here: a location that came in a stream is never used."""
     is_root = encryption_root(view, head(thing)) is thing
     if not is_root:
         return Answer("none", "default")
@@ -169,19 +135,19 @@ def _keylocation(view: View, thing: Thing) -> Answer:
     return answer if answer.source != "default" else Answer("prompt", "local", answer.received)
 
 
-def _token(view: View, thing: Thing) -> Answer:
+def _token(view: Lookup, thing: Thing) -> Answer:
     state = view.pool.catalog.get("receive", head(thing).key)
     return Answer(state.get("token") if state else None)
 
 
-def _inconsistent(view: View, thing: Thing) -> Answer:
-    """1 while all that a dataset holds is the beginning of its first snapshot."""
+def _inconsistent(view: Lookup, thing: Thing) -> Answer:
+    """1 while a dataset has nothing but a partial receive of its first snapshot."""
     state = view.pool.catalog.get("receive", thing.key) if isinstance(thing, Dataset) else None
     return Answer(int(bool(state and state.get("new"))))
 
 
-def _volblocksize(view: View, thing: Thing) -> Answer:
-    """That of the object which is the disk; no stream says it in words that need no key."""
+def _volblocksize(view: Lookup, thing: Thing) -> Answer:
+    """The block size of the object that holds the data; the property itself is encrypted in a stream."""
     from zkeep.pool.datasets.history import history_of
 
     dataset = head(thing)
@@ -199,52 +165,52 @@ def _volblocksize(view: View, thing: Thing) -> Answer:
     return Answer(int(sizes[0])) if len(sizes) else NOTHING
 
 
-def _keystatus(view: View, thing: Thing) -> Answer:
+def _keystatus(view: Lookup, thing: Thing) -> Answer:
     root = encryption_root(view, head(thing))
     if root is None:
         return NOTHING
     return Answer("available" if root.id in view.loaded else "unavailable")
 
 
-def _keyhistory(view: View, thing: Thing) -> Answer:
-    """Which sealing of the keys came with which snapshots, oldest first; then those that were made here."""
+def _keyhistory(view: Lookup, thing: Thing) -> Answer:
+    """Which wrapped key came with which snapshots, oldest first; then those that change-key made here."""
     from zkeep.pool.datasets import keyrecords
 
     if isinstance(thing, Bookmark) or not _crypt(thing):
         return NOTHING
     if isinstance(thing, Snapshot):
         record = keyrecords.of_snapshot(view.pool, thing)
-        return Answer(_sealing(record) if record else None)
+        return Answer(_wrap_name(record) if record else None)
     return Answer(", ".join(_events(view, thing)) or None)
 
 
-def _events(view: View, dataset: Dataset) -> Iterator[str]:
+def _events(view: Lookup, dataset: Dataset) -> Iterator[str]:
     from zkeep.pool.datasets import keyrecords
 
     since: dict[str, list[str]] = {}
     for snapshot in view.snapshots[dataset.id]:
         if record := keyrecords.of_snapshot(view.pool, snapshot):
-            since.setdefault(_sealing(record), []).append(snapshot.doc["name"])
-    for sealing, names in since.items():
-        yield f"@{names[0]} {sealing}" if len(names) == 1 else f"@{names[0]}%{names[-1]} {sealing}"
+            since.setdefault(_wrap_name(record), []).append(snapshot.doc["name"])
+    for wrap, names in since.items():
+        yield f"@{names[0]} {wrap}" if len(names) == 1 else f"@{names[0]}%{names[-1]} {wrap}"
     for record in reversed(list(keyrecords.local(view.pool, dataset))):
-        yield f"here {_sealing(record)}"
+        yield f"here {_wrap_name(record)}"
 
 
-def _sealing(record: KeyRecord) -> str:
+def _wrap_name(record: KeyRecord) -> str:
     return f"{_coded('keyformat', record.keyformat)} {record.mark}"
 
 
-def _keyguid(view: View, thing: Thing) -> Answer:
+def _keyguid(view: Lookup, thing: Thing) -> Answer:
     crypt = _crypt(thing)
     return Answer(crypt.get("guid") if crypt else None)
 
 
-def _available(view: View, thing: Thing) -> Answer:
+def _available(view: Lookup, thing: Thing) -> Answer:
     return Answer(view.available(head(thing)))
 
 
-def _defer_destroy(view: View, thing: Thing) -> Answer:
+def _defer_destroy(view: Lookup, thing: Thing) -> Answer:
     return Answer("on" if thing.doc.get("defer_destroy") else "off")
 
 

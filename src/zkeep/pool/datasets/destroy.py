@@ -1,6 +1,6 @@
-"""What a destroy would take with it (the plan, pure), and taking it.
+"""Destroy datasets and snapshots: first the plan (pure), then its execution.
 
-A plan is refused as a whole where a snapshot is held, or where something outside it depends on it: children
+A plan is refused as a whole if a snapshot is held, or if something outside of the plan depends on it: children
 without -r, clones without -R.
 """
 
@@ -31,7 +31,7 @@ class Options:
     clones: bool = False
     "-R: also the clones of what is destroyed."
     defer: bool = False
-    "-d: a snapshot that is held or has clones goes once that is no longer so."
+    "-d: a snapshot with holds or clones is destroyed when the last of them is gone."
 
 
 @dataclass(slots=True)
@@ -39,13 +39,13 @@ class Plan:
     datasets: list[Dataset] = field(default_factory=list)
     "Children before their parents."
     snapshots: list[Snapshot] = field(default_factory=list)
-    "Those of the datasets included."
+    "All that are destroyed, those of `datasets` included."
     deferred: list[Snapshot] = field(default_factory=list)
     back_to: Snapshot | None = None
-    "Of its dataset all goes that is newer: bookmarks and what no snapshot names, too."
+    "Everything in its dataset that is newer is destroyed: bookmarks and runs without a snapshot, too."
 
     def names(self) -> list[str]:
-        """In the order in which they go."""
+        """Names in the order in which they are destroyed."""
         own: dict[int, list[str]] = {d.id: [] for d in self.datasets}
         lines: list[str] = []
         for snapshot in self.snapshots:
@@ -55,7 +55,7 @@ class Plan:
         return lines
 
     def add(self, snapshots: Iterable[Snapshot]) -> None:
-        """Those that are not in it yet."""
+        """Add the snapshots that are not in the plan yet."""
         known = {s.key for s in self.snapshots}
         self.snapshots += [s for s in snapshots if s.key not in known]
 
@@ -64,7 +64,7 @@ class Plan:
 
 
 def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
-    """Those that `a,b%c` names: names, and ranges by age, ends included; an end left out is the last."""
+    """The snapshots that `a,b%c` selects: names, and ranges by age, ends included; an open end means the last."""
     places = {s.doc["name"]: at for at, s in enumerate(snapshots)}
     chosen: dict[str, Snapshot] = {}
     for part in spec.split(","):
@@ -74,7 +74,7 @@ def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
 
 
 def _range(places: dict[str, int], part: str) -> slice:
-    """Which places, by age, `a` or `a%b` means; none where one of the names is not there."""
+    """The positions, by age, that `a` or `a%b` selects; none if one of the names does not exist."""
     first, between, last = part.partition("%")
     if not between:
         last = first
@@ -126,7 +126,7 @@ def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
 
 
 def _add_datasets(view: View, plan: Plan, datasets: Iterable[Dataset]) -> None:
-    """Deepest first, so that no moment has a child without its parent."""
+    """Add datasets, deepest first, so that no child is ever without its parent."""
     known = {d.id for d in plan.datasets}
     added = [d for d in sorted(datasets, key=lambda d: d.name.text, reverse=True) if d.id not in known]
     plan.datasets += added
@@ -163,7 +163,7 @@ def add_clones(view: View, plan: Plan) -> None:
 
 
 def _clones_outside(view: View, inside: set[int], snapshot: Snapshot) -> list[Dataset]:
-    """Its clones, but for the datasets of these ids."""
+    """Clones of the snapshot, without the datasets of these ids."""
     return [c for c in view.tree.clones(snapshot.dataset, snapshot.txg) if c.id not in inside]
 
 
@@ -184,7 +184,7 @@ def check(view: View, plan: Plan, options: Options) -> None:
 
 
 def reclaims(view: View, plan: Plan) -> int:
-    """Bytes that go from the pool's `used`."""
+    """Bytes by which the pool's `used` shrinks."""
     gone, gone_snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
     runs: dict[int, list[dict[str, object]]] = {}
     for key, run in view.pool.catalog.scan("run"):
@@ -196,7 +196,7 @@ def reclaims(view: View, plan: Plan) -> int:
 
 
 def execute(pool: Pool, plan: Plan) -> None:
-    """All of it or nothing; the files of destroyed datasets go after the commit."""
+    """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit."""
     segments: list[str] = []
     rolled_back = [plan.back_to.dataset] if plan.back_to else []
     with ExitStack() as stack:
@@ -214,12 +214,12 @@ def execute(pool: Pool, plan: Plan) -> None:
 
 
 def lock_name(dataset: Dataset) -> str:
-    """Held while a dataset is received into, or destroyed."""
+    """The name of the lock that is held while a dataset is received into, or destroyed."""
     return f"dataset-{dataset.key}"
 
 
 def _recheck(pool: Pool, plan: Plan) -> None:
-    """The plan was made before the lock: what changed since is for a new plan to see."""
+    """Refuse a plan if something changed between planning and locking."""
     known = {d.id for d in plan.datasets}
     receives = bases(pool)
     for snapshot in plan.snapshots:

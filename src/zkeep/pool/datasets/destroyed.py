@@ -36,7 +36,7 @@ class Destroyed:
 
     path: Path
     name: str
-    "What it was called here."
+    "The name that it had here."
     at: int
     "When it was destroyed, in seconds since 1970."
 
@@ -46,7 +46,7 @@ class Destroyed:
 
 
 def contents(pool: Pool) -> list[tuple[str, int]]:
-    """What goes with a pool: its datasets, by name, and how many snapshots each has.
+    """What is destroyed with a pool: its datasets, by name, and how many snapshots each has.
 
     Raises:
         Refused: a snapshot is held.
@@ -63,12 +63,12 @@ def contents(pool: Pool) -> list[tuple[str, int]]:
 
 
 def destroy(registry: Registry, name: str) -> Destroyed | None:
-    """Make it no pool any more, for now in a way that can be undone; None if there was nothing but the name.
+    """Destroy a pool, for now so that it can be brought back; None if only its name was known.
 
-    Whoever calls it has looked at the contents. What fails after the pool is destroyed is a warning.
+    Callers have shown contents() before. What fails after the pool is destroyed is a warning.
 
     Raises:
-        TryAgain: somebody is at work in it.
+        TryAgain: another process is working in it.
     """
     path = registry.path(name)
     store = LocalStore(path)
@@ -128,7 +128,7 @@ def read_mark(path: Path) -> Destroyed | None:
 
 
 def known(registry: Registry, folder: Path | None = None) -> list[Destroyed]:
-    """Those that the registry remembers, and those in `folder` or right below it."""
+    """Destroyed pools: those that the registry remembers, and those in `folder` or right below it."""
     places = dict.fromkeys(registry.buried())
     if folder is not None:
         places |= dict.fromkeys(p.resolve() for p in (folder, *sorted(folder.iterdir())) if p.is_dir())

@@ -14,13 +14,13 @@ from zkeep.pool.timeline.timeline import Run, Timeline
 
 @dataclass(frozen=True)
 class History:
-    """Oldest first."""
+    """Runs of a dataset, oldest first."""
 
     runs: list[Run]
     datasets: tuple[str, ...] = ()
-    """The keys of those whose runs they are: the dataset and its origins."""
+    """The keys of the datasets that the runs belong to: the dataset and its origins."""
     checked: dict[str, dict[str, bool]] = field(default_factory=dict)
-    """By the same keys, which summaries were found to be of these runs, or not."""
+    """By the same keys: whether a summary, by its name, sums up these runs."""
 
     def upto(self, txg: int) -> History:
         return History(self.runs[: self._place(txg)], self.datasets, self.checked)

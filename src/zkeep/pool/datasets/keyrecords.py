@@ -1,8 +1,8 @@
-"""Key records: sealed keys of datasets, as they came with each snapshot, and as change-key made them here.
+"""Key records: wrapped keys of datasets, as they came with each snapshot, and as change-key made them here.
 
-A pool never opens one. Those that came lie in the BEGINs, one for each snapshot; those made here are documents `key`,
-`ID/NUMBER`, with the same fields. They stand side by side: whichever one somebody has the key of opens the dataset, and
-what comes in later takes nothing away.
+A pool never unwraps one. Received records lie in the BEGINs, one for each snapshot; those made here are documents
+`key`, `ID/NUMBER`, with the same fields. All stay valid side by side: any wrapping key that fits one of them opens the
+dataset, and what is received later removes none.
 
 Source of the fields: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_populate_key_nvlist().
 """
@@ -17,31 +17,31 @@ from itertools import islice
 
 from zkeep.errors import Damaged
 from zkeep.format.nvlist import NvList, NvType
-from zkeep.pool.datasets.begin import Opening, number, resealed
+from zkeep.pool.datasets.begin import Opening, number, rewrapped
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.types import Doc
 
 MASTER = "DSL_CRYPTO_MASTER_KEY_1"
 NUMBERS = ("DSL_CRYPTO_SUITE", "DSL_CRYPTO_GUID", "DSL_CRYPTO_VERSION", "keyformat", "pbkdf2iters", "pbkdf2salt")
-SEALED = (MASTER, "DSL_CRYPTO_HMAC_KEY_1", "DSL_CRYPTO_IV", "DSL_CRYPTO_MAC")
+WRAPPED = (MASTER, "DSL_CRYPTO_HMAC_KEY_1", "DSL_CRYPTO_IV", "DSL_CRYPTO_MAC")
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """One sealing of a dataset's keys. `snapshot`: with which it came; None: it was made here."""
+    """A dataset's keys, wrapped. `snapshot`: the one that it came with; None: change-key made it here."""
 
     fields: NvList
     snapshot: Snapshot | None
 
     @property
     def guid(self) -> int:
-        """Of the keys inside, which a change of the wrapping leaves as they are."""
+        """The guid of the keys inside, which a change of the wrapping key keeps."""
         return number(self.fields, "DSL_CRYPTO_GUID")
 
     @property
     def keyformat(self) -> int:
-        """zfs_keyformat."""
+        """The code of the property keyformat (zfs_keyformat)."""
         return number(self.fields, "keyformat")
 
     @property
@@ -51,9 +51,9 @@ class KeyRecord:
 
     @property
     def mark(self) -> str:
-        """Eight digits that tell one sealing from another."""
-        sealed = b"".join(_bytes(self.fields, name) for name in SEALED)
-        return blake2b(sealed, digest_size=4).hexdigest()
+        """Eight hex digits that identify this wrap."""
+        wrapped = b"".join(_bytes(self.fields, name) for name in WRAPPED)
+        return blake2b(wrapped, digest_size=4).hexdigest()
 
 
 def _bytes(fields: NvList, name: str) -> bytes:
@@ -62,21 +62,21 @@ def _bytes(fields: NvList, name: str) -> bytes:
 
 
 def of_snapshot(pool: Pool, snapshot: Snapshot) -> KeyRecord | None:
-    """The one that came with a snapshot; None where it is not encrypted."""
+    """The key record that came with a snapshot; None if it is not encrypted."""
     doc = pool.catalog.get("begin", snapshot.key)
     crypt = Opening.from_doc(doc).crypt if doc else None
     return KeyRecord(crypt, snapshot) if crypt is not None else None
 
 
 def of_dataset(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
-    """All that open a dataset, the newest first: made here, then those of its snapshots, then its origin's."""
+    """All key records of a dataset, newest first: made here, then its snapshots', then its origin's."""
     yield from _beside(pool, dataset)
     for origin, _ in pool.origins(dataset):
         yield from _beside(pool, origin)
 
 
 def _beside(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
-    """Without its origin's."""
+    """The key records of a dataset without its origin's."""
     yield from local(pool, dataset)
     for snapshot in reversed(pool.snapshots(dataset)):
         found = of_snapshot(pool, snapshot)
@@ -85,7 +85,7 @@ def _beside(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
 
 
 def distinct(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
-    """Each sealing once."""
+    """Each wrap once."""
     seen = set()
     for record in records:
         if record.mark not in seen:
@@ -94,10 +94,10 @@ def distinct(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
 
 
 def by_work(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
-    """In the order in which keys are tried on them: likely ones first, then those that take the least work.
+    """Sort records into the order in which keys are tried: likely ones first, then those that take the least work.
 
     The sender chooses how much work a record takes, and how many there are. The newest, those that were made here, and
-    the oldest, which came before anybody could take the sender over, are among the first whatever else came.
+    the oldest, which came before the sender could have been compromised, are always among the first.
     """
     yield from islice(records, 1)
     rest = list(records)
@@ -117,7 +117,7 @@ def _fields(key: str, doc: Doc) -> NvList:
     try:
         for name in NUMBERS:
             fields.set(name, int(doc[name]), NvType.UINT64)
-        for name in SEALED:
+        for name in WRAPPED:
             fields.set(name, base64.b64decode(doc[name]), NvType.UINT8_ARRAY)
     except (KeyError, TypeError, ValueError):
         raise Damaged(f"catalog: key {key} is not a key record") from None
@@ -125,9 +125,9 @@ def _fields(key: str, doc: Doc) -> NvList:
 
 
 def add(pool: Pool, t: Transaction, dataset: Dataset, fields: NvList) -> None:
-    """Put one beside the others, and let the dataset's properties tell of it."""
+    """Add a record beside the others, and let the dataset's properties show it."""
     doc: Doc = {name: number(fields, name) for name in NUMBERS}
-    doc |= {name: base64.b64encode(_bytes(fields, name)).decode() for name in SEALED}
+    doc |= {name: base64.b64encode(_bytes(fields, name)).decode() for name in WRAPPED}
     last = [int(key.rpartition("/")[2]) for key in pool.catalog.keys("key", dataset.key + "/")]
     t.put("key", f"{dataset.key}/{max(last, default=0) + 1:06}", doc)
     shown = {**dataset.doc["crypt"], "keyformat": doc["keyformat"], "pbkdf2iters": doc["pbkdf2iters"]}
@@ -135,24 +135,24 @@ def add(pool: Pool, t: Transaction, dataset: Dataset, fields: NvList) -> None:
 
 
 def newest(pool: Pool, dataset: Dataset, guid: int) -> KeyRecord | None:
-    """The newest sealing of the keys of this guid."""
+    """The newest wrap of the keys with this guid."""
     return next((record for record in of_dataset(pool, dataset) if record.guid == guid), None)
 
 
 def with_newest(pool: Pool, snapshot: Snapshot, opening: Opening) -> Opening:
-    """A snapshot's BEGIN with the newest sealing of its keys, as a kernel sends old snapshots."""
+    """A snapshot's BEGIN with the newest wrap of its keys, as a kernel sends old snapshots."""
     own = KeyRecord(opening.crypt, snapshot) if opening.crypt is not None else None
     record = newest(pool, snapshot.dataset, own.guid) if own else None
-    return opening if record is None else resealed(opening, _sealing(record))
+    return opening if record is None else rewrapped(opening, _wrap_fields(record))
 
 
-def _sealing(record: KeyRecord) -> NvList:
-    """Only what a change of the wrapping key changes."""
-    sealing = NvList()
+def _wrap_fields(record: KeyRecord) -> NvList:
+    """The fields that a change of the wrapping key changes."""
+    wrap = NvList()
     for pair in record.fields.pairs:
-        if pair.name in (*SEALED, "keyformat", "pbkdf2iters", "pbkdf2salt"):
-            sealing.set(pair.name, pair.value, pair.type)
-    return sealing
+        if pair.name in (*WRAPPED, "keyformat", "pbkdf2iters", "pbkdf2salt"):
+            wrap.set(pair.name, pair.value, pair.type)
+    return wrap
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,14 @@ class Forgetting:
     dataset: Dataset
     kept: KeyRecord
     dropped: list[str]
-    "Marks of the sealings that go."
+    "The marks of the wraps that are dropped."
 
 
 def plan_forget(pool: Pool, datasets: list[Dataset]) -> list[Forgetting]:
-    """The newest sealing of each dataset stays, and of their clones, wherever they are: those have the same keys.
+    """Plan to keep only the newest wrap of each dataset, and of its clones anywhere: those have the same keys.
 
-    A clone that has nothing newer than what goes is given what its origin keeps. Keys of another guid are of another
-    life of the dataset, and stay.
+    A clone whose newest wrap is to be dropped gets the one that its origin keeps. Keys with another guid belong to an
+    earlier dataset of this name, and stay.
     """
     plans: list[Forgetting] = []
     keeps: dict[int, Forgetting] = {}
@@ -189,7 +189,7 @@ def plan_forget(pool: Pool, datasets: list[Dataset]) -> list[Forgetting]:
 
 
 def _clones(pool: Pool, datasets: list[Dataset]) -> list[Dataset]:
-    """Clones of these datasets, clones of those, and so on; without what is among them."""
+    """Clones of these datasets, clones of those, and so on; without the given ones."""
     tree = pool.tree()
     found = {dataset.id: dataset for dataset in datasets}
     todo = list(datasets)
@@ -200,8 +200,8 @@ def _clones(pool: Pool, datasets: list[Dataset]) -> list[Dataset]:
     return list(found.values())[len(datasets) :]
 
 
-def still_opened(pool: Pool, plans: list[Forgetting]) -> list[tuple[Dataset, str]]:
-    """Other datasets with the same keys that keep a sealing which goes here, each with the mark of one."""
+def still_wrapped(pool: Pool, plans: list[Forgetting]) -> list[tuple[Dataset, str]]:
+    """Other datasets with the same keys that keep a wrap which is dropped here, each with the mark of one."""
     gone = {(plan.kept.guid, mark) for plan in plans for mark in plan.dropped}
     guids, planned = {guid for guid, _ in gone}, {plan.dataset.id for plan in plans}
     others = [d for d in pool.tree().by_id.values() if d.id not in planned and d.doc.get("crypt")]
@@ -218,16 +218,16 @@ def _own(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
 
 
 def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
-    """Give every snapshot the kept sealing; drop the others that were made here.
+    """Give every snapshot the kept wrap, and drop the others that were made here.
 
-    The catalog's past still has them: Catalog.renew() after the transaction.
+    The catalog's files still have them: call Catalog.renew() after the transaction.
     """
     dataset = plan.dataset
     for snapshot in pool.snapshots(dataset):
         doc = pool.catalog.get("begin", snapshot.key)
         record = of_snapshot(pool, snapshot)
         if doc and record and record.guid == plan.kept.guid and record.mark != plan.kept.mark:
-            t.put("begin", snapshot.key, {**doc, **resealed(Opening.from_doc(doc), _sealing(plan.kept)).doc()})
+            t.put("begin", snapshot.key, {**doc, **rewrapped(Opening.from_doc(doc), _wrap_fields(plan.kept)).doc()})
     for key, doc in pool.catalog.scan("key", dataset.key + "/"):
         if KeyRecord(_fields(key, doc), None).mark != plan.kept.mark:
             t.delete("key", key)

@@ -1,4 +1,4 @@
-"""Pools as wholes: finding them in folders, and how they do."""
+"""Whole pools: finding them in folders, their health and size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRUB_RUNNING = "running"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a known pool does. Sizes are of the disk below it; None where the pool cannot be read."""
+    """The health of a known pool. Sizes are those of its disk; None if the pool cannot be read."""
 
     name: str
     path: Path
@@ -30,11 +30,11 @@ class Status:
     allocated: int | None = None
     free: int | None = None
     scrub: Doc | None = None
-    "What the last scrub that came to its end left in the catalog."
+    "What the last complete scrub left in the catalog."
     begun: Doc | None = None
-    "How far a scrub got that has not come to its end: `started`, `at`, `done`, `total`."
+    "How far a scrub got that is not complete: `started`, `at`, `done`, `total`."
     scrubbing: bool = False
-    "Whether it is at work."
+    "Whether a scrub is running."
 
 
 def status(registry: Registry, name: str) -> Status:
@@ -69,7 +69,7 @@ def _status(pool: Pool) -> Status:
 
 
 def scrub_runs(pool: Pool) -> bool:
-    """Whether a scrub of it is at work, on this host."""
+    """Whether a scrub of the pool is running on this host."""
     if pool.catalog.read_only:
         return False
     try:
@@ -80,7 +80,7 @@ def scrub_runs(pool: Pool) -> bool:
 
 
 def _figures(pool: Pool, key: str, names: tuple[str, ...]) -> Doc | None:
-    """What a scrub noted in the catalog; raises Damaged where it was none, as the pool may be somebody else's."""
+    """What a scrub noted in the catalog. Raises Damaged if it makes no sense: the pool may be hostile."""
     doc = pool.catalog.get(SCRUB, key)
     figures = [doc.get(name, 0) for name in names] if doc else []
     are_sound = all(isinstance(figure, int | float) and 0 <= figure <= MAX_UINT64 for figure in figures)
@@ -99,7 +99,7 @@ def importable(folder: Path) -> dict[Path, str]:
 
 
 def adopt(registry: Registry, path: Path, name: str | None = None) -> str:
-    """Make a pool known that lies in `path`; it is opened once to see that it can be."""
+    """Add the pool in `path` to the registry, after it was opened once."""
     with Pool.open(path, name) as pool:
         chosen = pool.name
         known = {p: n for n, p in registry.pools().items()}

@@ -59,7 +59,7 @@ class Pool:
         self.name = name
         self._tree: tuple[object, Tree] | None = None
         self.warn: Callable[[str], object] = lambda text: None
-        "Takes one line for a person about what went wrong without undoing what was asked for."
+        "Called with one line for a person, about a failure that did not undo what was asked for."
 
     @classmethod
     def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
@@ -117,9 +117,9 @@ class Pool:
 
     @contextmanager
     def afterwards(self, done: str) -> Iterator[None]:
-        """For work behind a transaction, which stands whatever happens here: a failure is a warning.
+        """Do work behind a transaction that is committed: a failure is only a warning.
 
-        `done`: what was done, in words, for the warning.
+        `done`: what was committed, in words, for the warning.
         """
         try:
             yield
@@ -198,7 +198,7 @@ class Pool:
         return [Snapshot(dataset, doc) for _, doc in self.catalog.scan("snapshot", dataset.key + "/")]
 
     def all_snapshots(self) -> dict[int, list[Snapshot]]:
-        """Those of every dataset, by its id; oldest first."""
+        """The snapshots of every dataset, by its id; oldest first."""
         by_id = self.tree().by_id
         found: dict[int, list[Snapshot]] = {dataset_id: [] for dataset_id in by_id}
         for key, doc in self.catalog.scan("snapshot"):
@@ -219,7 +219,7 @@ class Pool:
         return Snapshot(dataset, found[1]) if found else None
 
     def snapshots_after(self, dataset: Dataset, txg: int) -> list[Snapshot]:
-        """Those younger than `txg`, oldest first."""
+        """The snapshots younger than `txg`, oldest first."""
         rows = self.catalog.after("snapshot", dataset.key + "/", txg_key(dataset.id, txg))
         return [Snapshot(dataset, doc) for _, doc in rows]
 
@@ -345,7 +345,7 @@ class Pool:
         return bookmark
 
     def remove_dataset(self, t: Transaction, dataset: Dataset) -> list[str]:
-        """Forget it with all that hangs on it; returns its segments' ids, whose files may go after commit."""
+        """Delete a dataset's documents; returns the ids of its segments, whose files may be deleted after commit."""
         runs = t.scan("run", dataset.key + "/")
         segments = [segment for _, run in runs for segment in run["segments"]]
         partial = t.get("receive", dataset.key)

@@ -13,7 +13,8 @@ from typing import Any
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import properties
-from zkeep.pool.datasets.derived import encryption_root, letter
+from zkeep.pool.datasets.answers import letter
+from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases
 from zkeep.pool.datasets.view import View
@@ -59,7 +60,7 @@ def create(
 
 
 class _OnlyTriedError(Exception):
-    """Takes back a transaction that was a dry run."""
+    """Rolls back the transaction of a dry run."""
 
 
 def make_parents(pool: Pool, t: Transaction, name: DatasetName) -> None:
@@ -139,7 +140,7 @@ def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapsh
 
 
 def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
-    """A dataset with all that lies below it."""
+    """Rename a dataset, and with it everything below."""
     with pool.transaction() as t:
         dataset = pool.dataset(old)
         _check_rename(pool, old, new)
@@ -190,7 +191,7 @@ def _check_lengths(pool: Pool, moved: Iterable[Dataset], old: DatasetName, new: 
 
 
 def _check_roots(pool: Pool, old: DatasetName, before: Mapping[int, Dataset | None]) -> None:
-    """As in zfs, a dataset may not leave its encryption root."""
+    """Refuse to move a dataset out of its encryption root, as zfs does."""
     view = View(pool)
     for dataset_id, root in before.items():
         now = encryption_root(view, pool.by_id(dataset_id))
@@ -199,7 +200,7 @@ def _check_roots(pool: Pool, old: DatasetName, before: Mapping[int, Dataset | No
 
 
 def rename_snapshot(pool: Pool, old: SnapshotName, new: SnapshotName, recursive: bool = False) -> None:
-    """With `recursive`, the snapshots of this name of everything below the dataset as well."""
+    """Rename a snapshot; with `recursive`, also those of this name of all datasets below."""
     if new.dataset != old.dataset:
         raise Refused(f"cannot rename {old}: {new} is not of the same dataset")
     with pool.transaction() as t:
@@ -237,7 +238,7 @@ def hold(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = 
 
 
 def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
-    """The last hold gone, a snapshot whose destruction was deferred goes too."""
+    """Remove a hold; with the last one, a snapshot whose destruction was deferred is destroyed."""
     with pool.transaction() as t:
         held = [s for n in names for s in snapshots_named(pool, n, recursive)]
         if not recursive:
@@ -257,7 +258,7 @@ def _check_tags(held: Iterable[Snapshot], tag: str) -> None:
 
 
 def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
-    """What `destroy -d` left for later goes when neither hold nor clone nor partial receive is left."""
+    """Destroy what `destroy -d` left for later, if no hold, clone or partial receive is left."""
     if not snapshot.doc.get("defer_destroy") or snapshot.holds or base_of(bases(pool), snapshot):
         return
     if not pool.tree().clones(snapshot.dataset, snapshot.txg):
@@ -267,7 +268,7 @@ def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
 def bookmark(
     pool: Pool, source: SnapshotName | BookmarkName, name: BookmarkName, recursive: bool = False
 ) -> None:
-    """With `recursive`, those of the snapshots of the same name below as well."""
+    """Make a bookmark; with `recursive`, also of the snapshots of the same name below."""
     if source.dataset != name.dataset:
         raise Refused(f"cannot create bookmark {name}: {source} is not of the same dataset")
     with pool.transaction() as t:

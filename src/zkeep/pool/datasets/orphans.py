@@ -1,7 +1,7 @@
-"""Segments that no document names any more, and who may delete them when.
+"""Orphans: segments that no document names any more, and when they may be deleted.
 
-Readers (send, scrub) hold the lock `readers` shared, because they open segments as they come to them. Files go when no
-one reads; what has to stay for a while is found again by compact.sweep().
+Readers (send, scrub) hold the lock `readers` shared, because they open segments only when they reach them. Files are
+deleted when nothing reads; those that have to wait are found again by compact.sweep().
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def reading(pool: Pool) -> AbstractContextManager[None]:
 
 
 def discard(pool: Pool, segment_ids: Iterable[str]) -> None:
-    """Delete the files of segments that no document names any more, if nobody is reading.
+    """Delete the files of segments that no document names any more, if no process is reading.
 
-    It follows a transaction that stands: what fails is a warning, and the files are found again by compact.sweep().
+    Call it after the transaction is committed: what fails is a warning, and compact.sweep() finds the files again.
     """
     doomed = list(segment_ids)
     if not doomed:

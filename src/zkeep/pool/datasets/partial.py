@@ -1,7 +1,7 @@
 """Partial receives: what `receive -s` keeps of an interrupted stream, and the snapshots that it builds on.
 
-A document of kind `receive` whose key is the dataset's stands for one. As in zfs, where it is a clone called `%recv`,
-the snapshot that its increment follows cannot go before it is done or given up.
+A document of kind `receive` with the dataset's key represents one. In zfs it is a clone called `%recv`; as there, the
+snapshot that its increment follows cannot be destroyed before the receive is finished or given up.
 """
 
 from __future__ import annotations

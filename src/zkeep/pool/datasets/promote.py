@@ -20,18 +20,18 @@ from zkeep.pool.store.catalog import Transaction
 
 
 def promote(pool: Pool, name: DatasetName) -> None:
-    """In a transaction of its own. Raises Refused, TryAgain: nothing was changed."""
+    """Promote a clone in a transaction of its own. Raises Refused, TryAgain: nothing was changed."""
     with ExitStack() as stack, pool.transaction() as t:
         clone = pool.dataset(name)
-        hold_off(pool, clone, stack, set())
+        lock_both(pool, clone, stack, set())
         promote_in(pool, t, clone)
 
 
-def hold_off(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> None:
-    """Keep receives and destroys away from both while they change places. `held`: ids of those locked already.
+def lock_both(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> None:
+    """Lock both datasets against receives and destroys. `held`: ids of datasets that are locked already.
 
     Raises:
-        TryAgain: one is at work.
+        TryAgain: one is running.
     """
     for dataset_id in {clone.id, *(clone.origin[:1] if clone.origin else ())} - held:
         dataset = pool.by_id(dataset_id)
@@ -41,7 +41,7 @@ def hold_off(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> No
 
 
 def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
-    """Do it inside a transaction, under the locks.
+    """Promote a clone inside a transaction, under the locks.
 
     Raises:
         Refused: it is no clone, or a snapshot or bookmark of its origin has a name that it has given itself.
@@ -70,14 +70,14 @@ def _promotions(t: Transaction, clone: Dataset, origin: Dataset) -> dict[str, in
 
 
 def _copy_keys(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset) -> None:
-    """Sealings that were made here go on opening what moves; a clone has its origin's keys."""
+    """Copy the wraps that were made here: they open what moves, because a clone has its origin's keys."""
     if not any(keyrecords.local(pool, clone)):
         for record in reversed(list(keyrecords.local(pool, origin))):
             keyrecords.add(pool, t, clone, record.fields)
 
 
 def _key_roots(clone: Dataset, origin: Dataset) -> tuple[dict[str, bool], dict[str, bool]]:
-    """What the documents of both then say of their keys: who is the origin holds them."""
+    """The key fields of both documents afterwards: the new origin is the encryption root."""
     fields = [name for name in ("encroot", "own_key") if origin.doc.get(name) and not clone.doc.get(name)]
     if not clone.doc.get("crypt"):
         return {}, {}
@@ -110,7 +110,7 @@ def _move(t: Transaction, origin: Dataset, clone: Dataset, txg: int) -> None:
 
 
 def _redirect(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset, txg: int) -> None:
-    """Whoever began with, or is being received onto, a txg that moved, now does so with the clone's."""
+    """Point clones of, and receives onto, a txg that moved to the promoted clone."""
     for other in pool.tree().clones(origin):
         if other.id != clone.id and other.origin and other.origin[1] <= txg:
             pool.update_dataset(t, other, origin={"dataset": clone.id, "txg": other.origin[1]})

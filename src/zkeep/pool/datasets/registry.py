@@ -16,7 +16,7 @@ from zkeep.pool.store.files import LocalStore
 
 FILE = "pools.json"
 BURIED = "destroyed.json"
-"""The folders of destroyed pools that can be brought back, a list."""
+"""The file with the folders of destroyed pools that can be brought back, a list."""
 
 
 class Registry:
@@ -77,7 +77,7 @@ class Registry:
             raise Damaged(f"{self.home / BURIED} is not what was stored: {error}") from None
 
     def forget(self, path: Path) -> None:
-        """A destroyed pool is gone, or is one again."""
+        """Remove a destroyed pool from the list: its files are gone, or it was brought back."""
         if path in self.buried():
             with self._change():
                 self._write_buried([p for p in self.buried() if p != path])

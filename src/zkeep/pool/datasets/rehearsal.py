@@ -1,4 +1,4 @@
-"""A pool that nothing is written to: what changes there is seen by its own caller only, and gone afterwards.
+"""A pool that nothing is written to: changes are seen by its caller only, and lost when it is closed.
 
 `receive -n` is a receive into it, so it refuses what the real one would, snapshot after snapshot.
 """
@@ -21,7 +21,7 @@ def rehearsal(pool: Pool) -> Pool:
 
 
 class _ReadOnlyStore(LocalStore):
-    """Reads what is there; what it is to write or to delete, it leaves alone."""
+    """Reads files; put and delete do nothing."""
 
     def put(self, name: str, content: Buffer) -> None:
         """Nothing."""

@@ -1,6 +1,6 @@
-"""The runs of datasets, kept between two looks: whoever receives 10,000 snapshots adds one run each time.
+"""A cache of the runs of datasets: a receive of 10,000 snapshots adds one run at a time.
 
-What this process changes is followed run by run; after a change by another one all is read again.
+Changes by this process are applied run by run; after a change by another process everything is read again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
 
 DATASETS = 8
-"""Of so many the runs are kept: one that is received into or sent, and those that it is a clone of."""
+"""How many datasets' runs are cached: one that is received into or sent, and its origins."""
 
 
 def run_of(doc: Doc) -> Run:
@@ -23,7 +23,7 @@ def run_of(doc: Doc) -> Run:
 
 @dataclass
 class Kept:
-    """A dataset's own runs, oldest first; and of each summary that was looked at, whether it is one of them."""
+    """A dataset's own runs, oldest first; `checked`: by a summary's name, whether it sums up these runs."""
 
     runs: list[Run]
     checked: dict[str, bool] = field(default_factory=dict)

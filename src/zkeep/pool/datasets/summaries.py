@@ -4,7 +4,7 @@ Units are summed up by FAN: runs first, then what became of them, as long as tha
 Units that wait for their like are few at any level, and a run that is large enough by itself is left alone. So a long
 timeline is a handful of pieces, and each row is written once for each level.
 
-Nothing here matters for what is true. Whoever writes summaries may be killed, or find the disk full: nothing is lost.
+Summaries are only a cache: if the process that writes them is killed, or the disk is full, nothing is lost.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from zkeep.pool.timeline.table import Table, concat
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 FAN = 16
-"""Units that are summed up together."""
+"""How many units are summed up together."""
 MOST = 1 << 18
-"""Records that a summary may stand for, about: what is written at once, in memory."""
+"""About the most records that a summary sums up: it is made in memory."""
 AT_ONCE = 4
-"""Summaries that one receive writes at most."""
+"""The most summaries that one receive writes."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> N
         unit = next(missing(runs, have), None)
         if unit is None:
             return
-        some = runs[unit.start : unit.end]
+        summed = runs[unit.start : unit.end]
         with history.timeline(pool.store) as timeline:
-            content = _summary(timeline, some, raw=bool(dataset.doc["raw"]))
-        pool.store.put(str(Name.of(dataset.key, unit.level, some)), content)
+            content = _summary(timeline, summed, raw=bool(dataset.doc["raw"]))
+        pool.store.put(str(Name.of(dataset.key, unit.level, summed)), content)
 
 
 def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
@@ -188,7 +188,7 @@ def forget(pool: Pool, dataset: Dataset) -> None:
 
 
 def slim(pool: Pool, room: int) -> None:
-    """Delete what sums up nothing any more; and everything, if what is left takes more than `room` bytes."""
+    """Delete summaries that match no runs any more; and all, if the others take more than `room` bytes."""
     valid = {name for d in pool.tree().by_id.values() for name in _valid(pool, d, own_runs(pool, d))}
     sizes = {}
     for text in pool.store.names(FOLDER):

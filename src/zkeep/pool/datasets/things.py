@@ -1,6 +1,6 @@
 """Datasets, snapshots and bookmarks as views of the catalog's documents, and the tree of datasets.
 
-Each is of the moment at which it was read.
+Each shows the state in which it was read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Dataset:
 
     @property
     def has_own_key(self) -> bool:
-        """Whether it is a root of encryption: as it was at the sender, or as change-key made it here."""
+        """Whether it is an encryption root: as it was at the sender, or as change-key made it here."""
         own = self.doc.get("own_key")
         return bool(self.doc.get("encroot") if own is None else own)
 
@@ -108,7 +108,7 @@ class Bookmark:
 
 
 class Tree:
-    """The datasets of one moment. Each is read when it is first asked for, by its name or number."""
+    """The datasets, in one state of the catalog. Each is read when it is first asked for, by name or id."""
 
     def __init__(self, catalog: Catalog, pool: str) -> None:
         self._catalog = catalog
@@ -160,7 +160,7 @@ class Tree:
             above = self.parent(above)
 
     def within(self, dataset: Dataset, depth: int | None = None) -> list[Dataset]:
-        """It and everything below it, to `depth` levels, by name."""
+        """The dataset and everything below it, to `depth` levels, by name."""
         now = self.find(dataset.name)
         found = [now] if now else []
         if depth == 0:
@@ -175,7 +175,7 @@ class Tree:
         return [self._dataset(doc) for _, doc in self._catalog.below("dataset", "name", f"{relative}/")]
 
     def clones(self, dataset: Dataset, txg: int | None = None) -> list[Dataset]:
-        """Those that began with a txg of `dataset`: a given one, or any."""
+        """The clones of `dataset`: of the snapshot at `txg`, or of any."""
         if dataset.id not in self._clones:
             rows = self._catalog.below("dataset", "origin", origin_term(dataset.id, ""))
             by_txg: dict[int, list[Dataset]] = {}
@@ -186,4 +186,4 @@ class Tree:
         found = self._clones[dataset.id]
         if txg is not None:
             return list(found.get(txg, ()))
-        return sorted((clone for some in found.values() for clone in some), key=lambda d: d.name.text)
+        return sorted((clone for clones in found.values() for clone in clones), key=lambda d: d.name.text)

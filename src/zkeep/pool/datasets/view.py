@@ -1,7 +1,7 @@
-"""What `get` and `list` answer: the value and the source of each property of each thing.
+"""What `get` and `list` answer: the value and the source of each property of a dataset, snapshot or bookmark.
 
-A value here is a number, text, or None where the property says nothing of this thing (`-`); how numbers are
-written is the command line's business. Figures, snapshots and clones are looked up when first asked for.
+A value is a number, text, or None where the property has no value here (`-`); the command line formats numbers.
+Figures, snapshots and clones are looked up when first asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from zkeep.errors import Damaged
 from zkeep.names import BookmarkName, SnapshotName, whole_number
 from zkeep.pool.datasets import charge, derived, properties
-from zkeep.pool.datasets.derived import Answer, Thing, Value, head, letter
+from zkeep.pool.datasets.answers import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
 from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
@@ -24,9 +24,9 @@ NO_SETTINGS: Mapping[str, str | None] = {}
 
 
 class View:
-    """Answers of one moment; make a new one after a change.
+    """Answers from one state of the pool; make a new view after a change.
 
-    `loaded` tells the roots of encryption, by dataset number, whose keys somebody else holds; a pool holds none.
+    `loaded` returns the ids of the encryption roots whose keys the agent holds; a pool has no keys.
     """
 
     def __init__(self, pool: Pool, loaded: Callable[[], set[int]] = set) -> None:
@@ -36,12 +36,12 @@ class View:
 
     @cached_property
     def snapshots(self) -> Mapping[int, list[Snapshot]]:
-        """Of each dataset that is asked for, by its id; oldest first."""
+        """The snapshots of a dataset, by its id, oldest first; read when they are first asked for."""
         return _Snapshots(self)
 
     @cached_property
     def all_snapshots(self) -> dict[int, list[Snapshot]]:
-        """Of every dataset."""
+        """The snapshots of all datasets, by id."""
         return self.pool.all_snapshots()
 
     @cached_property
@@ -72,7 +72,7 @@ class View:
         yield from sorted(self._user_properties(thing))
 
     def _says(self, thing: Thing, prop: Property) -> bool:
-        """What is derived is passed over where there is nothing to say."""
+        """Whether `get all` prints it: a computed property only where it has a value."""
         return applies(prop, thing) and (prop.can_be_set or self.get(thing, prop.name).value is not None)
 
     def _user_properties(self, thing: Thing) -> set[str]:
@@ -82,7 +82,7 @@ class View:
         return {n for n in found if self.get(thing, n).value is not None}
 
     def _above(self, thing: Thing) -> Iterator[Dataset]:
-        """What it inherits from, nearest first."""
+        """The datasets that it inherits from, nearest first."""
         if not isinstance(thing, Dataset):
             yield thing.dataset
         yield from self.tree.ancestors(head(thing))
@@ -90,7 +90,7 @@ class View:
     # One property
 
     def get(self, thing: Thing, name: str) -> Answer:
-        """`name` as properties.find knows it; None where it does not apply."""
+        """The value of the property `name` (see properties.find); None where it does not apply."""
         if name.startswith(("written@", "written#")):
             return Answer(self._written_since(thing, name))
         prop = properties.find(name)
@@ -103,18 +103,18 @@ class View:
     def policy(self, dataset: Dataset, name: str) -> str:
         """The value that zkeep acts on: one that was set here, on the dataset or above it, or the default.
 
-        Whatever decides something asks here, so that nothing that came in a stream decides it.
+        All decisions use it, so that no received property decides anything.
         """
         return str(self._effective(dataset, PROPERTIES[name], _local).value)
 
     def setting(self, thing: Thing, prop: Property) -> Answer:
         """The value to show: local, else received, else (where it is inherited) the nearest ancestor's, else the
-        default. Of what zkeep acts on, the value that has effect.
+        default. Where zkeep acts on the property, the value that has effect.
         """
         return self._effective(thing, prop, _local if prop.is_policy else _own)
 
     def _effective(self, thing: Thing, prop: Property, look: Callable[[Thing, str], tuple[str, str] | None]) -> Answer:
-        """`look` tells the value that counts of one level, and its source."""
+        """`look` returns the value that one level sets, and its source."""
         received = thing.doc.get("received", {}).get(prop.name)
         own = look(thing, prop.name)
         if own:
@@ -128,7 +128,7 @@ class View:
         return Answer(_typed(prop, prop.default), "default", received)
 
     def _written_since(self, thing: Thing, name: str) -> Value:
-        """`written@x`: what of it was written after its dataset's snapshot (`#`: bookmark) x."""
+        """`written@x`: bytes written after the snapshot x of its dataset (`written#x`: after the bookmark x)."""
         if isinstance(thing, Bookmark):
             return None
         dataset, mark = head(thing), name[len("written") :]
@@ -146,7 +146,7 @@ class View:
     # Room
 
     def free(self) -> int:
-        """Bytes that the disk has for us."""
+        """Bytes that are free on the disk."""
         disk = os.statvfs(self.pool.path)
         return disk.f_bavail * disk.f_frsize
 
@@ -162,8 +162,8 @@ class View:
     ) -> int | None:
         """Bytes that the quotas on the way up leave; None where there is none.
 
-        What is reserved for receives takes room, too, but for the receive `apart_from`. `settings` are what the dataset
-        is going to have.
+        What receives have reserved takes room, too, except for the receive `apart_from`. `settings`: properties that
+        the dataset is going to have.
         """
         rooms = list(self._rooms(dataset, apart_from, settings))
         return max(0, min(rooms)) if rooms else None
@@ -171,7 +171,7 @@ class View:
     def quotas(
         self, dataset: Dataset, settings: Mapping[str, str | None] = NO_SETTINGS
     ) -> Iterator[tuple[Dataset, int]]:
-        """The dataset and what is above it, where there is a quota, with that."""
+        """The dataset and those above it that have a quota, each with its quota."""
         for level in (dataset, *self.tree.ancestors(dataset)):
             given = level is dataset and "quota" in settings
             limit = int(settings["quota"] or 0) if given else int(self.policy(level, "quota"))
@@ -185,7 +185,7 @@ class View:
             yield limit - self.charged(level) - self.reserved(level, apart_from)
 
     def charged(self, level: Dataset) -> int:
-        """What a quota counts of all that is there: what is used, and what came with it (charge.py)."""
+        """The bytes that a quota counts: what is used, and what came beside the records (charge.py)."""
         return self.figures(level).used.stored + sum(self._documents(d) for d in self.tree.within(level))
 
     def _documents(self, dataset: Dataset) -> int:
@@ -194,11 +194,11 @@ class View:
         return charge.of_dataset(dataset.doc, self.runs.get(dataset.id, ()), snapshots, bookmarks)
 
     def reserved(self, level: Dataset, apart_from: str = "") -> int:
-        """What receives at the dataset or below it may have written, or keep."""
+        """The bytes reserved for receives into the dataset or below it."""
         docs = dict(self.pool.catalog.scan("reserve"))
         total = sum(int(d["bytes"]) for k, d in docs.items() if k != apart_from and self._is_in(level, d["dataset"]))
         for key in set(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
-            if key.isdecimal() and self._is_in(level, int(key)):  # of before there were reservations
+            if key.isdecimal() and self._is_in(level, int(key)):  # a partial receive of a version without reservations
                 partial = self.pool.catalog.get("receive", key)
                 total += int(partial["tally"]["bytes"]) if partial else 0
         return total
@@ -209,7 +209,7 @@ class View:
 
 
 class _Snapshots(dict[int, list[Snapshot]]):
-    """Those of a dataset are read when they are asked for."""
+    """Reads the snapshots of a dataset when they are first asked for."""
 
     def __init__(self, view: View) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class _Snapshots(dict[int, list[Snapshot]]):
 
 
 def applies(prop: Property, thing: Thing) -> bool:
-    """A snapshot's properties are further those of its dataset's type."""
+    """Whether it has the property; for a snapshot, the type of its dataset counts, too."""
     if letter(thing) not in prop.applies:
         return False
     kinds = set(prop.applies) & {"f", "v"}
@@ -232,13 +232,13 @@ def applies(prop: Property, thing: Thing) -> bool:
 
 
 def _local(thing: Thing, name: str) -> tuple[str, str] | None:
-    """What was set here on the thing itself."""
+    """The value that was set here on the thing itself."""
     text = thing.doc.get("local", {}).get(name)
     return None if text is None else (text, "local")
 
 
 def _own(thing: Thing, name: str) -> tuple[str, str] | None:
-    """What is set on the thing itself. A local null hides what was received (`inherit`, `receive -x`)."""
+    """The value of the thing itself, local or received. A local null hides a received one (`inherit`, `receive -x`)."""
     if name in thing.doc.get("local", {}):
         return _local(thing, name)
     received = thing.doc.get("received", {}).get(name)

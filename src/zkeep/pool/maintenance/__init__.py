@@ -1,1 +1,1 @@
-"""What keeps a pool well: compaction, scrub, what a flaw hurts."""
+"""Maintenance of a pool: compaction, scrub, healing, and which snapshots damage affects."""

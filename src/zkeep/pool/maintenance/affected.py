@@ -1,4 +1,4 @@
-"""Whom a damaged record hurts: the snapshots in whose state it is, of its dataset and of clones."""
+"""The snapshots that a damaged record affects: those whose state includes it, of its dataset and of clones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def since(pool: Pool, dataset: Dataset, txg: int) -> list[Snapshot]:
     return [s for one in family(pool, dataset, txg) for s in pool.snapshots(one) if s.txg >= txg]
 
 
-def hurt(pool: Pool, dataset: Dataset, run: Run, segment_id: str, flaw: Flaw) -> list[Snapshot]:
+def affected_snapshots(pool: Pool, dataset: Dataset, run: Run, segment_id: str, flaw: Flaw) -> list[Snapshot]:
     """The snapshots that cannot be sent, or not as they are, because of a flaw in a segment of a run."""
     if flaw.spare:
         own = pool.snapshot_at(dataset.id, run.txg)
@@ -81,17 +81,17 @@ def _lives(table: Table, name: str, row: np.ndarray[tuple[int], np.dtype[np.void
 
 
 def names(pool: Pool, snapshots: Iterable[Snapshot]) -> list[str]:
-    """Their names; neighbours of one dataset as a range, `a/b@first%last`, as destroy takes it."""
+    """Names of snapshots; neighbours in one dataset as a range, `a/b@first%last`, as destroy takes it."""
     by_dataset: dict[int, list[Snapshot]] = {}
     for snapshot in snapshots:
         by_dataset.setdefault(snapshot.dataset.id, []).append(snapshot)
     found = []
-    for some in by_dataset.values():
-        order = [s.txg for s in pool.snapshots(some[0].dataset)]
-        some.sort(key=lambda s: s.txg)
-        for first, last in _stretches([order.index(s.txg) for s in some]):
-            text = str(some[first].name)
-            found.append(text if first == last else f"{text}%{some[last].doc['name']}")
+    for mine in by_dataset.values():
+        order = [s.txg for s in pool.snapshots(mine[0].dataset)]
+        mine.sort(key=lambda s: s.txg)
+        for first, last in _stretches([order.index(s.txg) for s in mine]):
+            text = str(mine[first].name)
+            found.append(text if first == last else f"{text}%{mine[last].doc['name']}")
     return found
 
 

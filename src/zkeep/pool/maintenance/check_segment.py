@@ -2,7 +2,7 @@
 
 A sound segment is read once: the running fletcher-4 over its body, each row of its tables against its record, the CRC
 of each page, the digests of head and footer, and that nothing lies between or behind them. In a damaged one every
-record is looked at by itself, so that it is known which rows are hurt.
+record is checked by itself, to find out which rows are affected.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _memory = threading.local()
 class Flaw:
     """Something in a segment that is not what was stored.
 
-    `rows`: what it hurts, one row of the table `table`. Without: records that no row stands for, if `spare`; else the
-    tables themselves, so that all of the segment is in doubt.
+    `rows`: the row of the table `table` whose record is damaged. Without a row: a record that no row points to, if
+    `spare`; else the tables themselves, so that the whole segment is in doubt.
     """
 
     at: int
@@ -44,24 +44,24 @@ class Flaw:
 
 
 @dataclass
-class Inspection:
+class SegmentReport:
     flaws: list[Flaw] = field(default_factory=list)
     stored: int = 0
     logical: int = 0
     records: int = 0
 
 
-def inspect(segment: Segment, tick: Callable[[int], object]) -> Inspection:
-    """Verify all of a segment; `tick` is told of bytes as they are done. Raises nothing for damage."""
-    found = Inspection()
+def check_segment(segment: Segment, on_bytes: Callable[[int], object]) -> SegmentReport:
+    """Verify all of a segment; `on_bytes` is called with the bytes done. Damage is reported, not raised."""
+    found = SegmentReport()
     try:
-        _inspect(segment, found, tick)
+        _check(segment, found, on_bytes)
     except Damaged as error:
         found.flaws.append(Flaw(0, str(error).removeprefix(f"{segment.name}: ")))
     return found
 
 
-def _inspect(segment: Segment, found: Inspection, tick: Callable[[int], object]) -> None:
+def _check(segment: Segment, found: SegmentReport, on_bytes: Callable[[int], object]) -> None:
     footer = segment.footer
     found.stored, found.logical, found.records = footer["stored"], footer["logical"], footer["records"]
     segment.head  # noqa: B018 (verified when it is read)
@@ -71,16 +71,16 @@ def _inspect(segment: Segment, found: Inspection, tick: Callable[[int], object])
         tables[name], bad = _rows(segment, name)
         found.flaws += bad
     if found.flaws:
-        tick(segment.body[1] - segment.body[0])
+        on_bytes(segment.body[1] - segment.body[0])
     places = _places([tables[name] for name in RECORDS])
     try:
-        fault = _body(segment, places, tick)
+        fault = _body(segment, places, on_bytes)
     except Damaged as error:  # of a bad sector the rest of the body is still to be looked at
         fault = segment.body[0], str(error).removeprefix(f"{segment.name}: ")
     if fault is None:
         return
-    hurt = list(_each(segment, tables, places))
-    found.flaws += hurt or [Flaw(*fault, spare=True)]
+    flaws = list(_each(segment, tables, places))
+    found.flaws += flaws or [Flaw(*fault, spare=True)]
 
 
 def _layout(segment: Segment) -> Iterator[Flaw]:
@@ -132,7 +132,7 @@ def _buffer(size: int) -> npt.NDArray[np.uint8]:
     return space
 
 
-def _body(segment: Segment, places: Array, tick: Callable[[int], object]) -> tuple[int, str] | None:
+def _body(segment: Segment, places: Array, on_bytes: Callable[[int], object]) -> tuple[int, str] | None:
     """The first byte at which the body, read from its start, is not what it must be."""
     at, end = segment.body
     swap = segment.big_endian != (NATIVE == "big")
@@ -156,7 +156,7 @@ def _body(segment: Segment, places: Array, tick: Callable[[int], object]) -> tup
         if wrong.any():
             return int(places["pos"][seen + int(wrong.argmax())]), "the record is not the one of its row"
         records, seen, at = records + len(found.offsets), upto, at + found.stop
-        tick(found.stop)
+        on_bytes(found.stop)
     if tuple(state.tolist()) != segment.end_state or records != segment.footer["records"] or seen != len(places):
         return at, "the body does not end as it did"
     return None

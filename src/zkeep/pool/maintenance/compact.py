@@ -1,4 +1,4 @@
-"""Space comes back: runs that nothing tells apart become one, and records that nothing needs are left behind.
+"""Compaction returns space: runs that no snapshot or bookmark separates are merged, records that nothing needs dropped.
 
 Destroying a snapshot deletes documents. Compaction makes the disk follow in steps, each of which is whole or did not
 happen: new segments are written under a txg that a document (kind `compact`) registers before the first byte; one
@@ -34,12 +34,12 @@ from zkeep.pool.types import MAX_UINT64, Doc
 Progress = Callable[[int], object]
 
 STEP = 256 << 20
-"""A budget for work that somebody waits for."""
+"""A budget for compaction that runs while a user waits."""
 
 
 @dataclass
 class Report:
-    """What a compaction did. `skipped`: one line for each thing that it had to leave."""
+    """What a compaction did. `skipped`: one line for each step that failed."""
 
     merged: int = 0
     trimmed: int = 0
@@ -51,11 +51,11 @@ class Report:
 def compact(
     pool: Pool, dataset: Dataset | None = None, *, budget: int | None = None, progress: Progress | None = None
 ) -> Report:
-    """Give back the space of what was destroyed.
+    """Return the space of what was destroyed.
 
     Of one dataset: only what pays for itself. Of the whole pool: until its files take at most a tenth more than what
     they hold, leftovers of crashes included. `budget`: bytes to write at most. `progress` is called with the bytes
-    written so far. Datasets that are busy are left for another time.
+    written so far. Busy datasets are skipped.
     """
     work = _Work(pool, Report(), budget, progress)
     if dataset is not None:
@@ -91,7 +91,7 @@ def _groups(pool: Pool, dataset: Dataset) -> list[tiers.Group]:
 
 
 class _ChangedError(Exception):
-    """Somebody else changed what a step is about; nothing was done."""
+    """Another process changed the runs of a step; nothing was done."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ class _Work:
         return MAX_UINT64 if self.budget is None else self.budget - self.report.written
 
     def dataset(self, dataset: Dataset, wasted: float = tiers.WASTED) -> None:
-        """All that is worth doing, one step after the other, until the budget is used up."""
+        """Do everything that is worthwhile, step by step, until the budget is used up."""
         with suppress(TryAgain), self.pool.store.lock(f"compact-{dataset.id}"):
             refused: set[int] = set()
             while self._step(dataset, wasted, refused):
@@ -142,7 +142,7 @@ class _Work:
         try:
             with reading(self.pool), Timeline(self.pool.store, history) as timeline:
                 step = _Step(self.pool, dataset, timeline, parts, _is_raw(dataset, parts))
-                chosen = step.everything() if merging else step.wasteful(wasted, self.left)
+                chosen = step.all_segments() if merging else step.wasteful(wasted, self.left)
                 if not chosen:
                     refused |= {p.txg for p in parts}
                     return True
@@ -190,9 +190,9 @@ class _Step:
         self._before = [run for run in timeline.runs if run.txg < self.group[0].txg]
         self._wasted = parts[0].wasted
 
-    # What to write anew
+    # What to rewrite
 
-    def everything(self) -> list[str]:
+    def all_segments(self) -> list[str]:
         orders = {s.big_endian for run in self.group for s in self._timeline.segments(run)}
         return [s for run in self.group for s in run.segments] if len(orders) < 2 else []
 
@@ -233,7 +233,7 @@ class _Step:
 
         Raises:
             Damaged: a record or a table is not what was stored, or figures do not add up; nothing was changed.
-            _ChangedError, TryAgain: somebody else is at work on the same; nothing was changed.
+            _ChangedError, TryAgain: another process is working on the same runs; nothing was changed.
         """
         with self._pool.transaction() as t:
             txg = t.next_txg()
@@ -419,7 +419,7 @@ class _Step:
 
 @contextmanager
 def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
-    """Hold off who would go on with a receive. TryAgain if it is under way."""
+    """Keep other processes from going on with a receive. TryAgain if it is under way."""
     busy = "a receive that needs them is under way"
     with pool.store.lock(f"receive-{doc['txg']:x}", busy=busy, passing=True):
         yield
@@ -431,8 +431,8 @@ def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
 def sweep(pool: Pool) -> int:
     """Remove what interrupted receives and compactions left behind; returns the bytes of the files.
 
-    Files are listed before the documents are read: who makes a file has registered its txg before, so a file that no
-    document of a later moment names, and whose registration nobody holds, is nobody's.
+    Files are listed before the documents are read: a process registers its txg before it makes a file, so a file that
+    no later document names, and whose registration's lock is free, is an orphan.
     """
     pool.store.sweep()
     files = [name.rpartition("/")[2].removesuffix(".seg") for name in pool.store.names("segments")]
@@ -461,10 +461,10 @@ def _txg(segment_id: str) -> int:
 
 @contextmanager
 def _abandoned(pool: Pool, kind: str, key: str, doc: Doc) -> Iterator[set[str]]:
-    """Yields the segments that a registration nobody holds still needs; forgets it, unless it can be gone on with.
+    """Yields the segments that an abandoned registration still needs; deletes it, unless it can be resumed.
 
     Raises:
-        TryAgain: somebody holds it.
+        TryAgain: its process is alive.
     """
     # a receive under way holds `readers`, which the caller has to itself
     held = nullcontext() if kind == "receive" else pool.store.lock(f"compact-{doc['dataset']}")

@@ -1,7 +1,7 @@
 """Healing (receive -c): damaged records of what is stored are replaced by the same records of a stream.
 
 A record is taken only if its check is that of its row, so what comes can but be what was stored. Records lie in
-segments, which are never changed in place: a segment all of whose damaged records came is written anew, whole, and
+segments, which are never changed in place: a segment all of whose damaged records came is rewritten as a whole, and
 takes the place of the old one in its run, in one transaction. Running checksums that are stamped on records follow from
 the records. Tables cannot be healed, nor records that no row stands for, nor what is not in the stream.
 
@@ -22,7 +22,7 @@ from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
 from zkeep.pool.datasets.history import own_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.orphans import discard, reading
-from zkeep.pool.maintenance.check_segment import Flaw, inspect
+from zkeep.pool.maintenance.check_segment import Flaw, check_segment
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
 from zkeep.pool.timeline.spans import Array
@@ -41,7 +41,7 @@ _SAMPLE = 256
 
 @dataclass
 class Healing:
-    """What came of it: damaged records that were found, those that were replaced, and a line for each that was not."""
+    """The result: how many damaged records were found and replaced, and a line for each segment that was not healed."""
 
     damaged: int = 0
     healed: int = 0
@@ -49,7 +49,7 @@ class Healing:
 
 
 @dataclass
-class _Patient:
+class _DamagedSegment:
     """A damaged segment. `missing`: by key, the rows whose records are damaged; `sound`: by place, those that came."""
 
     dataset: Dataset
@@ -61,7 +61,7 @@ class _Patient:
     sound: dict[int, bytes] = field(default_factory=dict)
     hopeless: str = ""
     stamps: bool = False
-    """No row is hurt: it may be that only a running checksum is."""
+    """No row's record is damaged; a running checksum may be."""
 
     @property
     def name(self) -> str:
@@ -83,39 +83,39 @@ def heal(
         Refused: the stream is of something else.
     """
     with reading(pool):
-        patients = list(_patients(pool, dataset, snapshot.txg if snapshot else MAX_UINT64))
-        guids = _match(events, patients)
+        segments = list(_damaged_segments(pool, dataset, snapshot.txg if snapshot else MAX_UINT64))
+        guids = _match(events, segments)
     known = [snapshot] if snapshot else pool.snapshots(dataset)
     if not guids & {one.guid for one in known}:
         where = snapshot.name if snapshot else dataset.name
         raise Refused(f"cannot heal {where}: the stream is of another snapshot")
-    report = Healing(damaged=sum(patient.count or 1 for patient in patients))
-    for patient in patients:
-        if fault := _fault(patient):
-            report.left.append(f"{patient.name}: {fault}")
+    report = Healing(damaged=sum(damaged.count or 1 for damaged in segments))
+    for damaged in segments:
+        if fault := _fault(damaged):
+            report.left.append(f"{damaged.name}: {fault}")
             continue
         try:
             if not dry_run:
-                _replace(pool, patient)
+                _replace(pool, damaged)
         except Damaged as error:
             report.left.append(str(error))
             continue
-        report.healed += patient.count
+        report.healed += damaged.count
     return report
 
 
-def _fault(patient: _Patient) -> str:
+def _fault(damaged: _DamagedSegment) -> str:
     """Why a segment cannot be healed."""
-    if patient.hopeless:
-        return f"{patient.hopeless}, which no stream heals"
-    lacking = sum(len(rows) for rows in patient.missing.values())
-    return f"{lacking} of its {patient.count} damaged records are not in the stream" if lacking else ""
+    if damaged.hopeless:
+        return f"{damaged.hopeless}, which no stream heals"
+    lacking = sum(len(rows) for rows in damaged.missing.values())
+    return f"{lacking} of its {damaged.count} damaged records are not in the stream" if lacking else ""
 
 
 # What is damaged
 
 
-def _patients(pool: Pool, dataset: Dataset, limit: int) -> Iterator[_Patient]:
+def _damaged_segments(pool: Pool, dataset: Dataset, limit: int) -> Iterator[_DamagedSegment]:
     """The damaged segments of a dataset's runs up to a txg, and of its origin's."""
     for each, last in ((dataset, limit), *pool.origins(dataset)):
         for run in own_runs(pool, each):
@@ -123,34 +123,34 @@ def _patients(pool: Pool, dataset: Dataset, limit: int) -> Iterator[_Patient]:
                 yield from (found for i in run.segments if (found := _examine(pool, each, run, i)))
 
 
-def _examine(pool: Pool, dataset: Dataset, run: Run, segment_id: str) -> _Patient | None:
-    patient = _Patient(dataset, run, segment_id)
+def _examine(pool: Pool, dataset: Dataset, run: Run, segment_id: str) -> _DamagedSegment | None:
+    damaged = _DamagedSegment(dataset, run, segment_id)
     try:
-        blob = pool.store.open(patient.name)
+        blob = pool.store.open(damaged.name)
     except FileNotFoundError:
-        patient.hopeless = "the segment is missing"
-        return patient
+        damaged.hopeless = "the segment is missing"
+        return damaged
     with blob:
-        segment = Segment(lambda: blob, patient.name)
-        flaws = inspect(segment, lambda _: None).flaws
+        segment = Segment(lambda: blob, damaged.name)
+        flaws = check_segment(segment, lambda _: None).flaws
         if not flaws:
             return None
-        _note(patient, flaws)
-        if not patient.hopeless:
-            patient.big_endian = segment.big_endian
+        _note(damaged, flaws)
+        if not damaged.hopeless:
+            damaged.big_endian = segment.big_endian
             own = pool.snapshot_at(dataset.id, run.txg)
-            patient.guids = tuple({*_guids(segment, flaws), *([own.guid] if own else [])})
-    return patient
+            damaged.guids = tuple({*_guids(segment, flaws), *([own.guid] if own else [])})
+    return damaged
 
 
-def _note(patient: _Patient, flaws: list[Flaw]) -> None:
+def _note(damaged: _DamagedSegment, flaws: list[Flaw]) -> None:
     for flaw in flaws:
         if flaw.spare:
-            patient.stamps = True
+            damaged.stamps = True
         elif flaw.rows is None:
-            patient.hopeless = patient.hopeless or flaw.what
+            damaged.hopeless = damaged.hopeless or flaw.what
         else:
-            patient.missing.setdefault(_key(flaw.table, flaw.rows), []).append(flaw.rows)
+            damaged.missing.setdefault(_key(flaw.table, flaw.rows), []).append(flaw.rows)
 
 
 def _key(table: str, row: Array) -> Key:
@@ -181,112 +181,112 @@ def _guids(segment: Segment, flaws: list[Flaw]) -> Iterator[int]:
 # What the stream brings
 
 
-def _match(events: Iterable[Event], patients: list[_Patient]) -> set[int]:
-    """Take what is lacking from a stream; returns the guids of its snapshots."""
+def _match(events: Iterable[Event], segments: list[_DamagedSegment]) -> set[int]:
+    """Collect missing records from a stream; returns the guids of its snapshots."""
     guids = set()
     for event in events:
         if isinstance(event, SubBegin):
             guids.add(event.begin.toguid)
         elif isinstance(event, Batch):
-            for patient in patients:
-                if patient.missing and patient.big_endian == (event.byteorder == "big"):
-                    _take(event, patient)
+            for damaged in segments:
+                if damaged.missing and damaged.big_endian == (event.byteorder == "big"):
+                    _take(event, damaged)
     return guids
 
 
-def _take(batch: Batch, patient: _Patient) -> None:
+def _take(batch: Batch, damaged: _DamagedSegment) -> None:
     """Take from a batch what a segment lacks."""
-    for rtype in {RecordType(key[0]) for key in patient.missing}:
+    for rtype in {RecordType(key[0]) for key in damaged.missing}:
         index, headers = batch.select(rtype)
         if not len(index):
             continue
         numbers = headers[_NUMBERS.get(rtype, "object")]
-        wanted = np.array([key[1] for key in patient.missing if key[0] == rtype], np.uint64)
+        wanted = np.array([key[1] for key in damaged.missing if key[0] == rtype], np.uint64)
         for at in np.flatnonzero(np.isin(numbers, wanted)).tolist():
             offset = int(headers[_OFFSETS[rtype]][at]) if rtype in _OFFSETS else 0
             key = rtype, int(numbers[at]), offset
-            if key in patient.missing:
-                _try(batch, int(index[at]), patient, key)
+            if key in damaged.missing:
+                _try(batch, int(index[at]), damaged, key)
 
 
-def _try(batch: Batch, at: int, patient: _Patient, key: Key) -> None:
+def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
     """Take one record for the rows that it is the record of."""
     start = int(batch.offsets[at])
     content = bytearray(batch.buffer[start : start + int(batch.lengths[at])])
     fields = LAYOUTS[RecordType(key[0])].dtype(batch.byteorder).fields
     assert fields is not None
     place = int(fields["toguid"][1])
-    for guid in patient.guids:
+    for guid in damaged.guids:
         content[place : place + 8] = guid.to_bytes(8, batch.byteorder)
         ends = np.array([0], np.int64), np.array([len(content)], np.int64)
         checks, _ = kernel.check(np.frombuffer(content, np.uint8), *ends, batch.byteorder != NATIVE)
         left = []
-        for row in patient.missing.get(key, []):
+        for row in damaged.missing.get(key, []):
             if int(row["size"][0]) == len(content) and int(row["check"][0]) == int(checks[0]):
-                patient.sound[int(row["pos"][0])] = bytes(content)
+                damaged.sound[int(row["pos"][0])] = bytes(content)
             else:
                 left.append(row)
         if left:
-            patient.missing[key] = left
+            damaged.missing[key] = left
         else:
-            patient.missing.pop(key, None)
+            damaged.missing.pop(key, None)
 
 
-# The segment anew
+# The healed segment
 
 
-def _replace(pool: Pool, patient: _Patient) -> None:
-    """Write the segment anew and put it into its run.
+def _replace(pool: Pool, damaged: _DamagedSegment) -> None:
+    """Write the healed segment and put it into its run.
 
     Raises:
         Refused: the run was changed meanwhile.
     """
-    busy = f"cannot heal {patient.dataset.name}: it is being compacted"
-    with pool.store.lock(f"compact-{patient.dataset.id}", busy=busy):
+    busy = f"cannot heal {damaged.dataset.name}: it is being compacted"
+    with pool.store.lock(f"compact-{damaged.dataset.id}", busy=busy):
         with pool.transaction() as t:
             txg = t.next_txg()
-            t.put("compact", f"{txg:020d}", {"txg": txg, "dataset": patient.dataset.id})
+            t.put("compact", f"{txg:020d}", {"txg": txg, "dataset": damaged.dataset.id})
         made = f"{txg:x}-0"
         try:
             with reading(pool):
-                _write(pool, patient, made)
-                _swap(pool, patient, made, txg)
+                _write(pool, damaged, made)
+                _swap(pool, damaged, made, txg)
         except BaseException:
             pool.store.delete(segment_name(made))
             with pool.transaction() as t:
                 t.delete("compact", f"{txg:020d}")
             raise
-    with pool.afterwards(f"{patient.name} is healed"):
-        discard(pool, [patient.segment_id])
+    with pool.afterwards(f"{damaged.name} is healed"):
+        discard(pool, [damaged.segment_id])
 
 
-def _swap(pool: Pool, patient: _Patient, made: str, txg: int) -> None:
+def _swap(pool: Pool, damaged: _DamagedSegment, made: str, txg: int) -> None:
     with pool.transaction() as t:
-        key = txg_key(patient.dataset.id, patient.run.txg)
+        key = txg_key(damaged.dataset.id, damaged.run.txg)
         now = t.get("run", key)
-        if now is None or patient.segment_id not in now["segments"]:
-            raise Refused(f"cannot heal {patient.dataset.name}: it was changed meanwhile")
-        segments = [made if i == patient.segment_id else i for i in now["segments"]]
+        if now is None or damaged.segment_id not in now["segments"]:
+            raise Refused(f"cannot heal {damaged.dataset.name}: it was changed meanwhile")
+        segments = [made if i == damaged.segment_id else i for i in now["segments"]]
         t.put("run", key, {**now, "segments": segments})
         t.delete("compact", f"{txg:020d}")
 
 
-def _write(pool: Pool, patient: _Patient, made: str) -> None:
+def _write(pool: Pool, damaged: _DamagedSegment, made: str) -> None:
     """The old file with the sound records in it; what is stamped on each record follows from the first one on."""
-    with pool.store.open(patient.name) as blob, pool.store.draft(made) as draft:
-        segment = Segment(lambda: blob, patient.name)
+    with pool.store.open(damaged.name) as blob, pool.store.draft(made) as draft:
+        segment = Segment(lambda: blob, damaged.name)
         draft.truncate(0)
         draft.write(blob.read(0, HEAD_SIZE))
         _, end = segment.body
         state = np.array(segment.head[0], np.uint64)
         carry = b""
-        for piece in _pieces(segment, patient.sound):
+        for piece in _pieces(segment, damaged.sound):
             carry += piece
             used, state = _stamped(carry, segment.big_endian, state, draft.write)
             carry = carry[used:]
         if carry or tuple(state.tolist()) != segment.end_state:
             draft.discard()
-            raise Damaged(f"{patient.name}: its records, healed, are not what the segment ends with")
+            raise Damaged(f"{damaged.name}: its records, healed, are not what the segment ends with")
         for at in range(end, blob.size, CHUNK):
             draft.write(blob.read(at, min(CHUNK, blob.size - at)))
         draft.publish(segment_name(made))

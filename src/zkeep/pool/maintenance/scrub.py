@@ -20,7 +20,7 @@ from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.summaries import faults
 from zkeep.pool.maintenance import affected
-from zkeep.pool.maintenance.check_segment import Flaw, Inspection, inspect
+from zkeep.pool.maintenance.check_segment import Flaw, SegmentReport, check_segment
 from zkeep.pool.maintenance.scrub_state import CANCEL, Notes, alone
 from zkeep.pool.store.catalog import WAIT, Catalog
 from zkeep.pool.store.files import LocalStore
@@ -30,16 +30,16 @@ from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
 
 Progress = Callable[[int, int], object]
-"""Told of the bytes that are done, and of those that there are."""
+"""Called with the bytes done, and the total."""
 PAUSE = 0.5
-"""Seconds between two looks at whether somebody wants it to stop."""
+"""Seconds between two checks for a request to stop."""
 MOST = 1000
-"""Damaged records of one segment that are looked at one by one; the rest is in doubt as a whole."""
+"""How many damaged records of one segment are reported one by one; the rest is reported as a whole."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not what was stored. `snapshots`: whom it hurts, neighbours as `a/b@first%last`."""
+    """Something that is not what was stored. `snapshots`: those it affects, neighbours as `a/b@first%last`."""
 
     where: str
     byte: int
@@ -63,10 +63,10 @@ class Report:
 
 
 def scrub(pool: Pool, progress: Progress | None = None) -> Report:
-    """Verify all of a pool. What is damaged is told in the report.
+    """Verify a whole pool. The report lists what is damaged.
 
     Raises:
-        TryAgain: it cannot look, another scrub is at work, or this one was cancelled.
+        TryAgain: the pool is busy, another scrub is running, or this one was cancelled.
     """
     with alone(pool):
         return _scrub(pool, progress)
@@ -124,11 +124,11 @@ class _Job:
     segment_id: str
 
 
-_Look = tuple[int, Inspection | None]
+_Look = tuple[int, SegmentReport | None]
 
 
 class _StoppedError(Exception):
-    """Ends a thread whose result nobody waits for."""
+    """Ends a worker whose result is not needed any more."""
 
 
 class _Scrub:
@@ -163,7 +163,7 @@ class _Scrub:
                 raise
 
     def _result(self, look: Future[_Look]) -> _Look:
-        """What a thread found; while it looks, this one notes how far all are."""
+        """The result of a worker; while waiting for it, note the progress."""
         while True:
             self._notes.update(self._report.bytes, self._total)
             if wait([look], timeout=PAUSE).done:
@@ -193,7 +193,7 @@ class _Scrub:
     # Segments
 
     def _look(self, job: _Job) -> _Look:
-        """In a thread of its own: the file's size and what was found; None if it is not there."""
+        """Run in a worker: the file's size and the report; None if the file is missing."""
         name = segment_name(job.segment_id)
         try:
             blob = self._pool.store.open(name)
@@ -207,7 +207,7 @@ class _Scrub:
             self._tick(done)
 
         with blob:
-            found = inspect(Segment(lambda: blob, name), tick)
+            found = check_segment(Segment(lambda: blob, name), tick)
             self._tick(max(0, blob.size - counted))  # what lies before and behind the body
             return blob.size, found
 
@@ -220,7 +220,7 @@ class _Scrub:
                 self._progress(self._report.bytes, self._total)
 
     def _run(self, results: list[tuple[_Job, _Look]]) -> None:
-        """Tell of the flaws of one run's segments, and hold their sums against its document."""
+        """Report the flaws of one run's segments, and compare their sums with its document."""
         job = results[0][0]
         sums = {"bytes": 0, "logical": 0, "records": 0, "file_bytes": 0}
         sound = True
@@ -246,8 +246,9 @@ class _Scrub:
         if len(flaws) > MOST:
             rest = Flaw(flaws[MOST].at, f"{len(flaws) - MOST} more records are damaged from here on")
             flaws = [*flaws[:MOST], rest]
-        hurt = [(flaw, affected.hurt(self._pool, job.dataset, job.run, job.segment_id, flaw)) for flaw in flaws]
-        for _, same in groupby(hurt, lambda pair: (pair[0].table, pair[0].what, [s.key for s in pair[1]])):
+        run = self._pool, job.dataset, job.run, job.segment_id
+        found = [(flaw, affected.affected_snapshots(*run, flaw)) for flaw in flaws]
+        for _, same in groupby(found, lambda pair: (pair[0].table, pair[0].what, [s.key for s in pair[1]])):
             alike = list(same)
             (flaw, snapshots), count = alike[0], len(alike)
             what = _described(flaw) + (f", and {count - 1} more up to byte {alike[-1][0].at}" if count > 1 else "")
@@ -278,11 +279,11 @@ def _begin_fault(doc: Doc | None, snapshot: Snapshot) -> str:
 
 
 def rebuild_catalog(path: Path, patience: float = WAIT) -> list[Finding]:
-    """Make the catalog anew from the pool's other files, and check that the files that it names are there.
+    """Rebuild the catalog from the pool's other files, and check that the files that it names exist.
 
     Raises:
         Damaged: neither the journal nor the index is whole; nothing was changed.
-        TryAgain: a scrub is at work.
+        TryAgain: a scrub is running.
     """
     store = LocalStore(path)
     with store.lock(SCRUB, busy=f"cannot make the catalog of {path} anew: currently scrubbing"):

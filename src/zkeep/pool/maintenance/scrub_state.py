@@ -1,8 +1,8 @@
 """How far a scrub is, for `zkeep pool status`; and that there is one at a time.
 
-Who scrubs holds the lock `scrub`, and notes in the catalog now and then how far it is (document `scrub/running`). A
-request to stop is a document, too (`scrub/cancel`), which it looks for as often. Both go when a scrub comes to its end;
-what was noted of one that was killed stays, and that the lock is free tells that it was.
+A scrub holds the lock `scrub`, and notes its progress in the catalog (document `scrub/running`). A request to stop is
+a document, too (`scrub/cancel`), which it checks as often. Both are removed when a scrub is complete. The note of a
+scrub that was killed stays; the free lock shows that it is not running.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Notes:
     _due: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """Requests to stop that came too late for an earlier one are not for this."""
+        """Remove a request to stop that was meant for an earlier scrub."""
         if not self.pool.catalog.read_only and self.pool.catalog.get(SCRUB, CANCEL):
             with self.pool.transaction() as t:
                 t.delete(SCRUB, CANCEL)

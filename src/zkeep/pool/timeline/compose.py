@@ -2,7 +2,7 @@
 
 Slice by slice of the key space: what the runs up to the source add up to, what the runs after it add up to, and from
 both the OBJECT_RANGE, OBJECT, FREE, FREEOBJECTS, WRITE and SPILL records (FREE_RULES A). The result is a plan: rows
-that say which stored record to copy or which header to make; render.py turns it into bytes.
+that say which stored record to copy or which header to make; emit.py turns it into bytes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ STEP = np.dtype(
 """One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."""
 
 _RANGE, _FREED, _OBJECT, _TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
-"""The turns of what belongs to one object number."""
+"""The order of the steps of one object number (column `turn`)."""
 
 
 @dataclass(frozen=True)
 class Journey:
-    """From where to where. `before`: the runs that the receiver has; `new`: those that it lacks."""
+    """The two ends of a stream. `before`: the runs that the receiver has; `new`: those that it lacks."""
 
     before: list[Run]
     new: list[Run]
     raw: bool
     maxblkid: int
-    """Of the metadnode, at the end (mdn_maxblkid); only raw streams tell."""
+    """The last block of the metadnode at the end (mdn_maxblkid); only raw streams have it."""
     resume: tuple[int, int] | None = None
     """Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."""
 
@@ -62,7 +62,7 @@ def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
 
 
 def _resumed(steps: Array, number: int, offset: int) -> Array:
-    """What is left to send from one block on: its metadnode block and its object are sent again."""
+    """The steps from one block on; before it, its metadnode block and its object are sent again."""
     here = steps["object"] == number
     again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
     again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
@@ -75,25 +75,29 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     walker = Holes()
     meta = _Freed(journey, whole)
     for low, high in timeline.slices([*journey.before, *journey.new]):
+        # What changed in this slice. A slice without changes sends nothing, unless the stream is full.
         parts = timeline.states(journey.new, low, high)
         delta = fold(list(parts))
         if not whole and not delta.rows:
             yield from meta.slice(delta, delta, low, high)
             continue
+        # What is there at the end; `cut` is the object that goes on in the next slice.
         state = merge(timeline.state(journey.before, low, high), delta)
         cut = high[0] if high[1] and high != LAST else None
+        # Stored records, and FREE records: in raw streams they follow from the trees of blocks, else they are stored.
         objects = _sent(state, delta, journey.raw)
         steps = [*_stored(timeline, journey, state, objects, low, cut), *_tails(objects, low)]
         if journey.raw:
             steps.append(_frees(_raw_holes(walker, parts, state, delta, objects, whole, cut)))
         else:
             steps.append(_frees(_kept_holes(delta, objects)))
+        # FREEOBJECTS go between them, and all is sorted into the kernel's order.
         yield from meta.slice(state, delta, low, high, sp.join(steps))
     yield from meta.rest()
 
 
 def _sent(state: Table, delta: Table, raw: bool) -> Array:
-    """The OBJECT rows that go out: in raw streams, all of the metadnode blocks that were written."""
+    """The OBJECT rows to send: in raw streams, all objects of the metadnode blocks that were written."""
     if not raw:
         return state.objects[np.isin(state.objects["object"], delta.objects["object"])]
     blocks = sp.lines(delta.ranges["object"], delta.ranges["object"] + delta.ranges["slots"])
@@ -111,15 +115,15 @@ def _raw_holes(
 
 
 def _new_objects(objects: Array, delta: Table) -> Bools:
-    """Objects that began anew in the runs of `delta`."""
+    """The objects that were newly created in the runs of `delta`."""
     begun = delta.objects["object"][delta.objects["fresh"] & FRESH_DATA > 0]
     return np.isin(objects["object"], begun)
 
 
 def _kept_holes(delta: Table, objects: Array) -> Array:
-    """In streams that tell no shapes: the FREE records as they came.
+    """The FREE records as they came, for plain streams, whose OBJECT records do not tell the shape of trees.
 
-    What died behind an object's end is left out: the FREE to the end says it.
+    Ranges that died behind an object's end are left out: the FREE to the end frees them.
     """
     holes = delta.holes[np.isin(delta.holes["object"], objects["object"])]
     died = delta.died[np.isin(delta.died["object"], objects["object"])]
@@ -130,15 +134,17 @@ def _kept_holes(delta: Table, objects: Array) -> Array:
 def _stored(
     timeline: Timeline, journey: Journey, state: Table, sent: Array, low: Key, cut: int | None
 ) -> Iterator[Array]:
-    """Steps of records that are copied. An object that slices cut is begun in the first and ended in the last."""
+    """The steps of stored records. An object in several slices has its OBJECT in the first, its SPILL in the last."""
     first_new = journey.new[0].txg
     is_new = timeline.newer(first_new)
     objects = sent[sent["object"] > low[0]] if low[1] else sent
     ranges = state.ranges[is_new[state.ranges["segment"]] & ((state.ranges["object"] > low[0]) | (low[1] == 0))]
     blocks = state.blocks[is_new[state.blocks["segment"]]]
+    # Metadnode blocks and data blocks are sent if they were written since the source, objects in any case.
     yield _copies(ranges, RecordType.OBJECT_RANGE, _RANGE)
     yield _copies(objects, RecordType.OBJECT, _OBJECT)
     yield _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
+    # A new spill block goes behind the data; an old one goes before it, marked as unmodified.
     spills = state.spills[np.isin(state.spills["object"], sent["object"])]
     new = is_new[spills["segment"]]
     last = spills[new & (spills["object"] != (sp.END if cut is None else cut))]
@@ -176,9 +182,9 @@ def _frees(freed: Array) -> Array:
 
 
 class _Freed:
-    """FREEOBJECTS: free slots of written metadnode blocks, and metadnode blocks that are holes.
+    """Makes FREEOBJECTS: of free slots in written metadnode blocks, and of metadnode blocks that are holes.
 
-    Neighbouring ones are one record unless another record comes between them, across slices, too.
+    Adjacent ranges become one record unless another record lies between them, also across slices.
     """
 
     def __init__(self, journey: Journey, whole: bool) -> None:
@@ -188,7 +194,7 @@ class _Freed:
         self._open: tuple[int, int] | None = None
 
     def slice(self, state: Table, delta: Table, low: Key, high: Key, steps: Array | None = None) -> Iterator[Array]:
-        """Put the FREEOBJECTS of a slice among its other steps; the last one waits for the next slice."""
+        """Sort the FREEOBJECTS of a slice into its other steps; if it ends with one, that waits for the next slice."""
         steps = np.empty(0, STEP) if steps is None else steps
         first = low[0] if low[1] == 0 else low[0] + 1
         last = high[0] if high[1] == 0 or high == LAST else high[0] + 1
@@ -229,19 +235,22 @@ class _Freed:
         return step
 
     def _find(self, state: Table, delta: Table, first: int, last: int) -> Array:
+        """The object numbers to free from `first` up to, not including, `last`."""
         live = sp.lines(state.objects["object"], state.objects["object"] + state.objects["slots"])
         if not self._raw:
             return _clipped(_split(sp.subtract(delta.freed, sp.union(live)), state), first, last, sp.END)
+        # Raw: every slot of a written metadnode block that no object lives in (object 0 is never freed) ...
         blocks = sp.lines(state.ranges["object"], state.ranges["object"] + state.ranges["slots"])
         written = sp.lines(delta.ranges["object"], delta.ranges["object"] + delta.ranges["slots"])
         zero = sp.lines(np.array([0], np.uint64), np.array([1], np.uint64))
         slots = sp.subtract(written, sp.union(live, zero))
+        # ... and every metadnode block that does not exist.
         empty = self._empty(delta, first, last)
         empty = sp.subtract(empty, sp.union(blocks)) if len(blocks) else empty
         return _clipped(_split(sp.union(slots, empty), state), first, last, self._limit)
 
     def _empty(self, delta: Table, first: int, last: int) -> Array:
-        """Where whole metadnode blocks may be holes that are sent."""
+        """The object numbers of whole metadnode blocks that may be holes."""
         if self._whole:
             return sp.lines(np.array([first], np.uint64), np.array([min(last, self._limit)], np.uint64))
         starts = -(-delta.freed["start"].astype(object) // MAX_SLOTS) * MAX_SLOTS
@@ -251,7 +260,7 @@ class _Freed:
 
 
 def _split(freed: Array, state: Table) -> Array:
-    """Cut ranges where a metadnode block begins: its OBJECT_RANGE comes between."""
+    """Split ranges where a metadnode block begins: its OBJECT_RANGE lies between the parts."""
     if not len(freed) or not len(state.ranges):
         return freed
     marks = state.ranges["object"]

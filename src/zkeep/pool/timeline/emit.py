@@ -34,12 +34,12 @@ class _Chunk:
     offsets: Array
     lengths: Array
     stored: slice | Array
-    """Which of them are copied."""
+    """The steps that are copied from segments."""
     fetched: Future[Array]
-    """The sums of the payloads of those that are."""
+    """The checksums of the copied records."""
 
 
-class Renderer:
+class StreamWriter:
     """Writes one substream. Every stored record is compared with its row's check before it leaves.
 
     Raises:
@@ -55,7 +55,7 @@ class Renderer:
         self._fetcher = ThreadPoolExecutor(1)
         self._outlet = Outlet(write)
 
-    def __enter__(self) -> Renderer:
+    def __enter__(self) -> StreamWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,14 +75,14 @@ class Renderer:
         self._outlet.flush()
 
     def steps(self, plans: Iterable[Array]) -> None:
-        """Write the records of some steps, which may come in many arrays; the next is planned meanwhile."""
+        """Write the records of steps, which come in arrays; the next array is planned meanwhile."""
         ahead: deque[_Chunk] = deque()
         for steps in _one_ahead(plans):
             self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
             ends = np.cumsum(steps["size"], dtype=np.int64)
             turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
             for first, last in _stretches(turns, len(steps)):
-                ahead.append(self._begun(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0)))
+                ahead.append(self._submit(steps[first:last], ends[first:last] - (ends[first - 1] if first else 0)))
                 if len(ahead) > 1:
                     self._finish(ahead.popleft())
         while ahead:
@@ -98,8 +98,8 @@ class Renderer:
         for segment in self._timeline.segments(run):
             self._body(segment)
 
-    def _begun(self, steps: Array, ends: Array) -> _Chunk:
-        """A chunk whose stored records are on their way."""
+    def _submit(self, steps: Array, ends: Array) -> _Chunk:
+        """Begin a chunk: submit the reading of its stored records."""
         lengths = steps["size"].astype(np.int64)
         offsets = ends - lengths
         buffer = self._outlet.space(int(ends[-1]))
@@ -108,7 +108,7 @@ class Renderer:
         return _Chunk(steps, buffer, offsets, lengths, stored, fetched)
 
     def _finish(self, chunk: _Chunk) -> None:
-        """Do to a chunk what cannot be done before its records are there, and write it."""
+        """Finish a chunk when its records are read: make headers, set flags and guids, stamp checksums, write."""
         sums = np.zeros((len(chunk.steps), 4), np.uint64)
         sums[chunk.stored] = chunk.fetched.result()
         self._make(chunk.buffer, chunk.steps, chunk.offsets)
@@ -118,9 +118,9 @@ class Renderer:
         self._outlet.write(chunk.buffer.data)
 
     def _fetch(self, buffer: Array, steps: Array, offsets: Array, lengths: Array) -> Array:
-        """Read stored records to their places; what lies on disk as it will lie in the stream is read in one go.
+        """Read stored records to their places, those that are adjacent on disk and in the stream in one call.
 
-        This runs beside the rest, so that one processor reads and sums while another puts together.
+        It runs in a worker, so that one processor reads and checks while another finishes the chunk before.
         """
         shift, segment = steps["pos"].astype(np.int64) - offsets, steps["segment"]
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segment[1:] != segment[:-1])) + 1
@@ -155,13 +155,13 @@ class Renderer:
             buffer[offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)
 
     def _mark(self, buffer: Array, steps: Array, offsets: Array) -> None:
-        """Say of spill blocks that did not change that they did not."""
+        """Set the flag of spill blocks that did not change."""
         if steps["unmodified"].any():
             at = offsets[steps["unmodified"]] + _field(RecordType.SPILL, "flags")
             buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
 
     def _address(self, buffer: Array, steps: Array, offsets: Array) -> None:
-        """Every record names the snapshot that the stream makes."""
+        """Set toguid, the snapshot that the stream makes, in every record."""
         guid = np.frombuffer(self._toguid.to_bytes(8, self._order), np.uint8)
         buffer[(offsets + _TOGUID[steps["rtype"]])[:, None] + _EIGHT] = guid
 
@@ -186,7 +186,7 @@ class Renderer:
 
 
 def write_fully(write: Write, content: bytes | memoryview) -> None:
-    """Call `write`, which may take only some of it, until it took all."""
+    """Call `write` until all of `content` is written; each call may write only a part."""
     rest = memoryview(content)
     while rest:
         done = write(rest)
@@ -258,7 +258,7 @@ def walk_body(
 
 
 def _one_ahead(plans: Iterable[Array]) -> Iterator[Array]:
-    """The same, each made in a thread of its own while the one before is used."""
+    """The same arrays; a worker makes the next one while the caller uses the one before."""
     every = iter(plans)
     with ThreadPoolExecutor(1) as planner:
         planned = planner.submit(next, every, None)
@@ -280,5 +280,5 @@ def _field(rtype: RecordType, name: str) -> int:
 
 
 _TOGUID = np.array([_field(rtype, "toguid") for rtype in RecordType])
-"""Where each type of record has it."""
+"""The offset of toguid in each type of record."""
 _EIGHT = np.arange(8)

@@ -60,7 +60,13 @@ class Shape:
         return self.width << (self.fan * (self.levels - 1))
 
     def node(self, block: int, first: int, end: int) -> tuple[int, int, int]:
-        """The largest hole of the tree that has `block` in it and lies in [first, end): its start, end and level."""
+        """The largest hole of the tree that has `block` in it and lies in [first, end): its start, end and level.
+
+        With 2 bits of fan and the blocks 0 and 1 live, the gap [2, 16) consists of three sizes of holes:
+
+            level 1   |       |  4-7  |  8-11 | 12-15 |     the largest at 4: 4 blocks, from one pointer of level 1
+            level 0   |0|1|2|3|                             the largest at 2: itself
+        """
         for level in range(self.levels - 1, 0, -1):
             start = block >> (self.fan * level) << (self.fan * level)
             stop = start + (1 << (self.fan * level))
@@ -69,7 +75,7 @@ class Shape:
         return block, block + 1, 0
 
     def tail(self, first: int) -> tuple[int, int] | None:
-        """The block numbers freed behind the last live block, if nothing lives from `first` on."""
+        """The block numbers to free behind the last live block, if nothing lives from `first` on."""
         if self.metadata:
             return (first, self.blocks) if first < self.blocks else None
         if first > self.maxblkid:
@@ -93,7 +99,7 @@ class Shape:
 
 @dataclass
 class Open:
-    """A gap that reaches past the end of a slice: where it begins, and the new holes in it so far."""
+    """A gap that crosses the end of a slice: where it begins, and the new holes in it so far."""
 
     object: int
     start: int
@@ -101,7 +107,7 @@ class Open:
 
 
 class Holes:
-    """Finds the freed ranges slice by slice; a gap that a slice's end cuts is carried over to the next one."""
+    """Finds the ranges to free, slice by slice; a gap that crosses a slice's end is carried over to the next one."""
 
     def __init__(self) -> None:
         self._open: Open | None = None
@@ -113,9 +119,11 @@ class Holes:
         new ones of an increment). `born`: ranges of the others that became holes since the source. `cut`: the object
         that goes on in the next slice.
         """
+        # 1. The gaps between live blocks; the first one continues the gap that the slice before left open.
         carried, self._open = self._open, None
         gaps = _gaps(state.blocks, objects, carried)
         born = sp.union(carried.holes, born) if carried is not None else born
+        # 2. The last gap of an object that goes on in the next slice, and the holes born in it, wait for that.
         last = gaps["last"]
         if cut is not None:
             tail = last & (gaps["object"] == cut)
@@ -123,6 +131,7 @@ class Holes:
             self._open = Open(cut, start, born[(born["object"] == cut) & (born["end"] > start)])
             born = born[(born["object"] != cut) | (born["end"] <= start)]
             gaps, last = gaps[~tail], last[~tail]
+        # 3. Where every hole is sent, all gaps are; else only the holes that contain newly born ranges.
         full = np.isin(gaps["object"], objects["object"][whole])
         inner = gaps[full & ~last]
         found = [sp.spans(inner["object"], inner["start"], inner["end"])]
@@ -136,6 +145,7 @@ GAP = np.dtype([("object", "<u8"), ("start", "<u8"), ("end", "<u8"), ("last", "?
 
 def _gaps(blocks: Array, objects: Array, carried: Open | None) -> Array:
     """The ranges between live blocks, and the one behind the last, of each object (one row even if it is empty)."""
+    # A block's row: the gap before it. An object's row (`tails`): the gap behind its last block. Both in order.
     mine = blocks[np.isin(blocks["object"], objects["object"])]
     ends = block_ends(mine)
     n, m = len(mine), len(objects)
@@ -146,6 +156,7 @@ def _gaps(blocks: Array, objects: Array, carried: Open | None) -> Array:
     gaps["object"][at], gaps["object"][tails] = mine["object"], objects["object"]
     gaps["end"][at], gaps["end"][tails] = mine["offset"], sp.END
     gaps["last"][at], gaps["last"][tails] = False, True
+    # A gap starts where the block of the row before ends, and at 0 in the first row of each object.
     gaps["start"] = 0
     gaps["start"][at + 1] = ends
     gaps["start"][tails[:-1] + 1] = 0
@@ -161,7 +172,7 @@ def _rows_of(objects: Array, numbers: Array) -> Array:
 
 
 def _tails(gaps: Array, objects: Array) -> Array:
-    """What is freed behind the last live block of objects whose every hole is sent."""
+    """The ranges to free behind the last live block, of objects whose every hole is sent."""
     rows = _rows_of(objects, gaps["object"])
     past = gaps["start"] > rows["maxblkid"] * rows["blksz"]
     wanted = holds_metadata(rows["type"]) | ~past
@@ -175,7 +186,7 @@ def _tails(gaps: Array, objects: Array) -> Array:
 
 
 def _reborn(gaps: Array, objects: Array, born: Array) -> Array:
-    """The holes, as the tree has them, that the newly born ranges lie in."""
+    """The holes of the tree that contain the newly born ranges."""
     if not len(born) or not len(gaps):
         return sp.EMPTY
     at = np.searchsorted(sp.keys(gaps["object"], gaps["start"]), sp.keys(born["object"], born["start"]), "right") - 1
@@ -206,21 +217,24 @@ def _block_end(shape: Shape, gap: Array) -> int:
 
 
 def unseen(runs: list[Table], state: Table, objects: Array, born: Array) -> Array:
-    """Holes that no increment in between named, because they lay past the end of a file that grew later.
+    """Holes that no increment in between had, because they lay past the end of a file that grew later.
 
-    An indirect block that was written in some of `runs` when the file still ended before one of its holes; the kernel
+    An indirect block was written in one of `runs` when the file still ended before one of the block's holes; the kernel
     finds no birth in such a hole and sends it. Not so where a block ever lived (FREE_RULES B, rule 22). `state` and
     `objects` are those at the end of `runs`; `born` are the ranges known to have become holes in them.
     """
     found = []
     for row in _grown(runs, objects):
+        # Candidates: holes of today's tree that start past the file's shortest end.
         windows = _windows(runs, int(row["object"]))
         shape = Shape.of(row)
         for start, stop, level in _late_holes(shape, state, row, min(w[0] for w in windows)):
+            # Known as born, or once a block: sent by other rules.
             low, high = shape.bytes((start, stop)) or (0, 0)
             here = np.array([row["object"]]), np.array([low], np.uint64), np.array([high], np.uint64)
             if sp.meets(born, *here)[0] or sp.meets(state.died, *here)[0]:
                 continue
+            # Sent if the parent was written, and the file ended before the hole each time that it was.
             seen = [end for end, births in windows if _visited(shape, births, start, level)]
             if seen and all(end < start for end in seen):
                 found.append((int(row["object"]), low, high))

@@ -1,7 +1,7 @@
-"""One substream on its way into the pool: records to segments, segments to a run.
+"""Write one substream into the pool: records to segments, segments to a run.
 
-Nothing here is visible to others until the caller commits the run's document: segments lie under names that only this
-receive uses.
+Nothing is visible to readers until the caller commits the run's document: segments have names that only this receive
+uses.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from zkeep.pool.timeline.table import Table
 from zkeep.pool.timeline.timeline import Run, Timeline, segment_name
 
 MAX_UNSYNCED = 4
-"""Segments that may be on their way to the disk while the next one fills."""
+"""The most segments that may wait to be synced while the next one fills."""
 MAX_UNWRITTEN = RESTING - 1
-"""Batches that may wait to be written: their memory is the reader's, which leaves it alone for so long."""
+"""The most batches that may wait to be written: the reader reuses their memory after so many."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What of a BEGIN matters here."""
+    """The part of a BEGIN that matters for writing segments."""
 
     big_endian: bool
     spill_flags: bool
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass
 class Tally:
-    """What a run holds and kills; becomes part of its document."""
+    """What a run holds, and what it kills of older runs; becomes part of its document."""
 
     segments: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -53,7 +53,7 @@ class Tally:
     records: int = 0
     file_bytes: int = 0
     extra: int = 0
-    "Bytes of records that no row stands for: they say what is gone."
+    "Bytes of records without a row of their own: FREE and FREEOBJECTS."
     dead: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     @classmethod
@@ -92,7 +92,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a receive has come: what another process needs to go on."""
+    """How far a receive has got: what another process needs to go on."""
 
     tally: Tally
     state: Words
@@ -101,7 +101,7 @@ class Mark:
 
 
 class SegmentWriter:
-    """Takes the batches of one substream, in order. Use as a context manager: leaving it leaves no draft.
+    """Writes the batches of one substream, in order. Use as a context manager: leaving it removes the draft.
 
     `on_segment` is called when a segment is durable, with what a later process needs to go on from there.
     """
@@ -126,12 +126,12 @@ class SegmentWriter:
         self._resumed = resumed
         self._state = np.array(resumed.state if resumed else state, np.uint64)
         self._last: Key = resumed.last if resumed else START
-        self._write: tuple[int, int] | None = None
-        self._intake = RowBuilder(source.spill_flags)
+        self._last_write: tuple[int, int] | None = None
+        self._rows = RowBuilder(source.spill_flags)
         self._waiting: Batch | None = None
         self._draft: Draft | None = None
-        self._sealing: list[Draft] = []
-        "Drafts on their way to becoming segments."
+        self._unpublished: list[Draft] = []
+        "Drafts that are complete, and not yet published."
         self._writer = ThreadPoolExecutor(1)
         self._syncer = ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
@@ -147,69 +147,71 @@ class SegmentWriter:
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._syncer.shutdown(wait=True, cancel_futures=True)
         if self._draft is not None:
-            self._sealing.append(self._draft)
+            self._unpublished.append(self._draft)
             self._draft = None
-        while self._sealing:
+        while self._unpublished:
             with suppress(OSError):  # on the way out after something worse
-                self._sealing.pop().discard()
+                self._unpublished.pop().discard()
 
     def new_part(self, batch: Batch) -> Batch:
-        """The records of a batch that an interrupted receive has not kept already."""
+        """The records of a batch that the interrupted receive does not have yet."""
         return remainder(batch, self._resumed.last) if self._resumed else batch
 
     def add(self, batch: Batch) -> None:
-        """Take one batch, of new_part(). Its memory must stay as it is until MAX_UNWRITTEN later ones were taken, or
-        rest().
+        """Write one batch, from new_part(). Its memory must not change until MAX_UNWRITTEN later ones were added, or
+        flush().
 
-        An OBJECT at its end waits for what follows: it and its FREE to the end share a segment.
+        An OBJECT at the end of the batch waits for the next one: it and its FREE to the end share a segment.
         """
         if not len(batch):
             return
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
-            self._take(waiting)
+            self._write_batch(waiting)
         if batch.types[-1] == RecordType.OBJECT:
             self._waiting = _copy(part(batch, len(batch) - 1, len(batch)))
             batch = part(batch, 0, len(batch) - 1)
         if len(batch):
-            self._take(batch)
+            self._write_batch(batch)
 
-    def _take(self, batch: Batch) -> None:
+    def _write_batch(self, batch: Batch) -> None:
+        # The bytes are written by a worker; meanwhile their rows are made, and the checksum and place noted.
         draft = self._draft or self._begin_segment()
         batch = self._restamped(batch) if self._resumed else batch
         self._writing.append(self._writer.submit(draft.write, batch.buffer))
-        self._intake.add(batch, self._position)
+        self._rows.add(batch, self._position)
         self._position += len(batch.buffer)
         self._state = _advance(batch)
         self._last = last_key(batch) if self._on_segment else self._last
-        self._write = last_write(batch) or self._write
+        self._last_write = last_write(batch) or self._last_write
+        # Not too much may be pending, and a full segment is closed where no OBJECT is parted from its FREE.
         _drain(self._writing, MAX_UNWRITTEN)
-        if self._position >= seg.TARGET and self._intake.closable:
+        if self._position >= seg.TARGET and self._rows.closable:
             self._close_segment()
 
     def _restamped(self, batch: Batch) -> Batch:
-        """The records as the uninterrupted stream would have carried them."""
+        """The records with the running checksums of the uninterrupted stream."""
         copy = _copy(batch)
         swap = batch.byteorder != NATIVE
         kernel.stamp(copy.buffer, copy.offsets, copy.lengths, copy.sums, swap, self._state)
         return copy
 
     def finish(self) -> Tally:
-        """Everything came: close the last segment and wait until all of them are durable."""
+        """Close the last segment after all batches, and wait until all segments are durable."""
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
-            self._take(waiting)
-        self.rest()
+            self._write_batch(waiting)
+        self.flush()
         return self.tally
 
-    def rest(self) -> None:
-        """Close the segment at the last record that came, and wait until all of them are durable."""
-        if self._draft is not None and self._intake.records:
+    def flush(self) -> None:
+        """Close the segment at the last record so far, and wait until all segments are durable."""
+        if self._draft is not None and self._rows.records:
             self._close_segment()
         _drain(self._closing, 0)
 
     def _begin_segment(self) -> Draft:
-        self._intake = RowBuilder(self._source.spill_flags)
+        self._rows = RowBuilder(self._source.spill_flags)
         segment_id = f"{self._txg:x}-{self._begun:x}"
         if self._resumed:  # published, but not noted before the receive broke off
             self._store.delete(segment_name(segment_id))
@@ -221,28 +223,31 @@ class SegmentWriter:
         return draft
 
     def _close_segment(self) -> None:
-        """Settle what the segment's records mean, and leave the rest to the other threads."""
+        """Resolve the segment's table against the past, and submit the rest to the syncing worker."""
         draft = self._draft
         assert draft is not None
-        records = self._intake.records
-        table, dead = resolve(self._intake.table(), self._timeline, self._past, self._source.kind)
+        # What the segment's records mean for older runs. The mark is as of now: the next batch moves on.
+        records = self._rows.records
+        table, dead = resolve(self._rows.table(), self._timeline, self._past, self._source.kind)
         a, b, c, d = self._state.tolist()
         segment_id = f"{self._txg:x}-{self._begun:x}"
-        mark = (a, b, c, d), self._last, self._write
+        mark = (a, b, c, d), self._last, self._last_write
         body = self._position - seg.HEAD_SIZE
+        # All of the body must be written before the table follows it.
         _drain(self._writing, 0)
         self._draft = None
         self._begun += 1
 
-        def seal() -> None:
+        def publish() -> None:
             seg.finish(draft, table, (a, b, c, d), records)
             size = draft.size
             draft.publish(segment_name(segment_id))
-            self._sealing.remove(draft)
+            self._unpublished.remove(draft)
             self.tally.count(segment_id, table, records, body, size, dead)
 
-        self._sealing.append(draft)
-        self._closing.append(self._syncer.submit(seal))
+        self._unpublished.append(draft)
+        self._closing.append(self._syncer.submit(publish))
+        # A resumable receive notes only what is durable.
         if self._on_segment:
             _drain(self._closing, 0)
             self._on_segment(Mark(self.tally, *mark))
@@ -250,7 +255,7 @@ class SegmentWriter:
 
 
 class RecordCounter(SegmentWriter):
-    """Stands in the place of a SegmentWriter where nothing is to be stored: what comes is only counted."""
+    """A SegmentWriter for dry runs: it counts records, and stores nothing."""
 
     def add(self, batch: Batch) -> None:
         self.tally.bytes += len(batch.buffer)
@@ -258,7 +263,7 @@ class RecordCounter(SegmentWriter):
 
 
 def _drain(tasks: list[Future[None]], most: int) -> None:
-    """Wait until at most so many are left; the first failure is raised."""
+    """Wait until at most `most` tasks are pending; raises the first failure."""
     while len(tasks) > most:
         tasks.pop(0).result()
 
@@ -270,7 +275,7 @@ def _copy(batch: Batch) -> Batch:
 
 
 def _advance(batch: Batch) -> Array:
-    """The running fletcher-4 after the batch: what its last record carries, and that record's own end."""
+    """The running fletcher-4 after the batch: the one in its last record, continued over the rest of that record."""
     last = len(batch) - 1
     start = int(batch.offsets[last]) + CHECKSUM
     words = "<u8" if batch.byteorder == "little" else ">u8"

@@ -1,9 +1,9 @@
-"""What a new table means for what was there before.
+"""Resolve a new table against the past.
 
-A stream says what changed; some of it only shows against the past: an object whose shape changed starts anew, a file
-that became shorter lost blocks. That is settled once, when a segment of the new run is closed, so that from then on
-the merge of tables needs no rules about shapes. The same look at the past tells what the new run kills: the figures
-under which space is accounted.
+A stream says what changed; some of it follows only from what was there before: an object whose shape changed loses its
+old blocks, a file that became shorter lost blocks. This is resolved once, when a segment of the new run is closed, so
+that the merge of tables needs no rules about shapes. The same search of the past gives what the new run kills: the
+figures for space accounting.
 
 Source: OpenZFS module/zfs/dmu_recv.c, receive_handle_existing_object(), receive_object(), flush_write_batch_impl().
 """
@@ -45,11 +45,11 @@ Dead = dict[int, list[int]]
 
 @dataclass(frozen=True)
 class Kind:
-    """What of the stream's own features matters here."""
+    """The features of the stream that matter here."""
 
     raw: bool
     grows_blocks: bool = False
-    """The first stream with large blocks onto a dataset without: files keep what they have."""
+    """The first stream with large blocks onto a dataset without: files keep their old blocks."""
 
 
 def beginning(new: Table) -> Table:
@@ -60,40 +60,43 @@ def beginning(new: Table) -> Table:
 
 
 def resolve(new: Table, timeline: Timeline, past: list[Run], kind: Kind) -> tuple[Table, Dead]:
-    """Settle `new` against the runs `past`; returns it and what it kills of them."""
+    """Resolve `new` against the runs `past`; returns the resolved table, and what it kills of them."""
     if not past:
         return beginning(new), {}
+    # 1. The older objects with the numbers of new ones: a new shape means that old blocks are not the new object's.
     shapes = _look_back(timeline, past, _Shapes(new, kind))
-    new = replace(new, objects=_judge(new, shapes, kind))
+    new = replace(new, objects=_mark_fresh(new, shapes, kind))
+    # 2. The older blocks in the ranges that the new table overwrites, frees or cuts off.
     content = _look_back(timeline, past, _Content(new, shapes, kind))
+    # 3. Where they die without being replaced, they leave holes. 4. What died is counted by the run that wrote it.
     old = replace(content, objects=shapes.objects, ranges=shapes.ranges, freed=shapes.freed)
-    new = _bury(old, new, kind)
+    new = _add_died(old, new, kind)
     return new, _dead(timeline, old, toll(old, new))
 
 
-class _Question(Protocol):
-    """What is asked of the past, and what of it is still open."""
+class _Search(Protocol):
+    """A search of older runs, newest first; it remembers what has not been found yet."""
 
     def wanted(self) -> dict[str, Array]:
-        """Key ranges by table (rows of WANT); empty when nothing is open."""
+        """The key ranges still to be searched, by table (rows of WANT); empty when the search is complete."""
         ...
 
     def settle(self, found: Table) -> None:
-        """Newer runs tell this; about the same, older runs need not be asked."""
+        """Note what a run had: older runs need not be searched for the same."""
         ...
 
 
-def _look_back(timeline: Timeline, past: list[Run], question: _Question) -> Table:
-    """Ask piece after piece, the newest first, until nothing is open: most of what changes changed lately."""
+def _look_back(timeline: Timeline, past: list[Run], search: _Search) -> Table:
+    """Search piece after piece, newest first, until the search is complete: most of what changes changed lately."""
     found = []
     for piece in reversed(timeline.pieces(past)):
-        wanted = question.wanted()
+        wanted = search.wanted()
         if not wanted:
             break
         table = timeline.nearby(piece, wanted)
         if table.rows:
             found.append(table)
-            question.settle(table)
+            search.settle(table)
     return fold(found[::-1])
 
 
@@ -104,15 +107,15 @@ def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array
 
 
 def _by_object(lines: Array) -> Array:
-    """Everything of the objects in a set of numbers."""
+    """The key ranges of all rows of the objects in a set of numbers."""
     zero = np.zeros(len(lines), np.uint64)
     return _wants(lines["start"], zero, lines["end"], zero)
 
 
 class _Shapes:
-    """The objects and metadnode blocks in the way of new ones.
+    """Searches for the older objects and metadnode blocks that new ones replace.
 
-    A metadnode block in a raw stream tells of all its objects, there or not; else each object speaks for itself.
+    In a raw stream a metadnode block covers all its objects, present or not; else each object is searched by itself.
     """
 
     def __init__(self, new: Table, kind: Kind) -> None:
@@ -133,18 +136,20 @@ class _Shapes:
 
     def settle(self, found: Table) -> None:
         rows = found.ranges if self._raw else found.objects
-        told = sp.lines(rows["object"], rows["object"] + rows["slots"])
-        self._open = sp.subtract(self._open, sp.join([told, found.freed]))
+        covered = sp.lines(rows["object"], rows["object"] + rows["slots"])
+        self._open = sp.subtract(self._open, sp.join([covered, found.freed]))
 
 
 class _Content:
-    """The blocks that the new table could kill: what it overwrites, frees, cuts off or gives up with their object."""
+    """Searches for the blocks that the new table may kill: by overwriting, a hole, a new end, or with their object."""
 
     def __init__(self, new: Table, shapes: Table, kind: Kind) -> None:
+        # Objects that lose everything: one with inner slots taken by a new one, a freed one, one with a new shape.
         covered = shapes.objects[overlapped(shapes.objects, new.objects["object"])]["object"]
         freed = shapes.objects["object"][sp.on_lines(new.freed, shapes.objects["object"])]
         fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
         whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
+        # Ranges of the others that lose something, and objects whose spill block may be replaced.
         self._open = sp.union(_whole(whole), _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
         mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
         self._spills = sp.unique(shapes.objects["object"][mine])
@@ -176,7 +181,7 @@ def _whole(objects: Array) -> Array:
 
 
 def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
-    """What lies behind the new end of objects that became shorter."""
+    """The ranges behind the new end of objects that became shorter."""
     old = shapes.objects
     if not len(old):
         return sp.EMPTY
@@ -186,19 +191,22 @@ def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
     return sp.spans(new.objects["object"][shorter], ends[shorter], were[shorter])
 
 
-def _judge(new: Table, shapes: Table, kind: Kind) -> Array:
-    """The new OBJECT rows with what of older objects of their numbers does not live on (FREE_RULES E)."""
+def _mark_fresh(new: Table, shapes: Table, kind: Kind) -> Array:
+    """The new OBJECT rows, with `fresh` set where data or spill of the older object do not live on (FREE_RULES E)."""
     objects = new.objects.copy()
     old = shapes.objects
     at = np.minimum(np.searchsorted(old["object"], objects["object"]), max(len(old) - 1, 0))
     if not len(old):
         objects["fresh"] = FRESH_DATA | FRESH_SPILL
         return objects
+    # An object without an older one, or one whose number was freed before, is fresh altogether.
     was = old[at]
     known = (was["object"] == objects["object"]) & ~sp.on_lines(new.freed, objects["object"])
     slots = was["slots"] != objects["slots"]
+    # The kernel frees the old content if the new dnode has other slots, fewer pointers or another block size ...
     data = slots | (_nblkptr(objects) < _nblkptr(was)) | _blocks_resized(was, objects, kind)
     spill = slots
+    # ... and, in a raw stream, if the tree changes in a way that MACs could not survive.
     if kind.raw:
         indirect = was["indblkshift"] != objects["indblkshift"]
         lower = objects["nlevels"] < was["nlevels"]
@@ -219,7 +227,7 @@ def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
 
 
 def _nblkptr(objects: Array) -> Array:
-    """Block pointers that the dnode has room for beside its bonus. Source: dmu_recv.c, deduce_nblkptr()."""
+    """How many block pointers the dnode has room for beside its bonus. Source: dmu_recv.c, deduce_nblkptr()."""
     room = objects["slots"].astype(np.int64) * 512 - 64 - 128
     spare = np.minimum((room - objects["bonuslen"]) >> 7, 2)
     return np.where(objects["bonustype"] == SYSTEM_ATTRIBUTES, 1, 1 + np.maximum(spare, 0))
@@ -233,12 +241,14 @@ def _ends(objects: Array, kind: Kind) -> Array:
     return np.where(objects["maxblkid"] < np.uint64(sp.END) // np.maximum(objects["blksz"], 1), ends, TAILLESS)
 
 
-def _bury(old: Table, new: Table, kind: Kind) -> Table:
-    """Add to `new` the holes that dead blocks of living objects leave."""
+def _add_died(old: Table, new: Table, kind: Kind) -> Table:
+    """Add to `new` the holes that dead blocks of living objects leave (`died`)."""
+    # Blocks of objects that live on, before holes and new blocks are applied.
     alive = toll(old, replace(new, holes=sp.EMPTY, blocks=new.blocks[:0])).blocks
     blocks = old.blocks[alive]
-    cut = _cut_off(new, old, kind)  # of what lies beyond, only some was looked at
+    cut = _cut_off(new, old, kind)  # the search covered only a part of what lies beyond
     cut = cut[~np.isin(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
+    # They die in a hole that came, or behind the new end; but not where a new block replaces them.
     ends = block_ends(blocks)
     dead = sp.within(new.holes, blocks["object"], blocks["offset"], ends)
     dead |= sp.within(cut, blocks["object"], blocks["offset"], ends)

@@ -1,8 +1,8 @@
 """Going on with an interrupted receive.
 
-The sender is told the last WRITE that arrived; from there it sends again, beginning with that block's OBJECT_RANGE and
-OBJECT (FREE_RULES A18). So of the resumed stream everything up to the last record that was kept is passed over: the
-records of a stream ascend, and the rest is exactly what the uninterrupted stream would have gone on with.
+The resume token has the last WRITE that arrived; the sender goes on from there, beginning with the OBJECT_RANGE and
+the OBJECT of that block (FREE_RULES A18). So everything in the resumed stream up to the last record that was kept is
+skipped: the records of a stream ascend, and what follows is exactly the rest of the uninterrupted stream.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Writing runs anew: several as one, or one without what nothing needs.
+"""Rewrite runs: merge several into one, or drop from one what nothing needs.
 
-Slice by slice of the key space the tables of the runs are merged; of what is left, rows that later runs of the same
-stretch (tiers.py) killed are dropped too. The records of the rows that stay are copied, checked against their rows, and
+Slice by slice of the key space the tables of the runs are merged; then rows that later runs of the same stretch
+(tiers.py) killed are dropped, too. The records of the rows that stay are copied, checked against their rows, and
 stamped as one running fletcher-4 from zero.
 
-What a row says of the past stays even where its record goes: an OBJECT whose record nothing needs stays as a row of
-size 0, because streams from a bookmark depend on what objects began anew and how long they were (holes.unseen).
+An OBJECT row stays even if its record is dropped, with size 0: streams from a bookmark depend on which objects were
+newly created, and on how long they were (holes.unseen).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from zkeep.pool.timeline.timeline import LAST, Piece, Run, Timeline
 CHUNK = 4 << 20
 """Bytes copied at a time; one record may be larger."""
 MAX_ROWS = 400_000
-"""A segment is closed at this many rows, whatever its body's size."""
+"""A segment is closed at this many rows, even if its body is small."""
 _RECORDS = ("ranges", "objects", "blocks", "spills")
 _STEP = np.dtype(
     [
@@ -49,9 +49,9 @@ _STEP = np.dtype(
 
 @dataclass(frozen=True)
 class Job:
-    """`group` becomes one run. `before`: all runs that lead to it; `later`: those whose kills are garbage.
+    """A rewrite: `group` becomes one run. `before`: all runs that lead to it; `later`: those whose kills are garbage.
 
-    `chosen`: the group itself, or stand-ins with some of its segments, where the others stay as they are.
+    `chosen`: the group itself, or runs with only some of its segments, if the others stay as they are.
     """
 
     group: list[Run]
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass
 class Made:
-    """What a job wrote. `kills`: by the txg of later runs, stored and logical bytes that are left out for them."""
+    """The result of a job. `kills`: by the txg of later runs, the stored and logical bytes dropped because of them."""
 
     segments: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -74,7 +74,7 @@ class Made:
 
 
 def rewrite(store: Store, timeline: Timeline, job: Job, txg: int, made: Made) -> None:
-    """Write the segments of a job under names of `txg`, and note them in `made` as they are durable."""
+    """Write the segments of a job, named after `txg`; each is added to `made` when it is durable."""
     big = {s.big_endian for run in job.chosen for s in timeline.segments(run)}
     with _Output(store, timeline, txg, big_endian=True in big, made=made) as output:
         for table in tables(timeline, job, made):
@@ -83,16 +83,19 @@ def rewrite(store: Store, timeline: Timeline, job: Job, txg: int, made: Made) ->
 
 
 def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
-    """What is left of a job, slice by slice; their spans are whole, so the last ones wait for the next slice."""
+    """The resulting tables of a job, slice by slice; spans that a slice's end cuts are joined again."""
     joiner = _Joiner()
     late = sp.EMPTY
     for low, high in timeline.slices([*job.chosen, *job.later]):
+        # 1. Merge the slice; rows of an object that began in the slice before belong to that.
         parts = timeline.states(job.chosen, low, high)
         whole = fold(parts)
         table = _owned(whole, low, high)
+        # 2. Add the holes that an increment over the merged run has, and none of its runs had.
         if job.raw and job.before and len(parts) > 1:
             late = _joined(late, _late_holes(timeline, job, parts, low))
             table = replace(table, holes=sp.union(table.holes, _inside(late, low, high)))
+        # 3. Drop the rows that later runs killed.
         if job.later and table.rows:
             objects = whole.objects if job.chosen is job.group else timeline.state(job.group, low, high).objects
             table = shed(timeline, table, objects, job.later, made)
@@ -101,14 +104,14 @@ def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
 
 
 def slices_of(timeline: Timeline, runs: list[Run], later: list[Run]) -> Iterator[tuple[Table, Array]]:
-    """The runs as one table, slice by slice, each row once; with it all OBJECT rows that concern the slice."""
+    """The runs as one table, slice by slice, each row once; and with each all OBJECT rows that reach into the slice."""
     for low, high in timeline.slices([*runs, *later]):
         table = timeline.state(runs, low, high)
         yield _owned(table, low, high), table.objects
 
 
 def _owned(table: Table, low: Key, high: Key) -> Table:
-    """Without the rows of an object that the slice before has, and with freed numbers cut to this slice."""
+    """The table without rows of an object that began in the slice before, and with freed numbers cut to this slice."""
     first = low[0] + 1 if low[1] else low[0]
     beyond = high[0] + 1 if high[1] and high != LAST else high[0]
     freed = table.freed.copy()
@@ -137,7 +140,7 @@ def _joined(one: Array, other: Array) -> Array:
 
 
 class _Joiner:
-    """Puts spans together again that the end of a slice cut: the last of each table waits for the next slice."""
+    """Joins spans that the end of a slice cut: the last span of each table waits for the next slice."""
 
     _NAMES = ("holes", "died", "freed")
 
@@ -155,14 +158,16 @@ class _Joiner:
         return replace(NOTHING, **self._waiting)
 
 
-# Holes that the merged increments leave unsaid
+# Holes that only the merged increment has
 
 
 def _late_holes(timeline: Timeline, job: Job, parts: list[Table], low: Key) -> Array:
-    """The holes that an increment over the whole group names and none of its runs did (FREE_RULES B, rule 22)."""
+    """The holes that an increment over the whole group has and none of its runs had (FREE_RULES B, rule 22)."""
+    # Only files that grew and did not fill what they grew by can have such holes.
     numbers = _sparsely_grown(parts, low)
     if not len(numbers):
         return sp.EMPTY
+    # All rows of these objects, of the runs of the group and of those before.
     zero = np.zeros(len(numbers), np.uint64)
     whole = np.empty(len(numbers), WANT)
     whole["object"], whole["start"], whole["to_object"], whole["to"] = numbers, zero, numbers + 1, zero
@@ -175,6 +180,7 @@ def _late_holes(timeline: Timeline, job: Job, parts: list[Table], low: Key) -> A
     windows = timeline.near(job.group, names, wanted)
     delta = fold(list(windows))
     state = merge(fold(timeline.near(job.before, names, wanted)), delta)
+    # New objects send all their holes in any case.
     objects = state.objects[np.isin(state.objects["object"], numbers)]
     begun = delta.objects["object"][delta.objects["fresh"] & FRESH_DATA > 0]
     objects = objects[~np.isin(objects["object"], begun)]
@@ -183,11 +189,12 @@ def _late_holes(timeline: Timeline, job: Job, parts: list[Table], low: Key) -> A
 
 
 def _sparsely_grown(parts: list[Table], low: Key) -> Array:
-    """Objects that were longer in a later run than in an earlier one, and did not fill what they grew by."""
+    """The objects that grew between runs, and did not fill what they grew by."""
     rows = np.concatenate([part.objects for part in parts])
     rows = rows[~holds_metadata(rows["type"]) & ((rows["object"] > low[0]) | (low[1] == 0))]
     if not len(rows):
         return np.empty(0, np.uint64)
+    # Shortest and last length of each object, over all runs.
     rows = rows[np.argsort(rows["object"], kind="stable")]
     first = np.flatnonzero(np.append(True, rows["object"][1:] != rows["object"][:-1]))
     shortest = np.minimum.reduceat(rows["maxblkid"], first)
@@ -196,6 +203,7 @@ def _sparsely_grown(parts: list[Table], low: Key) -> Array:
     numbers = rows["object"][first]
     grown = longest > shortest
     numbers, shortest, longest, blksz = numbers[grown], shortest[grown], longest[grown], blksz[grown]
+    # Sparse: fewer blocks between the two ends than block numbers.
     blocks = sp.unique(np.concatenate([sp.keys(p.blocks["object"], p.blocks["offset"]) for p in parts]))
     have = np.searchsorted(blocks, sp.keys(numbers, _bytes(longest, blksz)), "right")
     had = np.searchsorted(blocks, sp.keys(numbers, _bytes(shortest, blksz)), "right")
@@ -216,10 +224,12 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
 
     `objects`: all OBJECT rows of the runs of `table`, those that it leaves to its neighbours included.
     """
+    # An object that the slice shares with its neighbour counts only in one of them.
     own = _numbers(table)
     objects = _weighed(objects, np.isin(objects["object"], table.objects["object"]))
     wanted = reach(table, objects)
     state = replace(table, objects=objects)
+    # Merge with one later run after the other: what each step removes is what that run killed.
     before = amounts(state, own)
     for run in later:
         state = merge(state, timeline.nearby(Piece([run]), wanted))
@@ -229,6 +239,7 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
             kills[0] += before[0] - after[0]
             kills[1] += before[1] - after[1]
         before = after
+    # Records of dead objects go, their rows stay.
     alive = state.objects["object"][_is_own(state.objects, own)]
     return replace(
         table,
@@ -240,7 +251,7 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
 
 
 def _weighed(objects: Array, mine: Bools) -> Array:
-    """What is another slice's counts nothing here."""
+    """Objects with size 0 where another slice counts them."""
     objects = objects.copy()
     objects["size"][~mine] = 0
     return objects
@@ -269,7 +280,7 @@ def _ghosts(objects: Array, gone: Bools) -> Array:
 
 
 def reach(table: Table, objects: Array) -> dict[str, Array]:
-    """Where rows of later runs could kill something of `table`."""
+    """The key ranges in which rows of later runs can kill rows of `table`."""
     others = [table.ranges["object"], sp.unique(table.blocks["object"]), table.spills["object"]]
     starts = np.concatenate([objects["object"], *others])
     ends = np.concatenate([objects["object"] + np.maximum(objects["slots"], 1), starts[len(objects) :] + 1])
@@ -289,7 +300,7 @@ def reach(table: Table, objects: Array) -> dict[str, Array]:
 
 
 class _Output:
-    """Segments in the making. Leaving it early leaves no draft."""
+    """Writes the new segments. Use as a context manager: leaving it removes an incomplete draft."""
 
     def __init__(self, store: Store, timeline: Timeline, txg: int, *, big_endian: bool, made: Made) -> None:
         self._store = store
@@ -313,7 +324,7 @@ class _Output:
             self._draft = None
 
     def add(self, table: Table) -> None:
-        """Copy the records of a table's rows, and keep its rows for the table of contents."""
+        """Copy the records of a table's rows, and collect the rows for the segment's table."""
         steps, origins = _steps(table)
         first = 0
         while first < len(steps) or (table.rows and not len(steps)):
@@ -356,6 +367,7 @@ class _Output:
     def _copy(self, steps: Array) -> None:
         draft = self._draft
         assert draft is not None
+        # New places: one record behind the other. Rows of size 0 have no record.
         steps["pos"], origins = draft.size, steps["pos"].copy()
         lengths = steps["size"].astype(np.int64)
         offsets = np.cumsum(lengths) - lengths
@@ -366,6 +378,7 @@ class _Output:
             self._buffer = np.empty(max(size, CHUNK), np.uint8)
         buffer: npt.NDArray[np.uint8] = self._buffer[:size]
         steps, origins, offsets, lengths = steps[stored], origins[stored], offsets[stored], lengths[stored]
+        # Read, compare each record with its row, stamp the running checksum, write.
         self._read(buffer, steps["segment"], origins.astype(np.int64), offsets, lengths)
         checks, sums = kernel.check(buffer, offsets, lengths, self._swap)
         wrong = np.flatnonzero(checks != steps["check"])
@@ -379,7 +392,7 @@ class _Output:
     def _read(
         self, buffer: npt.NDArray[np.uint8], segments: Array, origins: Array, offsets: Array, lengths: Array
     ) -> None:
-        """What lies on disk as it will lie in the new body is read in one go."""
+        """Read records to their places; those that stay adjacent are read in one call."""
         shift = origins - offsets
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segments[1:] != segments[:-1])) + 1
         marks = [0, *turns.tolist(), len(offsets)]
@@ -391,7 +404,7 @@ class _Output:
                 blob.readinto(int(origins[first]), view[int(offsets[first]) : end])
 
     def _note(self, piece: Table, steps: Array, origins: Array) -> None:
-        """Keep the rows, with their new places."""
+        """Collect rows, with their new places."""
         placed = {}
         for turn, name in enumerate(_RECORDS):
             rows = getattr(piece, name).copy()

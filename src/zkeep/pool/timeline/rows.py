@@ -1,6 +1,4 @@
-"""From verified records of a stream to rows of a table.
-
-Whatever a record says that matters for the past and the future of the dataset becomes a row here; nothing is looked up.
+"""Make the rows of a table from the verified records of a stream. Nothing is looked up.
 """
 
 from __future__ import annotations
@@ -17,30 +15,30 @@ from zkeep.pool.timeline.table import BLOCK, DTYPES, FRESH_SPILL, NOTHING, OBJEC
 
 OBJECT_HAS_SPILL = 4
 NO_OFFSET = 1 << 63
-"""No block of data lies from here on."""
+"""No data block has an offset this large or larger."""
 SPILL_UNMODIFIED = 4
 
 
 @dataclass
 class RowBuilder:
-    """Rows of the records of one segment.
+    """Builds the table of one segment.
 
-    `spill_flags`: the stream says of each object whether it has a spill block.
+    `spill_flags`: the stream has a flag for each object that has a spill block.
     """
 
     spill_flags: bool
     parts: list[Table] = field(default_factory=list)
     records: int = 0
     _open: Array | None = None
-    """The row of an OBJECT that ended the batch before: its FREE to the end may begin this one."""
+    """The row of an OBJECT at the end of the last batch: its FREE to the end may begin the next one."""
 
     @property
     def closable(self) -> bool:
-        """Whether the segment may end here: an OBJECT and its FREE to the end are not torn apart."""
+        """Whether the segment may end here: an OBJECT and its FREE to the end share a segment."""
         return self._open is None
 
     def add(self, batch: Batch, position: int) -> None:
-        """Take the rows of a batch whose first record lies at byte `position` of the segment."""
+        """Add the rows of a batch whose first record lies at byte `position` of the segment."""
         self.records += len(batch.types)
         places = batch.offsets + position
         objects = self._objects(batch, places)
@@ -100,7 +98,7 @@ class RowBuilder:
 
     def _spills(self, batch: Batch, places: Array) -> Array:
         index, headers = batch.select(RecordType.SPILL)
-        if self.spill_flags:  # one that did not change is there for receivers older than the flag: ours ignore it
+        if self.spill_flags:  # unmodified ones are for receivers that do not know the flag
             changed = headers["flags"] & SPILL_UNMODIFIED == 0
             index, headers = index[changed], headers[changed]
         rows = _placed(batch, BLOCK, index, places)

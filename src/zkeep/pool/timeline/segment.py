@@ -7,6 +7,10 @@
     footer   JSON: where body and tables lie, and for each page its CRC-32 and the first key on it
     trail    32 bytes: length and digest of the footer, magic
 
+    0        64                         start of pages                            size-32   size
+    | head   | record | record | ... |  ranges | objects | blocks | ... | footer  | trail  |
+               ^ `pos` of a row                                           ^ its length is in the trail
+
 The pages serve both ways to read: in key order, slice by slice, and one key here and there; either way no row is used
 whose page's CRC does not match.
 """
@@ -39,9 +43,9 @@ BIG_ENDIAN = 1
 PAGE_ROWS = 256
 PAGES_AT_ONCE = 64
 MAX_FILE = 1 << 62
-"No segment is as large, and no row leads beyond it."
+"No segment is this large, and no row points beyond it."
 TARGET = 64 << 20
-"""A body that reaches this many bytes is closed at the next record that allows it."""
+"""A segment is closed when its body has this many bytes, at the next record that allows it."""
 
 _HEAD = struct.Struct("<8sHH4x4Q16s")
 _TRAIL = struct.Struct("<Q16s8s")
@@ -84,7 +88,7 @@ def first_keys(name: str, rows: Array) -> tuple[Array, Array]:
 
 
 class Sink(Protocol):
-    """What finish() needs of a draft."""
+    """The part of a draft that finish() needs."""
 
     @property
     def size(self) -> int: ...
@@ -149,7 +153,7 @@ class _Part:
 
 
 def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> bool:
-    """Whether what a footer tells of lies inside of a file of `size` bytes."""
+    """Whether everything that a footer names lies inside of a file of `size` bytes."""
     counts = [footer[name] for name in ("records", "stored", "logical")]
     places = [number for part in parts.values() for number in (part.at, part.rows)]
     numbers = [*counts, *places, *footer["body"], *footer["objects"]]
@@ -189,7 +193,7 @@ def _is_possible(name: str, rows: Array) -> bool:
 
 
 def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
-    """Which keys lie in any of the ranges whose ends are given, each sorted; and those just before a low end."""
+    """Which keys lie in any of the ranges with these sorted ends, and the key just before each range."""
     inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
     before = np.searchsorted(keys, lows, "right") - 1
     inside[before[before >= 0]] = True
@@ -199,7 +203,7 @@ def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
 class Segment:
     """A published segment. `number` is what its rows carry in `segment`.
 
-    `opened` gives its file; it is asked anew for each look, so that it may close files that were not used for long.
+    `opened` returns its file; it is called for each access, so that it may close files that were not used for long.
     """
 
     def __init__(self, opened: Callable[[], Blob], name: str, number: int = 0) -> None:
@@ -213,7 +217,7 @@ class Segment:
 
     @property
     def footer(self) -> dict[str, Any]:
-        """Without the tables; see parts."""
+        """The footer without its tables; see parts."""
         return self._contents[0]
 
     @property
@@ -288,11 +292,11 @@ class Segment:
         return rows
 
     def place(self, rows: Array) -> None:
-        """Say of rows which segment their records lie in."""
+        """Set `segment` of rows to this segment's number."""
         rows["segment"] = self.number
 
     def stored_rows(self, name: str, first_page: int = 0, end_page: int | None = None) -> Array:
-        """The rows as they lie in the file, verified; `segment` means nothing yet."""
+        """The rows as stored, verified; `segment` has no meaning yet."""
         part = self.parts.get(name)
         if part is None:
             return np.empty(0, DTYPES[name])
@@ -318,7 +322,7 @@ class Segment:
                 raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
 
     def nearby(self, wanted: dict[str, Array]) -> Table:
-        """A table of what near() finds of each table asked for."""
+        """What near() finds of each wanted table, as one Table."""
         found = {name: self.near(name, rows) for name, rows in wanted.items() if name in self.parts and len(rows)}
         found = {name: rows for name, rows in found.items() if len(rows)}
         return replace(NOTHING, **found) if found else NOTHING

@@ -2,7 +2,7 @@
 
 A span set is an array of SPAN rows, sorted by (object, start), disjoint and coalesced. `end` is exclusive; the
 largest 64-bit number means "to the end of the object" (OpenZFS's DMU_OBJECT_END), so it is never exceeded.
-Everything here is whole-array work: a pool's tables hold millions of rows.
+All functions work on whole arrays: a pool's tables have millions of rows.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def union(*sets: Array) -> Array:
 
 
 def ordered(ranges: Array) -> Array:
-    """The same as a span set, where it is not one already."""
+    """The ranges as a span set; unchanged if they are one already."""
     objects, starts, ends = ranges["object"], ranges["start"], ranges["end"]
     apart = (objects[1:] > objects[:-1]) | ((objects[1:] == objects[:-1]) & (starts[1:] > ends[:-1]))
     return ranges if apart.all() else union(ranges)
@@ -81,7 +81,7 @@ def add(one: Array, other: Array) -> Array:
 
 
 def subtract(base: Array, taken: Array) -> Array:
-    """What of `base` does not lie in `taken`; both may be unsorted and may overlap."""
+    """The parts of `base` outside of `taken`; both may be unsorted and may overlap."""
     if not len(base) or not len(taken):
         return base
     touched = np.isin(base["object"], taken["object"])

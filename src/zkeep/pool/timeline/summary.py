@@ -1,11 +1,11 @@
 """A summary: the merged tables of consecutive runs of one dataset, without records.
 
-Who asks a long timeline something would have to ask each run. Summaries of 16 runs, of 16 such summaries and so on
-answer for all of theirs at once, so that the cost of a look grows with the logarithm of the number of runs.
+Without them a query would have to read each run of a long timeline. Summaries of 16 runs, of 16 such summaries and so
+on answer for all their runs at once, so that the cost of a query grows with the logarithm of the number of runs.
 
-They are derived from segments alone, and no document names them: the name of a file says which runs it sums up, and a
-digest, of which segments. Where runs were merged, trimmed or rolled back the digest of no run of runs matches, and the
-file is nobody's. Where one is missing or damaged, its runs are asked instead.
+They are derived from segments alone, and no document names them: the name of the file says which runs it sums up, and
+has a digest of their segments. When runs are merged, trimmed or rolled back, the digest matches no runs any more, and
+the file is an orphan. If a summary is missing or damaged, its runs are read instead.
 
 The file is a segment whose body is no record but the ids of the segments that rows point to:
 
@@ -35,7 +35,7 @@ _DIGEST = 16
 
 
 class Summed(Protocol):
-    """What of a run a summary depends on."""
+    """The part of a run that a summary depends on."""
 
     @property
     def txg(self) -> int: ...
@@ -45,14 +45,14 @@ class Summed(Protocol):
 
 
 def digest(runs: Sequence[Summed]) -> str:
-    """Says which runs these are, and which segments are theirs."""
+    """A digest of runs: of their txgs and segments."""
     text = "\n".join(f"{run.txg:x} {' '.join(run.segments)}" for run in runs)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class Name:
-    """Of a summary in the store: whose, of what level (1: of runs), of the runs with these txgs, both included."""
+    """The name of a summary in the store: its dataset, level (1: of runs), and first and last run."""
 
     dataset: str
     level: int
@@ -66,7 +66,7 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> Name | None:
-        """None: it is not the name of a summary."""
+        """The parsed name; None if it is not the name of a summary."""
         try:
             folder, dataset, base = text.split("/")
             level, first, last, digest = base.split("-")
@@ -83,7 +83,7 @@ def matching(
 ) -> list[tuple[int, int, Name]]:
     """The summaries of some of these runs among the names: (place of the first run, how many runs, name).
 
-    `checked`: what is known of names as long as the runs are as they are; this adds to it.
+    `checked`: a cache, by name, whether it matches; valid as long as the runs do not change.
     """
     place = {run.txg: i for i, run in enumerate(runs)}
     known = {} if checked is None else checked
@@ -100,7 +100,7 @@ def matching(
 
 
 class _Memory:
-    """A file in the making, in memory: what seg.finish() needs of a draft."""
+    """A file that is built in memory; a Sink for seg.finish()."""
 
     def __init__(self, content: bytes) -> None:
         self.parts: list[Buffer] = [content]

@@ -5,8 +5,8 @@ became holes, these object numbers were freed. The state of a dataset at a snaps
 its runs up to it; an increment is the merge of the runs in between; destroying a snapshot means that two runs may be
 replaced by their merge. One operation, and it is associative.
 
-Rows of records carry their place (`segment`, `pos`, `size`) and `check`, the sum that identifies their bytes. Which
-segment a number in `segment` means is known to whoever loaded the table.
+Rows of records have their place (`segment`, `pos`, `size`) and `check`, the checksum that identifies their bytes. The
+timeline that loaded the table knows which segment a number in `segment` means.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OBJECT = np.dtype(
         ("fresh", "u1"),
     ]
 )
-"""An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older one of its number does not live on."""
+"""An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older object is not this one's."""
 
 BLOCK = np.dtype([("object", "<u8"), ("offset", "<u8"), *_PLACE, ("length", "<u4"), ("kind", "u1"), ("pad", "V3")])
 """A WRITE, WRITE_EMBEDDED, REDACT (kind = its record type) or, in a table of their own, a SPILL."""
@@ -51,7 +51,7 @@ MAX_SLOTS = 32
 """A dnode takes at most this many object numbers."""
 
 FRESH_DATA = 1
-"""A new incarnation: blocks and holes of older tables are not this object's."""
+"""A new object: blocks and holes of older tables are not its own."""
 FRESH_SPILL = 2
 """A spill block of older tables is not this object's."""
 
@@ -70,7 +70,7 @@ class Table:
     holes: Array
     """Ranges that became (or, in a full stream, were) holes; includes `died`."""
     died: Array
-    """Those where a block lived before."""
+    """The holes where a block lived before."""
     freed: Array
     """FREEOBJECTS as they came."""
 
@@ -148,7 +148,7 @@ def extents(blocks: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Toll:
-    """What of an older table a newer one lets live (masks over the older one's arrays)."""
+    """Which rows of an older table survive a newer one (masks over the older one's arrays)."""
 
     ranges: Bools
     objects: Bools
@@ -161,12 +161,14 @@ class Toll:
 
 
 def toll(old: Table, new: Table) -> Toll:
-    """Judge every row of `old` by what `new` did."""
+    """Find out which rows of `old` survive what `new` did."""
+    # Objects die when one of their slots is freed or becomes part of another object.
     inner = _inner(new.objects)
     taken = sp.union(new.freed, inner) if len(inner) else new.freed
     covered = overlapped(old.objects, new.objects["object"])
     rewritten = np.isin(old.objects["object"], new.objects["object"])
     gone = np.where(rewritten, sp.on_lines(taken, old.objects["object"]), _touched(taken, old.objects)) | covered
+    # Blocks and holes die with their object, or when it is created again; spill blocks likewise.
     dead = np.concatenate([new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0], old.objects["object"][gone]])
     dead_spill = np.concatenate(
         [new.objects["object"][new.objects["fresh"] & FRESH_SPILL > 0], old.objects["object"][gone]]
@@ -175,6 +177,7 @@ def toll(old: Table, new: Table) -> Toll:
     def alive(rows: Array, dead: Array) -> Bools:
         return ~(np.isin(rows["object"], dead) | sp.on_lines(taken, rows["object"]))
 
+    # Blocks also die under a new block that is not shorter, and inside of new holes.
     blocks = alive(old.blocks, dead)
     blocks &= ~_replaced(old.blocks, new.blocks)
     blocks &= ~sp.within(new.holes, old.blocks["object"], old.blocks["offset"], block_ends(old.blocks))
@@ -227,7 +230,7 @@ def overlapped(old: Array, numbers: Array) -> Bools:
 
 
 def _touched(numbers: Array, objects: Array) -> Bools:
-    """Objects of which a slot lies in a set of numbers: who frees a slot inside an object frees the object."""
+    """Objects with a slot in a set of numbers: freeing a slot inside an object frees the object."""
     zero = np.zeros(len(objects), np.uint64)
     return sp.meets(numbers, zero, objects["object"], objects["object"] + np.maximum(objects["slots"], 1))
 
@@ -264,7 +267,7 @@ def _ranges_alive(old: Array, new: Table) -> Bools:
 
 
 def _inherit_fresh(old: Array, new: Array) -> Array:
-    """What the older row of an object cut off stays cut off under the newer row."""
+    """Newer rows of an object inherit `fresh` from its older row."""
     if not len(old) or not len(new):
         return new
     at = np.minimum(np.searchsorted(old["object"], new["object"]), len(old) - 1)

@@ -20,7 +20,7 @@ from zkeep.pool.types import Doc
 
 RATIO = 4
 FLOOR = 256 << 10
-"""Runs count as at least this large: a few small files are one merge, not one for each pair."""
+"""Runs count as at least this large, so that several small files are merged at once, not pair by pair."""
 CEILING = 1 << 30
 """Runs larger than this are trimmed, never merged."""
 ROW = 64
@@ -79,7 +79,7 @@ Group = list[Part]
 
 
 class _Stretch(Sequence[Doc]):
-    """Some of the runs, none of them copied: a stretch of thousands has as many ends."""
+    """A slice of the runs without copying them: a stretch of thousands of runs has as many slices."""
 
     def __init__(self, runs: Sequence[Doc], start: int, stop: int) -> None:
         self._runs = runs

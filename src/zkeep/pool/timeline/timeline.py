@@ -45,7 +45,7 @@ class Run:
 class Files:
     """Segment files, the most recently used of which stay open: a pool has more than a process may open.
 
-    Several threads may ask. What one of them reads stays open for it, whatever others ask for meanwhile.
+    Several threads may use it. What one of them reads stays open for it, whatever others open meanwhile.
     """
 
     def __init__(self, store: Store) -> None:
@@ -73,7 +73,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive runs that are asked together: by their summary, or one run by itself."""
+    """Consecutive runs that are read together, from their summary; or one run by itself."""
 
     runs: list[Run]
     summary: Summary | None = None
@@ -136,7 +136,7 @@ class Timeline:
         return self._ids[number]
 
     def owner(self, number: int) -> tuple[Run, Segment]:
-        """Whose segment the `number` in a row's `segment` is."""
+        """The run and the segment of a `number` in a row's `segment`."""
         return self._by_number[number]
 
     def newer(self, txg: int) -> Bools:
@@ -146,7 +146,7 @@ class Timeline:
     # Pieces
 
     def pieces(self, runs: list[Run]) -> list[Piece]:
-        """These runs, by as few pieces as there are summaries for."""
+        """The runs in as few pieces as there are summaries for."""
         found, at = [], 0
         while at < len(runs):
             found.append(self._piece(runs, at))
@@ -159,15 +159,15 @@ class Timeline:
             end = self._place(name.last)
             if end is None or start is None or str(name) in self._damaged:
                 continue
-            some = runs[at : at + end + 1 - start]
-            if some == self.runs[start : end + 1] and self._sums_up(name, some):
+            summed = runs[at : at + end + 1 - start]
+            if summed == self.runs[start : end + 1] and self._sums_up(name, summed):
                 with suppress(Damaged):
-                    return Piece(some, self._summary(str(name), some))
+                    return Piece(summed, self._summary(str(name), summed))
         return Piece(runs[at : at + 1])
 
     @cached_property
     def _summaries(self) -> dict[int, list[Name]]:
-        """By the first txg, those of most runs first."""
+        """Summaries by the txg of their first run, those of most runs first."""
         found: dict[int, list[Name]] = {}
         texts = self._names() if callable(self._names) else self._names
         for name in sorted(filter(None, map(Name.parse, texts)), key=lambda name: -name.last):
@@ -179,7 +179,7 @@ class Timeline:
         return at if at < len(self.runs) and self.runs[at].txg == txg else None
 
     def _sums_up(self, name: Name, runs: list[Run]) -> bool:
-        """Whether it is of these runs, which begin and end with the txgs that it names."""
+        """Whether a summary matches these runs, which begin and end with the txgs in its name."""
         checked = self._checked.setdefault(name.dataset, {})
         text = str(name)
         if text not in checked:
@@ -197,7 +197,7 @@ class Timeline:
         return self._summed[name]
 
     def ask(self, piece: Piece, look: Callable[[Segment], Table]) -> list[Table]:
-        """What `look` finds in the segments of a piece: a table for each run, or one for all that are summed up."""
+        """What `look` finds in the segments of a piece: a table for each run, or one from the summary."""
         if piece.summary is not None:
             with suppress(Damaged):
                 return [look(piece.summary)]
@@ -205,7 +205,7 @@ class Timeline:
         return [concat(look(segment) for segment in self.segments(run)) for run in piece.runs]
 
     def _forget(self, name: str) -> None:
-        """A summary that is damaged is not asked again."""
+        """Do not use a damaged summary again."""
         self._damaged.add(name)
 
     def parts(self, runs: list[Run], look: Callable[[Segment], Table]) -> list[Table]:
@@ -217,7 +217,7 @@ class Timeline:
         return fold(self.ask(piece, lambda segment: segment.nearby(wanted)))
 
     def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:
-        """For each piece of the runs what nearby() tells of the tables named."""
+        """What nearby() finds in the named tables, for each piece of the runs."""
         asked = {name: wanted[name] for name in names}
         return self.parts(runs, lambda segment: segment.nearby(asked))
 

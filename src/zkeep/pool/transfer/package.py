@@ -20,7 +20,7 @@ Leg = tuple[Snapshot, Snapshot | Bookmark | None]
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What a compound stream is of: the snapshot's full name, and for increments the short name of the source."""
+    """The content of a compound stream: the snapshot's full name, and for increments the short name of the source."""
 
     snapshot: str
     source: str | None
@@ -28,7 +28,7 @@ class Wrapping:
     props: bool
     holds: bool = False
     backup: bool = False
-    """Of properties only what was received."""
+    """Send only received properties."""
     newest_key: bool = False
     names: Mapping[int, str] = field(default_factory=dict)
     """What datasets are called in the stream, by their ids, where that is not as here."""
@@ -132,7 +132,7 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
 
 
 def _is_root(request: Wrapping, dataset: Dataset) -> bool:
-    """Of encryption, by the sealings that are sent: those that came, or those that change-key made here."""
+    """Whether it is an encryption root in the stream: by the wraps that came, or (newest_key) those made here."""
     return dataset.has_own_key if request.newest_key else bool(dataset.doc.get("encroot"))
 
 

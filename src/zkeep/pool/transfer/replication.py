@@ -1,4 +1,4 @@
-"""Making the datasets here the same in name and in descent as a replication stream (send -R) says of the source's.
+"""Give the datasets here the names and origins that a replication stream (send -R) says of the source's.
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c recv_incremental_replication().
 """
@@ -14,7 +14,7 @@ from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
-from zkeep.pool.datasets.promote import hold_off, promote_in
+from zkeep.pool.datasets.promote import lock_both, promote_in
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
@@ -78,7 +78,7 @@ def _promote_as_there(
         if found is None:
             return
         left[found.id] -= 1
-        hold_off(pool, found, stack, held)
+        lock_both(pool, found, stack, held)
         promote_in(pool, t, found)
 
 
@@ -123,7 +123,7 @@ def _part_as_there(
             continue
         snapshot, owner = older[-1]
         clone = _clone_for(pool, t, snapshot, owner)
-        hold_off(pool, clone, stack, held)
+        lock_both(pool, clone, stack, held)
         promote_in(pool, t, clone)
         todo.append(pool.by_id(clone.id))
 
@@ -269,5 +269,5 @@ def _moved(top: str, below: list[Dataset], wanted: dict[int, str], aside: set[in
 
 
 def _aside(guid: int) -> str:
-    """A name that nobody else gives."""
+    """A name that no user would give."""
     return f"recv-{guid:x}"

@@ -1,6 +1,6 @@
 """zfs send: from and to any snapshots and bookmarks that the pool has.
 
-What nobody touched since it came in goes out as it came; everything else is put together (compose.py).
+A run that is unchanged since it was received is sent as it came; everything else is put together (compose.py).
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_send(), dump_filesystem(); module/zfs/dmu_send.c.
 """
@@ -23,7 +23,7 @@ from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.space import Amount
 from zkeep.pool.datasets.view import View
 from zkeep.pool.timeline.compose import Journey, plan
-from zkeep.pool.timeline.emit import Renderer, Write, write_fully
+from zkeep.pool.timeline.emit import StreamWriter, Write, write_fully
 from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header, received_names
 from zkeep.pool.transfer.token import Token
 
@@ -65,7 +65,7 @@ class SendRequest:
     dry_run: bool = False
     received_name: bool = False
     newest_key: bool = False
-    """Send each snapshot with the newest sealing of its keys, in place of the one that came with it."""
+    """Send each snapshot with the newest wrap of its keys, not the one that came with it."""
     props: bool = False
     holds: bool = False
     backup: bool = False
@@ -75,9 +75,9 @@ class SendRequest:
     """Names of datasets that -R leaves out, with all below them."""
     warn: Callable[[str], None] = _to_stderr
     announce: Callable[[list[tuple[Leg, int]]], None] | None = None
-    """Told what is going to be sent, with estimated sizes in bytes."""
+    """Called with what is going to be sent, with estimated sizes in bytes."""
     begin: Callable[[Leg], None] | None = None
-    """Told of each substream before its first byte."""
+    """Called before the first byte of each substream."""
 
 
 def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
@@ -167,7 +167,8 @@ def write_leg(
             resume=leg.resume,
         ),
     )
-    with history.timeline(pool.store) as timeline, Renderer(timeline, write, opening.byteorder, begin.toguid) as out:
+    order, toguid = opening.byteorder, begin.toguid
+    with history.timeline(pool.store) as timeline, StreamWriter(timeline, write, order, toguid) as out:
         out.begin(opening.header, opening.payload)
         if len(new) == 1 and new[0].doc["whole"] and new[0].doc["from_txg"] == source_txg and not leg.resume:
             out.verbatim(new[0])

@@ -245,7 +245,7 @@ class ReceiveSession:
     def _abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
         if self._target.resumable:
-            self._writer.rest()
+            self._writer.flush()
             self._registration.settle()
             return
         self._work.close()

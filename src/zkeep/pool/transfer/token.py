@@ -1,6 +1,6 @@
 """Resume tokens: where an interrupted receive stopped, as `zfs send -t` understands it.
 
-A token that a peer shows is only text. It is decoded within limits, and what it says is compared with what this pool
+A token that a peer gives is only text. It is decoded within limits, and what it says is compared with what this pool
 has before anything is done with it (openzfs/zfs#14153).
 
 Source: OpenZFS module/zfs/dsl_dataset.c get_receive_resume_token_impl(); lib/libzfs/libzfs_sendrecv.c
