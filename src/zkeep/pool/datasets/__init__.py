@@ -1,1 +1,1 @@
-"""What the catalog tells: datasets, snapshots, bookmarks, their names, properties and space."""
+"""Datasets, snapshots and bookmarks in the catalog: their names, properties and space."""

@@ -108,7 +108,7 @@ class Address:
 
 
 def addressed(opening: Opening, address: Address) -> Opening:
-    """The same snapshot's BEGIN for a stream from another source (FREE_RULES A17)."""
+    """A snapshot's BEGIN for a stream from another source, or under another name (FREE_RULES A17)."""
     begin = opening.begin
     payload = _payload(opening, address)
     features = begin.features & ~Feature.RESUMING

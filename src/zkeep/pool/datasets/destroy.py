@@ -39,7 +39,7 @@ class Plan:
     datasets: list[Dataset] = field(default_factory=list)
     "Children before their parents."
     snapshots: list[Snapshot] = field(default_factory=list)
-    "All that are destroyed, those of `datasets` included."
+    "Snapshots to destroy, those of `datasets` included."
     deferred: list[Snapshot] = field(default_factory=list)
     back_to: Snapshot | None = None
     "Everything in its dataset that is newer is destroyed: bookmarks and runs without a snapshot, too."

@@ -102,7 +102,7 @@ def _mark(store: LocalStore, identity: dict[str, object], name: str) -> Destroye
 
 
 def _is_there(store: LocalStore, file: str, name: str, error: OSError) -> bool:
-    """Whether a file that could not be deleted, or not for good, is there. TryAgain if the disk does not say."""
+    """Whether a file whose deletion failed still exists. TryAgain if the disk fails at that, too."""
     try:
         return store.exists(file)
     except OSError:
@@ -117,7 +117,7 @@ def _locked(store: LocalStore, busy: str) -> Iterator[None]:
 
 
 def read_mark(path: Path) -> Destroyed | None:
-    """None if no destroyed pool lies in `path`."""
+    """The destroyed pool in `path`; None if there is none."""
     try:
         if LocalStore(path).exists(IDENTITY):
             return None

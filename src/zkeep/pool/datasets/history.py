@@ -1,4 +1,4 @@
-"""The runs of a dataset as the catalog tells them, its origin's included."""
+"""The runs of a dataset according to the catalog, its origin's included."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class History:
     datasets: tuple[str, ...] = ()
     """The keys of the datasets that the runs belong to: the dataset and its origins."""
     checked: dict[str, dict[str, bool]] = field(default_factory=dict)
-    """By the same keys: whether a summary, by its name, sums up these runs."""
+    """Whether a summary, by its name, sums up these runs; for each of the same keys."""
 
     def upto(self, txg: int) -> History:
         return History(self.runs[: self._place(txg)], self.datasets, self.checked)

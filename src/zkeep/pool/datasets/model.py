@@ -214,7 +214,7 @@ class Pool:
         return Snapshot(dataset, found[0][1]) if dataset and found else None
 
     def newest_snapshot(self, dataset: Dataset) -> Snapshot | None:
-        """None: it has no snapshots."""
+        """The newest snapshot; None if there is none."""
         found = self.catalog.last("snapshot", dataset.key + "/")
         return Snapshot(dataset, found[1]) if found else None
 

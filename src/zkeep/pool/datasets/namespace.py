@@ -34,7 +34,7 @@ def create(
     fields: Mapping[str, Any] | None = None,
     also: Callable[[Transaction, Dataset], None] | None = None,
 ) -> list[tuple[str, ...]]:
-    """With `parents`, ancestors that are missing are made, and a dataset that is there is left as it is.
+    """Create a dataset. With `parents`, missing ancestors are made, too, and an existing dataset is no error.
 
     `fields`: more of its document; `also` is called with the new dataset inside the transaction.
 

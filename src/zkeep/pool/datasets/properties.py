@@ -203,14 +203,14 @@ _TABLE = [
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
-"By name, in the order in which `get all` prints them."
+"All native properties by name, in the order in which `get all` prints them."
 HIDDEN = ("name", "ivsetguid", "keyguid", "inconsistent")
-"Shown only where asked for by name."
+"Shown only if requested by name."
 _SHORT = {p.column.lower(): p.name for p in _TABLE}
 
 
 def find(name: str) -> Property | None:
-    """By name or by a column's heading in lower case (`avail`, `refer`); a user property is made up."""
+    """Find a property by name or by its column's heading in lower case (`avail`). Any user property is found."""
     native = PROPERTIES.get(name) or PROPERTIES.get(_SHORT.get(name, ""))
     if native:
         return native

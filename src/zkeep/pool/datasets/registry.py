@@ -93,7 +93,7 @@ class Registry:
         self._write_file(BURIED, [_text(path) for path in dict.fromkeys(paths)])
 
     def _write_file(self, name: str, content: object) -> None:
-        """All or nothing; once it has its name, it is done."""
+        """Replace the file, all or nothing."""
         fresh = self.home / f"{name}.new"
         with fresh.open("w") as file:
             json.dump(content, file, indent=1)

@@ -1,4 +1,4 @@
-"""Rolling a dataset back to one of its snapshots: what is newer goes. Nothing is written here between two receives, so
+"""Roll a dataset back to one of its snapshots: newer ones are destroyed. Nothing is written between two receives, so
 that is all that a rollback does; the next increment may then start from that snapshot.
 
 Source: OpenZFS cmd/zfs/zfs_main.c zfs_do_rollback(), rollback_check(); module/zfs/dsl_dataset.c

@@ -69,7 +69,7 @@ class DatasetSpace:
     by_children: Amount = NOTHING
     written: Amount = NOTHING
     snapshots: dict[int, SnapshotSpace] = field(default_factory=dict)
-    "By txg."
+    "The figures of snapshots, by txg."
 
     @property
     def used(self) -> Amount:
@@ -87,7 +87,7 @@ class Death(NamedTuple):
 
 
 @dataclass
-class History:
+class SpaceHistory:
     """What one dataset's own runs did; `txgs` ascending, `births` beside them, `deaths` by the txgs of `died`."""
 
     txgs: list[int]
@@ -128,7 +128,7 @@ def _total(amounts: Iterable[Amount]) -> Amount:
     return reduce(Amount.plus, amounts, NOTHING)
 
 
-def history(runs: Sequence[ReadOnlyDoc], base: Amount = NOTHING) -> History:
+def history(runs: Sequence[ReadOnlyDoc], base: Amount = NOTHING) -> SpaceHistory:
     """`runs`: the dataset's own, by txg. What they killed of other runs was an origin's."""
     own = {run["txg"] for run in runs}
     deaths = [
@@ -136,7 +136,7 @@ def history(runs: Sequence[ReadOnlyDoc], base: Amount = NOTHING) -> History:
         for run in runs
         for born, (stored, logical) in run["dead"].items()
     ]
-    return History([r["txg"] for r in runs], [Amount(r["bytes"], r["logical"]) for r in runs], deaths, base)
+    return SpaceHistory([r["txg"] for r in runs], [Amount(r["bytes"], r["logical"]) for r in runs], deaths, base)
 
 
 class _Layer(NamedTuple):
@@ -174,7 +174,7 @@ def _layer(
     return _Layer(referenced, written, unique, referenced[-1] - base + foreign, by_snapshots)
 
 
-def figures(past: History, pins: Sequence[int]) -> DatasetSpace:
+def figures(past: SpaceHistory, pins: Sequence[int]) -> DatasetSpace:
     """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet."""
     where = {txg: bisect_left(pins, txg) for txg in {*past.txgs, *(d.born for d in past.deaths)}}
     born = [(where[txg], amount) for txg, amount in zip(past.txgs, past.births, strict=True)]
@@ -206,7 +206,7 @@ class Space:
     """The figures and histories of all datasets, by id."""
 
     datasets: dict[int, DatasetSpace]
-    histories: dict[int, History]
+    histories: dict[int, SpaceHistory]
 
 
 def compute(
@@ -214,8 +214,8 @@ def compute(
     runs: Mapping[int, Sequence[ReadOnlyDoc]],
     pins: Mapping[int, Sequence[int]],
 ) -> Space:
-    """All datasets at once, from their documents, their runs and their snapshots' txgs, both ascending."""
-    histories: dict[int, History] = {}
+    """Compute the figures of all datasets, from their documents, runs and snapshots' txgs (both ascending)."""
+    histories: dict[int, SpaceHistory] = {}
     for dataset_id in datasets:
         _add_history(dataset_id, datasets, runs, histories)
     found = {i: figures(histories[i], pins.get(i, ())) for i in datasets}
@@ -227,7 +227,7 @@ def _add_history(
     dataset_id: int,
     datasets: Mapping[int, ReadOnlyDoc],
     runs: Mapping[int, Sequence[ReadOnlyDoc]],
-    histories: dict[int, History],
+    histories: dict[int, SpaceHistory],
 ) -> None:
     """A clone's needs its origin's first: chains of clones are walked from their beginning."""
     chain = {dataset_id: None}

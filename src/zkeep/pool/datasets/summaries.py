@@ -163,7 +163,7 @@ def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> N
 
 
 def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
-    """What the runs would be if they were merged, holes that none of them tells included."""
+    """The runs merged into one table, with the holes that only the merged increment has."""
     raw = raw and all(Feature(run.doc["features"]) & Feature.RAW for run in runs)
     before = [run for run in timeline.runs if run.txg < runs[0].txg]
     table = concat(tables(timeline, Job(runs, runs, before, [], raw), Made()))
@@ -172,7 +172,7 @@ def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
 
 
 def _placed(table: Table, numbers: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> Table:
-    """The same with the places of segments in `numbers` instead of their numbers."""
+    """The table with the places of segments in `numbers` in place of their numbers."""
     parts = {}
     for name in ("ranges", "objects", "blocks", "spills"):
         rows = getattr(table, name).copy()

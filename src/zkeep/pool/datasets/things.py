@@ -119,7 +119,7 @@ class Tree:
 
     @cached_property
     def by_id(self) -> dict[int, Dataset]:
-        """All of them, sorted by name. Callers that want one or some use get(), find() or within()."""
+        """All datasets by id, sorted by name. To read only one or some, use get(), find() or within()."""
         found = [self._dataset(doc) for _, doc in self._catalog.scan("dataset")]
         return {d.id: d for d in sorted(found, key=lambda d: d.name.text)}
 

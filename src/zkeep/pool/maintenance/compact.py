@@ -138,7 +138,7 @@ class _Work:
         *,
         merging: bool,
     ) -> bool:
-        """True if there may be more to do: a step that failed is noted and passed over."""
+        """Do one step; returns whether there may be more to do. A step that fails is noted and skipped."""
         try:
             with reading(self.pool), Timeline(self.pool.store, history) as timeline:
                 step = _Step(self.pool, dataset, timeline, parts, _is_raw(dataset, parts))
@@ -214,7 +214,7 @@ class _Step:
         return [segment_id for segment_id in run.segments if segment_id in chosen]
 
     def _survey(self, run: Run) -> dict[int, int]:
-        """By the number of each segment, the bytes of its records that are needed."""
+        """The bytes of needed records in each segment, by its number."""
         if not self._later:
             return {s.number: int(s.footer["stored"]) for s in self._timeline.segments(run)}
         found: dict[int, int] = {}
@@ -295,7 +295,7 @@ class _Step:
             raise Damaged(f"{self.made.bytes} bytes of records are left where the figures say {left}")
 
     def _shares(self) -> dict[int, list[int]]:
-        """By the txg of later runs, how much of what they say they killed is gone.
+        """How much of what each later run killed is dropped now, by its txg.
 
         Which of them killed a row cannot always be seen any more, because what killed it may be trimmed itself; nor
         does it matter, because no snapshot lies between them.

@@ -36,7 +36,7 @@ Key = tuple[int, int, int]
 _OFFSETS = {RecordType.WRITE: "offset", RecordType.WRITE_EMBEDDED: "offset", RecordType.REDACT: "offset"}
 _NUMBERS = {RecordType.OBJECT_RANGE: "firstobj", RecordType.OBJECT: "object", RecordType.SPILL: "object"}
 _SAMPLE = 256
-"""Sound records of a segment that are asked which snapshots they came with."""
+"""How many sound records of a segment are read to find the snapshots that they came with."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ EVERY = 5.0
 
 
 class Cancelled(TryAgain):
-    """Somebody asked this scrub to stop."""
+    """This scrub was asked to stop."""
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class Notes:
         """Note how far it is if it is time; a catalog that is busy, or a full disk, is no reason to stop.
 
         Raises:
-            Cancelled: somebody asked for it.
+            Cancelled: there is a request to stop.
         """
         if self.pool.catalog.read_only:
             return

@@ -146,7 +146,7 @@ def _not_regular(path: Path) -> str:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the whole path, which a call below an open folder does not know."""
+    """Add the whole path to an error: a call below an open folder knows only the last name."""
     return OSError(error.errno, error.strerror, str(path))
 
 

@@ -263,7 +263,7 @@ class LocalStore:
     def _open_own(self, name: str) -> int:
         """Open the file `name` to change it in place; it is made if need be.
 
-        A file with other hard links (a copy of the pool, or somebody else's file) is replaced by a copy of its own
+        A file with other hard links (a copy of the pool, or another user's file) is replaced by a copy of its own
         first, so that only the pool's file is changed.
         """
         with self._entry(name, make=True) as entry:

@@ -139,7 +139,7 @@ def closing_on_error(held: Held) -> Iterator[Held]:
 class Index:
     """Documents in SQLite. `path` may be MEMORY; else it is a plain file or absent (Catalog makes sure of it).
 
-    `wait`: seconds that a statement waits for another process. `frozen`: the file is read-only, and nobody changes it.
+    `wait`: seconds that a statement waits for another process. `frozen`: the file is read-only, and never changes.
     """
 
     def __init__(self, path: str, wait: float, *, frozen: bool = False) -> None:

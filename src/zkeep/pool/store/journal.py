@@ -77,7 +77,7 @@ def _line(place: Place, operations: Iterable[Operation]) -> tuple[bytes, str]:
 
 
 def _parse(line: bytes) -> tuple[str, str, int, list[Operation]] | None:
-    """None if the line does not prove itself. Damaged if it does, and is not what a journal says."""
+    """Parse a line; None if its digest is wrong. Damaged if the digest is right and the content is no transaction."""
     before, digest, body = line[:16].decode("latin-1"), line[17:33].decode("latin-1"), line[34:]
     if len(line) < 35 or _digest(before, body) != digest:
         return None

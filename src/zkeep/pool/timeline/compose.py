@@ -81,7 +81,7 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
         if not whole and not delta.rows:
             yield from meta.slice(delta, delta, low, high)
             continue
-        # What is there at the end; `cut` is the object that goes on in the next slice.
+        # The state at the target; `cut` is the object that continues in the next slice.
         state = merge(timeline.state(journey.before, low, high), delta)
         cut = high[0] if high[1] and high != LAST else None
         # Stored records, and FREE records: in raw streams they follow from the trees of blocks, else they are stored.

@@ -27,7 +27,7 @@ Write = Callable[[memoryview], object]
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some steps, and where their records will lie in the memory that goes out."""
+    """Some steps, and the buffer in which their records are put together."""
 
     steps: Array
     buffer: Array

@@ -123,7 +123,7 @@ class Holes:
         carried, self._open = self._open, None
         gaps = _gaps(state.blocks, objects, carried)
         born = sp.union(carried.holes, born) if carried is not None else born
-        # 2. The last gap of an object that goes on in the next slice, and the holes born in it, wait for that.
+        # 2. The last gap of an object that continues in the next slice, and the holes born in it, wait for that.
         last = gaps["last"]
         if cut is not None:
             tail = last & (gaps["object"] == cut)

@@ -269,7 +269,7 @@ def _drain(tasks: list[Future[None]], most: int) -> None:
 
 
 def _copy(batch: Batch) -> Batch:
-    """The same batch in memory of its own."""
+    """Copy a batch to memory of its own."""
     columns = (batch.offsets, batch.types, batch.lengths, batch.checks, batch.sums)
     return Batch(memoryview(bytearray(batch.buffer)), batch.offset, *columns, batch.byteorder)
 

@@ -40,7 +40,7 @@ SYSTEM_ATTRIBUTES = 44
 """DMU_OT_SA: a bonus of this type leaves room for one block pointer only."""
 
 Dead = dict[int, list[int]]
-"""By the txg of older runs: stored bytes and logical bytes of their records that died."""
+"""The stored and logical bytes of records that died, by the txg of the older run that wrote them."""
 
 
 @dataclass(frozen=True)

@@ -357,5 +357,5 @@ class Segment:
         return self.rows(name, max(int(first) - 1, 0), int(last))
 
     def table(self) -> Table:
-        """All rows."""
+        """The whole table."""
         return Table(**{name: self.rows(name) for name in DTYPES})

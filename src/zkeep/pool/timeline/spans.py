@@ -55,7 +55,7 @@ def keys(objects: Array, offsets: Array) -> Array:
 
 
 def unique(values: Array) -> Array:
-    """Each value once, sorted; np.unique() imports numpy.ma, which takes longer than all that is asked of it here."""
+    """Each value once, sorted; np.unique() imports numpy.ma, which takes longer than the sorting itself."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 

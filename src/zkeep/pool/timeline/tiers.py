@@ -64,7 +64,7 @@ class Part:
 
     @property
     def waste(self) -> int:
-        """Bytes that a rewrite would give back: garbage, and records that are made again when they are sent."""
+        """Bytes that a rewrite would return: garbage, and records that a send makes again."""
         if self.sent:
             return self.garbage
         made = int(self.doc["file_bytes"]) - int(self.doc["bytes"]) - ROW * int(self.doc["records"])

@@ -258,7 +258,7 @@ class Timeline:
         return fold(self.states(runs, low, high))
 
     def states(self, runs: list[Run], low: Key, high: Key) -> list[Table]:
-        """The same piece by piece, oldest first."""
+        """What state() adds up: the tables of the pieces, oldest first."""
         return self.parts(runs, lambda segment: _between(segment, low, high))
 
 

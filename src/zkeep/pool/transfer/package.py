@@ -144,7 +144,7 @@ def _holds(snapshot: Snapshot) -> NvList:
 
 
 def _with_keylocation(props: NvList) -> NvList:
-    """A root of encryption must tell it: libzfs's recv_fix_encryption_hierarchy() aborts where it is missing."""
+    """Set keylocation, without which libzfs's recv_fix_encryption_hierarchy() aborts at an encryption root."""
     if props.get("keylocation", "none") == "none":
         props.set("keylocation", "prompt", NvType.STRING)
     return props

@@ -78,7 +78,7 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
 
 
 def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
-    """Receive a stream from its events; the next one is asked for only when the one before is dealt with."""
+    """Receive a stream from its events; the next one is requested only when the one before is processed."""
     with closing(rehearsal(pool)) if options.dry_run else nullcontext(pool) as used:
         _Receiver(used, target, options).run(iter(events))
 

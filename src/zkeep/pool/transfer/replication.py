@@ -28,29 +28,32 @@ def replicate_names(
     *,
     force: bool,
 ) -> bool:
-    """Before an incremental replication: promote, rename, and with -F destroy, as it happened at the source.
+    """Before an incremental replication: promote, rename, and with -F destroy, as was done at the source.
 
-    `within`: what was named to the receive; nothing else is touched, whatever the header says.
+    `within`: the dataset that the user named; nothing outside is changed, whatever the header says.
 
-    One transaction: all of it or nothing. Returns whether all have their sender's name; else this is to be done again
-    once more has arrived.
+    One transaction: all or nothing. Returns whether all datasets have their final names; if not, call it again when
+    more datasets have arrived.
 
     Raises:
         Refused: something to destroy is held or has a clone that stays.
-        TryAgain: what is to be promoted is busy.
+        TryAgain: a dataset to promote is busy.
     """
     dataset = pool.find(top)
     if dataset is None:
         return True
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
+        # 1. Clones have the origins that they have there: promoted ones are promoted, pasts of two datasets parted.
         held: set[int] = set()
         _promote_as_there(pool, t, header, dataset, within, stack, held)
         _part_as_there(pool, t, header, dataset, stack, held)
+        # 2. Match datasets by common snapshots; with -F, what is gone there is destroyed.
         local = pool.tree().within(dataset)
         matched = dict(_matches(pool, header, local))
         if force:
             segments = _destroy_gone(pool, t, header, local, matched)
+        # 3. Names: of snapshots, then of datasets as far as their parents are here.
         _rename_snapshots(pool, t, header, matched)
         settled = _rename_datasets(pool, t, header, local, matched, place)
     discard(pool, segments)
@@ -66,7 +69,7 @@ def _promote_as_there(
     stack: ExitStack,
     held: set[int],
 ) -> None:
-    """Promote the clones that are none at the source, or of something older.
+    """Promote clones that were promoted at the source.
 
     Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
     and one at least, but no more, whatever the header says.
@@ -83,14 +86,14 @@ def _promote_as_there(
 
 
 def _origins(pool: Pool, dataset: Dataset) -> Iterator[Dataset]:
-    """The dataset of its origin, of that one's origin, and so on."""
+    """The dataset that it is a clone of, the one that this is a clone of, and so on."""
     while dataset.origin:
         dataset = pool.by_id(dataset.origin[0])
         yield dataset
 
 
 def _is_promoted(pool: Pool, header: PackageHeader, dataset: Dataset, within: DatasetName) -> bool:
-    """Whether the dataset's origin at the source was made before its origin here.
+    """Whether the dataset was promoted at the source: its origin there is older than its origin here, or none.
 
     A promotion takes snapshots away from the origin: one outside of `within` keeps them.
     """
@@ -147,9 +150,9 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: PackageDat
 
 
 def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterator[tuple[int, PackageDataset]]:
-    """By the id of each local dataset, the sender's dataset that has its newest snapshot of those both have.
+    """Match local datasets (by id) to the sender's, by the newest snapshot that both have.
 
-    What is kept of an interrupted receive is the newest, where nothing else is there.
+    A dataset without snapshots is matched by its partial receive.
     """
     guids = header.by_guid
     for dataset in local:
@@ -180,7 +183,7 @@ def _destroy_gone(
 
 
 def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
-    """Clones before their origins, and children before their parents."""
+    """Sort datasets: clones before their origins, and children before their parents."""
     todo = sorted(datasets, key=lambda d: -d.name.depth)
     while todo:
         origins = {d.origin[0] for d in todo if d.origin}
@@ -192,7 +195,7 @@ def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
 
 
 def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
-    """`whole`: the dataset goes with it, and with that what it keeps of a receive."""
+    """Refuse to destroy a snapshot that is needed. `whole`: its dataset, and a partial receive there, goes with it."""
     if snapshot.holds:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: it is held")
     if clones := pool.tree().clones(snapshot.dataset, snapshot.txg):
@@ -237,6 +240,8 @@ def _rename_datasets(
     coming = {place(name).text for name in header.datasets.keys() - {o.name for o in matched.values()}}
     waiting: set[int] = set()
     aside: set[int] = set()
+    # Which datasets must wait for their parent (below which they stay), and which of those must step aside, depends on
+    # the others: repeat until nothing changes.
     while True:
         names = _moved(top, below, {i: name for i, name in wanted.items() if i not in waiting}, aside)
         parents = others.union(names.values())

@@ -294,7 +294,7 @@ def _chosen(pool: Pool, snapshot: Snapshot, request: SendRequest) -> dict[str, S
 
 
 def _in_turn(pool: Pool, datasets: list[Dataset]) -> Iterator[tuple[Dataset, Snapshot | None]]:
-    """In the order in which a receiver can have them, each after its parent and its origin; with its origin.
+    """Sort datasets into an order that a receiver can follow, each after its parent and origin; with its origin.
 
     A clone that cannot come after its origin, because that lies below it, comes without one.
 
