@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.cli import keys, open_snapshot
+from zkeep.cli import open_snapshot, root_key
 from zkeep.cli.main import run
 from zkeep.cli.open_snapshot import read_key
 from zkeep.errors import Refused
@@ -122,7 +122,7 @@ def test_p1_a_location_that_was_received_is_not_opened(
         opened.update_dataset(t, found, received={"keylocation": f"file://{key}"})
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(open_snapshot, "read_key", pytest.fail)
-    monkeypatch.setattr(keys, "read_key", pytest.fail)
+    monkeypatch.setattr(root_key, "read_key", pytest.fail)
     capfd.readouterr()
     assert run(words) == 1
     assert capfd.readouterr().err.count("\n") == 1

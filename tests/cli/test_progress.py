@@ -13,7 +13,7 @@ from zkeep.cli.pool import _report as pool_report
 from zkeep.cli.progress import Meter, amount
 from zkeep.cli.scrub import scan_lines
 from zkeep.cli.send import Progress as Ticker
-from zkeep.cli.send import Sink
+from zkeep.cli.sink import Sink
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.model import Dataset, Snapshot

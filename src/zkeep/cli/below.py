@@ -1,4 +1,4 @@
-"""The same snapshot of a dataset and of all datasets below it, as the option -r means them."""
+"""The same snapshot of a dataset and of all datasets below it: the option -r."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 
 SOME = 4
-"Datasets that a message names."
+"How many datasets a message names."
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Tree:
 
     top: Snapshot
     below: list[Snapshot]
-    "Those of the same name."
+    "Snapshots of the same name, below."
     lacking: list[Dataset]
-    "Datasets that have none."
+    "Datasets that have no such snapshot."
     wanted: str
-    "What these lack."
+    "What these lack, for messages."
 
     @classmethod
     def of(cls, pool: Pool, top: Snapshot) -> Tree:
@@ -58,7 +58,7 @@ class Tree:
             say(f"{self.top.name}: not included, as there is no {self.wanted}: {_names(self.lacking)}")
 
     def place(self, snapshot: Snapshot) -> str:
-        """Where a dataset lies below the topmost, as it is mounted: a relative path, nothing for the topmost."""
+        """The path of a dataset relative to the top one, where it would be mounted; empty for the top one."""
         return snapshot.dataset.name.text[len(self.top.dataset.name.text) + 1 :]
 
 
@@ -79,7 +79,7 @@ def _names(datasets: list[Dataset]) -> str:
 
 @dataclass
 class Errors:
-    """What went wrong with some of several snapshots, while the others went on."""
+    """Collects the errors of some snapshots while the others go on."""
 
     found: list[ZkeepError] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class Errors:
             self.found.append(error)
 
     def conclude(self) -> None:
-        """Say all of it, and raise the worst."""
+        """Print all errors but the worst, and raise that one."""
         if not self.found:
             return
         worst = max(self.found, key=lambda error: error.status)

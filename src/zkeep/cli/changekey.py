@@ -1,7 +1,7 @@
-"""zkeep change-key: seal the keys of datasets under another key, a new one or their parent's.
+"""zkeep change-key: re-wrap the keys of datasets with another wrapping key, a new one or their parent's.
 
-As zfs has it: a root of encryption gets a new key, what inherits becomes a root of its own, and with -i a root inherits
-again. The keys inside stay what they are, and so do the sealings that are there.
+As with zfs, an encryption root gets a new key, a dataset that inherits becomes a root of its own, and with -i a root
+inherits again. The master keys inside do not change, and earlier wraps stay.
 
 Source: OpenZFS lib/libzfs/libzfs_crypto.c zfs_crypto_rewrap(); module/zfs/dsl_crypt.c spa_keystore_change_key_check().
 """
@@ -19,8 +19,8 @@ import click
 
 from zkeep.agent import client
 from zkeep.cli.home import opened, settings
-from zkeep.cli.keys import key_location, opening_key, records_of
 from zkeep.cli.open_snapshot import piped, read_key, typed
+from zkeep.cli.root_key import key_location, opening_key, records_of
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
@@ -51,10 +51,10 @@ CODES = PROPERTIES["keyformat"].codes
 def change_key_verb(
     *, load_first: bool, inherit: bool, options: Sequence[str], locations: Sequence[str], name: str
 ) -> None:
-    """Seal the keys of a dataset, and of what inherits from it, under a new key, or with -i under its parent's.
+    """Re-wrap the keys of a dataset, and of what inherits from it, with a new key, or with -i with its parent's.
 
-    The new sealing stands beside those that came with snapshots: what they are opened with goes on opening them, and
-    what is received later takes nothing away. 'zkeep forget-keys' drops the old ones.
+    The new wrap is added to those that came with snapshots: their keys still open them, and what is received later
+    takes nothing away. 'zkeep forget-keys' drops the old ones.
 
     \b
         zkeep change-key -o keyformat=raw -o keylocation=file:///media/usb/new vault/home
@@ -72,7 +72,7 @@ def change_key_verb(
 
 
 def _checked(wanted: dict[str, str], inherit: bool) -> dict[str, str]:
-    """Values as they are kept."""
+    """Check the properties, and return their values as they are stored."""
     for name in wanted:
         if inherit and ":" not in name:
             raise WrongUsage("Only user properties may be set with 'zkeep change-key -i'")
@@ -82,7 +82,7 @@ def _checked(wanted: dict[str, str], inherit: bool) -> dict[str, str]:
 
 
 def _changeable(pool: Pool, name: DatasetName) -> tuple[Dataset, Dataset]:
-    """A dataset whose keys can be sealed anew, and its root of encryption."""
+    """Find a dataset whose keys can be re-wrapped, and its encryption root."""
     dataset = pool.dataset(name)
     root = encryption_root(View(pool), dataset)
     if root is None:
@@ -94,14 +94,14 @@ def _changeable(pool: Pool, name: DatasetName) -> tuple[Dataset, Dataset]:
 
 @dataclass
 class _Present:
-    """Where the keys are that open what is there now."""
+    """Finds the present wrapping keys."""
 
     pool: Pool
     locations: Sequence[str]
     load_first: bool
 
     def key(self, root: Dataset) -> bytes:
-        """The one of a root of encryption: named, or loaded."""
+        """Find the key of an encryption root: named with -L, loaded, or loaded first with -l."""
         wrong: Refused | None = None
         for location in self.locations:
             try:
@@ -131,8 +131,8 @@ def _loaded_key(pool: Pool, root: Dataset) -> bytes | None:
 
 
 @dataclass(frozen=True)
-class _Sealing:
-    """How keys shall be sealed: the wrapping key of 32 bytes, and how a person's key becomes it."""
+class _Wrapping:
+    """A wrapping key (32 bytes), and how a user's key becomes it."""
 
     key: bytes
     keyformat: int
@@ -141,39 +141,39 @@ class _Sealing:
 
 
 def _renew(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
-    """A new key of its own."""
+    """Re-wrap with a new key of the dataset's own."""
     new = _NewKey.of(dataset, wanted, is_root=dataset == root)
-    members = _unsealed(pool, dataset, root, present.key(root))
-    sealing = new.sealing(records_of(pool, root)[0])
+    members = _unwrapped(pool, dataset, root, present.key(root))
+    wrapping = new.wrapping(records_of(pool, root)[0])
     user = {name: text for name, text in wanted.items() if ":" in name}
-    _seal(pool, dataset, members, sealing, {"keylocation": new.location, **user}, own=True)
+    _rewrap(pool, dataset, members, wrapping, {"keylocation": new.location, **user}, own=True)
     if root.id in client.roots(pool.doc["guid"]):
-        client.load(pool.doc["guid"], dataset.id, sealing.key)
+        client.load(pool.doc["guid"], dataset.id, wrapping.key)
 
 
 def _inherit(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
-    """The parent's key: both keys are needed, as the keys inside are opened and sealed again."""
+    """Re-wrap with the parent's key. Both keys are needed: one to unwrap, one to wrap."""
     if dataset != root:
         raise Refused(f"Key change error: '{dataset.name}' inherits from '{root.name}' as it is.")
     above = dataset.name.parent and pool.dataset(dataset.name.parent)
     above_root = encryption_root(View(pool), above) if above else None
     if above_root is None:
         raise Refused(f"Key change error: the parent of '{dataset.name}' is not encrypted.")
-    members = _unsealed(pool, dataset, root, present.key(root))
-    sealing = _sealing_of(pool, above_root, present.key(above_root))
-    _seal(pool, dataset, members, sealing, wanted, own=False)
+    members = _unwrapped(pool, dataset, root, present.key(root))
+    wrapping = _wrapping_of(pool, above_root, present.key(above_root))
+    _rewrap(pool, dataset, members, wrapping, wanted, own=False)
     client.unload(pool.doc["guid"], dataset.id)
 
 
-def _sealing_of(pool: Pool, root: Dataset, key: bytes) -> _Sealing:
-    """How a root's keys are sealed with a key that opens them."""
+def _wrapping_of(pool: Pool, root: Dataset, key: bytes) -> _Wrapping:
+    """Find the wrapping parameters of a root, given the key that opens it."""
     from zkeep.crypto.unwrap import WrappedKeys, WrongKey, unwrap
 
     for record in records_of(pool, root):
         try:
             wrapped = WrappedKeys.of(record.fields)
             unwrap(wrapped, key)
-            return _Sealing(key, wrapped.keyformat, wrapped.iterations, wrapped.salt)
+            return _Wrapping(key, wrapped.keyformat, wrapped.iterations, wrapped.salt)
         except WrongKey:
             continue
     raise Refused(f"Key change error: the key does not open '{root.name}'.")
@@ -182,15 +182,15 @@ def _sealing_of(pool: Pool, root: Dataset, key: bytes) -> _Sealing:
 Member = tuple[Dataset, "MasterKeys | None"]
 
 
-def _unsealed(pool: Pool, dataset: Dataset, root: Dataset, key: bytes) -> list[Member]:
-    """A dataset and what below it has the same root of encryption, with their keys."""
+def _unwrapped(pool: Pool, dataset: Dataset, root: Dataset, key: bytes) -> list[Member]:
+    """Unwrap the keys of a dataset, and of those below it with the same encryption root."""
     view = View(pool)
     every = [d for d in view.tree.within(dataset) if d.doc.get("crypt") and encryption_root(view, d) == root]
     return [(each, _opened_keys(pool, each, key)) for each in every]
 
 
 def _opened_keys(pool: Pool, dataset: Dataset, key: bytes) -> MasterKeys | None:
-    """None where it holds nothing yet that could be opened."""
+    """Unwrap the newest keys of a dataset; None if it has no key record yet."""
     from zkeep.snapshot.keys import first_opened
 
     records = list(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))
@@ -202,8 +202,8 @@ def _opened_keys(pool: Pool, dataset: Dataset, key: bytes) -> MasterKeys | None:
     return found
 
 
-def _seal(
-    pool: Pool, dataset: Dataset, members: list[Member], sealing: _Sealing, local: dict[str, str], *, own: bool
+def _rewrap(
+    pool: Pool, dataset: Dataset, members: list[Member], wrapping: _Wrapping, local: dict[str, str], *, own: bool
 ) -> None:
     """Put the new key records, and what the dataset's document then says, in one transaction."""
     from zkeep.crypto.unwrap import wrap
@@ -211,7 +211,7 @@ def _seal(
     with pool.transaction() as t:
         for member, keys in members:
             if keys is not None:
-                wrapped = wrap(keys, sealing.key, sealing.keyformat, sealing.iterations, sealing.salt)
+                wrapped = wrap(keys, wrapping.key, wrapping.keyformat, wrapping.iterations, wrapping.salt)
                 keyrecords.add(pool, t, member, wrapped.fields())
         fresh = pool.dataset(dataset.name)
         before = {name: text for name, text in fresh.doc["local"].items() if name != "keylocation"}
@@ -220,7 +220,7 @@ def _seal(
 
 @dataclass(frozen=True)
 class _NewKey:
-    """What a person wants the key to become."""
+    """What the user asked for the new key to be."""
 
     keyformat: str
     location: str
@@ -229,7 +229,7 @@ class _NewKey:
 
     @classmethod
     def of(cls, dataset: Dataset, wanted: dict[str, str], *, is_root: bool) -> _NewKey:
-        """A root keeps what is not said anew; what becomes one must say its keyformat."""
+        """A root keeps what is not given; a dataset that becomes one must give its keyformat."""
         now = next((text for text, code in CODES.items() if code == dataset.doc["crypt"]["keyformat"]), "none")
         keyformat = wanted.get("keyformat", now if is_root else "")
         if not keyformat:
@@ -247,8 +247,8 @@ class _NewKey:
         location = wanted.get("keylocation") or (key_location(dataset) if is_root else "prompt")
         return cls(keyformat, location, rounds, dataset.name.text)
 
-    def sealing(self, record: KeyRecord) -> _Sealing:
-        """Asks for the key. `record`: of the same dataset; says what its keys are sealed with."""
+    def wrapping(self, record: KeyRecord) -> _Wrapping:
+        """Ask for the key, and build its wrapping. `record`: a key record of the same dataset."""
         from zkeep.crypto.unwrap import WrappedKeys, from_material
 
         is_passphrase = self.keyformat == "passphrase"
@@ -256,7 +256,7 @@ class _NewKey:
         iterations = self.iterations if is_passphrase else 0
         code = CODES[self.keyformat]
         like = replace(WrappedKeys.of(record.fields), keyformat=code, iterations=iterations, salt=salt)
-        return _Sealing(from_material(self._material(code), like), code, iterations, salt)
+        return _Wrapping(from_material(self._material(code), like), code, iterations, salt)
 
     def _material(self, code: int) -> bytes:
         if self.location != "prompt":

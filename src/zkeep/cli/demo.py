@@ -139,7 +139,7 @@ def _send_back(stage: Stage) -> None:
 
 
 def _substreams(package: bytes) -> list[bytes]:
-    """What lies between each BEGIN and END of a compound stream, in the order of the snapshots' guids."""
+    """The bytes between each BEGIN and END of a compound stream, ordered by the guids of the snapshots."""
     from zkeep.format.events import SubBegin, SubEnd
     from zkeep.format.reader import Reader
     from zkeep.format.records import HEADER

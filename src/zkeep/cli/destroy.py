@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from zkeep.cli import text
+from zkeep.cli.give_back import give_back
 from zkeep.cli.home import opened
-from zkeep.cli.main import say
-from zkeep.errors import Damaged, WrongUsage, ZkeepError
+from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.model import Pool
@@ -82,21 +82,6 @@ def _execute(pool: Pool, plan: destroy.Plan) -> None:
     gone = {dataset.id for dataset in plan.datasets}
     destroy.execute(pool, plan)
     give_back(pool, {s.dataset.id for s in plan.snapshots} - gone)
-
-
-def give_back(pool: Pool, dataset_ids: set[int]) -> None:
-    """A bounded step of compaction; what it cannot do now waits for the next one, or 'zkeep pool compact'."""
-    from zkeep.pool.maintenance.compact import STEP, compact
-
-    left = STEP
-    for dataset_id in sorted(dataset_ids):
-        try:
-            left -= compact(pool, pool.by_id(dataset_id), budget=left).written
-        except (ZkeepError, OSError) as error:  # what was asked for is done
-            if isinstance(error, Damaged):
-                say(f"destroyed, but its space stays: {error}")
-        if left <= 0:
-            return
 
 
 def _destroy_bookmark(name: BookmarkName, dry_run: bool) -> None:

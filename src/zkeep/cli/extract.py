@@ -72,7 +72,7 @@ def extract_verb(
 
 @dataclass
 class _Work:
-    """What was asked for."""
+    """The options of the call."""
 
     target: str
     force: bool
@@ -80,7 +80,7 @@ class _Work:
     verbose: bool
 
     def tree(self, pool: Pool, tree: Tree, recursive: bool, get_key: GetKey, paths: list[str]) -> None:
-        """Each dataset in its place; what goes wrong with one keeps no other back."""
+        """Extract each dataset to its place; if one fails, the others go on."""
         from zkeep.snapshot.open import OpenSnapshot
 
         errors = Errors()
@@ -100,7 +100,7 @@ class _Work:
             self._files(opened, paths, place)
 
     def _volume(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
-        """Its image lies where its folder would."""
+        """Write the image of a volume where the folder of a filesystem would be."""
         from zkeep.restore.files.volume import extract_volume
         from zkeep.tree.volume import Volume
 
@@ -125,7 +125,7 @@ class _Work:
             if shows:
                 shows.end()
         if self.verbose:
-            _tell_done(work, place, time.monotonic() - started)
+            _report_done(work, place, time.monotonic() - started)
         _conclude(work.report, place, verbose=self.verbose)
 
 
@@ -151,7 +151,7 @@ def _logical(opened: OpenSnapshot) -> int:
     return int(View(opened.pool).get(opened.snapshot, "logicalreferenced").value or 0)
 
 
-def _tell_done(work: Extraction, place: str, seconds: float) -> None:
+def _report_done(work: Extraction, place: str, seconds: float) -> None:
     done = work.progress
     of = f"{place}: " if place else ""
     kept = f", {done.kept} of them there already" if done.kept else ""
@@ -201,8 +201,8 @@ def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:
     assert isinstance(filesystem, Filesystem)
     found = []
     for path in paths:
-        some = typed(filesystem, path)
-        if not some:
+        matches = typed(filesystem, path)
+        if not matches:
             raise Refused(f"{path}: no such file or directory")
-        found += some
+        found += matches
     return found

@@ -79,7 +79,7 @@ class _Lister:
         self._recursive, self._itself, self._end = recursive, itself, end
         self._columns = _Columns() if long else None
         self.errors = Errors()
-        self._told = set[bytes]()
+        self._failed_paths = set[bytes]()
 
     def path(self, path: bytes, *, many: bool) -> None:
         node = self.filesystem.lookup(path)
@@ -88,23 +88,23 @@ class _Lister:
             walk = partial(self.filesystem.walk, failed=self._failed)
             found = walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
             entries = ((inner, name.number) for inner, name in found)
-        for some in _some(entries):
-            _write(b"".join(self._lines(some)))
+        for batch in _batches(entries):
+            _write(b"".join(self._lines(batch)))
 
     def _flat(self, number: int, path: bytes, many: bool) -> Iterator[tuple[bytes, Name]]:
         prefix = path + b"/" if many and path else b""
         return ((prefix + name.name, name) for name in self.filesystem.ordered(number))
 
     def _lines(self, entries: list[tuple[bytes, int]]) -> Iterator[bytes]:
-        """In their order, but looked at in that in which they lie in the pool: that of names may be any other."""
+        """Print in the given order, but read in the order in which the pool has them."""
         if self._columns is None:
             return (self._shown(path) + self._end for path, _ in entries)
         lines = [b""] * len(entries)
         for number, at in sorted((number, at) for at, (_, number) in enumerate(entries)):
-            lines[at] = self._looked_at(self._columns, entries[at][0], number)
+            lines[at] = self._read_line(self._columns, entries[at][0], number)
         return iter(lines)
 
-    def _looked_at(self, columns: _Columns, path: bytes, number: int) -> bytes:
+    def _read_line(self, columns: _Columns, path: bytes, number: int) -> bytes:
         try:
             return self._line(columns, path, self.filesystem.znode(number))
         except (Damaged, NotAuthentic, Refused) as error:
@@ -112,10 +112,10 @@ class _Lister:
             return UNKNOWN + self._shown(path) + self._end
 
     def _failed(self, path: bytes, error: ZkeepError) -> None:
-        """What cannot be read keeps nothing else back; it is told of at the end."""
-        if path in self._told:
+        """Remember a file that cannot be read, so that the others are still listed; conclude() reports it."""
+        if path in self._failed_paths:
             return
-        self._told.add(path)
+        self._failed_paths.add(path)
         with _spared(self.errors, path):
             raise error
 
@@ -129,21 +129,21 @@ class _Lister:
         return path if self._end == b"\0" else _printable(path)
 
 
-def _some(entries: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
-    """Entries in stretches that are held together."""
-    some: list[tuple[bytes, int]] = []
+def _batches(entries: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
+    """Split entries into batches that are held in memory together."""
+    batch: list[tuple[bytes, int]] = []
     size = 0
     for entry in entries:
-        some.append(entry)
+        batch.append(entry)
         size += len(entry[0])
-        if len(some) == AT_ONCE or size > PATHS:
-            yield some
-            some, size = [], 0
-    yield some
+        if len(batch) == AT_ONCE or size > PATHS:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 class _Columns:
-    """What `ls -l` says of files before their names."""
+    """The columns of `ls -l` before a name."""
 
     def __init__(self) -> None:
         self._now = time.time()
@@ -172,7 +172,7 @@ def _when(minute: int, recent: bool) -> str:
 
 
 def _printable(path: bytes) -> bytes:
-    """As it is, but for what would steer a terminal."""
+    """Escape what would steer a terminal."""
     if path.isascii() and path.decode().isprintable():
         return path
     return encoded(printable_path(path))
@@ -272,7 +272,7 @@ def _skip(out: int, count: int, seekable: bool) -> None:
 
 
 def _blank(out: int, at: int, end: int) -> None:
-    """Zeros over what a file holds there; its own holes stay holes."""
+    """Overwrite data of the output file with zeros; its holes stay holes."""
     while at < end and (start := _next(out, at, os.SEEK_DATA, end)) < end:
         at = _next(out, start, os.SEEK_HOLE, end)
         os.lseek(out, start, os.SEEK_SET)
@@ -280,7 +280,7 @@ def _blank(out: int, at: int, end: int) -> None:
 
 
 def _next(out: int, at: int, what: int, end: int) -> int:
-    """Where the next data or hole begins; `end` if there is none before. Who cannot tell has data everywhere."""
+    """Where the next data or hole begins; at most `end`. On filesystems that cannot tell, all is data."""
     try:
         return min(os.lseek(out, at, what), end)
     except OSError as error:

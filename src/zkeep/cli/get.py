@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 import click
 
 from zkeep.cli import asjson, text
-from zkeep.cli.list import find
+from zkeep.cli.output import Output, takes_output
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
-from zkeep.errors import WrongUsage
-from zkeep.names import shown
+from zkeep.cli.words import chosen_words, find_property
 from zkeep.pool.datasets.answers import Answer
 from zkeep.pool.datasets.properties import Property
 
@@ -22,10 +21,7 @@ _SOURCES = ("local", "default", "received", "inherited", "temporary", "none")
 @click.command("get")
 @click.option("-r", "recursive", is_flag=True, help="Show also what lies below.")
 @click.option("-d", "depth", type=click.IntRange(0), metavar="DEPTH", help="As -r, to DEPTH levels.")
-@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
-@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@takes_output
 @click.option("-o", "fields", metavar="FIELD,...", help="name property value received source, or all")
 @click.option("-s", "sources", metavar="SOURCE,...", help="local default received inherited temporary none")
 @click.option("-t", "types", multiple=True, metavar="TYPE,...", help="filesystem volume snapshot bookmark all")
@@ -35,10 +31,7 @@ def get_verb(
     *,
     recursive: bool,
     depth: int | None,
-    scripted: bool,
-    exact: bool,
-    as_json: bool,
-    as_int: bool,
+    output: Output,
     fields: str | None,
     sources: str | None,
     types: Sequence[str],
@@ -59,26 +52,16 @@ def get_verb(
     limit = depth_of(recursive or not names, depth)
     items = Selection(names, parse_types(types) or "fvsb", limit).items()
     answers = [(item, list(_answers(item, wanted, kept))) for item in items]
-    if as_json:
-        sys.stdout.write(_json(answers, exact or as_int, as_int))
+    if output.as_json:
+        sys.stdout.write(_json(answers, output.exact_json, output.as_int))
     else:
-        sys.stdout.write(_text(answers, chosen, scripted, exact))
-
-
-def chosen_words(given: str | None, known: Sequence[str], default: str, what: str) -> Sequence[str]:
-    words = (given or default).split(",")
-    if words == ["all"]:
-        return known
-    for word in words:
-        if word not in known:
-            raise WrongUsage(f"invalid {what} {shown(word)}: must be one of {' '.join(known)}")
-    return words
+        sys.stdout.write(_text(answers, chosen, output.scripted, output.exact))
 
 
 def _answers(item: Item, wanted: str, sources: Sequence[str]) -> Iterator[tuple[Property, Answer]]:
     words = [name for word in wanted.split(",") for name in _expanded(item, word)]
     for name in words:
-        prop = find(name)
+        prop = find_property(name)
         answer = item.view.get(item.thing, prop.name)
         source = answer.source.split(" ")[0].replace("-", "none")
         if source in sources:

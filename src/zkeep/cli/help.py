@@ -57,7 +57,7 @@ def _write_pages(top: click.Context, folder: Path) -> None:
 
 
 def _all(ctx: click.Context) -> Iterator[click.Context]:
-    """Of the program and of every verb, each once."""
+    """Yield the program and every verb, each once."""
     yield ctx
     if isinstance(ctx.command, click.Group):
         for name in ctx.command.list_commands(ctx):

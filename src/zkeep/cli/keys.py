@@ -13,19 +13,18 @@ from zkeep.agent.in_use import Busy, unused
 from zkeep.cli import usage
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.main import say
-from zkeep.cli.open_snapshot import prompted, read_key
-from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
+from zkeep.cli.root_key import family, opening_key
+from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.begin import number
 from zkeep.pool.datasets.derived import encryption_root
-from zkeep.pool.datasets.keyrecords import KeyRecord
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
-    from zkeep.crypto.unwrap import GetKey
+    pass
 
 MOST_DAYS = 36_500
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -33,12 +32,12 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass
 class Tally:
-    """What zfs counts when several keys are asked for."""
+    """The counts that zfs prints when several keys are asked for."""
 
     attempted: int = 0
     failed: int = 0
     status: int = 0
-    "The greatest one of those that failed."
+    "The greatest exit status of those that failed."
 
     def each(self, roots: Iterable[tuple[Pool, Dataset]], what: str, act: Callable[[Pool, Dataset], None]) -> None:
         for pool, root in roots:
@@ -53,7 +52,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to each key, and how a person is told of it."""
+    """The action for each key, and the words that report it."""
 
     what: str
     done: str
@@ -156,7 +155,7 @@ def _chosen(names: Sequence[str], every: bool) -> dict[str, list[DatasetName]]:
 
 
 def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool, what: str) -> Iterator[Dataset]:
-    """`what` is wanted of them, for a person."""
+    """`what`: the action, for messages."""
     view = View(pool)
     for name in names:
         first = pool.dataset(name)
@@ -171,68 +170,6 @@ def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool, what: str)
                 raise Refused(f"{what} error: Keys must be {does}ed for encryption root of '{name}' ({root.name}).")
 
 
-# From a person's key to the one that opens
-
-
-def family(pool: Pool, root: Dataset) -> list[Dataset]:
-    """The datasets whose keys are sealed with the root's: itself and those below it that inherit."""
-    view = View(pool)
-    below = view.tree.within(root)
-    return [d for d in below if d.doc.get("crypt") and encryption_root(view, d) == root]
-
-
-def records_of(pool: Pool, root: Dataset) -> list[KeyRecord]:
-    """What its key is tried on, in this order: the root's own, or its children's where it holds nothing."""
-    for dataset in family(pool, root):
-        if found := list(keyrecords.by_work(keyrecords.distinct(keyrecords.of_dataset(pool, dataset)))):
-            return found
-    raise Refused(f"cannot open '{root.name}': it holds no snapshot, and so no key record")
-
-
-def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
-    """The 32 bytes that open a root's keys, from where its keylocation, or `location`, says.
-
-    Raises:
-        Refused: it is not the key.
-        Damaged: it is the key of other snapshots of the same keys, so that the newest key record must be damaged.
-    """
-    from zkeep.crypto.unwrap import Materials, TooManyRounds, WrappedKeys, WrongKey
-
-    records = records_of(pool, root)
-    key_of = Materials([_material(root, records[0], location or key_location(root))])
-    reasons: list[Refused | Damaged] = []
-    for record in records:
-        try:
-            return key_of(WrappedKeys.of(record.fields))
-        except (WrongKey, Damaged) as error:
-            reasons.append(error)
-    if isinstance(reasons[0], Damaged):
-        raise reasons[0]
-    _tell_damage(pool, root, key_of)
-    untried = next((reason for reason in reasons if isinstance(reason, TooManyRounds)), None)
-    why = untried or ("" if "not that of key guid" in str(reasons[0]) else reasons[0])
-    raise Refused(f"Incorrect key provided for '{root.name}'." + (f" ({why})" if why else ""))
-
-
-def _tell_damage(pool: Pool, root: Dataset, key_of: GetKey) -> None:
-    """Raises Damaged if the key opens what inherits from the root: then it is the root's key record that is wrong."""
-    from zkeep.snapshot.keys import first_opened
-
-    for dataset in family(pool, root)[1:]:
-        records = list(keyrecords.by_work(keyrecords.distinct(keyrecords.of_dataset(pool, dataset))))
-        if records and first_opened(records, key_of, records[0].guid):
-            raise Damaged(f"the key record of '{root.name}' is damaged: its key opens '{dataset.name}', but not itself")
-
-
-def key_location(root: Dataset) -> str:
-    """Where its key is, as it was set here. What a stream says of it is shown, and never opened."""
-    return str(root.doc["local"].get("keylocation") or "prompt")
-
-
-def _material(root: Dataset, record: KeyRecord, location: str) -> bytes:
-    return prompted(record.keyformat, root.name.text) if location == "prompt" else read_key(location)
-
-
 # Dropping old ones
 
 
@@ -242,11 +179,11 @@ def _material(root: Dataset, record: KeyRecord, location: str) -> bytes:
 @click.option("-f", "force", is_flag=True, help="Do not ask.")
 @click.argument("name", metavar="DATASET")
 def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> None:
-    """Keep only the newest sealing of the keys of an encryption root, and of what inherits from it.
+    """Keep only the newest wrap of the keys of an encryption root, and of what inherits from it.
 
-    After change-key, here or at the source, the old key goes on opening what came with it, and through it all
-    snapshots. This drops the old sealings for good: only the newest key opens anything then. Snapshots are sent with
-    the newest sealing from then on.
+    After change-key, here or at the source, the old key still opens what came with it, and through it all snapshots.
+    This drops the old wraps for good: only the newest key opens anything then. Snapshots are sent with the newest
+    wrap from then on.
 
     \b
         zkeep forget-keys vault/home

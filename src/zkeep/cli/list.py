@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli import asjson, text, usage
+from zkeep.cli import asjson, text
+from zkeep.cli.output import Output, takes_output
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
-from zkeep.errors import WrongUsage
-from zkeep.names import shown
-from zkeep.pool.datasets import properties
+from zkeep.cli.words import find_property
 from zkeep.pool.datasets.properties import Property
 
 _COLUMNS = "name,used,available,referenced,mountpoint"
@@ -34,10 +33,7 @@ class _InOrder(click.Command):
 @click.command("list", cls=_InOrder)
 @click.option("-r", "recursive", is_flag=True, help="Show also what lies below.")
 @click.option("-d", "depth", type=click.IntRange(0), metavar="DEPTH", help="As -r, to DEPTH levels.")
-@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
-@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@takes_output
 @click.option("-o", "columns", multiple=True, metavar="P,...", help="Columns, or 'space' for the space figures.")
 @click.option("-s", "ascending", multiple=True, metavar="P", help="Sort by this property.")
 @click.option("-S", "descending", multiple=True, metavar="P", help="Sort by this property, descending.")
@@ -50,10 +46,7 @@ def list_verb(
     *,
     recursive: bool,
     depth: int | None,
-    scripted: bool,
-    exact: bool,
-    as_json: bool,
-    as_int: bool,
+    output: Output,
     columns: Sequence[str],
     types: Sequence[str],
     names: Sequence[str],
@@ -71,10 +64,10 @@ def list_verb(
     props = _columns(columns)
     selection = _selection(names, types, recursive, depth, "space" in columns)
     items = _sorted(selection.items(), ctx.meta["keys"])
-    if as_json:
-        sys.stdout.write(_json(items, props, exact or as_int, as_int))
+    if output.as_json:
+        sys.stdout.write(_json(items, props, output.exact_json, output.as_int))
     else:
-        sys.stdout.write(_text(items, props, scripted, exact))
+        sys.stdout.write(_text(items, props, output.scripted, output.exact))
 
 
 def _selection(
@@ -90,21 +83,13 @@ def _selection(
 
 def _columns(texts: Sequence[str]) -> Sequence[Property]:
     names = ",".join(texts or [_COLUMNS]).replace("space", _SPACE).split(",")
-    return [find(name) for name in names]
-
-
-def find(name: str) -> Property:
-    prop = properties.find(name)
-    if not prop:
-        near = usage.hint(name, properties.PROPERTIES)
-        raise WrongUsage(f"bad property list: invalid property {shown(name)}{near}")
-    return prop
+    return [find_property(name) for name in names]
 
 
 def _sorted(items: Sequence[Item], keys: Sequence[tuple[bool, str]]) -> Sequence[Item]:
     """Keys in falling priority; what has no value comes last, whichever the direction."""
     for reverse, name in reversed(keys):
-        prop = find(name)
+        prop = find_property(name)
         values = [(item.view.get(item.thing, prop.name).value, item) for item in items]
         known = [(value, item) for value, item in values if value is not None]
         known.sort(key=lambda pair: pair[0] if prop.is_number else str(pair[0]), reverse=reverse)

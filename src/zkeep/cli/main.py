@@ -177,7 +177,7 @@ def _called(words: list[str]) -> int:
 
 
 def program() -> str:
-    """What it was called as: zkeep; or zfs or zpool, by a link of that name, for programs that call those."""
+    """The name of the command: zkeep; or zfs or zpool, through a link of that name."""
     name = os.path.basename(sys.argv[0])
     return name if name in ("zfs", "zpool") else "zkeep"
 
@@ -236,7 +236,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _explain_usage(error: click.ClickException) -> str:
-    """What is wrong, and how the verb is called where something is missing."""
+    """The message of a usage error, with the usage line if an argument is missing."""
     text = error.format_message().rstrip(".")
     where = getattr(error, "ctx", None) or click.get_current_context(silent=True)
     command = where.command_path if where else "zkeep"

@@ -90,7 +90,7 @@ def _without_folder(text: str) -> ZkeepError:
 
 
 def _check_key(pool: Pool, dataset: Dataset, *, any_loaded: bool) -> None:
-    """Refused where the key is not loaded; with `any_loaded`, where none is at all that could be tried."""
+    """Refuse if the key is not loaded; with `any_loaded`, only if no key at all is loaded."""
     from zkeep.agent.client import roots
     from zkeep.pool.datasets.derived import encryption_root
     from zkeep.pool.datasets.view import View
@@ -142,7 +142,7 @@ def _mount(
 
 @contextmanager
 def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> Iterator[tuple[str, MountLayout, int]]:
-    """What is named, opened: its name, what the mount shows, and how many bytes that is."""
+    """Open what the arguments name: its name, the layout of the mount, and its bytes."""
     from zkeep.restore.mount.layout import MountLayout
 
     name = None if is_stream(what[0]) else parsed(what[0])
@@ -191,7 +191,7 @@ def _place(pool: Pool, tree: Tree, snapshot: Snapshot, get_key: GetKey, *, whole
 
 
 def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:
-    """Whether there is a key for a dataset below; the others are mounted without it."""
+    """Whether there is a key for a child dataset; without one, it is left out and the others are mounted."""
     from zkeep.snapshot.open import OpenSnapshot
 
     try:
@@ -210,7 +210,7 @@ def _referenced(pool: Pool, snapshot: Snapshot) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
-    """Keep what libfuse prints from standard error: functions that return it, and that end this."""
+    """Capture what libfuse prints on standard error. Yields two functions: one returns it, one ends the capture."""
     with tempfile.TemporaryFile() as kept, ExitStack() as before:
         saved = os.dup(2)
         before.callback(os.close, saved)
@@ -294,7 +294,7 @@ def _unmount(name: str, folder: str, force: bool) -> None:
 
 
 def _forget(folder: str) -> None:
-    """Remove the log of what was mounted there, if nothing was told in it."""
+    """Remove the log of a mount if it is empty."""
     with suppress(OSError):
         log = _log_of(folder)
         if not log.stat().st_size:

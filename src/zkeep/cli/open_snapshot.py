@@ -1,4 +1,4 @@
-"""From what is typed to an opened snapshot: of a pool, or of stream files; with keys from files or a prompt."""
+"""Open the snapshot that the arguments name, in a pool or in stream files; find the keys that it needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def keys_from(locations: Sequence[str]) -> GetKey:
-    """Whichever of the named keys opens a snapshot; asks a person where none is named and one is there."""
+    """A callback that finds the key for a snapshot: a named or loaded one, or else one that the user types."""
     if find_spec("cryptography") is None:
         raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep anew")
     named = [read_key(location) for location in locations if location != "prompt"]
@@ -62,16 +62,16 @@ def keys_from(locations: Sequence[str]) -> GetKey:
 
 
 def read_key(location: str) -> bytes:
-    """What a key file holds.
+    """Read a key file.
 
-    Only a regular file of a key's size is read: to open a pipe or a device may wait for ever, or set something off.
+    Only a regular file of the size of a key is read: opening a pipe or a device may block, or have side effects.
     """
     parts = urlsplit(location)
     path = unquote(parts.path)
     if parts.scheme != "file" or parts.netloc or not path.startswith("/") or "\0" in path:
         raise WrongUsage(f"a key location is file:///path or prompt, not {shown(location)}")
     try:
-        why = _no_key_file(os.stat(path))  # before it is opened: opening some devices does something
+        why = _no_key_file(os.stat(path))  # before it is opened: opening a device may have side effects
         if not why:
             with open(os.open(path, KEY_FLAGS), "rb", buffering=0) as source:
                 why = _no_key_file(os.fstat(source.fileno()))
@@ -84,16 +84,16 @@ def read_key(location: str) -> bytes:
 
 
 def _no_key_file(status: os.stat_result) -> str:
-    """Why this is none; empty if it may be one."""
+    """Why this cannot be a key file; empty if it can."""
     if not stat.S_ISREG(status.st_mode):
         return NOT_REGULAR
     return f"it has {status.st_size} bytes, a key has {MAX_KEY_FILE} at most" if status.st_size > MAX_KEY_FILE else ""
 
 
 class _Keys:
-    """The keys that were named; or those that are loaded, where none was; else what is asked for, once.
+    """Looks for a key among those named; if none was named, among the loaded ones; then asks, once.
 
-    `asks`: a person where one is there; or, as keylocation=prompt has it, who or whatever is at standard input.
+    `asks`: `person` asks on a terminal only; `prompt` reads standard input, as keylocation=prompt does.
     """
 
     def __init__(self, named: list[bytes], *, loaded: bool, asks: Asks) -> None:
@@ -121,7 +121,7 @@ class _Keys:
         return self._materials(wrapped)
 
     def _loaded_key(self, wrapped: WrappedKeys) -> bytes | None:
-        """Of the keys that are loaded only the one that opens it stays in this process."""
+        """Find the loaded key that opens it; this process forgets all others."""
         from zkeep.crypto.unwrap import WrongKey, key_that_opens, unwrap
 
         with suppress(WrongKey):
@@ -143,7 +143,7 @@ def _asked(wrapped: WrappedKeys) -> bytes:
 
 
 def prompted(keyformat: int, of: str) -> bytes:
-    """What `keylocation=prompt` gives: what a person types, or what standard input brings where nobody types."""
+    """Read a key as keylocation=prompt does: typed on a terminal, or else from standard input."""
     from zkeep.crypto.unwrap import KeyFormat
 
     if not sys.stdin.isatty():
@@ -155,7 +155,7 @@ def prompted(keyformat: int, of: str) -> bytes:
 
 
 def piped(keyformat: int) -> bytes:
-    """A key from standard input where nobody types: all of it if it is raw, else a line, as more may follow."""
+    """Read a key from standard input, not a terminal: all of it if it is raw, else one line, as more may follow."""
     from zkeep.crypto.unwrap import KeyFormat
 
     source = sys.stdin.buffer
@@ -163,7 +163,7 @@ def piped(keyformat: int) -> bytes:
 
 
 def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
-    """What a person types, unseen; `again`: twice the same, for a new one."""
+    """Let the user type a key, without echo; `again`: twice, for a new one."""
     import getpass
 
     from zkeep.crypto.unwrap import KeyFormat
@@ -183,7 +183,7 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
 def snapshots_of(
     arguments: Sequence[str], count: int = 1, *, paths: bool = False
 ) -> Iterator[tuple[Pool, list[Snapshot], list[str]]]:
-    """The pool, `count` snapshots, and the arguments after them.
+    """Find the pool, `count` snapshots, and the arguments after them.
 
     Stream files are received into a pool of their own, in their order, which is gone afterwards; the snapshots are
     then the newest of the dataset that was sent, unless `@snap` or `child@snap` follow.
@@ -204,7 +204,7 @@ def snapshots_of(
 
 @contextmanager
 def received_from(arguments: Sequence[str]) -> Iterator[tuple[Pool, list[Snapshot]]]:
-    """A pool with what stream files bring, and the snapshots that are named behind them."""
+    """Receive stream files into a temporary pool; yields it, and the snapshots that are named after them."""
     streams, rest = parted(arguments)
     with received(streams) as pool:
         given = [_brought(pool, text) if "@" in text else None for text in rest]
@@ -215,16 +215,16 @@ def received_from(arguments: Sequence[str]) -> Iterator[tuple[Pool, list[Snapsho
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files with streams with which arguments begin, and the rest."""
+    """Split arguments into the stream files at their beginning, and the rest."""
     streams = list(takewhile(is_stream, arguments))
     return streams, list(arguments[len(streams) :])
 
 
 def parsed(text: str) -> DatasetName | SnapshotName | BookmarkName:
-    """The name that an argument is, where it is no stream.
+    """Parse an argument that is not a stream file as a name.
 
     Raises:
-        Refused: it is a file, and what is wrong with that.
+        Refused: it is a file, but not a usable stream; the message says why.
     """
     if "@" not in text and (why := why_no_stream(text)) and text.partition("/")[0] not in registry().pools():
         raise Refused(f"cannot open {shown(text)}: {why}")
@@ -240,7 +240,7 @@ def _snapshot_name(text: str) -> SnapshotName:
 
 @contextmanager
 def received(streams: Sequence[str]) -> Iterator[Pool]:
-    """A pool with what the stream files bring, gone afterwards."""
+    """Receive stream files into a temporary pool."""
     from zkeep.pool.datasets.model import Pool
 
     with ExitStack() as stack:
@@ -252,7 +252,7 @@ def received(streams: Sequence[str]) -> Iterator[Pool]:
 
 
 def _receive(pool: Pool, path: str) -> None:
-    """All streams in a file, each where it belongs."""
+    """Receive all streams in a file, each into the dataset where it belongs."""
     from zkeep.format.reader import read_streams
     from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
 
@@ -266,7 +266,7 @@ def _receive(pool: Pool, path: str) -> None:
 
 
 def placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
-    """All events, and where in the pool they belong: their first ones tell."""
+    """Return all events, and the dataset where they belong, which the first events say."""
     from zkeep.format.events import SubBegin
 
     head = []
@@ -278,7 +278,7 @@ def placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
 
 
 def target_of(pool: Pool, events: Iterable[Event]) -> str:
-    """Where a stream belongs: an increment where its source is, all else at the top."""
+    """Find the dataset for a stream: an increment goes where its source is, all else to the top."""
     from zkeep.format.events import Package, SubBegin
 
     top = ""
@@ -303,7 +303,7 @@ def _holder(pool: Pool, guid: int) -> str:
 
 
 def _given(pool: Pool, rest: list[str], count: int, paths: bool) -> list[Snapshot]:
-    """The snapshots that are named behind streams. Where paths may follow, @name can be a file's, too."""
+    """Find the snapshots that are named after streams. If paths may follow, @name can also be a file."""
     named = [text for text in rest[:count] if "@" in text]
     found = [(text, _brought(pool, text)) for text in named]
     for text, snapshot in found:
@@ -330,7 +330,7 @@ def _newest(pool: Pool, count: int) -> list[Snapshot]:
 
 @contextmanager
 def opened_snapshot(arguments: Sequence[str], locations: Sequence[str]) -> Iterator[tuple[OpenSnapshot, list[str]]]:
-    """The snapshot that the arguments begin with, opened, and the arguments after it."""
+    """Open the snapshot that the arguments begin with; yields it, and the arguments after it."""
     from zkeep.snapshot.open import OpenSnapshot
 
     with ExitStack() as stack:

@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 
 from zkeep.cli import asjson, text, usage
-from zkeep.cli.get import chosen_words
 from zkeep.cli.home import registry, unencrypted, wait
 from zkeep.cli.main import say
+from zkeep.cli.output import Output, takes_output
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
+from zkeep.cli.words import chosen_words
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import destroyed, lifecycle, properties
@@ -63,7 +64,7 @@ def create(options: Sequence[str], name: str, path: Path) -> None:
 
 @contextmanager
 def _explained(path: Path, cannot: str) -> Iterator[None]:
-    """Where this user may make no folder, say who may, and where."""
+    """If this user may not make the folder, say who may, and where."""
     try:
         yield
     except PermissionError as error:
@@ -150,23 +151,18 @@ def export(names: Sequence[str]) -> None:
 
 
 @pool_verb.command("list")
-@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
-@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@takes_output
 @click.option("-o", "columns", metavar="P,...", help="Columns: any property of 'zkeep pool get all'.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def list_(
-    *, scripted: bool, exact: bool, as_json: bool, as_int: bool, columns: str | None, names: Sequence[str]
-) -> None:
+def list_(*, output: Output, columns: str | None, names: Sequence[str]) -> None:
     """List pools: what their files take, what the disk below has left, and how they do."""
     wanted = [find(word) for word in (columns or _COLUMNS).split(",")]
     pools = _statuses(names)
-    if as_json:
-        sys.stdout.write(_json_list(pools, wanted, exact or as_int, as_int, "zpool list"))
+    if output.as_json:
+        sys.stdout.write(_json_list(pools, wanted, output, "zpool list"))
         return
-    rows = [[prop.of(pool, exact) for prop in wanted] for pool in pools]
-    if scripted:
+    rows = [[prop.of(pool, output.exact) for prop in wanted] for pool in pools]
+    if output.scripted:
         sys.stdout.write(text.tabbed(rows))
     elif rows:
         sys.stdout.write(text.table([prop.column for prop in wanted], rows, [prop.right for prop in wanted]))
@@ -179,12 +175,12 @@ def _statuses(names: Sequence[str]) -> list[Status]:
     return [lifecycle.status(known, name) for name in names or known.pools()]
 
 
-def _json_list(pools: Sequence[Status], wanted: Sequence[PoolProperty], exact: bool, as_int: bool, command: str) -> str:
+def _json_list(pools: Sequence[Status], wanted: Sequence[PoolProperty], output: Output, command: str) -> str:
     found: asjson.Object = {}
     for pool in pools:
-        answers = [(p.name, Answer(None, p.source), p.of(pool, exact)) for p in wanted if p.name != "name"]
-        cells = {name: asjson.prop(answer, cell, as_int) for name, answer, cell in answers}
-        found[pool.name] = {**_json_head(pool, as_int), "properties": cells}
+        answers = [(p.name, Answer(None, p.source), p.of(pool, output.exact_json)) for p in wanted if p.name != "name"]
+        cells = {name: asjson.prop(answer, cell, output.as_int) for name, answer, cell in answers}
+        found[pool.name] = {**_json_head(pool, output.as_int), "properties": cells}
     return asjson.dump({"output_version": asjson.version(command), "pools": found})
 
 
@@ -194,19 +190,13 @@ def _json_head(pool: Status, as_int: bool) -> asjson.Object:
 
 
 @pool_verb.command("get")
-@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
-@click.option("-p", "exact", is_flag=True, help="Exact numbers.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers.")
+@takes_output
 @click.option("-o", "fields", metavar="FIELD,...", help="name property value source, or all")
 @click.argument("wanted", metavar="all|PROPERTY[,PROPERTY]...")
 @click.argument("names", nargs=-1, metavar="[POOL]...")
 def get(
     *,
-    scripted: bool,
-    exact: bool,
-    as_json: bool,
-    as_int: bool,
+    output: Output,
     fields: str | None,
     wanted: str,
     names: Sequence[str],
@@ -222,11 +212,11 @@ def get(
     props = chosen(wanted)
     columns = chosen_words(fields, _FIELDS, ",".join(_FIELDS), "column")
     pools = _statuses(names)
-    if as_json:
-        sys.stdout.write(_json_list(pools, props, exact or as_int, as_int, "zpool get"))
+    if output.as_json:
+        sys.stdout.write(_json_list(pools, props, output, "zpool get"))
         return
-    rows = [_get_row(pool, prop, columns, exact) for pool in pools for prop in props]
-    if scripted:
+    rows = [_get_row(pool, prop, columns, output.exact) for pool in pools for prop in props]
+    if output.scripted:
         sys.stdout.write(text.tabbed(rows))
     elif rows:
         sys.stdout.write(text.table([column.upper() for column in columns], rows, [False] * len(columns)))
@@ -278,7 +268,7 @@ def _wrapped(words: str) -> list[str]:
 
 
 def _advice(pool: Status) -> Sequence[tuple[str, str]]:
-    """What is wrong with a pool, and what to do about it; nothing of one that is well."""
+    """What is wrong with a pool, and what to do about it; empty for a healthy one."""
     name = pool.name
     if pool.health == "ONLINE":
         return ()

@@ -33,7 +33,7 @@ class PoolProperty:
     right: bool = False
     "Whether its column is flush right."
     always: bool = False
-    "Whether it can be told of a pool that cannot be read."
+    "Whether it has a value for a pool that cannot be read, too."
 
     def of(self, pool: Status, exact: bool) -> str:
         readable = pool.allocated is not None and pool.free is not None
@@ -129,7 +129,7 @@ def find(word: str) -> PoolProperty:
 
 
 def chosen(words: str) -> Sequence[PoolProperty]:
-    """Those of a list with commas; `all` stands for every one but the name, which is not a property to zpool get."""
+    """Find the properties of a list with commas; `all` stands for all but the name, which zpool get does not have."""
     names = words.split(",")
     if names == ["all"]:
         names = [*(name for name in PROPERTIES if name != "name"), *FEATURES]

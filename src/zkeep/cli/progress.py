@@ -17,7 +17,7 @@ class Meter:
     """One line on a terminal, ten times a second at most: how much, how fast, how long still."""
 
     def __init__(self, total: int, unit: str = "files") -> None:
-        """`total`: about how many bytes there will be; 0: nobody knows. `unit`: what is counted beside them."""
+        """`total`: about how many bytes there will be; 0: unknown. `unit`: what is counted beside them."""
         self._total = total
         self._unit = unit
         self._started = self._last = time.monotonic()

@@ -67,7 +67,7 @@ def receive_verb(
     from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
     meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
-    tell = _teller(dry_run, meter) if verbose else None
+    tell = _arrival_printer(dry_run, meter) if verbose else None
     if drop_pool and last_only:
         raise WrongUsage("-d and -e exclude each other")
     name, elsewhere = parse_any(target), drop_pool or last_only
@@ -117,7 +117,7 @@ def _check_corrective(others: bool) -> None:
 
 
 def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: bool) -> None:
-    """Replace what is damaged by what the stream brings; say what cannot be replaced."""
+    """Replace damaged records by those of the stream; report what it does not have."""
     from zkeep.cli.main import say
     from zkeep.format.reader import read_events
     from zkeep.pool.maintenance.heal import heal
@@ -136,8 +136,8 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: b
 
 
 def _give_back(pool: Pool, name: DatasetName) -> None:
-    """Snapshots that are gone at the source may be gone here now."""
-    from zkeep.cli.destroy import give_back
+    """With -F, snapshots may have been destroyed here: give their space back."""
+    from zkeep.cli.give_back import give_back
 
     with pool.afterwards("received"):
         top = pool.find(name)
@@ -166,8 +166,8 @@ class Progress:
         self._meter.end()
 
 
-def _teller(dry_run: bool, meter: Progress | None) -> Callable[[Arrival], None]:
-    """Says what is received as zfs does."""
+def _arrival_printer(dry_run: bool, meter: Progress | None) -> Callable[[Arrival], None]:
+    """A callback that prints what is received, in zfs's words."""
 
     def tell(arrival: Arrival) -> None:
         if meter:
@@ -187,7 +187,7 @@ def _teller(dry_run: bool, meter: Progress | None) -> Callable[[Arrival], None]:
 
 @contextmanager
 def _explained(target: str) -> Iterator[None]:
-    """Where the disk is full, or fails, say what could not be done."""
+    """Turn a full or failing disk into an error that names the target."""
     try:
         yield
     except OSError as error:
@@ -195,7 +195,7 @@ def _explained(target: str) -> Iterator[None]:
 
 
 def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What -o sets and -x excludes, checked."""
+    """Check what -o sets and -x excludes."""
     given, excluded = _checked(options), [_known(prop) for prop in exclude]
     if twice := [prop for prop in excluded if prop in given or excluded.count(prop) > 1]:
         raise WrongUsage(f"property '{twice[0]}' specified multiple times")
@@ -209,7 +209,7 @@ def _checked(options: Sequence[str]) -> dict[str, str]:
 
 
 def _known(name: str) -> str:
-    """As zfs does, a property is excluded by its full name, whether or not the stream has it."""
+    """The full name of a property; like zfs, -x accepts it whether or not the stream has it."""
     prop = properties.find(name)
     if not prop:
         raise WrongUsage(f"invalid property {name!a} after -x")

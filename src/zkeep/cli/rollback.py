@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zkeep.cli.destroy import give_back
+from zkeep.cli.give_back import give_back
 from zkeep.cli.home import opened
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.destroy import Options, execute

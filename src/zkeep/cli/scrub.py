@@ -48,7 +48,7 @@ def cancel(registry: Registry, name: str) -> None:
 
 
 def scan_lines(pool: Status) -> list[str]:
-    """What zpool says behind `scan:`; the first line, and those below it."""
+    """The lines that zpool prints after `scan:`."""
     if pool.begun and pool.scrubbing:
         return _in_progress(pool.begun)
     if pool.scrubbing:
@@ -61,7 +61,7 @@ def scan_lines(pool: Status) -> list[str]:
 
 
 def _in_progress(doc: Doc) -> list[str]:
-    """As of the last note; the clock goes on since then."""
+    """Progress as last noted; the clock has advanced since then."""
     done, total = int(doc["done"]), int(doc["total"])
     rate = done / max(float(doc["at"]) - int(doc["started"]), 1.0)
     left = f"{_hours((total - done) / rate)} to go" if rate else "no estimated completion time"

@@ -48,7 +48,7 @@ def parse_types(texts: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What was asked for. `types` filters what is reached by recursion; what is named is always shown."""
+    """The arguments of list and get. `types` filters what recursion reaches; what is named is always shown."""
 
     names: Sequence[str]
     types: str
@@ -101,7 +101,7 @@ def _missing(error: ZkeepError) -> None:
 
 
 def _all_pools(views: dict[str, View]) -> list[Name]:
-    """Those that can be opened."""
+    """The pools that can be opened; others are reported."""
     for name in registry().pools():
         try:
             views[name] = _view(name)
@@ -111,7 +111,7 @@ def _all_pools(views: dict[str, View]) -> list[Name]:
 
 
 def _view(pool: str) -> View:
-    """Of one moment, and open until the verb has ended."""
+    """Open the view of a pool: it shows one moment, and stays open until the verb has ended."""
     context = click.get_current_context()
     found = context.with_resource(opened(pool))
     context.with_resource(found.catalog.reading())

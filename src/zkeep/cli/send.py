@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import io
-import os
-import stat
 import sys
 import threading
 import time
@@ -17,6 +13,7 @@ import click
 
 from zkeep.cli import usage
 from zkeep.cli.home import opened, registry
+from zkeep.cli.sink import Sink
 from zkeep.cli.text import nice, nice_bytes
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, parse_any, shown
@@ -72,7 +69,7 @@ def send_verb(
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
     if token is not None and (letters["verbose"] or parsable):
-        _tell_token(token, err=not dry_run)
+        _print_token(token, err=not dry_run)
     short = from_all is not None or any(letters[name] for name in _PACKAGED)
     sink = Sink()
     shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
@@ -96,7 +93,7 @@ def send_verb(
 _ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name", "newest_key")
 """The letters that the request takes as they are."""
 _PACKAGED = ("replicate", "props", "holds", "backup")
-"""Those that make a package."""
+"""The letters that make a package (a compound stream)."""
 
 
 def _check(
@@ -119,8 +116,8 @@ def _check(
         raise WrongUsage("-i and -I exclude each other")
 
 
-def _tell_token(token: str, *, err: bool) -> None:
-    """What the token says comes before anything else, also where its snapshot is not here."""
+def _print_token(token: str, *, err: bool) -> None:
+    """Print the content of the token first, even if its snapshot is not here."""
     from zkeep.pool.transfer.token import contents
 
     for line in contents(token):
@@ -132,39 +129,6 @@ def _excluded(lists: Sequence[str]) -> tuple[str, ...]:
     if wrong := [name for name in names if DatasetName.parse(name).parent is None]:
         raise WrongUsage(f"-X {wrong[0]}: not a valid non-root dataset name")
     return tuple(names)
-
-
-STRIDE = 1 << 18
-"""Bytes of one write to a file, of which it gets whole multiples. For larger writes Linux keeps files in larger pieces
-of memory, and finding those can take several times as long as the copying; smaller ones cost a tenth more."""
-PIPE = 1 << 20
-"""What a pipe may hold, if the system lets it: with less, writer and reader wait for each other more often."""
-
-
-class Sink(io.RawIOBase):
-    """Standard output without a buffer, whose write, unlike a raw file's, writes everything."""
-
-    def __init__(self) -> None:
-        mode = os.fstat(1).st_mode
-        self._at = 0
-        self._stride = STRIDE if stat.S_ISREG(mode) else 1 << 30
-        if stat.S_ISFIFO(mode) and hasattr(fcntl, "F_SETPIPE_SZ"):
-            with suppress(OSError):
-                fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, PIPE)
-
-    @property
-    def written(self) -> int:
-        """Bytes so far."""
-        return self._at
-
-    def write(self, content: Any) -> int:
-        view = memoryview(content).cast("B")
-        total = len(view)
-        while len(view):
-            done = os.write(1, view[: self._stride - self._at % self._stride])
-            self._at += done
-            view = view[done:]
-        return total
 
 
 class Progress:

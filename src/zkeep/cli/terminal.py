@@ -2,7 +2,7 @@
 
 All text goes through Output, so that no verb has to think of it. Names that hostile streams, pools and peers chose are
 in messages, tables and listings; control characters in them are escaped here at the latest. Where text is what was
-asked for (`list`), a failure to write it is an error; where it only tells of work that is done (`destroy -v`, all of
+asked for (`list`), a failure to write it is an error; where it only reports work that is done (`destroy -v`, all of
 standard error), it is not.
 """
 
@@ -36,7 +36,7 @@ class Closed:
 
 
 class ClosedInput(Closed):
-    """Nothing comes from it, as from a terminal where nobody types."""
+    """A standard input without content."""
 
     def isatty(self) -> bool:
         return True
@@ -126,7 +126,7 @@ def guarded(*, matters: bool) -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO) -> TextIO:
-    """What the encoding lacks is escaped."""
+    """Escape what the encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
@@ -140,14 +140,14 @@ def draw(text: str, *, to: TextIO) -> None:
 
 
 def encoded(text: str) -> bytes:
-    """As standard output would have it, for what is written there as bytes."""
+    """Encode text as standard output would, for what is written there as bytes."""
     stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace")
 
 
 def settle(*streams: Output | TextIO) -> None:
-    """What cannot be flushed now goes nowhere, so that it does not fail when Python ends (exit status 120)."""
+    """Discard what cannot be flushed now, so that it does not fail when Python ends (exit status 120)."""
     for stream in streams or (sys.stdout, sys.stderr):
         try:
             stream.flush()

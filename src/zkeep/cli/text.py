@@ -74,12 +74,12 @@ def _number(prop: Property, number: int, exact: bool) -> str:
 
 
 def safe(text: str) -> str:
-    """What a sender put into a value must not steer a terminal or break a line."""
+    """Escape a value so that it cannot steer a terminal or break a line."""
     return printable(text)
 
 
 def least_width(prop: Property) -> int:
-    """Of the property's column, whatever is in it."""
+    """The least width of the column of a property, as zfs has it."""
     widths = [len(prop.column), *map(len, prop.codes)]
     return max([*widths, 5]) if prop.is_number else max(widths)
 

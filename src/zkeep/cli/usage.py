@@ -113,7 +113,7 @@ def _with_letters(line: str, command: click.Command, known: str) -> str:
 
 
 def _letters(command: click.Command) -> str:
-    """Those of its options that take no value."""
+    """The options of a command that take no value."""
     flags = [p for p in command.params if isinstance(p, click.Option) and p.is_flag and not p.hidden]
     return "".join(opt[1] for p in flags for opt in p.opts[:1] if not opt.startswith("--"))
 
@@ -188,7 +188,7 @@ def _write(command: click.Command, name: str, ctx: click.Context, formatter: cli
 def _make_context(
     command: click.Command, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
 ) -> click.Context:
-    """As click does it, but errors of parsing know which verb was called."""
+    """Like click's own, but parse errors know which verb was called."""
     try:
         return type(command).make_context(command, info_name, args, parent, **extra)
     except click.UsageError as error:

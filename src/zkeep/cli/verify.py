@@ -76,7 +76,7 @@ def verify_verb(
 
 
 def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, verbose: bool) -> None:
-    """Verify every one, then fail if any did."""
+    """Verify everything that is named, then fail if any part did."""
     errors = Errors()
     if is_stream(arguments[0]):
         with received_from(arguments) as (pool, given):
@@ -102,7 +102,7 @@ def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, 
 
 
 def _tree(pool: Pool, snapshot: Snapshot, get_key: GetKey, recursive: bool, verbose: bool, errors: Errors) -> None:
-    """A snapshot, and those of its name below its dataset."""
+    """Verify a snapshot, and with -r those of the same name below its dataset."""
     tree = Tree.of(pool, snapshot)
     _all(pool, tree.snapshots(recursive), get_key, verbose, errors)
     tree.say_left_out(recursive, "verify")
@@ -125,7 +125,7 @@ def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None
 
 
 def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> str:
-    """Of a stream the key must open its own key record, too: that is the one a receiving host will have."""
+    """Check a received snapshot. The key must also open the stream's own key record: a receiving host has only that."""
     from zkeep.crypto.unwrap import WrongKey
     from zkeep.snapshot.keys import own_keys
 
@@ -137,7 +137,7 @@ def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> s
 
 
 def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
-    """Raises as verify(), with the name; else a line that tells what was found."""
+    """Verify one snapshot; returns a line about it. Errors are those of verify(), with the name added."""
     from zkeep.snapshot.errors import BadRecord, Forgery
     from zkeep.snapshot.open import OpenSnapshot
 
@@ -159,7 +159,7 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
 
 
 def _metered(opened: OpenSnapshot) -> Totals:
-    """Verify; on a terminal, tell how far it is."""
+    """Verify; on a terminal, show the progress."""
     from zkeep.restore.verify import verify
 
     if not sys.stderr.isatty():
@@ -180,7 +180,7 @@ def _named(error: BadRecord | Forgery, name: str, path: str = "") -> ZkeepError:
 
 
 def _path(error: BadRecord | Forgery, opened: OpenSnapshot) -> str:
-    """Of the file that a block belongs to, where that can still be found."""
+    """The path of the file that a block belongs to, if it can still be found."""
     from zkeep.tree.filesystem import Filesystem, shown
 
     if error.object < 0 or error.offset < 0 or opened.is_volume:

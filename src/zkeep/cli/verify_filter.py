@@ -1,4 +1,4 @@
-"""zkeep verify as a filter: a stream comes in, and goes on as far as it is authentic."""
+"""zkeep verify as a filter: passes a stream on as far as it is authentic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import widen
 from zkeep.cli.open_snapshot import placed, received
-from zkeep.cli.send import Sink
+from zkeep.cli.sink import Sink
 from zkeep.cli.stream_files import STDIN, is_stream
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import SnapshotName, parse_any, shown
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from zkeep.restore.filter.sanitize import SanitizedHeader
 
 Check = Callable[["Pool", "Snapshot", str], str]
-"""Authenticates a snapshot that its sender calls so, and says what was found."""
+"""Called with the pool, a snapshot and its name at the sender: authenticates it, and returns a line about it."""
 
 
 def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: bool) -> None:
-    """From standard input to standard output.
+    """Filter standard input to standard output.
 
     Raises:
         WrongUsage, Refused: an end is a terminal, or closed; or there is no such base or property.
-        NotAuthentic, BadStream: what was authentic before it has gone on.
+        NotAuthentic, BadStream: the authentic part before it was passed on.
     """
     from zkeep.restore.filter.authenticate import AuthenticatingFilter
     from zkeep.restore.filter.sanitize import Allowed
@@ -50,7 +50,7 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
         def checked(snapshot: Snapshot, sent: str) -> None:
             say(check(pool, snapshot, sent))
 
-        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _teller(say))
+        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _header_reporter(say))
         _run(passing.run, pool, source)
 
 
@@ -72,7 +72,7 @@ def _run(run: Callable[[Iterable[Event], str], None], pool: Pool, source: Binary
 
 
 def _file(base: str, folder: Path, number: int) -> str:
-    """A file with a stream of the base: itself, or what a pool sends of a snapshot."""
+    """The path of a file with a stream of the base: the argument itself, or one that is sent from a pool."""
     from zkeep.pool.transfer.send import SendRequest, send
 
     if is_stream(base) and base != STDIN:
@@ -95,8 +95,8 @@ def _sayer(verbose: bool) -> Callable[[str], None]:
     return say
 
 
-def _teller(say: Callable[[str], None]) -> Callable[[SanitizedHeader], None]:
-    """Tells what of the outer header does not go on."""
+def _header_reporter(say: Callable[[str], None]) -> Callable[[SanitizedHeader], None]:
+    """A callback that reports the parts of the outer header that are left out."""
 
     def tell(sanitized: SanitizedHeader) -> None:
         for of, what in sanitized.dropped:

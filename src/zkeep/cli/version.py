@@ -17,7 +17,7 @@ _LIBRARIES = ("click", "cryptography", "lz4", "numpy", "rich", "zstandard", "mfu
 
 
 def version_text(called: str) -> str:
-    """As `zfs version` where it is called by the name of zfs or zpool, since programs compare that number."""
+    """Print as `zfs version` does when called as zfs or zpool, since programs compare that number."""
     if called in ("zfs", "zpool"):
         return f"zfs-{FOLLOWS}-zkeep-{__version__}\nzfs-kmod-{FOLLOWS}-zkeep-{__version__}"
     return f"zkeep-{__version__}"

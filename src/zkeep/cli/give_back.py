@@ -1,0 +1,22 @@
+"""Gives the disk space of what was destroyed back, a bounded step at a time."""
+
+from __future__ import annotations
+
+from zkeep.cli.main import say
+from zkeep.errors import Damaged, ZkeepError
+from zkeep.pool.datasets.model import Pool
+
+
+def give_back(pool: Pool, dataset_ids: set[int]) -> None:
+    """Compact datasets, up to one STEP in all; the rest waits for the next call, or 'zkeep pool compact'."""
+    from zkeep.pool.maintenance.compact import STEP, compact
+
+    left = STEP
+    for dataset_id in sorted(dataset_ids):
+        try:
+            left -= compact(pool, pool.by_id(dataset_id), budget=left).written
+        except (ZkeepError, OSError) as error:  # the destroy itself is done
+            if isinstance(error, Damaged):
+                say(f"destroyed, but its space stays: {error}")
+        if left <= 0:
+            return

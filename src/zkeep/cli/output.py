@@ -1,0 +1,44 @@
+"""How a verb prints a table: the letters -H, -p and -j, which list, get and their pool twins share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+
+_OPTIONS = (
+    click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns."),
+    click.option("-p", "exact", is_flag=True, help="Exact numbers."),
+    click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers."),
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What these letters ask for."""
+
+    scripted: bool
+    exact: bool
+    as_json: bool
+    as_int: bool
+
+    @property
+    def exact_json(self) -> bool:
+        """Whether numbers in JSON are exact: those that are printed as numbers always are."""
+        return self.exact or self.as_int
+
+
+def takes_output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a verb, which gets them as one argument: `output`."""
+
+    @wraps(function)
+    def called(*args: Any, scripted: bool, exact: bool, as_json: bool, as_int: bool, **others: Any) -> Any:
+        return function(*args, output=Output(scripted, exact, as_json, as_int), **others)
+
+    for option in reversed(_OPTIONS):
+        called = option(called)
+    return called
