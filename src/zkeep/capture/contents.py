@@ -85,10 +85,10 @@ def block_size(size: int, recordsize: int) -> int:
     return max(512, -(-size // 512) * 512)
 
 
-def blocks_of(fd: int, size: int, blksz: int) -> Iterator[Block]:
-    """The blocks of a file that are no holes, each filled with zeros to its size."""
-    done = 0
-    for start, end in _data(fd, size, blksz):
+def blocks_of(fd: int, size: int, blksz: int, first: int = 0) -> Iterator[Block]:
+    """The blocks of a file from `first` on that are no holes, each filled with zeros to its size."""
+    done = first * blksz
+    for start, end in _data(fd, size, blksz, done):
         for offset in range(start, end, blksz):
             content = _read(fd, offset, min(blksz, size - offset))
             if len(content) < blksz:
@@ -118,9 +118,9 @@ def _forget(fd: int, start: int, end: int) -> None:
             os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
-def _data(fd: int, size: int, blksz: int) -> Iterator[tuple[int, int]]:
-    """Stretches with data, [start, end), widened to whole blocks and never overlapping."""
-    last, at = 0, 0
+def _data(fd: int, size: int, blksz: int, at: int) -> Iterator[tuple[int, int]]:
+    """Stretches with data from `at` on, [start, end), widened to whole blocks and never overlapping."""
+    last = at
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +30,18 @@ ROW = np.dtype(
         ("parent", "<u8"),
         ("links", "<u4"),
         ("entries", "<u4"),
+        ("kind", "<u4"),
     ]
 )
-"""A file or folder: times in nanoseconds, `parent` the object of its folder, `entries` how many a folder has.
+"""A file or folder: times in nanoseconds, `parent` the object of its folder, `links` the count that its object has
+(0: only a part of it is stored), `entries` how many a folder has, `kind` as in d_type.
 
 A ctime of 0 means that the file is to be read again: it may have changed in the moment in which it was read.
 """
 EXTRA = np.dtype([("owner", "<u8"), ("object", "<u8")])
 "Objects that hold extended attributes, and the file whose they are."
-MAGIC = b"zkeep-capture-1\n"
+_PACKED = struct.Struct("<3Q2q2Q3I")
+MAGIC = b"zkeep-capture-2\n"
 
 
 class Match(NamedTuple):
@@ -84,9 +89,13 @@ class Previous:
             if not is_known:
                 found.append(Match())
                 continue
-            _, _, size, mtime, ctime, number, above, _, _ = row
+            _, _, size, mtime, ctime, number, above, _, _, kind = row
+            if kind != stat.S_IFMT(status.st_mode) >> 12:  # the inode was used again
+                found.append(Match())
+                continue
+            is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR >> 12
             same = ctime == status.st_ctime_ns and mtime == status.st_mtime_ns and size == status.st_size
-            moved = above != parent and status.st_nlink == 1
+            moved = above != parent and not is_linked
             found.append(Match(number, same and not moved, moved))
         return found
 
@@ -139,6 +148,31 @@ class Previous:
     def extras_of(self, owners: set[int]) -> set[int]:
         """The objects with extended attributes of these files."""
         return {int(number) for owner, number in self.extras.tolist() if owner in owners}
+
+
+class Rows:
+    """Rows as they come, packed; the last one of an object counts."""
+
+    def __init__(self) -> None:
+        self._packed = bytearray()
+
+    def add(self, *values: int) -> None:
+        self._packed += _PACKED.pack(*values)
+
+    def array(self) -> Array:
+        rows = np.frombuffer(bytes(self._packed), ROW)
+        _, last = np.unique(rows["object"][::-1], return_index=True)
+        found: Array = rows[::-1][last]
+        return found
+
+
+def one_an_inode(rows: Array) -> Array:
+    """The rows whose inode no other has; of a file that moved or got a second name meanwhile, no object is known."""
+    if not len(rows):
+        return rows
+    _, place, count = np.unique(rows[["dev", "ino"]], return_inverse=True, return_counts=True)
+    alone: Array = rows[count[place] == 1]
+    return alone
 
 
 def load(path: Path, mark: dict[str, Any]) -> Previous | None:

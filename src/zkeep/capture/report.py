@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from zkeep.capture.scan import FOLDER, LINK, Node, Scan
+from zkeep.snapshot.open import NoObject
 from zkeep.tree.filesystem import Filesystem, Name
 
 KINDS = {
@@ -66,7 +67,11 @@ def _lost(
     """Names that a folder does not have any more; `moved` gets those whose file has another now."""
     names = {child.name for child in node.children or ()}
     prefix = node.path + b"/" if node.parent else b""
-    for entry in sorted(tree.names(node.number), key=lambda entry: entry.name):
+    try:
+        before = tree.names(node.number)
+    except NoObject:  # an interrupted capture gave it a number and came no further
+        before = []
+    for entry in sorted(before, key=lambda entry: entry.name):
         if entry.name in names:
             continue
         kind, path = KINDS.get(entry.kind, "file"), prefix + entry.name

@@ -24,7 +24,7 @@ READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Node:
     """One name in a folder. `number`: the object that holds it, 0 until it has one."""
 
-    __slots__ = ("changed", "children", "inode", "kind", "name", "number", "parent", "single")
+    __slots__ = ("changed", "children", "inode", "kind", "name", "number", "parent", "single", "status")
 
     def __init__(self, name: bytes, parent: Node | None, kind: int, number: int, changed: bool) -> None:
         self.name = name
@@ -38,6 +38,8 @@ class Node:
         "A folder's entries; None: they are those of last time, or it is no folder."
         self.inode: tuple[int, int] | None = None
         "Device and inode of what has several names."
+        self.status: os.stat_result | None = None
+        "A folder's, from before its entries were read."
         self.single = True
         "Whether its object is written for this name; of several names of one file, for the first."
 
@@ -69,6 +71,8 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     "Objects of last time that are still there."
+    kept: list[int] = field(default_factory=list)
+    "Objects of folders that cannot be read; all below stays."
     links: dict[tuple[int, int], list[Node]] = field(default_factory=dict)
     "All names of what has several."
     files: int = 0
@@ -84,21 +88,21 @@ class Folders:
 
     def __init__(self, top: int) -> None:
         self._top = top
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._open: OrderedDict[Node, int] = OrderedDict()
 
     def fd(self, node: Node) -> int:
         """Raises OSError: it is gone, or no folder any more, or may not be read."""
         chain = []
         at: Node | None = node
-        while at is not None and at.parent is not None and id(at) not in self._open:
+        while at is not None and at.parent is not None and at not in self._open:
             chain.append(at)
             at = at.parent
-        fd = self._top if at is None or at.parent is None else self._open[id(at)]
+        fd = self._top if at is None or at.parent is None else self._open[at]
         for each in reversed(chain):
             fd = os.open(each.name, READ_FOLDER, dir_fd=fd)
-            self._open[id(each)] = fd
-        if id(node) in self._open:
-            self._open.move_to_end(id(node))
+            self._open[each] = fd
+        if node in self._open:
+            self._open.move_to_end(node)
         while len(self._open) > OPEN_FOLDERS + len(chain):
             _, old = self._open.popitem(last=False)
             os.close(old)
@@ -151,6 +155,7 @@ class Scanner:
         status = os.fstat(self._top)
         number, unchanged = self._previous.find_root(status)
         root = Node(b"", None, FOLDER, number, not unchanged)
+        root.status = status
         found = Scan(root, [root] if root.changed else [], started=started)
         found.seen.add(number)
         visited = {(status.st_dev, status.st_ino)}
@@ -205,6 +210,8 @@ class Scanner:
             if match.same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
                 continue
             child = Node(entry.name, node, entry.kind, match.number, not match.same)
+            if child.kind == FOLDER:
+                child.status = entry.stat
             if not self._refuse(child, entry.name, entry.stat, found, visited):
                 children.append(child)
                 self._count(child, entry.stat, found)
@@ -240,7 +247,8 @@ class Scanner:
         elif child.changed and child.parent is not None and not self._may_be_read(child.parent, name, status):
             found.problems.append(Problem(child.path, "Permission denied"))
             child.changed = False  # what the last snapshot has of it stays
-            return child.number == 0
+            row = self._previous.row_of(child.number)
+            return row is None or not row["links"]
         return False
 
     def _count(self, child: Node, status: os.stat_result, found: Scan) -> None:
@@ -274,7 +282,7 @@ class Scanner:
         """What the last snapshot has of it stays; a new one stays empty."""
         found.problems.append(Problem(node.path, error.strerror or str(error)))
         if node.number:
-            found.seen.update(self._previous.below(node.number))
+            found.kept.append(node.number)
         elif node.children is None:
             node.children = []
 

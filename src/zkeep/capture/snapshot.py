@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 
 from zkeep.capture import previous as cache
 from zkeep.capture.exclude import Exclusions, OnLeftOut, Options, mounts_of_zkeep
-from zkeep.capture.folder import FolderWriter, Result
+from zkeep.capture.folder import STEP as STEP_BYTES
+from zkeep.capture.folder import FolderWriter
 from zkeep.capture.image import take_image
 from zkeep.capture.previous import Previous
 from zkeep.capture.report import Watch, file_changes
@@ -21,16 +20,12 @@ from zkeep.capture.scan import READ_FOLDER, Problem, Scan, Scanner
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.format.compress_writer import compressor
-from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import Feature
-from zkeep.format.zap_writer import micro_block
-from zkeep.format.znode_writer import FileFields, encode_file
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.snapshot.changes import Block, ObjectChange
-from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
-from zkeep.snapshot.new_filesystem import ROOT, fixed_objects, new_salt
+from zkeep.snapshot.commit import LARGE, STEP, NewSnapshot, commit
+from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
@@ -48,6 +43,8 @@ class Request:
     watch: Watch = field(default_factory=Watch)
     dry_run: bool = False
     "Look only: nothing is stored."
+    step: int = STEP_BYTES
+    "Bytes of new data after which what was read is committed, so that an interrupted capture goes on from there."
 
 
 @dataclass
@@ -111,15 +108,19 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
             _report(pool, dataset, scan, request.watch, get_key)
             return Taken(None, scan.problems, len(scan.written), scan.bytes)
         generation = int(started // 1_000_000_000)
-        writer_of = FolderWriter(scan, scanner.folders, before, recordsize, generation, request.watch)
-        snapshot = commit(pool, new, get_key, writer_of.write)
-        after = writer_of.next_rows()
-        try:
-            cache.save(path, after, _mark(pool, snapshot))
-        except OSError as error:
-            scan.problems.append(Problem(os.fsencode(path), f"the cache cannot be written: {error.strerror}"))
-    result: Result = writer_of.result
-    return Taken(snapshot, scan.problems + result.problems, len(scan.written), scan.bytes)
+        writer_of = FolderWriter(scan, scanner.folders, before, recordsize, generation, request.watch, request.step)
+
+        def save(made: Snapshot) -> None:
+            rows = writer_of.rows_of_step() if made.doc.get(STEP) else writer_of.next_rows()
+            try:
+                cache.save(path, rows, _mark(pool, made))
+            except OSError as error:
+                scan.problems.append(Problem(os.fsencode(path), f"the cache cannot be written: {error.strerror}"))
+
+        snapshot = commit(pool, new, get_key, writer_of.write, save)
+        save(snapshot)
+    problems = {problem.path: problem for problem in scan.problems + writer_of.result.problems}
+    return Taken(snapshot, list(problems.values()), len(scan.written), scan.bytes)
 
 
 def _open_top(pool: Pool, request: Request, where: str) -> int:
@@ -195,11 +196,12 @@ def _matched(tree: Filesystem, top: int) -> Previous:
                 status.st_ino,
                 node.size if node.is_file or node.is_link else status.st_size,
                 node.mtime,
-                node.ctime,
+                0,
                 number,
                 parent,
                 node.links,
                 len(names),
+                node.mode >> 12,
             )
         )
     unique = {(row[0], row[1]): row for row in rows}
@@ -214,20 +216,20 @@ def _extras(pairs: list[tuple[int, int]]) -> cache.Array:
 
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
     """Name the state that is there: that of the last snapshot, or an empty filesystem."""
+    last = next(reversed(pool.snapshots(pool.dataset(name.dataset))), None)
+    if last is not None and last.doc.get(STEP):
+        raise Refused(
+            f"cannot create snapshot {name}: {last.name} is what an interrupted 'zkeep snapshot --from' left; "
+            "run that again, or destroy it"
+        )
     new, _ = new_snapshot(pool, name)
     if pool.dataset(name.dataset).is_volume:
         return take_image(pool, new, None, get_key)[0]
 
-    def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
+    def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
         if base is None:
-            for change in heapq.merge(fixed_objects(), _empty_root(), key=lambda change: change.number):
+            for change in sorted([*fixed_objects(), empty_root()], key=lambda change: change.number):
                 writer.write(change)
+        return False
 
     return commit(pool, new, get_key, fill)
-
-
-def _empty_root() -> Iterator[ObjectChange]:
-    now = time.time_ns()
-    bonus, spill = encode_file(FileFields(0o40755, 0, 0, 2, 2, now, now, now, now, ROOT, 1))
-    content = micro_block({}, new_salt())
-    yield ObjectChange(ROOT, ObjectType.DIRECTORY, len(content), 0, [Block(0, content)], bonus, spill=spill)

@@ -19,7 +19,7 @@ from zkeep.cli.progress import Meter
 from zkeep.cli.terminal import encoded
 from zkeep.cli.text import count, nice_bytes
 from zkeep.errors import Damaged, WrongUsage
-from zkeep.names import SnapshotName, printable_path, shown
+from zkeep.names import SnapshotName, printable_path, shown, whole_number
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.properties import parse_size
 
@@ -98,6 +98,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     Raises:
         Damaged: the snapshot was taken, but not all files are in it as they are.
     """
+    from zkeep.capture.folder import STEP
     from zkeep.capture.snapshot import Request, take_folder
 
     assert options.source is not None
@@ -113,6 +114,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
         printer.left_out,
         printer.watch(),
         options.dry_run,
+        whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1),
     )
     try:
         taken = take_folder(pool, request, keys_from(locations))

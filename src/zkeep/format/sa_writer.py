@@ -48,6 +48,8 @@ BONUS = 320
 BONUS_WITH_SPILL = 192
 MAX_ATTRIBUTE = 65_535
 FIRST_LAYOUT = 2
+PARENT_AT, LINKS_AT = 40, 120
+"Where two numbers lie behind the header."
 
 
 def _kinds() -> list[tuple[int, ...]]:
@@ -114,6 +116,18 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
     if len(spill) > 128 << 10:
         raise ValueError("the attributes do not fit in a spill block")
     return bonus, spill.ljust(-(-len(spill) // 512) * 512, b"\0")
+
+
+def with_numbers(bonus: bytes, *, links: int, parent: int) -> bytes:
+    """A bonus buffer made by encode() with another count of links and another parent.
+
+    Both lie where every layout has them.
+    """
+    (info,) = struct.unpack_from("<H", bonus, 4)
+    made, head = bytearray(bonus), (info >> 10) * 8
+    struct.pack_into("<Q", made, head + PARENT_AT, parent)
+    struct.pack_into("<Q", made, head + LINKS_AT, links)
+    return bytes(made)
 
 
 def _varying(attributes: tuple[int, ...]) -> list[int]:

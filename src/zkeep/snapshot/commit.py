@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 from zkeep.format.checksum import fletcher4
 from zkeep.format.compress_writer import Compress
 from zkeep.format.events import SubBegin, SubEnd
 from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
 from zkeep.names import SnapshotName
-from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets import destroy, keyrecords
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
+from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import Target
 from zkeep.pool.transfer.session import open_session
 from zkeep.snapshot.keys import master_keys
@@ -34,8 +35,13 @@ FILESYSTEM, VOLUME = 2, 3
 LARGE = 128 << 10
 MADE_HERE = "made_here"
 "Field of a snapshot's document: its records were made here, and not received."
-Fill = Callable[[SnapshotWriter, OpenSnapshot | None], None]
-"Writes all changes since the base (None: there is none) into a writer."
+STEP = "step"
+"Field of a snapshot's document: it holds a part of what will be another, which was being made."
+Fill = Callable[[SnapshotWriter, OpenSnapshot | None], bool | None]
+"""Writes changes since the base (None: there is none) into a writer; whether there are more.
+
+Then it is called again, with a writer and a base that has what it wrote.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,45 @@ class NewSnapshot:
     objset_type: int = FILESYSTEM
 
 
-def commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill) -> Snapshot:
+def commit(
+    pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, on_step: Callable[[Snapshot], None] = lambda made: None
+) -> Snapshot:
     """Make the next snapshot of a dataset.
 
-    All or nothing: when `fill` or anything after it fails, nothing of it stays.
+    All or nothing: when `fill` or anything after it fails, nothing of it stays but the steps that are complete: `fill`
+    may write in several transaction groups, each of which but the last makes a snapshot with a name of its own, that is
+    gone in the end. After a failure the next commit goes on from the newest of them, and takes them away.
 
     Raises:
         Refused: the dataset is not encrypted, its key is not here, or its newest snapshot was not made here.
         TryAgain: somebody else is writing to it.
     """
+    step: Snapshot | None = None
+    while True:
+        made = _commit(pool, new, get_key, fill, step)
+        if not made.doc.get(STEP):
+            remove_steps(pool, made.dataset)
+            return made
+        on_step(made)
+        step = made
+
+
+def remove_steps(pool: Pool, dataset: Dataset) -> None:
+    """Remove all steps but one that is the newest snapshot: what it has is all that there is."""
+    steps = [snapshot for snapshot in pool.snapshots(dataset)[:-1] if snapshot.doc.get(STEP)]
+    if steps:
+        names = ",".join(str(snapshot.doc["name"]) for snapshot in steps)
+        with suppress(Refused):  # somebody holds one, or sends it: the next commit removes it
+            plan = destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options())
+            destroy.execute(pool, plan)
+
+
+def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Snapshot | None) -> Snapshot:
+    """One transaction group: the snapshot, or a step on the way to it that follows `step`."""
     dataset = pool.dataset(new.name.dataset)
     last = next(reversed(pool.snapshots(dataset)), None)
+    if step is not None and (last is None or last.guid != step.guid):
+        raise TryAgain(f"cannot create snapshot {new.name}: {dataset.name} was written to meanwhile")
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key)) if last is not None else None
@@ -74,16 +108,16 @@ def commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill) -> Snapsho
         writer = SnapshotWriter(keys, toguid, new.compress, session.add, base, new.objset_type, spool)
         stack.enter_context(writer)
         writer.start(fletcher4(opening.header + opening.payload, swap=False))
-        fill(writer, base)
+        more = fill(writer, base)
         mac, last_block = writer.finish()
-        session.complete(_with_mac(opening, mac, last_block))
+        if more:
+            session.rename(f"step-{toguid:016x}", {MADE_HERE: True, STEP: True})
+        session.complete(_with_mac(opening, mac, last_block, new.name.dataset.snapshot(session.snapshot_name)))
         end = End(toguid=toguid)
         return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
 
 
-def _keys(
-    pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey
-) -> tuple[WrappedKeys, MasterKeys]:
+def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) -> tuple[WrappedKeys, MasterKeys]:
     """The dataset's newest key record, and the keys inside."""
     where = f"cannot create snapshot of {dataset.name}"
     if last is not None and not last.doc.get(MADE_HERE):
@@ -130,7 +164,7 @@ def _opening(new: NewSnapshot, last: Snapshot | None, base: OpenSnapshot | None,
     return Opening(begin.pack("little"), payload, "little")
 
 
-def _with_mac(opening: Opening, mac: bytes, last_block: int) -> Opening:
+def _with_mac(opening: Opening, mac: bytes, last_block: int, name: SnapshotName) -> Opening:
     nvlist = opening.nvlist
     crypt = nvlist["crypt_keydata"] if nvlist is not None else None
     assert nvlist is not None
@@ -138,5 +172,5 @@ def _with_mac(opening: Opening, mac: bytes, last_block: int) -> Opening:
     crypt.set("portable_mac", mac, NvType.UINT8_ARRAY)
     crypt.set("mdn_maxblkid", last_block, NvType.UINT64)
     payload = encode(nvlist)
-    begin = replace(opening.begin, payloadlen=len(payload))
+    begin = replace(opening.begin, payloadlen=len(payload), toname=str(name).encode())
     return Opening(begin.pack("little"), payload, "little")

@@ -6,11 +6,13 @@ Source: OpenZFS module/os/linux/zfs/zfs_znode_os.c zfs_create_fs().
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 from zkeep.format import sa_writer
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_writer import micro_block
+from zkeep.format.znode_writer import FileFields, encode_file
 from zkeep.snapshot.changes import Block, ObjectChange
 
 MASTER, ATTRIBUTES, QUEUE, ROOT, REGISTRY, LAYOUTS = range(1, 7)
@@ -36,6 +38,14 @@ def fixed_objects() -> Iterator[ObjectChange]:
     parts = [Block(number, content) for number, content in blocks.items()]
     size = len(blocks[0])
     yield ObjectChange(LAYOUTS, ObjectType.SA_LAYOUTS, size, max(blocks), parts, bonustype=0)
+
+
+def empty_root() -> ObjectChange:
+    """A root folder without entries."""
+    now = time.time_ns()
+    bonus, spill = encode_file(FileFields(0o40755, 0, 0, 2, 2, now, now, now, now, ROOT, 1))
+    content = micro_block({}, new_salt())
+    return ObjectChange(ROOT, ObjectType.DIRECTORY, len(content), 0, [Block(0, content)], bonus, spill=spill)
 
 
 def _micro(number: int, kind: int, entries: dict[str, int]) -> ObjectChange:

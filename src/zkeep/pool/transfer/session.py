@@ -133,6 +133,14 @@ class ReceiveSession:
         before = View(self._pool).space.histories[source.dataset.id].referenced(source.txg).stored if source else 0
         return before + tally.bytes - sum(stored for stored, _ in tally.dead.values())
 
+    @property
+    def snapshot_name(self) -> str:
+        return self._target.snapshot
+
+    def rename(self, name: str, fields: Doc) -> None:
+        """Let the snapshot have another name, and these fields, when it is committed."""
+        self._target = replace(self._target, snapshot=name, snapshot_fields=fields)
+
     def complete(self, opening: Opening) -> None:
         """Replace the BEGIN: what makes a snapshot here knows its portable MAC when all records are written.
 

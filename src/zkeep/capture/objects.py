@@ -1,0 +1,412 @@
+"""Write the object of one file or folder, as it is now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from zkeep.capture.attributes import Attributes, fat_blocks, new_directory
+from zkeep.capture.contents import (
+    ATTEMPTS,
+    SMALL,
+    Changed,
+    SourceError,
+    birth_of,
+    block_size,
+    blocks_of,
+    fields_of,
+    flags_of,
+    open_file,
+    read_blocks,
+    reading,
+    same,
+)
+from zkeep.capture.previous import Rows
+from zkeep.capture.report import Watch
+from zkeep.capture.scan import FOLDER, LINK, Folders, Node, Problem, Scan
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.sa_writer import with_numbers
+from zkeep.format.zap_writer import BLOCK, FatZap
+from zkeep.format.znode_writer import FileFields, encode_file
+from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.verified import VerifiedObject
+from zkeep.snapshot.writer import SnapshotWriter, is_zeros
+from zkeep.tree.filesystem import Filesystem
+
+SECOND = 1_000_000_000
+CLOCK_TICK = 20_000_000
+"Nanoseconds by which the time of a change may lie before the change: the kernel's clock for files goes in ticks."
+REGULAR = stat.S_IFREG >> 12
+
+
+@dataclass
+class Result:
+    """What was written: rows for the cache, and what could not be stored as it is."""
+
+    rows: Rows = field(default_factory=Rows)
+    extras: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class _Cut:
+    """A file that is read: the first block that is not stored yet, and how it was when the reading began."""
+
+    block: int
+    status: os.stat_result
+    bonus: bytes
+    spill: bytes | None
+
+
+class ObjectWriter:
+    """Writes nodes of a scan. `room`: the bytes of new data after which a large file is cut."""
+
+    def __init__(
+        self, scan: Scan, folders: Folders, recordsize: int, generation: int, watch: Watch, result: Result
+    ) -> None:
+        self._scan = scan
+        self._folders = folders
+        self._recordsize = recordsize
+        self._generation = generation
+        self._watch = watch
+        self._result = result
+        self._base: OpenSnapshot | None = None
+        self._tree: Filesystem | None = None
+        self._live = np.empty(0, np.uint64)
+        self._cut: _Cut | None = None
+        self.attributes = Attributes(recordsize, generation, result.extras)
+        self.room = 0
+        self.names_kept: Counter[int] = Counter()
+        "How many names a file has in folders that cannot be read."
+        self.partial: set[int] = set()
+        "New files of which only a part is stored."
+        self.missing: list[Node] = []
+        "New ones that could not be read; no name may lead to them."
+
+    def open(self, writer: SnapshotWriter, base: OpenSnapshot | None, live: np.ndarray) -> None:
+        """What is written next goes to `writer`. `live`: the numbers of the base's objects, ascending."""
+        self._writer, self._base, self._live = writer, base, live
+        self._tree = Filesystem(base) if base is not None else None
+
+    def write(self, node: Node) -> bool:
+        """Write one. False: only a part of it, as the room is used up; the rest follows at the next call."""
+        if node.kind == FOLDER:
+            self._write_folder(node)
+            return True
+        reason = SourceError(OSError(0, "it has no name"))
+        for name in self.names_of(node):
+            marks = len(self.attributes.pending), len(self._result.extras), self.attributes.next_number
+            try:
+                return self._write_file(name)
+            except SourceError as error:
+                reason = error
+                self._take_back(*marks)
+        self._cut = None
+        self._unreadable(node, reason)
+        return True
+
+    def write_pending(self) -> None:
+        """Write what was met on the way: it lies behind all others."""
+        for change in self.attributes.pending:
+            self._writer.write(change)
+        self.attributes.pending.clear()
+
+    def names_of(self, node: Node) -> list[Node]:
+        """All names of a file."""
+        return self._scan.links.get(node.inode, [node]) if node.inode else [node]
+
+    def _take_back(self, pending: int, extras: int, late: int) -> None:
+        del self.attributes.pending[pending:], self._result.extras[extras:]
+        self.attributes.next_number = late
+
+    def _unreadable(self, node: Node, error: SourceError) -> None:
+        """What the last snapshot has of it stays; of a new one, nothing."""
+        held = self._held(node) if node.number not in self.partial else None
+        if held is None:
+            self.missing.append(node)
+        if held is not None or not isinstance(error.__cause__, FileNotFoundError):
+            self._report(node, error.reason)
+        if held is not None:
+            self._keep(node, held)
+
+    def _keep(self, node: Node, held: VerifiedObject) -> None:
+        """Leave an object as it was, but for how many names lead to it, and from where."""
+        dnode = held.dnode
+        old = dnode.bonus[: dnode.bonuslen]
+        bonus = with_numbers(old, links=self._links(node), parent=_parent(node))
+        if bonus == old:
+            return
+        spill = "keep" if dnode.has_spill else None
+        change = ObjectChange(node.number, dnode.type, dnode.blksz, dnode.maxblkid, (), bonus, spill=spill, keep=True)
+        self._writer.write(change)
+
+    # Files
+
+    def _write_file(self, node: Node) -> bool:
+        assert node.parent is not None
+        with reading():
+            folder = self._folders.fd(node.parent)
+        if node.kind != REGULAR:
+            self._write_special(node, folder)
+            return True
+        with reading():
+            fd = open_file(node.name, folder)
+        try:
+            for attempt in range(ATTEMPTS):
+                marks = len(self.attributes.pending), len(self._result.extras), self.attributes.next_number
+                try:
+                    return self._write_content(node, fd, folder, last=attempt == ATTEMPTS - 1)
+                except Changed:
+                    self._take_back(*marks)
+        finally:
+            os.close(fd)
+        raise AssertionError("the last attempt takes the file as it is")
+
+    def _write_content(self, node: Node, fd: int, folder: int, *, last: bool) -> bool:
+        cut, self._cut = self._cut, None
+        if cut is None:
+            with reading():
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(0, "it is no regular file any more")
+                cut = _Cut(0, status, *self._described(node, status, folder, fd))
+        held, size = self._held(node), cut.status.st_size
+        blksz = self._blksz(size, held)
+        change = ObjectChange(
+            *(node.number, ObjectType.PLAIN_FILE, blksz, -(-size // blksz) - 1),
+            self._blocks(node, fd, blksz, cut, held, last),
+            cut.bonus,
+            spill=cut.spill,
+            keep=held is not None,
+        )
+        self._writer.write(change)
+        is_whole = self._cut is None
+        if is_whole:
+            self.partial.discard(node.number)
+            self._watch.file()
+        elif held is None:
+            self.partial.add(node.number)
+        self._row(node, cut.status, again=not is_whole)
+        return is_whole
+
+    def _blocks(
+        self, node: Node, fd: int, blksz: int, begun: _Cut, held: VerifiedObject | None, last: bool
+    ) -> Iterator[Block]:
+        """The blocks that have to be stored, until the room is used up.
+
+        Raises Changed: it changed while it was read, before any of it was given.
+        """
+        size = begun.status.st_size
+        source: Iterable[Block] = read_blocks(self._counted(blocks_of(fd, size, blksz, begun.block)))
+        if size <= SMALL:
+            source = list(source)
+            self._check(node, fd, begun.status, last)
+        if held is not None and held.dnode.blksz == blksz:
+            source = self._changed(source, held, begun.block)
+        for block in source:
+            if self.room <= 0 and size > SMALL:
+                self._cut = replace(begun, block=block.number)
+                return
+            self.room -= blksz if block.content is not None else 0
+            yield block
+        if size > SMALL:
+            self._check(node, fd, begun.status, True)
+
+    def _check(self, node: Node, fd: int, before: os.stat_result, last: bool) -> None:
+        with reading():
+            if same(before, os.fstat(fd)):
+                return
+        if not last:
+            raise Changed
+        self._report(node, "it changed while it was read, and is kept as it was read")
+
+    def _counted(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        for block in blocks:
+            yield block
+            self._watch.bytes(len(block.content or b""))
+
+    def _described(self, node: Node, status: os.stat_result, folder: int, fd: int) -> tuple[bytes, bytes | None]:
+        fields = self._fields(node, status, status.st_size, folder)
+        fields.flags = flags_of(fd)
+        return self.attributes.encode(node.number, fields, fd)
+
+    def _held(self, node: Node) -> VerifiedObject | None:
+        """What the base has of it."""
+        if self._base is None or not self._is_live(node.number):
+            return None
+        return self._base.object(node.number)
+
+    def _is_live(self, number: int) -> bool:
+        at = int(np.searchsorted(self._live, np.uint64(number)))
+        return at < len(self._live) and int(self._live[at]) == number
+
+    def _blksz(self, size: int, held: VerifiedObject | None) -> int:
+        """As the kernel chooses it: of a file with several blocks it never changes, and it never shrinks."""
+        wanted = block_size(size, self._recordsize)
+        if held is None:
+            return wanted
+        now = held.dnode.blksz
+        if held.dnode.maxblkid > 0 and size > now:
+            return now
+        return now if size <= now <= self._recordsize and held.dnode.maxblkid == 0 else wanted
+
+    def _changed(self, source: Iterable[Block], held: VerifiedObject, first: int) -> Iterator[Block]:
+        """The blocks that are not as the base has them, in order; what became a hole is one of them.
+
+        `first`: from which block on; those before are not looked at.
+        """
+        assert self._base is not None
+        blksz = held.dnode.blksz
+        parts = [part["offset"] // np.uint64(blksz) for part in self._base.blocks.leaves(held, first * blksz, 1 << 54)]
+        there = np.unique(np.concatenate(parts)).tolist() if parts else []
+        at = 0
+        while at < len(there) and there[at] < first:
+            at += 1
+        for block in source:
+            while at < len(there) and there[at] < block.number:
+                yield Block(there[at], None)
+                at += 1
+            if at < len(there) and there[at] == block.number:
+                at += 1
+                if block.content != self._base.read_block(held.dnode.number, block.number):
+                    yield block
+            elif block.content is not None and not is_zeros(block.content):
+                yield block
+        for number in there[at:]:
+            yield Block(number, None)
+
+    def _write_special(self, node: Node, folder: int) -> None:
+        """A link, device, fifo or socket: all of it is attributes."""
+        with reading():
+            status = os.stat(node.name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_IFMT(status.st_mode) >> 12 != node.kind:
+                raise OSError(0, "something else has its name now")
+            target = os.readlink(node.name, dir_fd=folder) if node.kind == LINK else None
+            fields = self._fields(node, status, len(target or b""), folder)
+            fields.target = target
+            place = f"/proc/self/fd/{folder}/{os.fsdecode(node.name)}"
+            bonus, spill = self.attributes.encode(node.number, fields, place)
+        self._writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus, spill=spill))
+        self._row(node, status)
+        self._watch.file()
+
+    def _fields(self, node: Node, status: os.stat_result, size: int, folder: int) -> FileFields:
+        return fields_of(
+            status,
+            size=size,
+            links=self._links(node),
+            parent=_parent(node),
+            generation=self._generation_of(node),
+            birth=birth_of(node.name, folder),
+        )
+
+    def _links(self, node: Node) -> int:
+        return len(self.names_of(node)) + self.names_kept[node.number]
+
+    def _generation_of(self, node: Node) -> int:
+        if self._tree is not None and self._is_live(node.number):
+            return self._tree.znode(node.number).generation
+        return self._generation
+
+    # Folders
+
+    def _write_folder(self, node: Node) -> None:
+        held = self._held(node)
+        try:
+            fd = self._folders.fd(node)
+            status = os.fstat(fd) if node.status is None else node.status
+        except OSError as error:
+            if held is not None and node.children is None:
+                return  # it could not be listed either: what the base has of it stays
+            fd, status = -1, node.status or os.fstat(self._folders.fd(self._scan.root))
+            if error.errno != errno.ENOENT:
+                self._report(node, error.strerror or str(error))
+        children = node.children
+        if children is None and held is None:
+            children = []
+        entries, folders, blksz, last, blocks = self._entries(node, children, held)
+        fields = fields_of(
+            status,
+            size=entries + 2,
+            links=2 + folders,
+            parent=_parent(node),
+            generation=self._generation_of(node),
+            birth=birth_of(b"", fd) if fd >= 0 else 0,
+        )
+        fields.flags = flags_of(fd) if fd >= 0 else 0
+        bonus, spill = encode_file(fields)
+        if fd >= 0:
+            with suppress(OSError):
+                bonus, spill = self.attributes.encode(node.number, fields, fd)
+        change = ObjectChange(
+            *(node.number, ObjectType.DIRECTORY, blksz, last, blocks, bonus), spill=spill, keep=held is not None
+        )
+        self._writer.write(change)
+        self._row(node, status, entries, again=fd < 0)
+
+    def _entries(
+        self, node: Node, children: list[Node] | None, held: VerifiedObject | None
+    ) -> tuple[int, int, int, int, list[Block]]:
+        """Count of entries and of folders among them, block size, last block, and the blocks that changed."""
+        if children is None:
+            assert held is not None
+            assert self._tree is not None
+            before = self._tree.znode(node.number)
+            return before.size - 2, before.links - 2, held.dnode.blksz, held.dnode.maxblkid, []
+        folders = sum(child.kind == FOLDER for child in children)
+        return len(children), folders, *self._directory(node, children, held)
+
+    def _directory(self, node: Node, children: list[Node], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
+        """Block size, last block, and the blocks that changed."""
+        entries = {child.name: child.number | child.kind << 60 for child in children}
+        if held is not None and self._tree is not None and entries == dict(self._tree.zap(node.number).numbers()):
+            return held.dnode.blksz, held.dnode.maxblkid, []
+        if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
+            return new_directory(entries)
+        return fat_blocks(self._updated(node.number, entries))
+
+    def _updated(self, number: int, entries: dict[bytes, int]) -> FatZap:
+        """The fat ZAP of the base with what changed in it."""
+        assert self._base is not None
+        assert self._tree is not None
+        base = self._base
+        zap = FatZap.load(lambda block: base.read_block(number, block), BLOCK)
+        old = dict(self._tree.zap(number).numbers())
+        for name in old.keys() - entries.keys():
+            zap.remove(name)
+        for name, value in entries.items():
+            if old.get(name) != value:
+                zap.put(name, value)
+        return zap
+
+    def plan_folders(self, nodes: Iterable[Node]) -> None:
+        """Rows of folders that have a number and are not written yet."""
+        for node in nodes:
+            if node.kind == FOLDER and node.status is not None:
+                self._row(node, node.status, len(node.children or ()), again=True)
+
+    def _report(self, node: Node, reason: str) -> None:
+        self._result.problems.append(Problem(node.path, reason))
+
+    def _row(self, node: Node, status: os.stat_result, entries: int = 0, *, again: bool = False) -> None:
+        """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""
+        changed = status.st_ctime_ns
+        tick = CLOCK_TICK if changed % SECOND else 2 * SECOND  # some file systems know seconds only
+        safe = not again and changed + tick < self._scan.started
+        links = 1 if node.kind == FOLDER else 0 if node.number in self.partial else self._links(node)
+        self._result.rows.add(
+            *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, changed if safe else 0),
+            *(node.number, _parent(node), links, entries, node.kind),
+        )
+
+
+def _parent(node: Node) -> int:
+    return node.parent.number if node.parent is not None else node.number
