@@ -73,6 +73,8 @@ class FolderWriter:
                 writer.free(number)
             elif isinstance(what, ObjectChange):
                 writer.write(what)
+            elif self._corrected and what.kind != FOLDER:
+                self._objects.count_names(what)
             elif not self._objects.write(what):
                 break  # the rest of this file comes in the next one
             todo.popleft()
@@ -157,16 +159,41 @@ class FolderWriter:
         """Plan what only now is known: names of what could not be read, and attributes that nothing leads to."""
         self._corrected = True
         names = {name for node in self._objects.missing for name in self._objects.names_of(node)}
-        folders = {name.parent for name in names if name.parent is not None}
+        lost = {node for node in self._objects.vanished if self._is_new(node)}
+        fewer = self._drop_names_below(lost)
+        folders = {name.parent for name in names | lost if name.parent is not None} - lost
+        folders = {folder for folder in folders if not _lies_in(folder, lost)}
+        names |= lost
         for folder in folders:
             folder.children = [child for child in folder.children or [] if child not in names]
         written = set(self.result.rows.array()["object"].tolist())
         before = set(live.tolist())
         left = [number for owner, number in self._previous.extras.tolist() if owner in written and number in before]
         left += [node.number for node in self._objects.missing if node.number in self._objects.partial]
+        left += [node.number for node in lost]
         if folders or left:
-            every = [*((folder.number, folder) for folder in folders), *((number, None) for number in set(left))]
+            every: list[tuple[int, Node | None]] = [(node.number, node) for node in [*fewer, *folders]]
+            every += [(number, None) for number in set(left)]
             self._todo.append(_in_order(every))
+
+    def _is_new(self, folder: Node) -> bool:
+        """Whether nothing below a folder was in the last snapshot, but for files that have names elsewhere, too."""
+        return all(
+            child.number not in self._scan.seen
+            and (child.kind != FOLDER or (child in self._objects.vanished and self._is_new(child)))
+            and (child.kind == FOLDER or child.inode is not None or child in self._objects.missing)
+            for child in folder.children or []
+        )
+
+    def _drop_names_below(self, lost: set[Node]) -> set[Node]:
+        """Forget the names in folders that are gone; the files that have others."""
+        fewer = set()
+        for inode, names in self._scan.links.items():
+            left = [name for name in names if name.parent not in lost]
+            if left and len(left) < len(names) and left[0] not in self._objects.missing:
+                self._scan.links[inode] = left
+                fewer.add(left[0])
+        return fewer
 
     # What the next capture compares with
 
@@ -184,6 +211,12 @@ class FolderWriter:
         """The same when only a part is written: folders are to be written again, under the numbers they have now."""
         self._objects.plan_folders(node for todo in self._todo for _, node in todo if isinstance(node, Node))
         return self.next_rows()
+
+
+def _lies_in(node: Node | None, folders: set[Node]) -> bool:
+    while node is not None and node not in folders:
+        node = node.parent
+    return node is not None
 
 
 def _in_order(changes: Iterable[tuple[int, Node | ObjectChange | None]]) -> _Todo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections import Counter
@@ -88,6 +87,8 @@ class ObjectWriter:
         "How many names a file has in folders that cannot be read."
         self.partial: set[int] = set()
         "New files of which only a part is stored."
+        self.vanished: list[Node] = []
+        "New folders that were gone when they were written."
         self.missing: list[Node] = []
         "New ones that could not be read; no name may lead to them."
 
@@ -95,6 +96,12 @@ class ObjectWriter:
         """What is written next goes to `writer`. `live`: the numbers of the base's objects, ascending."""
         self._writer, self._base, self._live = writer, base, live
         self._tree = Filesystem(base) if base is not None else None
+
+    def count_names(self, node: Node) -> None:
+        """Write how many names lead to a file that is stored."""
+        held = self._held(node)
+        if held is not None:
+            self._keep(node, held)
 
     def write(self, node: Node) -> bool:
         """Write one. False: only a part of it, as the room is used up; the rest follows at the next call."""
@@ -239,10 +246,12 @@ class ObjectWriter:
         return self.attributes.encode(node.number, fields, fd)
 
     def _held(self, node: Node) -> VerifiedObject | None:
-        """What the base has of it."""
+        """What the base has of it; what is a folder now and was none is a new object under its number."""
         if self._base is None or not self._is_live(node.number):
             return None
-        return self._base.object(node.number)
+        found = self._base.object(node.number)
+        wanted = ObjectType.DIRECTORY if node.kind == FOLDER else ObjectType.PLAIN_FILE
+        return found if found.dnode.type == wanted else None
 
     def _is_live(self, number: int) -> bool:
         at = int(np.searchsorted(self._live, np.uint64(number)))
@@ -312,7 +321,7 @@ class ObjectWriter:
         return len(self.names_of(node)) + self.names_kept[node.number]
 
     def _generation_of(self, node: Node) -> int:
-        if self._tree is not None and self._is_live(node.number):
+        if self._tree is not None and self._held(node) is not None:
             return self._tree.znode(node.number).generation
         return self._generation
 
@@ -322,12 +331,17 @@ class ObjectWriter:
         held = self._held(node)
         try:
             fd = self._folders.fd(node)
-            status = os.fstat(fd) if node.status is None else node.status
+            now = os.fstat(fd)
+            if now.st_nlink == 0:
+                raise FileNotFoundError(2, "it was removed")
+            status = node.status or now
         except OSError as error:
             if held is not None and node.children is None:
                 return  # it could not be listed either: what the base has of it stays
             fd, status = -1, node.status or os.fstat(self._folders.fd(self._scan.root))
-            if error.errno != errno.ENOENT:
+            if held is None and isinstance(error, FileNotFoundError):
+                self.vanished.append(node)
+            else:
                 self._report(node, error.strerror or str(error))
         children = node.children
         if children is None and held is None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 from capturekit import extracted, listing, make_tree
 
-from zkeep.capture import attributes, contents, folder
+from zkeep.capture import attributes, contents, objects
 from zkeep.capture.report import Watch
 from zkeep.cli import snapshot_from
 from zkeep.format.znode_writer import APPEND_ONLY, IMMUTABLE, NO_DUMP
@@ -124,7 +124,7 @@ def test_a_file_that_grows_while_it_is_read(
 
     watching(monkeypatch, bytes=once(grow))
     assert take(zkeep, source, "1") == 0, "it was read again"
-    monkeypatch.setattr(folder, "SMALL", 0)
+    monkeypatch.setattr(objects, "SMALL", 0)
     log.write_bytes(os.urandom(300_000))
     watching(monkeypatch, bytes=grow)
     assert take(zkeep, source, "2") == 3

@@ -140,7 +140,7 @@ def test_a_known_file_that_cannot_be_read_stays_and_its_links_are_counted(
     assert (tmp_path / "out-v-home@2" / "link").stat().st_nlink == 2
 
 
-def test_a_folder_that_is_gone_when_it_is_written_stays_as_it_was_listed(
+def test_a_new_folder_that_is_gone_when_it_is_written_has_no_name(
     zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
@@ -157,7 +157,7 @@ def test_a_folder_that_is_gone_when_it_is_written_stays_as_it_was_listed(
     monkeypatch.setattr(ObjectWriter, "write", write)
     take(zkeep, source, "1")
     check_objects(tmp_path / "pool", "v/home@1")
-    assert set(extracted(zkeep, tmp_path, "v/home@1")) == {".", "folder"}
+    assert set(extracted(zkeep, tmp_path, "v/home@1")) == {"."}
 
 
 def test_an_inode_that_is_used_again_for_another_kind_is_another_object(zkeep: Zkeep, tmp_path: Path) -> None:
