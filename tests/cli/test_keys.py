@@ -308,7 +308,7 @@ def test_clones_forget_what_their_origin_forgets_wherever_they_are(capfd: Output
     assert isinstance(begin, Begin)
     clone[0].put(replace(begin, flags=begin.flags | BeginFlag.CLONE))
     (tmp_path / "clone").write_bytes(put_together(clone))
-    receive(tmp_path / "clone", "v/elsewhere")
+    receive(tmp_path / "clone", "v/elsewhere", "-o", "origin=v/jambon/other@s0")
     assert get(capfd, "origin", "v/elsewhere") == "v/jambon/other@s0"
     old = sealed_key(CHAIN / "ccm192-lzjb-8k.full-s0.zfs")
     (tmp_path / "new").write_bytes(bytes(range(32)))

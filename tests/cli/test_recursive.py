@@ -33,9 +33,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
     with (STORY / "full-Rw.zfs").open("rb") as source:
         subprocess.run([sys.executable, "-m", "zkeep", "receive", "v/jambon"], stdin=source, check=True)
-    assert run(["load-key", "-L", LOCATION, "v/jambon"]) == 0
     assert run(["create", "v/jambon/blanc/new"]) == 0
-    assert run(["unload-key", "v/jambon"]) == 0
     return tmp_path / "pool"
 
 

@@ -61,9 +61,16 @@ def test_a_pool_that_is_not_encrypted(box: Box) -> None:
     box(f"pool create -O encryption=off other {box.path / 'other'}")
 
 
-@pytest.mark.parametrize("value", ["on", "aes-256-gcm", "nonsense"])
-def test_an_encryption_that_nobody_could_do(box: Box, value: str) -> None:
-    box.refuses(f"create -o encryption={value} vault/a", "no key is here to encrypt with")
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("on", "Keyformat required for new encryption root"),
+        ("aes-256-gcm", "Keyformat required for new encryption root"),
+        ("nonsense", "'encryption' must be one of 'on | off | aes-128-ccm"),
+    ],
+)
+def test_an_encryption_that_cannot_be(box: Box, value: str, why: str) -> None:
+    box.refuses(f"create -o encryption={value} vault/a", why)
     box.refuses(f"pool create -o encryption={value} other {box.path / 'other'}", "no key is here to encrypt with")
     assert box("list -H -o name") == "vault\n"
 

@@ -69,7 +69,10 @@ def new_keys(pool: Pool, name: DatasetName, asked: dict[str, str]) -> NewKeys | 
     root = _root_above(pool, name)
     encryption = asked.get("encryption")
     if encryption is not None and encryption not in {"off", *SUITES}:
-        raise WrongUsage(f"{where}: encryption is on, off or one of {', '.join(list(SUITES)[1:])}")
+        raise Refused(f"{where}: 'encryption' must be one of 'on | off | {' | '.join(list(SUITES)[1:])}'")
+    if root is not None and root.doc["received_name"] is not None and asked in ({}, {"encryption": "off"}):
+        # Below what was received, and whose key may never be here, it is a place to receive into, as any other.
+        return None
     if encryption == "off" and root is not None:
         raise Refused(f"{where}: Invalid encryption value. Dataset must be encrypted.")
     others = [option for option in OPTIONS[1:] if option in asked]

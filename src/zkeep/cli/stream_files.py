@@ -153,7 +153,7 @@ def opened_stream(text: str) -> Iterator[BinaryIO]:
     """
     name = "standard input" if text == STDIN else shown(text)
     if text == STDIN and sys.stdin.isatty():
-        raise Refused("cannot read a stream from a terminal: name a file, or redirect standard input")
+        raise Refused("cannot read: a stream is not read from a terminal; name a file, or redirect standard input")
     try:
         with open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN) as source:
             head = _head_of(cast(BinaryIO, source))
