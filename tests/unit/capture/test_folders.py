@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_stays_as_it_was(
     (source / "new").write_bytes(b"never readable")
     (source / "new").chmod(0)
     assert zkeep("snapshot", "--from", str(source), "v/home@2") == 3
-    assert "private: Permission denied" in capsys.readouterr().err
+    assert "'private': Permission denied" in capsys.readouterr().err
     found = extracted(zkeep, tmp_path, "v/home@2")
     assert set(found) == {".", "private"}
 
