@@ -200,7 +200,7 @@ def load(path: Path, mark: dict[str, Any]) -> Previous | None:
 
 
 def save(path: Path, previous: Previous, mark: dict[str, Any]) -> None:
-    """Write a cache in place of what is there; it may fail, as whoever lacks it makes it again."""
+    """Write a cache in place of what is there; it may fail, as a capture without one makes it again."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     head = {**mark, "root": previous.root, "rows": len(previous.rows), "extras": len(previous.extras)}

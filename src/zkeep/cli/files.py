@@ -200,7 +200,7 @@ def _found(filesystem: Filesystem, paths: list[str], errors: Errors) -> list[byt
 
 @contextmanager
 def _spared(errors: Errors, path: bytes) -> Iterator[None]:
-    """What cannot be read of one path keeps no other back; it is told of with that path, at the end."""
+    """What cannot be read of one path keeps no other back; it is reported with that path, at the end."""
     try:
         yield
     except (Damaged, NotAuthentic, Refused) as error:

@@ -51,7 +51,7 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 def keys_from(locations: Sequence[str]) -> GetKey:
     """A callback that finds the key for a snapshot: a named or loaded one, or else one that the user types."""
     if find_spec("cryptography") is None:
-        raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep anew")
+        raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep again")
     named = [read_key(location) for location in locations if location != "prompt"]
     asks: Asks = "prompt" if "prompt" in locations else "person" if not named else None
     source = _Keys(named, loaded=not locations, asks=asks)

@@ -289,7 +289,7 @@ def _advice(pool: Status) -> Sequence[tuple[str, str]]:
         )
         return ("status", pool.trouble), ("action", action)
     action = (
-        f"'zkeep pool scrub --rebuild-catalog {name}' makes the catalog anew from the pool's other files. Where that "
+        f"'zkeep pool scrub --rebuild-catalog {name}' rebuilds the catalog from the pool's other files. Where that "
         "fails, restore the folder from a copy, or receive everything again into a new pool."
     )
     return ("status", pool.trouble), ("action", action)
@@ -304,7 +304,7 @@ def _errors(errors: Sequence[object], verbose: bool) -> str:
 @pool_verb.command("scrub")
 @click.option("-s", "stop", is_flag=True, help="Stop the scrub that is at work.")
 @click.option("-w", "wait_for_it", is_flag=True, help="Accepted and without effect: it always waits for the end.")
-@click.option("--rebuild-catalog", "rebuild", is_flag=True, help="First make the catalog anew from the files.")
+@click.option("--rebuild-catalog", "rebuild", is_flag=True, help="First rebuild the catalog from the files.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def scrub(stop: bool, wait_for_it: bool, rebuild: bool, names: Sequence[str]) -> None:
     """Verify every stored byte and every row of the catalog; no key is needed.
@@ -350,7 +350,7 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
             report = work.compact(pool)
         if verbose:
             sizes = [text.nice_bytes(size) for size in (report.freed, report.written)]
-            click.echo(f"{name}: {sizes[0]} freed, {sizes[1]} written anew")
+            click.echo(f"{name}: {sizes[0]} freed, {sizes[1]} rewritten")
             for line in report.skipped:
                 click.echo(f"{name}: left for another time: {text.safe(line)}")
 

@@ -286,7 +286,7 @@ def rebuild_catalog(path: Path, patience: float = WAIT) -> list[Finding]:
         TryAgain: a scrub is running.
     """
     store = LocalStore(path)
-    with store.lock(SCRUB, busy=f"cannot make the catalog of {path} anew: currently scrubbing"):
+    with store.lock(SCRUB, busy=f"cannot rebuild the catalog of {path}: currently scrubbing"):
         Catalog.rebuild(store, patience).close()
     with Pool.open(path, wait=patience) as pool:
         return list(_missing(pool))

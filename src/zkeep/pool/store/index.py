@@ -26,7 +26,7 @@ Row = tuple[str, str, str]
 "Kind, key, and the document's JSON."
 
 MEMORY = ":memory:"
-REMEDY = "`zkeep pool scrub --rebuild-catalog` makes it anew"
+REMEDY = "`zkeep pool scrub --rebuild-catalog` rebuilds it"
 _FEW = 64
 """Pages that are not worth giving back."""
 _LONG = 1024

@@ -1,6 +1,6 @@
 """What documents of each kind have: their fields, and what each may hold.
 
-A pool's folder may come from anywhere, and whoever made it can write documents that prove themselves and say anything.
+A pool's folder may come from anywhere, and its maker can write documents that prove themselves and say anything.
 So each is compared with its kind's shape when it is read; what reads it then can rely on every field named here. That
 documents agree with one another is for those who follow them from one to the next.
 """

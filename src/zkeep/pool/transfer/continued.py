@@ -61,7 +61,7 @@ def begun_target(target: Target, state: Doc, dataset: Dataset) -> Target:
     """The target of the interrupted receive.
 
     Properties that are set now override those that were set then, and so do those that were set in the dataset
-    meanwhile: whoever sets `blind` or a quota after a receive broke off has the last word, whatever -o said at first.
+    meanwhile: setting `blind` or a quota after a receive broke off has the last word, whatever -o said at first.
     """
     fields = dict(state["fields"])
     before, now = state.get("local", {}), dataset.doc["local"]
