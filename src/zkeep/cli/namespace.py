@@ -53,7 +53,7 @@ def create_verb(
         keys = encryption.new_keys(pool, dataset, asked) if not (parents and pool.find(dataset)) else None
         if kind == "volume" and keys is None and not pool.find(dataset):
             raise Refused(
-                f"cannot create {name}: volumes without encryption come by 'zkeep receive': add -o encryption=on"
+                f"cannot create {name}: volumes come by 'zkeep receive'; to make one here, add -o encryption=on"
             )
         fields = {**keys.fields, **shape} if keys else {}
         also = partial(keys.put, pool) if keys else None
