@@ -21,6 +21,21 @@ def reading(pool: Pool) -> AbstractContextManager[None]:
     return pool.store.lock(READERS, shared=True, wait=60.0)
 
 
+def undo(pool: Pool, kind: str, key: str, segment_ids: Iterable[str]) -> None:
+    """Delete the segments of unfinished work and the document that registers it, unless its transaction is committed.
+
+    The transaction that finishes the work deletes that document with what names the segments. An interruption can come
+    at any moment behind the commit, so the exception that led here tells nothing: what the journal says counts.
+    """
+    with pool.transaction() as t:
+        if t.get(kind, key) is None:
+            return
+    for segment_id in segment_ids:
+        pool.store.delete(segment_name(segment_id))
+    with pool.transaction() as t:
+        t.delete(kind, key)
+
+
 def discard(pool: Pool, segment_ids: Iterable[str]) -> None:
     """Delete the files of segments that no document names any more, if no process is reading.
 

@@ -23,7 +23,7 @@ from zkeep.format.records import Feature
 from zkeep.pool.datasets import summaries
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Dataset, Pool, dataset_key, txg_key
-from zkeep.pool.datasets.orphans import READERS, discard, reading
+from zkeep.pool.datasets.orphans import READERS, discard, reading, undo
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
@@ -248,7 +248,7 @@ class _Step:
                 t.delete("compact", key)
         except BaseException:
             with suppress(ZkeepError, OSError):
-                self._undo(key)
+                undo(self._pool, "compact", key, self.made.segments)
             raise
         self.dropped = chosen
         return sum(self._sizes(chosen)) - self.made.file_bytes
@@ -316,12 +316,6 @@ class _Step:
         txgs = {str(run.txg) for run in self.group}
         for run in self.group:
             yield from (amount for txg, amount in run.doc["dead"].items() if txg in txgs)
-
-    def _undo(self, key: str) -> None:
-        for segment_id in self.made.segments:
-            self._pool.store.delete(segment_name(segment_id))
-        with self._pool.transaction() as t:
-            t.delete("compact", key)
 
     # The transaction
 

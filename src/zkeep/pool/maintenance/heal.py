@@ -21,7 +21,7 @@ from zkeep.format.events import Batch, Event, SubBegin
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
 from zkeep.pool.datasets.history import own_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
-from zkeep.pool.datasets.orphans import discard, reading
+from zkeep.pool.datasets.orphans import discard, reading, undo
 from zkeep.pool.maintenance.check_segment import Flaw, check_segment
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
@@ -252,9 +252,7 @@ def _replace(pool: Pool, damaged: _DamagedSegment) -> None:
                 _write(pool, damaged, made)
                 _swap(pool, damaged, made, txg)
         except BaseException:
-            pool.store.delete(segment_name(made))
-            with pool.transaction() as t:
-                t.delete("compact", f"{txg:020d}")
+            undo(pool, "compact", f"{txg:020d}", [made])
             raise
     with pool.afterwards(f"{damaged.name} is healed"):
         discard(pool, [damaged.segment_id])

@@ -226,6 +226,9 @@ class Catalog:
         except (OSError, ZkeepError):
             self._index.close()
             self._index = self._in_memory_or_lost()
+        except BaseException:
+            self._index.rollback()  # interrupted: the next transaction reads the line from the journal
+            raise
         with suppress(OSError, ZkeepError):
             if self._journal.is_long(place.generation):
                 self._checkpoint(place)

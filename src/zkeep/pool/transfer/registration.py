@@ -73,6 +73,10 @@ class Registration:
             t.put("receive", self._key, doc)
         self.doc = doc
 
+    def is_there(self, t: Transaction) -> bool:
+        """Whether the receive is registered still; the commit of its snapshot ends that."""
+        return t.get("receive", self._key) is not None
+
     def remove(self, t: Transaction) -> None:
         """The receive is over: nothing is registered or reserved any more."""
         t.delete("receive", self._key)

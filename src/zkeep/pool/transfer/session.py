@@ -258,6 +258,8 @@ class ReceiveSession:
             return
         self._work.close()
         with self._pool.transaction() as t:
+            if not self._registration.is_there(t):
+                return  # the snapshot is committed: it was interrupted before that was noted
             self._registration.remove(t)
         discard(self._pool, self._writer.tally.segments)
 
