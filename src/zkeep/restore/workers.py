@@ -130,13 +130,19 @@ def _run_worker(work: Work[Any], work_end: Connection[Any, Any], parent_ends: li
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
         with suppress(EOFError, ConnectionError):
             _work_off(work, work_end)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore_sigterm()
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """Unwind the stack, so that unfinished files are removed; a second SIGTERM must not interrupt that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ignore_sigterm()
     raise KeyboardInterrupt
+
+
+def _ignore_sigterm() -> None:
+    """Ignore SIGTERM from here on. It is blocked first: one that arrived is handled before Python finds it ignored."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _work_off(work: Work[Any], work_end: Connection[Any, Any]) -> None:
@@ -146,7 +152,9 @@ def _work_off(work: Work[Any], work_end: Connection[Any, Any]) -> None:
     full pipes.
     """
     queue: SimpleQueue[Any] = SimpleQueue()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # signals are for the main thread
     Thread(target=_fill_queue, args=(work_end, queue.put), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     while (portion := queue.get()) is not None:
         try:
             work(portion, work_end.send)
