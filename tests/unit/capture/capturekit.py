@@ -168,3 +168,16 @@ def _more_data(fd: int, at: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def sent(zkeep: Callable[..., int], path: Path, *words: str) -> Path:
+    """The file that `zkeep send -w WORDS` wrote."""
+    with path.open("wb") as sink:
+        saved = os.dup(1)
+        os.dup2(sink.fileno(), 1)
+        try:
+            assert zkeep("send", "-w", *words) == 0
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+    return path

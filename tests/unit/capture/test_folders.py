@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from capturekit import change_tree, extracted, listing, make_tree
+from capturekit import change_tree, extracted, listing, make_tree, sent
 
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
@@ -18,17 +18,8 @@ Zkeep = Callable[..., int]
 
 def records(tmp_path: Path, zkeep: Zkeep, *words: str) -> list[tuple[RecordType, int, int]]:
     """Type, object and offset of the records of a stream."""
-    path = tmp_path / "stream"
-    with path.open("wb") as sink:
-        saved = os.dup(1)
-        os.dup2(sink.fileno(), 1)
-        try:
-            assert zkeep("send", "-w", *words) == 0
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
     found = []
-    with path.open("rb") as source:
+    with sent(zkeep, tmp_path / "stream", *words).open("rb") as source:
         for event in read_events(source):
             if isinstance(event, Batch):
                 for rtype in (RecordType.WRITE, RecordType.OBJECT):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from capturekit import sent
 
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
@@ -18,17 +19,8 @@ BLOCK = 16 << 10
 
 def stream(zkeep: Zkeep, tmp_path: Path, *words: str) -> list[tuple[str, int, int, int]]:
     """Type, object, offset and length of the WRITE and FREE records."""
-    path = tmp_path / "stream"
-    with path.open("wb") as sink:
-        saved = os.dup(1)
-        os.dup2(sink.fileno(), 1)
-        try:
-            assert zkeep("send", "-w", *words) == 0
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
     found = []
-    with path.open("rb") as source:
+    with sent(zkeep, tmp_path / "stream", *words).open("rb") as source:
         for event in read_events(source):
             for rtype in (RecordType.WRITE, RecordType.FREE) if isinstance(event, Batch) else ():
                 _, headers = event.select(rtype)
