@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 
-from zkeep.capture.contents import block_size, xattrs_of
+from zkeep.capture.contents import block_size
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_writer import BLOCK, FatZap, fits_micro, micro_block
 from zkeep.format.znode import IS_XATTR
@@ -28,9 +28,8 @@ class Attributes:
         self.pending: list[ObjectChange] = []
         "Those objects, in ascending order."
 
-    def encode(self, number: int, fields: FileFields, place: int | str) -> tuple[bytes, bytes | None]:
+    def encode(self, number: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> tuple[bytes, bytes | None]:
         """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""
-        xattrs = xattrs_of(place)
         large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
         small = {name: value for name, value in xattrs.items() if name not in large}
         while small and len(pack_xattrs(small)) > MAX_XATTRS:

@@ -17,7 +17,8 @@ from fcntl import ioctl
 from functools import cache
 from typing import Any
 
-from zkeep.format.znode_writer import APPEND_ONLY, IMMUTABLE, NO_DUMP, FileFields
+from zkeep.format.znode import LINUX_FLAGS
+from zkeep.format.znode_writer import FileFields
 from zkeep.snapshot.changes import Block
 
 SMALL = 4 << 20
@@ -136,28 +137,38 @@ def _data(fd: int, size: int, blksz: int, at: int) -> Iterator[tuple[int, int]]:
         at = max(end, last)
 
 
-def xattrs_of(place: int | str) -> dict[bytes, bytes]:
-    """Extended attributes, POSIX ACLs among them, by their full names. `place`: a descriptor, or a path not followed.
+EVERY = b""
+"Among names of extended attributes that could not be read: not even the names could."
+
+
+def xattrs_of(place: int | str) -> tuple[dict[bytes, bytes], dict[bytes, str]]:
+    """Extended attributes, POSIX ACLs among them, by their full names; and why which could not be read.
+
+    `place`: a descriptor, or a path not followed.
 
     Raises:
-        OSError: they cannot be read.
+        FileNotFoundError: the file is gone.
     """
     follow = isinstance(place, int)
     try:
         names = os.listxattr(place, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
-            return {}
+    except FileNotFoundError:
         raise
-    found = {}
+    except OSError as error:
+        has_none = error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP)
+        return {}, {} if has_none else {EVERY: error.strerror or str(error)}
+    found, unread = {}, {}
     for name in names:
-        with suppress(OSError):
+        try:
             found[os.fsencode(name)] = os.getxattr(place, name, follow_symlinks=follow)
-    return found
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # it was removed meanwhile
+                unread[os.fsencode(name)] = error.strerror or str(error)
+    return found, unread
 
 
-_FLAGS = {0x10: IMMUTABLE, 0x20: APPEND_ONLY, 0x40: NO_DUMP}
-"Of FS_IOC_GETFLAGS those that a kernel keeps of a file; the others are the file system's own business."
 _GET_FLAGS = 0x80086601
 
 
@@ -167,7 +178,7 @@ def flags_of(fd: int) -> int:
         found = int.from_bytes(ioctl(fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
     except OSError:
         return 0
-    return sum(stored for flag, stored in _FLAGS.items() if found & flag)
+    return sum(stored for flag, stored in LINUX_FLAGS.items() if found & flag)
 
 
 def fields_of(

@@ -10,8 +10,8 @@ transaction group takes the name away, before the snapshot gets its own.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class FolderWriter:
         self._todo: deque[_Todo] = deque()
         "What is left to do: one queue a transaction group, but that the files may take several."
         self._begun = self._corrected = False
+        self._kept_in: dict[int, list[int | Node]] = {}
+        "Folders with names of files that could not be looked at, by the number of the file."
         self.result = Result()
         self._objects = ObjectWriter(scan, folders, recordsize, generation, self._watch, self.result)
 
@@ -95,7 +97,7 @@ class FolderWriter:
                 self._watch.change(found)
         self._watch.start(self._scan.bytes)
         if tree is not None:
-            self._keep_below(tree)
+            self._keep_names(tree)
         taken = np.union1d(live, np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen)))
         rows = self._previous.rows
         self._objects.partial.update(rows["object"][rows["links"] == 0].tolist())
@@ -103,27 +105,51 @@ class FolderWriter:
         folders = [(node.number, node) for node in self._scan.written if node.kind == FOLDER]
         files = [(node.number, node) for node in self._scan.written if node.kind != FOLDER]
         gone = [(number, None) for number in self._gone(live)]
+        fewer = [(change.number, change) for change in self._recounted(base, tree)]
         fixed = [(change.number, change) for change in fixed_objects()] if base is None else []
         if self._scan.bytes <= self._step:
-            self._todo.append(_in_order([*fixed, *files, *folders, *gone]))
+            self._todo.append(_in_order([*fixed, *files, *folders, *fewer, *gone]))
         else:
             root = [(ROOT, empty_root())] if base is None else []
             self._todo.append(_in_order([*fixed, *root, *files]))
-            self._todo.append(_in_order([*folders, *gone]))
+            self._todo.append(_in_order([*folders, *fewer, *gone]))
         last = max((number for todo in self._todo for number, _ in list(todo)[-1:]), default=0)
         self._objects.attributes.next_number = max(int(taken[-1]), last) + 1
 
-    def _keep_below(self, tree: Filesystem) -> None:
+    def _keep_names(self, tree: Filesystem) -> None:
         """What lies below a folder that cannot be read stays; its names count among those of its files."""
         waiting = list(self._scan.kept)
-        names: Counter[int] = Counter()
         while waiting:
-            for entry in tree.names(waiting.pop()):
-                names[entry.number] += 1
-                if names[entry.number] == 1 and tree.znode(entry.number).is_folder:
+            above = waiting.pop()
+            for entry in tree.names(above):
+                is_folder = tree.znode(entry.number).is_folder
+                if is_folder and entry.number not in self._scan.seen:
                     waiting.append(entry.number)
-        self._scan.seen.update(names)
-        self._objects.names_kept = names
+                self._scan.seen.add(entry.number)
+                if not is_folder:
+                    self._objects.names_kept[entry.number] += 1
+                    self._kept_in.setdefault(entry.number, []).append(above)
+        for node in self._scan.kept_names:
+            assert node.parent is not None
+            self._objects.names_kept[node.number] += 1
+            self._kept_in.setdefault(node.number, []).append(node.parent)
+
+    def _folders_of_kept(self, number: int) -> list[int]:
+        """The folders with names of a file that could not be looked at."""
+        return [each.number if isinstance(each, Node) else each for each in self._kept_in.get(number, ())]
+
+    def _recounted(self, base: OpenSnapshot | None, tree: Filesystem | None) -> Iterator[ObjectChange]:
+        """Files that have only such names left, and had others: how many there are, and in which folder, changed."""
+        written = {names[0].number for names in self._scan.links.values()}
+        written |= {node.number for node in self._scan.written if node.kind != FOLDER}
+        for number in sorted(self._kept_in.keys() - written):
+            assert base is not None
+            assert tree is not None
+            folders, parent = self._folders_of_kept(number), tree.znode(number).parent
+            parent = parent if parent in folders else folders[0]
+            change = self._objects.with_names(base.object(number), len(folders), parent)
+            if change is not None:
+                yield change
 
     def _assign(self, taken: np.ndarray) -> None:
         """Give each new file a number; the names of one file share theirs."""
@@ -145,6 +171,7 @@ class FolderWriter:
         """Whether a file has other names here than it had: a folder with one of them may have come or gone."""
         row = self._previous.row_of(names[0].number)
         above = {name.parent.number for name in names if name.parent is not None}
+        above.update(self._folders_of_kept(names[0].number))
         count = len(names) + self._objects.names_kept[names[0].number]
         return row is None or int(row["links"]) != count or int(row["parent"]) not in above
 
@@ -205,7 +232,11 @@ class FolderWriter:
         written = set(fresh["object"].tolist())
         kept = [p for p in self._previous.extras.tolist() if p[0] in self._scan.seen and p[0] not in written]
         extras = np.array([tuple(pair) for pair in kept] + self.result.extras, EXTRA)
-        return Previous(one_an_inode(np.concatenate([old[stays], fresh])), extras, ROOT)
+        rows = one_an_inode(np.concatenate([old[stays], fresh]))
+        for number, (links, parent) in self.result.names.items():
+            mine = rows["object"] == number
+            rows["links"][mine], rows["parent"][mine] = links, parent
+        return Previous(rows, extras, ROOT)
 
     def rows_of_step(self) -> Previous:
         """The same when only a part is written: folders are to be written again, under the numbers they have now."""

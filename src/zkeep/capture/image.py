@@ -10,10 +10,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from zkeep.capture.contents import SourceError, blocks_of, read_blocks, same
+from zkeep.capture.contents import SourceError, blocks_of, read_blocks
 from zkeep.capture.scan import Problem
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
@@ -29,6 +30,7 @@ from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter, is_zeros
 from zkeep.tree.volume import DATA, PROPERTIES, Volume
 
+DEVICES = "/sys/dev/block"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -61,17 +63,35 @@ def take_image(
     problems: list[Problem] = []
     fd, length = _open(new.name, source, size)
     try:
-        before = os.fstat(fd)
+        before = _signs_of_writing(fd)
         blocks = _counted(read_blocks(blocks_of(fd, length, blksz)), on_read)
         try:
             snapshot = commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, blocks))
         except SourceError as error:
             raise Refused(f"cannot create snapshot {new.name}: {source}: {error.reason}") from None
-        if not same(before, os.fstat(fd)):
+        if _signs_of_writing(fd) != before:
             problems.append(Problem(os.fsencode(source), "it changed while it was read, and is kept as it was read"))
     finally:
         os.close(fd)
     return snapshot, problems
+
+
+def _signs_of_writing(fd: int) -> tuple[int | str, ...]:
+    """What differs after the source was written to.
+
+    A file tells by its size and times. A block device has none that say so; Linux counts what is written to it, for a
+    partition, too. What still waits in the page cache of a mounted file system is not counted, and not read either.
+    """
+    status = os.fstat(fd)
+    signs = status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if not stat.S_ISBLK(status.st_mode):
+        return signs
+    device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    counts: list[str] = []
+    with suppress(OSError):
+        counts = Path(f"{DEVICES}/{device}/stat").read_text(encoding="ascii").split()
+    # Writes and sectors written, then (since Linux 4.18) discards and sectors discarded.
+    return status.st_rdev, os.lseek(fd, 0, os.SEEK_END), *counts[4:5], *counts[6:7], *counts[11:12], *counts[13:14]
 
 
 def for_volume(new: NewSnapshot, blksz: int) -> NewSnapshot:

@@ -6,7 +6,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from zkeep.capture.attributes import Attributes, fat_blocks, new_directory
 from zkeep.capture.contents import (
     ATTEMPTS,
+    EVERY,
     SMALL,
     Changed,
     SourceError,
@@ -26,14 +26,16 @@ from zkeep.capture.contents import (
     read_blocks,
     reading,
     same,
+    xattrs_of,
 )
-from zkeep.capture.previous import Rows
+from zkeep.capture.previous import UNKNOWN, Rows, check_of
 from zkeep.capture.report import Watch
 from zkeep.capture.scan import FOLDER, LINK, Folders, Node, Problem, Scan
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa_writer import with_numbers
 from zkeep.format.zap_writer import BLOCK, FatZap
-from zkeep.format.znode_writer import FileFields, encode_file
+from zkeep.format.znode_writer import FileFields
+from zkeep.names import shown
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
@@ -53,6 +55,8 @@ class Result:
     rows: Rows = field(default_factory=Rows)
     extras: list[tuple[int, int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    names: dict[int, tuple[int, int]] = field(default_factory=dict)
+    "Files of which nothing else was written: how many names they have now, and the folder of one."
 
 
 @dataclass
@@ -89,6 +93,8 @@ class ObjectWriter:
         "New files of which only a part is stored."
         self.vanished: list[Node] = []
         "New folders that were gone when they were written."
+        self._unread: set[int] = set()
+        "Objects with extended attributes that could not be read."
         self.missing: list[Node] = []
         "New ones that could not be read; no name may lead to them."
 
@@ -146,14 +152,20 @@ class ObjectWriter:
 
     def _keep(self, node: Node, held: VerifiedObject) -> None:
         """Leave an object as it was, but for how many names lead to it, and from where."""
+        change = self.with_names(held, self._links(node), _parent(node))
+        if change is not None:
+            self._writer.write(change)
+
+    def with_names(self, held: VerifiedObject, links: int, parent: int) -> ObjectChange | None:
+        """An object that stays, with so many names, one of them in this folder; None: so it is."""
         dnode = held.dnode
+        self._result.names[dnode.number] = links, parent
         old = dnode.bonus[: dnode.bonuslen]
-        bonus = with_numbers(old, links=self._links(node), parent=_parent(node))
+        bonus = with_numbers(old, links=links, parent=parent)
         if bonus == old:
-            return
+            return None
         spill = "keep" if dnode.has_spill else None
-        change = ObjectChange(node.number, dnode.type, dnode.blksz, dnode.maxblkid, (), bonus, spill=spill, keep=True)
-        self._writer.write(change)
+        return ObjectChange(dnode.number, dnode.type, dnode.blksz, dnode.maxblkid, (), bonus, spill=spill, keep=True)
 
     # Files
 
@@ -243,7 +255,21 @@ class ObjectWriter:
     def _described(self, node: Node, status: os.stat_result, folder: int, fd: int) -> tuple[bytes, bytes | None]:
         fields = self._fields(node, status, status.st_size, folder)
         fields.flags = flags_of(fd)
-        return self.attributes.encode(node.number, fields, fd)
+        return self.attributes.encode(node.number, fields, self._xattrs(node, fd))
+
+    def _xattrs(self, node: Node, place: int | str) -> dict[bytes, bytes]:
+        """Extended attributes. Of those that cannot be read, the last snapshot's stay, and it is said."""
+        found, unread = xattrs_of(place)
+        if not unread:
+            self._unread.discard(node.number)
+            return found
+        self._unread.add(node.number)  # so that it is read again whether it changes or not
+        for name, reason in unread.items():
+            what = f"extended attribute {shown(os.fsdecode(name))}" if name else "extended attributes"
+            self._report(node, f"{what} cannot be read: {reason}")
+        held = self._tree is not None and self._is_live(node.number)
+        before = self._tree.xattrs(self._tree.znode(node.number)) if held and self._tree is not None else {}
+        return before | found if EVERY in unread else {n: before[n] for n in unread if n in before} | found
 
     def _held(self, node: Node) -> VerifiedObject | None:
         """What the base has of it; what is a folder now and was none is a new object under its number."""
@@ -302,7 +328,7 @@ class ObjectWriter:
             fields = self._fields(node, status, len(target or b""), folder)
             fields.target = target
             place = f"/proc/self/fd/{folder}/{os.fsdecode(node.name)}"
-            bonus, spill = self.attributes.encode(node.number, fields, place)
+            bonus, spill = self.attributes.encode(node.number, fields, self._xattrs(node, place))
         self._writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus, spill=spill))
         self._row(node, status)
         self._watch.file()
@@ -346,25 +372,23 @@ class ObjectWriter:
         children = node.children
         if children is None and held is None:
             children = []
-        entries, folders, blksz, last, blocks = self._entries(node, children, held)
+        count, folders, blksz, last, blocks = self._entries(node, children, held)
         fields = fields_of(
             status,
-            size=entries + 2,
+            size=count + 2,
             links=2 + folders,
             parent=_parent(node),
             generation=self._generation_of(node),
             birth=birth_of(b"", fd) if fd >= 0 else 0,
         )
         fields.flags = flags_of(fd) if fd >= 0 else 0
-        bonus, spill = encode_file(fields)
-        if fd >= 0:
-            with suppress(OSError):
-                bonus, spill = self.attributes.encode(node.number, fields, fd)
+        bonus, spill = self.attributes.encode(node.number, fields, self._xattrs(node, fd) if fd >= 0 else {})
         change = ObjectChange(
             *(node.number, ObjectType.DIRECTORY, blksz, last, blocks, bonus), spill=spill, keep=held is not None
         )
         self._writer.write(change)
-        self._row(node, status, entries, again=fd < 0)
+        names = UNKNOWN if children is None else check_of([child.name for child in children])
+        self._row(node, status, names, again=fd < 0)
 
     def _entries(
         self, node: Node, children: list[Node] | None, held: VerifiedObject | None
@@ -405,21 +429,22 @@ class ObjectWriter:
         """Rows of folders that have a number and are not written yet."""
         for node in nodes:
             if node.kind == FOLDER and node.status is not None:
-                self._row(node, node.status, len(node.children or ()), again=True)
+                self._row(node, node.status, UNKNOWN, again=True)
 
     def _report(self, node: Node, reason: str) -> None:
         self._result.problems.append(Problem(node.path, reason))
 
-    def _row(self, node: Node, status: os.stat_result, entries: int = 0, *, again: bool = False) -> None:
+    def _row(self, node: Node, status: os.stat_result, names: int = UNKNOWN, *, again: bool = False) -> None:
         """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""
         changed = status.st_ctime_ns
         tick = CLOCK_TICK if changed % SECOND else 2 * SECOND  # some file systems know seconds only
-        safe = not again and changed + tick < self._scan.started
+        safe = not again and node.number not in self._unread and changed + tick < self._scan.started
         links = 1 if node.kind == FOLDER else 0 if node.number in self.partial else self._links(node)
         self._result.rows.add(
             *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, changed if safe else 0),
-            *(node.number, _parent(node), links, entries, node.kind),
+            *(node.number, _parent(node), links, names, node.kind),
         )
+        self._result.names.pop(node.number, None)
 
 
 def _parent(node: Node) -> int:

@@ -10,7 +10,8 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,19 +30,28 @@ ROW = np.dtype(
         ("object", "<u8"),
         ("parent", "<u8"),
         ("links", "<u4"),
-        ("entries", "<u4"),
+        ("names", "<u4"),
         ("kind", "<u4"),
     ]
 )
 """A file or folder: times in nanoseconds, `parent` the object of its folder, `links` the count that its object has
-(0: only a part of it is stored), `entries` how many a folder has, `kind` as in d_type.
+(0: only a part of it is stored), `names` a check of the names in a folder, `kind` as in d_type.
 
 A ctime of 0 means that the file is to be read again: it may have changed in the moment in which it was read.
 """
 EXTRA = np.dtype([("owner", "<u8"), ("object", "<u8")])
 "Objects that hold extended attributes, and the file whose they are."
 _PACKED = struct.Struct("<3Q2q2Q3I")
-MAGIC = b"zkeep-capture-2\n"
+MAGIC = b"zkeep-capture-3\n"
+
+
+UNKNOWN = 0
+"For `names`: they are to be compared with those in the snapshot."
+
+
+def check_of(names: list[bytes]) -> int:
+    """A check of the names in a folder, in their order; never UNKNOWN."""
+    return zlib.crc32(b"/".join(names), len(names)) or 1
 
 
 class Match(NamedTuple):
@@ -109,13 +119,18 @@ class Previous:
             places[mine] = start + np.searchsorted(self.rows["ino"][start:end], keys["ino"][mine])
         return np.minimum(places, len(self.rows) - 1)
 
-    def object_of(self, device: int, inode: int, parent: int) -> int:
-        """The object of an inode in a folder whose object is `parent`; 0: none."""
+    def object_of(self, device: int, inode: int, kind: int, parent: int) -> int:
+        """The object of an inode in a folder whose object is `parent`; 0: none.
+
+        A row has one folder. A file with several names may have another one here.
+        """
         if not len(self.rows):
             return 0
         key = np.array([(device, inode)], [("dev", "<u8"), ("ino", "<u8")])
         row = self.rows[self._places(key)][0]
-        return int(row["object"]) if (row["dev"], row["ino"], row["parent"]) == (device, inode, parent) else 0
+        if (row["dev"], row["ino"], row["kind"]) != (device, inode, kind):
+            return 0
+        return int(row["object"]) if row["parent"] == parent or row["links"] > 1 else 0
 
     def row_of(self, number: int) -> Array | None:
         """The row of an object."""
@@ -125,25 +140,10 @@ class Previous:
             return row
         return None
 
-    def entries_of(self, folder: int) -> int:
+    def has_names(self, folder: int, names: list[bytes]) -> bool:
+        """Whether a folder had these names, in this order, as far as can be told."""
         row = self.row_of(folder)
-        return int(row["entries"]) if row is not None else -1
-
-    def below(self, folder: int) -> Iterator[int]:
-        """All objects below a folder."""
-        order = np.argsort(self.rows["parent"], kind="stable")
-        parents = self.rows["parent"][order]
-        waiting = [folder]
-        while waiting:
-            above = waiting.pop()
-            start, end = np.searchsorted(parents, np.array([above, above + 1], np.uint64))
-            for row in self.rows[order[start:end]]:
-                number = int(row["object"])
-                if number == above:
-                    continue
-                yield number
-                if row["entries"]:
-                    waiting.append(number)
+        return row is not None and int(row["names"]) == check_of(names)
 
     def extras_of(self, owners: set[int]) -> set[int]:
         """The objects with extended attributes of these files."""

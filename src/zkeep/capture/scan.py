@@ -73,6 +73,8 @@ class Scan:
     "Objects of last time that are still there."
     kept: list[int] = field(default_factory=list)
     "Objects of folders that cannot be read; all below stays."
+    kept_names: list[Node] = field(default_factory=list)
+    "Names of files whose status cannot be had; what the last snapshot has of them stays."
     links: dict[tuple[int, int], list[Node]] = field(default_factory=dict)
     "All names of what has several."
     files: int = 0
@@ -198,7 +200,7 @@ class Scanner:
         matches = self._previous.match([entry.stat for entry in entries if entry.stat is not None], node.number)
         kept = [child for entry in lost if (child := self._keep(node, entry, found))]
         # A folder that did not change has the same names; then only what changed in it needs a node.
-        whole = node.changed or self._lacks(node, len(entries) + len(kept))
+        whole = self._has_other_names(node, [entry.name for entry in entries] + [child.name for child in kept])
         children: list[Node] = []
         for at, (entry, match) in enumerate(zip(entries, matches, strict=True)):
             if match.number in found.seen and entry.stat is not None and entry.stat.st_nlink == 1:
@@ -227,12 +229,18 @@ class Scanner:
         """An entry whose status cannot be had; what the last snapshot has of it, and of all below it, stays."""
         path = node.path + b"/" + entry.name if node.parent else entry.name
         found.problems.append(Problem(path, entry.reason))
-        number = self._previous.object_of(os.fstat(self.folders.fd(node)).st_dev, entry.inode, node.number)
-        if not number or not entry.kind or number in found.seen:
+        device = os.fstat(self.folders.fd(node)).st_dev
+        number = self._previous.object_of(device, entry.inode, entry.kind, node.number)
+        row = self._previous.row_of(number)
+        if not number or row is None or (number in found.seen and row["links"] < 2):
             return None
         found.seen.add(number)
-        found.seen.update(self._previous.below(number))
-        return Node(entry.name, node, entry.kind, number, False)
+        child = Node(entry.name, node, entry.kind, number, False)
+        if entry.kind == FOLDER:
+            found.kept.append(number)
+        else:
+            found.kept_names.append(child)
+        return child
 
     def _refuse(
         self, child: Node, name: bytes, status: os.stat_result, found: Scan, visited: set[tuple[int, int]]
@@ -267,9 +275,9 @@ class Scanner:
             return True
         return os.access(name, os.R_OK, dir_fd=self.folders.fd(node), effective_ids=True)
 
-    def _lacks(self, node: Node, count: int) -> bool:
-        """Whether an unchanged folder shows another number of entries: what is left out changed."""
-        return bool(node.number) and not node.changed and self._previous.entries_of(node.number) != count
+    def _has_other_names(self, node: Node, names: list[bytes]) -> bool:
+        """Whether a folder has to be written: it changed, or other names in it are left out than last time."""
+        return node.changed or not self._previous.has_names(node.number, names)
 
     def _link(self, child: Node, status: os.stat_result, found: Scan) -> None:
         """One of several names of a file: they share one object, which is written once."""

@@ -200,7 +200,7 @@ def _matched(tree: Filesystem, top: int) -> Previous:
                 number,
                 parent,
                 node.links,
-                len(names),
+                cache.UNKNOWN,
                 node.mode >> 12,
             )
         )

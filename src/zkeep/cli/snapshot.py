@@ -36,6 +36,7 @@ def snapshot_verb(
 
     Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
     Into a volume (zkeep create -V) --from stores a disk image or a block device: the blocks that changed.
+    Take a device at rest, or a snapshot of it (LVM): when a write to it is noticed meanwhile, the exit status is 3.
     Patterns are those of .gitignore, from the folder on; a file .zkeepignore in any folder adds its own. Never stored
     are the pool itself and mounted snapshots.
 

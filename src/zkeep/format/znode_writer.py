@@ -16,7 +16,6 @@ from zkeep.format.nvlist import Encoding, Form, NvList, NvType, encode
 from zkeep.format.znode import ACL_AUTO_INHERIT, ACL_TRIVIAL, HAS_PROJID, IS_XATTR
 
 ARCHIVE, MODIFIED = 1 << 35, 1 << 42
-IMMUTABLE, APPEND_ONLY, NO_DUMP = 1 << 36, 1 << 38, 1 << 39
 NO_EXECS_DENIED = 0x100
 MAX_XATTR_VALUE = 32_768
 MAX_XATTRS = 64 << 10

@@ -14,10 +14,10 @@ from typing import IO, Any
 import pytest
 from capturekit import extracted, listing, make_tree
 
-from zkeep.capture import attributes, contents, objects
+from zkeep.capture import contents, objects
 from zkeep.capture.report import Watch
 from zkeep.cli import snapshot_from
-from zkeep.format.znode_writer import APPEND_ONLY, IMMUTABLE, NO_DUMP
+from zkeep.format.znode import APPEND_ONLY, IMMUTABLE, NO_DUMP
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool
 from zkeep.snapshot.open import OpenSnapshot
@@ -184,7 +184,7 @@ def test_extended_attributes_over_64_kib_get_a_folder_of_their_own(
     wanted = {b"user.large": os.urandom(300_000), b"user.small": b"x", b"security.empty": b""}
     wanted |= {b"user.%d" % number: os.urandom(20_000) for number in range(5)}
     with monkeypatch.context() as patch:
-        patch.setattr(attributes, "xattrs_of", lambda place: wanted)
+        patch.setattr(objects, "xattrs_of", lambda place: (wanted, {}))
         file.write_bytes(b"content")
         assert take(zkeep, source, "1") == 0
         tree = opened("1")

@@ -57,7 +57,7 @@ def test_a_lost_cache_costs_nothing_but_time(zkeep: Zkeep, tmp_path: Path) -> No
     assert extracted(zkeep, tmp_path, "v/home@2") == listing(source)
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", b"zkeep-capture-2\n{}\n"])
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"zkeep-capture-3\n{}\n"])
 def test_a_damaged_cache_is_made_again(zkeep: Zkeep, tmp_path: Path, damage: bytes) -> None:
     source = tmp_path / "source"
     make_tree(source)

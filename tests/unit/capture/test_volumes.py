@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from capturekit import sent
 
+from zkeep.capture import image
+from zkeep.cli import snapshot_from
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
 from zkeep.format.records import RecordType
@@ -133,3 +135,42 @@ def test_block_sizes(zkeep: Zkeep, tmp_path: Path, blocksize: str) -> None:
         sink.write(bytes(700_000))
     assert zkeep("snapshot", "--from", str(image), "v/home/disk@2") == 0
     assert image_of(zkeep, tmp_path, "v/home/disk@2") == image.read_bytes()
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_source_that_is_written_to_while_it_is_read_is_reported(
+    zkeep: Zkeep,
+    tmp_path: Path,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_device: bool,
+    writes: bool,
+) -> None:
+    """A file tells by its times, a device by what Linux counts: reads differ, and writes in the fifth field."""
+    counts = tmp_path / "259:7"
+    counts.mkdir()
+    (counts / "stat").write_text("10 0 80 1 2 0 16 0 0 1 1 0 0 0 0 5 1\n")
+    if is_device:
+        genuine = os.fstat
+
+        def fstat(fd: int) -> os.stat_result:
+            found = genuine(fd)
+            if not os.path.samestat(found, disk.stat()):
+                return found
+            fields = {"st_rdev": os.makedev(259, 7), "st_mtime_ns": 0, "st_ctime_ns": 0}
+            return os.stat_result((0o060600, *found[1:]), fields)
+
+        monkeypatch.setattr(image.os, "fstat", fstat)
+        monkeypatch.setattr(image, "DEVICES", str(tmp_path))
+
+    def read(self: snapshot_from.Printer, size: int) -> None:
+        (counts / "stat").write_text(f"99 0 999 1 {2 + writes} 0 16 0 0 1 1 0 0 0 0 5 1\n")
+        if writes:
+            os.utime(disk)
+
+    monkeypatch.setattr(snapshot_from.Printer, "read", read)
+    assert zkeep("snapshot", "--from", str(disk), "v/home/disk@1") == (3 if writes else 0)
+    assert ("changed while it was read" in capsys.readouterr().err) == writes
+    assert image_of(zkeep, tmp_path, "v/home/disk@1")[: 1 << 20] == disk.read_bytes()[: 1 << 20]

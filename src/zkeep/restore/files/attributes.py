@@ -1,4 +1,4 @@
-"""Set the attributes of extracted files: owner, extended attributes, ACLs, times, mode, project number.
+"""Set the attributes of extracted files: owner, extended attributes, ACLs, times, mode, project number, flags.
 
 An attribute that the target cannot take is reported; all others are set nevertheless.
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterable
 
 from zkeep.errors import ZkeepError
 from zkeep.format.acl import BadAcl, as_xattrs, decode
-from zkeep.format.znode import PROJINHERIT, Znode
+from zkeep.format.znode import LINUX_FLAGS, PROJINHERIT, Znode
 from zkeep.restore.files.report import NotTaken, Report
 from zkeep.restore.files.target import change_mode
 from zkeep.tree.filesystem import shown
@@ -24,6 +25,7 @@ _FSXATTR = struct.Struct("=5I8x")
 "xflags, extsize, nextents, projid, cowextsize."
 _GET, _SET = 0x801C581F, 0x401C5820
 _INHERIT = 0x200
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 _LEAVE = 0xFFFFFFFF
 "chown() takes this number as: leave it as it is. No owner has it."
 _ACTS_FOR_OWNER = stat.S_ISUID | stat.S_ISGID
@@ -180,3 +182,27 @@ def set_project(target: Target, node: Znode, report: Report) -> None:
         fcntl.ioctl(target.fd, _SET, _FSXATTR.pack(flags, extsize, nextents, node.project, cowextsize))
     except (*_ERRORS, struct.error):
         report.add("project numbers", target.path)
+
+
+def linux_flags(node: Znode) -> int:
+    """The flags of a file, as chattr sets them: immutable, append only, no dump."""
+    return sum(flag for flag, stored in LINUX_FLAGS.items() if node.flags & stored)
+
+
+def set_flags(target: Target, node: Znode, report: Report) -> None:
+    """Set the flags of a file that has its name already, and all other attributes: an immutable one takes no more.
+
+    Only root may set the first two, and only files that can be opened, and folders, have any.
+    """
+    wanted = linux_flags(node)
+    if not wanted:
+        return
+    import fcntl
+
+    try:
+        if target.fd is None:
+            raise OSError
+        now = int.from_bytes(fcntl.ioctl(target.fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
+        fcntl.ioctl(target.fd, _SET_FLAGS, (now | wanted).to_bytes(4, sys.byteorder) + bytes(4))
+    except _ERRORS:
+        report.add("file flags", target.path)

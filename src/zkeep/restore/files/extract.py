@@ -19,7 +19,7 @@ from itertools import groupby
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.restore.files.attributes import Target, dress, set_project
+from zkeep.restore.files.attributes import Target, dress, linux_flags, set_flags, set_project
 from zkeep.restore.files.existing import is_same
 from zkeep.restore.files.report import NotTaken, Report
 from zkeep.restore.files.staging import Folding, Staging, Stagings
@@ -95,6 +95,8 @@ class Extraction:
     "Folders that were made, outer ones first, and their object numbers."
     _alike: Portion = field(default_factory=list)
     "Files whose names the target may not tell from those of others (upper and lower case)."
+    _flagged: list[tuple[Place, bytes, Znode, os.stat_result]] = field(default_factory=list)
+    "Files with several names that get flags when they have all of them."
     _fold: Folding | None = None
     _stagings: Stagings = field(init=False)
 
@@ -116,6 +118,7 @@ class Extraction:
                 self._all(top, paths)
             finally:
                 self._stagings.close()
+            self._set_flags_of_linked(top)
             self._dress_folders(top)
             top.restore_mode()
         self._pass_notes()
@@ -160,6 +163,7 @@ class Extraction:
                     self._dress(Target(place.path, folder.fd), node, error)
                     if node.project:
                         set_project(Target(place.path, folder.fd), node, self.report)
+                    set_flags(Target(place.path, folder.fd), node, self.report)
                 except BaseException:
                     folder.restore_mode()
                     raise
@@ -340,20 +344,39 @@ class Extraction:
         made = staging.new_name()
         fd = None
         try:
-            if node.is_file:
-                fd = write_file(staging.fd, made, self._counted(self.filesystem.extents(node)), node.size)
-            elif not self._special(staging, folder.below(name), made, node):
-                return False
-            target = Target(folder.below(name), fd, made, staging.fd)
-            self._dress(target, node, error)
-            self._put(staging, folder, made, name, node)
-            if node.project:  # not before: a file of another project than the folder's could not be moved
-                set_project(target, node, self.report)
+            try:
+                if node.is_file:
+                    fd = write_file(staging.fd, made, self._counted(self.filesystem.extents(node)), node.size)
+                elif not self._special(staging, folder.below(name), made, node):
+                    return False
+                target = Target(folder.below(name), fd, made, staging.fd)
+                self._dress(target, node, error)
+                self._put(staging, folder, made, name, node)
+                if node.project:  # not before: a file of another project than the folder's could not be moved
+                    set_project(target, node, self.report)
+            finally:
+                staging.drop(made)
+            self._set_flags(target, folder, name, node)
         finally:
             if fd is not None:
                 os.close(fd)
-            staging.drop(made)
         return True
+
+    def _set_flags(self, target: Target, folder: Folder, name: bytes, node: Znode) -> None:
+        """Set flags last: an immutable file can be neither changed nor linked. One with several names waits for all."""
+        if node.links < 2 or target.fd is None:
+            set_flags(target, node, self.report)
+        elif linux_flags(node):
+            self._flagged.append((folder.place, name, node, os.fstat(target.fd)))
+
+    def _set_flags_of_linked(self, top: Folder) -> None:
+        for place, name, node, status in self._flagged:
+            path = place.path + b"/" + name if place.path else name
+            with self.report.spared(path), top.inner(place) as folder:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+                with os.fdopen(fd, "rb"):
+                    if os.path.samestat(status, os.fstat(fd)):
+                        set_flags(Target(path, fd), node, self.report)
 
     def _put(self, staging: Staging, folder: Folder, made: bytes, name: bytes, node: Znode) -> None:
         kept = _one_more(staging, made, node.number) if node.links > 1 else None
