@@ -16,14 +16,34 @@ from zkeep.pool.store.catalog import WAIT
 Name = DatasetName | SnapshotName | BookmarkName
 
 
+class _Confinement:
+    """The dataset to which the process, with all its threads, is confined."""
+
+    root: DatasetName | None = None
+
+
+@contextmanager
+def confined(root: DatasetName) -> Iterator[None]:
+    """Inside, verbs find nothing but what lies in `root`, whatever they are asked for (Pool.scope)."""
+    before, _Confinement.root = _Confinement.root, root
+    try:
+        yield
+    finally:
+        _Confinement.root = before
+
+
 def registry() -> Registry:
     """ZKEEP_HOME, else root's /var/lib/zkeep, else the user's data folder."""
+    return Registry(_home(), _warn, _Confinement.root)
+
+
+def _home() -> Path:
     if home := os.environ.get("ZKEEP_HOME"):
-        return Registry(Path(home), _warn)
+        return Path(home)
     if os.geteuid() == 0:
-        return Registry(Path("/var/lib/zkeep"), _warn)
+        return Path("/var/lib/zkeep")
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Registry(Path(data).expanduser() / "zkeep", _warn)
+    return Path(data).expanduser() / "zkeep"
 
 
 def _warn(text: str) -> None:

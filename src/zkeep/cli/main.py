@@ -49,6 +49,7 @@ VERBS = {
     "rename": ("namespace", "Rename a dataset or a snapshot."),
     "rollback": ("rollback", "Drop all that is newer than a snapshot."),
     "send": ("send", "Write a send stream to standard output."),
+    "server": ("server", "Serve one ssh key: its roles, on its datasets."),
     "set": ("settings", "Set properties."),
     "snap": ("snapshot", "The same as snapshot."),
     "snapshot": ("snapshot", "Take a snapshot: of a folder, or of the state that is there."),
@@ -145,7 +146,29 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """The exit status: ours, or one that zfs has where it goes by that name."""
-    status = _run(arguments)
+    return _as_called(_run(arguments))
+
+
+def call(called: str, words: list[str]) -> int:
+    """Run a verb within another one, as the program `called`; returns its exit status."""
+    before, sys.argv[0] = sys.argv[0], called
+    try:
+        with guarded(matters=not set(words[:1]) & CHANGING):
+            return _as_called(_called(words))
+    finally:
+        sys.argv[0] = before
+
+
+def report(called: str, error: BaseException) -> int:
+    """Say what went wrong, as the program `called` does; returns its exit status."""
+    before, sys.argv[0] = sys.argv[0], called
+    try:
+        return _as_called(_report(error))
+    finally:
+        sys.argv[0] = before
+
+
+def _as_called(status: int) -> int:
     return status if program() == "zkeep" else as_zfs.status(status)
 
 

@@ -57,7 +57,7 @@ def _always(value: str, exactly: str | None = None) -> Cell:
 
 
 def _readonly(pool: Status, exact: bool) -> str:
-    return "off" if os.access(pool.path, os.W_OK) else "on"
+    return "off" if pool.shared or os.access(pool.path, os.W_OK) else "on"
 
 
 _TABLE = [
@@ -69,7 +69,7 @@ _TABLE = [
     PoolProperty("guid", "GUID", lambda pool, exact: str(pool.guid), right=True),
     PoolProperty("version", "VERSION", _always(str(FORMAT)), "default", right=True),
     PoolProperty("bootfs", "BOOTFS", _always("-"), "default"),
-    PoolProperty("delegation", "DELEGATION", _always("off"), "default"),
+    PoolProperty("delegation", "DELEGATION", lambda pool, exact: "on" if pool.shared else "off", "default"),
     PoolProperty("autoreplace", "REPLACE", _always("off"), "default"),
     PoolProperty("cachefile", "CACHEFILE", _always("-"), "default"),
     PoolProperty("failmode", "FAILMODE", _always("continue"), "default"),

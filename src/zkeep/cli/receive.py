@@ -11,6 +11,7 @@ import click
 
 from zkeep.cli.home import Name, dataset_of, opened, settings, widen
 from zkeep.cli.progress import Meter
+from zkeep.cli.sink import stream_input
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import DatasetName, SnapshotName, parse_any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property, over what is received.")
 @click.option("-x", "exclude", multiple=True, metavar="P", help="Let a received property have no effect.")
 @click.option("-h", "skip_holds", is_flag=True, help="Do not set the holds that the stream brings.")
+@click.option("--append-only", "append_only", is_flag=True, help="Destroy no snapshot, whatever -F and the stream say.")
 @click.option("-M", "unmount", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
 @click.option("-c", "corrective", is_flag=True, help="Replace damaged records of what is there by the stream's.")
 @click.option("-A", "abort", is_flag=True, help="Give up an interrupted receive into DATASET.")
@@ -48,6 +50,7 @@ def receive_verb(
     options: Sequence[str],
     exclude: Sequence[str],
     skip_holds: bool,
+    append_only: bool,
     unmount: bool,
     corrective: bool,
     abort: bool,
@@ -85,11 +88,12 @@ def receive_verb(
         exclude=excluded,
         abort=abort,
         skip_holds=skip_holds,
+        append_only=append_only,
         on_progress=meter,
         **({"on_snapshot": tell} if tell else {}),
     )
     _check_input(abort)
-    with opened(name) as pool, open(0, "rb", buffering=0, closefd=False) as source:
+    with opened(name) as pool, stream_input() as source:
         if corrective:
             return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
         with _explained(target), meter or nullcontext():

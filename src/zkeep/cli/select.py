@@ -80,7 +80,7 @@ class Selection:
         if not isinstance(first, Dataset):
             yield first
             return
-        for dataset in view.tree.within(first, self.depth):
+        for dataset in view.within(first, self.depth):
             if letter(dataset) in self.types:
                 yield dataset
             level = dataset.name.depth - first.name.depth + 1
@@ -88,6 +88,8 @@ class Selection:
                 yield from self._hanging(view, dataset)
 
     def _hanging(self, view: View, dataset: Dataset) -> Iterator[Thing]:
+        if not view.pool.sees(dataset.name):
+            return
         if "s" in self.types:
             yield from view.snapshots[dataset.id]
         if "b" in self.types:
@@ -115,13 +117,16 @@ def _view(pool: str) -> View:
     context = click.get_current_context()
     found = context.with_resource(opened(pool))
     context.with_resource(found.catalog.reading())
-    return View(found, lambda: roots(found.doc["guid"]))
+    return View(found, set if found.scope else lambda: roots(found.doc["guid"]))
 
 
 def named(view: View, name: Name) -> Thing:
     if isinstance(name, SnapshotName):
         return view.pool.snapshot(name)
-    return view.pool.bookmark(name) if isinstance(name, BookmarkName) else view.pool.dataset(name)
+    if isinstance(name, BookmarkName):
+        return view.pool.bookmark(name)
+    above = view.tree.find(name) if view.pool.is_above_scope(name) else None
+    return above or view.pool.dataset(name)
 
 
 def default_order(thing: Thing) -> tuple[str, int, int, str]:

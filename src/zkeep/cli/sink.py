@@ -1,4 +1,7 @@
-"""Standard output for streams: unbuffered, in writes of a size that suits pipes and files."""
+"""Standard input and output for streams: unbuffered, in reads and writes of a size that suits pipes and files.
+
+Within `zkeep server` they have limits and filters of the client's: wired().
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,39 @@ import fcntl
 import io
 import os
 import stat
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from zkeep.server.wire import Wire
 
 STRIDE = 1 << 18
 """Bytes of one write to a file, of which it gets whole multiples. For larger writes Linux keeps files in larger pieces
 of memory, and finding those can take several times as long as the copying; smaller ones cost a tenth more."""
 PIPE = 1 << 20
 """Bytes that a pipe may hold, if the system allows it: with less, writer and reader wait for each other more often."""
+
+
+class _Wiring:
+    """The wire of the process, if it serves a client."""
+
+    wire: Wire | None = None
+
+
+@contextmanager
+def wired(wire: Wire) -> Iterator[None]:
+    """Inside, streams come and go through `wire`."""
+    before, _Wiring.wire = _Wiring.wire, wire
+    try:
+        yield
+    finally:
+        _Wiring.wire = before
+
+
+def stream_input() -> BinaryIO:
+    """Standard input, as it is or as it comes through the wire."""
+    return _Wiring.wire.source() if _Wiring.wire else open(0, "rb", buffering=0, closefd=False)
 
 
 class Sink(io.RawIOBase):
@@ -35,6 +63,10 @@ class Sink(io.RawIOBase):
     def write(self, content: Any) -> int:
         view = memoryview(content).cast("B")
         total = len(view)
+        if _Wiring.wire:
+            _Wiring.wire.write(view)
+            self._at += total
+            return total
         while len(view):
             done = os.write(1, view[: self._stride - self._at % self._stride])
             self._at += done

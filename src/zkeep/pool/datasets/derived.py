@@ -77,13 +77,19 @@ def _mountpoint(view: Lookup, thing: Thing) -> Answer:
 def _origin(view: Lookup, thing: Thing) -> Answer:
     origin = head(thing).origin
     snapshot = view.pool.snapshot_at(*origin) if origin else None
-    return Answer(str(snapshot.name) if snapshot else None)
+    return Answer(str(snapshot.name) if snapshot and view.pool.sees(snapshot.dataset.name) else None)
 
 
 def _clones(view: Lookup, thing: Thing) -> Answer:
     if not isinstance(thing, Snapshot):
         return Answer(None)
-    return Answer(",".join(c.name.text for c in view.tree.clones(thing.dataset, thing.txg)) or None)
+    clones = view.tree.clones(thing.dataset, thing.txg)
+    return Answer(",".join(c.name.text for c in clones if view.pool.sees(c.name)) or None)
+
+
+def _objsetid(view: Lookup, thing: Thing) -> Answer:
+    """Not told where others have datasets in the pool: it counts theirs."""
+    return Answer(thing.doc.get("id")) if view.pool.scope is None else NOTHING
 
 
 def _crypt(thing: Thing) -> dict[str, int] | None:
@@ -235,7 +241,7 @@ TABLE: dict[str, Derivation] = {
     "usedbyrefreservation": _always(0),
     "defer_destroy": _defer_destroy,
     "userrefs": lambda view, thing: Answer(len(thing.doc.get("holds", ()))),
-    "objsetid": _document("id"),
+    "objsetid": _objsetid,
     "written": _stored("written"),
     "inconsistent": _inconsistent,
     "volblocksize": _volblocksize,

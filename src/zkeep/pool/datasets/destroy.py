@@ -153,6 +153,8 @@ def add_clones(view: View, plan: Plan) -> None:
         for clone in view.tree.clones(snapshot.dataset, snapshot.txg):
             if clone.id in datasets:
                 continue
+            if not view.pool.sees(clone.name):
+                raise Refused(f"cannot destroy {snapshot.name}: {view.pool.called(clone)} is a clone of it")
             below = sorted(view.tree.within(clone), key=lambda d: d.name.text, reverse=True)
             groups.append([d for d in below if d.id not in datasets])
             datasets |= {d.id for d in groups[-1]}
@@ -174,10 +176,10 @@ def check(view: View, plan: Plan, options: Options) -> None:
             tags = ", ".join(sorted(snapshot.holds)[:3])
             raise Refused(f"cannot destroy {snapshot.name}: it is held ({tags}); release it or use -d")
         if clones := _clones_outside(view, gone, snapshot):
-            hint = f"use -R to destroy also {clones[0].name}"
+            hint = f"use -R to destroy also {view.pool.called(clones[0])}"
             raise Refused(f"cannot destroy {snapshot.name}: snapshot has dependent clones; {hint}")
         if (receiving := base_of(known, snapshot)) and receiving.id not in gone:
-            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(receiving)}")
+            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(view.pool, receiving)}")
 
 
 # What it gives back, and doing it
@@ -191,7 +193,8 @@ def reclaims(view: View, plan: Plan) -> int:
         runs.setdefault(int(key.partition("/")[0]), []).append(run)
     pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.all_snapshots.items()}
     kept = {i: d.doc for i, d in view.tree.by_id.items() if i not in gone}
-    top = view.pool.dataset(DatasetName(view.pool.name))
+    top = view.tree.find(DatasetName(view.pool.name))
+    assert top is not None  # every pool has one
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
 
 
@@ -224,7 +227,7 @@ def _recheck(pool: Pool, plan: Plan) -> None:
     receives = bases(pool)
     for snapshot in plan.snapshots:
         if (receiving := base_of(receives, snapshot)) and receiving.id not in known:
-            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(receiving)}")
+            raise Refused(f"cannot destroy {snapshot.name}: {needed_by(pool, receiving)}")
     for snapshot in (*plan.snapshots, *plan.deferred):
         now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
         if not now or now.doc != snapshot.doc:

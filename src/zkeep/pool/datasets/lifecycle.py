@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
+from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import FORMAT, NotThere, Pool, read_identity
 from zkeep.pool.datasets.registry import Registry
+from zkeep.pool.datasets.view import View
 from zkeep.pool.types import MAX_UINT64, Doc
 
 SCRUB = "scrub"
 """The kind of the documents about scrubs, and the name of the lock that a scrub holds."""
 SCRUB_RUNNING = "running"
+NO_PATH = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +39,29 @@ class Status:
     "How far a scrub got that is not complete: `started`, `at`, `done`, `total`."
     scrubbing: bool = False
     "Whether a scrub is running."
+    shared: bool = False
+    "Whether this is what one client of the pool is told: of its own part alone, and of no path."
 
 
 def status(registry: Registry, name: str) -> Status:
-    path = registry.path(name)
+    registry.path(name)
     try:
         with registry.open(name) as pool:
-            return _status(pool)
+            return _status(pool) if pool.scope is None else _shared_status(pool, pool.scope)
     except TryAgain:
         raise
     except NotThere as error:
-        return Status(name, path, "UNAVAIL", str(error))
+        return _trouble(registry, name, "UNAVAIL", str(error))
     except (ZkeepError, OSError) as error:
-        return Status(name, path, "FAULTED", str(error))
+        return _trouble(registry, name, "FAULTED", str(error))
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        return Status(name, path, "FAULTED", f"its documents are not what was stored: {error!r}")
+        return _trouble(registry, name, "FAULTED", f"its documents are not what was stored: {error!r}")
+
+
+def _trouble(registry: Registry, name: str, health: str, why: str) -> Status:
+    if registry.scope is not None:
+        return Status(name, NO_PATH, health, "its administrator is asked to look at it", shared=True)
+    return Status(name, registry.path(name), health, why)
 
 
 def _status(pool: Pool) -> Status:
@@ -66,6 +78,36 @@ def _status(pool: Pool) -> Status:
         begun=_figures(pool, SCRUB_RUNNING, ("done", "total", "at", "started")),
         scrubbing=scrub_runs(pool),
     )
+
+
+def _shared_status(pool: Pool, scope: DatasetName) -> Status:
+    """The pool as one client sees it: as large as what it has and may have, and as healthy as that is."""
+    view, scrub = View(pool), _figures(pool, "", ("finished",)) or {}
+    own = pool.dataset(scope)
+    errors = [error for error in (_own_error(pool, str(text)) for text in scrub.get("errors", ())) if error]
+    return Status(
+        name=pool.name,
+        path=NO_PATH,
+        health="DEGRADED" if errors else "ONLINE",
+        guid=_shared_guid(pool, scope),
+        allocated=view.figures(own).used.stored,
+        free=view.available(own),
+        scrub={"errors": errors, "finished": scrub["finished"]} if scrub else None,
+        shared=True,
+    )
+
+
+def _own_error(pool: Pool, text: str) -> str | None:
+    """An error that a scrub found, as far as it hurts snapshots in the scope (scrub.Finding)."""
+    names = text.rpartition("; hurts ")[2].split(", ")
+    own = [name for name in names if "@" in name and pool.sees(DatasetName(name.partition("@")[0]))]
+    return f"stored data is damaged; hurts {', '.join(own)}" if own else None
+
+
+def _shared_guid(pool: Pool, scope: DatasetName) -> int:
+    """A guid of the client's own: two clients cannot find out by it that they share a pool."""
+    digest = sha256(f"{pool.doc['guid']}/{pool.relative(scope)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") or 1
 
 
 def scrub_runs(pool: Pool) -> bool:

@@ -60,6 +60,8 @@ class Pool:
         self._tree: tuple[object, Tree] | None = None
         self.warn: Callable[[str], object] = lambda text: None
         "Called with one line for a person, about a failure that did not undo what was asked for."
+        self.scope: DatasetName | None = None
+        "If set, nothing outside of this dataset is found, by name or by guid: all that one client of a server has."
 
     @classmethod
     def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
@@ -164,8 +166,20 @@ class Pool:
             self._tree = version, Tree(self.catalog, self.name)
         return self._tree[1]
 
+    def sees(self, name: DatasetName) -> bool:
+        """Whether the dataset, if it exists, is in the scope. What is outside is as if it did not exist."""
+        return self.scope is None or name.is_within(self.scope)
+
+    def is_above_scope(self, name: DatasetName) -> bool:
+        """Whether the scope lies below it: then it is known to exist, and nothing else is told of it."""
+        return self.scope is not None and name != self.scope and self.scope.is_within(name)
+
+    def called(self, dataset: Dataset) -> str:
+        """Its name, for a message; one outside of the scope is not named."""
+        return dataset.name.text if self.sees(dataset.name) else "a dataset that is not yours"
+
     def find(self, name: DatasetName) -> Dataset | None:
-        return self.tree().find(name)
+        return self.tree().find(name) if self.sees(name) else None
 
     def dataset(self, name: DatasetName) -> Dataset:
         found = self.find(name)
@@ -227,7 +241,8 @@ class Pool:
         """The snapshots of this guid, of one dataset or of all, by their datasets' numbers."""
         prefix = dataset.key + "/" if dataset else ""
         rows = self.catalog.lookup("snapshot", "guid", str(guid), prefix)
-        return [Snapshot(self.by_id(int(key.partition("/")[0])), doc) for key, doc in rows]
+        found = [Snapshot(self.by_id(int(key.partition("/")[0])), doc) for key, doc in rows]
+        return [snapshot for snapshot in found if self.sees(snapshot.dataset.name)]
 
     def snapshot(self, name: SnapshotName) -> Snapshot:
         found = self.find_snapshot(name)

@@ -26,9 +26,10 @@ def base_of(known: Bases, snapshot: Snapshot) -> Dataset | None:
     return known.get((snapshot.dataset.id, snapshot.txg))
 
 
-def needed_by(dataset: Dataset) -> str:
+def needed_by(pool: Pool, dataset: Dataset) -> str:
     """Why a snapshot must stay, and the way out."""
+    name = pool.called(dataset)
     return (
-        f"snapshot has dependent clones: {dataset.name}/%recv, a partial receive: "
-        f"go on with its receive_resume_token, or give it up with zkeep receive -A {dataset.name}"
+        f"snapshot has dependent clones: {name}/%recv, a partial receive: "
+        f"go on with its receive_resume_token, or give it up with zkeep receive -A {name}"
     )

@@ -50,6 +50,8 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
         raise Refused(f"cannot promote {clone.name}: not a cloned filesystem")
     origin_id, txg = clone.origin
     origin = pool.by_id(origin_id)
+    if not pool.sees(origin.name):
+        raise Refused(f"cannot promote {clone.name}: permission denied: its origin is {pool.called(origin)}")
     _check_names(pool, clone, origin, txg)
     _move(t, origin, clone, txg)
     _redirect(pool, t, origin, clone, txg)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from zkeep.errors import Damaged, Refused, ZkeepError
-from zkeep.names import parse_pool, shown
+from zkeep.names import DatasetName, parse_pool, shown
 from zkeep.pool.datasets.model import Exists, NotThere, Pool
 from zkeep.pool.store.disk import open_folder
 from zkeep.pool.store.files import LocalStore
@@ -20,17 +20,23 @@ BURIED = "destroyed.json"
 
 
 class Registry:
-    """`home` need not exist before the first change. `warn` is for pools that are opened (Pool.warn)."""
+    """`home` need not exist before the first change. `warn` and `scope` are for pools that are opened (Pool.warn,
+    Pool.scope); with a scope, no other pool is known.
+    """
 
-    def __init__(self, home: Path, warn: Callable[[str], object] = lambda text: None) -> None:
+    def __init__(
+        self, home: Path, warn: Callable[[str], object] = lambda text: None, scope: DatasetName | None = None
+    ) -> None:
         self.home = home
         self.warn = warn
+        self.scope = scope
 
     def pools(self) -> dict[str, Path]:
         """Where each known pool lies, by name."""
         try:
             content = json.loads((self.home / FILE).read_bytes())
-            return {parse_pool(name): _path(text) for name, text in sorted(content.items())}
+            found = {parse_pool(name): _path(text) for name, text in sorted(content.items())}
+            return {name: path for name, path in found.items() if self.scope is None or name == self.scope.pool}
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError, TypeError, Refused) as error:
@@ -46,7 +52,7 @@ class Registry:
 
     def open(self, name: str, wait: float = 5.0) -> Pool:
         pool = Pool.open(self.path(name), name, wait)
-        pool.warn = self.warn
+        pool.warn, pool.scope = self.warn, self.scope
         return pool
 
     def add(self, name: str, path: Path) -> None:
@@ -83,6 +89,8 @@ class Registry:
                 self._write_buried([p for p in self.buried() if p != path])
 
     def _change(self) -> AbstractContextManager[None]:
+        if self.scope is not None:
+            raise Refused("cannot change which pools are known: permission denied")
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LocalStore(self.home).lock("pools", wait=5.0, busy=f"{self.home / FILE} is busy")
 

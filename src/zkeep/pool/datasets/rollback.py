@@ -31,7 +31,7 @@ def plan_rollback(view: View, name: SnapshotName, options: Options) -> Plan:
         reason = "more recent snapshots or bookmarks exist"
         what = "snapshots and bookmarks"
         raise _refused(name, reason, "-r", what, [str(thing.name) for thing in things])
-    clones = [c.name.text for s in newer for c in view.tree.clones(s.dataset, s.txg)]
+    clones = [view.pool.called(c) for s in newer for c in view.tree.clones(s.dataset, s.txg)]
     if clones and not options.clones:
         raise _refused(name, "clones of previous snapshots exist", "-R", "clones and dependents", clones)
     if options.clones:

@@ -91,6 +91,8 @@ class View:
 
     def get(self, thing: Thing, name: str) -> Answer:
         """The value of the property `name` (see properties.find); None where it does not apply."""
+        if self.pool.is_above_scope(head(thing).name):
+            return self._get_above(head(thing), name)
         if name.startswith(("written@", "written#")):
             return Answer(self._written_since(thing, name))
         prop = properties.find(name)
@@ -99,6 +101,26 @@ class View:
         if prop.name in derived.TABLE:
             return derived.TABLE[prop.name](self, thing)
         return self.setting(thing, prop) if prop.can_be_set else Answer(None)
+
+    def _get_above(self, dataset: Dataset, name: str) -> Answer:
+        """What a client is told of a dataset above its own: that it is there, and as large as what the client has."""
+        prop, own = properties.find(name), self.pool.scope and self.pool.find(self.pool.scope)
+        if prop is None or properties.is_user(prop) or not applies(prop, dataset):
+            return Answer(None)
+        if prop.name in ("name", "type", "mounted"):
+            return derived.TABLE[prop.name](self, dataset)
+        if prop.name in ("used", "usedbychildren", "available") and own:
+            return self.get(own, "available" if prop.name == "available" else "used")
+        if prop.can_be_set:
+            return Answer(_typed(prop, prop.default), "default")
+        return Answer(0 if prop.kind in ("size", "count") else None)
+
+    def within(self, dataset: Dataset, depth: int | None = None) -> Iterator[Dataset]:
+        """The dataset and what lies below it, to `depth` levels, as far as it may be shown; by name."""
+        pool = self.pool
+        for each in self.tree.within(dataset, depth):
+            if pool.sees(each.name) or pool.is_above_scope(each.name):
+                yield each
 
     def policy(self, dataset: Dataset, name: str) -> str:
         """The value that zkeep acts on: one that was set here, on the dataset or above it, or the default.
@@ -152,7 +174,11 @@ class View:
 
     def available(self, dataset: Dataset) -> int:
         """What the disk and the quotas on the way up leave."""
-        rooms = [self.free(), *self._rooms(dataset)]
+        levels = [level for level, _ in self.quotas(dataset) if self.pool.sees(level.name)]
+        if self.pool.scope is not None and levels:  # what others leave of the disk, or of a common quota, is not told
+            rooms = [limit - self._taken(level) for level, limit in self.quotas(dataset) if level in levels]
+        else:
+            rooms = [self.free(), *self._rooms(dataset)]
         if refquota := int(self.policy(dataset, "refquota")):
             rooms.append(refquota - self.figures(dataset).referenced.stored)
         return max(0, min(rooms))
@@ -182,7 +208,10 @@ class View:
         self, dataset: Dataset, apart_from: str = "", settings: Mapping[str, str | None] = NO_SETTINGS
     ) -> Iterator[int]:
         for level, limit in self.quotas(dataset, settings):
-            yield limit - self.charged(level) - self.reserved(level, apart_from)
+            yield limit - self._taken(level, apart_from)
+
+    def _taken(self, level: Dataset, apart_from: str = "") -> int:
+        return self.charged(level) + self.reserved(level, apart_from)
 
     def charged(self, level: Dataset) -> int:
         """The bytes that a quota counts: what is used, and what came beside the records (charge.py)."""

@@ -29,6 +29,8 @@ class Target:
     within: DatasetName
     """The dataset that the user named: except for `origin`, nothing outside of it is looked up or changed."""
     force: bool = False
+    append_only: bool = False
+    """No snapshot is destroyed, also with `force`."""
     resumable: bool = False
     dry_run: bool = False
     """Nothing is stored: the pool is a rehearsal."""
@@ -162,6 +164,11 @@ def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: T
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
             f"(that is @{newer[-1].doc['name']}): roll back with -F"
         )
+    if newer and target.append_only:
+        raise Refused(
+            f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
+            f"(that is @{newer[-1].doc['name']}): permission denied: newer snapshots are not destroyed here"
+        )
     refuse_needed(pool, where, newer)
     return newer
 
@@ -196,9 +203,9 @@ def refuse_needed(pool: Pool, where: str, doomed: Sequence[Snapshot]) -> None:
             raise Refused(f"{where}: cannot roll back: {snapshot.name} is held ({', '.join(sorted(snapshot.holds))})")
         clones = pool.tree().clones(snapshot.dataset, snapshot.txg)
         if clones:
-            raise Refused(f"{where}: cannot roll back: {clones[0].name} is a clone of {snapshot.name}")
+            raise Refused(f"{where}: cannot roll back: {pool.called(clones[0])} is a clone of {snapshot.name}")
         if receiving := base_of(known, snapshot):
-            raise Refused(f"{where}: cannot roll back: {snapshot.name}: {needed_by(receiving)}")
+            raise Refused(f"{where}: cannot roll back: {snapshot.name}: {needed_by(pool, receiving)}")
 
 
 def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapshot) -> None:

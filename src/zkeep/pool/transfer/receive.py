@@ -56,6 +56,8 @@ class ReceiveOptions:
     exclude: list[str] = field(default_factory=list)
     abort: bool = False
     skip_holds: bool = False
+    append_only: bool = False
+    """No snapshot is destroyed, whatever `force` and the stream say."""
     on_snapshot: Callable[[Arrival], None] = _ignore
     on_progress: Callable[[str, int], None] | None = None
     """Called, as records come in, with the name of the snapshot that is received and its bytes so far."""
@@ -111,7 +113,7 @@ class _Receiver:
         self._names.top = self._header.top
         if self._names.snapshot:
             raise Refused("cannot receive: a package of several snapshots goes to a dataset, not to one snapshot")
-        self._replicate_names(force=self._options.force)
+        self._replicate_names(force=self._options.force and not self._options.append_only)
 
     def _replicate_names(self, *, force: bool) -> None:
         if self._header.incremental:
@@ -196,6 +198,7 @@ class _Receiver:
             name=name,
             snapshot=self._names.snapshot or snapshot,
             force=self._options.force,
+            append_only=self._options.append_only,
             resumable=self._options.resumable,
             dry_run=self._options.dry_run,
             within=self._names.target,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from zkeep.errors import TryAgain
 from zkeep.format.records import Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge
@@ -19,7 +20,7 @@ from zkeep.pool.timeline.ingest import Mark, Tally
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import ReceivePlan, Target, nearest
 from zkeep.pool.transfer.begin_rules import ZVOL
-from zkeep.pool.transfer.reserve import Charges, Reservation, kept_bytes
+from zkeep.pool.transfer.reserve import KIND, Charges, Reservation, kept_bytes
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
 
@@ -210,3 +211,19 @@ def token_of(doc: Doc) -> Token:
         fromguid=doc["fromguid"],
         features=Feature(doc["features"]),
     )
+
+
+def under_way(pool: Pool) -> list[DatasetName]:
+    """The datasets in the pool's scope that are being received into now."""
+    found = set()
+    for key, doc in pool.catalog.scan("receive"):
+        level = (pool.catalog.get(KIND, key) or {}).get("dataset", 0)
+        dataset = pool.tree().get(int(key) if key.isdecimal() else int(level))
+        if dataset is None or not pool.sees(dataset.name) or (doc["new"] and not doc["resumable"]):
+            continue
+        try:
+            with pool.store.lock(f"receive-{doc['txg']:x}", shared=True):
+                pass  # it is a partial one, and nobody is at it
+        except TryAgain:
+            found.add(dataset.name)
+    return sorted(found)

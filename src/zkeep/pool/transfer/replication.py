@@ -199,10 +199,10 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
     if snapshot.holds:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: it is held")
     if clones := pool.tree().clones(snapshot.dataset, snapshot.txg):
-        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {clones[0].name} is its clone")
+        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {pool.called(clones[0])} is its clone")
     receiving = base_of(bases(pool), snapshot)
     if receiving and not (whole and receiving.id == snapshot.dataset.id):
-        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(receiving)}")
+        raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(pool, receiving)}")
 
 
 def _rename_snapshots(pool: Pool, t: Transaction, header: PackageHeader, matched: dict[int, PackageDataset]) -> None:

@@ -1,0 +1,205 @@
+"""One connection of zkeep server: what the client asked for is parsed, judged, and run within this process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from zkeep.cli import main, usage
+from zkeep.cli.home import confined, opened
+from zkeep.cli.sink import wired
+from zkeep.cli.text import safe
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import DatasetName, shown
+from zkeep.pool.datasets.properties import parse_size
+from zkeep.server.access import DEFAULT, Access, parse_roles
+from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
+from zkeep.server.rules import BadCall, Call
+from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
+from zkeep.server.wire import Wire, watch
+
+BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.restore", "zkeep.snapshot", "cryptography")
+"""Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the administrator says in the forced command. `idle` in seconds, `rate` in bytes a second; 0: no limit."""
+
+    access: Access
+    client: str
+    idle: float
+    rate: int
+
+    @classmethod
+    def parse(cls, root: str, roles: Sequence[str], client: str, idle: str, rate: str) -> Settings:
+        access = Access(DatasetName.parse(root), parse_roles(roles or DEFAULT))
+        try:
+            seconds = float(idle)
+            if not 0 <= seconds <= 1e9:
+                raise ValueError(idle)
+        except ValueError:
+            raise WrongUsage(f"--idle takes a number of seconds, not {shown(idle)}") from None
+        try:
+            speed = parse_size(rate)
+        except ValueError:
+            raise WrongUsage(f"--rate takes bytes a second, like 10M, not {shown(rate)}") from None
+        return cls(access, client, seconds, speed)
+
+    def line(self, client: str) -> str:
+        """The forced command, for sh; `{client}` stands for the fingerprint of a key."""
+        home = os.environ.get("ZKEEP_HOME")
+        words = ["env", f"ZKEEP_HOME={os.path.abspath(home)}"] if home else []
+        words += [_own_path(), "server", "--root", self.access.root.text]
+        words += ["--allow", ",".join(sorted(self.access.roles)), "--client"]
+        words += [client] if client else []
+        extra = [] if self.idle == 3600 else ["--idle", f"{self.idle:g}"]
+        extra += ["--rate", str(self.rate)] if self.rate else []
+        return " ".join([shlex.join(words), *([] if client else ["{client}"]), shlex.join(extra)]).strip()
+
+
+def _own_path() -> str:
+    """The program's file: what ssh runs has another PATH than a terminal."""
+    found = shutil.which(sys.argv[0]) or shutil.which("zkeep")
+    return os.path.abspath(found) if found else "zkeep"
+
+
+def serve(line: str, settings: Settings) -> int:
+    """Do what a command line asks for; returns the exit status."""
+    os.environ.pop("ZKEEP_DEBUG", None)
+    watch(settings.idle)
+    with _blind(), confined(settings.access.root):
+        return _Connection(settings).script(parse(line))
+
+
+@contextmanager
+def _blind() -> Iterator[None]:
+    """Inside, what decrypts cannot be imported."""
+    missing = [name for name in BARRED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in missing:
+            sys.modules.pop(name, None)
+
+
+class _Connection:
+    """Runs the steps of a script, one after the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._access = settings.access
+
+    def script(self, script: Script, depth: int = 0) -> int:
+        status = 0
+        for step in script.steps:
+            if step.after == ";" or (step.after == "&&") == (status == 0):
+                status = self._step(step, depth)
+        return status
+
+    def _step(self, step: Step, depth: int) -> int:
+        if isinstance(step.what, Choice):
+            condition = self.script(step.what.condition, depth)
+            return self.script(step.what.otherwise if condition else step.what.then, depth)
+        return self._pipeline(step.what, depth)
+
+    def _pipeline(self, pipeline: Pipeline, depth: int) -> int:
+        """Run a pipeline; its errors go where the client wants them."""
+        command = acting(pipeline)
+        with _redirected(command.redirects):
+            try:
+                return self._run(understand(pipeline, self._access, depth), depth)
+            except BaseException as error:
+                status = main.report(called(command), error)
+                if isinstance(error, BadCall):
+                    _print_usage(error.verb)
+                return status
+
+    def _run(self, flow: Flow, depth: int) -> int:
+        action: Action = flow.action
+        if isinstance(action, Script):
+            return self.script(action, depth + 1)
+        if isinstance(action, Say):
+            sys.stdout.write(action.text)
+            sys.stdout.flush()
+            return action.status
+        if isinstance(action, Receives):
+            return self._list_receives()
+        return self._call(action, flow)
+
+    def _call(self, call: Call, flow: Flow) -> int:
+        if call.verb in ("mount", "umount", "unmount"):
+            return _mount(call)
+        wire = Wire(self._settings.idle, self._settings.rate, flow.filters)
+        with wired(wire):
+            status = main.call(call.program, call.words())
+            if status == 0 and call.verb == "send":
+                wire.finish()
+        return status
+
+    def _list_receives(self) -> int:
+        """As ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`."""
+        from zkeep.pool.transfer.registration import under_way
+
+        with opened(self._access.root) as pool:
+            names = under_way(pool)
+        sys.stdout.write("".join(f"zfs receive {name}\n" for name in names))
+        return 0
+
+
+def _mount(call: Call) -> int:
+    """Nothing is mounted for a client; tools that try are told so in zfs's words."""
+    for text in call.arguments:
+        with opened(DatasetName.parse(text)) as pool:
+            name = pool.dataset(DatasetName.parse(text)).name
+        why = "encryption key not loaded" if call.verb == "mount" else "not currently mounted"
+        raise Refused(f"cannot {call.verb.replace('um', 'unm')} '{name}': {why}")
+    return 0
+
+
+def _print_usage(verb: str) -> None:
+    """How a verb is called, as zfs prints it: tools look for options in it."""
+    if verb not in main.VERBS:
+        return
+    with main.cli.make_context("zfs", [], resilient_parsing=True) as context:
+        command = main.cli.get_command(context, verb)
+        lines = usage.lines(command, verb) if command else []
+    print("usage:", *(f"\t{safe(line)}" for line in lines), sep="\n", file=sys.stderr)
+
+
+@contextmanager
+def _redirected(redirects: Sequence[Redirect]) -> Iterator[None]:
+    """Let standard streams go elsewhere inside."""
+    if not redirects:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {fd: os.dup(fd) for fd in (0, 1, 2)}
+    try:
+        for redirect in redirects:
+            _redirect(redirect)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, copy in saved.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+
+
+def _redirect(redirect: Redirect) -> None:
+    if redirect is Redirect.ERRORS_TO_OUTPUT:
+        os.dup2(1, 2)
+    elif redirect is Redirect.OUTPUT_TO_ERRORS:
+        os.dup2(2, 1)
+    else:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, {Redirect.DROP_ERRORS: 2, Redirect.DROP_OUTPUT: 1, Redirect.NO_INPUT: 0}[redirect])
+        os.close(null)

@@ -1,0 +1,223 @@
+"""Compressions that a stream may have on its way: undone, or done, within this process and in bounded memory.
+
+Raw streams do not compress, so these are for tools that compress by default.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from zkeep.errors import BadStream, ZkeepError
+
+PIECE = 1 << 20
+"""Bytes that are unpacked at most at a time, however little they came from."""
+MEMORY = 1 << 27
+"""Bytes of the window that a packed stream may ask for; more than the programs' own highest levels use."""
+_ANY = ((), ("-c",))
+_DECOMPRESS = (("-d",), ("-dc",), ("-c", "-d"), ("-dfc",), ("-cd",))
+
+
+def _each(kind: str, *calls: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    return {letters: kind for call in calls for letters in call}
+
+
+DECOMPRESSORS = {
+    **{name: _each("gzip", _DECOMPRESS) for name in ("gzip", "pigz")},
+    **{name: _each("gzip", _ANY) for name in ("zcat", "gunzip", "gzcat", "unpigz")},
+    **{name: _each("zstd", _DECOMPRESS) for name in ("zstd", "pzstd", "zstdmt")},
+    "zstdcat": _each("zstd", _ANY),
+    "xz": _each("xz", _DECOMPRESS),
+    "lz4": _each("lz4", _DECOMPRESS),
+    **{name: _each("bzip2", _DECOMPRESS) for name in ("bzip2", "pbzip2")},
+    "lzop": _each("lzop", _DECOMPRESS),
+}
+"""By program and sorted options, those of levels and threads left out: the compression that it undoes."""
+COMPRESSORS = {
+    **{name: _each("gzip", _ANY) for name in ("gzip", "pigz")},
+    **{name: _each("zstd", _ANY) for name in ("zstd", "pzstd", "zstdmt")},
+    "lz4": _each("lz4", _ANY),
+}
+_LZOP = "/usr/bin/lzop"
+"""The one program that is run, with fixed arguments: Python has no such decompressor."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """`packing`: a compression to undo or do, or none; `rate`: bytes each second, or 0 for no limit."""
+
+    packing: str = ""
+    rate: int = 0
+
+
+def available(name: str) -> bool:
+    """Whether tools are told that the program is here."""
+    if name == "lzop":
+        return os.access(_LZOP, os.X_OK)
+    return name in ("mbuffer", "pv") or name in DECOMPRESSORS or name in COMPRESSORS
+
+
+def unpacked(source: BinaryIO, packing: str) -> BinaryIO:
+    """What a packed stream holds, as it comes."""
+    if packing == "lzop":
+        # Reads standard input itself; ends when that ends, or when nobody reads from it any more.
+        command = [_LZOP, "-dc"]
+        null = subprocess.DEVNULL
+        run = subprocess.Popen(command, stdin=0, stdout=subprocess.PIPE, stderr=null, env={})  # noqa: S603
+        return cast(BinaryIO, _Program(run))
+    return cast(BinaryIO, _Unpacked(_READERS[packing](source), packing))
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, reader: Any, packing: str) -> None:
+        self._reader = reader
+        self._packing = packing
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        view = memoryview(room).cast("B")
+        try:
+            piece = self._reader.read1(min(len(view), PIECE))
+        except Exception as error:
+            if isinstance(error, ZkeepError) or not isinstance(error, _errors()):
+                raise
+            raise BadStream(f"its {self._packing} data are damaged or cut short: {error}", self._at) from None
+        view[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise for data that are not theirs."""
+    import lzma
+    import zlib
+
+    import zstandard
+
+    own = lzma.LZMAError, zlib.error, zstandard.ZstdError
+    return EOFError, MemoryError, RuntimeError, ValueError, OSError, *own
+
+
+class _Program(io.RawIOBase):
+    """The output of a program, which must have ended well."""
+
+    def __init__(self, run: subprocess.Popen[bytes]) -> None:
+        self._run = run
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        assert self._run.stdout is not None
+        piece = self._run.stdout.read1(min(len(room), PIECE))  # type: ignore[attr-defined]
+        if not piece and self._run.wait() != 0:
+            raise BadStream("its lzop data are damaged or cut short", 0)
+        room[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed and self._run.poll() is None:
+            self._run.kill()
+            self._run.wait()
+        super().close()
+
+
+def _lzma() -> Any:
+    import lzma
+
+    return lzma.LZMADecompressor(memlimit=MEMORY)
+
+
+class _Xz:
+    """Reads several xz streams in a row, within MEMORY."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._unpacker = _lzma()
+        self._left = b""
+        self._begun = False
+
+    def read1(self, size: int) -> bytes:
+        while True:
+            if self._unpacker.eof:
+                self._left = self._unpacker.unused_data
+                self._unpacker, self._begun = _lzma(), False
+            if not self._left and self._unpacker.needs_input:
+                self._left = self._source.read(1 << 16)
+                if not self._left:
+                    if self._begun:
+                        raise EOFError("it ends too early")
+                    return b""
+            piece, self._left, self._begun = self._left, b"", True
+            found: bytes = self._unpacker.decompress(piece, size)
+            if found:
+                return found
+
+
+def _gzip(source: BinaryIO) -> Any:
+    import gzip
+
+    return gzip.GzipFile(fileobj=cast(Any, source), mode="rb")
+
+
+def _bzip2(source: BinaryIO) -> Any:
+    import bz2
+
+    return bz2.BZ2File(cast(Any, source))
+
+
+def _zstd(source: BinaryIO) -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=MEMORY).stream_reader(source, read_across_frames=True)
+
+
+def _lz4(source: BinaryIO) -> Any:
+    import lz4.frame
+
+    return lz4.frame.LZ4FrameFile(source)
+
+
+_READERS: dict[str, Callable[[BinaryIO], Any]] = {
+    "gzip": _gzip,
+    "bzip2": _bzip2,
+    "xz": _Xz,
+    "zstd": _zstd,
+    "lz4": _lz4,
+}
+
+
+def packer(packing: str) -> Any:
+    """An object with compress(piece) and flush(), for a stream that goes out."""
+    if packing == "gzip":
+        import zlib
+
+        return zlib.compressobj(1, wbits=zlib.MAX_WBITS | 16)
+    if packing == "zstd":
+        import zstandard
+
+        return zstandard.ZstdCompressor(1).compressobj()
+    import lz4.frame
+
+    return _Lz4Packer(lz4.frame.LZ4FrameCompressor())
+
+
+class _Lz4Packer:
+    def __init__(self, packer: Any) -> None:
+        self._packer = packer
+        self._begun = False
+
+    def compress(self, piece: Any) -> bytes:
+        head: bytes = b"" if self._begun else self._packer.begin()
+        self._begun = True
+        return head + bytes(self._packer.compress(bytes(piece)))
+
+    def flush(self) -> bytes:
+        return (b"" if self._begun else bytes(self._packer.begin())) + bytes(self._packer.flush())
