@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
@@ -71,8 +71,6 @@ def receive_verb(
 
     meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
     tell = _arrival_printer(dry_run, meter) if verbose else None
-    if drop_pool and last_only:
-        raise WrongUsage("-d and -e exclude each other")
     name, elsewhere = parse_any(target), drop_pool or last_only
     if abort:
         _check_abort(name, elsewhere or dry_run or resumable or unmounted)
@@ -83,7 +81,7 @@ def receive_verb(
         dry_run=dry_run,
         resumable=resumable,
         force=force,
-        name_from="d" if drop_pool else "e" if last_only else None,
+        name_from=_name_from(drop_pool, last_only),
         set_properties=given,
         exclude=excluded,
         abort=abort,
@@ -100,6 +98,12 @@ def receive_verb(
             receive(pool, source, target, wanted)
         if force and not dry_run:
             _give_back(pool, dataset_of(name))
+
+
+def _name_from(drop_pool: bool, last_only: bool) -> Literal["d", "e"] | None:
+    if drop_pool and last_only:
+        raise WrongUsage("-d and -e exclude each other")
+    return "d" if drop_pool else "e" if last_only else None
 
 
 def _check_abort(name: Name, others: bool) -> None:

@@ -15,6 +15,9 @@ from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.model import Dataset, Pool
 
 
+_NO_KEY = "no key is ever used for clients; take it where the data lives and send it here, or mark one: zfs bookmark"
+
+
 @click.command("snapshot")
 @click.option("-r", "recursive", is_flag=True, help="Also of all encrypted datasets below that were made here.")
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property of the snapshots.")
@@ -54,6 +57,8 @@ def snapshot_verb(
     for text in names:
         name = SnapshotName.parse(text)
         with opened(name) as pool:
+            if pool.scope is not None:
+                raise Refused(f"cannot create snapshot {pool.dataset(name.dataset).name}@{name.name}: {_NO_KEY}")
             if source.source is None:
                 _take_states(pool, name, recursive, locations)
             else:
