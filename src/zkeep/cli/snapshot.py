@@ -14,7 +14,6 @@ from zkeep.names import SnapshotName
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.model import Dataset, Pool
 
-
 _NO_KEY = "no key is ever used for clients; take it where the data lives and send it here, or mark one: zfs bookmark"
 
 
