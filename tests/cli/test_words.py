@@ -189,14 +189,14 @@ def test_a_script_for_each_shell(shell: str, capsys: pytest.CaptureFixture[str],
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("zkeep se", {"send", "set"}),
+        ("zkeep se", {"send", "server", "set"}),
         ("zkeep pool sc", {"scrub"}),
         ("zkeep list va", {"vault", "vault/a", "vault/b"}),
         ("zkeep get used vault/a", {"vault/a"}),
         ("zkeep destroy vault/a@", {"vault/a@mon", "vault/a@tue"}),
         ("zkeep send -w vault/a@m", {"vault/a@mon"}),
         ("zkeep pool scrub v", {"vault"}),
-        ("zkeep receive --", {"--help"}),
+        ("zkeep receive --", {"--append-only", "--help"}),
     ],
 )
 def test_what_a_shell_is_offered(
