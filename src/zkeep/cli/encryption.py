@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,12 +92,48 @@ def new_keys(pool: Pool, name: DatasetName, asked: dict[str, str]) -> NewKeys | 
     return _own(asked, suite, name)
 
 
+def keys_below(pool: Pool, name: DatasetName, asked: dict[str, str], known: Sequence[bytes]) -> NewKeys:
+    """The keys of a dataset that is received in clear and must be encrypted: it inherits unless it gets its own.
+
+    `known`: wrapping keys that need not be loaded.
+
+    Raises:
+        Refused, WrongUsage: the options contradict one another or the dataset above, or its key is not to be had.
+    """
+    where = f"cannot receive {name}"
+    encryption = asked.get("encryption", "on")
+    if encryption not in SUITES:
+        raise Refused(f"{where}: 'encryption' must be one of 'on | {' | '.join(list(SUITES)[1:])}'")
+    if "keyformat" in asked:
+        return _own({"keylocation": "prompt", **asked}, SUITES[encryption], name)
+    root = _root_above(pool, name)
+    if root is None:
+        raise Refused(f"{where}: Keyformat required for new encryption root: add -o keyformat=raw|hex|passphrase")
+    if others := [option for option in OPTIONS[1:] if option in asked]:
+        raise Refused(f"{where}: Keyformat required for new encryption root, to set {others[0]}")
+    suite = SUITES[encryption] if "encryption" in asked else _suite_of(root)
+    return _inherited(pool, root, suite, where, known)
+
+
+def loaded_key_of(pool: Pool, dataset: Dataset, where: str) -> bytes:
+    """The wrapping key of an encrypted dataset. Raises Refused: it is not loaded."""
+    from zkeep.crypto.unwrap import WrappedKeys
+
+    for record in keyrecords.distinct(keyrecords.of_dataset(pool, dataset)):
+        found = _loaded_key(WrappedKeys.of(record.fields), ())
+        if found is not None:
+            return found
+    root = encryption_root(View(pool), dataset) or dataset
+    raise Refused(f"{where}: the key of '{root.name}' is not loaded: zkeep load-key {root.name}")
+
+
 def _root_above(pool: Pool, name: DatasetName) -> Dataset | None:
+    """The encryption root of the nearest dataset above that is encrypted."""
     above = name.parent
     while above is not None:
         found = pool.find(above)
-        if found is not None:
-            return encryption_root(View(pool), found)
+        if found is not None and (root := encryption_root(View(pool), found)) is not None:
+            return root
         above = above.parent
     return None
 
@@ -125,13 +163,13 @@ def _own(asked: dict[str, str], suite: int, name: DatasetName) -> NewKeys:
     return NewKeys(wrapped, {"crypt": _crypt(wrapped), "encroot": True, "local": {"keylocation": location}}, key, True)
 
 
-def _inherited(pool: Pool, root: Dataset, suite: int, where: str) -> NewKeys:
+def _inherited(pool: Pool, root: Dataset, suite: int, where: str, known: Sequence[bytes] = ()) -> NewKeys:
     """A master key of its own, wrapped by the encryption root's wrapping key."""
     from zkeep.crypto.unwrap import WrappedKeys, wrap
 
     for record in keyrecords.distinct(keyrecords.of_dataset(pool, root)):
         like = WrappedKeys.of(record.fields)
-        found = _loaded_key(like)
+        found = _loaded_key(like, known)
         if found is not None:
             key = found
             wrapped = wrap(_fresh(suite), key, like.keyformat, like.iterations, like.salt)
@@ -139,10 +177,12 @@ def _inherited(pool: Pool, root: Dataset, suite: int, where: str) -> NewKeys:
     raise Refused(f"{where}: the key of '{root.name}', which it inherits, is not loaded: zkeep load-key {root.name}")
 
 
-def _loaded_key(wrapped: WrappedKeys) -> bytes | None:
-    """The loaded wrapping key that opens a key record."""
+def _loaded_key(wrapped: WrappedKeys, known: Sequence[bytes]) -> bytes | None:
+    """The wrapping key that opens a key record: one of these, or a loaded one."""
     from zkeep.crypto.unwrap import WrongKey, key_that_opens
 
+    with suppress(WrongKey):
+        return key_that_opens(known, wrapped)
     try:
         with client.borrowed() as loaded:
             return bytes(key_that_opens(loaded, wrapped))

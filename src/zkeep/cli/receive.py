@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
+from zkeep.cli import encryption
 from zkeep.cli.home import Name, dataset_of, opened, settings, widen
 from zkeep.cli.progress import Meter
+from zkeep.cli.reencryption import Intake, refuse_missing_key
 from zkeep.cli.sink import stream_input
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Damaged, Refused, WrongUsage
@@ -59,13 +61,16 @@ def receive_verb(
     """Store the send stream that comes on standard input.
 
     All or nothing: a snapshot is there once all of it is verified and on the disk. Raw streams ('zfs send -w')
-    are stored as they come and can never be read here; others are refused unless 'blind' is off.
+    are stored as they come. Plain ones below an encrypted dataset whose key is loaded are encrypted on arrival, with
+    its key or with one of their own (-o encryption=on -o keyformat=raw -o keylocation=file:///path). Elsewhere they
+    are refused unless 'blind' is off.
 
     \b
         zfs send -Rw tank/home@monday | ssh vault zkeep receive -s vault/home
         zfs send -w -i @monday tank/home@tuesday | ssh vault zkeep receive vault/home
         zkeep get -H -o value receive_resume_token vault/home
         zfs send -w tank/home@monday | ssh vault zkeep receive -cv vault/home@monday
+        zfs send -R tank/plain@monday | zkeep receive -x encryption vault/secret/plain
     """
     from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
@@ -76,7 +81,7 @@ def receive_verb(
         _check_abort(name, elsewhere or dry_run or resumable or unmounted)
     if corrective:
         _check_corrective(abort or elsewhere or resumable or force or bool(options or exclude))
-    given, excluded = _wishes(options, exclude)
+    asked, given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
         dry_run=dry_run,
         resumable=resumable,
@@ -88,12 +93,15 @@ def receive_verb(
         skip_holds=skip_holds,
         append_only=append_only,
         on_progress=meter,
+        intake=Intake(asked, excluded),
         **({"on_snapshot": tell} if tell else {}),
     )
     _check_input(abort)
     with opened(name) as pool, stream_input() as source:
         if corrective:
             return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
+        if "encryption" in excluded:
+            refuse_missing_key(pool, dataset_of(name), below=bool(elsewhere))
         with _explained(target), meter or nullcontext():
             receive(pool, source, target, wanted)
         if force and not dry_run:
@@ -202,16 +210,16 @@ def _explained(target: str) -> Iterator[None]:
         raise Refused(f"cannot receive {target}: {error.strerror or error}") from None
 
 
-def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Check what -o sets and -x excludes."""
-    given, excluded = _checked(options), [_known(prop) for prop in exclude]
-    if twice := [prop for prop in excluded if prop in given or excluded.count(prop) > 1]:
+def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Check what -o sets, first what concerns encryption, and what -x excludes."""
+    asked, others = encryption.split(settings(options))
+    given, excluded = _checked(others), [_known(prop) for prop in exclude]
+    if twice := [prop for prop in excluded if prop in {**given, **asked} or excluded.count(prop) > 1]:
         raise WrongUsage(f"property '{twice[0]}' specified multiple times")
-    return given, excluded
+    return asked, given, excluded
 
 
-def _checked(options: Sequence[str]) -> dict[str, str]:
-    given = settings(options)
+def _checked(given: dict[str, str]) -> dict[str, str]:
     origin = {"origin": given.pop("origin")} if "origin" in given else {}
     return origin | dict(properties.check(name, value) for name, value in given.items())
 

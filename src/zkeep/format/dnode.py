@@ -33,10 +33,22 @@ SECTOR = 512
 MAX_LEVELS = 13
 "As many as the narrowest tree (4 KiB indirect blocks, 32 pointers each) over 2^64 bytes could have, and more."
 MAX_POINTERS = 3
+SYSTEM_ATTRIBUTES = 44
+"DMU_OT_SA: a bonus of this type leaves room for one block pointer only."
 HAS_SPILL = 1 << 2
 "dn_flags: the only one that travels, and is authenticated."
 
 _CORE = {order: struct.Struct(mark + "8B2HB3xQQ32x") for order, mark in (("little", "<"), ("big", ">"))}
+
+
+def pointers_beside(bonustype: int, bonuslen: int, slots: int = 1) -> int:
+    """How many block pointers a dnode has beside its bonus buffer.
+
+    Source: OpenZFS module/zfs/dmu_recv.c deduce_nblkptr().
+    """
+    if bonustype == SYSTEM_ATTRIBUTES:
+        return 1
+    return min(MAX_POINTERS, 1 + (slots * SLOT - CORE - POINTER - bonuslen) // POINTER)
 
 
 class BadDnode(ValueError):

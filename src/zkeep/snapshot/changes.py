@@ -28,7 +28,9 @@ class ObjectChange:
 
     `keep`: blocks of the object of this number in the base stay, but for those given; else the object is a new one.
     `last`: the highest block number that it has, or ever had; -1 if it never had one.
-    `spill`: the content of its spill block, None for none; "keep" for the one of the base.
+    `spill`: the content of its spill block, None for none; "keep" for the one of the base. It is read when all blocks
+    were given, as a stream brings it behind them.
+    `slots`: of 512 bytes that its dnode takes. `checksum`, `compress`: fields of a dnode, 0 to go with the dataset.
     """
 
     number: int
@@ -40,6 +42,9 @@ class ObjectChange:
     bonustype: int = ObjectType.SA
     spill: bytes | str | None = None
     keep: bool = False
+    slots: int = 1
+    checksum: int = 0
+    compress: int = 0
 
 
 class HoleRun:

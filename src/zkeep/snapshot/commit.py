@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryFile
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
@@ -25,7 +25,9 @@ from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
+from zkeep.pool.types import Doc
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import METADNODE, SnapshotWriter
@@ -35,6 +37,8 @@ FILESYSTEM, VOLUME = 2, 3
 LARGE = 128 << 10
 MADE_HERE = "made_here"
 "Field of a snapshot's document: its records were made here, and not received."
+REENCRYPTED = "reencrypted"
+"Field of a snapshot's document: its records were encrypted here, from a plain stream."
 STEP = "step"
 "Field of a snapshot's document: it holds a part of what will be another, which was being made."
 Fill = Callable[[SnapshotWriter, OpenSnapshot | None], bool | None]
@@ -97,22 +101,67 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key)) if last is not None else None
-        opening = _opening(new, last, base, wrapped)
-        target = Target(
-            new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
+        group = Group(
+            begin=Begin(
+                creation_time=int(time.time()),
+                type=new.objset_type,
+                toguid=new_guid(),
+                fromguid=last.guid if last is not None else 0,
+            ),
+            features=new.features,
+            target=Target(
+                new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
+            ),
+            compress=new.compress,
+            wrapped=wrapped,
+            keys=keys,
+            step_fields={MADE_HERE: True},
         )
+        return write_group(pool, group, base, fill)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One transaction group that is written here. `begin`: its guids, time, type and flags; the rest follows."""
+
+    begin: Begin
+    features: Feature
+    "Beside those that the base has."
+    target: Target
+    compress: Compress
+    wrapped: WrappedKeys
+    keys: MasterKeys
+    step_fields: Doc = field(default_factory=dict)
+    "Fields of the snapshot's document if it is a step."
+
+
+def write_group(
+    pool: Pool, group: Group, base: OpenSnapshot | None, fill: Fill, charges: Charges | None = None
+) -> Snapshot:
+    """Write what `fill` gives, after `base`, into a dataset, and commit it.
+
+    If there is more to come it becomes a step: a snapshot with a guid and a name of its own.
+
+    Raises:
+        Refused: the dataset cannot take it (see admit).
+    """
+    target = group.target
+    opening = _opening(group, base)
+    with ExitStack() as stack:
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
-        session = stack.enter_context(open_session(pool, event, target))
+        session = stack.enter_context(open_session(pool, event, target, charges))
         spool = stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
         toguid = opening.begin.toguid
-        writer = SnapshotWriter(keys, toguid, new.compress, session.add, base, new.objset_type, spool)
+        writer = SnapshotWriter(group.keys, toguid, group.compress, session.add, base, group.begin.type, spool)
         stack.enter_context(writer)
         writer.start(fletcher4(opening.header + opening.payload, swap=False))
         more = fill(writer, base)
         mac, last_block = writer.finish()
         if more:
-            session.rename(f"step-{toguid:016x}", {MADE_HERE: True, STEP: True})
-        session.complete(_with_mac(opening, mac, last_block, new.name.dataset.snapshot(session.snapshot_name)))
+            toguid = new_guid()
+            session.rename(f"step-{toguid:016x}", {**group.step_fields, STEP: True})
+        name = target.name.snapshot(session.snapshot_name)
+        session.complete(_with_mac(opening, mac, last_block, toguid, name))
         end = End(toguid=toguid)
         return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
 
@@ -131,12 +180,12 @@ def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) 
     return wrapped, unwrap(wrapped, get_key(wrapped))
 
 
-def _opening(new: NewSnapshot, last: Snapshot | None, base: OpenSnapshot | None, wrapped: WrappedKeys) -> Opening:
+def _opening(group: Group, base: OpenSnapshot | None) -> Opening:
     """The BEGIN, but for what only the end knows."""
-    features = Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | new.features
+    features = Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | group.features
     if base is not None:
         features |= base.begin.features & ~Feature.RESUMING
-    crypt = wrapped.fields()
+    crypt = group.wrapped.fields()
     shape = "mdn_indblkshift", "mdn_nlevels", "mdn_nblkptr", "mdn_checksum", "mdn_compress"
     numbers = dict(zip(shape, METADNODE, strict=True)) | {
         "mdn_blksz": 16384,
@@ -151,20 +200,17 @@ def _opening(new: NewSnapshot, last: Snapshot | None, base: OpenSnapshot | None,
     outer.set("crypt_keydata", crypt, NvType.NVLIST)
     outer.align = 8
     payload = encode(outer)
-    begin = Begin(
+    begin = replace(
+        group.begin,
         payloadlen=len(payload),
         versioninfo=HeaderType.SUBSTREAM | int(features) << 2,
-        creation_time=int(time.time()),
-        type=new.objset_type,
-        flags=BeginFlag.FREERECORDS | BeginFlag.SPILL_BLOCK,
-        toguid=new_guid(),
-        fromguid=last.guid if last is not None else 0,
-        toname=str(new.name).encode(),
+        flags=group.begin.flags | BeginFlag.FREERECORDS | BeginFlag.SPILL_BLOCK,
+        toname=str(group.target.name.snapshot(group.target.snapshot)).encode(),
     )
     return Opening(begin.pack("little"), payload, "little")
 
 
-def _with_mac(opening: Opening, mac: bytes, last_block: int, name: SnapshotName) -> Opening:
+def _with_mac(opening: Opening, mac: bytes, last_block: int, toguid: int, name: SnapshotName) -> Opening:
     nvlist = opening.nvlist
     crypt = nvlist["crypt_keydata"] if nvlist is not None else None
     assert nvlist is not None
@@ -172,5 +218,5 @@ def _with_mac(opening: Opening, mac: bytes, last_block: int, name: SnapshotName)
     crypt.set("portable_mac", mac, NvType.UINT8_ARRAY)
     crypt.set("mdn_maxblkid", last_block, NvType.UINT64)
     payload = encode(nvlist)
-    begin = replace(opening.begin, payloadlen=len(payload), toname=str(name).encode())
+    begin = replace(opening.begin, payloadlen=len(payload), toguid=toguid, toname=str(name).encode())
     return Opening(begin.pack("little"), payload, "little")

@@ -25,13 +25,20 @@ from typing import IO
 import numpy as np
 
 from zkeep.crypto.block import MAC, BlockKeys
-from zkeep.crypto.dnodeblock import Metadnode, Stretch, encrypt_dnodes, portable_mac, stretch_of
+from zkeep.crypto.dnodeblock import (
+    Metadnode,
+    Stretch,
+    encrypt_dnodes,
+    has_encrypted_bonus,
+    portable_mac,
+    stretch_of,
+)
 from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Shape
 from zkeep.crypto.unwrap import MasterKeys
 from zkeep.errors import Refused
 from zkeep.format.compress import Compression
 from zkeep.format.compress_writer import Compress, compressor
-from zkeep.format.dnode import SLOTS, Dnode, pointer_prop
+from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
 from zkeep.format.objtypes import ObjectType, is_encrypted
 from zkeep.format.records import (
@@ -49,6 +56,7 @@ from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
 from zkeep.snapshot.metadnode import PROP
 from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.roots import roots_of
 from zkeep.snapshot.verified import VerifiedObject
 
 Buffer = bytes | bytearray | memoryview
@@ -61,7 +69,6 @@ SPOOL = 64 << 20
 INLINE = 32 << 10
 "Bytes of a block that are not worth handing to another thread."
 TO_THE_END = (1 << 64) - 1
-ENDLESS = 1 << 63
 
 
 @dataclass(slots=True)
@@ -131,7 +138,10 @@ class SnapshotWriter:
         held = self._held_in_base(change.number) if change.keep else None
         waiting = self._begun(change, held)
         leaves = self._write_blocks(change, waiting)
-        waiting.roots = self._roots(waiting.dnode, leaves, held)
+        waiting.roots = roots_of(waiting.dnode, leaves, held, self._base.blocks if self._base else None)
+        # Only now it is known whether it has a spill block, which takes room from the bonus.
+        dnode = waiting.dnode._replace(has_spill=change.spill is not None)
+        waiting.dnode = dnode._replace(bonus=change.bonus.ljust(dnode.bonus_room, b"\0") if change.bonus else b"")
         self._write_spill(change, waiting, held)
         self._waiting[change.number] = waiting
 
@@ -162,7 +172,7 @@ class SnapshotWriter:
         return self._base.object(number)
 
     def _begun(self, change: ObjectChange, held: VerifiedObject | None) -> _Waiting:
-        pointers = 1 if change.bonustype else 3
+        pointers = pointers_beside(change.bonustype, len(change.bonus), change.slots)
         last = max(change.last, 0)
         levels = levels_of(last, pointers)
         if held is not None and held.dnode.blksz == change.blksz:
@@ -175,10 +185,10 @@ class SnapshotWriter:
             bonustype=change.bonustype,
             blksz=change.blksz,
             bonuslen=len(change.bonus),
-            slots=1,
-            checksum=0,
-            compress=0,
-            has_spill=change.spill is not None,
+            slots=change.slots,
+            checksum=change.checksum,
+            compress=change.compress,
+            has_spill=False,
             indblkshift=INDIRECT_SHIFT,
             nlevels=levels,
             nblkptr=pointers,
@@ -186,8 +196,6 @@ class SnapshotWriter:
             byteorder="little",
             bonus=b"",
         )
-        if change.bonustype:
-            dnode = dnode._replace(bonus=change.bonus.ljust(dnode.bonus_room, b"\0"))
         return _Waiting(dnode, b"", b"")
 
     def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> dict[int, bytes]:
@@ -271,32 +279,6 @@ class SnapshotWriter:
         made = bytearray(len(content) + MAC)
         self._keys.encrypt_into(self._salt, iv, content, made)
         return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
-
-    def _roots(self, dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None) -> bytes:
-        """The dnode's own pointers: what its MAC tree, with the blocks that stay, comes to."""
-        tree = MacTree(Shape.of(dnode))
-        numbers = np.array(sorted(leaves), np.uint64)
-        pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
-        if held is not None and held.dnode.blksz == dnode.blksz:
-            if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
-                return held.roots
-            numbers, pointers = self._with_kept(held, numbers, pointers)
-        live = pointers.view("V32").reshape(-1) != np.void(HOLE)
-        tree.add(numbers[live], pointers[live])
-        return tree.finish()
-
-    def _with_kept(
-        self, held: VerifiedObject, numbers: np.ndarray, pointers: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The new blocks' pointers, and those of the base's blocks that were not written again."""
-        assert self._base is not None
-        for part in self._base.blocks.leaves(held, 0, ENDLESS // held.dnode.blksz):
-            old = part["offset"] // np.uint64(held.dnode.blksz)
-            stays = ~np.isin(old, numbers)
-            numbers = np.concatenate([numbers, old[stays]])
-            pointers = np.concatenate([pointers, part["pointer"][stays]])
-        order = np.argsort(numbers, kind="stable")
-        return numbers[order], pointers[order]
 
     def _write_spill(self, change: ObjectChange, waiting: _Waiting, held: VerifiedObject | None) -> None:
         if change.spill is None:
@@ -388,9 +370,14 @@ class SnapshotWriter:
         """The objects of the block as they will be: changed ones, and those of the base that stay."""
         every = dict(self._waiting)
         if self._base is not None and index in self._dnode_blocks:
+            taken = {slot for each in self._waiting.values() for slot in _slots(each.dnode)}
             for number, held in self._base.dnodes(index).items():
-                if number not in every and number not in self._freed:
-                    every[number] = _unchanged(held)
+                if number in every or number in self._freed:
+                    continue
+                if taken.intersection(_slots(held.dnode)):  # a larger dnode lies there now
+                    self._freed.add(number)
+                    continue
+                every[number] = _unchanged(held)
         return [every[number] for number in sorted(every)]
 
     def _emit_block(self, index: int, every: list[_Waiting]) -> None:
@@ -402,10 +389,13 @@ class SnapshotWriter:
         head = ObjectRange(firstobj=first, numslots=SLOTS, toguid=self._toguid, salt=self._salt, iv=iv, mac=mac)
         self._out.add(RecordType.OBJECT_RANGE, head.pack("little"))
         at = 0
-        freed = sorted(self._freed - {each.dnode.number for each in every})
+        freed = sorted(self._freed - {slot for each in every for slot in _slots(each.dnode)})
         for each in every:
             while freed and freed[0] < each.dnode.number:
                 self._out.add(RecordType.FREEOBJECTS, self._free_objects(freed.pop(0), 1))
+            if not has_encrypted_bonus(each.dnode):
+                self._emit_object(each, each.dnode.bonus)
+                continue
             room = len(each.dnode.bonus)
             self._emit_object(each, sealed[at : at + room])
             at += room
@@ -465,6 +455,10 @@ def _unchanged(held: VerifiedObject) -> _Waiting:
     room = dnode.bonus_room if dnode.bonuslen else 0
     bonus = dnode.bonus.ljust(room, b"\0") if dnode.bonuslen else b""
     return _Waiting(dnode._replace(bonus=bonus), held.roots, held.spill["pointer"].tobytes())
+
+
+def _slots(dnode: Dnode) -> range:
+    return range(dnode.number, dnode.number + dnode.slots)
 
 
 def _base_blocks(base: OpenSnapshot | None) -> dict[int, bytes]:

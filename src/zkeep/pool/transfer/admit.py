@@ -11,13 +11,15 @@ from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
-from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.begin_rules import ZVOL, refuse_after, refuse_form, refuse_other_ivset, refuse_rest
 from zkeep.pool.types import Doc
+
+KEY_GUID = "DSL_CRYPTO_GUID"
 
 
 @dataclass
@@ -213,7 +215,14 @@ def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapsh
     doc = pool.catalog.get("begin", source.key)
     if doc is None:
         raise Damaged(f"the catalog has lost the BEGIN of {source.name}")
-    broken = refuse_after(opening, Opening.from_doc(doc), str(source.name))
+    before = Opening.from_doc(doc)
+    other_key = opening.begin.raw and number(opening.crypt, KEY_GUID) != number(before.crypt, KEY_GUID)
+    if other_key and source.doc.get("reencrypted"):
+        raise Refused(
+            f"{where}: {source.name} was encrypted here, from a plain stream: "
+            "the increment must be plain, too: zfs send -i, without -w"
+        )
+    broken = refuse_after(opening, before, str(source.name))
     if broken is None and opening.begin.raw:
         broken = refuse_other_ivset(opening, source.doc["ivset_guid"], str(source.name))
     if broken:
@@ -245,7 +254,7 @@ def _admit_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     where = f"cannot receive incremental stream into {target.name}"
     if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
         _refuse_overwriting(pool, begin, dataset, target)
-    source = _clone_source(pool, where, begin, target)
+    source = clone_source(pool, where, begin, target)
     if not (begin.flags & BeginFlag.CLONE or target.origin):
         raise Refused(f"{where}: destination does not exist; the source is {source.name}")
     _refuse_other_chain(pool, where, opening, source)
@@ -258,7 +267,7 @@ def _admit_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     return ReceivePlan(opening, begin, dataset, source, True, [])
 
 
-def _clone_source(pool: Pool, where: str, begin: Begin, target: Target) -> Snapshot:
+def clone_source(pool: Pool, where: str, begin: Begin, target: Target) -> Snapshot:
     """The origin of a clone: the snapshot that the user named, or the nearest one with that guid in the target.
 
     The sender chooses the guid, and guids are no secret: outside of the target nothing is looked up by it.

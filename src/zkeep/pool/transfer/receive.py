@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 from zkeep.errors import BadStream, Interrupted, Refused
 from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
@@ -19,12 +19,12 @@ from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer.admit import Target
-from zkeep.pool.transfer.begin_rules import ZVOL
+from zkeep.pool.transfer.begin_rules import FILESYSTEM, ZVOL
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import replicate_names
 from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import ReceiveSession, give_up, open_session
+from zkeep.pool.transfer.session import give_up, open_session
 from zkeep.pool.types import Doc
 
 
@@ -44,6 +44,32 @@ def _ignore(arrival: Arrival) -> None:
     """The default of ReceiveOptions.on_snapshot."""
 
 
+class Intake(Protocol):
+    """Another way to keep a plain substream than as it came: zkeep.reencrypt encrypts it, above the pool."""
+
+    @property
+    def refuses_raw(self) -> str | None:
+        """Why no raw stream may be received, if so."""
+        ...
+
+    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+        """Whether it takes a substream. `top`: it is of the topmost dataset of its stream."""
+        ...
+
+    def receive(
+        self,
+        pool: Pool,
+        event: SubBegin,
+        target: Target,
+        charges: Charges,
+        events: Iterator[Batch | SubEnd],
+        *,
+        top: bool,
+    ) -> SubEnd:
+        """Receive it, all or nothing; `events` ends with its END."""
+        ...
+
+
 @dataclass
 class ReceiveOptions:
     """The letters of zfs receive. `name_from`: d (all but the pool) or e (the last component) of the sent name."""
@@ -61,6 +87,8 @@ class ReceiveOptions:
     on_snapshot: Callable[[Arrival], None] = _ignore
     on_progress: Callable[[str, int], None] | None = None
     """Called, as records come in, with the name of the snapshot that is received and its bytes so far."""
+    intake: Intake | None = None
+    """What takes plain substreams that must not be kept as they come; without it all are."""
 
 
 def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:
@@ -139,32 +167,56 @@ class _Receiver:
         arrival = Arrival(f"{sent}@{snapshot}", f"{target.name}@{target.snapshot}", bool(begin.begin.fromguid))
         self._options.on_snapshot(arrival)
         began = time.monotonic()
-        session = open_session(self._pool, begin, target, self._charges)
-        try:
-            with session:
-                end = self._write_records(session, arrival.kept, events)
-                session.commit(end)
-        except (Refused, OSError, KeyboardInterrupt) as error:
-            if session.kept and not self._options.dry_run:
-                raise _interrupted(error, _kind(begin), arrival.kept, *session.kept) from error
-            raise
+        if intake := self._intake(begin, target, sent):
+            records = self._records(arrival.kept, events)
+            end = intake.receive(self._pool, begin, target, self._charges, records, top=self._is_top(sent))
+        else:
+            end = self._receive_as_it_came(begin, target, arrival.kept, events)
         if not self._options.dry_run:
             size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
             self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
 
-    def _write_records(self, session: ReceiveSession, name: str, events: Iterator[Event]) -> SubEnd:
-        """Give the session the records of a substream; returns its END."""
+    def _intake(self, begin: SubBegin, target: Target, sent: str) -> Intake | None:
+        """What takes the substream; None: it is kept as it comes."""
+        intake = self._options.intake
+        if intake is None or begin.begin.type not in (FILESYSTEM, ZVOL):
+            return None
+        if begin.begin.raw and intake.refuses_raw:
+            raise Refused(f"cannot receive {target.name}: {intake.refuses_raw}")
+        return intake if intake.takes(self._pool, begin, target, top=self._is_top(sent)) else None
+
+    def _is_top(self, sent: str) -> bool:
+        return not self._header.recursive or sent == self._header.top
+
+    def _receive_as_it_came(self, begin: SubBegin, target: Target, name: str, events: Iterator[Event]) -> SubEnd:
+        session = open_session(self._pool, begin, target, self._charges)
+        try:
+            with session:
+                for event in self._records(name, events):
+                    if isinstance(event, SubEnd):
+                        session.commit(event)
+                        return event
+                    session.add(event)
+        except (Refused, OSError, KeyboardInterrupt) as error:
+            if session.kept and not self._options.dry_run:
+                raise _interrupted(error, _kind(begin), name, *session.kept) from error
+            raise
+        raise AssertionError("the records of a substream end with its END")
+
+    def _records(self, name: str, events: Iterator[Event]) -> Iterator[Batch | SubEnd]:
+        """The records of a substream, and its END."""
         size = 0
         for event in events:
             if isinstance(event, Batch):
-                session.add(event)
+                yield event
                 size += len(event.buffer)
                 if self._options.on_progress:
                     self._options.on_progress(name, size)
             elif isinstance(event, SubEnd):
                 if not self._header.is_package:
                     _read_to_end(events)
-                return event
+                yield event
+                return
         raise BadStream("it ends before the END of its snapshot", size, "END")
 
     def _existing(self, event: SubBegin, target: Target) -> Snapshot | None:
@@ -218,7 +270,7 @@ class _Receiver:
     def _override(self, event: SubBegin, name: DatasetName, sent: str, fields: Doc) -> None:
         """Let -o and -x override what is received."""
         recursive = self._header.recursive
-        top = not recursive or sent == self._header.top
+        top = self._is_top(sent)
         where = Where(
             kind="v" if event.begin.type == ZVOL else "f", raw=event.begin.raw, top=top, recursive=recursive
         )

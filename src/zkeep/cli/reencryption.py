@@ -1,0 +1,134 @@
+"""zkeep receive: where the keys come from with which plain streams become encrypted on arrival."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from zkeep.agent import client
+from zkeep.cli import encryption
+from zkeep.cli.open_snapshot import keys_from
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import DatasetName, shown, whole_number
+
+if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey, WrappedKeys
+    from zkeep.format.events import Batch, SubBegin, SubEnd
+    from zkeep.pool.datasets.model import Dataset, Pool
+    from zkeep.pool.transfer.admit import Target
+    from zkeep.pool.transfer.reserve import Charges
+    from zkeep.reencrypt.receive import NewKeys, Reencryption
+
+
+class Intake:
+    """What receive does with plain streams. It loads what can encrypt when the first one comes: see the pool's Intake.
+
+    `asked`: the options -o that concern encryption; `excluded`: those of -x.
+
+    Raises:
+        Refused, WrongUsage: they contradict one another.
+    """
+
+    def __init__(self, asked: dict[str, str], excluded: Sequence[str]) -> None:
+        _check(asked)
+        named = [*asked, *(name for name in excluded if name in encryption.OPTIONS)]
+        why = f"encryption property '{named[0]}' cannot be set or excluded for raw streams" if named else None
+        self.refuses_raw = why
+        self._asked = asked
+        self._made: Reencryption | None = None
+
+    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+        return not event.begin.raw and self._reencryption().takes(pool, event, target, top=top)
+
+    def receive(
+        self,
+        pool: Pool,
+        event: SubBegin,
+        target: Target,
+        charges: Charges,
+        events: Iterator[Batch | SubEnd],
+        *,
+        top: bool,
+    ) -> SubEnd:
+        return self._reencryption().receive(pool, event, target, charges, events, top=top)
+
+    @property
+    def mended(self) -> int:
+        """Spill blocks that broken senders sent as something else."""
+        return self._made.mended if self._made is not None else 0
+
+    def _reencryption(self) -> Reencryption:
+        if self._made is None:
+            from zkeep.reencrypt.objects import STEP
+            from zkeep.reencrypt.receive import Reencryption
+
+            step = whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1)
+            self._made = Reencryption(_Keys(self._asked), step)
+        return self._made
+
+
+def _check(asked: dict[str, str]) -> None:
+    if asked.get("encryption") == "off":
+        raise Refused("cannot receive: encryption=off: what lies below an encrypted dataset is encrypted: leave it out")
+    if "keyformat" in asked and asked.get("keylocation", "prompt") == "prompt":
+        raise WrongUsage("standard input is the stream, no key: name its file with -o keylocation=file:///path")
+
+
+class _Keys:
+    """Loaded keys, and those that this receive makes."""
+
+    def __init__(self, asked: dict[str, str]) -> None:
+        self._asked = asked
+        self._made: list[bytes] = []
+        self._new_root: tuple[DatasetName, bytes] | None = None
+        self.get_key: GetKey = _GetKey(self._made)
+        self.makes_root = "keyformat" in asked
+
+    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> NewKeys:
+        from zkeep.crypto.unwrap import unwrap
+        from zkeep.reencrypt.receive import NewKeys
+
+        made = encryption.keys_below(pool, name, self._asked if top else {}, self._made)
+        if made.is_root:
+            self._new_root = name, made.wrapping_key
+        self._made.append(made.wrapping_key)
+        return NewKeys(made.wrapped, unwrap(made.wrapped, made.wrapping_key), made.fields)
+
+    def made(self, pool: Pool, dataset: Dataset) -> None:
+        """A new encryption root's key is loaded, as zkeep create loads it."""
+        if self._new_root is not None and self._new_root[0] == dataset.name:
+            client.load(pool.doc["guid"], dataset.id, self._new_root[1])
+            self._new_root = None
+
+
+class _GetKey:
+    """Finds a wrapping key among those that were made, or loaded."""
+
+    def __init__(self, made: list[bytes]) -> None:
+        self._made = made
+        self._loaded = keys_from(())
+
+    def __call__(self, wrapped: WrappedKeys) -> bytes:
+        from zkeep.crypto.unwrap import WrongKey, key_that_opens
+
+        try:
+            return bytes(key_that_opens(self._made, wrapped))
+        except WrongKey:
+            return self._loaded(wrapped)
+
+
+def refuse_missing_key(pool: Pool, name: DatasetName) -> None:
+    """With -x encryption the stream must be plain, so the key is needed: say so before a byte of it is read.
+
+    Raises:
+        Refused: the key of the dataset, or of the one above it, is not loaded.
+    """
+    from zkeep.reencrypt.receive import encrypted_above
+
+    dataset = pool.find(name)
+    own = dataset is not None and dataset.doc.get("crypt")
+    if dataset is not None and own:
+        encryption.loaded_key_of(pool, dataset, f"cannot receive {shown(name.text)[1:-1]}")
+    elif encrypted_above(pool, name) is not None:
+        encryption.keys_below(pool, name, {}, [])

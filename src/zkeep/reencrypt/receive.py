@@ -1,0 +1,345 @@
+"""The receive of a plain stream that becomes encrypted: below an encrypted dataset nothing is ever kept in clear.
+
+The plain records never reach the pool: they are written as the records of a raw snapshot, which is received as if a
+sender had sent it. Guids, names, times and properties are the sender's, so that its increments find their sources.
+
+A large stream becomes several transaction groups (`step` bytes each), so that memory and spool are bounded. Until the
+last of them is there, the others are snapshots with names of their own, `@step-GUID`; a receive that fails takes them
+away, and what was left by one that was killed is taken away by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Protocol
+
+from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
+from zkeep.errors import Refused, ZkeepError
+from zkeep.format.compress_writer import Compress, compressor
+from zkeep.format.events import Batch, SubBegin, SubEnd
+from zkeep.format.records import Begin, BeginFlag, Feature
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import destroy, keyrecords
+from zkeep.pool.datasets.destroy import drop_after
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.orphans import discard
+from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer.admit import Target, clone_source, nearest
+from zkeep.pool.transfer.reserve import Charges
+from zkeep.pool.types import Doc
+from zkeep.reencrypt.objects import STEP as STEP_BYTES
+from zkeep.reencrypt.objects import Translator
+from zkeep.reencrypt.records import Records
+from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, STEP, Group, remove_steps, write_group
+from zkeep.snapshot.keys import master_keys
+from zkeep.snapshot.open import OpenSnapshot
+
+ENCRYPTION = ("encryption", "keyformat", "keylocation", "pbkdf2iters", "pbkdf2salt")
+"Properties that a plain stream brings, and that say nothing of the dataset here."
+FORMS = Feature.LARGE_BLOCKS | Feature.LARGE_DNODE | Feature.ZSTD | Feature.LONGNAME | Feature.LARGE_MICROZAP
+"Features of a plain stream that the raw one needs as well."
+MADE_FOR = "made_for"
+"Field of a step: its dataset was made for it, and goes with it."
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class NewKeys:
+    """The keys of a dataset that is made, and the fields of its document that say so."""
+
+    wrapped: WrappedKeys
+    keys: MasterKeys
+    fields: Doc
+
+
+class KeySource(Protocol):
+    """Where keys come from; the command line implements it."""
+
+    @property
+    def get_key(self) -> GetKey: ...
+
+    @property
+    def makes_root(self) -> bool:
+        """Whether the topmost dataset gets a key of its own."""
+        ...
+
+    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> NewKeys:
+        """Make the keys of a new dataset. Raises Refused: the key above is not loaded."""
+        ...
+
+    def made(self, pool: Pool, dataset: Dataset) -> None:
+        """The dataset for which for_new() made keys is there."""
+        ...
+
+
+@dataclass
+class Reencryption:
+    """Receives plain substreams that must not be kept as they are: see zkeep.pool.transfer.receive.Intake."""
+
+    source: KeySource
+    step: int = STEP_BYTES
+    mended: int = 0
+    "Spill blocks that broken senders sent as something else, so far."
+
+    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+        """Whether a substream is to be encrypted.
+
+        Raises:
+            Refused: it would have to be, and cannot.
+        """
+        dataset = pool.find(target.name)
+        if event.begin.raw or (dataset is not None and dataset.doc.get("crypt")):
+            return not event.begin.raw
+        above = encrypted_above(pool, target.name)
+        if above is None:
+            return self.source.makes_root and top
+        if dataset is not None and pool.newest_snapshot(dataset):
+            raise Refused(
+                f"cannot receive {target.name}: its snapshots are in clear, below {above.name}, which is encrypted: "
+                f"destroy it and receive it in full"
+            )
+        return True
+
+    def receive(
+        self,
+        pool: Pool,
+        event: SubBegin,
+        target: Target,
+        charges: Charges,
+        events: Iterator[Batch | SubEnd],
+        *,
+        top: bool,
+    ) -> SubEnd:
+        """Write the snapshot of a substream, and commit it when its END was verified.
+
+        Raises:
+            Refused, BadStream: nothing of it is kept.
+        """
+        _refuse_forms(event, target)
+        lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
+        with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
+            _remove_leftovers(pool, target.name)
+            records = Records(events)
+            translator = Translator(event.begin, records, self._step_of(pool, event, target))
+            with _Undo(pool, target.name) as undo:
+                self._write(pool, event.begin, target, charges, translator, top=top)
+                undo.done()
+            self.mended += translator.mended
+        assert records.end is not None
+        return records.end
+
+    def _step_of(self, pool: Pool, event: SubBegin, target: Target) -> int:
+        """No steps where -F destroys snapshots: they are there until all of the stream is."""
+        dataset = pool.find(target.name)
+        source = _source_in(pool, event.begin, dataset)
+        newer = dataset is not None and source is not None and pool.snapshots_after(dataset, source.txg)
+        return UNLIMITED if newer else self.step
+
+    def _write(
+        self, pool: Pool, begin: Begin, target: Target, charges: Charges, translator: Translator, *, top: bool
+    ) -> None:
+        base = _source_of(pool, begin, target)
+        found = self._keys(pool, target, base, top=top)
+        target = _encrypted_target(target, found.fields)
+        group = Group(
+            begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
+            features=begin.features & FORMS | _zstd(pool, target),
+            target=target,
+            compress=_compress(pool, target),
+            wrapped=found.wrapped,
+            keys=found.keys,
+            step_fields={REENCRYPTED: True, MADE_FOR: pool.find(target.name) is None},
+        )
+        made_for = bool(found.fields)
+        while True:
+            with ExitStack() as stack:
+                opened = stack.enter_context(OpenSnapshot(pool, base, self.source.get_key)) if base else None
+                made = write_group(pool, group, opened, translator.fill, charges)
+            if made_for:
+                self.source.made(pool, made.dataset)
+                made_for = False
+            if not made.doc.get(STEP):
+                remove_steps(pool, made.dataset)
+                return
+            # What comes next follows the step, in the dataset that is there now.
+            base = made
+            flags = int(begin.flags) & ~int(BeginFlag.CLONE)
+            group = replace(
+                group,
+                begin=replace(group.begin, fromguid=made.guid, flags=flags),
+                target=replace(target, force=False, origin=None),
+            )
+
+    def _keys(self, pool: Pool, target: Target, base: Snapshot | None, *, top: bool) -> NewKeys:
+        """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones."""
+        dataset = pool.find(target.name)
+        if base is not None:
+            fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
+            return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, target), fields)
+        if dataset is not None and dataset.doc.get("crypt"):
+            wrapped = _newest_wrap(pool, dataset)
+            return NewKeys(wrapped, unwrap(wrapped, self.source.get_key(wrapped)), {})
+        try:
+            return self.source.for_new(pool, target.name, top=top)
+        except Refused as error:
+            if View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on":
+                raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
+            raise
+
+    def _opened(self, pool: Pool, base: Snapshot, target: Target) -> MasterKeys:
+        try:
+            return master_keys(pool, base, self.source.get_key)
+        except Refused as error:
+            raise Refused(f"cannot receive {target.name}: {error}") from None
+
+
+def encrypted_above(pool: Pool, name: DatasetName) -> Dataset | None:
+    """The nearest encrypted dataset above a name."""
+    above = name.parent
+    while above is not None:
+        found = pool.find(above)
+        if found is not None and found.doc.get("crypt"):
+            return found
+        above = above.parent
+    return None
+
+
+def _refuse_forms(event: SubBegin, target: Target) -> None:
+    where = f"cannot receive {target.name}"
+    if event.byteorder == "big":
+        raise Refused(f"{where}: the stream is of a big-endian host, and cannot be encrypted here")
+    if event.begin.features & Feature.REDACTED:
+        raise Refused(f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact")
+    if event.begin.features & Feature.RESUMING:
+        raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
+
+
+# The source, and what is made of the target
+
+
+def _source_in(pool: Pool, begin: Begin, dataset: Dataset | None) -> Snapshot | None:
+    if dataset is None or not begin.fromguid:
+        return None
+    return next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
+
+
+def _source_of(pool: Pool, begin: Begin, target: Target) -> Snapshot | None:
+    """The snapshot that an increment follows; None: it is full, or the source is not there, which admit() refuses.
+
+    Raises:
+        Refused: the source was not encrypted here.
+    """
+    if not begin.fromguid:
+        return None
+    dataset = pool.find(target.name)
+    wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
+    if dataset is None or wants_new:
+        where = f"cannot receive incremental stream into {target.name}"
+        found: Snapshot | None = clone_source(pool, where, begin, target)
+    else:
+        found = _source_in(pool, begin, dataset)
+    if found is None or found.doc.get(REENCRYPTED) or found.doc.get(MADE_HERE):
+        return found
+    why = "was received raw, so the increment must be raw, too: zfs send -w -i"
+    if not found.dataset.doc.get("crypt"):
+        why = "is in clear: receive it in full, below an encrypted dataset"
+    raise Refused(f"cannot receive incremental stream into {target.name}: {found.name} {why}")
+
+
+def _clone_fields(pool: Pool, origin: Snapshot, name: DatasetName) -> Doc:
+    """A clone has its origin's keys: it inherits them where the origin does, else it is an encryption root itself."""
+    from zkeep.pool.datasets.derived import encryption_root
+
+    root = encryption_root(View(pool), origin.dataset)
+    inherits = root is not None and name.is_within(root.name) and name != root.name
+    return {"crypt": origin.dataset.doc["crypt"], "encroot": not inherits}
+
+
+def _newest_wrap(pool: Pool, dataset: Dataset) -> WrappedKeys:
+    record = next(keyrecords.of_dataset(pool, dataset), None)
+    if record is None:
+        raise Refused(f"cannot receive into {dataset.name}: it has no key record")
+    return WrappedKeys.of(record.fields)
+
+
+def _encrypted_target(target: Target, key_fields: Doc) -> Target:
+    """The target as it is for the raw snapshot: what the sender says of its encryption has no place here."""
+    fields = {**target.fields, **key_fields}
+    if "received" in fields:
+        received: Doc = fields["received"]
+        fields["received"] = {name: text for name, text in received.items() if name not in ENCRYPTION}
+    if "local" in key_fields or "local" in target.fields:
+        fields["local"] = {**target.fields.get("local", {}), **key_fields.get("local", {})}
+    snapshot_fields = {**target.snapshot_fields, REENCRYPTED: True}
+    return replace(target, fields=fields, snapshot_fields=snapshot_fields, resumable=False)
+
+
+def _compression(pool: Pool, target: Target) -> str:
+    """The dataset's property as it will be when the stream is received."""
+    dataset = pool.find(target.name)
+    local = {**(dataset.doc["local"] if dataset else {}), **target.fields.get("local", {})}
+    received: Doc = target.fields.get("received") or (dataset.doc.get("received", {}) if dataset else {})
+    if local.get("compression"):
+        return str(local["compression"])
+    if "compression" not in local and received.get("compression"):
+        return str(received["compression"])
+    return str(View(pool).get(nearest(pool, target.name), "compression").value)
+
+
+def _compress(pool: Pool, target: Target) -> Compress:
+    try:
+        return compressor(_compression(pool, target))
+    except ValueError:  # lzjb is only read here
+        return compressor("lz4")
+
+
+def _zstd(pool: Pool, target: Target) -> Feature:
+    return Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
+
+
+# What a receive that failed leaves
+
+
+class _Undo:
+    """Takes away the steps of a receive that fails."""
+
+    def __init__(self, pool: Pool, name: DatasetName) -> None:
+        self._pool, self._name = pool, name
+        self._done = False
+
+    def __enter__(self) -> _Undo:
+        return self
+
+    def done(self) -> None:
+        self._done = True
+
+    def __exit__(self, *_: object) -> None:
+        if not self._done:
+            with suppress(ZkeepError, OSError):
+                _remove_leftovers(self._pool, self._name)
+
+
+def _remove_leftovers(pool: Pool, name: DatasetName) -> None:
+    """Remove the steps that are a dataset's newest snapshots, and the dataset if it was made for them."""
+    dataset = pool.find(name)
+    if dataset is None:
+        return
+    snapshots = pool.snapshots(dataset)
+    stays = len(snapshots)
+    while stays and snapshots[stays - 1].doc.get(STEP) and snapshots[stays - 1].doc.get(REENCRYPTED):
+        stays -= 1
+    steps = snapshots[stays:]
+    if not steps:
+        return
+    view = View(pool)
+    if steps[0].doc.get(MADE_FOR) and not stays:
+        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options()))
+        return
+    names = ",".join(str(step.doc["name"]) for step in steps)
+    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
+    with pool.transaction() as t:
+        dropped = drop_after(pool, t, pool.dataset(name), snapshots[stays - 1].txg if stays else 0)
+    discard(pool, dropped)

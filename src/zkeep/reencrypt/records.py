@@ -1,0 +1,75 @@
+"""The records of a plain stream, one after the other, as far as they are needed to write the objects again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from zkeep.format.events import Batch, SubEnd
+from zkeep.format.records import RecordType
+
+FIELDS = {
+    RecordType.OBJECT: (
+        *("object", "type", "bonustype", "blksz", "bonuslen", "checksumtype", "compress", "dn_slots", "flags"),
+    ),
+    RecordType.FREEOBJECTS: ("firstobj", "numobjs"),
+    RecordType.WRITE: ("object", "offset", "logical_size", "compressiontype", "compressed_size"),
+    RecordType.FREE: ("object", "offset", "length"),
+    RecordType.SPILL: ("object", "length", "flags"),
+    RecordType.WRITE_EMBEDDED: ("object", "offset", "length", "compression", "etype", "lsize", "psize"),
+    RecordType.REDACT: ("object", "offset", "length"),
+}
+"""What is read of the headers. All but FREEOBJECTS begin with the object that they are of."""
+
+
+class Record(NamedTuple):
+    """`at`: the byte of the stream at which it begins. `payload` is valid until the next record is asked for."""
+
+    type: int
+    at: int
+    fields: tuple[Any, ...]
+    payload: memoryview
+
+    @property
+    def name(self) -> str:
+        return RecordType(self.type).name
+
+
+class Records:
+    """The records of one substream; the next one can be looked at before it is taken."""
+
+    def __init__(self, events: Iterator[Batch | SubEnd]) -> None:
+        self._records = self._read(events)
+        self._next: Record | None = None
+        self._begun = False
+        self.end: SubEnd | None = None
+        "The END, when all records were taken: the Reader has verified all of them."
+
+    def peek(self) -> Record | None:
+        """The next record; None behind the last one."""
+        if not self._begun:
+            self._begun, self._next = True, next(self._records, None)
+        return self._next
+
+    def take(self) -> None:
+        """Go on behind the record that peek() gave."""
+        self._begun = False
+
+    def _read(self, events: Iterator[Batch | SubEnd]) -> Iterator[Record]:
+        for event in events:
+            if isinstance(event, SubEnd):
+                self.end = event
+                return
+            yield from _records_of(event)
+
+
+def _records_of(batch: Batch) -> Iterator[Record]:
+    # Headers become tuples column by column, which costs far less than record by record.
+    columns = {
+        int(rtype): iter(batch.select(rtype)[1][list(FIELDS[rtype])].tolist())
+        for rtype in FIELDS
+        if (batch.types == rtype).any()
+    }
+    starts = (batch.offset + batch.offsets).tolist()
+    for i, rtype in enumerate(batch.types.tolist()):
+        yield Record(rtype, starts[i], next(columns[rtype]), batch.payload(i))

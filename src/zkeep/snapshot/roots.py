@@ -1,0 +1,66 @@
+"""The pointers in a dnode that is written: what its MAC tree, new blocks and old ones together, comes to.
+
+Blocks below an indirect block of level 1 that has no new ones are not looked at: its MAC is as it was. So the cost is
+that of what changed, whatever the size of the object is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zkeep.crypto.mactree import HOLE, POINTER, Array, MacTree, Numbers, Shape, runs_of
+from zkeep.format.dnode import Dnode
+from zkeep.snapshot.block_reader import BlockReader
+from zkeep.snapshot.verified import VerifiedObject
+
+
+def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None, blocks: BlockReader | None) -> bytes:
+    """The dnode's own pointers.
+
+    `leaves`: pointers of new blocks by number, a hole's is zeros. `held`: the object of the base whose other blocks
+    stay, and `blocks` reads them; None if it is a new one.
+    """
+    tree = MacTree(Shape.of(dnode))
+    numbers = np.array(sorted(leaves), np.uint64)
+    pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
+    if held is None or blocks is None or held.dnode.blksz != dnode.blksz:
+        tree.add(*_live(numbers, pointers))
+        return tree.finish()
+    if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
+        return held.roots
+    if held.tree is None:
+        end = held.dnode.maxblkid + 1
+        tree.add(*_merged(blocks, held, (0, end), numbers, pointers))
+        return tree.finish()
+    fanout = tree.shape.fanout
+    groups = numbers >> np.uint64(fanout)
+    first = dict(held.tree.first)
+    for start, end in runs_of(groups):
+        group = int(groups[start])
+        reach = group << fanout, (group + 1) << fanout
+        mine = _merged(blocks, held, reach, numbers[start:end], pointers[start:end])
+        first.pop(group, None)
+        if len(mine[0]):  # an indirect block without a live child is a hole
+            first[group] = tree.digest(*mine)
+    tree.first = dict(sorted(first.items()))
+    return tree.finish()
+
+
+def _merged(
+    blocks: BlockReader, held: VerifiedObject, reach: tuple[int, int], numbers: Numbers, pointers: Array
+) -> tuple[Numbers, Array]:
+    """The live pointers in a range of block numbers: the given ones, and those of the base that they do not replace."""
+    all_numbers, all_pointers = [numbers], [pointers]
+    for part in blocks.leaves(held, *reach):
+        old = part["offset"] // np.uint64(held.dnode.blksz)
+        stays = ~np.isin(old, numbers)
+        all_numbers.append(old[stays])
+        all_pointers.append(part["pointer"][stays])
+    merged, found = np.concatenate(all_numbers), np.concatenate(all_pointers)
+    order = np.argsort(merged, kind="stable")
+    return _live(merged[order], found[order])
+
+
+def _live(numbers: Numbers, pointers: Array) -> tuple[Numbers, Array]:
+    live = pointers.view("V32").reshape(-1) != np.void(HOLE)
+    return numbers[live], pointers[live]

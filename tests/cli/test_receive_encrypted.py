@@ -1,0 +1,171 @@
+"""zkeep receive of plain streams below an encrypted dataset: they become encrypted, with its key or a new one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zkeep.cli.main import run
+
+DATA = Path(__file__).parent.parent / "data"
+STORY = DATA / "opened" / "story"
+PLAIN_2018, PLAIN_2019 = STORY / "plain-blanc-2018.zfs", STORY / "plain-blanc-2019.zfs"
+RAW = DATA / "streams" / "full-Rw.zfs"
+
+
+class Session:
+    """A pool `v`, an encrypted dataset v/enc, and the command in a process of its own when a stream goes in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder / "key"
+        self.key.write_bytes(bytes(range(32)))
+
+    def __call__(self, *words: str) -> int:
+        return run(list(words))
+
+    def receive(self, stream: Path | bytes, *words: str) -> subprocess.CompletedProcess[str]:
+        content = stream if isinstance(stream, bytes) else stream.read_bytes()
+        path = self.folder / "stream"
+        path.write_bytes(content)
+        command = [sys.executable, "-m", "zkeep", "receive", *words]
+        with path.open("rb") as source:
+            done = subprocess.run(command, stdin=source, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("\n") <= 1 or done.returncode == 0
+        return done
+
+    def values(self, capsys: pytest.CaptureFixture[str], name: str, *properties: str) -> list[str]:
+        capsys.readouterr()
+        assert self("get", "-H", "-p", "-o", "value", ",".join(properties), name) == 0
+        return capsys.readouterr().out.split("\n")[:-1]
+
+
+@pytest.fixture
+def zkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir(mode=0o700)
+    session = Session(tmp_path)
+    assert session("pool", "create", "v", str(tmp_path / "pool")) == 0
+    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{session.key}")
+    assert session("create", *(word for option in options for word in ("-o", option)), "v/enc") == 0
+    yield session
+    session("unload-key", "-a")
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("letters", [["-x", "encryption"], [], ["-o", "encryption=aes-128-ccm"]])
+def test_a_plain_stream_below_an_encrypted_dataset_becomes_encrypted(
+    zkeep: Session, letters: list[str], capsys: Capture
+) -> None:
+    assert zkeep.receive(PLAIN_2018, *letters, "v/enc/ds").returncode == 0
+    suite = "aes-128-ccm" if "-o" in letters else "aes-256-gcm"
+    asked = ("encryption", "encryptionroot", "keystatus", "keyformat")
+    assert zkeep.values(capsys, "v/enc/ds", *asked) == [suite, "v/enc", "available", "raw"]
+    assert zkeep("verify", "v/enc/ds@2018") == 0
+    assert zkeep.receive(PLAIN_2019, *letters[:1], *letters[1:], "v/enc/ds").returncode == 0
+    assert zkeep("verify", "v/enc/ds@2019") == 0
+
+
+def test_guid_and_creation_time_stay_those_of_the_sender(zkeep: Session, capsys: Capture) -> None:
+    assert zkeep("set", "blind=off", "v") == 0
+    assert zkeep.receive(PLAIN_2018, "v/plain").returncode == 0
+    assert zkeep.receive(PLAIN_2018, "v/enc/ds").returncode == 0
+    told = [zkeep.values(capsys, f"{name}@2018", "guid", "creation") for name in ("v/plain", "v/enc/ds")]
+    assert told[0] == told[1]
+
+
+def test_p1_nothing_of_it_is_in_clear_below_the_pools_folder(zkeep: Session) -> None:
+    """Whole words of the files, which the stream has in clear."""
+    assert zkeep.receive(PLAIN_2018, "v/enc/ds").returncode == 0
+    content = PLAIN_2018.read_bytes()
+    assert zkeep("cat", "v/enc/ds@2018", "jambons/2018/ledger.csv") == 0
+    for word in (b"ledger.csv", b"jambons"):
+        assert word in content
+        assert not holds(zkeep.folder / "pool", word)
+
+
+def holds(folder: Path, word: bytes) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and word in path.read_bytes()]
+
+
+def test_the_key_must_be_loaded_and_nothing_is_changed_without_it(zkeep: Session, capsys: Capture) -> None:
+    assert zkeep("unload-key", "v/enc") == 0
+    for letters in (["-x", "encryption"], []):
+        done = zkeep.receive(PLAIN_2018, *letters, "v/enc/ds")
+        assert done.returncode == 1
+        assert "the key of 'v/enc', which it inherits, is not loaded: zkeep load-key v/enc" in done.stderr
+    assert zkeep("list", "v/enc/ds") == 1
+    # With -x encryption that is said before a byte of the stream is read.
+    assert zkeep.receive(b"no stream", "-x", "encryption", "v/enc/ds").stderr.count("is not loaded") == 1
+
+
+def test_a_new_root_gets_a_key_of_its_own(zkeep: Session, capsys: Capture) -> None:
+    other = zkeep.folder / "other"
+    other.write_text("ab" * 32)
+    options = ["-o", "encryption=on", "-o", "keyformat=hex", "-o", f"keylocation=file://{other}"]
+    assert zkeep.receive(PLAIN_2018, *options, "v/root").returncode == 0
+    told = zkeep.values(capsys, "v/root", "encryption", "encryptionroot", "keyformat", "keystatus", "keylocation")
+    assert told == ["aes-256-gcm", "v/root", "hex", "available", f"file://{other}"]
+    assert zkeep.receive(PLAIN_2019, "v/root").returncode == 0
+    assert zkeep("unload-key", "v/root") == 0
+    assert zkeep("load-key", "v/root") == 0
+    assert zkeep("verify", "v/root@2019") == 0
+    assert os.listdir(zkeep.folder / "pool" / "tmp") == []
+
+
+@pytest.mark.parametrize(
+    ("letters", "status", "why"),
+    [
+        (["-o", "encryption=off"], 1, "what lies below an encrypted dataset is encrypted"),
+        (["-o", "encryption=rot13"], 1, "'encryption' must be one of"),
+        (["-o", "keyformat=raw"], 2, "name its file with -o keylocation=file:///path"),
+        (["-o", "encryption=on", "-x", "encryption"], 2, "specified multiple times"),
+        (["-o", "pbkdf2iters=350000"], 1, "Keyformat required for new encryption root"),
+    ],
+)
+def test_options_that_cannot_be(zkeep: Session, letters: list[str], status: int, why: str) -> None:
+    done = zkeep.receive(PLAIN_2018, *letters, "v/enc/ds")
+    assert (done.returncode, why in done.stderr) == (status, True), done.stderr
+    assert zkeep("list", "v/enc/ds") == 1
+
+
+@pytest.mark.parametrize("letters", [["-x", "encryption"], ["-o", "encryption=on"]])
+def test_no_such_option_goes_with_a_raw_stream(zkeep: Session, letters: list[str]) -> None:
+    done = zkeep.receive(RAW, *letters, "v/enc/raw")
+    assert done.returncode == 1
+    assert "encryption property 'encryption' cannot be set or excluded for raw streams" in done.stderr
+
+
+def test_a_raw_increment_cannot_follow_what_was_encrypted_here_nor_a_plain_one_what_was_received_raw(
+    zkeep: Session, capsys: Capture
+) -> None:
+    assert zkeep.receive(PLAIN_2018, "v/enc/ds").returncode == 0
+    raw = zkeep.folder / "raw"
+    with raw.open("wb") as sink:
+        send = [sys.executable, "-m", "zkeep", "send", "-w", "v/enc/ds@2018"]
+        assert subprocess.run(send, stdout=sink, check=False).returncode == 0
+    assert zkeep.receive(raw, "v/copy").returncode == 0
+    done = zkeep.receive(PLAIN_2019, "v/copy")
+    assert (done.returncode, "was received raw" in done.stderr) == (1, True)
+    # Another encryption of the same snapshots has another key, and no raw increment of it fits.
+    assert zkeep.receive(PLAIN_2018, "v/enc/other").returncode == 0
+    assert zkeep.receive(PLAIN_2019, "v/enc/other").returncode == 0
+    with raw.open("wb") as sink:
+        send = [sys.executable, "-m", "zkeep", "send", "-w", "-i", "@2018", "v/enc/other@2019"]
+        assert subprocess.run(send, stdout=sink, check=False).returncode == 0
+    done = zkeep.receive(raw, "v/enc/ds")
+    assert (done.returncode, "encrypted here, from a plain stream" in done.stderr) == (1, True)
+
+
+def test_a_blind_pool_refuses_plain_streams_where_nothing_encrypts_them(zkeep: Session) -> None:
+    done = zkeep.receive(PLAIN_2018, "v/plain")
+    assert (done.returncode, "blind=on" in done.stderr) == (1, True)
