@@ -10,7 +10,7 @@ from zkeep.agent import client
 from zkeep.cli import encryption
 from zkeep.cli.open_snapshot import keys_from
 from zkeep.errors import Refused, WrongUsage
-from zkeep.names import DatasetName, shown, whole_number
+from zkeep.names import DatasetName, whole_number
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
@@ -118,8 +118,10 @@ class _GetKey:
             return self._loaded(wrapped)
 
 
-def refuse_missing_key(pool: Pool, name: DatasetName) -> None:
+def refuse_missing_key(pool: Pool, name: DatasetName, *, below: bool) -> None:
     """With -x encryption the stream must be plain, so the key is needed: say so before a byte of it is read.
+
+    `below`: what is received goes below that dataset, and not into it.
 
     Raises:
         Refused: the key of the dataset, or of the one above it, is not loaded.
@@ -127,8 +129,8 @@ def refuse_missing_key(pool: Pool, name: DatasetName) -> None:
     from zkeep.reencrypt.receive import encrypted_above
 
     dataset = pool.find(name)
-    own = dataset is not None and dataset.doc.get("crypt")
-    if dataset is not None and own:
-        encryption.loaded_key_of(pool, dataset, f"cannot receive {shown(name.text)[1:-1]}")
+    if below or (dataset is not None and dataset.doc.get("crypt")):
+        if dataset is not None and dataset.doc.get("crypt"):
+            encryption.loaded_key_of(pool, dataset, f"cannot receive {name}")
     elif encrypted_above(pool, name) is not None:
         encryption.keys_below(pool, name, {}, [])
