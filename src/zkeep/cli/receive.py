@@ -21,7 +21,7 @@ from zkeep.pool.datasets import properties
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Pool
-    from zkeep.pool.transfer.receive import Arrival
+    from zkeep.pool.transfer.receive import Arrival, ReceiveOptions
 
 
 @click.command("receive")
@@ -72,7 +72,7 @@ def receive_verb(
         zfs send -w tank/home@monday | ssh vault zkeep receive -cv vault/home@monday
         zfs send -R tank/plain@monday | zkeep receive -x encryption vault/secret/plain
     """
-    from zkeep.pool.transfer.receive import ReceiveOptions, receive
+    from zkeep.pool.transfer.receive import ReceiveOptions
 
     meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
     tell = _arrival_printer(dry_run, meter) if verbose else None
@@ -100,12 +100,19 @@ def receive_verb(
     with opened(name) as pool, stream_input() as source:
         if corrective:
             return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
-        if "encryption" in excluded:
-            refuse_missing_key(pool, dataset_of(name), below=bool(elsewhere))
         with _explained(target), meter or nullcontext():
-            receive(pool, source, target, wanted)
-        if force and not dry_run:
-            _give_back(pool, dataset_of(name))
+            _receive(pool, source, target, wanted)
+
+
+def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) -> None:
+    from zkeep.pool.transfer.receive import receive
+
+    name = dataset_of(parse_any(target))
+    if "encryption" in wanted.exclude:
+        refuse_missing_key(pool, name, below=wanted.name_from is not None)
+    receive(pool, source, target, wanted)
+    if wanted.force and not wanted.dry_run:
+        _give_back(pool, name)
 
 
 def _name_from(drop_pool: bool, last_only: bool) -> Literal["d", "e"] | None:
