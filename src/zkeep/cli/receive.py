@@ -61,9 +61,8 @@ def receive_verb(
     """Store the send stream that comes on standard input.
 
     All or nothing: a snapshot is there once all of it is verified and on the disk. Raw streams ('zfs send -w')
-    are stored as they come. Plain ones below an encrypted dataset whose key is loaded are encrypted on arrival, with
-    its key or with one of their own (-o encryption=on -o keyformat=raw -o keylocation=file:///path). Elsewhere they
-    are refused unless 'blind' is off.
+    are stored as they come. Plain ones are encrypted below an encrypted dataset whose key is loaded, or with a new
+    key (-o encryption=on -o keyformat=raw -o keylocation=file:///path), and else refused unless 'blind' is off.
 
     \b
         zfs send -Rw tank/home@monday | ssh vault zkeep receive -s vault/home
@@ -79,8 +78,7 @@ def receive_verb(
     name, elsewhere = parse_any(target), drop_pool or last_only
     if abort:
         _check_abort(name, elsewhere or dry_run or resumable or unmounted)
-    if corrective:
-        _check_corrective(abort or elsewhere or resumable or force or bool(options or exclude))
+    _check_corrective(corrective, abort or elsewhere or resumable or force or bool(options or exclude))
     asked, given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
         dry_run=dry_run,
@@ -134,8 +132,8 @@ def _check_input(abort: bool) -> None:
     widen(0)
 
 
-def _check_corrective(others: bool) -> None:
-    if others:
+def _check_corrective(corrective: bool, others: bool) -> None:
+    if corrective and others:
         raise WrongUsage("-c goes with -n, -v and -u only")
 
 
