@@ -109,6 +109,8 @@ def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) 
     if "encryption" in wanted.exclude:
         refuse_missing_key(pool, name, below=wanted.name_from is not None)
     receive(pool, source, target, wanted)
+    if isinstance(wanted.intake, Intake):
+        wanted.intake.say_mended(target)
     if wanted.force and not wanted.dry_run:
         _give_back(pool, name)
 

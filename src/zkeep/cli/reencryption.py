@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from zkeep.agent import client
 from zkeep.cli import encryption
+from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from
+from zkeep.cli.text import count
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, whole_number
 
@@ -53,10 +55,12 @@ class Intake:
     ) -> SubEnd:
         return self._reencryption().receive(pool, event, target, charges, events, top=top)
 
-    @property
-    def mended(self) -> int:
-        """Spill blocks that broken senders sent as something else."""
-        return self._made.mended if self._made is not None else 0
+    def say_mended(self, target: str) -> None:
+        """Tell of spill blocks that a broken sender sent as something else, and that are where they belong now."""
+        mended = self._made.mended if self._made is not None else 0
+        if mended:
+            blocks = count(mended, "spill block")
+            say(f"received {target}: {blocks} misplaced by the sender (openzfs/zfs#18239) put back, and not lost")
 
     def _reencryption(self) -> Reencryption:
         if self._made is None:

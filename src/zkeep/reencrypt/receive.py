@@ -335,8 +335,8 @@ def _remove_leftovers(pool: Pool, name: DatasetName) -> None:
     if not steps:
         return
     view = View(pool)
-    if steps[0].doc.get(MADE_FOR) and not stays:
-        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options()))
+    if steps[0].doc.get(MADE_FOR) and not stays and view.tree.within(dataset) == [dataset]:
+        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options(recursive=True)))
         return
     names = ",".join(str(step.doc["name"]) for step in steps)
     destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
