@@ -51,6 +51,7 @@ VERBS = {
     "send": ("send", "Write a send stream to standard output."),
     "server": ("server", "Serve one ssh key: its roles, on its datasets."),
     "set": ("settings", "Set properties."),
+    "shim": ("shim", "Install programs zfs and zpool that are zkeep."),
     "snap": ("snapshot", "The same as snapshot."),
     "snapshot": ("snapshot", "Take a snapshot: of a folder, or of the state that is there."),
     "unload-key": ("keys", "Forget loaded keys."),

@@ -19,7 +19,7 @@ from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.properties import parse_size
 from zkeep.server.access import DEFAULT, Access, parse_roles
 from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
-from zkeep.server.rules import BadCall, Call
+from zkeep.server.rules import NOTHING, BadCall, Call
 from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
 from zkeep.server.wire import Wire, watch
 
@@ -134,6 +134,8 @@ class _Connection:
         return self._call(action, flow)
 
     def _call(self, call: Call, flow: Flow) -> int:
+        if call is NOTHING:
+            return 0
         if call.verb in ("mount", "umount", "unmount"):
             return _mount(call)
         wire = Wire(self._settings.idle, self._settings.rate, flow.filters)

@@ -11,7 +11,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
-from zkeep.errors import BadStream, Interrupted, Refused
+from zkeep.errors import BadStream, Interrupted, Refused, TryAgain
 from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, BeginFlag, Feature
@@ -197,7 +197,7 @@ class _Receiver:
                         session.commit(event)
                         return event
                     session.add(event)
-        except (Refused, OSError, KeyboardInterrupt) as error:
+        except (Refused, TryAgain, OSError, KeyboardInterrupt) as error:
             if session.kept and not self._options.dry_run:
                 raise _interrupted(error, _kind(begin), name, *session.kept) from error
             raise
