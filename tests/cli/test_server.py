@@ -86,3 +86,89 @@ def test_a_key_without_a_command_opens_no_shell(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("SSH_ORIGINAL_COMMAND", raising=False)
     assert run(["server", "--root", "vault/alice"]) == 1
     assert "opens no shell" in capsys.readouterr().err
+
+
+def test_history_says_who_did_what_and_how_it_ended(capfd: Output) -> None:
+    size = FULL.stat().st_size
+    assert ask("zfs receive -s vault/alice/home", "--client", "laptop", stream=FULL).status == 0
+    assert ask("zfs destroy vault/alice/home@s0").status == 1
+    assert ask("zfs list").status == 0  # what only looks is not noted
+    assert ask("zkeep receive vault/bob/home", "--client", "bob\x1b[31m", root="vault/bob", stream=FULL).status == 0
+    capfd.readouterr()
+    assert run(["history", "-H", "vault"]) == 0
+    lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [(line[1], line[2], line[4], line[7], line[8]) for line in lines] == [
+        ("vault/alice", "laptop", str(size), "0", "zfs receive -s --append-only -h -- vault/alice/home"),
+        ("vault/alice", "-", "0", "1", "zfs destroy vault/alice/home@s0"),
+        ("vault/bob", "bob\\x1b[31m", str(size), "0", "zkeep receive --append-only -h -- vault/bob/home"),
+    ]
+    assert run(["history", "-H", "vault/bob"]) == 0
+    assert capfd.readouterr().out.count("\n") == 1
+    own = ask("zkeep history -H").out
+    assert own.count("\n") == 2
+    assert "bob" not in own + ask("zkeep history -j vault").out
+    assert ask("zkeep history vault/bob").err == "zkeep: cannot open vault/bob: dataset does not exist\n"
+
+
+def test_the_history_of_a_client_is_bounded_and_does_not_push_out_anothers(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from zkeep.names import DatasetName
+    from zkeep.pool.datasets import commands
+    from zkeep.pool.datasets.model import Pool
+
+    entry = commands.Entry(1, "c" * 9999, "p", "alice", "zfs " + "x" * 9999, 0, 0, 0, 0)
+    alice, bob = DatasetName("vault/alice"), DatasetName("vault/bob")
+    with Pool.open(tmp_path / "pool", "vault") as pool:
+        commands.record(pool, bob, replace(entry, root="bob"), refused=False)
+        commands.record(pool, alice, entry, refused=False)
+        for number in range(commands.MOST["refused"] + 5):
+            commands.record(pool, alice, replace(entry, at=number, command=f"{number}"), refused=True)
+        found = commands.entries(pool)
+        assert len(found) == commands.MOST["refused"] + 2
+        assert max(len(entry.command) for _, entry in found) == commands.LONGEST
+        assert {name for name, _ in found} == {alice, bob}
+        assert max(int(e.command) for _, e in found if e.command.isdecimal()) == commands.MOST["refused"] + 4
+
+
+def test_idle_and_rate_are_numbers() -> None:
+    for words in (("--idle", "soon"), ("--idle", "-1"), ("--idle", "nan"), ("--rate", "fast"), ("--allow", "root")):
+        assert ask("zfs list", *words).status == 2
+    assert ask("zfs list", "--rate", "10M", "--idle", "0").status == 0
+
+
+def test_an_appending_key_keeps_what_is_newer_than_its_source() -> None:
+    for stream in (FULL, INCREMENT):
+        assert ask("zfs receive -F vault/alice/home", stream=stream).status == 0
+    assert run(["rename", "vault/alice/home@s1", "vault/alice/home@kept"]) == 0
+    other = CHAIN / "ccm192-lzjb-8k.inc-s0-s1.zfs"
+    assert ask("zfs receive -F vault/alice/home@other", stream=other).status in (0, 1)
+    assert "vault/alice/home@kept" in ask("zfs list -H -o name -t snapshot -r vault/alice").out
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd", "lz4", "xz", "bzip2"])
+def test_a_packed_stream_is_unpacked_on_its_way(packing: str, tmp_path: Path) -> None:
+    import bz2
+    import gzip
+    import lzma
+
+    import lz4.frame
+    import zstandard
+
+    pack = {
+        "gzip": gzip.compress,
+        "zstd": zstandard.compress,
+        "lz4": lz4.frame.compress,
+        "xz": lzma.compress,
+        "bzip2": bz2.compress,
+    }[packing]
+    packed = pack(FULL.read_bytes())
+    (tmp_path / "whole").write_bytes(packed)
+    (tmp_path / "cut").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "other").write_bytes(b"this is no such thing" * 99)
+    line = f"mbuffer -q -s 128k -m 16M 2>/dev/null | {packing} -dc | zfs receive vault/alice/home"
+    for bad in ("cut", "other"):
+        answer = ask(line, stream=tmp_path / bad)
+        assert (answer.status, answer.out) == (1, "")
+        assert answer.err.count("\n") == 1
+    assert ask(line, stream=tmp_path / "whole") == Answer(0, "", "")

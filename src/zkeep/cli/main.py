@@ -34,6 +34,7 @@ VERBS = {
     "forget-keys": ("keys", "Drop old keys for good."),
     "get": ("get", "Show properties."),
     "help": ("help", "Tell how zkeep, or one of its verbs, is called."),
+    "history": ("history", "Show what clients of a server did."),
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),

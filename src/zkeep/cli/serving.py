@@ -6,23 +6,27 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from zkeep.cli import main, usage
-from zkeep.cli.home import confined, opened
+from zkeep.cli.home import confined, opened, registry
 from zkeep.cli.sink import wired
 from zkeep.cli.text import safe
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
+from zkeep.pool.datasets.commands import Entry, record
 from zkeep.pool.datasets.properties import parse_size
-from zkeep.server.access import DEFAULT, Access, parse_roles
+from zkeep.server.access import DEFAULT, Access, Denied, parse_roles
 from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
 from zkeep.server.rules import NOTHING, BadCall, Call
 from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
 from zkeep.server.wire import Wire, watch
 
+_PATIENCE = 60.0
+"""Seconds to wait for the catalog, to note what was done."""
 BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.restore", "zkeep.snapshot", "cryptography")
 """Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."""
 
@@ -117,6 +121,8 @@ class _Connection:
                 return self._run(understand(pipeline, self._access, depth), depth)
             except BaseException as error:
                 status = main.report(called(command), error)
+                if isinstance(error, Denied):
+                    self._record(shlex.join(command.words), Wire(), time.time(), status, refused=True)
                 if isinstance(error, BadCall):
                     _print_usage(error.verb)
                 return status
@@ -139,11 +145,25 @@ class _Connection:
         if call.verb in ("mount", "umount", "unmount"):
             return _mount(call)
         wire = Wire(self._settings.idle, self._settings.rate, flow.filters)
+        words, began = call.words(), time.time()
         with wired(wire):
-            status = main.call(call.program, call.words())
+            status = main.call(call.program, words)
             if status == 0 and call.verb == "send":
                 wire.finish()
+        if call.verb in main.CHANGING or call.verb == "send":
+            self._record(shlex.join([call.program, *words]), wire, began, status)
         return status
+
+    def _record(self, command: str, wire: Wire, began: float, status: int, *, refused: bool = False) -> None:
+        """Add to the pool's history. If that is impossible, what was done stays done."""
+        root = self._access.root
+        peer = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+        client, taken = self._settings.client or "-", int(max(0.0, time.time() - began) * 1000)
+        told = [text.encode("utf-8", "replace").decode() for text in (client, peer or "-", command)]
+        with suppress(ZkeepError, OSError), registry().open(root.pool, _PATIENCE) as pool:
+            sizes = wire.received, wire.sent, taken, status
+            entry = Entry(int(began), told[0], told[1], pool.relative(root), told[2], *sizes)
+            record(pool, root, entry, refused=refused)
 
     def _list_receives(self) -> int:
         """As ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`."""

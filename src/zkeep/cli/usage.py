@@ -74,7 +74,7 @@ ABSENT_POOL = {
     "ddtprune": "nothing is deduplicated here",
     "detach": _FOLDER,
     "events": "no kernel module logs events here; 'zkeep pool status -v' lists what the last scrub found",
-    "history": "no log of commands is kept; 'zkeep list -t all -o name,creation' shows what came when",
+    "history": "see 'zkeep history': what clients of 'zkeep server' did",
     "initialize": _FOLDER,
     "iostat": f"{_FOLDER}; ask iostat(1) about the disk below it",
     "labelclear": _FOLDER,

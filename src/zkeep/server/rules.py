@@ -202,9 +202,9 @@ def _receive(call: Call, access: Access) -> Call:
 
 def _create(call: Call, access: Access) -> Call:
     call = _one(call, "missing filesystem argument")
-    if call.has("-p") and access.root.is_within(name := dataset_of(access.visible(call.arguments[0]))):
-        return NOTHING if name != access.root else call  # tools make sure that all datasets above are there
-    name = dataset_of(access.owned(call.arguments[0]))
+    name = dataset_of(access.visible(call.arguments[0]) if call.has("-p") else access.owned(call.arguments[0]))
+    if name != access.root and access.root.is_within(name):
+        return NOTHING  # tools make sure that all datasets above are there
     if call.has("-V"):
         raise Denied(f"cannot create {name}: {KEYLESS}")
     _settings(call.values("-o"), access, name, f"cannot create {name}")
@@ -310,6 +310,7 @@ RULES = {
     "list": Rule("list", "rd:Hpjo:s:S:t:", _seen, _OUTPUT),
     "get": Rule("list", "rd:Hpjo:s:t:", _get, _OUTPUT),
     "holds": Rule("list", "rHp", _names),
+    "history": Rule("list", "Hj", _seen, ("json",)),
     "mount": Rule("list", "", _names),
     "unmount": Rule("list", "fu", _names),
     "send": Rule("send", "wRpi:I:t:nvPLechbsX:DV", _send, _SEND_LONGS),

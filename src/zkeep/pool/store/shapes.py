@@ -145,6 +145,11 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
     },
     "reserve": {"dataset": _number, "bytes": _number},
     "compact": {"txg": _number, "dataset": _number},
+    "history": {
+        **dict.fromkeys(("at", "received", "sent", "milliseconds", "status"), _number),
+        **dict.fromkeys(("client", "peer", "command"), _text),
+        "root": _dataset_name,
+    },
 }
 """Fields that a document of the kind has."""
 OPTIONAL: Mapping[str, Mapping[str, Check]] = {
