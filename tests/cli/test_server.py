@@ -172,3 +172,18 @@ def test_a_packed_stream_is_unpacked_on_its_way(packing: str, tmp_path: Path) ->
         assert (answer.status, answer.out) == (1, "")
         assert answer.err.count("\n") == 1
     assert ask(line, stream=tmp_path / "whole") == Answer(0, "", "")
+
+
+def test_no_key_is_used_for_a_client_and_nothing_is_in_clear_below_what_is_encrypted() -> None:
+    plain = CHAIN.parents[1] / "streams" / "plain-blanc-2018.zfs"
+    assert ask("zfs receive vault/alice/home", stream=FULL).status == 0
+    assert "the stream is not raw and blind=on" in ask("zfs receive vault/alice/plain", stream=plain).err
+    assert run(["set", "blind=off", "vault/alice"]) == 0
+    assert ask("zfs receive vault/alice/plain", stream=plain).status == 0
+    for name in ("vault/alice/home/below", "vault/alice/home/below@x"):
+        answer = ask(f"zfs receive -F {name}", "--allow", "admin", stream=plain)
+        assert answer.status == 1
+        assert "no key is ever used for clients" in answer.err
+    for option in ("-x encryption", "-o encryption=on", "-o keyformat=raw -o keylocation=file:///etc/key"):
+        answer = ask(f"zfs receive {option} vault/alice/other", "--allow", "admin", stream=plain)
+        assert (answer.status, answer.err.count("no key is ever used here")) == (1, 1)

@@ -32,6 +32,11 @@ def confined(root: DatasetName) -> Iterator[None]:
         _Confinement.root = before
 
 
+def is_confined() -> bool:
+    """Whether a client of a server is served."""
+    return _Confinement.root is not None
+
+
 def registry() -> Registry:
     """ZKEEP_HOME, else root's /var/lib/zkeep, else the user's data folder."""
     return Registry(_home(), _warn, _Confinement.root)

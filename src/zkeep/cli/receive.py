@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 
 from zkeep.cli import encryption
-from zkeep.cli.home import Name, dataset_of, opened, settings, widen
+from zkeep.cli.home import Name, dataset_of, is_confined, opened, settings, widen
 from zkeep.cli.progress import Meter
-from zkeep.cli.reencryption import Intake, refuse_missing_key
+from zkeep.cli.reencryption import Intake, KeylessIntake, refuse_missing_key
 from zkeep.cli.sink import stream_input
 from zkeep.cli.text import nice_bytes
 from zkeep.errors import Damaged, Refused, WrongUsage
@@ -91,7 +91,7 @@ def receive_verb(
         skip_holds=skip_holds,
         append_only=append_only,
         on_progress=meter,
-        intake=Intake(asked, excluded),
+        intake=KeylessIntake() if is_confined() else Intake(asked, excluded),
         **({"on_snapshot": tell} if tell else {}),
     )
     _check_input(abort)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from zkeep.reencrypt.receive import NewKeys, Reencryption
 
 
+_NO_KEY = "no key is ever used for clients"
+
+
 class Intake:
     """What receive does with plain streams. It loads what can encrypt when the first one comes: see the pool's Intake.
 
@@ -70,6 +73,38 @@ class Intake:
             step = whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1)
             self._made = Reencryption(_Keys(self._asked), step)
         return self._made
+
+
+class KeylessIntake:
+    """What receive does with plain streams of a server's clients, for whom no key is ever used."""
+
+    refuses_raw: str | None = None
+
+    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+        """Never; but below an encrypted dataset nothing is stored in clear.
+
+        Raises:
+            Refused: it would be.
+        """
+        above: DatasetName | None = target.name
+        while above is not None and not event.begin.raw:
+            found = pool.tree().find(above)
+            if found is not None and found.doc.get("crypt"):
+                raise Refused(f"cannot receive {target.name}: {_NO_KEY}: send it raw, with zfs send -w")
+            above = above.parent
+        return False
+
+    def receive(
+        self,
+        pool: Pool,
+        event: SubBegin,
+        target: Target,
+        charges: Charges,
+        events: Iterator[Batch | SubEnd],
+        *,
+        top: bool,
+    ) -> SubEnd:
+        raise Refused(f"cannot receive {target.name}: {_NO_KEY}")
 
 
 def _check(asked: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ from zkeep.server.wire import Wire, watch
 
 _PATIENCE = 60.0
 """Seconds to wait for the catalog, to note what was done."""
-BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.restore", "zkeep.snapshot", "cryptography")
+BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot", "cryptography")
 """Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."""
 
 

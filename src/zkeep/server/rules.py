@@ -192,6 +192,8 @@ def _receive(call: Call, access: Access) -> Call:
             access.owned(value)
         else:
             check_setting(text, access, target, cannot)
+    if set(call.values("-x")) & {"encryption", "keyformat", "keylocation"}:
+        raise Denied(f"{cannot}: {KEYLESS}")
     extra: list[Option] = []
     if not access.may("destroy"):
         extra.append((APPEND_ONLY, None))
