@@ -180,7 +180,7 @@ def test_no_key_is_used_for_a_client_and_nothing_is_in_clear_below_what_is_encry
     assert "the stream is not raw and blind=on" in ask("zfs receive vault/alice/plain", stream=plain).err
     assert run(["set", "blind=off", "vault/alice"]) == 0
     assert ask("zfs receive vault/alice/plain", stream=plain).status == 0
-    for name in ("vault/alice/home/below", "vault/alice/home/below@x"):
+    for name in ("vault/alice/home/below", "vault/alice/home/other"):
         answer = ask(f"zfs receive -F {name}", "--allow", "admin", stream=plain)
         assert answer.status == 1
         assert "no key is ever used for clients" in answer.err
