@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fcntl import ioctl
 from functools import cache
 from typing import Any
@@ -42,12 +42,21 @@ class SourceError(Exception):
         super().__init__(self.reason)
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(error) from error
+class _Reading:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise SourceError(error) from error
+
+
+_READING = _Reading()
+
+
+def reading() -> _Reading:
+    """As a context: an OSError inside it is the source's."""
+    return _READING
 
 
 def read_blocks(source: Iterable[Block]) -> Iterator[Block]:
@@ -121,6 +130,9 @@ def _forget(fd: int, start: int, end: int) -> None:
 
 def _data(fd: int, size: int, blksz: int, at: int) -> Iterator[tuple[int, int]]:
     """Stretches with data from `at` on, [start, end), widened to whole blocks and never overlapping."""
+    if at == 0 < size <= blksz:
+        yield 0, size  # a block of zeros is a hole, whoever finds out
+        return
     last = at
     while at < size:
         try:
@@ -239,4 +251,5 @@ def birth_of(name: bytes, folder: int) -> int:
     flags = _AT_SYMLINK_NOFOLLOW if name else _AT_EMPTY_PATH
     if call(folder, name, flags, _STATX_BTIME, ctypes.byref(buffer)) or not buffer.mask & _STATX_BTIME:
         return 0
-    return int(buffer.btime.seconds) * 1_000_000_000 + int(buffer.btime.nanoseconds)
+    birth = buffer.btime
+    return int(birth.seconds) * 1_000_000_000 + int(birth.nanoseconds)

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from zkeep.capture.contents import SourceError, blocks_of, read_blocks
 from zkeep.capture.scan import Problem
 from zkeep.crypto.unwrap import GetKey
@@ -25,6 +23,7 @@ from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.commit import LARGE, VOLUME, NewSnapshot, commit
+from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.new_filesystem import new_salt
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter, is_zeros
@@ -139,7 +138,11 @@ def _write(
         writer.write(_properties(size, new_salt()))
         return
     if blocks is not None:
-        writer.write(_disk(blksz, last, _changed(base, blksz, blocks), keep=True))
+        held = base.object(DATA)
+        if held.dnode.blksz != blksz:
+            raise Refused(f"{base.name}: its blocks have {held.dnode.blksz} bytes, not {blksz}")
+        changed = Comparison(base, held, writer.compress).changed(blocks)
+        writer.write(_disk(blksz, last, changed, keep=True))
     if Volume(base).size != size:
         salt = int.from_bytes(bytes(base.read_block(PROPERTIES, 0))[8:16], "little")
         writer.write(_properties(size, salt))
@@ -152,26 +155,3 @@ def _disk(blksz: int, last: int, blocks: Iterator[Block], *, keep: bool) -> Obje
 def _properties(size: int, salt: int) -> ObjectChange:
     content = micro_block({b"size": size}, salt)
     return ObjectChange(PROPERTIES, ObjectType.ZVOL_PROP, len(content), 0, [Block(0, content)], bonustype=0)
-
-
-def _changed(base: OpenSnapshot, blksz: int, blocks: Iterator[Block]) -> Iterator[Block]:
-    """The blocks that are not as the base has them, ascending; what became zeros is a hole."""
-    held = base.object(DATA)
-    if held.dnode.blksz != blksz:
-        raise Refused(f"{base.name}: its blocks have {held.dnode.blksz} bytes, not {blksz}")
-    parts = [part["offset"] // np.uint64(blksz) for part in base.blocks.leaves(held, 0, 1 << 54)]
-    there = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
-    at = 0
-    for block in blocks:
-        while at < len(there) and int(there[at]) < block.number:
-            yield Block(int(there[at]), None)
-            at += 1
-        known = at < len(there) and int(there[at]) == block.number
-        at += known
-        zeros = is_zeros(block.content or b"")
-        if zeros and known:
-            yield Block(block.number, None)
-        elif not zeros and not (known and block.content == base.read_block(DATA, block.number)):
-            yield block
-    for number in there[at:].tolist():
-        yield Block(number, None)

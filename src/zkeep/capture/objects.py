@@ -37,9 +37,10 @@ from zkeep.format.zap_writer import BLOCK, FatZap
 from zkeep.format.znode_writer import FileFields
 from zkeep.names import shown
 from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
-from zkeep.snapshot.writer import SnapshotWriter, is_zeros
+from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
 
 SECOND = 1_000_000_000
@@ -229,7 +230,8 @@ class ObjectWriter:
             source = list(source)
             self._check(node, fd, begun.status, last)
         if held is not None and held.dnode.blksz == blksz:
-            source = self._changed(source, held, begun.block)
+            assert self._base is not None
+            source = Comparison(self._base, held, self._writer.compress).changed(source, begun.block)
         for block in source:
             if self.room <= 0 and size > SMALL:
                 self._cut = replace(begun, block=block.number)
@@ -280,7 +282,7 @@ class ObjectWriter:
         return found if found.dnode.type == wanted else None
 
     def _is_live(self, number: int) -> bool:
-        at = int(np.searchsorted(self._live, np.uint64(number)))
+        at = int(self._live.searchsorted(np.uint64(number)))
         return at < len(self._live) and int(self._live[at]) == number
 
     def _blksz(self, size: int, held: VerifiedObject | None) -> int:
@@ -292,31 +294,6 @@ class ObjectWriter:
         if held.dnode.maxblkid > 0 and size > now:
             return now
         return now if size <= now <= self._recordsize and held.dnode.maxblkid == 0 else wanted
-
-    def _changed(self, source: Iterable[Block], held: VerifiedObject, first: int) -> Iterator[Block]:
-        """The blocks that are not as the base has them, in order; what became a hole is one of them.
-
-        `first`: from which block on; those before are not looked at.
-        """
-        assert self._base is not None
-        blksz = held.dnode.blksz
-        parts = [part["offset"] // np.uint64(blksz) for part in self._base.blocks.leaves(held, first * blksz, 1 << 54)]
-        there = np.unique(np.concatenate(parts)).tolist() if parts else []
-        at = 0
-        while at < len(there) and there[at] < first:
-            at += 1
-        for block in source:
-            while at < len(there) and there[at] < block.number:
-                yield Block(there[at], None)
-                at += 1
-            if at < len(there) and there[at] == block.number:
-                at += 1
-                if block.content != self._base.read_block(held.dnode.number, block.number):
-                    yield block
-            elif block.content is not None and not is_zeros(block.content):
-                yield block
-        for number in there[at:]:
-            yield Block(number, None)
 
     def _write_special(self, node: Node, folder: int) -> None:
         """A link, device, fifo or socket: all of it is attributes."""

@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,9 @@ class Match(NamedTuple):
     "Whether it was in another folder, as far as can be told."
 
 
+NEW = Match()
+
+
 @dataclass
 class Previous:
     """The rows of the last snapshot; none if there was none."""
@@ -72,9 +76,13 @@ class Previous:
     root: int = 0
 
     def __post_init__(self) -> None:
-        self.rows = np.sort(self.rows, order=["dev", "ino"])
+        self.rows = self.rows[np.lexsort((self.rows["ino"], self.rows["dev"]))]
         self._by_object = np.argsort(self.rows["object"])
         self._objects = self.rows["object"][self._by_object]
+        # Columns that lie apart from the others: searchsorted() copies what does not, all of it at each call.
+        self._inodes = np.ascontiguousarray(self.rows["ino"])
+        devices, starts = np.unique(self.rows["dev"], return_index=True)
+        self._devices = dict(zip(devices.tolist(), pairwise([*starts.tolist(), len(self.rows)]), strict=True))
 
     def find_root(self, status: os.stat_result) -> tuple[int, bool]:
         """The object of the folder at the top, whichever inode it has now, and whether it is as it was."""
@@ -89,19 +97,15 @@ class Previous:
         `parent`: the object of their folder; what moved here from another folder has changed.
         """
         if not len(self.rows) or not statuses:
-            return [Match()] * len(statuses)
+            return [NEW] * len(statuses)
         found = []
-        keys = np.array([(s.st_dev, s.st_ino) for s in statuses], [("dev", "<u8"), ("ino", "<u8")])
-        places = self._places(keys)
-        rows = self.rows[places]
-        hit = (rows["dev"] == keys["dev"]) & (rows["ino"] == keys["ino"])
-        for status, is_known, row in zip(statuses, hit.tolist(), rows.tolist(), strict=True):
-            if not is_known:
-                found.append(Match())
+        for status, row in zip(statuses, self._rows_of(statuses), strict=True):
+            device, inode, size, mtime, ctime, number, above, _, _, kind = row
+            if inode != status.st_ino or device != status.st_dev:
+                found.append(NEW)
                 continue
-            _, _, size, mtime, ctime, number, above, _, _, kind = row
             if kind != stat.S_IFMT(status.st_mode) >> 12:  # the inode was used again
-                found.append(Match())
+                found.append(NEW)
                 continue
             is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR >> 12
             same = ctime == status.st_ctime_ns and mtime == status.st_mtime_ns and size == status.st_size
@@ -109,15 +113,25 @@ class Previous:
             found.append(Match(number, same and not moved, moved))
         return found
 
-    def _places(self, keys: Array) -> Array:
-        """Where each (device, inode) is or would be among the rows."""
-        devices = self.rows["dev"]
-        places = np.zeros(len(keys), np.int64)
-        for device in set(keys["dev"].tolist()):
-            start, end = np.searchsorted(devices, np.array([device, device + 1], np.uint64))
-            mine = keys["dev"] == device
-            places[mine] = start + np.searchsorted(self.rows["ino"][start:end], keys["ino"][mine])
-        return np.minimum(places, len(self.rows) - 1)
+    def _rows_of(self, statuses: Sequence[os.stat_result]) -> list[tuple[int, ...]]:
+        """For each status the row of its inode, or another where there is none."""
+        inodes = np.array([status.st_ino for status in statuses], np.uint64)
+        devices = {status.st_dev for status in statuses}
+        if len(devices) == 1:  # as in nearly all folders
+            places = self._places(devices.pop(), inodes)
+        else:
+            places = np.zeros(len(inodes), np.int64)
+            for device in devices:
+                mine = np.array([status.st_dev == device for status in statuses])
+                places[mine] = self._places(device, inodes[mine])
+        found: list[tuple[int, ...]] = self.rows[places].tolist()
+        return found
+
+    def _places(self, device: int, inodes: Array) -> Array:
+        """Where each inode of a device is or would be among the rows."""
+        start, end = self._devices.get(device, (0, 0))
+        places: Array = np.minimum(self._inodes[start:end].searchsorted(inodes) + start, len(self.rows) - 1)
+        return places
 
     def object_of(self, device: int, inode: int, kind: int, parent: int) -> int:
         """The object of an inode in a folder whose object is `parent`; 0: none.
@@ -126,15 +140,14 @@ class Previous:
         """
         if not len(self.rows):
             return 0
-        key = np.array([(device, inode)], [("dev", "<u8"), ("ino", "<u8")])
-        row = self.rows[self._places(key)][0]
+        row = self.rows[self._places(device, np.array([inode], np.uint64))][0]
         if (row["dev"], row["ino"], row["kind"]) != (device, inode, kind):
             return 0
         return int(row["object"]) if row["parent"] == parent or row["links"] > 1 else 0
 
     def row_of(self, number: int) -> Array | None:
         """The row of an object."""
-        at = int(np.searchsorted(self._objects, np.uint64(number)))
+        at = int(self._objects.searchsorted(np.uint64(number)))
         if at < len(self._objects) and self._objects[at] == number:
             row: Array = self.rows[self._by_object[at]]
             return row

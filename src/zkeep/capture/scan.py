@@ -94,6 +94,10 @@ class Folders:
 
     def fd(self, node: Node) -> int:
         """Raises OSError: it is gone, or no folder any more, or may not be read."""
+        known = self._open.get(node)
+        if known is not None:
+            self._open.move_to_end(node)
+            return known
         chain = []
         at: Node | None = node
         while at is not None and at.parent is not None and at not in self._open:

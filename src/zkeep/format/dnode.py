@@ -167,6 +167,11 @@ def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, littl
     )
 
 
+def physical_size(prop: int) -> int:
+    """Bytes of a block as it is stored, from the blk_prop of its pointer."""
+    return ((prop >> 16 & 0xFFFF) + 1) * SECTOR
+
+
 def indirect_prop(indblkshift: int, kind: int, level: int) -> int:
     """The authenticated part of blk_prop in a pointer to an indirect block: what a raw stream does not carry is 0."""
     return ((1 << indblkshift) // SECTOR - 1) | kind << 48 | level << 56 | 1 << 61

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from functools import cache
+from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -160,20 +161,19 @@ class Layout:
     RTYPE: ClassVar[RecordType]
     _codes: ClassVar[str]
     _fields: ClassVar[tuple[_Field, ...]]
+    _values: ClassVar[Callable[[Any], tuple[Any, ...]]]
+    "Gives `payloadlen` and all fields."
+    _is_flat: ClassVar[bool]
+    "Whether none of them is a tuple."
 
     payloadlen: int = 0
 
     def pack(self, byteorder: ByteOrder = NATIVE) -> bytes:
         """The 312 bytes, with a checksum field of zeros (BEGIN has none)."""
-        values: list[int | bytes] = []
-        for field in self._fields:
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                values.extend(value)
-            else:
-                values.append(value)
-        packer = _packer(self._codes, byteorder)
-        return packer.pack(self.RTYPE, self.payloadlen, *values).ljust(HEADER, b"\0")
+        values = type(self)._values(self)
+        if not self._is_flat:
+            values = tuple(flat for value in values for flat in (value if isinstance(value, tuple) else (value,)))
+        return _padded(self._codes, byteorder).pack(self.RTYPE, *values)
 
     @classmethod
     def unpack(cls, header: bytes | memoryview, byteorder: ByteOrder = NATIVE) -> Self:
@@ -204,6 +204,12 @@ class Layout:
 @cache
 def _packer(codes: str, byteorder: ByteOrder) -> struct.Struct:
     return struct.Struct(("<" if byteorder == "little" else ">") + "II" + codes)
+
+
+@cache
+def _padded(codes: str, byteorder: ByteOrder) -> struct.Struct:
+    packer = _packer(codes, byteorder)
+    return struct.Struct(f"{packer.format}{HEADER - packer.size}x")
 
 
 @cache
@@ -239,6 +245,8 @@ def layout(rtype: RecordType, size: int) -> Callable[[type[_L]], type[_L]]:
         hints = get_type_hints(made, include_extras=True)
         made.RTYPE = rtype
         made._codes, made._fields = _place({name: hints[name].__metadata__[0] for name in own})
+        made._values = attrgetter("payloadlen", *(field.name for field in made._fields))
+        made._is_flat = all(field.count == 1 or field.code == "s" for field in made._fields)
         if struct.calcsize("=" + made._codes) != size:
             raise TypeError(f"{cls.__name__} does not have {size} bytes")
         LAYOUTS[rtype] = made

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import cache
 
 from zkeep.format.sa import MAGIC
 from zkeep.format.zap_writer import FatZap, micro_block
@@ -63,6 +64,7 @@ def _kinds() -> list[tuple[int, ...]]:
     return found
 
 
+@cache
 def _in_order(attributes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(attribute for attribute in _ORDER if attribute in attributes)
 
@@ -105,10 +107,11 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
         ValueError: an attribute is longer than 65,535 bytes, or all of them do not fit in 128 KiB.
     """
     attributes = _in_order(tuple(values))
-    if any(len(values[attribute]) > MAX_ATTRIBUTE for attribute in attributes):
+    if any(len(value) > MAX_ATTRIBUTE for value in values.values()):
         raise ValueError("an attribute is too long")
-    if _size(attributes, values) <= BONUS:
-        return _buffer(attributes, values), None
+    whole = _buffer(attributes, values)
+    if len(whole) <= BONUS:
+        return whole, None
     # The bonus keeps what lies before the first attribute that would reach past 192 bytes; the rest spills.
     cut = next(n for n in range(len(attributes), 0, -1) if _size(attributes[:n], values) <= BONUS_WITH_SPILL)
     bonus = _buffer(attributes[:cut], values).ljust(BONUS_WITH_SPILL, b"\0")
@@ -130,10 +133,12 @@ def with_numbers(bonus: bytes, *, links: int, parent: int) -> bytes:
     return bytes(made)
 
 
+@cache
 def _varying(attributes: tuple[int, ...]) -> list[int]:
     return [attribute for attribute in attributes if not _REGISTERED[attribute][1]]
 
 
+@cache
 def _header_size(attributes: tuple[int, ...]) -> int:
     return 6 + 2 * max(1, len(_varying(attributes))) + 7 & ~7
 
@@ -147,5 +152,7 @@ def _buffer(attributes: tuple[int, ...], values: Mapping[int, bytes]) -> bytes:
     lengths = [len(values[attribute]) for attribute in _varying(attributes)]
     info = LAYOUTS[attributes] | size // 8 << 10
     head = struct.pack(f"<IH{len(lengths)}H", MAGIC, info, *lengths).ljust(size, b"\0")
-    parts = (values[attribute].ljust(len(values[attribute]) + 7 & ~7, b"\0") for attribute in attributes)
+    parts = [values[attribute] for attribute in attributes]
+    if lengths:
+        parts = [part.ljust(len(part) + 7 & ~7, b"\0") for part in parts]
     return head + b"".join(parts)

@@ -10,6 +10,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from zkeep.format import sa_writer as sa
 from zkeep.format.nvlist import Encoding, Form, NvList, NvType, encode
@@ -99,6 +100,7 @@ def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
     return encode(packed)
 
 
+@lru_cache(1024)
 def trivial_acl(mode: int) -> bytes:
     """The ACL that means the same as a mode: entries of type, who and mask, 8 bytes each.
 
@@ -139,9 +141,9 @@ def _has_project(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _u64(value: int) -> bytes:
-    return struct.pack("<Q", value)
+_u64 = struct.Struct("<Q").pack
+_time_pair = struct.Struct("<qQ").pack
 
 
 def _time(nanoseconds: int) -> bytes:
-    return struct.pack("<qQ", *divmod(nanoseconds, _SECOND))
+    return _time_pair(*divmod(nanoseconds, _SECOND))

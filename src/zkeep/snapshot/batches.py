@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,18 @@ class RecordBatches:
         self._lengths.append(size)
         self._types.append(rtype)
         self._size += size
+        if self._size > BATCH:
+            self.flush()
+
+    def add_whole(self, types: list[int], lengths: list[int], parts: list[Any]) -> None:
+        """Records that are all in memory. Few or small: a batch gets as large as all of them."""
+        if sum(lengths) > BATCH:
+            self.add_many(types, lengths, parts)
+            return
+        self._parts += parts
+        self._lengths += lengths
+        self._types += types
+        self._size += sum(lengths)
         if self._size > BATCH:
             self.flush()
 

@@ -8,10 +8,11 @@ content    the block as the file or directory has it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ WORTHWHILE = 256 << 10
 "Bytes of contents that are worth more than one thread."
 END = MAX_UINT64
 "Behind every block number and every offset."
+T = TypeVar("T")
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 
 
@@ -126,6 +128,10 @@ class BlockReader:
     def _threads(self) -> ThreadPoolExecutor:
         """Threads for large blocks: decryption and decompression run without the interpreter lock."""
         return ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def in_threads(self, call: Callable[..., T], *columns: Iterable[Any]) -> Iterator[T]:
+        """map() by the threads that decrypt and decompress."""
+        return self._threads.map(call, *columns)
 
     def stop_threads(self) -> None:
         """End the threads; they are started again when they are needed."""

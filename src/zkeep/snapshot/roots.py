@@ -20,10 +20,13 @@ def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None
     `leaves`: pointers of new blocks by number, a hole's is zeros. `held`: the object of the base whose other blocks
     stay, and `blocks` reads them; None if it is a new one.
     """
+    is_new = held is None or held.dnode.blksz != dnode.blksz
+    if is_new and dnode.nlevels == 1 and all(number < dnode.nblkptr for number in leaves):
+        return b"".join(leaves.get(number, HOLE) for number in range(dnode.nblkptr))  # most files are small
     tree = MacTree(Shape.of(dnode))
     numbers = np.array(sorted(leaves), np.uint64)
     pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
-    if held is None or blocks is None or held.dnode.blksz != dnode.blksz:
+    if held is None or blocks is None or is_new:
         tree.add(*_live(numbers, pointers))
         return tree.finish()
     if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:

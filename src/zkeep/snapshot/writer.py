@@ -41,17 +41,7 @@ from zkeep.format.compress_writer import Compress, compressor
 from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import (
-    Free,
-    FreeObjects,
-    Object,
-    ObjectRange,
-    RecordFlag,
-    RecordType,
-    Spill,
-    Words,
-    Write,
-)
+from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
 from zkeep.snapshot.metadnode import PROP
@@ -64,8 +54,9 @@ INDIRECT_SHIFT = 17
 FANOUT = 1 << INDIRECT_SHIFT - 7
 METADNODE = (INDIRECT_SHIFT, 6, 3, 0, 0)
 "Shape of a metadnode: indblkshift, levels, pointers, checksum, compression. A kernel takes no other for an increment."
-SPOOL = 64 << 20
+SPOOL = 32 << 20
 "Bytes of ciphertext that wait in memory."
+THREADS = os.cpu_count() or 1
 INLINE = 32 << 10
 "Bytes of a block that are not worth handing to another thread."
 TO_THE_END = (1 << 64) - 1
@@ -106,7 +97,7 @@ class SnapshotWriter:
     ) -> None:
         self._keys = BlockKeys(keys)
         self._toguid = toguid
-        self._compress = compress
+        self.compress = compress
         self._compress_metadata = compressor("lz4")
         self._base = base
         self._objset_type = objset_type
@@ -119,7 +110,7 @@ class SnapshotWriter:
         self._waiting: dict[int, _Waiting] = {}
         self._freed: set[int] = set()
         self._dnode_blocks = _base_blocks(base)
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(THREADS)
         self.last_block = base.last_dnode_block if base is not None else 0
 
     def __enter__(self) -> SnapshotWriter:
@@ -228,7 +219,7 @@ class SnapshotWriter:
     def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, tuple[bytes, Buffer, bytes] | None]]:
         """Header, ciphertext and pointer of each block; large ones by several threads, in order."""
         ahead: list[tuple[int, Future[tuple[bytes, Buffer, bytes] | None]]] = []
-        most = 2 * (os.cpu_count() or 1)
+        most = 2 * THREADS
         for block in change.blocks:
             if block.content is None or len(block.content) <= INLINE:
                 while ahead:
@@ -269,7 +260,7 @@ class SnapshotWriter:
 
     def _compressor(self, kind: int) -> Compress:
         """Contents as the dataset's property says; metadata by lz4, as every kernel can read it."""
-        return self._compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
+        return self.compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
 
     def _sealed(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
@@ -349,9 +340,9 @@ class SnapshotWriter:
 
     def _flush(self) -> None:
         """Encrypt the block of dnodes that is complete, and give its records away."""
+        index, first = self._index, self._index * SLOTS
         if not self._waiting and not self._freed:
             return
-        index, first = self._index, self._index * SLOTS
         every = self._all_objects(index)
         if not every:
             # A block without a dnode is a hole, which only FREEOBJECTS tells.
@@ -428,7 +419,10 @@ class SnapshotWriter:
         end = (dnode.maxblkid + 1) * dnode.blksz
         tail = Free(object=dnode.number, offset=end, length=TO_THE_END, toguid=self._toguid)
         self._out.add(RecordType.FREE, tail.pack("little"))
-        self._out.add_many(each.types, each.lengths, self._bytes_of(each.pieces))
+        if not any(isinstance(piece, tuple) for piece in each.pieces):
+            self._out.add_whole(each.types, each.lengths, each.pieces)
+        else:
+            self._out.add_many(each.types, each.lengths, self._bytes_of(each.pieces))
 
     def _bytes_of(self, pieces: list[Buffer | tuple[int, int]]) -> Iterator[Buffer]:
         for piece in pieces:
