@@ -27,8 +27,10 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.changes import Block
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
-from zkeep.snapshot.writer import ENDLESS, is_zeros
+from zkeep.snapshot.writer import is_zeros
 
+ENDLESS = 1 << 63
+"Behind every offset."
 PORTION = 8 << 20
 "Bytes of blocks that are compared at a time, by several threads."
 
