@@ -169,3 +169,72 @@ def test_a_raw_increment_cannot_follow_what_was_encrypted_here_nor_a_plain_one_w
 def test_a_blind_pool_refuses_plain_streams_where_nothing_encrypts_them(zkeep: Session) -> None:
     done = zkeep.receive(PLAIN_2018, "v/plain")
     assert (done.returncode, "blind=on" in done.stderr) == (1, True)
+
+
+def send(session: Session, name: str, *words: str) -> Path:
+    """The file that `zkeep send WORDS` wrote."""
+    path = session.folder / name
+    with path.open("wb") as sink:
+        command = [sys.executable, "-m", "zkeep", "send", *words]
+        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def listed(capsys: Capture, session: Session, *words: str) -> list[str]:
+    capsys.readouterr()
+    assert session("list", "-H", "-o", "name", *words) == 0
+    return capsys.readouterr().out.split()
+
+
+def test_the_migration_of_the_article(zkeep: Session, capsys: Capture, tmp_path: Path) -> None:
+    """Plain snapshots of years become encrypted, leave raw for a blind pool, and come back as files with the key."""
+    # 1. In clear, as it was for years; then below an encrypted dataset, first in full, then year after year.
+    years = ["2018", "2019", "2020", "migration"]
+    assert zkeep("create", "-o", "blind=off", "v/old") == 0
+    assert zkeep("create", "v/enc/jambon") == 0
+    for year in years:
+        stream = STORY / f"plain-blanc-{year}.zfs"
+        assert zkeep.receive(stream, *(["-F"] if year != "2018" else []), "v/old/blanc").returncode == 0
+        letters = ["-x", "encryption"] if year == "2018" else ["-F"]
+        assert zkeep.receive(stream, *letters, "v/enc/jambon/blanc").returncode == 0
+    names = [f"v/enc/jambon/blanc@{year}" for year in years]
+    assert listed(capsys, zkeep, "-t", "snapshot", "-r", "v/enc") == names
+    assert zkeep.values(capsys, "v/enc/jambon/blanc", "encryption", "encryptionroot") == ["aes-256-gcm", "v/enc"]
+    # 2. The plain ones go, and the encrypted ones take their place.
+    assert zkeep("destroy", "-r", "v/old") == 0
+    assert zkeep("set", "mountpoint=/srv/jambon", "v/enc/jambon") == 0
+    assert zkeep.values(capsys, "v/enc/jambon/blanc", "mountpoint") == ["/srv/jambon/blanc"]
+    # 3. Everything leaves raw, and later what changed; the other pool has no key.
+    assert zkeep("pool", "create", "blind", str(tmp_path / "blind")) == 0
+    first = send(zkeep, "first", "-Rw", "v/enc/jambon/blanc@2020")
+    assert zkeep.receive(first, "-s", "blind/blanc").returncode == 0
+    more = send(zkeep, "more", "-w", "-i", "@2020", "v/enc/jambon/blanc@migration")
+    assert zkeep.receive(more, "blind/blanc").returncode == 0
+    assert listed(capsys, zkeep, "-t", "snapshot", "-r", "blind") == [f"blind/blanc@{year}" for year in years]
+    assert zkeep.values(capsys, "blind/blanc", "keystatus") == ["unavailable"]
+    assert zkeep("pool", "scrub", "blind") == 0
+    assert not holds(tmp_path / "blind", b"ledger.csv")
+    # 4. In an emergency the key comes, and the files are there.
+    target = tmp_path / "files"
+    target.mkdir()
+    assert zkeep("unload-key", "-a") == 0
+    key = f"file://{zkeep.key}"
+    assert zkeep("extract", "-L", key, "-C", str(target), "blind/blanc@migration") == 0
+    assert (target / "jambons" / "2018" / "ledger.csv").is_file()
+    assert zkeep("verify", "-L", key, "blind/blanc@migration") == 0
+
+
+def test_a_dry_run_says_what_would_be_and_changes_nothing(zkeep: Session, capsys: Capture) -> None:
+    done = zkeep.receive(PLAIN_2018, "-n", "-v", "-x", "encryption", "v/enc/ds")
+    assert done.returncode == 0
+    assert "would receive full stream of zdata/jambon/blanc@2018 into v/enc/ds@2018" in done.stdout
+    assert zkeep("list", "v/enc/ds") == 1
+    assert zkeep.receive(PLAIN_2019, "-n", "v/enc/ds").returncode == 1
+    assert zkeep.receive(PLAIN_2018, "v/enc/ds").returncode == 0
+    assert zkeep.receive(PLAIN_2019, "-n", "v/enc/ds").returncode == 0
+    assert listed(capsys, zkeep, "-t", "snapshot", "-r", "v") == ["v/enc/ds@2018"]
+    assert zkeep("unload-key", "v/enc") == 0
+    for letters in (["-n"], [], ["-x", "encryption"]):
+        done = zkeep.receive(PLAIN_2019, *letters, "v/enc/ds")
+        assert (done.returncode, "the key of 'v/enc' is not loaded: zkeep load-key v/enc" in done.stderr) == (1, True)

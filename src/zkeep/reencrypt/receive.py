@@ -23,17 +23,19 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy, keyrecords
+from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.destroy import drop_after
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import Target, clone_source, nearest
 from zkeep.pool.transfer.reserve import Charges
+from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
 from zkeep.reencrypt.records import Records
-from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, STEP, Group, remove_steps, write_group
+from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, STEP, Group, opening_of, remove_steps, write_group
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 
@@ -119,6 +121,8 @@ class Reencryption:
             Refused, BadStream: nothing of it is kept.
         """
         _refuse_forms(event, target)
+        if target.dry_run:
+            return self._rehearse(pool, event.begin, target, charges, events, top=top)
         lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
         with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
             _remove_leftovers(pool, target.name)
@@ -131,6 +135,27 @@ class Reencryption:
         assert records.end is not None
         return records.end
 
+    def _rehearse(
+        self,
+        pool: Pool,
+        begin: Begin,
+        target: Target,
+        charges: Charges,
+        events: Iterator[Batch | SubEnd],
+        *,
+        top: bool,
+    ) -> SubEnd:
+        """With -n: decide as the real one does, read and verify the stream, encrypt nothing."""
+        base = _source_of(pool, begin, target)
+        group = self._group(pool, begin, target, base, top=top)
+        before = (Feature(base.doc["features"]), int(base.doc["ivset_guid"])) if base else (Feature(0), 0)
+        opening = opening_of(group, *before)
+        event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
+        with open_session(pool, event, group.target, charges) as session:
+            end = next(event for event in events if isinstance(event, SubEnd))
+            session.commit(end)
+        return end
+
     def _step_of(self, pool: Pool, event: SubBegin, target: Target) -> int:
         """No steps where -F destroys snapshots: they are there until all of the stream is."""
         dataset = pool.find(target.name)
@@ -142,25 +167,15 @@ class Reencryption:
         self, pool: Pool, begin: Begin, target: Target, charges: Charges, translator: Translator, *, top: bool
     ) -> None:
         base = _source_of(pool, begin, target)
-        found = self._keys(pool, target, base, top=top)
-        target = _encrypted_target(target, found.fields)
-        group = Group(
-            begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
-            features=begin.features & FORMS | _zstd(pool, target),
-            target=target,
-            compress=_compress(pool, target),
-            wrapped=found.wrapped,
-            keys=found.keys,
-            step_fields={REENCRYPTED: True, MADE_FOR: pool.find(target.name) is None},
-        )
-        made_for = bool(found.fields)
+        is_new = base is None
+        group = self._group(pool, begin, target, base, top=top)
         while True:
             with ExitStack() as stack:
                 opened = stack.enter_context(OpenSnapshot(pool, base, self.source.get_key)) if base else None
                 made = write_group(pool, group, opened, translator.fill, charges)
-            if made_for:
+            if is_new:
                 self.source.made(pool, made.dataset)
-                made_for = False
+                is_new = False
             if not made.doc.get(STEP):
                 remove_steps(pool, made.dataset)
                 return
@@ -170,18 +185,30 @@ class Reencryption:
             group = replace(
                 group,
                 begin=replace(group.begin, fromguid=made.guid, flags=flags),
-                target=replace(target, force=False, origin=None),
+                target=replace(group.target, force=False, origin=None),
             )
+
+    def _group(self, pool: Pool, begin: Begin, target: Target, base: Snapshot | None, *, top: bool) -> Group:
+        found = self._keys(pool, target, base, top=top)
+        target = _encrypted_target(target, found.fields)
+        return Group(
+            begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
+            features=begin.features & FORMS | _zstd(pool, target),
+            target=target,
+            compress=_compress(pool, target),
+            wrapped=found.wrapped,
+            keys=found.keys,
+            step_fields={REENCRYPTED: True, MADE_FOR: pool.find(target.name) is None},
+        )
 
     def _keys(self, pool: Pool, target: Target, base: Snapshot | None, *, top: bool) -> NewKeys:
         """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones."""
         dataset = pool.find(target.name)
         if base is not None:
             fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
-            return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, target), fields)
+            return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, base.dataset, target), fields)
         if dataset is not None and dataset.doc.get("crypt"):
-            wrapped = _newest_wrap(pool, dataset)
-            return NewKeys(wrapped, unwrap(wrapped, self.source.get_key(wrapped)), {})
+            return NewKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
         try:
             return self.source.for_new(pool, target.name, top=top)
         except Refused as error:
@@ -189,11 +216,17 @@ class Reencryption:
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
             raise
 
-    def _opened(self, pool: Pool, base: Snapshot, target: Target) -> MasterKeys:
+    def _opened(self, pool: Pool, base: Snapshot | None, dataset: Dataset, target: Target) -> MasterKeys:
+        """The keys of a snapshot, or of a dataset that has none yet."""
         try:
-            return master_keys(pool, base, self.source.get_key)
-        except Refused as error:
-            raise Refused(f"cannot receive {target.name}: {error}") from None
+            if base is not None:
+                return master_keys(pool, base, self.source.get_key)
+            wrapped = _newest_wrap(pool, dataset)
+            return unwrap(wrapped, self.source.get_key(wrapped))
+        except Refused:
+            root = (encryption_root(View(pool), dataset) or dataset).name
+            why = f"the key of '{root}' is not loaded: zkeep load-key {root}"
+            raise Refused(f"cannot receive {target.name}: {why}") from None
 
 
 def encrypted_above(pool: Pool, name: DatasetName) -> Dataset | None:
@@ -251,8 +284,6 @@ def _source_of(pool: Pool, begin: Begin, target: Target) -> Snapshot | None:
 
 def _clone_fields(pool: Pool, origin: Snapshot, name: DatasetName) -> Doc:
     """A clone has its origin's keys: it inherits them where the origin does, else it is an encryption root itself."""
-    from zkeep.pool.datasets.derived import encryption_root
-
     root = encryption_root(View(pool), origin.dataset)
     inherits = root is not None and name.is_within(root.name) and name != root.name
     return {"crypt": origin.dataset.doc["crypt"], "encroot": not inherits}

@@ -146,7 +146,9 @@ def write_group(
         Refused: the dataset cannot take it (see admit).
     """
     target = group.target
-    opening = _opening(group, base)
+    none = Feature(0), 0
+    before = (base.begin.features, number(base.crypt, "to_ivset_guid")) if base is not None else none
+    opening = opening_of(group, *before)
     with ExitStack() as stack:
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
         session = stack.enter_context(open_session(pool, event, target, charges))
@@ -180,18 +182,17 @@ def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) 
     return wrapped, unwrap(wrapped, get_key(wrapped))
 
 
-def _opening(group: Group, base: OpenSnapshot | None) -> Opening:
-    """The BEGIN, but for what only the end knows."""
-    features = Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | group.features
-    if base is not None:
-        features |= base.begin.features & ~Feature.RESUMING
+def opening_of(group: Group, features: Feature, ivset_guid: int) -> Opening:
+    """The BEGIN, but for what only the end knows. `features`, `ivset_guid`: those of the snapshot that it follows."""
+    features |= Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | group.features
+    features &= ~Feature.RESUMING
     crypt = group.wrapped.fields()
     shape = "mdn_indblkshift", "mdn_nlevels", "mdn_nblkptr", "mdn_checksum", "mdn_compress"
     numbers = dict(zip(shape, METADNODE, strict=True)) | {
         "mdn_blksz": 16384,
         "mdn_maxblkid": 0,
         "to_ivset_guid": new_guid(),
-        "from_ivset_guid": number(base.crypt, "to_ivset_guid") if base is not None else 0,
+        "from_ivset_guid": ivset_guid,
     }
     for name, value in numbers.items():
         crypt.set(name, value, NvType.UINT64)
