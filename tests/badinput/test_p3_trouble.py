@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from badkit import Box, one_line, stream
+from badkit import Answer, Box, one_line, stream
 
 FULL = stream("rs1k", "full-s0")
 NEXT = stream("rs1k", "inc-s0-s1")
@@ -127,3 +127,28 @@ def test_p3_an_interrupted_receive_leaves_nothing(kept: Box, number: signal.Sign
         assert one.returncode == 5, err
         assert err.count(b"\n") == 1
         assert kept.state() == before
+
+
+def test_p3_clients_leave_room_in_which_snapshots_are_destroyed(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much a client sends, what is left of the disk is enough to destroy some of it, and to go on."""
+    monkeypatch.setenv("ZKEEP_HOME", str(small_disk))
+    box = Box(small_disk)
+    monkeypatch.setattr("zkeep.pool.transfer.reserve.RESERVED_SHARE", 2)  # of 1 MiB
+    assert box.zkeep("create", "v/alice").status == 0
+
+    def ask(line: str, stdin: bytes = b"") -> Answer:
+        monkeypatch.setenv("SSH_ORIGINAL_COMMAND", line)
+        return box.zkeep("server", "--root", "v/alice", "--allow", "receive,list,destroy", stdin=stdin)
+
+    assert ask("zkeep receive v/alice/x", FULL).status == 0
+    filler = small_disk / "filler"
+    room = os.statvfs(small_disk)
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - (300 << 10)))
+    answer = ask("zkeep receive v/alice/y", FULL)
+    assert answer.status == 1
+    assert answer.err == "zkeep: cannot receive v/alice/y: out of space\n"
+    assert ask("zkeep destroy -r v/alice/x").status == 0
+    filler.unlink()
+    assert ask("zkeep receive v/alice/y", FULL).status == 0

@@ -328,3 +328,27 @@ def test_the_fragments_reach_every_part_of_the_parser() -> None:
     probes = ("command", "echo", "exit", "ps", "if", "sh")
     assert all(judged(line, access) or line.startswith(probes) or "lzop" in line for line in COMMANDS)
     assert len(FRAGMENTS) > 80
+
+
+def test_p4_a_quota_holds_for_everything_that_a_client_sends(door: Door) -> None:
+    data = stream("rs512b", "inc-s1-s2")
+    assert door.box.zkeep("set", "quota=200K", "v/alice").status == 0
+    assert door.ask("zfs receive v/alice/home", stdin=data).status == 0
+    used = int(door.box.zkeep("get", "-Hp", "-o", "value", "used", "v/alice").out)
+    assert door.box.zkeep("set", f"quota={used}", "v/alice").status == 0
+    answer = door.ask("zfs receive v/alice/more", stdin=stream("rs512b", "full-s0"))
+    assert answer.status == 1
+    assert "the quota is used up" in answer.err
+    for line in ("zfs set quota=none v/alice", "zfs inherit quota v/alice", "zfs receive -o quota=none v/alice"):
+        assert "permission denied" in door.ask(line, allow=EVERYTHING).err
+
+
+def test_p4_what_no_quota_counts_is_bounded(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = " ".join(f"-o a:{number}={'x' * 4000}" for number in range(5))
+    for line in (f"zfs create {many} v/alice/new", f"zfs receive {many} v/alice/new"):
+        answer = door.ask(line, stdin=stream("rs512b", "full-s0"))
+        assert answer.status == 1
+        assert "cannot set so many properties" in answer.err
+    monkeypatch.setattr("zkeep.pool.datasets.namespace.MOST_DATASETS", 4)
+    assert door.ask("zfs create -p v/alice/a/b").status == 0
+    assert "there are 4 datasets already" in door.ask("zfs create v/alice/c").err

@@ -187,3 +187,38 @@ def test_no_key_is_used_for_a_client_and_nothing_is_in_clear_below_what_is_encry
     for option in ("-x encryption", "-o encryption=on", "-o keyformat=raw -o keylocation=file:///etc/key"):
         answer = ask(f"zfs receive {option} vault/alice/other", "--allow", "admin", stream=plain)
         assert (answer.status, answer.err.count("no key is ever used here")) == (1, 1)
+
+
+def test_a_hold_that_was_set_on_the_server_is_released_there(capfd: Output) -> None:
+    assert ask("zfs receive vault/alice/home", stream=FULL).status == 0
+    assert run(["hold", "admins", "vault/alice/home@s0"]) == 0
+    assert ask("zfs hold own vault/alice/home@s0", "--allow", "hold") == Answer(0, "", "")
+    assert ask("zfs release own vault/alice/home@s0", "--allow", "hold") == Answer(0, "", "")
+    for allow in ("hold", "admin"):
+        answer = ask("zfs release admins vault/alice/home@s0", "--allow", allow)
+        assert (answer.status, "permission denied" in answer.err) == (1, True)
+        assert ask("zfs destroy vault/alice/home@s0", "--allow", "destroy").status == 1
+    assert ask("zfs hold again vault/alice/home@s0", "--allow", "hold").status == 0
+    assert run(["release", "again", "vault/alice/home@s0"]) == 0  # and once more, now by the administrator
+    assert run(["hold", "again", "vault/alice/home@s0"]) == 0
+    assert "permission denied" in ask("zfs release again vault/alice/home@s0", "--allow", "hold").err
+
+
+def test_tools_see_which_datasets_are_being_received_into() -> None:
+    command = [sys.executable, "-m", "zkeep", "server", "--root", "vault/alice"]
+    env = _environ({"SSH_ORIGINAL_COMMAND": "zfs receive -s vault/alice/home"})
+    full = FULL.read_bytes()
+    assert ask("ps -Ao args=") == Answer(0, "", "")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as client:
+        assert client.stdin is not None
+        client.stdin.write(full[:5000])
+        client.stdin.flush()
+        for _ in range(100):
+            seen = ask("ps -Ao args=")
+            if seen.out:
+                break
+        assert seen == Answer(0, "zfs receive vault/alice/home\n", "")
+        assert ask("ps -Ao args=", root="vault/bob") == Answer(0, "", "")
+        client.communicate(full[5000:])
+        assert client.returncode == 0
+    assert ask("ps -Ao args=") == Answer(0, "", "")

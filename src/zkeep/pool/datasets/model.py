@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
@@ -33,6 +33,8 @@ __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tre
 IDENTITY = "POOL"
 FORMAT = 1
 _LONGEST_IDENTITY = 1 << 16
+MOST_SETTINGS = 16 << 10
+"Bytes of the properties that a client of a server may have set on a dataset: no quota counts them."
 _FOLDERS = {"journal", "lock", "tmp", "partial", "segments", "summaries"}
 _OURS = {*_FOLDERS, RESERVE, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal"}
 
@@ -306,10 +308,19 @@ class Pool:
             raise NotThere(f"cannot create {name}: parent does not exist")
         if above.is_volume:
             raise Refused(f"cannot create {name}: its parent is a volume")
+        self._bound(fields.get("local"))
         return Dataset(name, self._put_new(t, self.relative(name), kind, **fields))
+
+    def _bound(self, local: Any) -> None:
+        """Refuse more settings than a client may make. Raises Refused."""
+        if self.scope is not None and local:
+            size = sum(len(name) + len(text or "") for name, text in local.items())
+            if size > MOST_SETTINGS:
+                raise Refused(f"cannot set so many properties: a dataset has room for {MOST_SETTINGS} bytes of them")
 
     def update_dataset(self, t: Transaction, dataset: Dataset, **fields: object) -> Dataset:
         """Set these fields; the others stay as the catalog has them."""
+        self._bound(fields.get("local"))
         changed = Dataset(dataset.name, {**(t.get("dataset", dataset.key) or dataset.doc), **fields})
         t.put("dataset", dataset.key, changed.doc)
         return changed
@@ -334,6 +345,8 @@ class Pool:
             "received": {},
         }
         snapshot = Snapshot(dataset, {**doc, **fields})
+        if self.scope is not None and snapshot.holds:
+            snapshot.doc["client_tags"] = sorted(snapshot.holds)
         t.put("snapshot", snapshot.key, snapshot.doc)
         self._touch(t, dataset)
         return snapshot

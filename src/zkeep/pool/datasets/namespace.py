@@ -20,6 +20,8 @@ from zkeep.pool.datasets.partial import base_of, bases
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 
+MOST_DATASETS = 10_000
+"Datasets below a client's root from which on it can make more only by sending them."
 _NOT_INHERITED = ("quota", "refquota", "reservation", "refreservation")
 
 
@@ -48,6 +50,7 @@ def create(
         if parents and name.parent and not pool.find(name.parent):
             done.append(("create_ancestors", name.text))
             make_parents(pool, t, name)
+        _check_count(pool, name)
         more = dict(fields or {})
         local = {**local, **more.pop("local", {})}
         made = pool.create_dataset(t, name, kind, local=local, **more)
@@ -57,6 +60,13 @@ def create(
         if dry_run:
             raise _OnlyTriedError
     return done
+
+
+def _check_count(pool: Pool, name: DatasetName) -> None:
+    """Bound the empty datasets that a client of a server can make: no quota counts them."""
+    own = pool.find(pool.scope) if pool.scope else None
+    if own is not None and len(pool.tree().within(own)) >= MOST_DATASETS:
+        raise Refused(f"cannot create {name}: there are {MOST_DATASETS} datasets already")
 
 
 class _OnlyTriedError(Exception):
@@ -229,12 +239,14 @@ def snapshots_named(pool: Pool, name: SnapshotName, recursive: bool) -> list[Sna
 
 
 def hold(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
+    """Set a hold. Which ones a client of a server has set is noted: those it may release."""
     parse_tag(tag)
     with pool.transaction() as t:
         for snapshot in [s for n in names for s in snapshots_named(pool, n, recursive)]:
             if tag in snapshot.holds:
                 raise Exists(f"cannot hold {snapshot.name}: tag {shown(tag)} already exists on it")
-            pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: int(time.time())})
+            own = {} if pool.scope is None else {"client_tags": [*snapshot.doc.get("client_tags", ()), tag]}
+            pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: int(time.time())}, **own)
 
 
 def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
@@ -247,7 +259,11 @@ def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool
             raise Refused(f"cannot release {held[0].name}: no hold {shown(tag)} on it or below")
         for snapshot in tagged:
             left = {name: at for name, at in snapshot.holds.items() if name != tag}
-            changed = pool.update_snapshot(t, snapshot, holds=left)
+            clients = snapshot.doc.get("client_tags", [])
+            if pool.scope is not None and tag not in clients:
+                raise Refused(f"cannot release {snapshot.name}: permission denied: {shown(tag)} was set on the server")
+            own = {"client_tags": [name for name in clients if name != tag]} if clients else {}
+            changed = pool.update_snapshot(t, snapshot, holds=left, **own)
             remove_if_deferred(pool, t, changed)
 
 

@@ -33,6 +33,10 @@ def _text(value: Any) -> bool:
     return type(value) is str
 
 
+def _texts(value: Any) -> bool:
+    return type(value) is list and all(map(_text, value))
+
+
 def _flag(value: Any) -> bool:
     return type(value) is bool
 
@@ -162,7 +166,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "own_key": _or_none(_flag),
         "snapshots_changed": _number,
     },
-    "snapshot": {"defer_destroy": _flag, "begin_bytes": _number},
+    "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts},
     "run": {"extra": _number},
     "tally": {"extra": _number},
     "receive": {"base": _number, "token": _text, "local": _PROPERTIES},

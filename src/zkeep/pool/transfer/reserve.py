@@ -8,10 +8,12 @@ The document of a process that died counts until its files are removed, which ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from zkeep.errors import Refused, TryAgain
+from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Mark, Transaction
@@ -23,6 +25,8 @@ PLENTY = 1 << 30
 """Where more than this is left, more than needed is reserved at once."""
 SHARE = 64
 """1/SHARE of what is left is reserved then."""
+RESERVED, RESERVED_SHARE = 1 << 30, 32
+"""Bytes of the disk that clients of a server cannot fill: at most 1 GiB, and 1/32 of it."""
 
 
 class QuotaExceeded(Refused):
@@ -166,6 +170,19 @@ class Reservation:
                 continue
             rooms.append(limit - self._charges.of(view, level) - view.reserved(level, self._key))
         return min(rooms)
+
+
+def refuse_full_disk(pool: Pool, name: DatasetName) -> None:
+    """Leave room on the disk that no client of a server can fill: with it, snapshots can be destroyed, and compacted.
+
+    Raises:
+        QuotaExceeded: the disk has no more than that.
+    """
+    if pool.scope is None:
+        return
+    disk = os.statvfs(pool.path)
+    if disk.f_bavail * disk.f_frsize <= min(RESERVED, disk.f_blocks * disk.f_frsize // RESERVED_SHARE):
+        raise QuotaExceeded(f"cannot receive {name}: out of space")
 
 
 def remove_leftovers(pool: Pool) -> bool:

@@ -43,7 +43,7 @@ from zkeep.pool.transfer.admit import (
 from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
 from zkeep.pool.transfer.registration import Registration, make_dataset, register, register_again
-from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, remove_leftovers
+from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, remove_leftovers
 from zkeep.pool.types import Doc
 
 DSL_CRYPTO = {
@@ -110,6 +110,7 @@ class ReceiveSession:
         """Write the records of one batch. Raises QuotaExceeded."""
         batch = self._writer.new_part(batch)
         self._registration.grow(len(batch.buffer))
+        refuse_full_disk(self._pool, self._target.name)
         self._check_refquota(self._writer.tally.bytes)
         self._writer.add(batch)
 
@@ -288,6 +289,7 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
             target = replace(target, force=True)
         # 3. May it be received at all? Nothing was changed so far.
         plan = admit(pool, event, target, begun)
+        refuse_full_disk(pool, target.name)
         resumed = resume(begun, event) if begun else None
         # 4. Register it. As long as `readers` is held, and so until the end, its files are not taken for orphans.
         replaced: list[str] = []
