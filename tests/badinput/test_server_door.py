@@ -12,6 +12,7 @@ import click
 import pytest
 from badkit import Box, begin_of, forged, stream
 from doorkit import CANARY, COMMANDS, FRAGMENTS, ROOT, Door, mutated, watched
+from packagekit import Entry, package
 
 from zkeep.cli.main import cli
 from zkeep.errors import ZkeepError
@@ -352,3 +353,21 @@ def test_p4_what_no_quota_counts_is_bounded(door: Door, monkeypatch: pytest.Monk
     monkeypatch.setattr("zkeep.pool.datasets.namespace.MOST_DATASETS", 4)
     assert door.ask("zfs create -p v/alice/a/b").status == 0
     assert "there are 4 datasets already" in door.ask("zfs create v/alice/c").err
+
+
+def test_p4_a_package_promotes_and_destroys_nothing_outside(door: Door) -> None:
+    """A clone of bob's snapshot, which the administrator made, was promoted and bob's snapshots are gone, it says."""
+    own, other = stream("rs512b", "full-s0"), stream("rs1k", "inc-s1-s2")
+    s1 = begin_of(stream("rs1k", "inc-s0-s1")).toguid
+    clone = forged(other, lambda records: records[0].put("flags", begin_of(other).flags | BeginFlag.CLONE))
+    door.box.takes(clone, "-o", "origin=v/bob/secret@s1", "v/alice/given@s2")
+    look = ("list", "-Hp", "-r", "-t", "all", "-o", "name,guid,used,origin", "v/bob")
+    before = door.box.zkeep(*look).out
+    for snaps in ({"s2": begin_of(other).toguid}, {"s1": s1, "s2": begin_of(other).toguid}):
+        entries = [Entry("t/A", {"a0": begin_of(own).toguid}), Entry("t/A/given", snaps)]
+        data = package("t/A@a0", entries, [own], fromsnap="a")
+        for allow in ("receive,list", EVERYTHING):
+            answer = door.ask("zfs receive -F v/alice", stdin=data, allow=allow)
+            assert "bob" not in answer.out + answer.err
+            assert door.box.zkeep(*look).out == before
+    assert door.box.zkeep("get", "-H", "-o", "value", "origin", "v/alice/given").out == "v/bob/secret@s1\n"

@@ -222,3 +222,11 @@ def test_tools_see_which_datasets_are_being_received_into() -> None:
         client.communicate(full[5000:])
         assert client.returncode == 0
     assert ask("ps -Ao args=") == Answer(0, "", "")
+
+
+def test_no_message_names_a_path_of_the_server(tmp_path: Path) -> None:
+    (tmp_path / "pool" / "POOL").rename(tmp_path / "elsewhere")
+    for line in ("zfs list", "zkeep get all vault/alice", "zpool status -v", "zfs receive vault/alice/x", "ps -Ao x"):
+        answer = ask(line, stream=FULL)
+        assert str(tmp_path) not in answer.out + answer.err, line
+        assert answer.out + answer.err

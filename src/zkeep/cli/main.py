@@ -6,8 +6,9 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import import_module
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 import click
 
@@ -229,9 +230,17 @@ def _report(error: BaseException) -> int:
     return status
 
 
+class Mask:
+    """What must not be in a message, each with what stands for it: paths, for a client of a server."""
+
+    words: Mapping[str, str] = MappingProxyType({})
+
+
 def say(text: str) -> None:
     """One line on standard error."""
     line = " ".join(text.split())
+    for secret, instead in Mask.words.items():
+        line = line.replace(secret, instead)
     print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line, program()), file=sys.stderr)
 
 

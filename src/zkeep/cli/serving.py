@@ -26,7 +26,7 @@ from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
 from zkeep.server.wire import Wire, watch
 
 _PATIENCE = 60.0
-"""Seconds to wait for the catalog, to note what was done."""
+"""Seconds to wait for other writers of the catalog: many clients end their receives at the same time."""
 BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot", "cryptography")
 """Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."""
 
@@ -76,9 +76,23 @@ def _own_path() -> str:
 def serve(line: str, settings: Settings) -> int:
     """Do what a command line asks for; returns the exit status."""
     os.environ.pop("ZKEEP_DEBUG", None)
+    os.environ.setdefault("ZKEEP_WAIT", f"{_PATIENCE:g}")
     watch(settings.idle)
-    with _blind(), confined(settings.access.root):
+    with _blind(), _without_paths(), confined(settings.access.root):
         return _Connection(settings).script(parse(line))
+
+
+@contextmanager
+def _without_paths() -> Iterator[None]:
+    """Inside, no message names the folders of pools."""
+    known = registry()
+    with suppress(ZkeepError):
+        paths = {str(path): "the pool" for path in known.pools().values()}
+        main.Mask.words = {**paths, str(known.home): "the server"}
+    try:
+        yield
+    finally:
+        main.Mask.words = {}
 
 
 @contextmanager
