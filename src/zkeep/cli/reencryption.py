@@ -13,6 +13,7 @@ from zkeep.cli.open_snapshot import keys_from
 from zkeep.cli.text import count
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, whole_number
+from zkeep.pool.datasets.things import RESUME
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
@@ -57,6 +58,13 @@ class Intake:
         top: bool,
     ) -> SubEnd:
         return self._reencryption().receive(pool, event, target, charges, events, top=top)
+
+    def kept(self, pool: Pool, target: Target) -> str | None:
+        return self._reencryption().kept(pool, target)
+
+    def gives_up(self, pool: Pool, name: DatasetName) -> bool:
+        newest = pool.newest_snapshot(pool.dataset(name))
+        return newest is not None and RESUME in newest.doc and self._reencryption().gives_up(pool, name)
 
     def say_mended(self, target: str) -> None:
         """Tell of spill blocks that a broken sender sent as something else, and that are where they belong now."""
@@ -105,6 +113,12 @@ class KeylessIntake:
         top: bool,
     ) -> SubEnd:
         raise Refused(f"cannot receive {target.name}: {_NO_KEY}")
+
+    def kept(self, pool: Pool, target: Target) -> str | None:
+        return None
+
+    def gives_up(self, pool: Pool, name: DatasetName) -> bool:
+        return False
 
 
 def _check(asked: dict[str, str]) -> None:

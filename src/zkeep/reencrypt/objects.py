@@ -76,6 +76,10 @@ class Translator:
         self._writer: SnapshotWriter
         self._base: OpenSnapshot | None = None
         self._spills_told = bool(begin.flags & BeginFlag.SPILL_BLOCK)
+        self.point: tuple[int, int] | None = None
+        "Object and offset of the last block that was written: where a stream that goes on begins."
+        self.bytes = 0
+        "Of blocks, so far."
         self.mended = 0
         "Spill blocks that a broken sender sent as something else."
 
@@ -95,9 +99,20 @@ class Translator:
                 self._settle_frees()
             else:
                 self._data(record)
+        if self._records.broken is not None:
+            # Objects without data yet come again in the stream that goes on.
+            self._queue.clear()
+            if self.point is None:
+                raise self._records.broken
+            return True
         if self._cut is None:
             self._settle()
         return self._cut is not None or self._records.peek() is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the stream broke off."""
+        return self._records.broken is not None
 
     # The queue
 
@@ -223,6 +238,9 @@ class Translator:
                 yield from joiner.flush()
                 return
             yield from self._take(head, joiner, record)
+        if self._records.broken is not None:
+            yield from joiner.flush()
+            return
         yield from joiner.end()
         if head.has_spill and change.spill is None:
             raise BadStream(f"the spill block of object {change.number} is missing", head.at, "OBJECT")
@@ -239,7 +257,10 @@ class Translator:
             self._spill(head, record)
             return
         self._room -= len(record.payload)
+        self.bytes += len(record.payload)
         self._blocks -= 1
+        if record.type != RecordType.FREE:
+            self.point = record.fields[0], record.fields[1]
         yield from joiner.add(record)
         self._records.take()
 

@@ -22,16 +22,15 @@ from zkeep.format.compress_writer import Compress, compressor
 from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
-from zkeep.pool.datasets import destroy, keyrecords
+from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.derived import encryption_root
-from zkeep.pool.datasets.destroy import drop_after
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import Target, clone_source, nearest
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
+from zkeep.reencrypt.leftovers import MADE_FOR, Partial, continued, partial_of, remove_leftovers, resume
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
 from zkeep.reencrypt.records import Records
@@ -43,8 +42,6 @@ ENCRYPTION = ("encryption", "keyformat", "keylocation", "pbkdf2iters", "pbkdf2sa
 "Properties that a plain stream brings, and that say nothing of the dataset here."
 FORMS = Feature.LARGE_BLOCKS | Feature.LARGE_DNODE | Feature.ZSTD | Feature.LONGNAME | Feature.LARGE_MICROZAP
 "Features of a plain stream that the raw one needs as well."
-MADE_FOR = "made_for"
-"Field of a step: its dataset was made for it, and goes with it."
 UNLIMITED = 1 << 62
 
 
@@ -125,15 +122,33 @@ class Reencryption:
             return self._rehearse(pool, event.begin, target, charges, events, top=top)
         lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
         with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
-            _remove_leftovers(pool, target.name)
-            records = Records(events)
+            step = resume(pool, event, target)
+            if step is None:
+                remove_leftovers(pool, target.name)
+            else:
+                target = continued(target, step)
+            records = Records(events, keeps=target.resumable)
             translator = Translator(event.begin, records, self._step_of(pool, event, target))
-            with _Undo(pool, target.name) as undo:
-                self._write(pool, event.begin, target, charges, translator, top=top)
+            with _Undo(pool, target) as undo:
+                self._write(pool, event.begin, target, charges, translator, top=top, step=step)
+                if records.broken is not None:
+                    raise records.broken
                 undo.done()
             self.mended += translator.mended
         assert records.end is not None
         return records.end
+
+    def kept(self, pool: Pool, target: Target) -> str | None:
+        """The resume token of what is kept of a receive that broke off."""
+        found = partial_of(pool, target.name)
+        return str(found["token"]) if found is not None else None
+
+    def gives_up(self, pool: Pool, name: DatasetName) -> bool:
+        """Forget a receive that broke off (receive -A); whether there is one."""
+        there = partial_of(pool, name) is not None
+        if there:
+            remove_leftovers(pool, name)
+        return there
 
     def _rehearse(
         self,
@@ -164,11 +179,24 @@ class Reencryption:
         return UNLIMITED if newer else self.step
 
     def _write(
-        self, pool: Pool, begin: Begin, target: Target, charges: Charges, translator: Translator, *, top: bool
+        self,
+        pool: Pool,
+        begin: Begin,
+        target: Target,
+        charges: Charges,
+        translator: Translator,
+        *,
+        top: bool,
+        step: Snapshot | None,
     ) -> None:
-        base = _source_of(pool, begin, target)
+        base = step or _source_of(pool, begin, target)
         is_new = base is None
         group = self._group(pool, begin, target, base, top=top)
+        fields = group.step_fields()
+        token_of = Partial(begin, target) if target.resumable else None
+        group = replace(group, step_fields=lambda: fields | (token_of.fields(translator) if token_of else {}))
+        if step is not None:
+            group = _after(group, step)
         while True:
             with ExitStack() as stack:
                 opened = stack.enter_context(OpenSnapshot(pool, base, self.source.get_key)) if base else None
@@ -179,17 +207,14 @@ class Reencryption:
             if not made.doc.get(STEP):
                 remove_steps(pool, made.dataset)
                 return
-            # What comes next follows the step, in the dataset that is there now.
+            if translator.broken:
+                return
             base = made
-            flags = int(begin.flags) & ~int(BeginFlag.CLONE)
-            group = replace(
-                group,
-                begin=replace(group.begin, fromguid=made.guid, flags=flags),
-                target=replace(group.target, force=False, origin=None),
-            )
+            group = _after(group, made)
 
     def _group(self, pool: Pool, begin: Begin, target: Target, base: Snapshot | None, *, top: bool) -> Group:
         found = self._keys(pool, target, base, top=top)
+        made_for = pool.find(target.name) is None
         target = _encrypted_target(target, found.fields)
         return Group(
             begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
@@ -198,7 +223,7 @@ class Reencryption:
             compress=_compress(pool, target),
             wrapped=found.wrapped,
             keys=found.keys,
-            step_fields={REENCRYPTED: True, MADE_FOR: pool.find(target.name) is None},
+            step_fields=lambda: {REENCRYPTED: True, MADE_FOR: made_for},
         )
 
     def _keys(self, pool: Pool, target: Target, base: Snapshot | None, *, top: bool) -> NewKeys:
@@ -246,8 +271,13 @@ def _refuse_forms(event: SubBegin, target: Target) -> None:
         raise Refused(f"{where}: the stream is of a big-endian host, and cannot be encrypted here")
     if event.begin.features & Feature.REDACTED:
         raise Refused(f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact")
-    if event.begin.features & Feature.RESUMING:
-        raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
+
+
+def _after(group: Group, step: Snapshot) -> Group:
+    """The next group: it follows the step, in the dataset that is there now."""
+    flags = int(group.begin.flags) & ~int(BeginFlag.CLONE)
+    begin = replace(group.begin, fromguid=step.guid, flags=flags)
+    return replace(group, begin=begin, target=replace(group.target, force=False, origin=None))
 
 
 # The source, and what is made of the target
@@ -331,15 +361,12 @@ def _zstd(pool: Pool, target: Target) -> Feature:
     return Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
 
 
-# What a receive that failed leaves
-
-
 class _Undo:
-    """Takes away the steps of a receive that fails."""
+    """Takes away the steps of a receive that fails; one that can be resumed keeps them."""
 
-    def __init__(self, pool: Pool, name: DatasetName) -> None:
-        self._pool, self._name = pool, name
-        self._done = False
+    def __init__(self, pool: Pool, target: Target) -> None:
+        self._pool, self._target = pool, target
+        self._done = target.resumable
 
     def __enter__(self) -> _Undo:
         return self
@@ -350,27 +377,4 @@ class _Undo:
     def __exit__(self, *_: object) -> None:
         if not self._done:
             with suppress(ZkeepError, OSError):
-                _remove_leftovers(self._pool, self._name)
-
-
-def _remove_leftovers(pool: Pool, name: DatasetName) -> None:
-    """Remove the steps that are a dataset's newest snapshots, and the dataset if it was made for them."""
-    dataset = pool.find(name)
-    if dataset is None:
-        return
-    snapshots = pool.snapshots(dataset)
-    stays = len(snapshots)
-    while stays and snapshots[stays - 1].doc.get(STEP) and snapshots[stays - 1].doc.get(REENCRYPTED):
-        stays -= 1
-    steps = snapshots[stays:]
-    if not steps:
-        return
-    view = View(pool)
-    if steps[0].doc.get(MADE_FOR) and not stays and view.tree.within(dataset) == [dataset]:
-        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options(recursive=True)))
-        return
-    names = ",".join(str(step.doc["name"]) for step in steps)
-    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
-    with pool.transaction() as t:
-        dropped = drop_after(pool, t, pool.dataset(name), snapshots[stays - 1].txg if stays else 0)
-    discard(pool, dropped)
+                remove_leftovers(self._pool, self._target.name)

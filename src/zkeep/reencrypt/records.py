@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from zkeep.errors import BadStream
 from zkeep.format.events import Batch, SubEnd
 from zkeep.format.records import RecordType
 
@@ -38,12 +39,16 @@ class Record(NamedTuple):
 class Records:
     """The records of one substream; the next one can be looked at before it is taken."""
 
-    def __init__(self, events: Iterator[Batch | SubEnd]) -> None:
+    def __init__(self, events: Iterator[Batch | SubEnd], *, keeps: bool = False) -> None:
+        """`keeps`: when the stream breaks off, what came is to be kept."""
+        self._keeps = keeps
         self._records = self._read(events)
         self._next: Record | None = None
         self._begun = False
         self.end: SubEnd | None = None
         "The END, when all records were taken: the Reader has verified all of them."
+        self.broken: BaseException | None = None
+        "Why there is no END: the stream broke off."
 
     def peek(self) -> Record | None:
         """The next record; None behind the last one."""
@@ -56,7 +61,14 @@ class Records:
         self._begun = False
 
     def _read(self, events: Iterator[Batch | SubEnd]) -> Iterator[Record]:
-        for event in events:
+        while True:
+            try:
+                event = next(events)
+            except (BadStream, OSError, KeyboardInterrupt) as error:
+                if not self._keeps:
+                    raise
+                self.broken = error
+                return
             if isinstance(event, SubEnd):
                 self.end = event
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
@@ -115,7 +115,7 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
             compress=new.compress,
             wrapped=wrapped,
             keys=keys,
-            step_fields={MADE_HERE: True},
+            step_fields=lambda: {MADE_HERE: True},
         )
         return write_group(pool, group, base, fill)
 
@@ -131,7 +131,7 @@ class Group:
     compress: Compress
     wrapped: WrappedKeys
     keys: MasterKeys
-    step_fields: Doc = field(default_factory=dict)
+    step_fields: Callable[[], Doc] = dict
     "Fields of the snapshot's document if it is a step."
 
 
@@ -161,7 +161,7 @@ def write_group(
         mac, last_block = writer.finish()
         if more:
             toguid = new_guid()
-            session.rename(f"step-{toguid:016x}", {**group.step_fields, STEP: True})
+            session.rename(f"step-{toguid:016x}", {**group.step_fields(), STEP: True})
         name = target.name.snapshot(session.snapshot_name)
         session.complete(_with_mac(opening, mac, last_block, toguid, name))
         end = End(toguid=toguid)

@@ -16,15 +16,20 @@ import pytest
 
 from reencryptkit import KEY, Intake, Keys, encrypted_pool, take
 from zkeep.crypto.unwrap import first_that_opens
-from zkeep.errors import ZkeepError
+from zkeep.errors import Interrupted, Refused, ZkeepError
+from zkeep.format.nvlist import NvList, encode
+from zkeep.format.records import Feature, RecordType
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.pool.transfer.token import Token
 from zkeep.restore.verify import verify
 from zkeep.snapshot.open import OpenSnapshot
 
-sys.path.append(str(Path(__file__).parents[2] / "fuzz"))
+sys.path += [str(Path(__file__).parents[2] / "fuzz"), str(Path(__file__).parents[2] / "badinput")]
+from badkit import stamped, taken_apart
 from fuzz_reader import mutate
 
 STORY = Path(__file__).parents[2] / "data" / "opened" / "story"
@@ -142,3 +147,87 @@ def test_p4_a_mutated_stream_is_refused_in_one_line_or_becomes_authentic(pool: P
                 verify(opened)
 
 
+
+
+def substream(content: bytes) -> bytes:
+    """The one substream of a package, as a stream of its own."""
+    records = taken_apart(content)
+    first = 2 if records[1].rtype == RecordType.END else 0
+    last = next(i for i, record in enumerate(records) if i > first and record.rtype == RecordType.END)
+    return stamped(records[first : last + 1])
+
+
+def rest_of(content: bytes, pool: Pool) -> bytes:
+    """What `zfs send -t` sends: from the OBJECT on in which the receive stopped, without its blocks before that."""
+    dataset = pool.dataset(HERE)
+    token = Token.decode(str(View(pool).get(dataset, "receive_resume_token").value))
+    records = taken_apart(content)
+    begin = records[0]
+    features = int(begin.get().versioninfo) >> 2 | int(Feature.RESUMING)  # type: ignore[attr-defined]
+    begin.put("versioninfo", 1 | features << 2)
+    nvlist = NvList()
+    nvlist.set("resume_object", token.object)
+    nvlist.set("resume_offset", token.offset)
+    begin.payload = encode(nvlist)
+    begin.put("payloadlen", len(begin.payload))
+    kept, number = [begin], 0
+    for record in records[1:]:
+        fields = record.get()
+        number = getattr(fields, "object", number) or getattr(fields, "firstobj", number)
+        before = record.rtype in (RecordType.WRITE, RecordType.FREE) and fields.offset < token.offset  # type: ignore[attr-defined]
+        if record.rtype != RecordType.END and (number < token.object or (number == token.object and before)):
+            continue
+        kept.append(record)
+    return stamped(kept)
+
+
+@pytest.mark.parametrize("step", [1 << 40, STEP])
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.8, 0.97])
+def test_p3_a_resumable_receive_goes_on_where_it_was(pool: Pool, part: float, step: int) -> None:
+    full, following = substream(FULL), substream(NEXT)
+    for content, names in ((full, ["2018"]), (following, ["2018", "2019"])):
+        with pytest.raises(Interrupted, match="cannot receive") as interrupted:
+            take(pool, content[: int(len(content) * part)], step=step, resumable=True)
+        assert any("zfs send -t 1-" in line for line in interrupted.value.advice)
+        assert not in_clear(pool.path)
+        # Another stream is refused, and so is the same one without -s.
+        with pytest.raises(Refused, match="partially-complete state"):
+            take(pool, content, step=step)
+        take(pool, rest_of(content, pool), step=step)
+        assert state(pool)["v/enc/ds"] == names
+        assert View(pool).get(pool.dataset(HERE), "receive_resume_token").value is None
+        with encrypted_pool(pool.path.parent / f"other-{len(names)}") as other:
+            for each in (full, following)[: len(names)]:
+                take(other, each)
+            assert contents(pool) == contents(other)
+
+
+def contents(pool: Pool) -> dict[int, tuple[bytes, bytes | None, list[tuple[int, bytes]]]]:
+    """Bonus, spill and blocks of all objects of the newest snapshot, whose MACs are verified."""
+    snapshot = pool.snapshots(pool.dataset(HERE))[-1]
+    with OpenSnapshot(pool, snapshot, first_that_opens([KEY])) as opened:
+        verify(opened)
+        numbers = [number for index in opened.numbers() for number in opened.dnodes(index)]
+        return {
+            number: (
+                opened.bonus(number).content,
+                opened.spill_of(number),
+                [(offset, bytes(content)) for offset, content in opened.data(number, 0, 1 << 40)],
+            )
+            for number in numbers
+        }
+
+
+def test_p3_what_is_kept_is_given_up_or_replaced_by_the_same_stream(pool: Pool) -> None:
+    full = substream(FULL)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            take(pool, full[: len(full) // 2], resumable=True)
+    intake = Intake(Keys())
+    assert intake.gives_up(pool, HERE)
+    assert pool.find(HERE) is None
+    assert segments(pool) == []
+    with pytest.raises(Interrupted):
+        take(pool, full[: len(full) // 2], resumable=True)
+    take(pool, full, resumable=True)
+    assert state(pool)["v/enc/ds"] == ["2018"]

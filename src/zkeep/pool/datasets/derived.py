@@ -13,6 +13,7 @@ from zkeep.pool.datasets.answers import NOTHING, Answer, Lookup, Thing, Value, h
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
+from zkeep.pool.datasets.things import RESUME
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.keyrecords import KeyRecord
@@ -143,6 +144,9 @@ def _keylocation(view: Lookup, thing: Thing) -> Answer:
 
 def _token(view: Lookup, thing: Thing) -> Answer:
     state = view.pool.catalog.get("receive", head(thing).key)
+    if state is None:
+        newest = view.pool.newest_snapshot(head(thing))
+        state = newest.doc.get(RESUME) if newest is not None else None
     return Answer(state.get("token") if state else None)
 
 

@@ -14,6 +14,9 @@ from zkeep.pool.store.catalog import Catalog
 from zkeep.pool.store.terms import origin_term
 from zkeep.pool.types import Doc
 
+RESUME = "resume"
+"Field of a snapshot's document: it holds the part that came of a stream that broke off, and says where that goes on."
+
 
 def dataset_key(dataset_id: int) -> str:
     return f"{dataset_id:012d}"

@@ -69,6 +69,14 @@ class Intake(Protocol):
         """Receive it, all or nothing; `events` ends with its END."""
         ...
 
+    def kept(self, pool: Pool, target: Target) -> str | None:
+        """The resume token of what receive() has kept when it failed."""
+        ...
+
+    def gives_up(self, pool: Pool, name: DatasetName) -> bool:
+        """Forget what was kept; whether there was something."""
+        ...
+
 
 @dataclass
 class ReceiveOptions:
@@ -102,7 +110,9 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
         TryAgain: the dataset is busy; or the stream was cut short and its state is kept (-s).
     """
     if options.abort:
-        give_up(pool, pool.dataset(DatasetName.parse(target)))
+        dataset = pool.dataset(DatasetName.parse(target))
+        if options.intake is None or not options.intake.gives_up(pool, dataset.name):
+            give_up(pool, dataset)
         return
     receive_events(pool, read_events(source), target, options)
 
@@ -168,8 +178,7 @@ class _Receiver:
         self._options.on_snapshot(arrival)
         began = time.monotonic()
         if intake := self._intake(begin, target, sent):
-            records = self._records(arrival.kept, events)
-            end = intake.receive(self._pool, begin, target, self._charges, records, top=self._is_top(sent))
+            end = self._receive_by(intake, begin, target, arrival.kept, events, top=self._is_top(sent))
         else:
             end = self._receive_as_it_came(begin, target, arrival.kept, events)
         if not self._options.dry_run:
@@ -184,6 +193,18 @@ class _Receiver:
         if begin.begin.raw and intake.refuses_raw:
             raise Refused(f"cannot receive {target.name}: {intake.refuses_raw}")
         return intake if intake.takes(self._pool, begin, target, top=self._is_top(sent)) else None
+
+    def _receive_by(
+        self, intake: Intake, begin: SubBegin, target: Target, name: str, events: Iterator[Event], *, top: bool
+    ) -> SubEnd:
+        records = self._records(name, events)
+        try:
+            return intake.receive(self._pool, begin, target, self._charges, records, top=top)
+        except (Refused, OSError, KeyboardInterrupt) as error:
+            token = intake.kept(self._pool, target)
+            if token is None or not target.resumable or self._options.dry_run:
+                raise
+            raise _interrupted(error, _kind(begin), name, target.name, token) from error
 
     def _is_top(self, sent: str) -> bool:
         return not self._header.recursive or sent == self._header.top

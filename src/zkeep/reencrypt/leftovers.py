@@ -1,0 +1,131 @@
+"""What is left of a plain stream that broke off while it was being encrypted: steps, and with -s where it goes on.
+
+A step (see commit) is a snapshot. With `-s` its document says where the stream continues, and has the resume token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zkeep.errors import Refused
+from zkeep.format.events import SubBegin
+from zkeep.format.records import Begin, Feature
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.begin import number
+from zkeep.pool.datasets.destroy import drop_after
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.orphans import discard
+from zkeep.pool.datasets.things import RESUME
+from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.token import Token
+from zkeep.pool.types import Doc
+from zkeep.reencrypt.objects import Translator
+from zkeep.snapshot.commit import REENCRYPTED, STEP
+
+MADE_FOR = "made_for"
+"Field of a step: its dataset was made for it, and goes with it."
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A receive that can be resumed: what its steps say of it."""
+
+    begin: Begin
+    target: Target
+
+    def fields(self, translator: Translator) -> Doc:
+        """Where it goes on behind what the translator has written."""
+        begin, (at, offset) = self.begin, translator.point or (1, 0)
+        token = Token(
+            toname=begin.name.decode("utf-8", "surrogateescape"),
+            toguid=begin.toguid,
+            object=at,
+            offset=offset,
+            bytes=translator.bytes,
+            fromguid=begin.fromguid,
+            features=begin.features & ~Feature.RESUMING,
+        )
+        return {
+            RESUME: {
+                "token": token.encode(),
+                "toguid": begin.toguid,
+                "fromguid": begin.fromguid,
+                "features": int(begin.features & ~Feature.RESUMING),
+                "object": at,
+                "offset": offset,
+                "snapshot": self.target.snapshot,
+                "snapshot_fields": self.target.snapshot_fields,
+            }
+        }
+
+
+def _steps(pool: Pool, name: DatasetName) -> list[Snapshot]:
+    """The steps that are a dataset's newest snapshots."""
+    dataset = pool.find(name)
+    found: list[Snapshot] = []
+    for snapshot in reversed(pool.snapshots(dataset) if dataset is not None else []):
+        if not (snapshot.doc.get(STEP) and snapshot.doc.get(REENCRYPTED)):
+            break
+        found.append(snapshot)
+    return found[::-1]
+
+
+def partial_of(pool: Pool, name: DatasetName) -> Doc | None:
+    """Where the stream of a receive that broke off goes on."""
+    steps = _steps(pool, name)
+    found: Doc | None = steps[-1].doc.get(RESUME) if steps else None
+    return found
+
+
+def resume(pool: Pool, event: SubBegin, target: Target) -> Snapshot | None:
+    """The step that a stream goes on from; None: it begins anew, and whatever is there is in its way.
+
+    Raises:
+        Refused: it is not the rest of the receive that broke off, or there is none.
+    """
+    begin, where = event.begin, f"cannot receive {target.name}"
+    state, resuming = partial_of(pool, target.name), bool(begin.features & Feature.RESUMING)
+    if state is None:
+        if resuming:
+            raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
+        return None
+    same = (begin.toguid, begin.fromguid) == (state["toguid"], state["fromguid"])
+    if not resuming and same and target.resumable:
+        return None
+    if not resuming or not same or int(begin.features & ~Feature.RESUMING) != state["features"]:
+        raise Refused(
+            f'{where}: destination {target.name} contains partially-complete state from "zfs receive -s".: go on with '
+            f"its receive_resume_token, or the same stream and -s, or give it up with zkeep receive -A {target.name}"
+        )
+    point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
+    if point > (state["object"], state["offset"]):
+        needed = f"object {state['object']}, offset {state['offset']}"
+        raise Refused(f"{where}: the stream begins at object {point[0]}, offset {point[1]}, needed is {needed}")
+    return _steps(pool, target.name)[-1]
+
+
+def continued(target: Target, step: Snapshot) -> Target:
+    """The target of the receive that broke off."""
+    state: Doc = step.doc[RESUME]
+    return replace(
+        target, snapshot=state["snapshot"], snapshot_fields=state["snapshot_fields"], resumable=True, force=False
+    )
+
+
+def remove_leftovers(pool: Pool, name: DatasetName) -> None:
+    """Remove the steps that are a dataset's newest snapshots, and the dataset if it was made for them."""
+    steps = _steps(pool, name)
+    if not steps:
+        return
+    view, dataset = View(pool), pool.dataset(name)
+    before = pool.snapshots(dataset)[: -len(steps)]
+    if steps[0].doc.get(MADE_FOR) and not before and view.tree.within(dataset) == [dataset]:
+        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options(recursive=True)))
+        return
+    names = ",".join(str(step.doc["name"]) for step in steps)
+    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
+    with pool.transaction() as t:
+        dropped = drop_after(pool, t, pool.dataset(name), before[-1].txg if before else 0)
+    discard(pool, dropped)
