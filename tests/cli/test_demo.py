@@ -27,6 +27,9 @@ def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert "keystatus  available" in done.stdout
     assert "another-file among them" in done.stdout
     assert done.stdout.count("equal to") == 6
+    assert "M   orders.db" in done.stdout
+    assert "2 objects written" in done.stdout
+    assert "every file is as it was" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,6 +49,22 @@ def test_one_wrong_bit_is_a_failure(
     monkeypatch.setattr(Stage, "run", bent)
     assert run(["demo"]) in (1, 3)
     assert capsys.readouterr().err.startswith("zkeep: ")
+
+
+def test_a_file_that_does_not_come_back_from_a_folder_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Stage.run
+
+    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+        out = real(self, asked, *rest, **options)
+        if asked.startswith("extract -L"):
+            (self.folder / "back" / "orders.db").write_bytes(b"")
+        return out
+
+    monkeypatch.setattr(Stage, "run", bent)
+    assert run(["demo"]) == 3
+    assert "orders.db is not what it was" in capsys.readouterr().err
 
 
 def test_verbs_run_inside_the_process_with_their_streams() -> None:

@@ -22,7 +22,7 @@ from zkeep.errors import Damaged
 if TYPE_CHECKING:
     from zkeep.cli.demo_shell import Stage
 
-ANYWHERE = "anywhere$"
+ANYWHERE, PRODUCTION = "anywhere$", "production$"
 SOURCE = "zdata/encrypted/jambon"
 MIRROR = "zbackups/encrypted/jambon"
 INTRODUCTION = (
@@ -40,8 +40,9 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     """Play the life of a backup server in a temporary folder; it takes seconds.
 
     Real streams of an OpenZFS host are received, listed, scrubbed, pruned, compacted and sent back, and what comes
-    out is compared with what the kernel itself sent. Then the key comes, and the files are there. Exit status 0 only
-    if all of it is equal.
+    out is compared with what the kernel itself sent. Then the key comes, and the files are there. In the end a machine
+    without ZFS becomes a source: a folder is stored encrypted, sent to the server, changed, and comes back. Exit status
+    0 only if all of it is equal.
     """
     from rich.console import Console
 
@@ -56,6 +57,7 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
         stage.passed(f"{nice_bytes(stage.compared)} were sent back, each byte as the kernel sends it; no key was here")
         if not blind:
             _emergency(stage)
+            _without_zfs(stage)
         stage.console.print(f"\n[bold green]✓ all is as it should be; {time.monotonic() - began:.1f} s[/]")
         if keep:
             click.echo(f"The pool is left in {folder}; look at it with ZKEEP_HOME={folder} zkeep list -t all")
@@ -224,3 +226,50 @@ def _emergency(stage: Stage) -> None:
         if found != digest:
             raise Damaged(f"demo: {path} is not what it was at the source")
     stage.passed(f"{len(wanted)} files, another-file among them, have the source's SHA-256")
+
+
+def _without_zfs(stage: Stage) -> None:
+    """A folder of a machine without ZFS: stored encrypted, sent to the blind server, and restored with the key."""
+    from zkeep.cli.demo_shell import SERVER, call
+
+    site, key, back = (stage.folder / name for name in ("site", "site.key", "back"))
+    site.mkdir()
+    _write(site, {"index.html": b"<h1>open</h1>\n", "orders.db": os.urandom(2 << 20), "log": b"started\n" * 9})
+    _write(stage.folder, {"site.key": os.urandom(32)})
+    stage.title("A production server without ZFS is a source, too")
+    stage.prompt = PRODUCTION
+    stage.run(f"pool create local {stage.folder}/local")
+    try:
+        options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
+        stage.run(f"create {options} local/site", "zfs create ...")
+        _day(stage, site, "monday", "send -w local/site@monday")
+        with (site / "orders.db").open("r+b") as orders:
+            orders.seek(1 << 20)
+            orders.write(b"one more order")
+        _write(site, {"index.html": b"<h1>closed</h1>\n"})
+        _day(stage, site, "tuesday", "send -w -i @monday local/site@tuesday")
+        stage.run("unload-key local/site", "zfs unload-key ...")
+    finally:
+        call("unload-key local/site")
+    stage.prompt = SERVER
+    stage.run("get -o property,value encryption,keystatus vault/site")
+    stage.title("It burned down as well: the key, and any machine")
+    stage.prompt = ANYWHERE
+    stage.run(f"extract -L file://{key} -C {back} vault/site@tuesday")
+    for path in sorted(site.iterdir()):
+        if (back / path.name).read_bytes() != path.read_bytes():
+            raise Damaged(f"demo: {path.name} is not what it was at the source")
+    stage.passed("every file is as it was; and zfs receive takes the same streams")
+
+
+def _day(stage: Stage, site: Path, name: str, send: str) -> None:
+    """One snapshot of the folder, and its way to the server."""
+    stage.run(f"snapshot -v --from {site} local/site@{name}")
+    made = stage.run(f"{send} | ssh server zkeep receive vault/site", show=False, runs=send)
+    stage.quietly("receive vault/site", made)
+    stage.passed(f"{nice_bytes(len(made))} sent, encrypted before they left")
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

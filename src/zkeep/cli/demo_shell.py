@@ -91,10 +91,10 @@ class Stage:
         """What was done on the machine with ZFS."""
         self._command(SOURCE, "yellow", command, "")
 
-    def run(self, command: str, answers: str = "", content: bytes = b"", *, show: bool = True) -> bytes:
-        """Run a command; `answers`: the command of zfs(8) or zpool(8) that it stands for."""
+    def run(self, command: str, answers: str = "", content: bytes = b"", *, show: bool = True, runs: str = "") -> bytes:
+        """Run a command; `answers`: the command of zfs(8) or zpool(8) that it stands for; `runs`: only this part."""
         self._command(self.prompt, "green", f"zkeep {command}", answers)
-        outcome = self.quietly(command, content)
+        outcome = self.quietly(runs or command, content)
         if show:
             self._print(outcome.err + outcome.out.decode())
         return outcome.out
@@ -140,4 +140,4 @@ class Stage:
         from rich.text import Text
 
         for line in text.splitlines():
-            self.console.print(Padding(Text(safe(line), style), (0, 0, 0, INDENT), expand=False))
+            self.console.print(Padding(Text(safe(line.expandtabs(4)), style), (0, 0, 0, INDENT), expand=False))

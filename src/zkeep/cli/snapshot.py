@@ -39,6 +39,14 @@ def snapshot_verb(
     Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
     Into a volume (zkeep create -V) --from stores a disk image or a block device: the blocks that changed.
     Take a device at rest, or a snapshot of it (LVM): when a write to it is noticed meanwhile, the exit status is 3.
+    Files keep their objects, however they are renamed; of a changed one, the changed blocks are stored. Compression and
+    recordsize are the dataset's properties. Beyond 4 GiB of new data (ZKEEP_STEP, in bytes) it is stored in steps: an
+    interrupted snapshot goes on where it was when the same is called again.
+
+    -j prints objects with "what": + M - R (with "type", "path", and R with "renamed"), "left out" and "problem" (with
+    "path" and "why"), and as the last one "snapshot" with "name", "guid", and how many were "written", "bytes" of
+    files that were read, and "problems". Bytes of paths that are no UTF-8 are escaped as Python's surrogates.
+
     Patterns are those of .gitignore, from the folder on; a file .zkeepignore in any folder adds its own. Never stored
     are the pool itself and mounted snapshots.
 
