@@ -1,7 +1,7 @@
 """The real kernel as the judge, from one command: builds the machine where it is not built yet, then runs the suite.
 
     python tests/interop                      OpenZFS 2.3: what CI runs
-    python tests/interop --zfs 2.1            the other series
+    python tests/interop --zfs 2.1            the other series: 2.1, 2.4
     python tests/interop --long [-k ...]      the whole matrix and longer histories; what follows is pytest's
 
 Where the machine cannot be built, the tests are skipped, and say why.

@@ -2,6 +2,7 @@
 
     python tests/interop/build.py            OpenZFS 2.3 (bookworm-backports)
     python tests/interop/build.py --zfs 2.1  OpenZFS 2.1 (bookworm)
+    python tests/interop/build.py --zfs 2.4  OpenZFS 2.4 (trixie-backports; needs root and debootstrap)
 
 Nothing of the host's apt is changed: package lists of our own lie in the cache. What is built lies in
 `$ZKEEP_VM` or ~/.cache/zkeep-openzfs, by version; each finished step leaves a stamp, so that a second call does only
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +41,6 @@ HOST = {
 }
 """Programs that the host needs, and the Debian packages that have them."""
 LIBRARIES = {"/usr/lib/x86_64-linux-gnu/libelf.so.1": "libelf1", str(KEYRING): "debian-archive-keyring"}
-SERIES = {"2.3": "bookworm-backports", "2.1": "bookworm"}
 USERLAND = [
     *(
         "acl",
@@ -61,7 +62,17 @@ UNNEEDED = re.compile(
 )
 DOCS = ["doc", "man", "locale", "info", "i18n", "bash-completion"]
 MODULES = [
-    *("drivers/virtio", "drivers/block/virtio_blk.ko", "net/9p", "fs/9p", "fs/netfs", "fs/fscache", "lib", "crypto"),
+    *(
+        "drivers/virtio",
+        "drivers/block/virtio_blk.ko",
+        "drivers/block/virtio_blk.ko.xz",
+        "net/9p",
+        "fs/9p",
+        "fs/netfs",
+        "fs/fscache",
+        "lib",
+        "crypto",
+    ),
     *("arch/x86/crypto", "drivers/char/hw_random", "fs/nls"),
 ]
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000::/:/bin/false\nbob:x:1001:1001::/:/bin/false\n"
@@ -70,6 +81,26 @@ GROUP = "root:x:0:\ndisk:x:6:\nalice:x:1000:\nbob:x:1001:\n"
 
 class CannotBuild(Exception):
     """Says in one line what is missing."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The Debian suites that a machine is made of."""
+
+    debian: str
+    """The suite of kernel and userland."""
+    zfs: str
+    """The suite that has this series of OpenZFS: `debian` itself, or its backports."""
+    chroot: bool = False
+    """Whether the module is compiled in a chroot: where the suite's kbuild tools need a newer libc than the host's."""
+
+
+SERIES = {
+    "2.1": Release("bookworm", "bookworm"),
+    "2.3": Release("bookworm", "bookworm-backports"),
+    "2.4": Release("trixie", "trixie-backports", chroot=True),
+}
+CHROOT_TOOLS = "gcc,gcc-14,libc6-dev,make,bc,gawk,kmod,perl-base,libelf1t64,pahole"
 
 
 def cache() -> Path:
@@ -92,10 +123,11 @@ def run(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -> st
     return done.stdout.decode(errors="surrogateescape")
 
 
-def missing() -> list[str]:
-    """Packages that the host lacks."""
+def missing(release: Release) -> list[str]:
+    """Return the packages that the host lacks."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    programs = [package for name, package in HOST.items() if not shutil.which(name, path=path)]
+    wanted = HOST | {"debootstrap": "debootstrap"} if release.chroot else HOST
+    programs = [package for name, package in wanted.items() if not shutil.which(name, path=path)]
     return programs + [package for file, package in LIBRARIES.items() if not Path(file).exists()]
 
 
@@ -105,6 +137,10 @@ class Builder:
 
     series: str
     at: Path
+
+    @property
+    def release(self) -> Release:
+        return SERIES[self.series]
 
     @property
     def log(self) -> Path:
@@ -132,13 +168,15 @@ class Builder:
 
     def host(self) -> None:
         """What the host needs."""
-        packages = missing()
+        packages = missing(self.release)
         if packages and os.geteuid() == 0 and shutil.which("apt-get"):
             run(["apt-get", "-qq", "update"], self.log)
             run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages], self.log)
-            packages = missing()
+            packages = missing(self.release)
         if packages:
             raise CannotBuild(f"these packages are not installed: {' '.join(sorted(packages))}")
+        if self.release.chroot and os.geteuid() != 0:
+            raise CannotBuild(f"OpenZFS {self.series} is compiled in a chroot, which needs root")
 
     # Packages
 
@@ -168,9 +206,11 @@ class Builder:
         (own / "status").write_text("")
         debian, security = mirrors()
         trusted = f"[signed-by={KEYRING}]"
-        suites = ["bookworm", "bookworm-updates", "bookworm-backports"]
-        lines = [f"deb {trusted} {debian} {suite} main contrib" for suite in suites]
-        lines.append(f"deb {trusted} {security} bookworm-security main")
+        suite = self.release.debian
+        lines = [
+            f"deb {trusted} {debian} {name} main contrib" for name in (suite, f"{suite}-updates", f"{suite}-backports")
+        ]
+        lines.append(f"deb {trusted} {security} {suite}-security main")
         (own / "sources.list").write_text("\n".join(lines) + "\n")
         self.apt("apt-get", "update")
 
@@ -195,17 +235,23 @@ class Builder:
     def _zfs(self) -> str:
         for line in self.apt("apt-cache", "madison", "zfs-dkms").splitlines():
             _, version, source = (part.strip() for part in line.split("|"))
-            if f" {SERIES[self.series]}/" in source:
+            if f" {self.release.zfs}/" in source:
                 return version
         raise CannotBuild(f"the package lists have no OpenZFS {self.series}")
 
     def _closure(self, zfs: str) -> list[str]:
         """The userland and all that it depends on."""
         pinned = [f"{name}={zfs}" if name.startswith("zfs") else name for name in USERLAND]
-        suite = ["-t", SERIES[self.series]] if self.series == "2.3" else []
-        planned = self.apt("apt-get", "install", "-s", *suite, *pinned)
+        libraries = [f"{name}={zfs}" for name in self._libraries(zfs)]
+        planned = self.apt("apt-get", "install", "-s", *pinned, *libraries)
         every = re.findall(r"^Inst (\S+) \((\S+)", planned, re.MULTILINE)
         return [f"{name}={version}" for name, version in every if not UNNEEDED.match(name)]
+
+    def _libraries(self, zfs: str) -> list[str]:
+        """Return the libraries that the userland depends on: apt takes those of backports only where they are named."""
+        shown = self.apt("apt-cache", "show", f"zfsutils-linux={zfs}")
+        depends = re.search(r"^Depends: (.*)$", shown, re.MULTILINE)
+        return re.findall(r"\blib(?:nvpair|uutil|zfs|zpool)[\w.-]*", depends[1]) if depends else []
 
     def _fetch(self, room: str, packages: list[str]) -> None:
         folder = self.at / "packages" / room
@@ -220,28 +266,42 @@ class Builder:
         return self.at / "kernel-tree"
 
     def unpack(self) -> None:
-        """Kernel, headers and the module's source, with the headers' absolute paths turned to where they lie now."""
+        """Unpack kernel, headers and the module's source."""
         shutil.rmtree(self.tree, ignore_errors=True)
+        if self.release.chroot:
+            base = ["--variant=minbase", f"--include={CHROOT_TOOLS}", f"--keyring={KEYRING}"]
+            run(["debootstrap", *base, self.release.debian, self.tree, mirrors()[0]], self.log)
         for package in (self.at / "packages" / "module").glob("*.deb"):
             run(["dpkg-deb", "-x", package, self.tree], self.log)
         kernel = (self.at / "kernel").read_text()
+        if not self.release.chroot:
+            self._relocate(kernel)
+        shutil.copy(self.tree / f"boot/vmlinuz-{kernel}", self.at / "vmlinuz")
+
+    def _relocate(self, kernel: str) -> None:
+        """Turn the headers' absolute paths to where they lie now."""
         sources = self.tree / "usr/src"
         makefile = sources / f"linux-headers-{kernel}/Makefile"
         makefile.write_text(makefile.read_text().replace("/usr/src/", f"{sources}/"))
         modules = self.tree / "lib/modules" / kernel
-        common = f"linux-headers-{kernel.removesuffix(f'-{FLAVOUR}')}-common"
-        for link, target in (("build", f"linux-headers-{kernel}"), ("source", common)):
+        for link, target in (("build", f"linux-headers-{kernel}"), ("source", _common(kernel))):
             (modules / link).unlink(missing_ok=True)
             (modules / link).symlink_to(sources / target)
-        shutil.copy(self.tree / f"boot/vmlinuz-{kernel}", self.at / "vmlinuz")
 
     def module(self) -> None:
+        """Compile the module: on the host, or in the chroot, whose paths are then the packages' own."""
         kernel = (self.at / "kernel").read_text()
         (source,) = (self.tree / "usr/src").glob("zfs-*")
-        modules = self.tree / "lib/modules" / kernel
-        where = [f"--with-linux={modules / 'source'}", f"--with-linux-obj={modules / 'build'}"]
-        run(["./configure", "--disable-dependency-tracking", "--with-config=kernel", *where], self.log, source)
-        run(["make", f"-j{os.cpu_count() or 1}", "-s"], self.log, source)
+        headers = Path("/usr/src") if self.release.chroot else self.tree / "usr/src"
+        where = [f"--with-linux={headers / _common(kernel)}", f"--with-linux-obj={headers}/linux-headers-{kernel}"]
+        configure = ["./configure", "--disable-dependency-tracking", "--with-config=kernel", *where]
+        make = ["make", f"-j{os.cpu_count() or 1}", "-s"]
+        if self.release.chroot:
+            script = f"cd /usr/src/{source.name} && {shlex.join(configure)} && {shlex.join(make)}"
+            run(["chroot", self.tree, "sh", "-c", script], self.log)
+        else:
+            run(configure, self.log, source)
+            run(make, self.log, source)
 
     # What the machine boots
 
@@ -318,8 +378,13 @@ class Builder:
         (self.at / "accelerator").write_text(found)
 
 
+def _common(kernel: str) -> str:
+    """Return the package of headers that all flavours of this kernel share."""
+    return f"linux-headers-{kernel.removesuffix(f'-{FLAVOUR}')}-common"
+
+
 def _digest_of_ours() -> str:
-    """Of what the guest boots of ours: a machine with something older in it is packed anew."""
+    """Return the digest of our files that the guest boots: where they changed, the machine is packed again."""
     return hashlib.sha256(b"\0".join((GUEST / name).read_bytes() for name in OURS)).hexdigest()
 
 
@@ -341,7 +406,7 @@ def machine(series: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build a virtual machine with the real OpenZFS module.")
     parser.add_argument("--zfs", choices=sorted(SERIES), default="2.3", help="the series of OpenZFS (default 2.3)")
-    parser.add_argument("--clean", action="store_true", help="build anew")
+    parser.add_argument("--clean", action="store_true", help="build it from the start")
     given = parser.parse_args()
     at = machine(given.zfs)
     if given.clean:

@@ -1,7 +1,7 @@
 """A machine with the real kernel module for the whole session, and a blind pool beside it.
 
 `python tests/interop` builds the machine and runs the tests in it; without it they are skipped, and say why. ZKEEP_ZFS
-names the series (2.3, 2.1).
+names the series (2.1, 2.3, 2.4).
 """
 
 from __future__ import annotations
