@@ -48,7 +48,7 @@ class Bench:
         self.rounds = rounds
         self.scale = scale
         os.environ["ZKEEP_HOME"] = str(folder / "home")
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles the package anew
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles the package again
 
     def run(
         self,

@@ -37,7 +37,7 @@ needs_fuse = pytest.mark.skipif(bool(why_not()), reason=why_not() or "FUSE is he
 
 
 def lazy(path: Path, snapshot: Snapshot, key: GetKey) -> LazySnapshot:
-    """`path`: of the pool, which is opened anew by who mounts."""
+    """`path`: of the pool, which the process that mounts opens again."""
 
     def look() -> OpenSnapshot:
         pool = Pool.open(path)

@@ -116,4 +116,3 @@ def test_p4_a_property_beyond_measure_is_not_kept(box: Box) -> None:
     assert shown(box, "com.example:long", "v/h")[0] == "-"
     assert len(shown(box, "com.example:short", "v/h")[0]) == 8191
     assert shown(box, "mountpoint", "v/h")[2] == "default"
-

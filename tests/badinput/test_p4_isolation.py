@@ -42,7 +42,7 @@ def two(box: Box) -> Box:
 
 
 def below(box: Box, dataset: str) -> str:
-    """All that is told of a client's datasets."""
+    """All that the pool shows of a client's datasets."""
     return box.zkeep("list", "-Hp", "-r", "-t", "all", "-o", "name,origin,guid,used,clones", dataset).out
 
 

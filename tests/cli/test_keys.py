@@ -301,6 +301,7 @@ def test_change_key_says_what_is_missing(capfd: Output, words: list[str], status
 
 # Clones
 
+
 def test_clones_forget_what_their_origin_forgets_wherever_they_are(capfd: Output, other: str, tmp_path: Path) -> None:
     """A clone has the same keys: an old sealing that stays with it would go on opening them all."""
     clone = taken_apart((CHAIN / "ccm192-lzjb-8k.inc-s0-s1.zfs").read_bytes())

@@ -35,9 +35,7 @@ def test_a_wrong_key_is_refused_in_one_line(capfdbinary: pytest.CaptureFixture[b
     assert capfdbinary.readouterr().err.count(b"\n") == 1
 
 
-def test_files_are_extracted_and_an_archive_is_made(
-    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
-) -> None:
+def test_files_are_extracted_and_an_archive_is_made(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> None:
     assert run(["extract", "-C", str(tmp_path / "x"), STREAMS[0], "blanc@2018", "-L", KEY]) == 0
     assert list((tmp_path / "x").iterdir())
     capfdbinary.readouterr()

@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from build import SERIES, Builder, CannotBuild, machine
+from build import RELEASES, Builder, CannotBuild, machine
 
 HERE = Path(__file__).parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/interop", description="Let the real kernel judge zkeep.")
-    parser.add_argument("--zfs", choices=sorted(SERIES), default=os.environ.get("ZKEEP_ZFS", "2.3"))
+    parser.add_argument("--zfs", choices=sorted(RELEASES), default=os.environ.get("ZKEEP_ZFS", "2.3"))
     parser.add_argument("--long", action="store_true", help="the whole matrix, longer histories")
     given, rest = parser.parse_known_args()
     os.environ["ZKEEP_ZFS"] = given.zfs

@@ -95,7 +95,7 @@ class Release:
     """Whether the module is compiled in a chroot: where the suite's kbuild tools need a newer libc than the host's."""
 
 
-SERIES = {
+RELEASES = {
     "2.1": Release("bookworm", "bookworm"),
     "2.3": Release("bookworm", "bookworm-backports"),
     "2.4": Release("trixie", "trixie-backports", chroot=True),
@@ -140,7 +140,7 @@ class Builder:
 
     @property
     def release(self) -> Release:
-        return SERIES[self.series]
+        return RELEASES[self.series]
 
     @property
     def log(self) -> Path:
@@ -405,7 +405,7 @@ def machine(series: str) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build a virtual machine with the real OpenZFS module.")
-    parser.add_argument("--zfs", choices=sorted(SERIES), default="2.3", help="the series of OpenZFS (default 2.3)")
+    parser.add_argument("--zfs", choices=sorted(RELEASES), default="2.3", help="the series of OpenZFS (default 2.3)")
     parser.add_argument("--clean", action="store_true", help="build it from the start")
     given = parser.parse_args()
     at = machine(given.zfs)

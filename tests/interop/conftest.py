@@ -19,8 +19,8 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "vectors")]
 
+from build import RELEASES, missing  # noqa: E402
 from build import machine as built_machine  # noqa: E402
-from build import missing  # noqa: E402
 from found import write_down  # noqa: E402
 from lab import Lab  # noqa: E402
 from machine import Guest  # noqa: E402
@@ -91,7 +91,7 @@ def report(request: pytest.FixtureRequest) -> Report:
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Guest]:
     at = built_machine(SERIES)
-    lacks = missing()
+    lacks = missing(RELEASES[SERIES])
     if not (at / "ready").exists() or not shutil.which("qemu-system-x86_64"):
         why = f": the host lacks {' '.join(lacks)}" if lacks else ""
         pytest.skip(f"no machine with OpenZFS {SERIES}{why}; python tests/interop --zfs {SERIES} builds and runs it")

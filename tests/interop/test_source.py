@@ -79,7 +79,7 @@ def test_a_folder_becomes_a_dataset_of_the_kernel(lab: Lab, case: tuple[str, str
     # The kernel writes on every kind of object, finds no fault, and can remove all of it.
     lab.guest.work(1, 40, "/back/src")
     lab.kernel_finds_no_fault()
-    lab.guest.run("rm -rf /back/src/* && test -z \"$(ls -A /back/src)\"")
+    lab.guest.run('rm -rf /back/src/* && test -z "$(ls -A /back/src)"')
     lab.kernel_finds_no_fault()
     lab.zkeep("unload-key", "v/src")
 
@@ -159,4 +159,3 @@ def records_of(path: Path) -> list[tuple[str, bytes]]:
                         record[at : at + size] = bytes(size)
                 found.append((RecordType(rtype).name, bytes(record)))
     return found
-

@@ -1,4 +1,4 @@
-"""Makes the vectors in tests/data/opened/kernel anew, in the machine: what it found fault with, kept small.
+"""Makes the vectors in tests/data/opened/kernel again, in the machine: faults that it found, kept small.
 
     python tests/interop/vectors.py [NAME...]       needs the machine of build.py; ZKEEP_ZFS names its series
 

@@ -1,8 +1,8 @@
 """Small random tables, and a dictionary that does by hand what the merge of tables does in whole arrays.
 
 A table here is built as a stream would: every object lies in a metadnode block that was written, data belong to objects
-of the same table, an object that was not there before, or had other slots, begins anew, and one that went is freed with
-all its slots.
+of the same table, an object that was not there before, or had other slots, begins again, and one that is gone is
+freed with all its slots.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class Model:
 
 
 def units(spans: sp.Array) -> set[tuple[int, int]]:
-    return {
-        (int(s["object"]), u) for s in spans for u in range(int(s["start"]) // UNIT, int(s["end"]) // UNIT)
-    }
+    return {(int(s["object"]), u) for s in spans for u in range(int(s["start"]) // UNIT, int(s["end"]) // UNIT)}
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Draw:
     number: int
     slots: int
     again: bool
-    """Begin anew although nothing forces it."""
+    """Begin again although nothing forces it."""
     blocks: frozenset[int]
     holes: frozenset[int]
     spill: bool
@@ -119,7 +117,7 @@ histories = st.lists(txgs, min_size=1, max_size=6)
 
 
 def build(history: list[tuple[list[Draw], frozenset[int], frozenset[int]]]) -> tuple[list[Table], Model]:
-    """The tables of a history, oldest first, and what they come to."""
+    """The tables of a history, oldest first, and their merge."""
     model, tables = Model(), []
     for number, txg in enumerate(history):
         table = _table(number, txg, model)

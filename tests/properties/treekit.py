@@ -23,7 +23,7 @@ INCREMENTS = [stream(HISTORY, f"inc-s{n}-s{n + 1}") for n in range(6)]
 
 
 def take(pool: Pool, data: bytes, target: str, **options: Any) -> None:
-    """Receive; a stream of a clone alone has its origin named, as whoever administers the pool would."""
+    """Receive; a stream of a clone alone has its origin named, as the pool's administrator would."""
     begin = begin_of(data)
     if begin.flags & BeginFlag.CLONE and begin.hdrtype == HeaderType.SUBSTREAM:
         origin = pool.snapshots_by_guid(begin.fromguid)[0]

@@ -1,4 +1,4 @@
-"""One byte of a pool changed at random, and what whoever holds the key then sees of its snapshots.
+"""One byte of a pool changed at random, and what the holder of the key then sees of its snapshots.
 
 A trial passes if each snapshot is as it was, or says that it is not: with exit status 3, as the pool's own sums tell
 damage from forgery.

@@ -63,7 +63,7 @@ class Store:
             return view_of(opened)
 
     def seen(self) -> list[View | type[Exception]]:
-        """What whoever holds the key sees of each snapshot, or how he is told that it is not right."""
+        """What the holder of the key sees of each snapshot, or the error that he gets."""
         found: list[View | type[Exception]] = []
         with Pool.open(self.path) as pool:
             for snapshot in _snapshots(pool):

@@ -244,7 +244,7 @@ def test_p5_a_forged_snapshot_is_told_from_an_authentic_one(forge: Forge, case: 
 def test_the_first_block_that_fails_is_named(
     alone: int, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks at it, and however many fail."""
+    """The same message comes from every verb, however many records fail."""
     monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", alone)
     monkeypatch.setattr("zkeep.restore.verify.PORTION", 1)
     records = full()

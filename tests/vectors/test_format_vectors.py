@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not STREAMS, reason="ZKEEP_VECTORS names no fold
 
 
 def rewritten(data: bytes, reader: Reader) -> Iterator[bytes]:
-    """Read, strip every checksum, stamp anew."""
+    """Read, strip every checksum, stamp them again."""
     writer = Writer()
     for event in reader.feed(data):
         match event:

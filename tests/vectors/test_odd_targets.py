@@ -472,7 +472,7 @@ def test_a_folder_that_others_put_in_the_place_of_ours_gets_nothing(tmp_path: Pa
     with made(tmp_path, [(b"d", F, FOLDER)], *things) as filesystem:
         work = Raced(filesystem, ExtractOptions())
         work.extract_all(str(out))
-    assert (out / "moved" / "x").exists() != bool(failed(work))  # ours, if it was still open; else it is told of
+    assert (out / "moved" / "x").exists() != bool(failed(work))  # ours, if it was still open; else it is reported
     assert all("replaced by another one" in why for why in failed(work).values())
     assert stat.S_IMODE((out / "d").stat().st_mode) == 0o700
     assert not os.listdir(out / "d")

@@ -1,4 +1,4 @@
-"""Odd and hostile trees, sealed with a right key: shown as they are, or told of; nobody goes round in circles."""
+"""Odd and hostile trees, encrypted with a right key: shown as they are or reported; no verb goes round in circles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sender who has the key seals a tree of a few KB that asks for more than anybody has: each is told of, at once."""
+"""A sender who has the key encrypts a tree of a few KB that asks for too much: each is refused at once."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_name_is_in_a_folder_once(tmp_path: Path) -> None:
 def test_a_mounted_folder_lies_in_one_place(
     listed: bool, root: Entries, inner: Entries, paths: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever walks through a mount knows of no numbers, and would go round for ever."""
+    """A program that walks through a mount sees no object numbers, and would go round for ever."""
     if not listed:
         monkeypatch.setattr("zkeep.restore.mount.view.SMALL", 0)
     with shown(tmp_path, folder(FIRST, ROOT, inner), root=root) as found:
@@ -189,7 +189,7 @@ def test_zeros_that_a_system_can_hold_are_holes(tmp_path: Path) -> None:
 
 
 def test_many_names_of_one_value_cost_it_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each name is told of, and the value is read no more often than what all may take together."""
+    """Each name is reported, and the value is read no more often than the common bound allows."""
     monkeypatch.setattr("zkeep.tree.xattrs.MAX_XATTRS", 4 << 20)
     hole = XATTR_FOLDER + 1
     names: Entries = [(b"user.%d" % i, hole, FILE) for i in range(50)]

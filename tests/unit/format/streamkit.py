@@ -86,7 +86,7 @@ def attempt(data: bytes, pieces: Iterable[int] = (), size: int = 4 << 20) -> tup
 
 
 def transcribe(data: bytes, byteorder: ByteOrder) -> bytes:
-    """The same stream, written anew in a byte order."""
+    """Write the same stream again in a byte order."""
     out, writer = bytearray(), Writer(byteorder)
     for event in Reader(len(data) + 1024).feed(data):
         match event:

@@ -247,5 +247,3 @@ def test_groups_end_at_pins_and_stretches_at_content() -> None:
     assert [[p.txg for p in g] for g in groups] == [[1, 2], [3, 4], [5]]
     assert [[d["txg"] for d in p.later] for g in groups for p in g] == [[2, 3, 4], [3, 4], [4], [], []]
     assert [p.sent for g in groups for p in g] == [False, False, False, True, False]
-
-

@@ -142,9 +142,7 @@ SCHEMAS = {
         f"CREATE VIEW doc AS {ENDLESS} SELECT kind, key, value, sum FROM d0"
         " UNION ALL SELECT 'x' || n, 'k', 'v', 1 FROM r",
     ),
-    "a trigger": (
-        "CREATE TRIGGER t AFTER INSERT ON applied BEGIN DELETE FROM doc; END",
-    ),
+    "a trigger": ("CREATE TRIGGER t AFTER INSERT ON applied BEGIN DELETE FROM doc; END",),
     "a generated column": (
         "ALTER TABLE applied ADD COLUMN more TEXT GENERATED ALWAYS AS (hex(zeroblob(100000000))) VIRTUAL",
     ),

@@ -151,9 +151,7 @@ def test_p4_clones_of_themselves_end(home: Path, call: list[str], capfd: pytest.
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "run"])
-def test_p4_what_hangs_on_a_dataset_that_is_not_there(
-    home: Path, kind: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_p4_what_hangs_on_a_dataset_that_is_not_there(home: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     key, document = last(home, kind)
     change(home, kind, f"{dataset_key(777)}/{key.partition('/')[2]}", document)
     for call in (["list", "-rt", "all", "v"], ["pool", "scrub", "v"], ["destroy", "-nvr", "v/a"]):

@@ -134,7 +134,7 @@ def again(pool: Pool, count: int) -> None:
     receive(pool, io.BytesIO(scaling.many_increments(count)), "b/data", ReceiveOptions())
 
 
-def anew(pool: Pool, count: int) -> None:
+def full(pool: Pool, count: int) -> None:
     receive(pool, io.BytesIO(scaling.stream(0)), "b/new", ReceiveOptions())
     receive(pool, io.BytesIO(scaling.many_increments(count)), "b/new", ReceiveOptions())
 
@@ -162,7 +162,7 @@ def list_all(pool: Pool, count: int) -> None:
 ALL: dict[str, dict[str, Step]] = {
     "snapshots": {
         "receive again": again,
-        "receive": anew,
+        "receive": full,
         "send -I": lambda pool, n: send(
             pool, SendRequest(f"b/data@n{n}", raw=True, from_all="@n1", props=True), io.BytesIO()
         ),

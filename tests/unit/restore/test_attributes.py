@@ -1,4 +1,4 @@
-"""What the target does not keep is told of."""
+"""What the target does not keep is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portions of work are done in other processes, and whatever goes wrong there is heard here."""
+"""Portions of work are done in other processes, and what goes wrong there is raised here."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def squares(portion: list[int], tell: Tell) -> None:
 
 
 def test_all_portions_are_done_by_several_processes() -> None:
-    heard: list[tuple[int, int]] = []
-    with WorkerPool(squares, heard.append) as workers:
+    results: list[tuple[int, int]] = []
+    with WorkerPool(squares, results.append) as workers:
         for first in range(0, 1000, 10):
             workers.submit(list(range(first, first + 10)))
         workers.finish()
-    assert sorted(square for _, square in heard) == [number * number for number in range(1000)]
-    processes = {process for process, _ in heard}
+    assert sorted(square for _, square in results) == [number * number for number in range(1000)]
+    processes = {process for process, _ in results}
     assert os.getpid() not in processes
     assert len(processes) == (os.cpu_count() or 1)
     for process in processes:
@@ -47,12 +47,12 @@ def echo(portion: bytes, tell: Tell) -> None:
 
 def test_nobody_waits_for_somebody_who_waits_for_him() -> None:
     """However much is given and told at the same time: more than any pipe holds."""
-    heard: list[bytes] = []
-    with WorkerPool(echo, heard.append) as workers:
+    results: list[bytes] = []
+    with WorkerPool(echo, results.append) as workers:
         for number in range(12):
             workers.submit(bytes([number]) * (4 << 20))
         workers.finish()
-    assert sorted(told[0] for told in heard) == sorted(4 * list(range(12)))
+    assert sorted(echoed[0] for echoed in results) == sorted(4 * list(range(12)))
 
 
 def test_nothing_is_forked_for_nothing() -> None:
@@ -127,7 +127,7 @@ def work(portion, tell):
         tell(portion)
 
 signal.signal(signal.SIGTERM, interrupted)
-signal.signal(signal.SIGINT, interrupted)  # whoever runs this in the background has it ignored
+signal.signal(signal.SIGINT, interrupted)  # a shell that runs this in the background ignores it
 try:
     with WorkerPool(work, lambda told: None) as workers:
         print("begun", flush=True)
