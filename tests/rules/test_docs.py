@@ -19,7 +19,7 @@ SETUP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)
 def test_two_commands_set_up_a_fresh_machine() -> None:
     demo, tests = SETUP.findall(README)
     assert demo.endswith(".venv/bin/zkeep demo")
-    assert tests.endswith(".venv/bin/pytest")
+    assert tests.endswith(".venv/bin/pytest -n auto")
 
 
 def test_the_readmes_test_command_is_what_ci_runs() -> None:
