@@ -230,3 +230,31 @@ def test_no_message_names_a_path_of_the_server(tmp_path: Path) -> None:
         answer = ask(line, stream=FULL)
         assert str(tmp_path) not in answer.out + answer.err, line
         assert answer.out + answer.err
+
+
+def test_a_client_has_so_many_connections_at_once() -> None:
+    command = [sys.executable, "-m", "zkeep", "server", "--root", "vault/alice"]
+    env = _environ({"SSH_ORIGINAL_COMMAND": "zfs receive vault/alice/home"})
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as waiting:
+        for _ in range(100):
+            answer = ask("zfs list", "--connections", "1")
+            if answer.status:
+                break
+        assert answer == Answer(5, "", "zkeep: this client has 1 connection already; end one, or try again\n")
+        assert ask("zfs list", "--connections", "2").status == 0
+        assert ask("zfs list", "--connections", "1", root="vault/bob").status == 0
+        assert waiting.stdin is not None
+        waiting.stdin.close()
+        waiting.wait()
+    assert ask("zfs list", "--connections", "1").status == 0
+
+
+def test_what_the_administrator_notes_above_the_root_is_not_told() -> None:
+    assert run(["set", "org.example:clients=alice,bob", "vault"]) == 0
+    assert run(["set", "org.example:own=1", "vault/alice"]) == 0
+    assert ask("zfs receive vault/alice/home", stream=FULL).status == 0
+    assert run(["set", "keylocation=file:///root/keys/alice", "vault/alice/home"]) == 0
+    answer = ask("zfs get -H -r all vault")
+    assert "bob" not in answer.out
+    assert "/root/keys" not in answer.out
+    assert answer.out.count("org.example:own") == 3  # the root, and inherited: a dataset and its snapshot

@@ -22,6 +22,7 @@ LINE = "SSH_ORIGINAL_COMMAND"
 @click.option("--client", metavar="NAME", default="", help="What 'zkeep history' calls the client.")
 @click.option("--idle", metavar="SECONDS", default="3600", help="End when the client is silent for so long; 0: never.")
 @click.option("--rate", metavar="SIZE", default="0", help="Bytes a second at most, like 10M.")
+@click.option("--connections", "most", type=click.IntRange(1, 1000), default=16, help="At once; default: 16.")
 @click.option("--print-authorized-keys", "print_keys", is_flag=True, help="Print lines for the keys in KEYFILEs.")
 @click.argument("key_files", nargs=-1, type=click.Path(path_type=Path), metavar="[KEYFILE]...")
 def server_verb(
@@ -31,6 +32,7 @@ def server_verb(
     client: str,
     idle: str,
     rate: str,
+    most: int,
     print_keys: bool,
     key_files: Sequence[Path],
 ) -> None:
@@ -56,7 +58,7 @@ def server_verb(
     """
     from zkeep.cli.serving import Settings, serve
 
-    settings = Settings.parse(root, roles, client, idle, rate)
+    settings = Settings.parse(root, roles, client, idle, rate, most)
     if print_keys:
         _print_keys(settings.line(client), settings.access.root, key_files)
         return

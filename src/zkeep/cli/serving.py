@@ -8,23 +8,26 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 
 from zkeep.cli import main, usage
 from zkeep.cli.home import confined, opened, registry
 from zkeep.cli.sink import wired
-from zkeep.cli.text import safe
-from zkeep.errors import Refused, WrongUsage, ZkeepError
+from zkeep.cli.text import count, safe
+from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.commands import Entry, record
 from zkeep.pool.datasets.properties import parse_size
+from zkeep.pool.store.files import LocalStore
 from zkeep.server.access import DEFAULT, Access, Denied, parse_roles
 from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
 from zkeep.server.rules import NOTHING, BadCall, Call
 from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
 from zkeep.server.wire import Wire, watch
 
+MOST_CONNECTIONS = 16
 _PATIENCE = 60.0
 """Seconds to wait for other writers of the catalog: many clients end their receives at the same time."""
 BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot", "cryptography")
@@ -33,15 +36,19 @@ BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "
 
 @dataclass(frozen=True)
 class Settings:
-    """What the administrator says in the forced command. `idle` in seconds, `rate` in bytes a second; 0: no limit."""
+    """What the administrator says in the forced command. `idle` in seconds, `rate` in bytes a second; 0: no limit.
+
+    `most`: connections at once.
+    """
 
     access: Access
     client: str
     idle: float
     rate: int
+    most: int
 
     @classmethod
-    def parse(cls, root: str, roles: Sequence[str], client: str, idle: str, rate: str) -> Settings:
+    def parse(cls, root: str, roles: Sequence[str], client: str, idle: str, rate: str, most: int) -> Settings:
         access = Access(DatasetName.parse(root), parse_roles(roles or DEFAULT))
         try:
             seconds = float(idle)
@@ -53,7 +60,7 @@ class Settings:
             speed = parse_size(rate)
         except ValueError:
             raise WrongUsage(f"--rate takes bytes a second, like 10M, not {shown(rate)}") from None
-        return cls(access, client, seconds, speed)
+        return cls(access, client, seconds, speed, most)
 
     def line(self, client: str) -> str:
         """The forced command, for sh; `{client}` stands for the fingerprint of a key."""
@@ -64,6 +71,7 @@ class Settings:
         words += [client] if client else []
         extra = [] if self.idle == 3600 else ["--idle", f"{self.idle:g}"]
         extra += ["--rate", str(self.rate)] if self.rate else []
+        extra += [] if self.most == MOST_CONNECTIONS else ["--connections", str(self.most)]
         return " ".join([shlex.join(words), *([] if client else ["{client}"]), shlex.join(extra)]).strip()
 
 
@@ -78,8 +86,31 @@ def serve(line: str, settings: Settings) -> int:
     os.environ.pop("ZKEEP_DEBUG", None)
     os.environ.setdefault("ZKEEP_WAIT", f"{_PATIENCE:g}")
     watch(settings.idle)
-    with _blind(), _without_paths(), confined(settings.access.root):
+    with _blind(), _without_paths(), _counted(settings), confined(settings.access.root):
         return _Connection(settings).script(parse(line))
+
+
+@contextmanager
+def _counted(settings: Settings) -> Iterator[None]:
+    """Take one of the places that a client has on the server, so that it cannot take all of its memory.
+
+    Raises:
+        TryAgain: all of them are taken.
+    """
+    root = settings.access.root
+    with ExitStack() as held:
+        path = registry().pools().get(root.pool)
+        digest = sha256(root.text.encode()).hexdigest()[:16]
+        for place in range(settings.most if path else 0):
+            assert path is not None
+            with suppress(TryAgain):
+                with suppress(OSError):  # a disk that nothing can be written to
+                    held.enter_context(LocalStore(path).lock(f"client-{digest}-{place}", passing=True))
+                break
+        else:
+            if path:
+                raise TryAgain(f"this client has {count(settings.most, 'connection')} already; end one, or try again")
+        yield
 
 
 @contextmanager

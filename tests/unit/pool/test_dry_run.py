@@ -14,6 +14,7 @@ from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.rehearsal import rehearsal
 
 KERNEL = CHAINS.parent / "kernel"
 PROMOTED = [(KERNEL / f"promoted{n}.zfs").read_bytes() for n in (".0", ".1", "")]
@@ -106,3 +107,17 @@ def test_n_goes_on_with_a_partial_receive_and_leaves_it(pool: Pool) -> None:
     assert state(pool) == unchanged
     take(pool, content, resumable=True)
     assert kept(pool) == {"p/a": ["s0"]}
+
+
+def test_a_rehearsal_sees_no_more_than_the_pool(tmp_path: Path) -> None:
+    with Pool.create(tmp_path / "p", "p") as pool:
+        with pool.transaction() as t:
+            pool.create_dataset(t, pool.full("a"))
+            pool.create_dataset(t, pool.full("b"))
+        pool.scope = pool.full("a")
+        copy = rehearsal(pool)
+        try:
+            assert copy.find(pool.full("a")) is not None
+            assert copy.find(pool.full("b")) is None
+        finally:
+            copy.close()

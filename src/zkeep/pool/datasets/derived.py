@@ -139,6 +139,8 @@ def _keylocation(view: Lookup, thing: Thing) -> Answer:
     if not is_root:
         return Answer("none", "default")
     answer = view.setting(thing, PROPERTIES["keylocation"])
+    if view.pool.scope is not None and str(answer.value).startswith("file:"):
+        return Answer("prompt", "local", answer.received)  # where the administrator has it is not told
     return answer if answer.source != "default" else Answer("prompt", "local", answer.received)
 
 

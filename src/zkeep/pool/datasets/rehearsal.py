@@ -17,7 +17,9 @@ from zkeep.pool.store.port import Buffer
 def rehearsal(pool: Pool) -> Pool:
     """The pool as it is now. Close it."""
     store = _ReadOnlyStore(pool.path)
-    return Pool(store, _ScratchCatalog(store), pool.name)
+    copy = Pool(store, _ScratchCatalog(store), pool.name)
+    copy.scope = pool.scope
+    return copy
 
 
 class _ReadOnlyStore(LocalStore):

@@ -143,6 +143,8 @@ class View:
             return Answer(_typed(prop, own[0]), own[1], received)
         if prop.how == "inherit":
             for above in self._above(thing):
+                if properties.is_user(prop) and not self.pool.sees(above.name):
+                    break  # what the administrator notes above a client's root may be about others
                 if found := look(above, prop.name):
                     return Answer(_typed(prop, found[0]), f"inherited from {above.name}", received)
         if properties.is_user(prop) or (isinstance(thing, Snapshot) and prop.kind == "size"):
