@@ -101,9 +101,9 @@ class Verbs(usage.VerbGroup):
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    from zkeep.cli.version import version_text
-
     if wanted and not ctx.resilient_parsing:
+        from zkeep.cli.version import version_text  # a fifth of a short command's time
+
         click.echo(version_text(ctx.info_name or ""))
         ctx.exit()
 
