@@ -17,6 +17,7 @@ from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
 from zkeep.cli.progress import Meter
 from zkeep.cli.text import nice
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage
+from zkeep.pool.datasets.contents import NotHere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +93,8 @@ class _Work:
         errors.conclude()
 
     def _one(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
+        if not paths and opened.lacks_contents():
+            raise NotHere(opened.name)
         if opened.is_volume:
             self._volume(opened, paths, place.rpartition("/")[0])
         elif self.to_stdout:
@@ -167,8 +170,13 @@ def _conclude(report: Report, place: str, *, verbose: bool) -> None:
     """Say what could not be restored of the dataset at a place; raises if data is missing."""
     if report.counts:
         click.echo(f"zkeep: could not be made here: {report}", err=True)
+    gone = sorted(path for path, error in report.failed if isinstance(error, NotHere))
+    if gone:  # one line for all: there may be thousands
+        which = _path(place, gone[0]) + (f" and {len(gone) - 1} more" if len(gone) > 1 else "")
+        say(f"{which}: {next(error for _, error in report.failed if isinstance(error, NotHere))}")
     for path, error in sorted(report.failed, key=lambda failed: failed[0]):
-        say(f"{_path(place, path)}: {error}")
+        if not isinstance(error, NotHere):
+            say(f"{_path(place, path)}: {error}")
     for path, error in sorted(report.lost, key=lambda lost: lost[0]):
         if verbose or error.status != Refused.status:
             say(f"{_path(place, path)}: {error}")

@@ -7,16 +7,17 @@ from zkeep.errors import Damaged, ZkeepError
 from zkeep.pool.datasets.model import Pool
 
 
-def give_back(pool: Pool, dataset_ids: set[int]) -> None:
+def give_back(pool: Pool, dataset_ids: set[int], done: str = "destroyed") -> None:
     """Compact datasets, up to one STEP in all; the rest waits for the next call, or 'zkeep pool compact'."""
     from zkeep.pool.maintenance.compact import STEP, compact
 
     left = STEP
     for dataset_id in sorted(dataset_ids):
         try:
-            left -= compact(pool, pool.by_id(dataset_id), budget=left).written
-        except (ZkeepError, OSError) as error:  # the destroy itself is done
+            report = compact(pool, pool.by_id(dataset_id), budget=left)
+            left -= report.written + report.dropped
+        except (ZkeepError, OSError) as error:  # what was asked for is done
             if isinstance(error, Damaged):
-                say(f"destroyed, but its space stays: {error}")
+                say(f"{done}, but its space stays: {error}")
         if left <= 0:
             return

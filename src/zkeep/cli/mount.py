@@ -168,7 +168,18 @@ def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> It
         below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
         files = stack.enter_context(MountLayout(top.top, top.others, below))
         tree.say_left_out(recursive, "mount")
+        _say_what_lacks(pool, snapshots)
         yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
+
+
+def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
+    """Say of which snapshots files can be listed, and not be read."""
+    from zkeep.pool.datasets.contents import NotHere, lacking
+    from zkeep.pool.datasets.history import history_of
+
+    for snapshot in snapshots:
+        if lacking(history_of(pool, snapshot.dataset).upto(snapshot.txg).runs):
+            say(str(NotHere(str(snapshot.name))))
 
 
 def _newest(pool: Pool, name: DatasetName) -> Tree:

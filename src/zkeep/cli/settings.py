@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import click
 
+from zkeep.cli.give_back import give_back
 from zkeep.cli.home import by_pool, opened, parse, settings
 from zkeep.errors import WrongUsage
 from zkeep.names import DatasetName, SnapshotName
-from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets import contents, namespace
+from zkeep.pool.datasets.model import Pool
 
 
 def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotName]]:
@@ -23,15 +25,24 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
     return found
 
 
+def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
+    return {pool.dataset(name.dataset if isinstance(name, SnapshotName) else name).id for name in things}
+
+
 @click.command("set")
 @click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
 @click.argument("arguments", nargs=-1, required=True, metavar="PROPERTY=VALUE... NAME...")
 def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     """Set properties of datasets, user properties (x:y) also of snapshots.
 
+    contents=metadata of a snapshot says that it and all before it are stored elsewhere: the contents of their files are
+    dropped here, at once if they are few, else by 'zkeep pool compact'. What is needed for the next increment stays. Of
+    a dataset, it says so of all snapshots that it has now; later ones keep their contents until it is said again.
+
     \b
         zkeep set quota=500G vault/home
         zkeep set org.example:owner=ann vault/home vault/mail
+        zkeep set contents=metadata local/home@monday
     """
     pairs = [word for word in arguments if "=" in word]
     names = [word for word in arguments if "=" not in word]
@@ -41,6 +52,8 @@ def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     for pool, things in _things(names).items():
         with opened(pool) as found:
             namespace.set_properties(found, things, wanted)
+            if wanted.get(contents.CONTENTS) == contents.METADATA:
+                give_back(found, _ids(found, things), "set")
 
 
 @click.command("inherit")

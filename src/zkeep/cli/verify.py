@@ -155,7 +155,8 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     seconds = max(time.monotonic() - started, 1e-6)
     how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
     rate = nice(int(done.bytes / seconds))
-    return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s"
+    apart = f", {done.elsewhere} blocks are not here" if done.elsewhere else ""
+    return f"{name}: {how}: {done.objects} objects, {nice(done.bytes)}, {rate}/s{apart}"
 
 
 def _metered(opened: OpenSnapshot) -> Totals:

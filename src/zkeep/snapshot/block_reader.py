@@ -22,6 +22,7 @@ from zkeep.crypto.mactree import MacTree, Shape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import HEADER, MAX_UINT64, RecordType, WriteEmbedded
+from zkeep.pool.datasets.contents import NotHere
 from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
@@ -104,6 +105,7 @@ class BlockReader:
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, Content]]:
         """Each leaf with its block's content. `kind`: their object type; for spill blocks, the bonus type."""
+        self._check_here(leaves)
         for batch in chain.from_iterable(batches(part, INFLATED, "logical") for part in batches(leaves, BATCH)):
             records = self.stored_records(batch)
             if len(batch) > 1 and int(batch["logical"].sum()) > WORTHWHILE:
@@ -111,6 +113,11 @@ class BlockReader:
                 continue
             for leaf, record in zip(batch, records, strict=True):
                 yield leaf, self._content(kind, leaf, record)
+
+    def _check_here(self, leaves: Array) -> None:
+        """Raises NotHere: the payload of one of the blocks was dropped."""
+        if leaves["bare"].any():
+            raise NotHere(self.name)
 
     def spill(self, obj: VerifiedObject) -> bytes | None:
         """The content of an object's spill block, if it has one."""

@@ -63,7 +63,7 @@ class Chunk:
 
 def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     leaves = np.zeros(len(rows), LEAF)
-    for name in ("object", "offset", "pos", "check", "size", "segment", "kind"):
+    for name in ("object", "offset", "pos", "check", "size", "segment", "kind", "bare"):
         leaves[name] = rows[name]
     leaves["logical"] = rows["length"]
     if rtype == RecordType.SPILL:
@@ -104,6 +104,7 @@ def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> 
     logical = headers["logical_size" if rtype == RecordType.WRITE else "length"]
     physical = np.where(headers["compressed_size"] > 0, headers["compressed_size"], logical)
     wrong = (physical != leaves["size"].astype(np.uint64) - HEADER) & (headers["compressed_size"] > 0)
+    wrong &= leaves["bare"] == 0
     for length in (logical, physical):  # the pointer has sizes in sectors only
         wrong |= (length % np.uint64(SECTOR) > 0) | (length < SECTOR) | (length > MAX_PAYLOAD)
     if wrong.any():
@@ -135,7 +136,7 @@ class State:
 
     def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
         self._timeline = timeline
-        self._runs = runs
+        self.runs = runs
         self.records = Records(timeline)
         self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
         self._chunks: Cache[int, Chunk] = Cache(CHUNKS)
@@ -144,7 +145,7 @@ class State:
         found = self._chunks.get(index)
         if found is None:
             low, high = self._marks[index], self._marks[index + 1]
-            found = self._chunks.put(index, Chunk(self._timeline.state(self._runs, low, high), self.records))
+            found = self._chunks.put(index, Chunk(self._timeline.state(self.runs, low, high), self.records))
         return found
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:
@@ -161,7 +162,7 @@ class State:
 
     def ranges(self) -> Array:
         """The rows of all OBJECT_RANGE records, without making chunks."""
-        return fold(self._timeline.parts(self._runs, _lines)).ranges
+        return fold(self._timeline.parts(self.runs, _lines)).ranges
 
     def leaves(self, number: int, first: int, end: int) -> Array:
         """An object's blocks with first <= offset < end."""

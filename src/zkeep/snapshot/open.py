@@ -30,6 +30,7 @@ from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, ObjsetType
 from zkeep.format.records import ByteOrder
 from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.contents import lacking
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import NotThere, Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
@@ -89,6 +90,10 @@ class OpenSnapshot:
     @property
     def is_volume(self) -> bool:
         return self.begin.type == ObjsetType.VOLUME
+
+    def lacks_contents(self) -> bool:
+        """Whether contents of files are not here, because they are stored elsewhere (contents=metadata)."""
+        return lacking(self.state.runs) and any(chunk.table.blocks["bare"].any() for chunk in self.state.chunks())
 
     def _unwrap(self, get_key: GetKey | None) -> BlockKeys | None:
         if not self.begin.raw:
@@ -253,7 +258,7 @@ class OpenSnapshot:
                 parts.append(block.only_leaves(ObjectType.PLAIN_FILE, numbers_there))
         leaves = np.concatenate(parts)
         # The only block of a sparse file may lie far out.
-        begins = (leaves["logical"] <= SMALL) & (leaves["offset"] == 0)
+        begins = (leaves["logical"] <= SMALL) & (leaves["offset"] == 0) & (leaves["bare"] == 0)
         self._prefetched = dict(read_ahead(self.state.records, self._keys, leaves[begins]))
 
     def stop_threads(self) -> None:

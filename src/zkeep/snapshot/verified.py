@@ -22,7 +22,7 @@ LEAF = np.dtype(
         ("kind", "u1"),
         ("compression", "u1"),
         ("type", "u1"),
-        ("pad", "u1"),
+        ("bare", "u1"),
         ("salt", "V8"),
         ("iv", "V12"),
         ("pointer", POINTER),
@@ -31,7 +31,8 @@ LEAF = np.dtype(
 """A leaf is one block: where its record lies, how it is encrypted and compressed, and its block pointer's fields.
 
 `pos`, `size`, `segment`: the place of the record. `check`: its stored checksum. `kind`: its record type. `logical`:
-bytes after decompression. `pointer`: what is authenticated of the block pointer, the block's MAC among it.
+bytes after decompression. `bare`: 1 if the payload was dropped, because it is stored elsewhere. `pointer`: what is
+authenticated of the block pointer, the block's MAC among it.
 """
 
 NO_LEAVES = np.empty(0, LEAF)

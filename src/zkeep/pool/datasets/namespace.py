@@ -12,7 +12,7 @@ from typing import Any
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
-from zkeep.pool.datasets import properties
+from zkeep.pool.datasets import contents, properties
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool, Snapshot
@@ -96,6 +96,15 @@ def set_properties(
             checked = check_settings(settings, letter(thing))
             _check_quotas(pool, thing, checked)
             _put_local(pool, t, thing, {**thing.doc["local"], **checked})
+            if checked.get(contents.CONTENTS) == contents.METADATA:
+                _confirm(pool, t, find_thing(pool, name))
+
+
+def _confirm(pool: Pool, t: Transaction, thing: Dataset | Snapshot) -> None:
+    if isinstance(thing, Snapshot):
+        contents.confirm(pool, t, thing)
+    else:
+        contents.confirm_all(pool, t, thing)
 
 
 def _check_quotas(pool: Pool, thing: Dataset | Snapshot, checked: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
 Names, order, defaults and codes are zfs's (2.3), so that what a stream carries can be shown, and sent back.
 A value is kept as text, in the form in which `zfs get -p` prints it.
 
-`blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw.
+`blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw. So is `contents`:
+`metadata` lets compaction drop contents that are stored elsewhere (contents.py).
 
 A stream's properties are authenticated by nothing. Those that zkeep acts on (`is_policy`) take effect only where they
 were set here: a received value is kept, shown as received, and sent back. zkeep's own (`is_own`) are not even taken
@@ -200,6 +201,10 @@ _TABLE = [
     Property("keyguid", "KEYGUID", "fvs", "readonly", "id", is_own=True),
     Property("keyhistory", "KEYHISTORY", "fvs", "readonly", "text", is_own=True),
     Property("inconsistent", "INCONSISTENT", "fvs", "readonly", "id"),
+    Property(
+        *("contents", "CONTENTS", "fvs", "default", "index", "all"),
+        _index("all metadata"), is_policy=True, is_own=True,
+    ),
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}

@@ -22,7 +22,8 @@ from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.store.port import Blob
 from zkeep.pool.timeline import spans as sp
-from zkeep.pool.timeline.rewrite import Job, Made, tables
+from zkeep.pool.timeline.copying import Made
+from zkeep.pool.timeline.rewrite import Job, tables
 from zkeep.pool.timeline.summary import FOLDER, Name, Summary, encode, matching
 from zkeep.pool.timeline.table import Table, concat
 from zkeep.pool.timeline.timeline import Run, Timeline

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from zkeep.errors import Damaged
 from zkeep.format import kernel
+from zkeep.format._kernel_numpy import BAD_LENGTH
 from zkeep.format.records import HEADER, NATIVE
 from zkeep.pool.timeline.segment import HEAD_SIZE, PAGE_ROWS, TRAIL_SIZE, Segment
 from zkeep.pool.timeline.spans import Array, Bools
@@ -72,7 +73,9 @@ def _check(segment: Segment, found: SegmentReport, on_bytes: Callable[[int], obj
         found.flaws += bad
     if found.flaws:
         on_bytes(segment.body[1] - segment.body[0])
-    places = _places([tables[name] for name in RECORDS])
+    if int(np.count_nonzero(tables["blocks"]["bare"])) != segment.bare and not found.flaws:
+        found.flaws.append(Flaw(segment.body[1], "its rows and its footer differ in how many records have no payload"))
+    places = places_of([tables[name] for name in RECORDS])
     try:
         fault = _body(segment, places, on_bytes)
     except Damaged as error:  # of a bad sector the rest of the body is still to be looked at
@@ -111,7 +114,7 @@ def _rows(segment: Segment, name: str) -> tuple[Array, list[Flaw]]:
         return np.concatenate(rows), flaws
 
 
-def _places(tables: list[Array]) -> Array:
+def places_of(tables: list[Array]) -> Array:
     """Where the records of rows lie, in the order of the body."""
     parts = []
     for number, rows in enumerate(tables):
@@ -142,7 +145,7 @@ def _body(segment: Segment, places: Array, on_bytes: Callable[[int], object]) ->
         space = _buffer(size)
         here = min(len(space), end - at)
         blob.readinto(at, memoryview(space.data)[:here])
-        found = kernel.walk(space, 0, here, swap)
+        found = by_rows(places, at, here) if segment.bare else kernel.walk(space, 0, here, swap)
         if not len(found.offsets) and not found.error and here < end - at:
             size = len(space) * 2
             continue
@@ -160,6 +163,24 @@ def _body(segment: Segment, places: Array, on_bytes: Callable[[int], object]) ->
     if tuple(state.tolist()) != segment.end_state or records != segment.footer["records"] or seen != len(places):
         return at, "the body does not end as it did"
     return None
+
+
+def by_rows(places: Array, at: int, size: int) -> kernel.Walk:
+    """The whole records in `size` bytes of a body from `at` on, as rows say where they lie.
+
+    Where payloads were dropped, a header does not tell how long its record is; but each record has a row.
+    """
+    first = int(np.searchsorted(places["pos"], np.uint64(at)))
+    ends = places["pos"] + places["size"]
+    last = int(np.searchsorted(ends, np.uint64(at + size), "right"))
+    here = places[first:last]
+    offsets, lengths = here["pos"].astype(np.int64) - at, here["size"].astype(np.int64)
+    # One behind the other, without gaps: where each begins is where the one before ends.
+    wrong = np.flatnonzero(offsets != np.cumsum(lengths) - lengths)
+    if len(wrong):
+        return kernel.Walk(offsets[:0], np.empty(0, np.uint8), lengths[:0], 0, (0, BAD_LENGTH))
+    stop = int(lengths.sum())
+    return kernel.Walk(offsets, np.zeros(len(here), np.uint8), lengths, stop, None)
 
 
 def _differ(places: Array, positions: Array, lengths: Array, checks: Array) -> Bools:

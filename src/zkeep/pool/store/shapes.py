@@ -167,7 +167,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "snapshots_changed": _number,
     },
     "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts},
-    "run": {"extra": _number},
+    "run": {"extra": _number, "bare": _number, "contents": ("metadata",).__contains__},
     "tally": {"extra": _number},
     "receive": {"base": _number, "token": _text, "local": _PROPERTIES},
     "fields": {

@@ -79,6 +79,8 @@ class StreamWriter:
         ahead: deque[_Chunk] = deque()
         for steps in _one_ahead(plans):
             self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
+            if lacks_payload(steps):
+                raise Refused("this stream would need contents that are not here (contents=metadata)")
             ends = np.cumsum(steps["size"], dtype=np.int64)
             turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
             for first, last in _stretches(turns, len(steps)):
@@ -183,6 +185,11 @@ class StreamWriter:
             self._outlet.write(buffer.data[: int(offsets[-1] + lengths[-1])])
         if tuple(state.tolist()) != segment.end_state:  # a record without a checksum of its own is damaged
             raise Damaged(f"{segment.name}: the body does not end as it did")
+
+
+def lacks_payload(steps: Array) -> bool:
+    """Whether a step would send a WRITE whose payload was dropped: it has no more than its header."""
+    return bool((steps["stored"] & (steps["rtype"] == RecordType.WRITE) & (steps["size"] == HEADER)).any())
 
 
 def write_fully(write: Write, content: bytes | memoryview) -> None:

@@ -29,6 +29,7 @@ from zkeep.pool.timeline.table import (
     block_ends,
     extents,
     fold,
+    logical_bytes,
     overlapped,
     toll,
 )
@@ -272,5 +273,5 @@ def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
             mine = gone[gone["segment"] == number]
             stored[txg] += int(mine["size"].sum(dtype=np.uint64))
             if "length" in (rows.dtype.names or ()):
-                logical[txg] += int(mine["length"].sum(dtype=np.uint64))
+                logical[txg] += logical_bytes(mine)
     return {txg: [stored[txg], logical[txg]] for txg in stored}

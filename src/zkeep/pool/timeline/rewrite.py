@@ -11,40 +11,27 @@ newly created, and on how long they were (holes.unseen).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from zkeep.errors import Damaged
-from zkeep.format import kernel
-from zkeep.format.records import NATIVE
-from zkeep.pool.store.port import Draft, Store, segment_name
-from zkeep.pool.timeline import segment as seg
+from zkeep.format.objtypes import ObjectType
+from zkeep.format.records import HEADER, RecordType
+from zkeep.pool.store.port import Store
 from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.copying import Made, Output
 from zkeep.pool.timeline.holes import holds_metadata, unseen
 from zkeep.pool.timeline.segment import WANT, Key
 from zkeep.pool.timeline.spans import Array, Bools
-from zkeep.pool.timeline.table import DTYPES, FRESH_DATA, MAX_SLOTS, NOTHING, Table, concat, extents, fold, merge
+from zkeep.pool.timeline.table import DTYPES, FRESH_DATA, MAX_SLOTS, NOTHING, Table, extents, fold, logical_bytes, merge
 from zkeep.pool.timeline.timeline import LAST, Piece, Run, Timeline
 
-CHUNK = 4 << 20
-"""Bytes copied at a time; one record may be larger."""
-MAX_ROWS = 400_000
-"""A segment is closed at this many rows, even if its body is small."""
-_RECORDS = ("ranges", "objects", "blocks", "spills")
-_STEP = np.dtype(
-    [
-        ("object", "<u8"),
-        ("turn", "u1"),
-        ("offset", "<u8"),
-        ("pos", "<u8"),
-        ("check", "<u8"),
-        ("size", "<u4"),
-        ("segment", "<u4"),
-    ]
-)
+
+@dataclass(frozen=True)
+class Drops:
+    """The payloads of file contents go. `after`: all runs behind the group, which may have killed some of its rows."""
+
+    after: list[Run]
 
 
 @dataclass(frozen=True)
@@ -59,24 +46,16 @@ class Job:
     before: list[Run]
     later: list[Run]
     raw: bool
-
-
-@dataclass
-class Made:
-    """The result of a job. `kills`: by the txg of later runs, the stored and logical bytes dropped because of them."""
-
-    segments: list[str] = field(default_factory=list)
-    bytes: int = 0
-    logical: int = 0
-    records: int = 0
-    file_bytes: int = 0
-    kills: dict[int, list[int]] = field(default_factory=dict)
+    drops: Drops | None = None
+    "Set if payloads of file contents are dropped."
 
 
 def rewrite(store: Store, timeline: Timeline, job: Job, txg: int, made: Made) -> None:
     """Write the segments of a job, named after `txg`; each is added to `made` when it is durable."""
-    big = {s.big_endian for run in job.chosen for s in timeline.segments(run)}
-    with _Output(store, timeline, txg, big_endian=True in big, made=made) as output:
+    segments = [s for run in job.chosen for s in timeline.segments(run)]
+    big = {s.big_endian for s in segments}
+    bare = job.drops is not None or any(s.bare for s in segments)
+    with Output(store, timeline, txg, big_endian=True in big, made=made, bare=bare) as output:
         for table in tables(timeline, job, made):
             output.add(table)
         output.finish()
@@ -99,6 +78,10 @@ def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
         if job.later and table.rows:
             objects = whole.objects if job.chosen is job.group else timeline.state(job.group, low, high).objects
             table = shed(timeline, table, objects, job.later, made)
+        # 4. Mark the payloads that are to be dropped.
+        if job.drops is not None and len(table.blocks):
+            objects = whole.objects if job.chosen is job.group else timeline.state(job.group, low, high).objects
+            table = _without_payloads(timeline, table, objects, job.drops, made)
         yield joiner.add(table)
     yield joiner.rest()
 
@@ -269,7 +252,7 @@ def amounts(table: Table, own: Array) -> tuple[int, int]:
     """Stored and logical bytes of the rows in the segments `own`."""
     mine = [rows[_is_own(rows, own)] for rows in table.records()]
     stored = sum(int(rows["size"].sum(dtype=np.uint64)) for rows in mine)
-    return stored, sum(int(rows["length"].sum(dtype=np.uint64)) for rows in mine[2:])
+    return stored, sum(logical_bytes(rows) for rows in mine[2:])
 
 
 def _ghosts(objects: Array, gone: Bools) -> Array:
@@ -296,189 +279,34 @@ def reach(table: Table, objects: Array) -> dict[str, Array]:
     return {**by_object, "blocks": blocks, "holes": blocks, "died": blocks[:0], "freed": lines}
 
 
-# Copying
+# Payloads
 
 
-class _Output:
-    """Writes the new segments. Use as a context manager: leaving it removes an incomplete draft."""
-
-    def __init__(self, store: Store, timeline: Timeline, txg: int, *, big_endian: bool, made: Made) -> None:
-        self._store = store
-        self._timeline = timeline
-        self._txg = txg
-        self._big_endian = big_endian
-        self._swap = big_endian != (NATIVE == "big")
-        self._made = made
-        self._buffer = np.empty(0, np.uint8)
-        self._draft: Draft | None = None
-        self._parts: list[Table] = []
-        self._rows = self._records = 0
-        self._state = kernel.zero_state()
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._draft is not None:
-            self._draft.discard()
-            self._draft = None
-
-    def add(self, table: Table) -> None:
-        """Copy the records of a table's rows, and collect the rows for the segment's table."""
-        steps, origins = _steps(table)
-        first = 0
-        while first < len(steps) or (table.rows and not len(steps)):
-            last = self._fill(steps[first:]) + first
-            done = last >= len(steps)
-            piece, table = (table, NOTHING) if done else _split(table, steps[last - 1])
-            self._note(piece, steps[first:last], origins[first:last])
-            first = last
-            if self._full:
-                self._close()
-
-    @property
-    def _size(self) -> int:
-        return self._draft.size if self._draft is not None else seg.HEAD_SIZE
-
-    @property
-    def _full(self) -> bool:
-        return self._size >= seg.TARGET or self._rows >= MAX_ROWS
-
-    def _fill(self, steps: Array) -> int:
-        """Copy steps until the segment is full; returns how many were done, at least one."""
-        if self._draft is None:
-            self._begin()
-        first = 0
-        ends = np.cumsum(steps["size"], dtype=np.int64)
-        while first < len(steps) and self._size < seg.TARGET and self._rows + first < MAX_ROWS:
-            base = int(ends[first - 1]) if first else 0
-            last = max(int(np.searchsorted(ends, base + CHUNK, "right")), first + 1)
-            last = min(last, first + MAX_ROWS)
-            self._copy(steps[first:last])
-            first = last
-        return first
-
-    def _begin(self) -> None:
-        self._draft = self._store.draft(f"{self._txg:x}-{len(self._made.segments):x}")
-        self._draft.truncate(0)
-        self._draft.write(seg.head((0, 0, 0, 0), big_endian=self._big_endian))
-        self._state = kernel.zero_state()
-
-    def _copy(self, steps: Array) -> None:
-        draft = self._draft
-        assert draft is not None
-        # New places: one record behind the other. Rows of size 0 have no record.
-        steps["pos"], origins = draft.size, steps["pos"].copy()
-        lengths = steps["size"].astype(np.int64)
-        offsets = np.cumsum(lengths) - lengths
-        steps["pos"] += offsets.astype(np.uint64)
-        stored = lengths > 0
-        size = int(lengths.sum())
-        if len(self._buffer) < size:
-            self._buffer = np.empty(max(size, CHUNK), np.uint8)
-        buffer: npt.NDArray[np.uint8] = self._buffer[:size]
-        steps, origins, offsets, lengths = steps[stored], origins[stored], offsets[stored], lengths[stored]
-        # Read, compare each record with its row, stamp the running checksum, write.
-        self._read(buffer, steps["segment"], origins.astype(np.int64), offsets, lengths)
-        checks, sums = kernel.check(buffer, offsets, lengths, self._swap)
-        wrong = np.flatnonzero(checks != steps["check"])
-        if len(wrong):
-            name = self._timeline.owner(int(steps["segment"][wrong[0]]))[1].name
-            raise Damaged(f"{name}: the record at byte {origins[wrong[0]]} is damaged")
-        self._state = kernel.stamp(buffer, offsets, lengths, sums, self._swap, self._state)
-        draft.write(memoryview(buffer.data))
-        self._records += len(steps)
-
-    def _read(
-        self, buffer: npt.NDArray[np.uint8], segments: Array, origins: Array, offsets: Array, lengths: Array
-    ) -> None:
-        """Read records to their places; those that stay adjacent are read in one call."""
-        shift = origins - offsets
-        turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segments[1:] != segments[:-1])) + 1
-        marks = [0, *turns.tolist(), len(offsets)]
-        view = memoryview(buffer.data)
-        for first, last in pairwise(marks):
-            if first < last:
-                blob = self._timeline.owner(int(segments[first]))[1].blob
-                end = int(offsets[last - 1] + lengths[last - 1])
-                blob.readinto(int(origins[first]), view[int(offsets[first]) : end])
-
-    def _note(self, piece: Table, steps: Array, origins: Array) -> None:
-        """Collect rows, with their new places."""
-        placed = {}
-        for turn, name in enumerate(_RECORDS):
-            rows = getattr(piece, name).copy()
-            rows["pos"] = steps["pos"][origins == turn]
-            rows["pos"][rows["size"] == 0] = 0
-            rows["segment"] = 0
-            placed[name] = rows
-        self._parts.append(replace(piece, **placed))
-        self._rows += piece.rows
-
-    def _close(self) -> None:
-        draft = self._draft
-        assert draft is not None
-        table = concat(self._parts)
-        a, b, c, d = self._state.tolist()
-        seg.finish(draft, table, (a, b, c, d), self._records)
-        segment_id = f"{self._txg:x}-{len(self._made.segments):x}"
-        made = self._made
-        made.segments.append(segment_id)
-        made.bytes += table.stored
-        made.logical += table.logical
-        made.records += self._records
-        made.file_bytes += draft.size
-        draft.publish(segment_name(segment_id))
-        self._draft, self._parts, self._rows, self._records = None, [], 0, 0
-
-    def finish(self) -> None:
-        if self._rows:
-            self._close()
-        elif self._draft is not None:
-            self._draft.discard()
-            self._draft = None
+def _without_payloads(timeline: Timeline, table: Table, objects: Array, drops: Drops, made: Made) -> Table:
+    """Mark the blocks of file contents as `bare`; they still have the size of the record that is there."""
+    numbers = objects["object"][_holds_contents(objects)]
+    rows = table.blocks
+    mine = np.isin(rows["object"], numbers) & (rows["kind"] == RecordType.WRITE) & (rows["size"] > HEADER)
+    if not mine.any():
+        return table
+    payloads = rows[mine]
+    payloads["size"] -= np.uint32(HEADER)
+    made.dropped[0] += int(payloads["size"].sum(dtype=np.uint64))
+    made.dropped[1] += logical_bytes(payloads)
+    # Runs behind the group say how many bytes they killed of it: as many less as are in payloads.
+    weightless = objects.copy()
+    weightless["size"] = 0
+    killed = Made(kills=made.lost)
+    shed(timeline, replace(NOTHING, objects=weightless, blocks=payloads), weightless, drops.after, killed)
+    rows = rows.copy()
+    rows["bare"][mine] = 1
+    return replace(table, blocks=rows)
 
 
-def _steps(table: Table) -> tuple[Array, Array]:
-    """The rows with records in the order of the new body, and which of the tables each is from."""
-    parts = []
-    for turn, rows in enumerate(table.records()):
-        steps = np.zeros(len(rows), _STEP)
-        steps["turn"] = turn
-        for name in ("object", "pos", "check", "size", "segment"):
-            steps[name] = rows[name]
-        if turn == 2:
-            steps["offset"] = rows["offset"]
-        parts.append(steps)
-    every = np.concatenate(parts)
-    every = every[np.lexsort((every["offset"], every["turn"], every["object"]))]
-    return every, every["turn"]
+def _holds_contents(objects: Array) -> Bools:
+    """Objects whose blocks are the contents of a file or a disk.
 
-
-def _split(table: Table, last: Array) -> tuple[Table, Table]:
-    """Cut a table behind the row of a step."""
-    key = int(last["object"]), int(last["turn"]), int(last["offset"])
-    before, after = {}, {}
-    for name in DTYPES:
-        rows = getattr(table, name)
-        here = _upto(name, rows, key)
-        before[name], after[name] = rows[:here], rows[here:]
-    return Table(**before), Table(**after)
-
-
-def _upto(name: str, rows: Array, key: tuple[int, int, int]) -> int:
-    """How many rows of a table do not come after a step's key."""
-    number, turn, offset = np.uint64(key[0]), key[1], np.uint64(key[2])
-    if name == "freed":
-        return int(np.searchsorted(rows["start"], number, "right"))
-    low = int(np.searchsorted(rows["object"], number, "left"))
-    high = int(np.searchsorted(rows["object"], number, "right"))
-    if name in _RECORDS and _RECORDS.index(name) != turn:
-        return high if _RECORDS.index(name) < turn else low
-    if name == "blocks":
-        return low + int(np.searchsorted(rows["offset"][low:high], offset, "right"))
-    if name in ("holes", "died"):
-        if turn != 2:
-            return high if turn > 2 else low
-        return low + int(np.searchsorted(rows["start"][low:high], offset, "right"))
-    return high
+    Of a file with an old kind of bonus (before version 5 of the filesystem) a block may be the target of a link.
+    """
+    files = (objects["type"] == ObjectType.PLAIN_FILE) & (objects["bonustype"] == ObjectType.SA)
+    return np.asarray(files | (objects["type"] == ObjectType.ZVOL))

@@ -38,6 +38,8 @@ from zkeep.pool.timeline.table import DTYPES, NOTHING, Table
 
 MAGIC = b"zkeepseg"
 VERSION = 1
+BARE_VERSION = 2
+"""The version of a segment that may hold WRITEs without their payloads, as rows that are `bare` say."""
 BIG_ENDIAN = 1
 """Flag: the records are in big-endian byte order."""
 PAGE_ROWS = 256
@@ -62,10 +64,14 @@ def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def head(state: State, *, big_endian: bool) -> bytes:
-    """The first bytes of a segment whose first record continues the running fletcher-4 `state`."""
-    bare = _HEAD.pack(MAGIC, VERSION, BIG_ENDIAN if big_endian else 0, *state, bytes(16))[:-16]
-    return bare + _digest(bare)
+def head(state: State, *, big_endian: bool, bare: bool = False) -> bytes:
+    """The first bytes of a segment whose first record continues the running fletcher-4 `state`.
+
+    `bare`: it may hold WRITEs without their payloads.
+    """
+    version = BARE_VERSION if bare else VERSION
+    fields = _HEAD.pack(MAGIC, version, BIG_ENDIAN if big_endian else 0, *state, bytes(16))[:-16]
+    return fields + _digest(fields)
 
 
 def read_head(content: bytes, name: str) -> tuple[State, bool]:
@@ -73,8 +79,8 @@ def read_head(content: bytes, name: str) -> tuple[State, bool]:
     if len(content) < HEAD_SIZE or _digest(content[: HEAD_SIZE - 16]) != content[HEAD_SIZE - 16 : HEAD_SIZE]:
         raise Damaged(f"{name}: the head of the segment is damaged")
     magic, version, flags, a, b, c, d, _ = _HEAD.unpack(content[:HEAD_SIZE])
-    if magic != MAGIC or version != VERSION:
-        raise Damaged(f"{name}: not a segment of version {VERSION}")
+    if magic != MAGIC or version not in (VERSION, BARE_VERSION):
+        raise Damaged(f"{name}: not a segment of version {VERSION} or {BARE_VERSION}")
     return (a, b, c, d), bool(flags & BIG_ENDIAN)
 
 
@@ -124,6 +130,7 @@ def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, A
         "state": [f"{word:x}" for word in state],
         "stored": table.stored,
         "logical": table.logical,
+        "bare": int(np.count_nonzero(table.blocks["bare"])),
         "objects": table.hull,
         "tables": tables,
     }
@@ -154,7 +161,7 @@ class _Part:
 
 def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> bool:
     """Whether everything that a footer names lies inside of a file of `size` bytes."""
-    counts = [footer[name] for name in ("records", "stored", "logical")]
+    counts = [*(footer[name] for name in ("records", "stored", "logical")), footer.get("bare", 0)]
     places = [number for part in parts.values() for number in (part.at, part.rows)]
     numbers = [*counts, *places, *footer["body"], *footer["objects"]]
     start, end = footer["body"]
@@ -189,6 +196,8 @@ def _is_possible(name: str, rows: Array) -> bool:
         wrong = (wrong | (rows["blksz"] == 0)) & (sizes > 0)
     if name in _KINDS:
         wrong |= ~np.isin(rows["kind"], _KINDS[name])
+        bare = rows["bare"] > 0
+        wrong |= bare & ((rows["kind"] != RecordType.WRITE) | (sizes != HEADER))
     return not wrong.any()
 
 
@@ -262,6 +271,11 @@ class Segment:
     @property
     def big_endian(self) -> bool:
         return self.head[1]
+
+    @property
+    def bare(self) -> int:
+        """How many of its records are WRITEs without their payloads. Then each of its records has a row."""
+        return int(self.footer.get("bare", 0))
 
     @property
     def body(self) -> tuple[int, int]:

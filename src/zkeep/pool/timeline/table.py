@@ -44,8 +44,21 @@ OBJECT = np.dtype(
 )
 """An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older object is not this one's."""
 
-BLOCK = np.dtype([("object", "<u8"), ("offset", "<u8"), *_PLACE, ("length", "<u4"), ("kind", "u1"), ("pad", "V3")])
-"""A WRITE, WRITE_EMBEDDED, REDACT (kind = its record type) or, in a table of their own, a SPILL."""
+BLOCK = np.dtype(
+    [
+        ("object", "<u8"),
+        ("offset", "<u8"),
+        *_PLACE,
+        ("length", "<u4"),
+        ("kind", "u1"),
+        ("bare", "u1"),
+        ("pad", "V2"),
+    ]
+)
+"""A WRITE, WRITE_EMBEDDED, REDACT (kind = its record type) or, in a table of their own, a SPILL.
+
+`bare`: 1 if the record's payload was dropped (datasets/contents.py): only the WRITE's header is stored.
+"""
 
 MAX_SLOTS = 32
 """A dnode takes at most this many object numbers."""
@@ -101,8 +114,13 @@ class Table:
 
     @property
     def logical(self) -> int:
-        """Bytes of the blocks before compression."""
-        return sum(int(part["length"].sum(dtype=np.uint64)) for part in (self.blocks, self.spills))
+        """Bytes of the blocks before compression, as far as they are stored."""
+        return sum(logical_bytes(part) for part in (self.blocks, self.spills))
+
+
+def logical_bytes(rows: Array) -> int:
+    """Bytes before compression of the blocks whose payloads are stored."""
+    return int(rows["length"][rows["bare"] == 0].sum(dtype=np.uint64))
 
 
 DTYPES = {

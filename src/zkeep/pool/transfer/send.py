@@ -15,15 +15,17 @@ from typing import BinaryIO
 from zkeep.errors import Refused
 from zkeep.format.records import Feature
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
+from zkeep.pool.datasets import contents
 from zkeep.pool.datasets.begin import Address, Opening, addressed
-from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets.history import History, history_of
 from zkeep.pool.datasets.keyrecords import with_newest
 from zkeep.pool.datasets.model import Bookmark, Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.space import Amount
 from zkeep.pool.datasets.view import View
 from zkeep.pool.timeline.compose import Journey, plan
-from zkeep.pool.timeline.emit import StreamWriter, Write, write_fully
+from zkeep.pool.timeline.emit import StreamWriter, Write, lacks_payload, write_fully
+from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header, received_names
 from zkeep.pool.transfer.token import Token
 
@@ -91,6 +93,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         legs = list(_legs(pool, request))
         for leg in legs:
             _check_raw(leg, request)
+            _check_contents(pool, leg)
         if request.announce:
             view = View(pool)
             request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
@@ -149,9 +152,8 @@ def write_leg(
 ) -> None:
     """Write one substream, from its BEGIN to its END. `name`: of its snapshot there, if not as here or as it came."""
     snapshot = leg.snapshot
-    history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
+    history, before, new = _runs(pool, leg)
     source_txg = leg.source.txg if leg.source else 0
-    before, new = history.upto(source_txg).runs, history.after(source_txg).runs
     stored = _opening(pool, snapshot)
     if newest_key:
         stored = with_newest(pool, snapshot, stored)
@@ -175,6 +177,26 @@ def write_leg(
         elif new:
             out.steps(plan(timeline, Journey(before, new, begin.raw, stored.maxblkid, leg.resume)))
         out.end()
+
+
+def _runs(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
+    """The runs up to a leg's snapshot: all, those that the receiver has, and those that it lacks."""
+    history = history_of(pool, leg.snapshot.dataset).upto(leg.snapshot.txg)
+    source_txg = leg.source.txg if leg.source else 0
+    return history, history.upto(source_txg).runs, history.after(source_txg).runs
+
+
+def _check_contents(pool: Pool, leg: Leg) -> None:
+    """Raises NotHere: a block has to be sent whose payload was dropped, because it is stored elsewhere."""
+    history, before, new = _runs(pool, leg)
+    if not contents.lacking(new):
+        return
+    stored = _opening(pool, leg.snapshot)
+    journey = Journey(before, new, stored.begin.raw, stored.maxblkid, leg.resume)
+    with history.timeline(pool.store) as timeline:
+        for steps in plan(timeline, journey):
+            if lacks_payload(steps):
+                raise contents.NotHere(f"cannot send {leg.snapshot.name}")
 
 
 def _opening(pool: Pool, snapshot: Snapshot) -> Opening:

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
+from zkeep.pool.datasets.contents import NotHere
 from zkeep.restore.mount.layout import MountLayout
 from zkeep.restore.mount.view import BadBlock
 from zkeep.tree.filesystem import Name, NoSuchFile, shown
@@ -77,6 +78,8 @@ class Operations:
         if isinstance(error, OSError) and error.errno:
             return error.errno
         place = (path, error.offset) if isinstance(error, BadBlock) else (path, -1)
+        if isinstance(error, BadBlock) and isinstance(error.why, NotHere):
+            place = (error.why.name, -1)  # one line for a snapshot, not one for each block
         if place not in self._logged:
             self._logged.add(place)
             where = f", offset {error.offset}" if isinstance(error, BadBlock) else ""

@@ -35,6 +35,7 @@ class BadBlock(ZkeepError):
     def __init__(self, number: int, offset: int, why: ZkeepError) -> None:
         self.number = number
         self.offset = offset
+        self.why = why
         super().__init__(str(why))
 
 
