@@ -73,7 +73,7 @@ class Comparison:
         """The numbers of the blocks that are as they were."""
         kind = self._held.dnode.type
         plain = leaves["kind"] == RecordType.WRITE
-        alone = plain & ((leaves["compression"] == Compression.OFF) | _without_payload(leaves))
+        alone = plain & ((leaves["compression"] == Compression.OFF) | (leaves["bare"] > 0))
         same = set()
         for leaf, content in self._base.blocks.contents(kind, leaves[~alone]):
             number = int(leaf["offset"]) // self._blksz
@@ -107,12 +107,6 @@ class Comparison:
             keys.encrypt_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), content, trial)
             mac = bytes(trial[-MAC:])
         return hmac.compare_digest(mac, leaf["pointer"]["mac"].tobytes())
-
-
-def _without_payload(leaves: Array) -> Array:
-    names = leaves.dtype.names or ()
-    found: Array = leaves["bare"] != 0 if "bare" in names else np.zeros(len(leaves), bool)
-    return found
 
 
 class _Ahead:

@@ -201,6 +201,27 @@ def test_no_iv_is_used_twice_under_one_salt(
     assert max(used.values()) == 1
 
 
+@pytest.mark.parametrize("step", ["1000000", "2500000", "7000000"])
+def test_what_became_a_hole_behind_a_step_is_one(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    large = source / "large"
+    large.write_bytes(os.urandom(12 << 20))
+    take(zkeep, source, "1")
+    with large.open("r+b") as sink:
+        sink.write(os.urandom(6 << 20))
+        sink.truncate(8 << 20)
+        sink.seek(9 << 20)
+        sink.write(os.urandom(1 << 20))
+        sink.truncate(12 << 20)
+    monkeypatch.setenv("ZKEEP_STEP", step)
+    take(zkeep, source, "2")
+    assert zkeep("verify", "v/home@2") == 0
+    assert extracted(zkeep, tmp_path, "v/home@2") == stored_listing(source)
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     from zkeep.snapshot import commit
 

@@ -20,7 +20,7 @@ from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact, sweep
 from zkeep.pool.maintenance.scrub import scrub
-from zkeep.pool.timeline import rewrite, tiers
+from zkeep.pool.timeline import copying, rewrite, tiers
 from zkeep.pool.timeline import segment as seg
 from zkeep.pool.timeline.timeline import Timeline
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
@@ -49,7 +49,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small slices, pages, segments and chunks while compaction works, so that all of them are cut."""
     monkeypatch.setattr(seg, "TARGET", 6000)
-    monkeypatch.setattr(rewrite, "CHUNK", 3000)
+    monkeypatch.setattr(copying, "CHUNK", 3000)
     monkeypatch.setattr(Timeline.slices, "__defaults__", (40,))
     monkeypatch.setattr(Timeline.cuts, "__defaults__", (40,))
 
@@ -182,7 +182,7 @@ def test_a_change_meanwhile_undoes_a_step(pool: Pool, monkeypatch: pytest.Monkey
             key, doc = t.scan("run")[0]
             t.put("run", key, {**doc, "meddled": 1})
 
-    monkeypatch.setattr("zkeep.pool.maintenance.compact.rewrite", meddle)
+    monkeypatch.setattr("zkeep.pool.maintenance.step.rewrite", meddle)
     files = pool.store.names("segments")
     report = compact(pool, dataset(pool))
     assert "changed meanwhile" in report.skipped[0]

@@ -22,7 +22,7 @@ from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
 from zkeep.pool.datasets.history import own_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.orphans import discard, reading, undo
-from zkeep.pool.maintenance.check_segment import Flaw, check_segment
+from zkeep.pool.maintenance.check_segment import RECORDS, Flaw, by_rows, check_segment, places_of
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
 from zkeep.pool.timeline.spans import Array
@@ -212,16 +212,17 @@ def _take(batch: Batch, damaged: _DamagedSegment) -> None:
 def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
     """Take one record for the rows that it is the record of."""
     start = int(batch.offsets[at])
-    content = bytearray(batch.buffer[start : start + int(batch.lengths[at])])
+    whole = bytearray(batch.buffer[start : start + int(batch.lengths[at])])
     fields = LAYOUTS[RecordType(key[0])].dtype(batch.byteorder).fields
     assert fields is not None
     place = int(fields["toguid"][1])
     for guid in damaged.guids:
-        content[place : place + 8] = guid.to_bytes(8, batch.byteorder)
-        ends = np.array([0], np.int64), np.array([len(content)], np.int64)
-        checks, _ = kernel.check(np.frombuffer(content, np.uint8), *ends, batch.byteorder != NATIVE)
+        whole[place : place + 8] = guid.to_bytes(8, batch.byteorder)
         left = []
         for row in damaged.missing.get(key, []):
+            content = whole[:HEADER] if _is_bare(row) else whole
+            ends = np.array([0], np.int64), np.array([len(content)], np.int64)
+            checks, _ = kernel.check(np.frombuffer(content, np.uint8), *ends, batch.byteorder != NATIVE)
             if int(row["size"][0]) == len(content) and int(row["check"][0]) == int(checks[0]):
                 damaged.sound[int(row["pos"][0])] = bytes(content)
             else:
@@ -230,6 +231,11 @@ def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
             damaged.missing[key] = left
         else:
             damaged.missing.pop(key, None)
+
+
+def _is_bare(row: Array) -> bool:
+    """Whether of a WRITE only the header is stored (contents=metadata)."""
+    return "bare" in (row.dtype.names or ()) and bool(row["bare"][0])
 
 
 # The healed segment
@@ -277,11 +283,13 @@ def _write(pool: Pool, damaged: _DamagedSegment, made: str) -> None:
         draft.write(blob.read(0, HEAD_SIZE))
         _, end = segment.body
         state = np.array(segment.head[0], np.uint64)
-        carry = b""
+        carry, at = b"", segment.body[0]
+        places = places_of([segment.rows(name) for name in RECORDS]) if segment.bare else None
         for piece in _pieces(segment, damaged.sound):
             carry += piece
-            used, state = _stamped(carry, segment.big_endian, state, draft.write)
-            carry = carry[used:]
+            here = by_rows(places, at, len(carry)) if places is not None else None
+            used, state = _stamped(carry, segment.big_endian, state, draft.write, here)
+            carry, at = carry[used:], at + used
         if carry or tuple(state.tolist()) != segment.end_state:
             draft.discard()
             raise Damaged(f"{damaged.name}: its records, healed, are not what the segment ends with")
@@ -303,12 +311,17 @@ def _pieces(segment: Segment, sound: dict[int, bytes]) -> Iterator[bytes]:
             at = place + len(sound[place])
 
 
-def _stamped(content: bytes, big_endian: bool, state: Array, write: Write) -> tuple[int, Array]:
-    """Stamp and write the whole records at the start; returns their bytes and the running checksum behind them."""
+def _stamped(
+    content: bytes, big_endian: bool, state: Array, write: Write, known: kernel.Walk | None = None
+) -> tuple[int, Array]:
+    """Stamp and write the whole records at the start; returns their bytes and the running checksum behind them.
+
+    `known`: the records, where their headers do not tell how long they are.
+    """
     swap = big_endian != (NATIVE == "big")
     buffer = bytearray(content)
     space = np.frombuffer(buffer, np.uint8)
-    found = kernel.walk(space, 0, len(buffer), swap)
+    found = known or kernel.walk(space, 0, len(buffer), swap)
     if found.error:
         raise Damaged("a segment that is to be healed holds what is no record, and has no row")
     _, sums = kernel.check(space, found.offsets, found.lengths, swap)
