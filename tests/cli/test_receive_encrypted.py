@@ -238,3 +238,37 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(zkeep: Session, capsys
     for letters in (["-n"], [], ["-x", "encryption"]):
         done = zkeep.receive(PLAIN_2019, *letters, "v/enc/ds")
         assert (done.returncode, "the key of 'v/enc' is not loaded: zkeep load-key v/enc" in done.stderr) == (1, True)
+
+
+def encrypt(session: Session, stream: Path, *words: str) -> Path:
+    """zkeep encrypt WORDS < STREAM, into a file."""
+    path = session.folder / "raw.zfs"
+    command = [sys.executable, "-m", "zkeep", "encrypt", *words]
+    with stream.open("rb") as source, path.open("wb") as sink:
+        done = subprocess.run(command, stdin=source, stdout=sink, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return path
+
+
+def test_encrypt_is_a_filter_from_plain_to_raw(zkeep: Session, capsys: Capture) -> None:
+    """A package, then increments; one that was not taken at the other end is sent again."""
+    for year in ("2018", "2019", "2020"):
+        stream = STORY / f"plain-blanc-{year}.zfs"
+        first = encrypt(zkeep, stream, "v/enc/state")
+        before = first.read_bytes()
+        again = encrypt(zkeep, stream, "v/enc/state")
+        assert again.read_bytes() == before
+        assert not any(word in before for word in (b"ledger.csv", b"jambons"))
+        assert zkeep.receive(again, "v/blind").returncode == 0
+    assert listed(capsys, zkeep, "-t", "snapshot", "-r", "v/blind") == [f"v/blind@{y}" for y in (2018, 2019, 2020)]
+    assert zkeep("verify", "v/blind@2020") == 0
+    assert zkeep.values(capsys, "v/blind@2020", "guid") == zkeep.values(capsys, "v/enc/state@2020", "guid")
+
+
+def test_encrypt_refuses_what_is_raw(zkeep: Session) -> None:
+    command = [sys.executable, "-m", "zkeep", "encrypt", "v/enc/state"]
+    with RAW.open("rb") as source:
+        done = subprocess.run(command, stdin=source, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the stream is raw, and so encrypted already" in done.stderr
+    assert zkeep("list", "v/enc/state") == 1

@@ -31,6 +31,7 @@ VERBS = {
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
     "diff": ("diff", "Show what changed between two snapshots."),
     "dump": ("dump", "Print what a send stream holds, record by record."),
+    "encrypt": ("encrypt", "Read a plain send stream, write it encrypted, as a raw one."),
     "extract": ("extract", "Extract files of a snapshot."),
     "forget-keys": ("keys", "Drop old keys for good."),
     "get": ("get", "Show properties."),
