@@ -258,3 +258,32 @@ def test_what_the_administrator_notes_above_the_root_is_not_told() -> None:
     assert "bob" not in answer.out
     assert "/root/keys" not in answer.out
     assert answer.out.count("org.example:own") == 3  # the root, and inherited: a dataset and its snapshot
+
+
+def test_the_line_for_authorized_keys_runs_in_a_shell(tmp_path: Path, capfd: Output) -> None:
+    """As sshd does it: by the shell, with the client's words in the environment alone."""
+    import base64
+    import shlex
+
+    blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + bytes(32)).decode()
+    key = tmp_path / "it's a key.pub"
+    key.write_text(f"ssh-ed25519 {blob} alice\n")
+    assert run(["create", "vault/it is alice's"]) == 1  # no such name
+    assert run(["create", "vault/with space"]) == 0
+    capfd.readouterr()
+    words = ["--root", "vault/with space", "--allow", "list", "--idle", "9", "--rate", "1M", "--connections", "3"]
+    assert run(["server", *words, "--client", 'a "b" $c', "--print-authorized-keys", str(key)]) == 0
+    line = capfd.readouterr().out
+    assert line.endswith(f'",restrict ssh-ed25519 {blob} alice\n')
+    command = line[len('command="') :].partition('",restrict ')[0].replace('\\"', '"').replace("\\\\", "\\")
+    parsed = shlex.split(command)
+    assert parsed[parsed.index("server") + 1 :] == [
+        *("--root", "vault/with space", "--allow", "list", "--client", 'a "b" $c'),
+        *("--idle", "9", "--rate", "1048576", "--connections", "3"),
+    ]
+    env = _environ({"SSH_ORIGINAL_COMMAND": "zfs list -H -o name; exit"})
+    done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "vault\nvault/with space\n")
+    assert run(["server", "--root", "vault/alice", "--print-authorized-keys"]) == 2
+    assert run(["server", "--root", "vault/alice", "--print-authorized-keys", str(tmp_path / "none")]) == 1
+    assert run(["server", "--root", "vault/alice", str(key)]) == 2

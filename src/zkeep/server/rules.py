@@ -80,7 +80,7 @@ def judge(program: str, words: Sequence[str], access: Access) -> Call:
     table = POOL_RULES if program == "zpool" else RULES
     rule = table.get(ALIASES.get(verb, verb))
     if rule is None:
-        raise _unknown(program, verb)
+        raise _unknown(program, verb, rest)
     longs = ["help", *rule.longs]
     try:
         given, arguments = getopt.gnu_getopt(list(rest), rule.letters, longs)
@@ -104,11 +104,12 @@ def _about(arguments: Sequence[str]) -> str:
     return f" {shown_name(arguments[-1])}" if arguments else ""
 
 
-def _unknown(program: str, verb: str) -> WrongUsage | Denied:
-    if verb in _KEYED:
-        return Denied(f"cannot {verb}: {KEYLESS}")
-    if verb in _REFUSED or program == "zpool":
-        return Denied(f"cannot {shown_name(verb)}: permission denied")
+def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denied:
+    """Why a verb that is not in the table is not run. Without arguments, tools look for options in its usage."""
+    if program != "zpool" and verb in _KEYED:
+        return Denied(f"cannot {verb}: {KEYLESS}") if rest else BadCall("missing dataset argument", verb)
+    if verb in (_POOL_REFUSED if program == "zpool" else _REFUSED):
+        return Denied(f"cannot {verb}: permission denied")
     return BadCall(f"unrecognized command {shown(verb)}" if verb else "missing command")
 
 
@@ -117,6 +118,11 @@ _REFUSED = (
     *("allow", "clone", "groupspace", "jail", "program", "project", "projectspace", "redact", "rewrite", "share"),
     *("unallow", "unjail", "unshare", "unzone", "upgrade", "userspace", "wait", "zone"),
     *("backup", "completion", "demo", "dump", "help", "pool", "prune", "restore", "schedule", "server", "shim"),
+)
+_POOL_REFUSED = (
+    *("add", "attach", "checkpoint", "clear", "compact", "create", "ddtprune", "destroy", "detach", "events", "export"),
+    *("history", "import", "initialize", "iostat", "labelclear", "offline", "online", "prefetch", "reguid", "remove"),
+    *("reopen", "replace", "resilver", "scrub", "set", "split", "sync", "trim", "upgrade", "wait"),
 )
 
 

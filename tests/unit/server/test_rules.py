@@ -151,6 +151,9 @@ def test_datasets_above_are_there_already() -> None:
         ("zfs destroy a b", "too many arguments"),
         ("zfs allow vault/alice", "cannot allow: permission denied"),
         ("zpool destroy vault", "cannot destroy: permission denied"),
+        ("zpool nosuch vault", "unrecognized command 'nosuch'"),
+        ("zfs load-key", "missing dataset argument"),
+        ("zfs load-key vault/alice/x", "cannot load-key: permission denied: no key is ever used here"),
         ("zpool list other", "cannot open other: no such pool; this key has a part of vault"),
     ],
 )
