@@ -77,7 +77,9 @@ class Settings:
 
 def _own_path() -> str:
     """The program's file: what ssh runs has another PATH than a terminal."""
-    found = shutil.which(sys.argv[0]) or shutil.which("zkeep")
+    named = sys.argv[0] if os.path.basename(sys.argv[0]) == "zkeep" else "zkeep"
+    beside = os.path.join(os.path.dirname(sys.executable), "zkeep")
+    found = shutil.which(named) or shutil.which(beside)
     return os.path.abspath(found) if found else "zkeep"
 
 

@@ -74,8 +74,11 @@ def _parse(line: str, where: str) -> PublicKey:
 
 
 def authorized_lines(text: str, command: str, where: str) -> Iterator[str]:
-    """A line for each key: it may run `command` and nothing else; no terminal, no forwarding."""
-    escaped = command.replace("\\", "\\\\").replace('"', '\\"')
+    """A line for each key: it may run `command` and nothing else; no terminal, no forwarding.
+
+    In the file a backslash means something only before a quote: OpenSSH misc.c opt_dequote().
+    """
+    escaped = command.replace('"', '\\"')
     for key in list(public_keys(text, where)):
         line = escaped.replace("{client}", key.fingerprint)
         yield f'command="{line}",restrict {key.kind} {key.blob} {key.comment}'.rstrip()

@@ -16,7 +16,7 @@ KEY = f"{KIND} {BLOB} alice@laptop"
 
 def test_a_line_is_the_command_with_quotes_escaped_and_the_key() -> None:
     (line,) = authorized_lines(f"# mine\n\n{KEY}\n", """zkeep server --root 'a "b" \\' --client {client}""", "k.pub")
-    assert line.startswith('command="zkeep server --root \'a \\"b\\" \\\\\' --client SHA256:')
+    assert line.startswith('command="zkeep server --root \'a \\"b\\" \\\' --client SHA256:')
     assert line.endswith(f'",restrict {KEY}')
 
 
