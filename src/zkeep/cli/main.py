@@ -46,6 +46,7 @@ VERBS = {
     "mount": ("mount", "Show a snapshot's files in a folder, or list what is mounted."),
     "pool": ("pool", "Create, find, check and remove pools."),
     "promote": ("namespace", "Make a clone independent of its origin."),
+    "prune": ("prune", "Destroy the snapshots that retention does not keep."),
     "receive": ("receive", "Store the send stream on standard input."),
     "recv": ("receive", "The same as receive."),
     "release": ("holds", "Remove holds from snapshots."),
@@ -66,7 +67,7 @@ VERBS = {
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
     {"bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount", "promote"}
-    | {"receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
+    | {"prune", "receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
 )
 "Verbs that only tell on standard output of what they do: it is done whether or not that can be written."
 RINGS = 1 << 16

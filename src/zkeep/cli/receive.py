@@ -15,7 +15,7 @@ from zkeep.cli.progress import Meter
 from zkeep.cli.reencryption import Intake, KeylessIntake, refuse_missing_key
 from zkeep.cli.sink import stream_input
 from zkeep.cli.text import nice_bytes
-from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.errors import Damaged, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import properties
 
@@ -74,7 +74,7 @@ def receive_verb(
     from zkeep.pool.transfer.receive import ReceiveOptions
 
     meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
-    tell = _arrival_printer(dry_run, meter) if verbose else None
+    tell, arrived = _arrival_printer(dry_run, meter) if verbose else None, _Arrived()
     name, elsewhere = parse_any(target), drop_pool or last_only
     if abort:
         _check_abort(name, elsewhere or dry_run or resumable or unmounted)
@@ -92,13 +92,13 @@ def receive_verb(
         append_only=append_only,
         on_progress=meter,
         intake=KeylessIntake() if is_confined() else Intake(asked, excluded),
-        **({"on_snapshot": tell} if tell else {}),
+        on_snapshot=arrived.then(tell),
     )
     _check_input(abort)
     with opened(name) as pool, stream_input() as source:
         if corrective:
             return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
-        with _explained(target), meter or nullcontext():
+        with arrived.pruned(pool), _explained(target), meter or nullcontext():
             _receive(pool, source, target, wanted)
 
 
@@ -119,6 +119,38 @@ def _name_from(drop_pool: bool, last_only: bool) -> Literal["d", "e"] | None:
     if drop_pool and last_only:
         raise WrongUsage("-d and -e exclude each other")
     return "d" if drop_pool else "e" if last_only else None
+
+
+class _Arrived:
+    """Notes which snapshots were received, so that their datasets are pruned at the end."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def then(self, tell: Callable[[Arrival], None] | None) -> Callable[[Arrival], None]:
+        def note(arrival: Arrival) -> None:
+            if arrival.bytes is not None:
+                self.names.append(arrival.kept)
+            if tell:
+                tell(arrival)
+
+        return note
+
+    @contextmanager
+    def pruned(self, pool: Pool) -> Iterator[None]:
+        """Prune at the end; also where a later snapshot of the stream was refused: what came before it is there."""
+        try:
+            yield
+        except ZkeepError:
+            self._prune(pool)
+            raise
+        self._prune(pool)
+
+    def _prune(self, pool: Pool) -> None:
+        if self.names:
+            from zkeep.cli.prune import prune_received
+
+            prune_received(pool, self.names)
 
 
 def _check_abort(name: Name, others: bool) -> None:

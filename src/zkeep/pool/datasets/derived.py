@@ -266,4 +266,5 @@ TABLE: dict[str, Derivation] = {
     "keyguid": _keyguid,
     "keyhistory": _keyhistory,
     "snapshots_changed": _document("snapshots_changed"),
+    "received_at": _document("received_at"),
 }

@@ -224,8 +224,10 @@ def lock_name(dataset: Dataset) -> str:
 def _recheck(pool: Pool, plan: Plan) -> None:
     """Refuse a plan if something changed between planning and locking."""
     known = {d.id for d in plan.datasets}
-    receives = bases(pool)
+    receives, view = bases(pool), View(pool)
     for snapshot in plan.snapshots:
+        if clones := _clones_outside(view, known, snapshot):
+            raise Refused(f"cannot destroy {snapshot.name}: it was cloned meanwhile, as {clones[0].name}")
         if (receiving := base_of(receives, snapshot)) and receiving.id not in known:
             raise Refused(f"cannot destroy {snapshot.name}: {needed_by(pool, receiving)}")
     for snapshot in (*plan.snapshots, *plan.deferred):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
+from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.disk import Disk
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tree", "dataset_key", "txg_key"]
 
 IDENTITY = "POOL"
+CLOCK = "clock"
+"""The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."""
 FORMAT = 1
 _LONGEST_IDENTITY = 1 << 16
 MOST_SETTINGS = 16 << 10
@@ -120,15 +123,15 @@ class Pool:
         self.close()
 
     @contextmanager
-    def afterwards(self, done: str) -> Iterator[None]:
+    def afterwards(self, done: str, later: str = "zkeep pool compact") -> Iterator[None]:
         """Do work behind a transaction that is committed: a failure is only a warning.
 
-        `done`: what was committed, in words, for the warning.
+        `done`: what was committed, in words, for the warning; `later`: the command that does the rest.
         """
         try:
             yield
         except (ZkeepError, OSError) as error:
-            self.warn(f"{done}; what follows it was left for 'zkeep pool compact': {error}")
+            self.warn(f"{done}; what follows it was left for '{later}': {error}")
 
     @property
     def path(self) -> Path:
@@ -328,7 +331,10 @@ class Pool:
     def add_snapshot(
         self, t: Transaction, dataset: Dataset, name: str, txg: int, guid: int, **fields: object
     ) -> Snapshot:
-        """A snapshot that names `txg`. `fields`: of its document (creation, ivset_guid, features, ...)."""
+        """A snapshot that names `txg`. `fields`: of its document (creation, ivset_guid, features, ...).
+
+        `received_at` is this host's time, whatever a stream says of its creation: retention counts from it.
+        """
         full = dataset.name.snapshot(name)
         if self.find_snapshot(full) or self.snapshot_at(dataset.id, txg):
             raise Exists(f"cannot create {full}: snapshot already exists")
@@ -344,12 +350,21 @@ class Pool:
             "local": {},
             "received": {},
         }
-        snapshot = Snapshot(dataset, {**doc, **fields})
+        snapshot = Snapshot(dataset, {**doc, **self._time_of_receipt(t), **fields})
         if self.scope is not None and snapshot.holds:
             snapshot.doc["client_tags"] = sorted(snapshot.holds)
         t.put("snapshot", snapshot.key, snapshot.doc)
         self._touch(t, dataset)
         return snapshot
+
+    def _time_of_receipt(self, t: Transaction) -> Doc:
+        """`received_at`, unless the clock cannot be right; and the pool knows the time from now on."""
+        now, known = int(time.time()), (t.get(CLOCK, "") or {}).get("seen")
+        if clock_fault(now, known):
+            return {}
+        if known is None or now - known >= NOTE_EVERY:
+            t.put(CLOCK, "", {"seen": now})
+        return {"received_at": now}
 
     def update_snapshot(self, t: Transaction, snapshot: Snapshot, **fields: object) -> Snapshot:
         changed = Snapshot(snapshot.dataset, {**(t.get("snapshot", snapshot.key) or snapshot.doc), **fields})

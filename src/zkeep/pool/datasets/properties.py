@@ -4,7 +4,8 @@ Names, order, defaults and codes are zfs's (2.3), so that what a stream carries 
 A value is kept as text, in the form in which `zfs get -p` prints it.
 
 `blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw. So is `contents`:
-`metadata` lets compaction drop contents that are stored elsewhere (contents.py).
+`metadata` lets compaction drop contents that are stored elsewhere (contents.py). So are `retention` and
+`retention_min`: which snapshots `zkeep prune` keeps.
 
 A stream's properties are authenticated by nothing. Those that zkeep acts on (`is_policy`) take effect only where they
 were set here: a received value is kept, shown as received, and sent back. zkeep's own (`is_own`) are not even taken
@@ -16,11 +17,13 @@ Source: OpenZFS module/zcommon/zfs_prop.c zfs_prop_init(); man/man7/zfsprops.7; 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_USER_VALUE, is_user_property, shown
+from zkeep.pool.datasets import retention
 from zkeep.pool.types import MAX_UINT64
 
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
@@ -205,11 +208,16 @@ _TABLE = [
         *("contents", "CONTENTS", "fvs", "default", "index", "all"),
         _index("all metadata"), is_policy=True, is_own=True,
     ),
+    Property("received_at", "RECEIVED_AT", "s", "readonly", "date", is_own=True),
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
+    *(
+        Property(name, name.upper(), "fv", "inherit", "text", default, is_policy=True, is_own=True)
+        for name, default in (("retention", "none"), ("retention_min", "none"))
+    ),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
 "All native properties by name, in the order in which `get all` prints them."
-HIDDEN = ("name", "ivsetguid", "keyguid", "inconsistent")
+HIDDEN = ("name", "ivsetguid", "keyguid", "inconsistent", "received_at")
 "Shown only if requested by name."
 _SHORT = {p.column.lower(): p.name for p in _TABLE}
 
@@ -278,8 +286,8 @@ def _canonical(prop: Property, text: str) -> str:
         return text
     if prop.kind in ("size", "count"):
         return _canonical_number(prop, text)
-    if prop.name == "mountpoint":
-        return _check_mountpoint(text)
+    if prop.name in _CHECKS:
+        return _CHECKS[prop.name](text)
     if not text.isprintable():
         raise ValueError("it has characters that cannot be printed")
     return text
@@ -305,6 +313,14 @@ def _check_mountpoint(text: str) -> str:
     if any(len(component) > 255 for component in text.split("/")):
         raise ValueError("a component is longer than 255 bytes")
     return text.rstrip("/") or "/"
+
+
+_CHECKS: dict[str, Callable[[str], str]] = {
+    "mountpoint": _check_mountpoint,
+    "retention": retention.canonical,
+    "retention_min": retention.canonical_age,
+}
+"""What has a syntax of its own: each returns the text that is kept, or raises ValueError."""
 
 
 def from_stream(name: str, value: int | str) -> str | None:

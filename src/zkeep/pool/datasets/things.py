@@ -79,6 +79,12 @@ class Snapshot:
         return int(self.doc["txg"])
 
     @property
+    def received_at(self) -> int | None:
+        """When it came to be here, by this host's clock, in seconds since 1970; None: an older zkeep noted none."""
+        at = self.doc.get("received_at")
+        return None if at is None else int(at)
+
+    @property
     def holds(self) -> dict[str, int]:
         """When each tag was set, in seconds since 1970."""
         return dict(self.doc["holds"])

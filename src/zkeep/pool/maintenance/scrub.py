@@ -54,6 +54,8 @@ class Finding:
 @dataclass
 class Report:
     errors: list[Finding] = field(default_factory=list)
+    damaged: set[int] | None = field(default_factory=set)
+    "The ids of the datasets that errors concern; None: they may concern any."
     bytes: int = 0
     seconds: float = 0.0
 
@@ -79,6 +81,7 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
     notes.begin()
     for line in [] if pool.catalog.read_only else pool.catalog.verify():
         report.errors.append(Finding(line, -1, "what it says is in doubt"))
+        report.damaged = None
     try:
         with reading(pool):
             _check_origins(pool)
@@ -88,6 +91,7 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
         raise
     except ZkeepError as error:
         report.errors.append(Finding("catalog", -1, str(error)))
+        report.damaged = None
     report.seconds = time.monotonic() - started
     _note(pool, report)
     return report
@@ -106,6 +110,7 @@ def _note(pool: Pool, report: Report) -> None:
         return
     errors = [str(error) for error in report.errors]
     doc = {"errors": errors, "bytes": report.bytes, "seconds": report.seconds, "finished": int(time.time())}
+    doc["damaged"] = None if report.damaged is None else sorted(report.damaged)
     try:
         with pool.transaction() as t:
             t.put(SCRUB, "", doc)
@@ -169,9 +174,13 @@ class _Scrub:
             if wait([look], timeout=PAUSE).done:
                 return look.result()
 
-    def _find(self, where: str, byte: int, what: str, snapshots: Iterable[Snapshot] = ()) -> None:
-        named = tuple(affected.names(self._pool, snapshots))
-        self._report.errors.append(Finding(where, byte, what, named))
+    def _find(
+        self, dataset: Dataset, where: str, byte: int, what: str, snapshots: Iterable[Snapshot] = ()
+    ) -> None:
+        hurt = list(snapshots)
+        self._report.errors.append(Finding(where, byte, what, tuple(affected.names(self._pool, hurt))))
+        if self._report.damaged is not None:
+            self._report.damaged |= {dataset.id, *(snapshot.dataset.id for snapshot in hurt)}
 
     # Documents
 
@@ -182,13 +191,13 @@ class _Scrub:
                 continue
             fault = _begin_fault(doc, snapshot)
             if fault:
-                self._find(f"catalog: begin {snapshot.key}", -1, fault, [snapshot])
+                self._find(dataset, f"catalog: begin {snapshot.key}", -1, fault, [snapshot])
             if snapshot.txg not in txgs:
-                self._find(f"catalog: run {snapshot.key}", -1, "it is missing", [snapshot])
+                self._find(dataset, f"catalog: run {snapshot.key}", -1, "it is missing", [snapshot])
 
     def _empty_run(self, dataset: Dataset, run: Run) -> None:
         if not run.segments and (run.doc["bytes"] or run.doc["file_bytes"]):
-            self._find(f"catalog: run of txg {run.txg} of {dataset.name}", -1, "it has lost its segments")
+            self._find(dataset, f"catalog: run of txg {run.txg} of {dataset.name}", -1, "it has lost its segments")
 
     # Segments
 
@@ -228,7 +237,7 @@ class _Scrub:
             if found is None:
                 what = "the segment is missing"
                 hurt = affected.since(self._pool, each.dataset, each.run.txg)
-                self._find(segment_name(each.segment_id), 0, what, hurt)
+                self._find(each.dataset, segment_name(each.segment_id), 0, what, hurt)
                 sound = False
                 continue
             sound = sound and not found.flaws
@@ -240,7 +249,7 @@ class _Scrub:
             for name, amount in sums.items():
                 if int(job.run.doc[name]) != amount:
                     what = f"its {name} are {job.run.doc[name]} where its segments have {amount}"
-                    self._find(f"catalog: run of txg {job.run.txg} of {job.dataset.name}", -1, what)
+                    self._find(job.dataset, f"catalog: run of txg {job.run.txg} of {job.dataset.name}", -1, what)
 
     def _flaws(self, job: _Job, flaws: list[Flaw]) -> None:
         if len(flaws) > MOST:
@@ -252,7 +261,7 @@ class _Scrub:
             alike = list(same)
             (flaw, snapshots), count = alike[0], len(alike)
             what = _described(flaw) + (f", and {count - 1} more up to byte {alike[-1][0].at}" if count > 1 else "")
-            self._find(segment_name(job.segment_id), flaw.at, what, snapshots)
+            self._find(job.dataset, segment_name(job.segment_id), flaw.at, what, snapshots)
 
 
 def _described(flaw: Flaw) -> str:

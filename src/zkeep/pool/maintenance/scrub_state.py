@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.pool.datasets.lifecycle import SCRUB, SCRUB_RUNNING, scrub_runs
-from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.model import Dataset, Pool
 
 CANCEL = "cancel"
 EVERY = 5.0
@@ -24,6 +24,13 @@ EVERY = 5.0
 
 class Cancelled(TryAgain):
     """This scrub was asked to stop."""
+
+
+def found_damage(pool: Pool, dataset: Dataset) -> bool:
+    """Whether the last complete scrub found damage in the dataset, or where it may concern any."""
+    doc = pool.catalog.get(SCRUB, "") or {}
+    damaged = doc.get("damaged")
+    return bool(doc.get("errors")) and (damaged is None or dataset.id in damaged)
 
 
 @contextmanager

@@ -49,6 +49,10 @@ def _numbers(count: int) -> Check:
     return lambda value: type(value) is list and len(value) == count and all(map(_number, value))
 
 
+def _id_list(value: Any) -> bool:
+    return type(value) is list and all(map(_number, value))
+
+
 def _by_name(check: Check) -> Check:
     return lambda value: type(value) is dict and all(map(check, value.values()))
 
@@ -166,7 +170,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "own_key": _or_none(_flag),
         "snapshots_changed": _number,
     },
-    "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts},
+    "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts, "received_at": _number},
     "run": {"extra": _number, "bare": _number, "contents": ("metadata",).__contains__},
     "tally": {"extra": _number},
     "receive": {"base": _number, "token": _text, "local": _PROPERTIES},
@@ -177,7 +181,8 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "received_name": _or_none(_text),
     },
     "snapshot fields": {"holds": _by_name(_number), "local": _PROPERTIES, "received": _PROPERTIES},
-    "scrub": {"errors": lambda value: type(value) is list},
+    "scrub": {"errors": lambda value: type(value) is list, "damaged": _or_none(_id_list)},
+    "clock": {"seen": _number},
 }
 """Fields that it may have. Of a kind that is named in neither table nothing is known."""
 

@@ -1,0 +1,167 @@
+"""Pruning: what the property `retention` decides about the snapshots of a dataset, and destroying those that go.
+
+The decision is a pure function (`datasets/pruning.py`). Here it gets what it needs from the pool: receive times, and
+what pins a snapshot (holds, clones, receives, bookmarks). Destroying goes through `datasets/destroy.py`, a bounded
+number of snapshots in each transaction, so that a process that is killed leaves a clean pool, and less to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from zkeep.errors import Damaged, Refused, ZkeepError
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.model import CLOCK, Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.pruning import NOTE_EVERY, Candidate, Offset, Reasons, clock_fault, decide
+from zkeep.pool.datasets.retention import BadRetention, Policy, parse, parse_age
+from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.scrub_state import found_damage
+
+STEP = 500
+"""Snapshots that go in one transaction."""
+_STEP_FIELD = "step"
+"""Field of a snapshot's document: it holds a part of what will be another (snapshot/commit.py)."""
+
+
+class ClockInDoubt(Refused):
+    """The server's clock cannot be right, so nothing is pruned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What of the outer world a decision depends on; the command line asks for it."""
+
+    now: int
+    offset: Offset
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    snapshot: Snapshot
+    reasons: Reasons
+    "Why it stays; empty: it goes."
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to become of a dataset's snapshots, oldest first."""
+
+    dataset: Dataset
+    policy: Policy
+    verdicts: list[Verdict]
+
+    @property
+    def gone(self) -> list[Snapshot]:
+        return [verdict.snapshot for verdict in self.verdicts if not verdict.reasons]
+
+
+def policy_of(view: View, dataset: Dataset) -> Policy | None:
+    """The policy that is set here, on the dataset or above it. Raises Refused: what is set is none."""
+    try:
+        return parse(view.policy(dataset, "retention"))
+    except BadRetention as error:
+        raise Refused(f"cannot prune {dataset.name}: its retention is none: {error}") from None
+
+
+def _least_age(view: View, dataset: Dataset) -> int | None:
+    try:
+        return parse_age(view.policy(dataset, "retention_min"))
+    except BadRetention as error:
+        raise Refused(f"cannot prune {dataset.name}: its retention_min is none: {error}") from None
+
+
+def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Decision:
+    """Decide about every snapshot of a dataset; changes nothing.
+
+    Raises:
+        Damaged: the last scrub found damage in it: nothing is pruned while it may be needed for healing.
+    """
+    pool = view.pool
+    if found_damage(pool, dataset):
+        way = f"heal or destroy what is damaged ('zkeep pool status -v {pool.name}' names it), then scrub again"
+        raise Damaged(f"cannot prune {dataset.name}: the last scrub found damage in it; {way}")
+    snapshots = view.snapshots[dataset.id]
+    needed = _needed(pool)
+    candidates = [Candidate(s.received_at, _pins(view, s, needed), not s.doc.get(_STEP_FIELD)) for s in snapshots]
+    reasons = decide(candidates, clock.now, policy, _least_age(view, dataset), clock.offset)
+    verdicts = [Verdict(s, why or _bookmarked(pool, s)) for s, why in zip(snapshots, reasons, strict=True)]
+    return Decision(dataset, policy, verdicts)
+
+
+def _needed(pool: Pool) -> set[tuple[int, int]]:
+    """Dataset's id and txg of the snapshots that receives build on, partial ones and those under way."""
+    sources = [doc["source"] for _, doc in pool.catalog.scan("receive")]
+    return {(int(source[0]), int(source[1])) for source in sources if source}
+
+
+def _pins(view: View, snapshot: Snapshot, needed: set[tuple[int, int]]) -> Reasons:
+    pins = {
+        "held": bool(snapshot.holds),
+        "origin of a clone": bool(view.tree.clones(snapshot.dataset, snapshot.txg)),
+        "base of a receive": (snapshot.dataset.id, snapshot.txg) in needed,
+        "step of a snapshot": bool(snapshot.doc.get(_STEP_FIELD)),
+    }
+    return tuple(name for name, holds in pins.items() if holds)
+
+
+def _bookmarked(pool: Pool, snapshot: Snapshot) -> Reasons:
+    """Where its source is only a bookmark in this pool, the next increment from that needs this snapshot."""
+    return ("bookmark",) if pool.catalog.lookup("bookmark", "guid", str(snapshot.guid), "") else ()
+
+
+# The clock
+
+
+def check_clock(pool: Pool, clock: Clock) -> None:
+    """Refuse to prune by a clock that jumped; note the time, in a pool that can be written to.
+
+    Raises:
+        ClockInDoubt: the clock is behind, or far ahead of, the last time that the pool knows.
+    """
+    doc = pool.catalog.get(CLOCK, "")
+    known = int(doc["seen"]) if doc and "seen" in doc else _newest_time(pool)
+    if fault := clock_fault(clock.now, known):
+        way = f"if it is right, 'zkeep prune --trust-clock {pool.name}'"
+        raise ClockInDoubt(f"cannot prune {pool.name}: the clock is in doubt: {fault}; {way}")
+
+
+def note_time(pool: Pool, clock: Clock) -> None:
+    """Let the pool know the time, for the next check; a pool that is busy or full does without."""
+    doc = pool.catalog.get(CLOCK, "") or {}
+    if abs(clock.now - int(doc.get("seen", 0))) >= NOTE_EVERY and not pool.catalog.read_only:
+        with suppress(ZkeepError, OSError), pool.transaction() as t:
+            t.put(CLOCK, "", {"seen": clock.now})
+
+
+def _newest_time(pool: Pool) -> int | None:
+    """When anything was received last: what is known in a pool that was never pruned."""
+    newest = [pool.newest_snapshot(dataset) for dataset in pool.tree().by_id.values()]
+    return max((s.received_at for s in newest if s and s.received_at), default=None)
+
+
+# Doing it
+
+
+def datasets(pool: Pool, name: DatasetName, recursive: bool) -> list[Dataset]:
+    """The dataset, and what lies below it; of a pool's name always all."""
+    found = pool.find(name)
+    if found is None:
+        raise NotThere(f"cannot open {name}: dataset does not exist")
+    return pool.tree().within(found) if recursive or name.parent is None else [found]
+
+
+def execute(pool: Pool, decision: Decision) -> Iterator[Snapshot]:
+    """Destroy what goes, a step in each transaction; yields what is destroyed.
+
+    Raises:
+        Refused: a snapshot was changed meanwhile (a hold, a clone): those before it are gone, and it stays.
+    """
+    gone = decision.gone
+    for start in range(0, len(gone), STEP):
+        plan = destroy.Plan(snapshots=gone[start : start + STEP])
+        destroy.check(View(pool), plan, destroy.Options())
+        destroy.execute(pool, plan)
+        yield from plan.snapshots
