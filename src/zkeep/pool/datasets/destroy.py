@@ -227,7 +227,7 @@ def _recheck(pool: Pool, plan: Plan) -> None:
     receives, view = bases(pool), View(pool)
     for snapshot in plan.snapshots:
         if clones := _clones_outside(view, known, snapshot):
-            raise Refused(f"cannot destroy {snapshot.name}: it was cloned meanwhile, as {clones[0].name}")
+            raise Refused(f"cannot destroy {snapshot.name}: it was cloned meanwhile, as {pool.called(clones[0])}")
         if (receiving := base_of(receives, snapshot)) and receiving.id not in known:
             raise Refused(f"cannot destroy {snapshot.name}: {needed_by(pool, receiving)}")
     for snapshot in (*plan.snapshots, *plan.deferred):
