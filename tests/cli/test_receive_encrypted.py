@@ -272,3 +272,20 @@ def test_encrypt_refuses_what_is_raw(zkeep: Session) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "the stream is raw, and so encrypted already" in done.stderr
     assert zkeep("list", "v/enc/state") == 1
+
+
+def test_increments_follow_what_has_no_contents_any_more(zkeep: Session) -> None:
+    """Without a second copy at home: the server has the contents, and home what the next increment needs."""
+    first = encrypt(zkeep, PLAIN_2018, "v/enc/state")
+    assert zkeep.receive(first, "v/blind").returncode == 0
+    assert zkeep("set", "contents=metadata", "v/enc/state@2018") == 0
+    assert zkeep("pool", "compact", "v") == 0
+    for year in (2019, 2020):
+        stream = encrypt(zkeep, STORY / f"plain-blanc-{year}.zfs", "v/enc/state")
+        assert zkeep.receive(stream, "v/blind").returncode == 0
+        assert zkeep("verify", f"v/blind@{year}") == 0
+        assert zkeep("set", "contents=metadata", f"v/enc/state@{year}") == 0
+    path, cat = "jambons/2018/scan.raw", [sys.executable, "-m", "zkeep", "cat"]
+    gone = subprocess.run([*cat, "v/enc/state@2018", path], capture_output=True, text=True, check=False)
+    assert (gone.returncode, "contents=metadata" in gone.stderr) == (1, True)
+    assert subprocess.run([*cat, "v/blind@2020", path], stdout=subprocess.DEVNULL, check=False).returncode == 0

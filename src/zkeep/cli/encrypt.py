@@ -31,8 +31,9 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
     """Read a plain send stream, write the same snapshots as a raw stream, encrypted with the key of DATASET.
 
     DATASET keeps what the next increment needs: it is made by the first stream, below an encrypted dataset or with a
-    new key (-o encryption=on -o keyformat=raw -o keylocation=file:///path). It is an ordinary dataset, and holds the
-    snapshots, encrypted. When the stream was not taken at the other end, run the same again.
+    new key (-o encryption=on -o keyformat=raw -o keylocation=file:///path). It holds the snapshots, encrypted, until
+    'zkeep set contents=metadata DATASET@SNAPSHOT' says that the other end has them; then the contents of files go. When
+    a stream was not taken at the other end, run the same again.
 
     \b
         zfs send tank/home@mon | zkeep encrypt local/enc/home | ssh vault zkeep receive vault/home

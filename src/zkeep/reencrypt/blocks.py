@@ -47,9 +47,11 @@ class NothingKept:
 class BlockJoiner:
     """Makes blocks of `blksz` bytes of the records of one object; they come out in ascending order."""
 
-    def __init__(self, blksz: int, last: int, kept: Kept) -> None:
+    def __init__(self, blksz: int, end: int, kept: Kept) -> None:
+        """`end`: bytes to the end of its last block, as the sender has it."""
         self._blksz = blksz
-        self._last = last
+        self._end = end
+        self._last = -(-end // blksz) - 1
         self._kept = kept
         self._number = -1
         self._part = bytearray()
@@ -92,15 +94,18 @@ class BlockJoiner:
         while content:
             number, within = divmod(offset, self._blksz)
             piece = content[: self._blksz - within]
-            yield from self._open(number)
+            # What lies behind the object's end is zeros, and a whole block needs nothing of the one before.
+            alone = not within and (len(piece) == self._blksz or offset + len(piece) >= self._end)
+            yield from self._open(number, alone=alone)
             self._part[within : within + len(piece)] = piece
             offset, content = offset + len(piece), content[len(piece) :]
 
-    def _open(self, number: int) -> Iterator[Block]:
+    def _open(self, number: int, *, alone: bool = False) -> Iterator[Block]:
         if number != self._number:
             yield from self.flush()
+            before = None if alone else self._kept.content(number)
             self._number = number
-            self._part = bytearray(self._kept.content(number) or bytes(self._blksz))
+            self._part = bytearray(before or bytes(self._blksz))
 
     def _free(self, offset: int, length: int) -> Iterator[Block]:
         end = TO_THE_END if length == TO_THE_END else min(offset + length, TO_THE_END)

@@ -22,6 +22,7 @@ from zkeep.errors import BadStream, Refused
 from zkeep.format.dnode import SLOTS, pointers_beside
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import Begin, BeginFlag, RecordFlag, RecordType
+from zkeep.pool.datasets.contents import NotHere
 from zkeep.reencrypt.blocks import TO_THE_END, BlockJoiner, Kept, NothingKept, embedded_content
 from zkeep.reencrypt.records import Record, Records
 from zkeep.snapshot.changes import Block, ObjectChange
@@ -228,7 +229,8 @@ class Translator:
     def _blocks_of(self, head: _Head, kept: Kept) -> Iterator[Block]:
         """Its blocks, taken from the stream as they are asked for."""
         change = head.change
-        joiner = BlockJoiner(change.blksz, change.last, kept)
+        assert head.end is not None
+        joiner = BlockJoiner(change.blksz, head.end, kept)
         self._blocks = MOST_BLOCKS
         while (record := self._records.peek()) is not None:
             if record.type not in _DATA or record.fields[0] != change.number:
@@ -297,6 +299,12 @@ class _KeptBlocks:
         self._base, self._held = base, held
 
     def content(self, number: int) -> bytes | None:
+        try:
+            return self._content(number)
+        except NotHere as error:
+            raise Refused(f"a part of a block changes, and {error}; or send with -L") from None
+
+    def _content(self, number: int) -> bytes | None:
         for leaves in self._base.blocks.leaves(self._held, number, number + 1):
             for _, content in self._base.blocks.contents(self._held.dnode.type, leaves):
                 return bytes(content)
