@@ -296,6 +296,14 @@ def test_p4_what_was_cloned_across_is_not_told_to_either(door: Door) -> None:
     ):
         answer = door.ask(line, allow=EVERYTHING)
         assert "bob" not in answer.out + answer.err, line
+    # Bob's bookmark of s0 is in the past of alice's clone: a token may not name it.
+    to, s0 = begin_of(stream("rs1k", "inc-s1-s2")).toguid, begin_of(stream("rs1k", "full-s0")).toguid
+    texts = []
+    for guid in (s0, s0 ^ 1):
+        token = Token("t/given@s2", to, 0, 0, 0, guid, Feature.RAW).encode()
+        answer = door.ask(f"zfs send -nt {token}", allow=EVERYTHING)
+        texts.append((answer.status, answer.out, answer.err.replace(f"{guid:#x}", "G")))
+    assert texts[0] == texts[1] != (0, "", "")
     assert door.box.zkeep("list", "v/bob/taken", "v/alice/home@s1", "v/bob/secret@s1").status == 0
     assert door.box.zkeep("get", "-H", "-o", "value", "origin", "v/alice/given").out == "v/bob/secret@s1\n"
 

@@ -263,7 +263,7 @@ class Pool:
         return [Bookmark(dataset, doc) for _, doc in self.catalog.scan("bookmark", dataset.key + "/")]
 
     def bookmarks_by_guid(self, guid: int, dataset: Dataset) -> list[Bookmark]:
-        rows = self.catalog.lookup("bookmark", "guid", str(guid), dataset.key + "/")
+        rows = self.catalog.lookup("bookmark", "guid", str(guid), dataset.key + "/") if self.sees(dataset.name) else []
         return [Bookmark(dataset, doc) for _, doc in rows]
 
     def find_bookmark(self, name: BookmarkName) -> Bookmark | None:
