@@ -124,11 +124,22 @@ def add_holds(pool: Pool, count: int) -> None:
         pool.update_snapshot(t, snapshot, holds={f"tag{number}": number for number in range(1, count + 1)})
 
 
+def add_retention(pool: Pool, count: int) -> None:
+    """As many snapshots, one received each hour, and a policy by which the oldest one goes."""
+    add_snapshots(pool, count)
+    dataset, now = pool.dataset(DatasetName("b/data")), int(time.time())
+    with pool.transaction() as t:
+        pool.update_dataset(t, dataset, local={"retention": f"hourly={count}"})
+        for at, snapshot in enumerate(pool.snapshots(dataset)):
+            pool.update_snapshot(t, snapshot, received_at=now - (count - at) * 3600)
+
+
 FILL: dict[str, Callable[[Pool, int], None]] = {
     "snapshots": add_snapshots,
     "datasets": add_datasets,
     "bookmarks": add_bookmarks,
     "holds": add_holds,
+    "retention": add_retention,
 }
 
 
@@ -206,6 +217,11 @@ VERBS = {
         Verb("release tag{n} b/data@s0", changes=True),
         Verb("list -H -t all b/data"),
         Verb("holds -H b/data@s0", each=True),
+    ],
+    "retention": [
+        Verb("prune -nv b/data"),
+        Verb("prune b/data", changes=True),
+        Verb("health b"),
     ],
 }
 

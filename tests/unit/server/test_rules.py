@@ -165,3 +165,19 @@ def test_roles_are_known() -> None:
     assert parse_roles(["receive,list", "send"]) == {"receive", "list", "send"}
     with pytest.raises(ZkeepError, match="there is no role 'root'"):
         parse_roles(["root"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set notify=exec:/bin/sh vault/alice/x", "inherit notify vault/alice/x",
+        "create -o notify=exec:/x vault/alice/y", "receive -o notify=https://x/ vault/alice/x",
+    ],
+)  # fmt: skip
+def test_what_runs_programs_is_the_administrators(line: str) -> None:
+    assert "notify: permission denied" in str(words(f"zfs {line}", "admin"))
+
+
+@pytest.mark.parametrize("line", ["prune vault/alice", "health", "metrics -o /tmp/x", "metrics --listen 127.0.0.1:1"])
+def test_retention_and_health_are_not_asked_for_by_clients(line: str) -> None:
+    assert isinstance(words(f"zkeep {line}", "admin"), str)

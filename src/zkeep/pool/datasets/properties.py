@@ -5,7 +5,8 @@ A value is kept as text, in the form in which `zfs get -p` prints it.
 
 `blind` is zkeep's own: `on` (the default, inherited) refuses at BEGIN every stream that is not raw. So is `contents`:
 `metadata` lets compaction drop contents that are stored elsewhere (contents.py). So are `retention` and
-`retention_min`: which snapshots `zkeep prune` keeps.
+`retention_min`: which snapshots `zkeep prune` keeps; and `max_age`, `max_scrub_age` and `notify`, by which `zkeep
+health` goes.
 
 A stream's properties are authenticated by nothing. Those that zkeep acts on (`is_policy`) take effect only where they
 were set here: a received value is kept, shown as received, and sent back. zkeep's own (`is_own`) are not even taken
@@ -23,7 +24,7 @@ from typing import Literal
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_USER_VALUE, is_user_property, shown
-from zkeep.pool.datasets import retention
+from zkeep.pool.datasets import notify, retention
 from zkeep.pool.types import MAX_UINT64
 
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
@@ -98,6 +99,8 @@ _CACHE = _index("none metadata all")
 _SUITES = _index("on=1 off aes-128-ccm aes-192-ccm aes-256-ccm aes-128-gcm aes-192-gcm aes-256-gcm")
 _KEYFORMATS = _index("none raw hex passphrase")
 _KEYSTATUS = _index("none unavailable available")
+_DEFAULTS = {"retention": "none", "retention_min": "none", "max_age": "none", "max_scrub_age": "35d", "notify": "none"}
+"""What prune and health go by."""
 _TABLE = [
     Property("name", "NAME", "fvsb", "readonly", "text"),
     Property("type", "TYPE", "fvsb", "readonly", "text"),
@@ -212,7 +215,7 @@ _TABLE = [
     Property("blind", "BLIND", "fv", "inherit", "index", "on", _BOOLEAN, is_policy=True, is_own=True),
     *(
         Property(name, name.upper(), "fv", "inherit", "text", default, is_policy=True, is_own=True)
-        for name, default in (("retention", "none"), ("retention_min", "none"))
+        for name, default in _DEFAULTS.items()
     ),
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
@@ -319,6 +322,9 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "mountpoint": _check_mountpoint,
     "retention": retention.canonical,
     "retention_min": retention.canonical_age,
+    "max_age": retention.canonical_age,
+    "max_scrub_age": retention.canonical_age,
+    "notify": notify.canonical,
 }
 """What has a syntax of its own: each returns the text that is kept, or raises ValueError."""
 

@@ -96,7 +96,7 @@ class View:
         if name.startswith(("written@", "written#")):
             return Answer(self._written_since(thing, name))
         prop = properties.find(name)
-        if not prop or not applies(prop, thing):
+        if not prop or not applies(prop, thing) or (prop.name == "notify" and self.pool.scope is not None):
             return Answer(None)
         if prop.name in derived.TABLE:
             return derived.TABLE[prop.name](self, thing)

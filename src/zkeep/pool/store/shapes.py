@@ -173,7 +173,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts, "received_at": _number},
     "run": {"extra": _number, "bare": _number, "contents": ("metadata",).__contains__},
     "tally": {"extra": _number},
-    "receive": {"base": _number, "token": _text, "local": _PROPERTIES},
+    "receive": {"base": _number, "started": _number, "token": _text, "local": _PROPERTIES},
     "fields": {
         "local": _PROPERTIES,
         "received": _PROPERTIES,
@@ -183,6 +183,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "snapshot fields": {"holds": _by_name(_number), "local": _PROPERTIES, "received": _PROPERTIES},
     "scrub": {"errors": lambda value: type(value) is list, "damaged": _or_none(_id_list)},
     "clock": {"seen": _number},
+    "health": {"kinds": _texts},
 }
 """Fields that it may have. Of a kind that is named in neither table nothing is known."""
 

@@ -6,6 +6,7 @@ long as the process lives: a document whose lock is free belongs to a partial re
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 
 from zkeep.errors import TryAgain
@@ -191,6 +192,7 @@ def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc
         "fields": target.fields,
         "snapshot_fields": target.snapshot_fields,
         "base": _opening_bytes(plan, target, made=made),
+        "started": int(time.time()),
         "tally": Tally().doc(),
         "state": None,
         "last": None,

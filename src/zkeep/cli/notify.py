@@ -1,0 +1,123 @@
+"""Telling somebody that the health of a dataset changed: by a POST, a mail, or a program. Each takes a bounded time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import urllib.request
+from http.client import HTTPException
+from threading import Thread
+from typing import IO
+from urllib.error import URLError
+
+from zkeep.cli.home import opened
+from zkeep.cli.main import say
+from zkeep.cli.text import safe
+from zkeep.errors import Refused, ZkeepError
+from zkeep.pool.datasets.notify import NONE, canonical, command
+from zkeep.pool.maintenance.health import PoolHealth
+from zkeep.pool.maintenance.notice import Change, changes, remember
+
+SECONDS = 30
+"""How long telling may take; an answer is not waited for beyond it."""
+SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
+
+
+def notify_changes(health: PoolHealth) -> bool:
+    """Tell what changed in a pool; whether all could be told. What could not is told again the next time."""
+    try:
+        with opened(health.name) as pool:
+            found = list(changes(pool, health))
+            told = [change for change, to in found if _told(change, to)]
+            if told:
+                remember(pool, told)
+            return len(told) == len(found)
+    except (ZkeepError, OSError) as error:
+        say(safe(f"cannot notify of {health.name}: {error}"))
+        return False
+
+
+def _told(change: Change, to: str) -> bool:
+    if to == NONE:
+        return True
+    try:
+        _tell(change, canonical(to))
+    except (Refused, ValueError, OSError, subprocess.SubprocessError, HTTPException) as error:
+        reason = str(error.reason if isinstance(error, URLError) else error)[:200] or type(error).__name__
+        say(safe(f"cannot notify of {change.name}: {to.partition(':')[0]}: {reason}"))
+        return False
+    return True
+
+
+def _tell(change: Change, to: str) -> None:
+    if to.startswith("exec:"):
+        _run(command(to), _json(change))
+    elif to.startswith("mailto:"):
+        _mail(to.removeprefix("mailto:"), change)
+    else:
+        _post(to, _json(change))
+
+
+def _json(change: Change) -> bytes:
+    content = {
+        "host": socket.gethostname(),
+        "name": change.name,
+        "event": change.event,
+        "began": change.began,
+        "ended": change.ended,
+        "problems": [{"kind": problem.kind, "text": problem.text} for problem in change.problems],
+    }
+    return json.dumps(content).encode() + b"\n"
+
+
+def _run(words: list[str], given: bytes) -> None:
+    """What the program prints goes nowhere, however much that is."""
+    done = subprocess.run(  # noqa: S603 (the administrator's own words; no shell)
+        words, input=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=SECONDS, check=False
+    )
+    if done.returncode:
+        raise Refused(f"{words[0]} ended with status {done.returncode}")
+
+
+def _mail(address: str, change: Change) -> None:
+    program = next((path for path in SENDMAIL if os.access(path, os.X_OK)), None)
+    if program is None:
+        raise Refused(f"there is no {SENDMAIL[0]}")
+    lines = [f"{p.kind}: {safe(p.text)}" for p in change.problems] or ["All is well again."]
+    head = [f"To: {address}", f"Subject: zkeep: {safe(change.name)}: {change.event}", ""]
+    _run([program, "-oi", "--", address], "\n".join([*head, *lines, ""]).encode())
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: what was set is where it goes."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def _post(url: str, body: bytes) -> None:
+    """An answer that never ends is not waited for: the thread is left to end with the process."""
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            _post_and_wait(url, body)
+        except Exception as error:  # handed on below
+            failed.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if thread.is_alive():
+        raise Refused(f"no answer within {SECONDS} seconds")
+    if failed:
+        raise failed[0]
+
+
+def _post_and_wait(url: str, body: bytes) -> None:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
+    answer: IO[bytes]
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
+        answer.read(1 << 10)

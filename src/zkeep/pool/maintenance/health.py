@@ -1,0 +1,181 @@
+"""How a pool and its datasets do: what is late, damaged, full or was not verified for long.
+
+Ages count from when a snapshot was received here, as for retention. Nothing is written, so it works on a disk that is
+read-only. What a dataset should be is said by its properties `max_age` and `max_scrub_age`, set here or above it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.lifecycle import SCRUB
+from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
+from zkeep.pool.datasets.pruning import clock_fault
+from zkeep.pool.datasets.retention import BadRetention, parse_age
+from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.scrub_state import found_damage
+
+Kind = Literal["late", "damaged", "full", "unverified", "clock"]
+FULL = 5
+"""Percent of a disk, or of a quota, that is free when it counts as full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    kind: Kind
+    text: str
+    "What is wrong, for a person; numbers in it may change from one call to the next."
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """An unfinished receive."""
+
+    started: int | None
+    "None: an older zkeep began it."
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DatasetHealth:
+    name: str
+    newest: str | None
+    "The newest snapshot's name."
+    received_at: int | None
+    max_age: int | None
+    partial: Partial | None
+    quota: int
+    "0: none."
+    quota_used: int
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PoolHealth:
+    name: str
+    size: int = 0
+    "Bytes of the disk."
+    free: int = 0
+    scrubbed_at: int | None = None
+    scrub_errors: int = 0
+    datasets: list[DatasetHealth] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    "Those of the pool itself."
+
+    def all_problems(self) -> Iterator[Problem]:
+        yield from self.problems
+        for dataset in self.datasets:
+            yield from dataset.problems
+
+
+def status(pools: Iterable[PoolHealth]) -> int:
+    """The exit status: 0 fine, 1 something is late, full or unverified, 3 damaged."""
+    kinds = {problem.kind for pool in pools for problem in pool.all_problems()}
+    return 3 if "damaged" in kinds else 1 if kinds else 0
+
+
+def examine(pool: Pool, now: int, names: Iterable[DatasetName] = ()) -> PoolHealth:
+    """Look at a pool; of its datasets, at those named and what lies below them, or at all."""
+    view = View(pool)
+    chosen = {d.id: d for name in names for d in pool.tree().within(pool.dataset(name))} or view.tree.by_id
+    partials = {key: doc for key, doc in pool.catalog.scan("receive") if key.isdecimal()}
+    disk = os.statvfs(pool.path)
+    scrub = pool.catalog.get(SCRUB, "") or {}
+    found = PoolHealth(
+        name=pool.name,
+        size=disk.f_blocks * disk.f_frsize,
+        free=disk.f_bavail * disk.f_frsize,
+        scrubbed_at=_time(scrub.get("finished")),
+        scrub_errors=len(scrub.get("errors", [])),
+        datasets=[_dataset(view, d, now, partials.get(d.key)) for d in sorted(chosen.values(), key=_name)],
+    )
+    found.problems.extend(_pool_problems(view, found, now))
+    return found
+
+
+def _name(dataset: Dataset) -> str:
+    return dataset.name.text
+
+
+def _time(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _age_limit(view: View, dataset: Dataset, name: str) -> int | None:
+    try:
+        return parse_age(view.policy(dataset, name))
+    except BadRetention:
+        return None
+
+
+def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] | None) -> DatasetHealth:
+    newest = view.pool.newest_snapshot(dataset)
+    quota = int(view.policy(dataset, "quota"))
+    found = DatasetHealth(
+        name=dataset.name.text,
+        newest=newest.doc["name"] if newest else None,
+        received_at=newest.received_at if newest else None,
+        max_age=_age_limit(view, dataset, "max_age"),
+        partial=_partial(receive),
+        quota=quota,
+        quota_used=view.charged(dataset) + view.reserved(dataset) if quota else 0,
+    )
+    found.problems.extend(_dataset_problems(view, dataset, found, now))
+    return found
+
+
+def _partial(receive: dict[str, object] | None) -> Partial | None:
+    tally = (receive or {}).get("tally")
+    if receive is None or not isinstance(tally, dict):
+        return None
+    return Partial(_time(receive.get("started")), int(tally["bytes"]))
+
+
+def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> Iterator[Problem]:
+    if found.max_age is not None and (why := _late(view, dataset, found, now)):
+        yield Problem("late", why)
+    if found_damage(view.pool, dataset):
+        yield Problem("damaged", "the last scrub found damage in it")
+    if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:
+        yield Problem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
+
+
+def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
+    """Why it is late; empty if it is not. A dataset that was just made has as long as any other."""
+    limit = found.max_age or 0
+    if found.newest is None:
+        # A place to receive below has no snapshots of its own; its children are judged by themselves.
+        if len(view.tree.within(dataset, 1)) > 1 or now - int(dataset.doc["creation"]) <= limit:
+            return ""
+        return "nothing was ever received"
+    if found.received_at is None:
+        return "the time of its newest snapshot is unknown"
+    age = now - found.received_at
+    return f"the newest snapshot is {span(age)} old, and may be {span(limit)}" if age > limit else ""
+
+
+def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[Problem]:
+    pool = view.pool
+    if found.scrub_errors:
+        yield Problem("damaged", f"the last scrub found {found.scrub_errors} errors")
+    if found.free * 100 < found.size * FULL:
+        yield Problem("full", f"{found.free * 100 // max(found.size, 1)} % of the disk is free")
+    limit = _age_limit(view, pool.dataset(DatasetName(pool.name)), "max_scrub_age")
+    since = found.scrubbed_at if found.scrubbed_at is not None else int(pool.doc.get("created", 0))
+    if limit is not None and now - since > limit:
+        what = "it was never scrubbed" if found.scrubbed_at is None else f"the last scrub was {span(now - since)} ago"
+        yield Problem("unverified", what)
+    if fault := clock_fault(now, (pool.catalog.get(CLOCK, "") or {}).get("seen")):
+        yield Problem("clock", f"the clock is in doubt: {fault}")
+
+
+def span(seconds: int) -> str:
+    """`5 minutes`, `36 hours`, `12 days`."""
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {name}s"
+    return f"{max(0, seconds)} seconds"

@@ -1,0 +1,69 @@
+"""Who is told of changes of health: the property `notify`, and what a pool remembers of what was told.
+
+    https://host/path           a POST of JSON
+    mailto:ann@example.org      a mail
+    exec:/path/to/program a b   runs it, with the JSON on its standard input; words as a shell reads them, without one
+
+The last state that was told lies in the pool, a document for each dataset that has a problem; so a change is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.health import PoolHealth, Problem
+
+STATE = "health"
+"""The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."""
+_POOL = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one dataset, or of the pool."""
+
+    name: str
+    key: str
+    problems: list[Problem]
+    "All that there are now."
+    began: list[str]
+    "Kinds that are new."
+    ended: list[str]
+
+    @property
+    def event(self) -> str:
+        """What it is called: the gravest kind that is new, `recovered`, or `better`: some problems ended."""
+        order = ("damaged", "full", "late", "unverified", "clock")
+        new = [kind for kind in order if kind in self.began]
+        return new[0] if new else "better" if self.problems else "recovered"
+
+
+def changes(pool: Pool, found: PoolHealth) -> Iterator[tuple[Change, str]]:
+    """What differs from what was told last, each with whom to tell (a value of `notify`)."""
+    view = View(pool)
+    top = pool.dataset(DatasetName(pool.name))
+    things = [(pool.name, _POOL, top, found.problems)]
+    for each in found.datasets:
+        dataset = pool.dataset(DatasetName(each.name))
+        things.append((each.name, dataset.key, dataset, each.problems))
+    for name, key, dataset, problems in things:
+        told = set((pool.catalog.get(STATE, key) or {}).get("kinds", []))
+        now: set[str] = {problem.kind for problem in problems}
+        if told != now:
+            began: list[str] = sorted(now - told)
+            ended: list[str] = sorted(told - now)
+            yield Change(name, key, problems, began, ended), view.policy(dataset, "notify")
+
+
+def remember(pool: Pool, told: list[Change]) -> None:
+    """Note what was told, so that it is not told again."""
+    with pool.transaction() as t:
+        for change in told:
+            if change.problems:
+                t.put(STATE, change.key, {"kinds": sorted({problem.kind for problem in change.problems})})
+            else:
+                t.delete(STATE, change.key)
