@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zkeep.cli import notify
+from zkeep.cli import health, notify
 from zkeep.cli.home import opened
 from zkeep.cli.main import run
+from zkeep.errors import TryAgain
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.model import Pool, txg_key
+from zkeep.pool.maintenance import verified
 
 Shell = Callable[..., str]
 DAY = 86400
@@ -119,6 +123,43 @@ def test_a_pool_that_cannot_be_read_is_damaged(shell: Shell, tmp_path: Path) -> 
     assert "DAMAGED: it cannot be read" in shell("health", status=3)
     shell("health", "v/a", status=3)
     shell("health", "w", status=1)
+    shutil.rmtree(tmp_path / "v")
+    assert "UNVERIFIED: it is not there" in shell("health", status=1)
+
+
+def test_a_pool_that_is_busy_is_not_damaged(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise TryAgain("busy")
+
+    monkeypatch.setattr(health, "examine", busy)
+    assert shell("health", status=5) == "zkeep: busy\n"
+
+
+def test_documents_of_a_stranger_are_damage_in_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(*_: object) -> None:
+        raise KeyError("bytes\x1b[2J")
+
+    monkeypatch.setattr(health, "examine", odd)
+    said = shell("health", status=3)
+    assert said.count("\n") == 2
+    assert "\x1b" not in said
+
+
+def test_many_changes_are_one_notice(shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]]) -> None:
+    url, got, _ = posted
+    for number in range(5):
+        add(f"v/d{number}@1", 2)
+    shell("set", f"notify={url}", "max_age=1h", "v")
+    shell("health", "--notify", status=1)
+    assert [(each["subject"], len(each["changes"])) for each in got] == [("zkeep: late: v/a and 5 more", 6)]
+
+
+def test_what_was_told_of_a_dataset_goes_with_it(shell: Shell) -> None:
+    shell("set", "max_age=1h", "v")
+    shell("health", "--notify", status=1)
+    shell("destroy", "-r", "v/a")
+    with opened("v") as pool:
+        assert not pool.catalog.keys("health")
 
 
 def test_a_read_only_pool_can_be_looked_at(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +198,9 @@ def test_it_listens_on_this_machine_only(shell: Shell, address: str) -> None:
 
 
 @pytest.fixture
-def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, object]], list[int]]]:
+def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, Any]], list[int]]]:
     """A server's URL, what was posted to it, and the statuses that it answers with."""
-    got: list[dict[str, object]] = []
+    got: list[dict[str, Any]] = []
     answers: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -185,7 +226,7 @@ def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str
 
 
 def test_a_change_is_told_once_and_so_is_its_end(
-    shell: Shell, posted: tuple[str, list[dict[str, object]], list[int]]
+    shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]]
 ) -> None:
     url, got, _ = posted
     shell("set", f"notify={url}", "max_age=12h", "v")
@@ -194,17 +235,19 @@ def test_a_change_is_told_once_and_so_is_its_end(
     add("v/a@2", 0)
     for _ in range(2):
         shell("health", "--notify")
-    assert [(each["name"], each["event"]) for each in got] == [("v/a", "late"), ("v/a", "recovered")]
+    assert [(each["subject"], each["event"]) for each in got] == [
+        ("zkeep: late: v/a", "late"), ("zkeep: recovered: v/a", "recovered"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])
 def test_what_could_not_be_told_is_told_the_next_time(
-    shell: Shell, posted: tuple[str, list[dict[str, object]], list[int]], status: int
+    shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]], status: int
 ) -> None:
     url, got, answers = posted
     answers.append(status)
     shell("set", f"notify={url}", "max_age=12h", "v")
-    assert "zkeep: cannot notify of v/a: http: " in shell("health", "--notify", status=5)
+    assert "zkeep: cannot notify of v: http: " in shell("health", "--notify", status=5)
     shell("health", "--notify", status=1)
     shell("health", "--notify", status=1)
     assert len(got) == 2
@@ -226,7 +269,7 @@ def test_a_program_that_fails_or_hangs_is_one_line(
     monkeypatch.setattr(notify, "SECONDS", 0.05)
     for command in ("/bin/false", "/bin/sleep 60", "/no/such/program"):
         shell("set", f"notify=exec:{command}", "max_age=12h", "v")
-        assert "cannot notify of v/a: exec: " in shell("health", "--notify", status=5)
+        assert "cannot notify of v: exec: " in shell("health", "--notify", status=5)
 
 
 def test_a_mail_goes_through_sendmail(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +281,7 @@ def test_a_mail_goes_through_sendmail(shell: Shell, tmp_path: Path, monkeypatch:
     shell("health", "--notify", status=1)
     assert (tmp_path / "sendmail.args").read_text() == "-oi -- ann@example.org\n"
     mail = (tmp_path / "sendmail.mail").read_text()
-    assert mail.startswith("To: ann@example.org\nSubject: zkeep: v/a: late\n\nlate: the newest snapshot is")
+    assert mail.startswith("To: ann@example.org\nSubject: zkeep: late: v/a\n\nv/a: late: the newest snapshot is")
 
 
 @pytest.mark.parametrize(
@@ -286,3 +329,16 @@ def test_metrics_are_answered(shell: Shell) -> None:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def test_what_verify_found_is_known(shell: Shell) -> None:
+    add("v/a@2", 0)
+    with opened("v") as pool:
+        bad, good = pool.snapshots(pool.dataset(DatasetName.parse("v/a")))
+        verified.note(pool, bad, 1, authentic=False)
+        verified.note(pool, good, int(time.time()), authentic=True)
+    assert kinds(shell, 3) == {"v/a": ["damaged"]}
+    assert "DAMAGED: verify found @1 not authentic; @2 received" in shell("health", status=3)
+    shell("destroy", "v/a@1")
+    assert kinds(shell, 0) == {}
+    assert "verified with the key" in shell("health", "-v")

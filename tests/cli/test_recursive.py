@@ -14,6 +14,7 @@ from zkeep.cli.home import opened as open_pool
 from zkeep.cli.main import run
 from zkeep.cli.open_snapshot import keys_from
 from zkeep.names import SnapshotName
+from zkeep.pool.maintenance.verified import last
 from zkeep.restore.mount.layout import LazySnapshot, MountLayout, Place
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
@@ -196,3 +197,12 @@ def test_mount_r_shows_what_extract_r_makes(pool: Path, tmp_path: Path) -> None:
         assert (folder / "pays/recipe.txt").read_bytes() == (tmp_path / "all/pays/recipe.txt").read_bytes()
     finally:
         subprocess.run([*command, "unmount", folder], check=True)
+
+
+def test_verify_notes_in_the_pool_what_it_found(pool: Path, capfd: Output) -> None:
+    verified(capfd, TOP)
+    with open_pool("v") as found:
+        top = found.snapshot(SnapshotName.parse(TOP))
+        at, bad = last(found, top.dataset)
+    assert at is not None
+    assert not bad

@@ -13,7 +13,11 @@ from zkeep.cli.home import by_pool, datasets_only, parse, registry, wait
 from zkeep.cli.main import say
 from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
+from zkeep.pool.datasets.model import NotThere
 from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, span, status
+
+_UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+"""What opening and reading a pool that is damaged, or that somebody prepared, may raise."""
 
 
 @click.command("health")
@@ -69,10 +73,15 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
             for name in names:
                 found.dataset(name)
             return examine(found, int(time.time()), names)
-    except (ZkeepError, OSError) as error:
-        if isinstance(error, ZkeepError) and names:
+    except TryAgain:
+        raise
+    except NotThere as error:
+        if names:
             raise
         say(text.safe(str(error)))
+        return PoolHealth(pool, problems=[Problem("unverified", "it is not there")])
+    except _UNREADABLE as error:
+        say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
         return PoolHealth(pool, problems=[Problem("damaged", "it cannot be read")])
 
 
@@ -98,6 +107,8 @@ def _line(dataset: DatasetHealth) -> str:
         when = "received at an unknown time" if dataset.received_at is None else f"received {_ago(dataset.received_at)}"
         newest = f"@{text.safe(dataset.newest)} {when}"
     words = f"{dataset.name}: {_verdict(dataset.problems)}{newest}"
+    if dataset.verified_at is not None:
+        words += f", verified with the key {_ago(dataset.verified_at)}"
     if dataset.partial:
         at = dataset.partial.started
         began = "" if at is None else f", begun {_ago(at)}"
@@ -128,6 +139,7 @@ def _dataset_object(dataset: DatasetHealth) -> asjson.Object:
         "max_age": dataset.max_age,
         "quota": dataset.quota,
         "quota_used": dataset.quota_used,
+        "verified_at": dataset.verified_at,
         "partial": {"started": partial.started, "bytes": partial.bytes} if partial else None,
         "problems": problems_object(dataset.problems),
     }

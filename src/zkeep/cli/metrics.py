@@ -128,6 +128,8 @@ def families(pools: Sequence[PoolHealth]) -> Iterator[GaugeMetricFamily]:
     yield family("quota_used_bytes", "Bytes that count against the quota.", "dataset", used)
     partial = [(d.name, d.partial.bytes if d.partial else 0) for d in every]
     yield family("partial_receive_bytes", "Bytes of an unfinished receive.", "dataset", partial)
+    verified = [(d.name, d.verified_at) for d in every]
+    yield family("verified_timestamp_seconds", "When it was last verified with the key.", "dataset", verified)
     problems = GaugeMetricFamily("zkeep_problem", "1: there is a problem of this kind.", labels=["name", "kind"])
     for name, kinds in _kinds(pools).items():
         for kind in _KINDS:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import urllib.request
+from dataclasses import dataclass
 from http.client import HTTPException
 from threading import Thread
 from typing import IO
@@ -18,7 +19,7 @@ from zkeep.cli.text import safe
 from zkeep.errors import Refused, ZkeepError
 from zkeep.pool.datasets.notify import NONE, canonical, command
 from zkeep.pool.maintenance.health import PoolHealth
-from zkeep.pool.maintenance.notice import Change, changes, remember
+from zkeep.pool.maintenance.notice import Change, changes, gravest, remember
 
 SECONDS = 30
 """How long telling may take; an answer is not waited for beyond it."""
@@ -26,50 +27,76 @@ SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 
 def notify_changes(health: PoolHealth) -> bool:
-    """Tell what changed in a pool; whether all could be told. What could not is told again the next time."""
+    """Tell what changed in a pool; whether all could be told. What could not is told again the next time.
+
+    Everything that goes to one place is one notice, however many datasets it is about.
+    """
     try:
         with opened(health.name) as pool:
-            found = list(changes(pool, health))
-            told = [change for change, to in found if _told(change, to)]
-            if told:
-                remember(pool, told)
-            return len(told) == len(found)
+            places: dict[str, list[Change]] = {}
+            for change, to in changes(pool, health):
+                places.setdefault(to, []).append(change)
+            told = {to: _told(Notice(pool.name, found), to) for to, found in places.items()}
+            if done := [change for to, found in places.items() if told[to] for change in found]:
+                remember(pool, done)
+            return all(told.values())
     except (ZkeepError, OSError) as error:
         say(safe(f"cannot notify of {health.name}: {error}"))
         return False
 
 
-def _told(change: Change, to: str) -> bool:
+@dataclass(frozen=True)
+class Notice:
+    """What is told to one place."""
+
+    pool: str
+    changes: list[Change]
+
+    @property
+    def event(self) -> str:
+        return gravest(change.event for change in self.changes)
+
+    def subject(self) -> str:
+        first = next(change.name for change in self.changes if change.event == self.event)
+        more = f" and {len(self.changes) - 1} more" if len(self.changes) > 1 else ""
+        return f"zkeep: {self.event}: {first}{more}"
+
+    def json(self) -> bytes:
+        content = {
+            "host": socket.gethostname(),
+            "pool": self.pool,
+            "event": self.event,
+            "subject": self.subject(),
+            "changes": [_as_object(change) for change in self.changes],
+        }
+        return json.dumps(content).encode() + b"\n"
+
+
+def _as_object(change: Change) -> dict[str, object]:
+    problems = [{"kind": problem.kind, "text": problem.text} for problem in change.problems]
+    found = {"event": change.event, "began": change.began, "ended": change.ended, "problems": problems}
+    return {"name": change.name, **found}
+
+
+def _told(notice: Notice, to: str) -> bool:
     if to == NONE:
         return True
     try:
-        _tell(change, canonical(to))
+        _tell(notice, canonical(to))
     except (Refused, ValueError, OSError, subprocess.SubprocessError, HTTPException) as error:
         reason = str(error.reason if isinstance(error, URLError) else error)[:200] or type(error).__name__
-        say(safe(f"cannot notify of {change.name}: {to.partition(':')[0]}: {reason}"))
+        say(safe(f"cannot notify of {notice.pool}: {to.partition(':')[0]}: {reason}"))
         return False
     return True
 
 
-def _tell(change: Change, to: str) -> None:
+def _tell(notice: Notice, to: str) -> None:
     if to.startswith("exec:"):
-        _run(command(to), _json(change))
+        _run(command(to), notice.json())
     elif to.startswith("mailto:"):
-        _mail(to.removeprefix("mailto:"), change)
+        _mail(to.removeprefix("mailto:"), notice)
     else:
-        _post(to, _json(change))
-
-
-def _json(change: Change) -> bytes:
-    content = {
-        "host": socket.gethostname(),
-        "name": change.name,
-        "event": change.event,
-        "began": change.began,
-        "ended": change.ended,
-        "problems": [{"kind": problem.kind, "text": problem.text} for problem in change.problems],
-    }
-    return json.dumps(content).encode() + b"\n"
+        _post(to, notice.json())
 
 
 def _run(words: list[str], given: bytes) -> None:
@@ -81,13 +108,15 @@ def _run(words: list[str], given: bytes) -> None:
         raise Refused(f"{words[0]} ended with status {done.returncode}")
 
 
-def _mail(address: str, change: Change) -> None:
+def _mail(address: str, notice: Notice) -> None:
     program = next((path for path in SENDMAIL if os.access(path, os.X_OK)), None)
     if program is None:
         raise Refused(f"there is no {SENDMAIL[0]}")
-    lines = [f"{p.kind}: {safe(p.text)}" for p in change.problems] or ["All is well again."]
-    head = [f"To: {address}", f"Subject: zkeep: {safe(change.name)}: {change.event}", ""]
-    _run([program, "-oi", "--", address], "\n".join([*head, *lines, ""]).encode())
+    lines = [f"To: {address}", f"Subject: {safe(notice.subject())}", ""]
+    for change in notice.changes:
+        what = "; ".join(f"{problem.kind}: {problem.text}" for problem in change.problems) or "all is well again"
+        lines.append(safe(f"{change.name}: {what}"))
+    _run([program, "-oi", "--", address], "\n".join([*lines, ""]).encode())
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

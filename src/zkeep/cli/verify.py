@@ -119,7 +119,17 @@ def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool, 
 
 
 def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None:
-    line = _check(pool, snapshot, get_key, str(snapshot.name))
+    """Verify a snapshot, and note in its pool what came of it. A wrong key says nothing of the snapshot."""
+    from zkeep.crypto.unwrap import WrongKey
+    from zkeep.pool.maintenance.verified import note
+
+    try:
+        line = _check(pool, snapshot, get_key, str(snapshot.name))
+    except (NotAuthentic, Damaged) as error:
+        if not isinstance(error, WrongKey):
+            note(pool, snapshot, int(time.time()), authentic=False)
+        raise
+    note(pool, snapshot, int(time.time()), authentic=True)
     if verbose:
         click.echo(line)
 

@@ -34,6 +34,8 @@ __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tre
 IDENTITY = "POOL"
 CLOCK = "clock"
 """The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."""
+VERIFY = "verify"
+"""The kind of the documents that know when a dataset's snapshots were last verified with the key."""
 FORMAT = 1
 _LONGEST_IDENTITY = 1 << 16
 MOST_SETTINGS = 16 << 10
@@ -398,6 +400,8 @@ class Pool:
                 t.delete(kind, key)
         t.delete("receive", dataset.key)
         t.delete("reserve", dataset.key)
+        t.delete("health", dataset.key)
+        t.delete(VERIFY, dataset.key)
         t.delete("dataset", dataset.key)
         return segments
 

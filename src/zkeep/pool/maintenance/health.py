@@ -17,6 +17,7 @@ from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
 from zkeep.pool.datasets.pruning import clock_fault
 from zkeep.pool.datasets.retention import BadRetention, parse_age
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance import verified
 from zkeep.pool.maintenance.scrub_state import found_damage
 
 Kind = Literal["late", "damaged", "full", "unverified", "clock"]
@@ -51,6 +52,10 @@ class DatasetHealth:
     quota: int
     "0: none."
     quota_used: int
+    verified_at: int | None = None
+    "When any snapshot of it was last verified with the key."
+    not_authentic: list[str] = field(default_factory=list)
+    "Snapshots that were not."
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -115,6 +120,7 @@ def _age_limit(view: View, dataset: Dataset, name: str) -> int | None:
 def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] | None) -> DatasetHealth:
     newest = view.pool.newest_snapshot(dataset)
     quota = int(view.policy(dataset, "quota"))
+    verified_at, not_authentic = verified.last(view.pool, dataset)
     found = DatasetHealth(
         name=dataset.name.text,
         newest=newest.doc["name"] if newest else None,
@@ -123,6 +129,8 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
         partial=_partial(receive),
         quota=quota,
         quota_used=view.charged(dataset) + view.reserved(dataset) if quota else 0,
+        verified_at=verified_at,
+        not_authentic=not_authentic,
     )
     found.problems.extend(_dataset_problems(view, dataset, found, now))
     return found
@@ -140,6 +148,8 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
         yield Problem("late", why)
     if found_damage(view.pool, dataset):
         yield Problem("damaged", "the last scrub found damage in it")
+    if found.not_authentic:
+        yield Problem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
     if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:
         yield Problem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
 

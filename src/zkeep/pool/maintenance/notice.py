@@ -9,7 +9,7 @@ The last state that was told lies in the pool, a document for each dataset that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zkeep.names import DatasetName
@@ -20,6 +20,7 @@ from zkeep.pool.maintenance.health import PoolHealth, Problem
 STATE = "health"
 """The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."""
 _POOL = "pool"
+_GRAVEST_FIRST = ("damaged", "full", "late", "unverified", "clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,14 @@ class Change:
     @property
     def event(self) -> str:
         """What it is called: the gravest kind that is new, `recovered`, or `better`: some problems ended."""
-        order = ("damaged", "full", "late", "unverified", "clock")
-        new = [kind for kind in order if kind in self.began]
+        new = [kind for kind in _GRAVEST_FIRST if kind in self.began]
         return new[0] if new else "better" if self.problems else "recovered"
+
+
+def gravest(events: Iterable[str]) -> str:
+    """The event by which several changes are called."""
+    found = set(events)
+    return next(event for event in (*_GRAVEST_FIRST, "better", "recovered") if event in found)
 
 
 def changes(pool: Pool, found: PoolHealth) -> Iterator[tuple[Change, str]]:

@@ -184,6 +184,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "scrub": {"errors": lambda value: type(value) is list, "damaged": _or_none(_id_list)},
     "clock": {"seen": _number},
     "health": {"kinds": _texts},
+    "verify": {"at": _number, "snapshot": _number, "failed": _id_list},
 }
 """Fields that it may have. Of a kind that is named in neither table nothing is known."""
 
