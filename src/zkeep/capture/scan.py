@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from zkeep.capture.previous import Match, Previous
+from zkeep.format.zap_writer import MAX_NAME
 
 OPEN_FOLDERS = 128
 FOLDER, LINK = stat.S_IFDIR >> 12, stat.S_IFLNK >> 12
@@ -187,6 +188,9 @@ class Scanner:
         with os.scandir(fd) as listing:
             for entry in listing:
                 name = os.fsencode(entry.name)
+                if len(name) > MAX_NAME:
+                    entries.append(Seen(name, 0, None, 0, f"its name has {len(name)} bytes, more than {MAX_NAME}"))
+                    continue
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:

@@ -89,9 +89,9 @@ def change(top: Path, aside: Path, seed: int) -> None:
     rearrange(top, aside, chance)
 
 
-def check_objects(pool: Path, name: str) -> None:
+def check_objects(pool: Path, name: str, known_as: str = "v") -> None:
     """Every object has as many names as it says, a folder as many entries; nothing is there that has no name."""
-    with Pool.open(pool, "v") as opened:
+    with Pool.open(pool, known_as) as opened:
         snapshot = opened.snapshot(SnapshotName.parse(name))
         with OpenSnapshot(opened, snapshot, lambda wrapped: KEY) as base:
             tree, names, parents = Filesystem(base), Counter[int](), dict[int, set[int]]()
