@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from hashlib import md5
-from pathlib import Path
 
 import pytest
-from lab import RAW, Lab, Tree, assert_same
-
-from zkeep.format.events import Batch
-from zkeep.format.reader import read_events
-from zkeep.format.records import CHECKSUM, LAYOUTS, RecordType
+from lab import RAW, Lab, assert_same
+from sourcekit import Folder, records_of
 
 LONG = os.environ.get("ZKEEP_INTEROP") == "long"
 CASES = [
@@ -24,28 +17,6 @@ CASES = [
     ("aes-256-ccm", "gzip-1", "512"),
     ("aes-128-gcm", "zle", "4K"),
 ]
-
-
-class Folder:
-    """A folder of the host that is changed at random and stored, snapshot by snapshot."""
-
-    def __init__(self, lab: Lab, seed: int) -> None:
-        self.lab, self.seed = lab, seed
-        self.path = lab.folder / "source"
-        self.path.mkdir()
-        self.trees: list[Tree] = []
-
-    def work(self, count: int) -> None:
-        command = [sys.executable, str(self.lab.share / "work.py"), str(self.seed + len(self.trees)), str(count)]
-        subprocess.run([*command, str(self.path)], check=True, stdout=subprocess.DEVNULL)
-
-    def snapshot(self, dataset: str, digest: str) -> None:
-        self.lab.zkeep("snapshot", "--from", str(self.path), f"{dataset}@s{len(self.trees)}")
-        out = self.lab.folder / "listed.json"
-        script = str(self.lab.share / "tree.py")
-        subprocess.run([sys.executable, script, str(out), digest, str(self.path)], check=True)
-        (found,) = json.loads(out.read_text())
-        self.trees.append(found)
 
 
 @pytest.mark.parametrize("case", CASES if LONG else CASES[:2], ids="-".join)
@@ -138,24 +109,3 @@ def test_a_disk_image_becomes_a_volume_of_the_kernel(lab: Lab) -> None:
     lab.guest.run(f"dd if=/dev/urandom of={device} bs=1M seek=1 count=30 conv=fsync,notrunc status=none")
     lab.kernel_finds_no_fault()
     lab.zkeep("unload-key", "v/disk")
-
-
-def records_of(path: Path) -> list[tuple[str, bytes]]:
-    """Type and bytes of the records, without their running checksums and what only the sender's disk knows."""
-    found = []
-    with path.open("rb") as source:
-        for event in read_events(source):
-            if not isinstance(event, Batch):
-                continue
-            for i, rtype in enumerate(event.types.tolist()):
-                start, length = int(event.offsets[i]), int(event.lengths[i])
-                record = bytearray(event.buffer[start : start + length])
-                record[CHECKSUM : CHECKSUM + 32] = bytes(32)
-                if rtype == RecordType.WRITE:
-                    fields = LAYOUTS[RecordType.WRITE].dtype().fields
-                    assert fields is not None
-                    for name, size in (("key_checksum", 32), ("key_prop", 8)):
-                        at = int(fields[name][1])
-                        record[at : at + size] = bytes(size)
-                found.append((RecordType(rtype).name, bytes(record)))
-    return found

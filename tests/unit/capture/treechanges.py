@@ -139,7 +139,8 @@ def _chown(tree: Tree, change: Change) -> None:
 
 def _xattr(tree: Tree, change: Change) -> None:
     """A few bytes stay beside the dnode, some hundred are spilled; of an empty value, and by odd names."""
-    names = ["user.a", "user.\u00e4 b", "user." + "n" * 200, "user.c"] + (["trusted.t", "security.s"] if IS_ROOT else [])
+    names = ["user.a", "user.\u00e4 b", "user." + "n" * 200, "user.c"]
+    names += ["trusted.t", "security.s"] if IS_ROOT else []
     size = (0, 1, 40, 130, 300, 900, 1500)[change.three % 7]
     value = random.Random(change.three).randbytes(size)
     os.setxattr(tree.other, names[change.one % len(names)], value, follow_symlinks=False)
@@ -203,7 +204,8 @@ OPERATIONS: dict[str, Callable[[Tree, Change], None]] = {
     for name, function in list(globals().items())
     if name in (
         "_create", "_append", "_truncate", "_punch", "_overwrite", "_rename", "_rename_over", "_link", "_unlink",
-        "_reuse", "_chmod", "_chown", "_xattr", "_no_xattr", "_acl", "_symlink", "_special", "_mkdir", "_grow", "_touch",
+        "_reuse", "_chmod", "_chown", "_xattr", "_no_xattr", "_acl", "_symlink", "_special", "_mkdir", "_grow",
+        "_touch",
     )
 }  # fmt: skip
 
