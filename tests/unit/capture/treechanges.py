@@ -76,7 +76,9 @@ class Tree:
 
 
 def _create(tree: Tree, change: Change) -> None:
-    tree.fresh.write_bytes(tree.content)
+    path = tree.fresh
+    if not path.is_symlink() and (path.is_file() or not path.exists()):  # never into a pipe or a device
+        path.write_bytes(tree.content)
 
 
 def _append(tree: Tree, change: Change) -> None:
@@ -169,7 +171,7 @@ def _special(tree: Tree, change: Change) -> None:
     path = tree.fresh
     if change.one % 3 == 0 and IS_ROOT:
         kind = (stat.S_IFCHR, stat.S_IFBLK)[change.three % 2]
-        os.mknod(path, kind | 0o640, os.makedev(change.one % 200, change.three % 200))
+        os.mknod(path, kind | 0o640, os.makedev(2000 + change.one % 2000, change.three % (1 << 20)))  # there is none
     elif change.one % 3 == 1 and len(os.fsencode(path)) < 100:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(str(path))
