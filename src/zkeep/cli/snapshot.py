@@ -11,7 +11,7 @@ from zkeep.cli.home import opened, settings
 from zkeep.cli.snapshot_from import FromOptions, from_options, take
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import SnapshotName
-from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets import contents, namespace
 from zkeep.pool.datasets.model import Dataset, Pool
 
 _NO_KEY = "no key is ever used for clients; take it where the data lives and send it here, or mark one: zfs bookmark"
@@ -56,6 +56,8 @@ def snapshot_verb(
         zkeep snapshot --from /home --exclude '*.iso' --exclude-caches -n -v vault/home@tuesday
     """
     local = namespace.check_settings(settings(options), "s")
+    if local.get(contents.CONTENTS) == contents.METADATA:
+        raise Refused("cannot set contents=metadata of a new snapshot: set it when the snapshot is stored elsewhere")
     source = FromOptions(**given)
     if source.source is None and source.any:
         raise WrongUsage("-n, -v, -j, --one-file-system and --exclude... go with --from")

@@ -17,6 +17,7 @@ from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import drop_contents
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import Segment
 from zkeep.snapshot.open import OpenSnapshot
@@ -320,3 +321,61 @@ def test_a_damaged_header_is_found_and_healed(zkeep: Zkeep, tmp_path: Path, sour
             os.close(saved)
     assert zkeep("pool", "scrub", "v") == 0
     assert zkeep("verify", "-L", f"file://{tmp_path / 'key'}", "v/home@1") == 0
+
+
+def test_a_new_snapshot_is_not_elsewhere(zkeep: Zkeep, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zkeep("snapshot", "--from", str(source), "-o", "contents=metadata", "v/home@1") == 1
+    assert zkeep("snapshot", "-o", "contents=metadata", "v/home@1") == 1
+    assert "when the snapshot is stored elsewhere" in capsys.readouterr().err
+
+
+def test_a_program_drops_contents_by_one_call(zkeep: Zkeep, tmp_path: Path, source: Path) -> None:
+    take(zkeep, source, "1")
+    with Pool.open(tmp_path / "pool", "v") as pool:
+        report = drop_contents(pool, pool.snapshot(SnapshotName.parse("v/home@1")))
+        assert report.dropped > 500_000
+        assert not report.skipped
+    assert_no_payload_here(tmp_path, "v/home@1")
+
+
+def test_long_histories_and_their_summaries(zkeep: Zkeep, tmp_path: Path) -> None:
+    """Tables of many runs are summed up before and after payloads go."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for turn in range(70):
+        (source / f"{turn % 7}").write_bytes(os.urandom(5000 + turn))
+        take(zkeep, source, f"{turn}")
+        if turn in (20, 40, 45, 68):
+            drop(zkeep, f"v/home@{turn}")
+    assert list((tmp_path / "pool" / "summaries").rglob("*-*"))
+    assert zkeep("pool", "scrub", "v") == 0
+    assert zkeep("verify", "v/home@69") == 0
+    assert zkeep("verify", "v/home@30") == 0
+    with Pool.open(tmp_path / "pool", "v") as pool:
+        view = View(pool)
+        for name in ("v/home@15", "v/home@44", "v/home@69"):
+            snapshot = pool.snapshot(SnapshotName.parse(name))
+            with OpenSnapshot(pool, snapshot, lambda wrapped: KEY) as opened:
+                stored = sum(chunk.table.stored for chunk in opened.state.chunks())
+            assert view.get(snapshot, "referenced").value == stored
+
+
+def test_what_is_said_meanwhile_counts(
+    zkeep: Zkeep, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word is taken back while the payloads are being dropped: nothing of the step stays."""
+    from zkeep.pool.maintenance import step
+
+    genuine = step.rewrite
+
+    def meddle(*words: object) -> None:
+        genuine(*words)  # type: ignore[arg-type]
+        assert zkeep("set", "contents=all", "v/home") == 0
+
+    take(zkeep, source, "1")
+    with Pool.open(tmp_path / "pool", "v") as pool, pool.transaction() as t:
+        contents.confirm(pool, t, pool.snapshot(SnapshotName.parse("v/home@1")))
+    monkeypatch.setattr(step, "rewrite", meddle)
+    assert zkeep("pool", "compact", "v") == 0
+    assert extracted(zkeep, tmp_path, "v/home@1") == stored_listing(source)
+    assert zkeep("pool", "scrub", "v") == 0

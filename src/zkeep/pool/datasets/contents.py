@@ -60,7 +60,8 @@ def lacking(runs: Iterable[Run]) -> bool:
 def confirm(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
     """Note that a snapshot and all before it in its dataset are stored elsewhere; their contents may go from here.
 
-    Compaction drops them. What it dropped does not come back if the property is set to `all` again.
+    Compaction drops them (maintenance/compact.py: drop_contents() does both). What it dropped does not come back if the
+    property is set to `all` again.
 
     Raises:
         Refused: the snapshot is a part of one that is being made; its dataset is not encrypted.
@@ -107,6 +108,7 @@ def droppable(pool: Pool, dataset: Dataset) -> set[int]:
     that is: a promotion may have brought others. Those behind it are sent as increments from it, which need nothing of
     these runs. What a clone began with stays: that the clone is stored elsewhere was not said.
     """
+    dataset = pool.by_id(dataset.id)  # as it is now: the word may have been taken back
     if dataset.doc["local"].get(CONTENTS) != METADATA or not dataset.doc["raw"]:
         return set()
     snapshots = pool.snapshots(dataset)

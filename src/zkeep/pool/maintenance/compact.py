@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from zkeep.errors import Damaged, TryAgain
 from zkeep.pool.datasets import contents, summaries
 from zkeep.pool.datasets.history import history_of
-from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import READERS, discard, reading
 from zkeep.pool.maintenance.step import ChangedError, Step, is_raw
 from zkeep.pool.store.port import segment_name
@@ -71,6 +71,20 @@ def compact(
     summaries.slim(pool, _figures(pool).room)
     pool.catalog.shrink()
     return work.report
+
+
+def drop_contents(pool: Pool, snapshot: Snapshot, *, progress: Progress | None = None) -> Report:
+    """Drop the contents of a snapshot and of all before it: they are stored elsewhere.
+
+    Call it when a receiver has listed the snapshot's guid; a stream that was written proves nothing. Interrupted, or
+    while a receive builds on the dataset, what is left to be dropped waits for the next compaction.
+
+    Raises:
+        Refused: the snapshot is a part of one that is being made, or not encrypted.
+    """
+    with pool.transaction() as t:
+        contents.confirm(pool, t, snapshot)
+    return compact(pool, pool.by_id(snapshot.dataset.id), progress=progress)
 
 
 def _figures(pool: Pool) -> tiers.Figures:
@@ -242,4 +256,4 @@ def _remove_drafts(pool: Pool, names: list[str]) -> None:
         pool.store.draft(name).discard()
 
 
-__all__ = ["STEP", "Report", "compact", "sweep"]
+__all__ = ["STEP", "Report", "compact", "drop_contents", "sweep"]
