@@ -223,6 +223,23 @@ def test_files_keep_their_blocks_when_the_sender_begins_to_use_large_ones(pool: 
     assert Look(pool, 3).blocks[2] == {0: fill("y", large)}
 
 
+@pytest.mark.parametrize("step", [1 << 40, 100 << 10])
+def test_a_clone_has_the_blocks_and_the_keys_of_its_origin(pool: Pool, step: int) -> None:
+    many = 900
+    take(pool, stream(1, *obj(2, blocks=many), *(write(2, n * 512, fill("a")) for n in range(many))), "v/enc/origin")
+    changed = [write(2, n * 512, fill("z")) for n in range(0, many, 2)]
+    of_clone = stream(2, *obj(2, blocks=many), *changed, flags=0xD)
+    with pytest.raises(Refused, match="its source, guid 0x1, is not in v/enc/ds"):
+        take(pool, of_clone)
+    take(pool, of_clone, step=step, set_properties={"origin": "v/enc/origin@s1"})
+    assert Look(pool, 2).blocks[2] == {n * 512: fill("a" if n % 2 else "z") for n in range(many)}
+    clone = found_dataset(pool)
+    assert [s.doc["name"] for s in pool.snapshots(clone)] == ["s2"]
+    origin = pool.dataset(SnapshotName.parse("v/enc/origin@s1").dataset)
+    assert (clone.origin, clone.doc["encroot"]) == ((origin.id, pool.snapshots(origin)[0].txg), False)
+    assert clone.doc["crypt"]["guid"] == origin.doc["crypt"]["guid"]
+
+
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
