@@ -50,11 +50,18 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def keys_from(locations: Sequence[str]) -> GetKey:
     """A callback that finds the key for a snapshot: a named or loaded one, or else one that the user types."""
-    if find_spec("cryptography") is None:
-        raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep again")
     named = [read_key(location) for location in locations if location != "prompt"]
     asks: Asks = "prompt" if "prompt" in locations else "person" if not named else None
-    source = _Keys(named, loaded=not locations, asks=asks)
+    return _held(_Keys(named, loaded=not locations, asks=asks))
+
+
+def loaded_keys() -> GetKey:
+    """A callback that finds the key for a snapshot among the loaded ones, and asks nobody."""
+    return _held(_Keys([], loaded=True, asks=None))
+
+
+def _held(source: _Keys) -> GetKey:
+    """Keep the keys that were used from being unloaded until the command ends."""
     context = click.get_current_context(silent=True)
     if context is not None:
         context.call_on_close(source.in_use.release)
@@ -97,6 +104,8 @@ class _Keys:
     """
 
     def __init__(self, named: list[bytes], *, loaded: bool, asks: Asks) -> None:
+        if find_spec("cryptography") is None:
+            raise Refused("opening snapshots needs the package cryptography, which is not there: install zkeep again")
         from zkeep.crypto.unwrap import Materials
 
         self.in_use = InUse()

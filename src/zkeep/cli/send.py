@@ -20,11 +20,11 @@ from zkeep.names import DatasetName, parse_any, shown
 from zkeep.pool.datasets.model import NotThere, Pool
 
 if TYPE_CHECKING:
-    from zkeep.pool.transfer.send import Leg
+    from zkeep.pool.transfer.send import Decrypting, Leg
 
 
 @click.command("send")
-@click.option("-w", "--raw", "raw", is_flag=True, help="As it is stored: encrypted stays encrypted.")
+@click.option("-w", "--raw", "raw", is_flag=True, help="As it is stored: what is encrypted stays so.")
 @click.option("-R", "--replicate", "replicate", is_flag=True, help="With all below, all snapshots, properties.")
 @click.option("-p", "--props", "props", is_flag=True, help="With the dataset's properties.")
 @click.option("-i", "from_", metavar="SNAP|BOOKMARK", help="Only what changed since.")
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 @click.option("-n", "--dryrun", "dry_run", is_flag=True, help="Send nothing; with -v, say what would be sent.")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what is sent, on standard error.")
 @click.option("-P", "--parsable", "parsable", is_flag=True, help="As -v, for scripts.")
-@click.option("-L", "--large-block", "large", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("-L", "--large-block", "large", is_flag=True, help="Decrypted: blocks of more than 128K go whole.")
 @click.option("-e", "--embed", "embed", is_flag=True, help="Accepted: blocks go as they are stored.")
-@click.option("-c", "--compressed", "compressed", is_flag=True, help="Accepted: blocks go as they are stored.")
+@click.option("-c", "--compressed", "compressed", is_flag=True, help="Decrypted: blocks go as compressed as they are.")
 @click.option("-h", "--holds", "holds", is_flag=True, help="With the holds of snapshots.")
 @click.option("-b", "--backup", "backup", is_flag=True, help="With properties as received, whatever is set here.")
 @click.option("-s", "--skip-missing", "skip_missing", is_flag=True, help="With -R, pass over who lacks the snapshot.")
 @click.option("-X", "--exclude", "exclude", multiple=True, metavar="DATASET,...", help="With -R, leave these out.")
+@click.option("-U", "--no-preserve-encryption", "unencrypted", is_flag=True, help="Accepted: so it is without -w.")
 @click.option("-D", "--dedup", "dedup", is_flag=True, help="Accepted: nothing is deduplicated.")
 @click.option("-V", "--proctitle", "title", is_flag=True, help="Accepted and without effect.")
 @click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
@@ -56,11 +57,14 @@ def send_verb(
 ) -> None:
     """Write a send stream to standard output, for 'zfs receive' or 'zkeep receive'.
 
-    An encrypted dataset is sent raw only (-w). SNAP after -i or -I may be given as @name, a bookmark as #name.
+    An encrypted dataset is sent raw with -w. Without -w it is authenticated, decrypted and sent as a plain stream,
+    for a pool without encryption or below another encrypted parent; its key must be loaded.
+    SNAP after -i or -I may be given as @name, a bookmark as #name.
 
     \b
         zkeep send -Rw vault/home@monday | zfs receive tank/home
         zkeep send -w -i '#sunday' vault/home@monday > increment.zfs
+        zkeep send -Lec vault/home@monday | zfs receive -x encryption tank/home
     """
     from zkeep.pool.transfer.send import SendRequest, send
 
@@ -81,6 +85,7 @@ def send_verb(
         exclude=_excluded(exclude),
         announce=_announcer(dry_run, parsable, short) if letters["verbose"] or parsable else None,
         begin=shows.begin if shows else None,
+        decrypting=_decrypting,
         **cast(dict[str, Any], {name: letters[name] for name in _ASKED}),
     )
     with _pool(snapshot, token) as pool, shows or nullcontext():
@@ -90,7 +95,18 @@ def send_verb(
             raise TryAgain("cannot send: nobody reads the stream any more") from None
 
 
-_ASKED = ("raw", "replicate", "props", "holds", "backup", "skip_missing", "dry_run", "received_name", "newest_key")
+def _decrypting() -> Decrypting:
+    """What sends encrypted snapshots as plain streams, with the keys that are loaded."""
+    from zkeep.cli.open_snapshot import loaded_keys
+    from zkeep.restore.plain.send import PlainSender
+
+    return PlainSender(loaded_keys())
+
+
+_ASKED = (
+    *("raw", "large", "compressed", "replicate", "props", "holds", "backup"),
+    *("skip_missing", "dry_run", "received_name", "newest_key"),
+)
 """The letters that the request takes as they are."""
 _PACKAGED = ("replicate", "props", "holds", "backup")
 """The letters that make a package (a compound stream)."""

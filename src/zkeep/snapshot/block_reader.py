@@ -109,10 +109,10 @@ class BlockReader:
         for batch in chain.from_iterable(batches(part, INFLATED, "logical") for part in batches(leaves, BATCH)):
             records = self.stored_records(batch)
             if len(batch) > 1 and int(batch["logical"].sum()) > WORTHWHILE:
-                yield from zip(batch, self._threads.map(partial(self._content, kind), batch, records), strict=True)
+                yield from zip(batch, self._threads.map(partial(self.content, kind), batch, records), strict=True)
                 continue
             for leaf, record in zip(batch, records, strict=True):
-                yield leaf, self._content(kind, leaf, record)
+                yield leaf, self.content(kind, leaf, record)
 
     def _check_here(self, leaves: Array) -> None:
         """Raises NotHere: the payload of one of the blocks was dropped."""
@@ -146,7 +146,12 @@ class BlockReader:
         if threads is not None:
             threads.shutdown()
 
-    def _content(self, kind: int, leaf: Array, record: memoryview) -> Content:
+    def stored_content(self, kind: int, leaf: Array, record: memoryview) -> Content:
+        """The content of a leaf's block as it is stored, decrypted and not decompressed."""
+        return self._decrypt(kind, leaf, record[HEADER:])
+
+    def content(self, kind: int, leaf: Array, record: memoryview) -> Content:
+        """The content of a leaf's block. `record`: what stored_records() gave for it."""
         kind_of_record = leaf["kind"]
         if kind_of_record == EMBEDDED:
             return self._embedded(leaf, record)

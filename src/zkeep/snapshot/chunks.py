@@ -135,7 +135,7 @@ class State:
     """One dataset's state, in chunks that are made when they are asked for."""
 
     def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
-        self._timeline = timeline
+        self.timeline = timeline
         self.runs = runs
         self.records = Records(timeline)
         self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
@@ -145,7 +145,7 @@ class State:
         found = self._chunks.get(index)
         if found is None:
             low, high = self._marks[index], self._marks[index + 1]
-            found = self._chunks.put(index, Chunk(self._timeline.state(self.runs, low, high), self.records))
+            found = self._chunks.put(index, Chunk(self.timeline.state(self.runs, low, high), self.records))
         return found
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:
@@ -162,7 +162,7 @@ class State:
 
     def ranges(self) -> Array:
         """The rows of all OBJECT_RANGE records, without making chunks."""
-        return fold(self._timeline.parts(self.runs, _lines)).ranges
+        return fold(self.timeline.parts(self.runs, _lines)).ranges
 
     def leaves(self, number: int, first: int, end: int) -> Array:
         """An object's blocks with first <= offset < end."""

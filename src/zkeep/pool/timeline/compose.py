@@ -38,7 +38,7 @@ STEP = np.dtype(
 )
 """One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."""
 
-_RANGE, _FREED, _OBJECT, _TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
+_RANGE, _FREED, _OBJECT, TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
 """The order of the steps of one object number (column `turn`)."""
 
 
@@ -168,7 +168,7 @@ def _tails(objects: Array, low: Key) -> Iterator[Array]:
     """The FREE to the end that follows each OBJECT."""
     rows = objects[(objects["tail"] != TAILLESS) & ((objects["object"] > low[0]) | (low[1] == 0))]
     steps = np.zeros(len(rows), STEP)
-    steps["object"], steps["turn"], steps["rtype"] = rows["object"], _TAIL, RecordType.FREE
+    steps["object"], steps["turn"], steps["rtype"] = rows["object"], TAIL, RecordType.FREE
     steps["a"], steps["b"], steps["size"] = rows["tail"], sp.END, 312
     yield steps
 
@@ -277,4 +277,4 @@ def _clipped(freed: Array, first: int, last: int, limit: int) -> Array:
     return freed[freed["start"] < freed["end"]]
 
 
-__all__ = ["NOTHING", "STEP", "Journey", "plan"]
+__all__ = ["NOTHING", "STEP", "TAIL", "Journey", "plan"]

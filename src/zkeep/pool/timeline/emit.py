@@ -12,7 +12,7 @@ import numpy as np
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format import kernel
-from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, End, Free, FreeObjects, RecordFlag, RecordType
+from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, End, RecordFlag, RecordType
 from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run, Timeline
@@ -21,6 +21,12 @@ CHUNK = 4 << 20
 """About the bytes put together at a time; one record may be larger. With less, 4 KiB records cost a fifth more."""
 RING = 4
 """Chunks in memory: one being read, one being made, two being written or waiting."""
+
+FREED_FIELDS = {
+    RecordType.FREE: (("object", "object"), ("offset", "a"), ("length", "b")),
+    RecordType.FREEOBJECTS: (("firstobj", "a"), ("numobjs", "b")),
+}
+"""Fields of the records that are made of a step, and the columns of the step."""
 
 Write = Callable[[memoryview], object]
 
@@ -95,6 +101,16 @@ class StreamWriter:
             if self._timeline.owner(number)[1].big_endian != (self._order == "big"):
                 raise Refused("this stream would need records of both byte orders: send its parts one by one")
 
+    def space(self, size: int) -> Array:
+        """Memory for records that are made elsewhere; at most two are filled at a time."""
+        return self._outlet.space(size)
+
+    def made(self, buffer: Array, offsets: Array, lengths: Array) -> None:
+        """Write records that fill memory that space() gave."""
+        _, sums = kernel.check(buffer, offsets, lengths, self._swap)
+        self._stamp(buffer, offsets, lengths, sums)
+        self._outlet.write(buffer.data)
+
     def verbatim(self, run: Run) -> None:
         """Write the records of a run as they came, in the order in which they came."""
         for segment in self._timeline.segments(run):
@@ -146,15 +162,11 @@ class StreamWriter:
         made = np.flatnonzero(~steps["stored"])
         if not len(made):
             return
-        for layout, names in ((Free, ("object", "offset", "length")), (FreeObjects, ("firstobj", "numobjs"))):
-            mine = made[steps["rtype"][made] == layout.RTYPE]
-            if not len(mine):
-                continue
-            headers = np.zeros(len(mine), layout.dtype(self._order))
-            headers["rtype"] = layout.RTYPE
-            for name, column in zip(names, ("object", "a", "b") if layout is Free else ("a", "b"), strict=True):
-                headers[name] = steps[column][mine]
-            buffer[offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)
+        for rtype in FREED_FIELDS:
+            mine = made[steps["rtype"][made] == rtype]
+            if len(mine):
+                headers = free_headers(steps[mine], rtype, self._order)
+                buffer[offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)
 
     def _mark(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Set the flag of spill blocks that did not change."""
@@ -190,6 +202,15 @@ class StreamWriter:
 def lacks_payload(steps: Array) -> bool:
     """Whether a step would send a WRITE whose payload was dropped: it has no more than its header."""
     return bool((steps["stored"] & (steps["rtype"] == RecordType.WRITE) & (steps["size"] == HEADER)).any())
+
+
+def free_headers(steps: Array, rtype: RecordType, order: ByteOrder) -> Array:
+    """The headers of FREE or FREEOBJECTS records, without toguid."""
+    headers = np.zeros(len(steps), LAYOUTS[rtype].dtype(order))
+    headers["rtype"] = rtype
+    for name, column in FREED_FIELDS[rtype]:
+        headers[name] = steps[column]
+    return headers
 
 
 def write_fully(write: Write, content: bytes | memoryview) -> None:

@@ -16,6 +16,7 @@ from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 
 Leg = tuple[Snapshot, Snapshot | Bookmark | None]
+_OF_ENCRYPTION = frozenset(("encryption", "keyformat", "keylocation", "pbkdf2iters"))
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Wrapping:
     backup: bool = False
     """Send only received properties."""
     newest_key: bool = False
+    decrypted: bool = False
+    """What is encrypted here leaves decrypted: the stream has no keys, and says nothing about encryption."""
     names: Mapping[int, str] = field(default_factory=dict)
     """What datasets are called in the stream, by their ids, where that is not as here."""
 
@@ -91,7 +94,7 @@ def _header_nvlist(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList
     nvlist.set("tosnap", request.snapshot.rpartition("@")[2])
     if not request.replicate:
         nvlist.set("not_recursive", True, NvType.BOOLEAN)
-    if any(Feature(snapshot.doc["features"]) & Feature.RAW for snapshot, _ in legs):
+    if not request.decrypted and any(Feature(snapshot.doc["features"]) & Feature.RAW for snapshot, _ in legs):
         nvlist.set("raw", True, NvType.BOOLEAN)
     fss = NvList()
     last: dict[int, Snapshot] = {}
@@ -112,7 +115,7 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:
         entry.set("origin", origin.guid)
-    is_root = bool(dataset.doc.get("crypt") and _is_root(request, dataset))
+    is_root = bool(dataset.doc.get("crypt") and _is_root(request, dataset)) and not request.decrypted
     if request.replicate or request.props or request.backup:
         entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
     if is_root:
@@ -168,6 +171,8 @@ def _props(thing: Dataset | Snapshot, request: Wrapping) -> NvList:
         own |= thing.doc.get("local", {})
     for name, text in own.items():
         prop = properties.find(name)
+        if request.decrypted and name in _OF_ENCRYPTION:
+            continue
         if text is not None and prop and not prop.is_own:
             value = properties.to_stream(name, text)
             nvlist.set(name, value, NvType.UINT64 if isinstance(value, int) else NvType.STRING)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Protocol
 
 from zkeep.errors import Refused
-from zkeep.format.records import Feature
+from zkeep.format.records import Begin, Feature
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import contents
 from zkeep.pool.datasets.begin import Address, Opening, addressed
@@ -27,6 +27,7 @@ from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import StreamWriter, Write, lacks_payload, write_fully
 from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header, received_names
+from zkeep.pool.transfer.plain import Form, plain_opening
 from zkeep.pool.transfer.token import Token
 
 
@@ -43,6 +44,8 @@ class Leg:
     resume: tuple[int, int] | None = None
     sent: int = 0
     """Bytes of it that arrived already."""
+    form: Form | None = None
+    """How its blocks are sent, if it is encrypted here and leaves as a plain stream."""
 
     @property
     def mark(self) -> str:
@@ -54,12 +57,24 @@ class Leg:
         return self.source is not None and self.source.dataset.id != self.snapshot.dataset.id
 
 
+class Decrypting(Protocol):
+    """Sends encrypted snapshots as plain streams. A pool has no key, so whoever has one provides this."""
+
+    def check(self, pool: Pool, snapshot: Snapshot) -> None:
+        """Raises Refused: the key is not here."""
+
+    def write(self, pool: Pool, leg: Leg, opening: Opening, maxblkid: int, write: Write) -> None:
+        """Write one substream, from the BEGIN that is given to its END. `maxblkid`: of the metadnode."""
+
+
 @dataclass
 class SendRequest:
     """The letters of zfs send. `from_`: -i, `from_all`: -I; both as typed (`@a`, `#b`, `pool/fs@a`)."""
 
     snapshot: str | None = None
     raw: bool = False
+    large: bool = False
+    compressed: bool = False
     replicate: bool = False
     from_: str | None = None
     from_all: str | None = None
@@ -80,6 +95,8 @@ class SendRequest:
     """Called with what is going to be sent, with estimated sizes in bytes."""
     begin: Callable[[Leg], None] | None = None
     """Called before the first byte of each substream."""
+    decrypting: Callable[[], Decrypting] | None = None
+    """Makes what sends encrypted snapshots that are not to be sent raw."""
 
 
 def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
@@ -92,8 +109,8 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
     with reading(pool):
         legs = list(_legs(pool, request))
         for leg in legs:
-            _check_raw(leg, request)
             _check_contents(pool, leg)
+        decrypting = _decrypting(pool, legs, request)
         if request.announce:
             view = View(pool)
             request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
@@ -109,6 +126,10 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
                 request.begin(leg)
             given = names.get(leg.snapshot.dataset.id)
             name = f"{given}@{leg.snapshot.doc['name']}" if given is not None else None
+            if leg.form is not None and decrypting is not None:
+                opening = _plain_opening(pool, leg, leg.form, name, request.received_name)
+                decrypting.write(pool, leg, opening, _opening(pool, leg.snapshot).maxblkid, sink.write)
+                continue
             received = request.received_name
             write_leg(pool, leg, sink.write, name=name, received_name=received, newest_key=request.newest_key)
         if packaged:
@@ -137,7 +158,7 @@ def _names(pool: Pool, request: SendRequest, legs: list[Leg]) -> dict[int, str]:
 def _wrapping(request: SendRequest, names: dict[int, str]) -> Wrapping:
     text = request.from_ if request.from_ is not None else request.from_all
     source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
-    extras = (request.replicate, request.props, request.holds, request.backup, request.newest_key)
+    extras = (request.replicate, request.props, request.holds, request.backup, request.newest_key, not request.raw)
     return Wrapping(request.snapshot or "", source, *extras, names)
 
 
@@ -158,17 +179,7 @@ def write_leg(
     if newest_key:
         stored = with_newest(pool, snapshot, stored)
     begin = stored.begin
-    toname = begin.toname if received_name else str(snapshot.name).encode()
-    opening = addressed(
-        stored,
-        Address(
-            toname=name.encode() if name is not None else toname,
-            fromguid=leg.source.guid if leg.source else 0,
-            from_ivset_guid=int(leg.source.doc["ivset_guid"]) if leg.source else 0,
-            clone=leg.clone,
-            resume=leg.resume,
-        ),
-    )
+    opening = addressed(stored, _address(leg, begin, name, received_name))
     order, toguid = opening.byteorder, begin.toguid
     with history.timeline(pool.store) as timeline, StreamWriter(timeline, write, order, toguid) as out:
         out.begin(opening.header, opening.payload)
@@ -199,6 +210,23 @@ def _check_contents(pool: Pool, leg: Leg) -> None:
                 raise contents.NotHere(f"cannot send {leg.snapshot.name}")
 
 
+def _address(leg: Leg, begin: Begin, name: str | None, received_name: bool) -> Address:
+    toname = begin.toname if received_name else str(leg.snapshot.name).encode()
+    return Address(
+        toname=name.encode() if name is not None else toname,
+        fromguid=leg.source.guid if leg.source else 0,
+        from_ivset_guid=int(leg.source.doc["ivset_guid"]) if leg.source else 0,
+        clone=leg.clone,
+        resume=leg.resume,
+    )
+
+
+def _plain_opening(pool: Pool, leg: Leg, form: Form, name: str | None, received_name: bool) -> Opening:
+    """The BEGIN of an encrypted snapshot's plain stream."""
+    plain = plain_opening(_opening(pool, leg.snapshot), form, leg.snapshot.name)
+    return addressed(plain, _address(leg, plain.begin, name, received_name))
+
+
 def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
     doc = pool.catalog.get("begin", snapshot.key)
     if doc is None:
@@ -210,9 +238,20 @@ def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
 
 
 def _legs(pool: Pool, request: SendRequest) -> Iterator[Leg]:
+    """The substreams of the request, each in the form that it has."""
     if request.token is not None:
-        yield _resumed_leg(pool, Token.decode(request.token))
+        yield _resumed_leg(pool, Token.decode(request.token), request)
         return
+    form = Form(request.large, request.compressed)
+    for leg in _chosen_legs(pool, request):
+        yield replace(leg, form=form) if _is_encrypted(leg.snapshot) and not request.raw else leg
+
+
+def _is_encrypted(snapshot: Snapshot) -> bool:
+    return bool(Feature(snapshot.doc["features"]) & Feature.RAW)
+
+
+def _chosen_legs(pool: Pool, request: SendRequest) -> Iterator[Leg]:
     if request.snapshot is None:
         raise Refused("cannot send: name a snapshot")
     snapshot = pool.snapshot(SnapshotName.parse(request.snapshot))
@@ -343,7 +382,7 @@ def _in_turn(pool: Pool, datasets: list[Dataset]) -> Iterator[tuple[Dataset, Sna
         waiting = later
 
 
-def _resumed_leg(pool: Pool, token: Token) -> Leg:
+def _resumed_leg(pool: Pool, token: Token, request: SendRequest) -> Leg:
     """What a token asks for, if it fits what is here."""
     name = SnapshotName.parse(token.toname)
     every = pool.snapshots_by_guid(token.toguid)
@@ -352,11 +391,14 @@ def _resumed_leg(pool: Pool, token: Token) -> Leg:
         gone = f"{shown(token.toname)} used in the initial send no longer exists"
         raise Refused(f"cannot resume send: {gone} (guid {token.toguid:#x})")
     snapshot = named[0]
-    if bool(Feature(snapshot.doc["features"]) & Feature.RAW) != token.raw:
+    if token.raw and not _is_encrypted(snapshot):
         raise Refused(f"cannot resume send: the token and {snapshot.name} do not agree on being raw")
+    large = request.large or bool(token.features & Feature.LARGE_BLOCKS)
+    compressed = request.compressed or bool(token.features & Feature.COMPRESSED)
+    form = Form(large, compressed) if _is_encrypted(snapshot) and not token.raw else None
     source = _by_guid(pool, snapshot, token.fromguid) if token.fromguid else None
     resume = (token.object, token.offset) if token.object or token.offset else None
-    return Leg(snapshot, source, resume, token.bytes)
+    return Leg(snapshot, source, resume, token.bytes, form)
 
 
 def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
@@ -369,10 +411,25 @@ def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
     raise Refused(f"cannot resume send: incremental source {guid:#x} no longer exists")
 
 
-def _check_raw(leg: Leg, request: SendRequest) -> None:
-    raw = bool(Feature(leg.snapshot.doc["features"]) & Feature.RAW)
-    if raw and not request.raw and request.token is None:
-        raise Refused(f"cannot send {leg.snapshot.name}: it is encrypted and no key is here: send it raw, with -w")
+def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting | None:
+    """What sends the encrypted snapshots that are to leave as plain streams; None if there are none.
+
+    Raises:
+        Refused: one cannot leave so.
+    """
+    plain = [leg for leg in legs if leg.form is not None]
+    if not plain:
+        return None
+    if request.decrypting is None:
+        raise Refused(f"cannot send {plain[0].snapshot.name}: it is encrypted and no key is here: send it raw, with -w")
+    decrypting = request.decrypting()
+    for leg in plain:
+        plain_opening(_opening(pool, leg.snapshot), leg.form or Form(), leg.snapshot.name)
+        decrypting.check(pool, leg.snapshot)
+    if request.replicate or request.props or request.backup:
+        for name in dict.fromkeys(leg.snapshot.dataset.name for leg in plain):
+            request.warn(f"WARNING: sending {name} with its properties and without its encryption")
+    return decrypting
 
 
 # Estimates
@@ -384,6 +441,8 @@ def _estimate(view: View, leg: Leg) -> Amount:
         size = history.referenced(leg.snapshot.txg)
     else:
         size = history.written(leg.source.txg, leg.snapshot.txg)
+    if leg.form is not None and not leg.form.compressed:
+        return Amount(max(0, size.logical - leg.sent), size.logical)
     return Amount(max(0, size.stored - leg.sent), size.logical)
 
 

@@ -1,0 +1,1 @@
+"""Encrypted snapshots as plain streams: authenticated, decrypted, and sent."""

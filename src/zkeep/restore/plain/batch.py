@@ -1,0 +1,156 @@
+"""Steps with the authentic things that they send: dnodes, and the leaves of blocks.
+
+Nothing that a row or a stored header says is used, unless the MAC tree that the snapshot's portable MAC covers says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from zkeep.errors import Damaged
+from zkeep.format.compress import Compression
+from zkeep.format.records import HEADER, ByteOrder, RecordType
+from zkeep.pool.timeline.compose import TAIL
+from zkeep.pool.timeline.holes import holds_metadata
+from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.transfer.plain import OLD_LARGEST
+from zkeep.snapshot.errors import Unreadable
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.verified import LEAF, VerifiedObject
+
+STEPS = 4096
+"Steps that are looked up at a time."
+_ALIGN = 8
+_LITTLE = np.uint64(63)
+"The bit of a block pointer's properties that says that the block is little-endian."
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some steps. All columns are beside `steps`; those about blocks are 0 where a step sends none.
+
+    `leaves`: the blocks of WRITE and SPILL. `kinds`: their object types. `packed`: sent compressed, as stored.
+    `sizes`: bytes of all payloads of a step. `parts`: how many records a step is.
+    """
+
+    steps: Array
+    objects: dict[int, VerifiedObject]
+    leaves: Array
+    kinds: Array
+    packed: Bools
+    sizes: Array
+    parts: Array
+
+
+class Verifier:
+    """Looks up what steps send, in an opened snapshot.
+
+    `large`: blocks of more than 128 KiB are not cut. `compressed`: contents of files are sent as they are stored.
+
+    Raises (all methods):
+        Forgery: something is not authentic.
+        Damaged: the pool's own data is not what was stored.
+        Unreadable: it is authentic, but cannot be sent in this form.
+    """
+
+    def __init__(self, snapshot: OpenSnapshot, order: ByteOrder, *, large: bool, compressed: bool) -> None:
+        self._snapshot = snapshot
+        self._order: ByteOrder = order
+        self._large = large
+        self._compressed = compressed
+
+    def batches(self, steps: Array) -> Iterator[Batch]:
+        for first in range(0, len(steps), STEPS):
+            yield self._batch(steps[first : first + STEPS].copy())
+
+    def _batch(self, steps: Array) -> Batch:
+        freed = steps["rtype"] == RecordType.FREEOBJECTS
+        leaves, kinds = np.zeros(len(steps), LEAF), np.zeros(len(steps), np.uint8)
+        sizes = np.zeros(len(steps), np.int64)
+        objects: dict[int, VerifiedObject] = {}
+        mine = np.flatnonzero(~freed)
+        for first, last in _runs(steps["object"][mine]):
+            self._object(steps, mine[first:last], objects, leaves, kinds, sizes)
+        return self._sized(steps, objects, leaves, kinds, sizes)
+
+    def _object(
+        self,
+        steps: Array,
+        mine: Array,
+        objects: dict[int, VerifiedObject],
+        leaves: Array,
+        kinds: Array,
+        sizes: Array,
+    ) -> None:
+        """Fill the columns of the steps `mine`, which are of one object."""
+        obj = self._snapshot.object(int(steps["object"][mine[0]]))
+        dnode = obj.dnode
+        objects[dnode.number] = obj
+        if dnode.byteorder != self._order:
+            raise self._swapped(dnode.number)
+        rtypes = steps["rtype"][mine]
+        written = mine[rtypes == RecordType.WRITE]
+        if len(written):
+            leaves[written] = self._leaves(obj, steps["offset"][written])
+            kinds[written] = dnode.type
+        spilled = mine[rtypes == RecordType.SPILL]
+        if len(spilled):
+            leaves[spilled], kinds[spilled] = self._spill(obj), dnode.bonustype
+        if rtypes[0] == RecordType.OBJECT:
+            sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
+        tails = mine[steps["turn"][mine] == TAIL]
+        steps["a"][tails] = (dnode.maxblkid + 1) * dnode.blksz
+
+    def _swapped(self, number: int) -> Unreadable:
+        what = f"object {number} was written on a host of the other byte order: send it raw, with -w"
+        return Unreadable(f"cannot send {self._snapshot.name}: {what}")
+
+    def _leaves(self, obj: VerifiedObject, offsets: Array) -> Array:
+        """The leaves of an object's blocks at these offsets, ascending."""
+        size = obj.dnode.blksz
+        first, last = int(offsets[0]) // size, int(offsets[-1]) // size
+        parts = list(self._snapshot.blocks.leaves(obj, first, last + 1))
+        found: Array = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, LEAF), *parts])
+        if len(found) != len(offsets):
+            found = found[np.isin(found["offset"], offsets)]
+        if not np.array_equal(found["offset"], offsets):
+            raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its blocks changed while they were read")
+        return found
+
+    def _spill(self, obj: VerifiedObject) -> Array:
+        if len(obj.spill) != 1:
+            raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its spill block is gone")
+        spill: Array = obj.spill[0]
+        return spill
+
+    def _sized(
+        self, steps: Array, objects: dict[int, VerifiedObject], leaves: Array, kinds: Array, sizes: Array
+    ) -> Batch:
+        """How each block is sent: in one record or in several, compressed or not."""
+        is_data, is_spill = steps["rtype"] == RecordType.WRITE, steps["rtype"] == RecordType.SPILL
+        logical = leaves["logical"].astype(np.int64)
+        cut = is_data & (logical > OLD_LARGEST) if not self._large else np.zeros(len(steps), bool)
+        parts = np.where(cut, -(-logical // OLD_LARGEST), 1)
+        # Metadata is never sent compressed, so that a receiver of another byte order can swap it.
+        little = leaves["pointer"]["prop"] >> _LITTLE > 0
+        swapped, metadata = little != (self._order == "little"), is_spill | holds_metadata(kinds)
+        wrong = np.flatnonzero((is_data | is_spill) & swapped & metadata)
+        if len(wrong):
+            raise self._swapped(int(steps["object"][wrong[0]]))
+        packed = is_data & ~cut & ~swapped & ~metadata & (leaves["compression"] > Compression.OFF)
+        packed &= self._compressed
+        stored = leaves["size"].astype(np.int64) - HEADER
+        blocks = is_data | is_spill
+        sizes[blocks] = np.where(packed, stored, logical)[blocks]
+        return Batch(steps, objects, leaves, kinds, packed, sizes, parts)
+
+
+def _runs(values: Array) -> Iterator[tuple[int, int]]:
+    """Runs of equal values, each as [start, end)."""
+    if len(values):
+        turns = np.flatnonzero(values[1:] != values[:-1]) + 1
+        yield from pairwise([0, *turns.tolist(), len(values)])
