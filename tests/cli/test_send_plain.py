@@ -136,7 +136,8 @@ def test_an_interrupted_receive_goes_on(box: Box) -> None:
         target = f"v/part{at}"
         assert box.run(f"receive -s {target}", stream[:at]).returncode == 5
         token = box(f"get -H -o value receive_resume_token {target}").decode().strip()
-        rest = box(f"send -t {token}")
+        box.refuses(f"send -t {token}", "the token asks for a stream without encryption", "allow it with -U")
+        rest = box(f"send -U -t {token}")
         (begin,) = begins(rest)
         assert begin.begin.features & (Feature.RESUMING | Feature.RAW | Feature.COMPRESSED) == (
             Feature.RESUMING | Feature.COMPRESSED

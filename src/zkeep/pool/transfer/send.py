@@ -95,6 +95,8 @@ class SendRequest:
     """Called with what is going to be sent, with estimated sizes in bytes."""
     begin: Callable[[Leg], None] | None = None
     """Called before the first byte of each substream."""
+    unencrypted: bool = False
+    """-U: a token may ask for an encrypted snapshot as a plain stream."""
     decrypting: Callable[[], Decrypting] | None = None
     """Makes what sends encrypted snapshots that are not to be sent raw."""
 
@@ -420,8 +422,12 @@ def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting
     plain = [leg for leg in legs if leg.form is not None]
     if not plain:
         return None
-    if request.decrypting is None:
-        raise Refused(f"cannot send {plain[0].snapshot.name}: it is encrypted and no key is here: send it raw, with -w")
+    where = f"cannot send {plain[0].snapshot.name}"
+    if request.decrypting is None or pool.scope is not None:
+        raise Refused(f"{where}: it is encrypted and no key is here: send it raw, with -w")
+    if request.token is not None and not request.unencrypted:
+        # Whoever receives makes the token, and a forged one could ask for what was sent raw before.
+        raise Refused(f"{where}: the token asks for a stream without encryption, and it is encrypted: allow it with -U")
     decrypting = request.decrypting()
     for leg in plain:
         plain_opening(_opening(pool, leg.snapshot), leg.form or Form(), leg.snapshot.name)
