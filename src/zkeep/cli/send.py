@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("-b", "--backup", "backup", is_flag=True, help="With properties as received, whatever is set here.")
 @click.option("-s", "--skip-missing", "skip_missing", is_flag=True, help="With -R, pass over who lacks the snapshot.")
 @click.option("-X", "--exclude", "exclude", multiple=True, metavar="DATASET,...", help="With -R, leave these out.")
-@click.option("-U", "--no-preserve-encryption", "unencrypted", is_flag=True, help="With -t: plain, if the token says so.")
+@click.option("-U", "--no-preserve-encryption", "unencrypted", is_flag=True, help="With -t: plain if the token is.")
 @click.option("-D", "--dedup", "dedup", is_flag=True, help="Accepted: nothing is deduplicated.")
 @click.option("-V", "--proctitle", "title", is_flag=True, help="Accepted and without effect.")
 @click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
