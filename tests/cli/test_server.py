@@ -232,18 +232,26 @@ def test_no_message_names_a_path_of_the_server(tmp_path: Path) -> None:
         assert answer.out + answer.err
 
 
-def test_a_client_has_so_many_connections_at_once() -> None:
+def test_a_client_has_so_many_connections_at_once(tmp_path: Path) -> None:
+    import time
+
+    from zkeep.pool.datasets.model import Pool
+
     command = [sys.executable, "-m", "zkeep", "server", "--root", "vault/alice"]
     env = _environ({"SSH_ORIGINAL_COMMAND": "zfs receive vault/alice/home"})
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as waiting:
-        for _ in range(100):
-            answer = ask("zfs list", "--connections", "1")
-            if answer.status:
-                break
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as waiting:
+        assert waiting.stdin is not None
+        waiting.stdin.write(FULL.read_bytes()[:5000])
+        waiting.stdin.flush()
+        with Pool.open(tmp_path / "pool") as pool:
+            for _ in range(600):  # until it is at work, and so has its place
+                if pool.catalog.scan("receive"):
+                    break
+                time.sleep(0.05)
+        answer = ask("zfs list", "--connections", "1")
         assert answer == Answer(5, "", "zkeep: this client has 1 connection already; end one, or try again\n")
         assert ask("zfs list", "--connections", "2").status == 0
         assert ask("zfs list", "--connections", "1", root="vault/bob").status == 0
-        assert waiting.stdin is not None
         waiting.stdin.close()
         waiting.wait()
     assert ask("zfs list", "--connections", "1").status == 0
