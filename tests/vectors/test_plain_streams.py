@@ -7,17 +7,20 @@ import io
 import lzma
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forgeries import put_together, taken_apart
 from histories import DATA, histories, new_pool, take
 from manifests import Case, cases, differences, received, snapshots, told
 from test_open_vectors import seen, shown_volume
 
 from zkeep.crypto.unwrap import GetKey, first_that_opens
-from zkeep.format.records import Feature
+from zkeep.errors import NotAuthentic, Refused
+from zkeep.format import kernel
+from zkeep.format.records import End, Feature, ObjectRange, RecordType
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.send import SendRequest, send
@@ -86,6 +89,54 @@ def test_the_bytes_are_those_of_the_kernel(twin: Twin, tmp_path: Path) -> None:
         newest = pool.snapshots(pool.dataset(DatasetName("v/x")))[-1]
         stream = sent(pool, newest, twin.key, received_name=True, **twin.asked)
         assert hashlib.sha256(stream).hexdigest() == twin.digest
+
+
+# What is not authentic
+
+
+@pytest.mark.parametrize("rtype", [RecordType.WRITE, RecordType.SPILL, RecordType.OBJECT, RecordType.OBJECT_RANGE])
+def test_p5_what_is_forged_does_not_leave(rtype: RecordType, tmp_path: Path) -> None:
+    """A server that changes one record and makes every checksum right again: the stream breaks off before it."""
+    (history,) = [one for one in histories(DATA / "histories") if one.name == "ccm256-off-4k"]
+    records = taken_apart(history.stream((None, 4)))
+    forged = [record for record in records if record.type == rtype][-1]
+    header = forged.header
+    if isinstance(header, ObjectRange):
+        forged.put(replace(header, mac=bytes(16)))
+    else:
+        forged.put(header, bytes([forged.payload[0] ^ 1]) + forged.payload[1:])
+    with new_pool(tmp_path) as pool:
+        take(pool, put_together(records))
+        newest = pool.snapshots(pool.dataset(DatasetName("v/x")))[-1]
+        sink = io.BytesIO()
+        request = SendRequest(snapshot=str(newest.name), decrypting=lambda: PlainSender(first_that_opens([HEX])))
+        with pytest.raises(NotAuthentic):
+            send(pool, request, sink)
+    assert End.RTYPE not in _types(sink.getvalue())
+    assert End.RTYPE in _types(history.stream((None, 4)))
+
+
+def _types(stream: bytes) -> set[int]:
+    """The types of all whole records."""
+    found: set[int] = set()
+    at = -1
+    stop = 0
+    while stop > at:  # a walk ends behind each BEGIN and END
+        at = stop
+        walk = kernel.walk(stream, at, len(stream), False)
+        found, stop = found | set(walk.types.tolist()), walk.stop
+    return found
+
+
+def test_a_client_of_a_server_gets_no_plain_stream(tmp_path: Path) -> None:
+    """Even where the key is loaded for others."""
+    (history,) = [one for one in histories(DATA / "histories") if one.name == "ccm256-off-4k"]
+    with new_pool(tmp_path) as pool:
+        take(pool, history.stream((None, 4)))
+        newest = pool.snapshots(pool.dataset(DatasetName("v/x")))[-1]
+        pool.scope = DatasetName("v/x")
+        with pytest.raises(Refused, match="send it raw, with -w"):
+            sent(pool, newest, first_that_opens([HEX]))
 
 
 # What it brings
