@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from zkeep.cli.main import say
+from zkeep.cli.terminal import say
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 
 if TYPE_CHECKING:

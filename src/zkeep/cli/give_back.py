@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zkeep.cli.main import say
+from zkeep.cli.terminal import say
 from zkeep.errors import Damaged, ZkeepError
 from zkeep.pool.datasets.model import Pool
 

@@ -52,7 +52,7 @@ def _home() -> Path:
 
 
 def _warn(text: str) -> None:
-    from zkeep.cli.main import say
+    from zkeep.cli.terminal import say
     from zkeep.cli.text import safe
 
     with suppress(OSError, ValueError):  # what was asked for is done, whether or not anybody hears more

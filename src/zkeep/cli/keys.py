@@ -12,8 +12,8 @@ from zkeep.agent import client
 from zkeep.agent.in_use import Busy, unused
 from zkeep.cli import usage
 from zkeep.cli.home import by_pool, datasets_only, opened, parse, registry
-from zkeep.cli.main import say
 from zkeep.cli.root_key import family, opening_key
+from zkeep.cli.terminal import say
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords

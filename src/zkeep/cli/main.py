@@ -6,14 +6,13 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from importlib import import_module
-from types import FrameType, MappingProxyType
+from types import FrameType
 
 import click
 
 from zkeep.cli import as_zfs, usage
-from zkeep.cli.terminal import fill_closed_streams, guarded, settle
+from zkeep.cli.terminal import fill_closed_streams, guarded, program, say, settle
 from zkeep.errors import Interrupted, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -206,12 +205,6 @@ def _called(words: list[str]) -> int:
         return _report(error)
 
 
-def program() -> str:
-    """The name of the command: zkeep; or zfs or zpool, through a link of that name."""
-    name = os.path.basename(sys.argv[0])
-    return name if name in ("zfs", "zpool") else "zkeep"
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -232,20 +225,6 @@ def _report(error: BaseException) -> int:
         for line in error.advice:
             print(line, file=sys.stderr)
     return status
-
-
-class Mask:
-    """What must not be in a message, each with what stands for it: paths, for a client of a server."""
-
-    words: Mapping[str, str] = MappingProxyType({})
-
-
-def say(text: str) -> None:
-    """One line on standard error."""
-    line = " ".join(text.split())
-    for secret, instead in Mask.words.items():
-        line = line.replace(secret, instead)
-    print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line, program()), file=sys.stderr)
 
 
 def _say_usage(error: click.UsageError) -> None:

@@ -21,9 +21,9 @@ from zkeep.cli.background import background
 from zkeep.cli.below import Tree
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import runtime_folder
-from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.stream_files import is_stream
+from zkeep.cli.terminal import say
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, parse_any, shown
 

@@ -14,9 +14,9 @@ import click
 
 from zkeep.cli import asjson, text, usage
 from zkeep.cli.home import registry, unencrypted, wait
-from zkeep.cli.main import say
 from zkeep.cli.output import Output, takes_output
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
+from zkeep.cli.terminal import say
 from zkeep.cli.words import chosen_words
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import parse_pool, shown

@@ -173,7 +173,7 @@ def _check_corrective(corrective: bool, others: bool) -> None:
 
 def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: bool) -> None:
     """Replace damaged records by those of the stream; report what it does not have."""
-    from zkeep.cli.main import say
+    from zkeep.cli.terminal import say
     from zkeep.format.reader import read_events
     from zkeep.pool.maintenance.heal import heal
 

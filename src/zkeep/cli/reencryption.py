@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from zkeep.agent import client
 from zkeep.cli import encryption
-from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from
+from zkeep.cli.terminal import say
 from zkeep.cli.text import count
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, whole_number

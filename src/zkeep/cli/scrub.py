@@ -9,8 +9,8 @@ import click
 
 from zkeep.cli import text
 from zkeep.cli.home import wait
-from zkeep.cli.main import say
 from zkeep.cli.progress import Meter
+from zkeep.cli.terminal import say
 from zkeep.cli.text import count, nice_bytes, safe
 from zkeep.errors import Damaged
 from zkeep.pool.datasets.lifecycle import Status

@@ -9,7 +9,7 @@ import click
 
 from zkeep.agent.client import roots
 from zkeep.cli.home import Name, dataset_of, opened, parse, registry
-from zkeep.cli.main import say
+from zkeep.cli.terminal import say
 from zkeep.errors import WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.answers import Thing, letter

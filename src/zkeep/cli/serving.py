@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
-from zkeep.cli import main, usage
+from zkeep.cli import main, terminal, usage
 from zkeep.cli.home import confined, opened, registry
 from zkeep.cli.sink import wired
 from zkeep.cli.text import count, safe
@@ -121,11 +121,11 @@ def _without_paths() -> Iterator[None]:
     known = registry()
     with suppress(ZkeepError):
         paths = {str(path): "the pool" for path in known.pools().values()}
-        main.Mask.words = {**paths, str(known.home): "the server"}
+        terminal.Mask.words = {**paths, str(known.home): "the server"}
     try:
         yield
     finally:
-        main.Mask.words = {}
+        terminal.Mask.words = {}
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zkeep.cli.home import registry
-from zkeep.cli.main import say
 from zkeep.cli.open_snapshot import keys_from
 from zkeep.cli.progress import Meter
-from zkeep.cli.terminal import encoded
+from zkeep.cli.terminal import encoded, say
 from zkeep.cli.text import count, nice_bytes
 from zkeep.errors import Damaged, WrongUsage
 from zkeep.names import SnapshotName, printable_path, shown, whole_number

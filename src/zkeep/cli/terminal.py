@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any, TextIO, cast
 
+from zkeep.cli import as_zfs
 from zkeep.errors import Refused
 from zkeep.names import printable
 
@@ -153,3 +155,26 @@ def settle(*streams: Output | TextIO) -> None:
             stream.flush()
         except (OSError, ValueError, Refused):
             discard(stream.rich_proxied_file if isinstance(stream, Output) else stream)
+
+
+# Messages
+
+
+def program() -> str:
+    """The name of the command: zkeep; or zfs or zpool, through a link of that name."""
+    name = os.path.basename(sys.argv[0])
+    return name if name in ("zfs", "zpool") else "zkeep"
+
+
+class Mask:
+    """What must not be in a message, each with what stands for it: paths, for a client of a server."""
+
+    words: Mapping[str, str] = MappingProxyType({})
+
+
+def say(text: str) -> None:
+    """Print one line on standard error."""
+    line = " ".join(text.split())
+    for secret, instead in Mask.words.items():
+        line = line.replace(secret, instead)
+    print(f"zkeep: {line}" if program() == "zkeep" else as_zfs.words(line, program()), file=sys.stderr)
