@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from zkeep.cli import extract
 from zkeep.cli.main import run
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.restore.files.report import NotTaken, Report
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 BLANC = [str(STORY / "full-Rw.zfs"), "blanc@to-remote-server", "-L", KEY]
 Output = pytest.CaptureFixture[str]
 

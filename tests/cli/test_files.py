@@ -14,13 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
+import keykit
 from zkeep.cli import files
 from zkeep.cli.main import run
 from zkeep.errors import Damaged
 from zkeep.tree.filesystem import Extent
 
 DATA = Path(__file__).parent.parent / "data" / "opened"
-KEY = f"file://{DATA}/story/jambon-zfs-key"
+KEY = keykit.location(DATA / "story/jambon-zfs-key")
 BLANC = [str(DATA / "story" / "full-Rw.zfs"), "blanc@to-remote-server", "-L", KEY]
 CHAIN = DATA / "chains" / "ccm192-lzjb-8k.full-s0.zfs"
 SPARSE = "m8f299/fc7694d"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from zkeep.cli import open_snapshot, root_key
 from zkeep.cli.main import run
 from zkeep.cli.open_snapshot import read_key
@@ -126,3 +127,33 @@ def test_p1_a_location_that_was_received_is_not_opened(
     capfd.readouterr()
     assert run(words) == 1
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_key_that_others_can_read_is_taken_with_one_warning(pool: Path, tmp_path: Path, capfd: Output) -> None:
+    """As ssh warns; but it is taken, as zfs takes it."""
+    key = tmp_path / "key"
+    keykit.write(key, (STORY / "jambon-zfs-key").read_bytes())
+    for mode, warns in ((0o600, False), (0o400, False), (0o644, True), (0o640, True), (0o604, True), (0o622, False)):
+        open_snapshot._warned().clear()
+        key.chmod(mode)
+        capfd.readouterr()
+        assert run(["verify", "-r", "-L", f"file://{key}", "-L", f"file://{key}", "v/jambon@to-remote-server"]) == 0
+        warned = capfd.readouterr().err
+        assert warned.count("others can read the key") == warns, oct(mode)
+        assert warned.count("\n") == warns
+
+
+def test_a_file_that_waits_for_an_event_is_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As /proc/kmsg: a regular file to look at, of no bytes, and a read of it says to try again."""
+    keykit.write(tmp_path / "key", b"")
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    real = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: os.dup(ours) if path == str(tmp_path / "key") else real(path, *rest)
+    )
+    monkeypatch.setattr(open_snapshot, "_no_key_file", lambda _: "")
+    with pytest.raises(Refused, match="not a regular file"):
+        read_key(f"file://{tmp_path}/key")
+    os.close(ours)
+    os.close(theirs)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from rawbytes import everything
 from vectors.forgeries import put_together, taken_apart
 from zkeep.agent import client
@@ -22,8 +23,9 @@ from zkeep.cli.main import run
 from zkeep.format.records import Begin, BeginFlag
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 Output = pytest.CaptureFixture[str]
+private = pytest.fixture(autouse=True)(keykit.private)
 SNAPSHOT = "v/jambon/blanc@work-of-the-day"
 
 

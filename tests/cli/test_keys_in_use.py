@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from mountkit import needs_fuse
 from zkeep.agent import client
 from zkeep.agent.in_use import Busy, InUse, unused
 from zkeep.cli.main import run
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 SNAPSHOT = "v/jambon/blanc@2018"
 USER = """
 import sys

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+import keykit
 from mountkit import needs_fuse
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 STREAMS = [str(STORY / "full-Rw.zfs"), str(STORY / "inc-w.zfs")]
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from zkeep.cli.main import run
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 STREAMS = [str(STORY / "full-Rw.zfs"), str(STORY / "inc-w.zfs")]
 
 
@@ -30,7 +31,7 @@ def test_a_diff_tells_of_the_new_file(capfdbinary: pytest.CaptureFixture[bytes])
 
 
 def test_a_wrong_key_is_refused_in_one_line(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(bytes(32))
+    keykit.write(tmp_path / "key", bytes(32))
     assert run(["ls", STREAMS[0], "-L", f"file://{tmp_path}/key"]) == 1
     assert capfdbinary.readouterr().err.count(b"\n") == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from mountkit import lazy, needs_fuse
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.main import run
@@ -20,7 +21,7 @@ from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-LOCATION = f"file://{STORY}/jambon-zfs-key"
+LOCATION = keykit.location(STORY / "jambon-zfs-key")
 KEY = ("-L", LOCATION)
 TOP = "v/jambon@to-remote-server"
 CHILDREN = ("bayonne", "blanc", "parme", "pays")

@@ -17,12 +17,13 @@ import lz4.frame
 import pytest
 import zstandard
 
+import keykit
 from zkeep.cli import stream_files
 from zkeep.cli.main import run
 from zkeep.errors import Refused
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = ("-L", f"file://{STORY}/jambon-zfs-key")
+KEY = ("-L", keykit.location(STORY / "jambon-zfs-key"))
 FULL, INCREMENT = (STORY / "full-Rw.zfs").read_bytes(), (STORY / "inc-w.zfs").read_bytes()
 Output = pytest.CaptureFixture[str]
 Pack = Callable[[bytes], bytes]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from zkeep.format import kernel
 from zkeep.format.events import Batch, Package, SubBegin, SubEnd
 from zkeep.format.nvlist import NvList, encode
@@ -20,7 +21,7 @@ from zkeep.format.records import RecordType
 from zkeep.format.writer import Writer
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 FULL = STORY / "full-Rw.zfs"
 INCREMENT = STORY / "inc-w.zfs"
 COMMAND = [sys.executable, "-m", "zkeep"]
@@ -158,7 +159,7 @@ def test_the_key_must_open_the_key_record_of_the_stream_itself() -> None:
 def test_plain_wrong_and_empty_streams_are_refused(tmp_path: Path) -> None:
     refused(passed(STORY / "plain-blanc-2018.zfs"), 4, "it is not raw")
     refused(run("verify", "-L", KEY), 1, "empty")
-    (tmp_path / "key").write_bytes(bytes(32))
+    keykit.write(tmp_path / "key", bytes(32))
     answer = run("verify", "-L", f"file://{tmp_path}/key", stdin=FULL.read_bytes())
     refused(answer, 1, "cannot authenticate zdata/encrypted/jambon@to-remote-server: ")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import keykit
 from rawbytes import everything
 from zkeep.cli.main import run
 from zkeep.format.events import SubBegin
@@ -20,7 +21,7 @@ from zkeep.format.reader import read_events
 from zkeep.pool.store.files import Disk
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 CALLS = ("open", "write", "truncate", "sync", "sync_folder", "link", "rename", "unlink", "mkdir")
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+import keykit
 from zkeep.cli.main import run
 from zkeep.format.znode import Znode
 from zkeep.restore.files.attributes import Target, dress
 from zkeep.restore.files.report import Report
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
-KEY = f"file://{STORY}/jambon-zfs-key"
+KEY = keykit.location(STORY / "jambon-zfs-key")
 SNAPSHOT = "v/jambon/blanc@2019"
 Output = pytest.CaptureFixture[str]
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from itertools import chain, takewhile
 from pathlib import Path
@@ -21,6 +22,7 @@ from zkeep.agent.in_use import InUse
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import registry
 from zkeep.cli.stream_files import is_stream, opened_stream, why_no_stream
+from zkeep.cli.terminal import say
 from zkeep.errors import BadStream, Refused, WrongUsage
 from zkeep.names import BadName, BookmarkName, DatasetName, SnapshotName, parse_any, shown
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Asks = Literal["prompt", "person"] | None
 MAX_KEY_FILE = 4096
 KEY_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OTHERS_READ = stat.S_IRGRP | stat.S_IROTH
 NOT_REGULAR = "it is not a regular file; a key from a pipe comes with -L prompt"
 TOP = "streams/sent"
 
@@ -81,13 +84,29 @@ def read_key(location: str) -> bytes:
         why = _no_key_file(os.stat(path))  # before it is opened: opening a device may have side effects
         if not why:
             with open(os.open(path, KEY_FLAGS), "rb", buffering=0) as source:
-                why = _no_key_file(os.fstat(source.fileno()))
+                status = os.fstat(source.fileno())
+                why = _no_key_file(status)
                 material = b"" if why else source.read(MAX_KEY_FILE)
+                why = NOT_REGULAR if material is None else why  # a file of /proc that waits for an event
     except OSError as error:
         why = error.strerror or str(error)
     if why:
         raise Refused(f"cannot read the key {shown(path)}: {why}")
+    _warn_of_readers(path, status)
     return material
+
+
+@cache
+def _warned() -> set[str]:
+    """The key files that this process has warned of."""
+    return set()
+
+
+def _warn_of_readers(path: str, status: os.stat_result) -> None:
+    """Say that others can read a key file, once. It is used: zfs takes it, too."""
+    if status.st_mode & OTHERS_READ and path not in _warned():
+        _warned().add(path)
+        say(f"warning: others can read the key {shown(path)} (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 it")
 
 
 def _no_key_file(status: os.stat_result) -> str:
