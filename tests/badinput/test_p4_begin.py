@@ -64,12 +64,37 @@ def test_p4_a_passphrase_without_rounds_or_salt_is_refused(box: Box) -> None:
     box.takes(forged(FULL, keyed(lambda crypt: change(crypt, 350000, 5))), "v/x")
 
 
-def test_p4_a_field_given_twice_is_refused(box: Box) -> None:
+@pytest.mark.parametrize("flags", [0, 1])
+def test_p4_a_field_given_twice_is_refused(box: Box, flags: int) -> None:
     def change(crypt: NvList) -> None:
+        crypt.flags, crypt.head = flags, b""
         crypt.pairs.append(Pair("DSL_CRYPTO_GUID", NvType.UINT64, 7))
         crypt.set("DSL_CRYPTO_VERSION", 1)  # now the list is packed again
 
     box.refuses(forged(FULL, keyed(change)), "v/x")
+
+
+def names_may_repeat(nvlist: NvList) -> None:
+    nvlist.flags, nvlist.head = 0, b""
+    nvlist.set(*next((pair.name, pair.value, pair.type) for pair in nvlist.pairs))  # now it is packed again
+
+
+def test_p4_a_list_in_which_no_kernel_finds_anything_is_refused(box: Box) -> None:
+    box.refuses(forged(FULL, keyed(names_may_repeat)), "v/x", why="need not be unique")
+    whole = lambda records: rekeyed(records[0], lambda nvlist, _: names_may_repeat(nvlist))  # noqa: E731
+    box.refuses(forged(FULL, whole), "v/x")
+
+
+@pytest.mark.parametrize("name", ["to_ivset_guid", "from_ivset_guid"])
+@pytest.mark.parametrize("kind", [NvType.INT64, NvType.UINT32, NvType.BOOLEAN_VALUE])
+def test_p4_an_optional_field_has_its_type(box: Box, name: str, kind: NvType) -> None:
+    box.refuses(forged(FULL, keyed(lambda crypt: crypt.set(name, 1, kind))), "v/x", why=name)
+
+
+@pytest.mark.parametrize("name", ["redact_snaps", "redact_from_snaps", "resume_object"])
+def test_p4_a_field_beside_the_keys_has_its_type(box: Box, name: str) -> None:
+    change = lambda records: rekeyed(records[0], lambda nvlist, _: nvlist.set(name, (1, 2), NvType.INT64_ARRAY))  # noqa: E731
+    box.refuses(forged(FULL, change), "v/x", why=name)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 4, 5])
@@ -162,9 +187,16 @@ OTHER: dict[str, Change] = {
     "more features": add("versioninfo", int(Feature.LARGE_BLOCKS) << 2),
     "key guid": field("DSL_CRYPTO_GUID", 5),
     "cipher": field("DSL_CRYPTO_SUITE", 4),
-    "master key": field("DSL_CRYPTO_MASTER_KEY_1", b"k" * 32),
-    "hmac key": field("DSL_CRYPTO_HMAC_KEY_1", b"k" * 64),
-    "keyformat": keyed(lambda crypt: crypt.set("keyformat", 3 - int(str(crypt["keyformat"])))),
+    "keys with another guid, wrapped": keyed(
+        lambda crypt: [crypt.set("DSL_CRYPTO_MASTER_KEY_1", b"k" * 32), crypt.set("DSL_CRYPTO_GUID", 6)]
+    ),
+    "keys of another snapshot, wrapped": keyed(
+        lambda crypt: [crypt.set("DSL_CRYPTO_MASTER_KEY_1", b"k" * 32), crypt.set("portable_mac", b"m" * 32)]
+    ),
+    "no legal wrap": keyed(lambda crypt: crypt.set("DSL_CRYPTO_IV", bytes(16))),
+    "rounds for a key that is no passphrase": keyed(
+        lambda crypt: crypt.set("pbkdf2iters", 0 if int(str(crypt["pbkdf2iters"])) else 350_000)
+    ),
     "ivset": field("to_ivset_guid", 9),
     "from ivset": field("from_ivset_guid", 9),
     "portable mac": field("portable_mac", bytes(32)),

@@ -23,7 +23,6 @@ from typing import Any
 from zkeep.format._nvpairs import (
     MAX_DEPTH,
     MAX_PAIRS,
-    UNIQUE_NAME,
     UNIQUE_NAME_TYPE,
     BadNvlist,
     Encoding,
@@ -139,7 +138,7 @@ class _Codec:
                 continue
             self.counted()
             key: object = (pair.name, pair.type) if nvlist.flags & UNIQUE_NAME_TYPE else pair.name
-            if key in seen and nvlist.flags & (UNIQUE_NAME | UNIQUE_NAME_TYPE):
+            if key in seen:  # whatever the flags say: a kernel would find the last, we the first
                 raise BadNvlist("a name occurs twice", start)
             seen.add(key)
             yield start, pair

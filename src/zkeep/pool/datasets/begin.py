@@ -34,7 +34,7 @@ class Opening:
         """Damaged: there is no BEGIN in it. A pool may be somebody else's."""
         try:
             found = cls(base64.b64decode(doc["header"]), base64.b64decode(doc["payload"]), doc["byteorder"])
-            if len(found.header) == HEADER and (not found.payload or decode(found.payload)) is not None:
+            if len(found.header) == HEADER and (not found.payload or found.fields is not None):
                 return found
         except (KeyError, TypeError, ValueError, BadNvlist):
             pass
@@ -57,10 +57,14 @@ class Opening:
         return decode(self.payload) if self.payload else None
 
     @cached_property
+    def fields(self) -> NvList | None:
+        """The payload, decoded once. Not to be changed."""
+        return self.nvlist
+
+    @cached_property
     def crypt(self) -> NvList | None:
         """The wrapped keys and the shape of the metadnode, in raw streams. Not to be changed."""
-        nvlist = self.nvlist
-        found = nvlist.get("crypt_keydata") if nvlist is not None else None
+        found = self.fields.get("crypt_keydata") if self.fields is not None else None
         return found if isinstance(found, NvList) else None
 
     @property

@@ -27,6 +27,10 @@ NUMBERS = ("DSL_CRYPTO_SUITE", "DSL_CRYPTO_GUID", "DSL_CRYPTO_VERSION", "keyform
 WRAPPED = (MASTER, "DSL_CRYPTO_HMAC_KEY_1", "DSL_CRYPTO_IV", "DSL_CRYPTO_MAC")
 
 
+WRAP = (*WRAPPED, "keyformat", "pbkdf2iters", "pbkdf2salt")
+"""The fields that a change of the wrapping key changes."""
+
+
 @dataclass(frozen=True)
 class KeyRecord:
     """A dataset's keys, wrapped. `snapshot`: the one that it came with; None: change-key made it here."""
@@ -143,14 +147,14 @@ def with_newest(pool: Pool, snapshot: Snapshot, opening: Opening) -> Opening:
     """A snapshot's BEGIN with the newest wrap of its keys, as a kernel sends old snapshots."""
     own = KeyRecord(opening.crypt, snapshot) if opening.crypt is not None else None
     record = newest(pool, snapshot.dataset, own.guid) if own else None
-    return opening if record is None else rewrapped(opening, _wrap_fields(record))
+    return opening if record is None else rewrapped(opening, wrap_fields(record.fields))
 
 
-def _wrap_fields(record: KeyRecord) -> NvList:
-    """The fields that a change of the wrapping key changes."""
+def wrap_fields(fields: NvList) -> NvList:
+    """The fields of a wrap alone."""
     wrap = NvList()
-    for pair in record.fields.pairs:
-        if pair.name in (*WRAPPED, "keyformat", "pbkdf2iters", "pbkdf2salt"):
+    for pair in fields.pairs:
+        if pair.name in WRAP:
             wrap.set(pair.name, pair.value, pair.type)
     return wrap
 
@@ -227,7 +231,8 @@ def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
         doc = pool.catalog.get("begin", snapshot.key)
         record = of_snapshot(pool, snapshot)
         if doc and record and record.guid == plan.kept.guid and record.mark != plan.kept.mark:
-            t.put("begin", snapshot.key, {**doc, **rewrapped(Opening.from_doc(doc), _wrap_fields(plan.kept)).doc()})
+            opening = rewrapped(Opening.from_doc(doc), wrap_fields(plan.kept.fields))
+            t.put("begin", snapshot.key, {**doc, **opening.doc()})
     for key, doc in pool.catalog.scan("key", dataset.key + "/"):
         if KeyRecord(_fields(key, doc), None).mark != plan.kept.mark:
             t.delete("key", key)

@@ -11,8 +11,9 @@ from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
-from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.begin import Opening, number, rewrapped
 from zkeep.pool.datasets.history import has_runs
+from zkeep.pool.datasets.keyrecords import wrap_fields
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
@@ -181,6 +182,8 @@ def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, 
     first = Opening.from_doc(begun["begin"])
     if other := refuse_rest(opening, first):
         raise Refused(f"{where}: {other}; go on with its receive_resume_token, or give it up with zkeep receive -A")
+    if opening.crypt is not None:  # change-key may have changed the wrap at the source: the newest one counts
+        first = rewrapped(first, wrap_fields(opening.crypt))
     source = pool.snapshot_at(*begun["source"]) if begun["source"] else None
     if begun["source"] and source is None:
         raise Refused(f"{where}: the incremental source was destroyed meanwhile")

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zkeep.format.nvlist import NvList, NvType
+from zkeep.format.nvlist import UNIQUE_NAME, UNIQUE_NAME_TYPE, NvList, NvType
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.keyrecords import WRAP
 from zkeep.pool.types import MAX_UINT64
 
 FILESYSTEM, ZVOL = 2, 3
@@ -70,6 +71,19 @@ KEYDATA = (
     _bytes("portable_mac", 32),
 )
 """The fields that a raw BEGIN must have: the wrapped keys, and the shape of the metadnode."""
+OPTIONAL = {
+    "to_ivset_guid": NvType.UINT64,
+    "from_ivset_guid": NvType.UINT64,
+}
+"""The fields of crypt_keydata that may be missing, and their types: a kernel does not find one of another type."""
+BESIDE = {
+    "resume_object": NvType.UINT64,
+    "resume_offset": NvType.UINT64,
+    "redact_snaps": NvType.UINT64_ARRAY,
+    "redact_from_snaps": NvType.UINT64_ARRAY,
+    "crypt_keydata": NvType.NVLIST,
+}
+"""The fields beside crypt_keydata in a BEGIN's payload, all optional."""
 INHERITED = {
     "DSL_CRYPTO_GUID": "encryption key",
     "DSL_CRYPTO_SUITE": "cipher",
@@ -86,6 +100,8 @@ def refuse_form(opening: Opening) -> str | None:
     begin = opening.begin
     if begin.type not in (FILESYSTEM, ZVOL):
         return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
+    if broken := _refuse_list(opening.fields, BESIDE, "payload"):
+        return broken
     crypt = opening.crypt
     if not begin.raw:
         return "the stream carries keys (crypt_keydata), but is not raw" if crypt is not None else None
@@ -94,7 +110,25 @@ def refuse_form(opening: Opening) -> str | None:
     return _refuse_keydata(crypt)
 
 
+def _refuse_list(nvlist: NvList | None, types: dict[str, NvType], what: str) -> str | None:
+    """Why a kernel would not find a field that is there: it has another type, or the list's names are not unique.
+
+    Source: OpenZFS module/nvpair/nvpair.c nvlist_lookup_common().
+    """
+    if nvlist is None:
+        return None
+    if not nvlist.flags & (UNIQUE_NAME | UNIQUE_NAME_TYPE):
+        return f"no kernel would take the stream back: the names in the {what} of its BEGIN need not be unique"
+    for field, kind in types.items():
+        pair = nvlist.find(field)
+        if pair is not None and pair.type != kind:
+            return f"no kernel would take the stream back: {field} of its BEGIN must be of type {kind.name}"
+    return None
+
+
 def _refuse_keydata(crypt: NvList) -> str | None:
+    if broken := _refuse_list(crypt, OPTIONAL, "crypt_keydata"):
+        return broken
     passphrase = number(crypt, "keyformat") == _PASSPHRASE
     for rule in KEYDATA:
         pair = crypt.find(rule.field)
@@ -154,8 +188,7 @@ def _is_redacted_alike(opening: Opening, source: Opening) -> bool:
 
 
 def _guids(opening: Opening, field: str) -> set[int]:
-    nvlist = opening.nvlist
-    found = nvlist.get(field) if nvlist is not None else None
+    found = opening.fields.get(field) if opening.fields is not None else None
     return {guid for guid in found if isinstance(guid, int)} if isinstance(found, tuple) else set()
 
 
@@ -167,10 +200,15 @@ CONTINUED: dict[str, Callable[[Opening], object]] = {
     "type of dataset": lambda opening: opening.begin.type,
     "set of flags": lambda opening: int(opening.begin.flags) & ~int(BeginFlag.CLONE),
     "creation time": lambda opening: opening.begin.creation_time,
-    "set of encryption keys": lambda opening: dict(opening.crypt or {}),
+    "set of encryption keys": lambda opening: {
+        name: value for name, value in (opening.crypt or {}).items() if name not in WRAP
+    },
     "redaction": lambda opening: [_guids(opening, field) for field in ("redact_snaps", "redact_from_snaps")],
 }
-"""What a resumed stream must have in common with the interrupted one."""
+"""What a resumed stream must have in common with the interrupted one. Not the wrap of its keys: change-key may have
+changed that at the source meanwhile. The portable MAC, keyed with the keys inside, shows that they are the same.
+
+Source: OpenZFS module/zfs/dsl_crypt.c dsl_crypto_recv_raw_key_check(), which compares the guid of the key."""
 
 
 def refuse_rest(opening: Opening, begun: Opening) -> str | None:
