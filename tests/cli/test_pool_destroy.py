@@ -16,6 +16,7 @@ from zkeep.cli.main import run
 from zkeep.pool.datasets import destroyed
 from zkeep.pool.datasets.registry import Registry
 from zkeep.pool.store.catalog import INDEX
+from zkeep.pool.store.files import LocalStore
 
 STREAMS = Path(__file__).parent.parent / "data" / "streams"
 Shell = Callable[..., str]
@@ -161,3 +162,38 @@ def test_a_pool_in_use_is_busy(shell: Shell, vault: Path) -> None:
         assert "busy" in shell("pool destroy -f vault", 5)
     shell("list vault")
     assert not (vault / "DESTROYED").exists()
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_what_fails_while_a_pool_comes_back_is_taken_back(
+    shell: Shell, vault: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shell("list -Hp -r -t all -o name,guid,used vault")
+    shell("pool destroy vault")
+    for undone in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "add", full)
+            if not undone:
+                patch.setattr(LocalStore, "delete", lambda self, name: full() if self.exists(name) else None)
+            shell("pool import -D vault", 1)
+        assert (vault / "POOL").exists() is not undone
+        assert "vault" in shell("pool import -D")
+    shell("pool import -D vault")
+    assert shell("list -Hp -r -t all -o name,guid,used vault") == before
+    assert not (vault / "DESTROYED").exists()
+
+
+def test_a_pool_that_is_made_and_cannot_be_known_is_named(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "add", full)
+        shell("pool create other srv/other", 1)
+        assert not (tmp_path / "srv" / "other").exists()
+        patch.setattr(destroyed, "erase", full)
+        assert "'zkeep pool import srv/other other' makes it known" in shell("pool create other srv/other", 5)
+    shell("pool import srv/other other")
+    assert "other" in shell("pool list")

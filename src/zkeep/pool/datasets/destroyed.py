@@ -119,12 +119,14 @@ def _locked(store: LocalStore, busy: str) -> Iterator[None]:
 def read_mark(path: Path) -> Destroyed | None:
     """The destroyed pool in `path`; None if there is none."""
     try:
-        if LocalStore(path).exists(IDENTITY):
-            return None
-        identity = read_identity(path, MARK)
-        return Destroyed(path, str(identity["known"]), int(identity["destroyed"]))
+        return None if LocalStore(path).exists(IDENTITY) else _read_mark(path)
     except (NotThere, FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _read_mark(path: Path) -> Destroyed:
+    identity = read_identity(path, MARK)
+    return Destroyed(path, str(identity["known"]), int(identity["destroyed"]))
 
 
 def known(registry: Registry, folder: Path | None = None) -> list[Destroyed]:
@@ -135,13 +137,23 @@ def known(registry: Registry, folder: Path | None = None) -> list[Destroyed]:
     found = []
     for path in places:
         with suppress(ZkeepError, OSError, KeyError, ValueError, TypeError):
-            if each := read_mark(path):
+            if each := read_mark(path) or _half_back(registry, path):
                 found.append(each)
     return found
 
 
+def _half_back(registry: Registry, path: Path) -> Destroyed | None:
+    """A pool that was being brought back when something failed: POOL is there again, but no name leads to it."""
+    if path not in registry.buried() or path in registry.pools().values():
+        return None
+    return _read_mark(path)
+
+
 def bring_back(registry: Registry, pool: Destroyed, name: str | None = None) -> str:
-    """Make it a pool again, and known by `name`, or as it was; returns its name."""
+    """Make it a pool again, and known by `name`, or as it was; returns its name.
+
+    The file DESTROYED goes last, so that what fails before can be taken back, or the call repeated.
+    """
     chosen = name or pool.name
     if chosen in registry.pools():
         raise Exists(f"cannot import {chosen}: a pool of this name is known already; give another name behind it")
@@ -149,11 +161,17 @@ def bring_back(registry: Registry, pool: Destroyed, name: str | None = None) -> 
     with _locked(store, f"cannot import {chosen}: pool is busy"):
         identity = read_identity(pool.path, MARK)
         text = json.dumps({key: identity[key] for key in ("format", "guid", "name")}, indent=1)
+        store.delete(IDENTITY)  # of a call that failed halfway
         store.put(IDENTITY, text.encode() + b"\n")
-        with suppress(OSError):  # beside POOL it means nothing
-            store.delete(MARK)
-    Pool.open(pool.path, chosen).close()
-    registry.add(chosen, pool.path)
+    try:
+        Pool.open(pool.path, chosen).close()
+        registry.add(chosen, pool.path)
+    except BaseException:
+        with suppress(OSError, ZkeepError):
+            store.delete(IDENTITY)
+        raise
+    with suppress(OSError):  # beside POOL it means nothing
+        store.delete(MARK)
     return chosen
 
 
@@ -205,10 +223,22 @@ def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> 
     Pool.create(path, name, local).close()
     try:
         registry.add(name, path)
-    except BaseException:
-        with suppress(OSError, ZkeepError):
-            erase(LocalStore(path))
+    except BaseException as error:
+        _unmake(path, name, error)
         if not was_there:
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _unmake(path: Path, name: str, why: BaseException) -> None:
+    """Remove a pool that was just made.
+
+    Raises:
+        TryAgain: the disk does not let it.
+    """
+    try:
+        erase(LocalStore(path))
+    except (OSError, ZkeepError):
+        way = f"'zkeep pool import {path} {name}' makes it known, or remove the folder"
+        raise TryAgain(f"there is a pool in {path}, but it could not be made known ({why}): {way}") from None

@@ -16,15 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zkeep.errors import Damaged, Refused, ZkeepError
-from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool
+from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
+from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import closing_on_error
-from zkeep.pool.types import Doc
+from zkeep.pool.types import MAX_UINT64, Doc
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.runs import Runs
@@ -84,8 +84,25 @@ class Pool:
             with pool.transaction() as t:
                 guid = pool._plant(t, local or {})
             identity = {"format": FORMAT, "guid": guid, "name": name}
-            store.put(IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+            pool._publish(json.dumps(identity, indent=1).encode() + b"\n")
             return pool
+
+    def _publish(self, identity: bytes) -> None:
+        """Write the file that makes the folder a pool.
+
+        Raises:
+            TryAgain: the disk failed, and does not let it be taken back.
+        """
+        try:
+            self.store.put(IDENTITY, identity)
+        except OSError as error:
+            try:
+                self.store.delete(IDENTITY)
+            except OSError:
+                at = self.store.root
+                way = f"if there is a pool in {at}, 'zkeep pool import {at} {self.name}' makes it known"
+                raise TryAgain(f"cannot create pool {self.name}: {error.strerror}; {way}") from None
+            raise
 
     def _plant(self, t: Transaction, local: dict[str, str]) -> int:
         """The documents of a new pool; what an interrupted creation left behind is replaced."""
@@ -218,6 +235,14 @@ class Pool:
         """Oldest first."""
         return [Snapshot(dataset, doc) for _, doc in self.catalog.scan("snapshot", dataset.key + "/")]
 
+    def snapshot_txgs(self, dataset: Dataset) -> list[int]:
+        """The txgs of the snapshots, ascending; their documents are not read."""
+        keys = self.catalog.keys("snapshot", dataset.key + "/")
+        try:
+            return [whole_number(key.rpartition("/")[2], MAX_UINT64) for key in keys]
+        except ValueError as error:
+            raise Damaged(f"catalog: a snapshot has the key {shown(str(error))}: it is not what was stored") from None
+
     def all_snapshots(self) -> dict[int, list[Snapshot]]:
         """The snapshots of every dataset, by its id; oldest first."""
         by_id = self.tree().by_id
@@ -281,7 +306,7 @@ class Pool:
 
     def pins(self, dataset: Dataset) -> list[int]:
         """The txgs that snapshots, bookmarks and clones of `dataset` name, ascending."""
-        named = [s.txg for s in self.snapshots(dataset)] + [b.txg for b in self.bookmarks(dataset)]
+        named = [*self.snapshot_txgs(dataset), *(b.txg for b in self.bookmarks(dataset))]
         return sorted({*named, *(c.origin[1] for c in self.tree().clones(dataset) if c.origin)})
 
     # Changes, in a transaction
