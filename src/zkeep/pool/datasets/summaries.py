@@ -132,7 +132,7 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
     Not at each call: the longer the timeline, the more runs come between two looks at all of it.
     """
     count = pool.runs.count(dataset.key)
-    if count % max(FAN // 4, min(count >> 10, 2 * FAN), 1):
+    if count % max(FAN // 4, min(count >> 8, 2 * FAN), 1):
         return
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)

@@ -97,9 +97,9 @@ def _figures(pool: Pool) -> tiers.Figures:
 
 
 def _groups(pool: Pool, dataset: Dataset) -> list[tiers.Group]:
-    runs = [doc for _, doc in pool.catalog.scan("run", dataset.key + "/")]
+    runs = [run.doc for run in pool.runs.of(dataset.key).runs]
     origins = [c.origin[1] for c in pool.tree().clones(dataset) if c.origin]
-    needed = [*origins, *(s.txg for s in pool.snapshots(dataset))]
+    needed = [*origins, *pool.snapshot_txgs(dataset)]
     return list(tiers.groups(runs, pool.pins(dataset), needed))
 
 

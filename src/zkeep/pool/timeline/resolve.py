@@ -90,14 +90,15 @@ class _Search(Protocol):
 def _look_back(timeline: Timeline, past: list[Run], search: _Search) -> Table:
     """Search piece after piece, newest first, until the search is complete: most of what changes changed lately."""
     found = []
+    wanted = search.wanted()
     for piece in reversed(timeline.pieces(past)):
-        wanted = search.wanted()
         if not wanted:
             break
         table = timeline.nearby(piece, wanted)
         if table.rows:
             found.append(table)
             search.settle(table)
+            wanted = search.wanted()
     return fold(found[::-1])
 
 
