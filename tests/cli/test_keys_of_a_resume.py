@@ -14,6 +14,7 @@ import pytest
 
 import keykit
 from zkeep.cli.main import run
+from zkeep.errors import TryAgain
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
 KEY = keykit.location(STORY / "jambon-zfs-key")
@@ -69,3 +70,17 @@ def test_the_whole_stream_with_the_new_wrap_replaces_the_partial_one(new: str) -
     whole = zkeep("send", "--newest-key", "-w", f"v/source/{SNAPSHOT}")[1]
     assert zkeep("receive", "-s", "v/copy", given=whole)[0] == 0
     assert run(["verify", "-L", new, "v/copy@2018"]) == 0
+
+
+def test_p3_keys_that_are_changed_are_changed_whatever_the_agent_does(
+    new: str, monkeypatch: pytest.MonkeyPatch, capfd: Output
+) -> None:
+    """What fails after the transaction is a warning: exit status 1 would mean that nothing was changed."""
+
+    def fails(*_: object) -> None:
+        raise TryAgain("the agent that holds the keys does not answer")
+
+    monkeypatch.setattr("zkeep.agent.client.roots", fails)
+    options = ["-o", "keyformat=raw", "-o", f"keylocation={new}"]
+    assert run(["change-key", "-L", new, *options, "v/source"]) == 0
+    assert "is changed, but the new one is not loaded" in capfd.readouterr().err

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from zkeep.agent import client
 from zkeep.cli.home import opened, settings
 from zkeep.cli.open_snapshot import piped, read_key, typed
 from zkeep.cli.root_key import key_location, opening_key, records_of
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.derived import encryption_root
@@ -146,9 +146,11 @@ def _renew(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wante
     members = _unwrapped(pool, dataset, root, present.key(root))
     wrapping = new.wrapping(records_of(pool, root)[0])
     user = {name: text for name, text in wanted.items() if ":" in name}
+    guid = pool.doc["guid"]
     _rewrap(pool, dataset, members, wrapping, {"keylocation": new.location, **user}, own=True)
-    if root.id in client.roots(pool.doc["guid"]):
-        client.load(pool.doc["guid"], dataset.id, wrapping.key)
+    with _afterwards(pool, f"the key of {dataset.name} is changed, but the new one is not loaded"):
+        if root.id in client.roots(guid):
+            client.load(guid, dataset.id, wrapping.key)
 
 
 def _inherit(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wanted: dict[str, str]) -> None:
@@ -161,8 +163,19 @@ def _inherit(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wan
         raise Refused(f"Key change error: the parent of '{dataset.name}' is not encrypted.")
     members = _unwrapped(pool, dataset, root, present.key(root))
     wrapping = _wrapping_of(pool, above_root, present.key(above_root))
+    guid = pool.doc["guid"]
     _rewrap(pool, dataset, members, wrapping, wanted, own=False)
-    client.unload(pool.doc["guid"], dataset.id)
+    with _afterwards(pool, f"{dataset.name} inherits its parent's key, but its old one stays loaded"):
+        client.unload(guid, dataset.id)
+
+
+@contextmanager
+def _afterwards(pool: Pool, done: str) -> Iterator[None]:
+    """The keys are changed: what fails inside is only a warning."""
+    try:
+        yield
+    except (ZkeepError, OSError) as error:
+        pool.warn(f"{done}: {error}")
 
 
 def _wrapping_of(pool: Pool, root: Dataset, key: bytes) -> _Wrapping:
