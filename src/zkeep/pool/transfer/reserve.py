@@ -56,7 +56,12 @@ class Charges:
 
     def add(self, dataset: Dataset, size: int) -> None:
         """A snapshot was committed that counts no more than `size`."""
-        for level in (dataset, *self._pool.tree().ancestors(dataset)):
+        try:
+            levels = [dataset, *self._pool.tree().ancestors(dataset)]
+        except BaseException:
+            self.forget()
+            raise
+        for level in levels:
             if level.id in self._known:
                 self._known[level.id] += size
                 self.exact = False

@@ -170,8 +170,8 @@ class ReceiveSession:
             self._unregister(t)
         # From here on the snapshot names the segments: whatever fails or is interrupted must leave them.
         self._committed = True
-        self._charges.add(snapshot.dataset, self._registration.base + self._registration.size)
         with self._pool.afterwards(f"{snapshot.name} is received"):
+            self._charges.add(snapshot.dataset, self._registration.base + self._registration.size)
             self._work.close()
             discard(self._pool, dropped)
             if not self._target.dry_run:
