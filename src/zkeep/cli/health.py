@@ -10,7 +10,7 @@ import click
 
 from zkeep.cli import asjson, text
 from zkeep.cli.home import by_pool, datasets_only, parse, registry, wait
-from zkeep.cli.main import say
+from zkeep.cli.terminal import say
 from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import NotThere

@@ -14,7 +14,7 @@ from typing import IO
 from urllib.error import URLError
 
 from zkeep.cli.home import opened
-from zkeep.cli.main import say
+from zkeep.cli.terminal import say
 from zkeep.cli.text import safe
 from zkeep.errors import Refused, ZkeepError
 from zkeep.pool.datasets.notify import NONE, canonical, command
