@@ -198,3 +198,18 @@ def test_an_end_that_is_closed_is_told_of(closed: str, status: int, why: str) ->
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert passed(FULL).returncode == 0
     assert [path.name for path in tmp_path.glob("zkeep-*")] == []
+
+
+def test_on_a_terminal_it_shows_how_much_has_come() -> None:
+    always = "from zkeep.cli import progress; progress.Meter._due = lambda self: 1.0"
+    command = [sys.executable, "-c", f"{always}; from zkeep.cli.main import main; main()", "verify", "-v", "-L", KEY]
+    ours, theirs = pty.openpty()
+    with FULL.open("rb") as source:
+        done = subprocess.run(command, stdin=source, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "\rv" not in shown
+    assert "to-remote-server: " in shown.split("authentic")[0]
+    assert "/s\x1b[K" in shown.split("authentic")[0]

@@ -58,6 +58,28 @@ class Meter:
         draw("", to=sys.stderr)
 
 
+class Received:
+    """On a terminal: what is received, how much of it has come, and how fast; no stream tells how much is to come."""
+
+    def __init__(self) -> None:
+        self._name, self._meter = "", Meter(0)
+
+    def __call__(self, name: str, received: int) -> None:
+        if name != self._name:
+            self._name, self._meter = name, Meter(0)
+        self._meter.bytes(name, received)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for a line that stays."""
+        self._meter.end()
+
+
 def amount(done: int, total: int, seconds: float, shown_total: int = 0) -> str:
     """`1M of 10M, 1M/s, 0:09 left`; without the total, and the time left, where `total` is 0 or was passed."""
     rate = done / max(seconds, 0.001)

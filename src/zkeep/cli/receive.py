@@ -11,7 +11,7 @@ import click
 
 from zkeep.cli import encryption
 from zkeep.cli.home import Name, dataset_of, is_confined, opened, settings, widen
-from zkeep.cli.progress import Meter
+from zkeep.cli.progress import Received
 from zkeep.cli.reencryption import Intake, KeylessIntake, refuse_missing_key
 from zkeep.cli.sink import stream_input
 from zkeep.cli.text import nice_bytes
@@ -73,7 +73,7 @@ def receive_verb(
     """
     from zkeep.pool.transfer.receive import ReceiveOptions
 
-    meter = Progress() if verbose and not dry_run and sys.stderr.isatty() else None
+    meter = Received() if verbose and not dry_run and sys.stderr.isatty() else None
     tell, arrived = _arrival_printer(dry_run, meter) if verbose else None, _Arrived()
     name, elsewhere = parse_any(target), drop_pool or last_only
     if abort:
@@ -199,29 +199,7 @@ def _give_back(pool: Pool, name: DatasetName) -> None:
         give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
 
 
-class Progress:
-    """On a terminal: what is received, how much of it has come, and how fast; no stream tells how much is to come."""
-
-    def __init__(self) -> None:
-        self._name, self._meter = "", Meter(0)
-
-    def __call__(self, name: str, received: int) -> None:
-        if name != self._name:
-            self._name, self._meter = name, Meter(0)
-        self._meter.bytes(name, received)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Make room for a line that stays."""
-        self._meter.end()
-
-
-def _arrival_printer(dry_run: bool, meter: Progress | None) -> Callable[[Arrival], None]:
+def _arrival_printer(dry_run: bool, meter: Received | None) -> Callable[[Arrival], None]:
     """A callback that prints what is received, in zfs's words."""
 
     def tell(arrival: Arrival) -> None:

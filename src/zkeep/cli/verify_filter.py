@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -14,6 +14,7 @@ import click
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import widen
 from zkeep.cli.open_snapshot import placed, received
+from zkeep.cli.progress import Received
 from zkeep.cli.sink import Sink
 from zkeep.cli.stream_files import STDIN, is_stream
 from zkeep.errors import Refused, TryAgain, WrongUsage
@@ -39,7 +40,8 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
     from zkeep.restore.filter.sanitize import Allowed
 
     _check_ends()
-    allowed, say = Allowed.of(allow), _sayer(verbose)
+    meter = Received() if sys.stderr.isatty() else None
+    allowed, say = Allowed.of(allow), _sayer(verbose, meter)
     widen(0)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
@@ -47,10 +49,13 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
         aside = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(prefix="zkeep-")))
         source = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
 
+        stack.enter_context(meter or nullcontext())
+
         def checked(snapshot: Snapshot, sent: str) -> None:
             say(check(pool, snapshot, sent))
 
-        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, _header_reporter(say))
+        reporter = _header_reporter(say)
+        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, reporter, meter)
         _run(passing.run, pool, source)
 
 
@@ -87,8 +92,10 @@ def _file(base: str, folder: Path, number: int) -> str:
     return str(path)
 
 
-def _sayer(verbose: bool) -> Callable[[str], None]:
+def _sayer(verbose: bool, meter: Received | None) -> Callable[[str], None]:
     def say(line: str) -> None:
+        if verbose and meter:
+            meter.clear()
         if verbose:
             click.echo(line, err=True)
 

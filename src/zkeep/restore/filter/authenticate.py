@@ -24,7 +24,8 @@ class AuthenticatingFilter:
     """Filters one stream through a pool that holds the bases of its increments.
 
     `aside` is an empty file, for reading and writing. `check` is called with each received snapshot and its name at the
-    sender, and raises if it is not authentic. `on_header` is called with the new outer header.
+    sender, and raises if it is not authentic. `on_header` is called with the new outer header, and `on_progress` with
+    the name of what is received and how many bytes of it have come.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class AuthenticatingFilter:
         check: Callable[[Snapshot, str], None],
         allowed: Allowed,
         on_header: Callable[[SanitizedHeader], None] = lambda sanitized: None,
+        on_progress: Callable[[str, int], None] | None = None,
     ) -> None:
         self._pool = pool
         self._out = out
@@ -42,6 +44,7 @@ class AuthenticatingFilter:
         self._check = check
         self._allowed = allowed
         self._on_header = on_header
+        self._on_progress = on_progress
         self._writer: Writer | None = None
         self._header = b""
 
@@ -52,7 +55,7 @@ class AuthenticatingFilter:
             NotAuthentic: `check` raised it, or a substream is not raw; nothing of that substream was passed on.
             BadStream, Refused: it breaks the format, or its source is not in the pool; likewise.
         """
-        options = ReceiveOptions(force=True, on_snapshot=self._arrived)
+        options = ReceiveOptions(force=True, on_snapshot=self._arrived, on_progress=self._on_progress)
         receive_events(self._pool, self._put_aside(events), target, options)
         if self._writer is not None:
             self._pass_on()
