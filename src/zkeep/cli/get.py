@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from zkeep.cli import asjson, text
+from zkeep.cli import asjson, text, usage
 from zkeep.cli.output import Output, takes_output
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
 from zkeep.cli.words import chosen_words, find_property
@@ -20,7 +20,7 @@ _SOURCES = ("local", "default", "received", "inherited", "temporary", "none")
 
 @click.command("get")
 @click.option("-r", "recursive", is_flag=True, help="Show also what lies below.")
-@click.option("-d", "depth", type=click.IntRange(0), metavar="DEPTH", help="As -r, to DEPTH levels.")
+@click.option("-d", "depth", type=usage.WholeNumber(), metavar="DEPTH", help="As -r, to DEPTH levels.")
 @takes_output
 @click.option("-o", "fields", metavar="FIELD,...", help="name property value received source, or all")
 @click.option("-s", "sources", metavar="SOURCE,...", help="local default received inherited temporary none")

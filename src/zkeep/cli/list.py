@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli import asjson, text
+from zkeep.cli import asjson, text, usage
 from zkeep.cli.output import Output, takes_output
 from zkeep.cli.select import Item, Selection, depth_of, parse_types
 from zkeep.cli.words import find_property
@@ -32,7 +32,7 @@ class _InOrder(click.Command):
 
 @click.command("list", cls=_InOrder)
 @click.option("-r", "recursive", is_flag=True, help="Show also what lies below.")
-@click.option("-d", "depth", type=click.IntRange(0), metavar="DEPTH", help="As -r, to DEPTH levels.")
+@click.option("-d", "depth", type=usage.WholeNumber(), metavar="DEPTH", help="As -r, to DEPTH levels.")
 @takes_output
 @click.option("-o", "columns", multiple=True, metavar="P,...", help="Columns, or 'space' for the space figures.")
 @click.option("-s", "ascending", multiple=True, metavar="P", help="Sort by this property.")

@@ -70,11 +70,11 @@ def _volume(
     """What kind of dataset, and what its document says of its blocks; `others` gets its size, in whole blocks."""
     given = others.pop("volblocksize", None) if volume is not None else None
     if volume is None:
-        if sparse or blocksize:
+        if sparse or blocksize is not None:
             raise WrongUsage(f"-{'s' if sparse else 'b'} can only be used when creating a volume")
         return "filesystem", {}
     try:
-        blksz = parse_size(blocksize or given or "16K")
+        blksz = parse_size(blocksize if blocksize is not None else given if given is not None else "16K")
         size = parse_size(volume)
     except ValueError as error:
         raise WrongUsage(f"bad volume size {shown(str(error))}: it is a number, like 512M or 20G") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from zkeep.cli import usage
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName
 
@@ -22,7 +23,7 @@ LINE = "SSH_ORIGINAL_COMMAND"
 @click.option("--client", metavar="NAME", default="", help="What 'zkeep history' calls the client.")
 @click.option("--idle", metavar="SECONDS", default="3600", help="End when the client is silent for so long; 0: never.")
 @click.option("--rate", metavar="SIZE", default="0", help="Bytes a second at most, like 10M.")
-@click.option("--connections", "most", type=click.IntRange(1, 1000), metavar="N", default=16, help="At once; 16.")
+@click.option("--connections", "most", type=usage.WholeNumber(1, 1000), metavar="N", default=16, help="At once; 16.")
 @click.option("--print-authorized-keys", "print_keys", is_flag=True, help="Print lines for the keys in KEYFILEs.")
 @click.argument("key_files", nargs=-1, type=click.Path(path_type=Path), metavar="[KEYFILE]...")
 def server_verb(

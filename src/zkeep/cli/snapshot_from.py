@@ -97,7 +97,6 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     Raises:
         Damaged: the snapshot was taken, but not all files are in it as they are.
     """
-    from zkeep.capture.folder import STEP
     from zkeep.capture.snapshot import Request, take_folder
 
     assert options.source is not None
@@ -113,7 +112,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
         printer.left_out,
         printer.watch(),
         options.dry_run,
-        whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1),
+        _step(),
     )
     try:
         taken = take_folder(pool, request, keys_from(locations))
@@ -125,6 +124,17 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     if taken.problems:
         what = f"{name} was taken" if taken.snapshot else f"{name} would be taken"
         raise Damaged(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
+
+
+def _step() -> int:
+    """Bytes of new data after which a large folder's capture goes on in another transaction group."""
+    from zkeep.capture.folder import STEP
+
+    text = os.environ.get("ZKEEP_STEP", str(STEP))
+    try:
+        return whole_number(text, 1 << 62, 1)
+    except ValueError:
+        raise WrongUsage(f"ZKEEP_STEP must be a number of bytes, not {shown(text)}") from None
 
 
 def _take_image(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequence[str]) -> None:

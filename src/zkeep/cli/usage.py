@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zkeep.errors import Refused
-from zkeep.names import shown
+from zkeep.names import shown, whole_number
+
+if TYPE_CHECKING:
+    _Number = click.ParamType[int]
+else:  # click before 8.2 has no type arguments
+    _Number = click.ParamType
 
 ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 _RECEIVE = "receive [-vMnsFhu] [-o <property>=<value>] ... [-x <property>] ..."
@@ -199,6 +204,21 @@ def _make_context(
 def missing(message: str) -> click.UsageError:
     """An error that tells how the verb that runs is called."""
     return click.UsageError(message, click.get_current_context())
+
+
+class WholeNumber(_Number):
+    """A number in decimal digits, from `least` to `most`: not all that int() takes is one for a person."""
+
+    name = "number"
+
+    def __init__(self, least: int = 0, most: int = 1 << 31) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else whole_number(str(value), self._most, self._least)
+        except ValueError:
+            self.fail(f"{shown(str(value))} is not a whole number from {self._least} to {self._most}", param, ctx)
 
 
 def of_error(error: click.UsageError) -> list[str]:
