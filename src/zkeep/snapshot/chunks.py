@@ -25,6 +25,8 @@ from zkeep.snapshot.small_objects import SmallObjects
 from zkeep.snapshot.verified import LEAF
 
 CHUNK_ROWS = 8192
+SCATTERED_ROWS = 256
+"The same for who reads little, here and there: a header is read of each row of a chunk."
 CHUNKS = 12
 "Chunks that are cached."
 Key = tuple[int, int]

@@ -100,7 +100,7 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
         raise TryAgain(f"cannot create snapshot {new.name}: {dataset.name} was written to meanwhile")
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
-        base = stack.enter_context(OpenSnapshot(pool, last, get_key)) if last is not None else None
+        base = stack.enter_context(OpenSnapshot(pool, last, get_key, scattered=True)) if last is not None else None
         group = Group(
             begin=Begin(
                 creation_time=int(time.time()),

@@ -37,7 +37,7 @@ from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot import recheck
 from zkeep.snapshot.block_reader import BlockReader
-from zkeep.snapshot.chunks import State
+from zkeep.snapshot.chunks import SCATTERED_ROWS, State
 from zkeep.snapshot.dnodes import Block, DnodeBlocks
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.keys import master_keys
@@ -69,8 +69,12 @@ class OpenSnapshot:
     blocks: BlockReader
     _dnodes: DnodeBlocks
 
-    def __init__(self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None) -> None:
+    def __init__(
+        self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None, *, scattered: bool = False
+    ) -> None:
+        """`scattered`: little of it will be read, here and there, so that no more is read around it than need be."""
         self.snapshot = snapshot
+        self._scattered = scattered
         self.name = str(snapshot.name)
         doc = pool.catalog.get("begin", snapshot.key)
         if doc is None:
@@ -114,8 +118,9 @@ class OpenSnapshot:
             history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
             timeline = stack.enter_context(history.timeline(self.pool.store))
             self.state = State(timeline, history.runs)
-            self._dnodes = DnodeBlocks(self.name, self.state, raw=self._keys is not None)
-            self.blocks = BlockReader(self.name, self.state, self._keys)
+            fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state
+            self._dnodes = DnodeBlocks(self.name, fine, raw=self._keys is not None)
+            self.blocks = BlockReader(self.name, fine, self._keys)
             stack.callback(self.blocks.stop_threads)
             if self._keys is not None:
                 self._open_metadnode(self._keys)
