@@ -18,7 +18,7 @@ from zkeep.format.nvlist import NvList, NvType, Pair, encode
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa import LEGACY, MAGIC
 
-OFF, Thing, fat, micro = sealing.OFF, sealing.Thing, sealing.fat, sealing.micro
+Block, OFF, Thing, fat, micro = sealing.Block, sealing.OFF, sealing.Thing, sealing.fat, sealing.micro
 
 FOLDER, FILE, LINK, CHAR, PIPE, SOCKET = 4, 8, 10, 2, 1, 12
 NAMES = [name for name, _ in LEGACY] + ["-", "ZPL_SYMLINK", "-", "-", "ZPL_DXATTR", "ZPL_PROJID"]
@@ -100,7 +100,7 @@ def node(
     """A file whose content, if there is any, is its first block; behind that it may be a hole."""
     size = len(content) if size is None else size
     blksz = 131072 if size > 131072 else max(512, size + 511 & ~511)
-    blocks = [(0, content.ljust(blksz, b"\0"), blksz, OFF)] if content else []
+    blocks = [Block(0, content.ljust(blksz, b"\0"), OFF)] if content else []
     bonus = Attributes(**attributes).bonus(mode, size, parent)  # type: ignore[arg-type]
     slots = 1 if len(bonus) <= 300 else 12
     return Thing(number, ObjectType.PLAIN_FILE, blksz, max(0, -(-size // blksz) - 1), blocks, bonus, slots)

@@ -36,10 +36,7 @@ def file(number: int, parent: int = ROOT, size: int = 100, record: int = 131072)
 
 @contextmanager
 def opened(folder: Path, things: Iterable[sealing.Thing], suite: int = 8) -> Iterator[OpenSnapshot]:
-    sealer = sealing.Sealer(folder / "stream", KEY, suite)
-    for thing in things:
-        sealer.add(thing)
-    sealer.finish()
+    sealing.seal(folder / "stream", KEY, things, suite)
     with Pool.create(folder / "pool", "v", {}) as pool:
         with (folder / "stream").open("rb") as source:
             receive(pool, source, "v/x", ReceiveOptions())

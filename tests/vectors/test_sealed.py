@@ -1,4 +1,4 @@
-"""What the bench seals, the key opens: the sealing side, which only the bench has, agrees with the opening side."""
+"""What the bench seals with the writers of the product, the key opens."""
 
 from __future__ import annotations
 

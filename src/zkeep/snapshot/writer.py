@@ -54,7 +54,7 @@ INDIRECT_SHIFT = 17
 FANOUT = 1 << INDIRECT_SHIFT - 7
 METADNODE = (INDIRECT_SHIFT, 6, 3, 0, 0)
 "Shape of a metadnode: indblkshift, levels, pointers, checksum, compression. A kernel takes no other for an increment."
-SPOOL = 32 << 20
+SPOOL = 16 << 20
 "Bytes of ciphertext that wait in memory."
 THREADS = os.cpu_count() or 1
 INLINE = 32 << 10
