@@ -15,10 +15,12 @@ from zkeep.crypto.block import BlockKeys
 from zkeep.format.compress_writer import compressor
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool
-from zkeep.snapshot import compare
+from zkeep.pool.timeline.spans import Array
+from zkeep.snapshot.block_reader import BlockReader
 from zkeep.snapshot.changes import Block
 from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.verified import VerifiedObject
 from zkeep.tree.filesystem import Filesystem
 
 KEY = bytes(range(32))
@@ -68,11 +70,24 @@ def source(changes: dict[int, bytes | None], first: int = 0, end: int = COUNT) -
     return [Block(n, content) for n, content in sorted(every.items()) if content is not None and n >= first]
 
 
+def drop_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leaves say that no payload is stored here, as those of a metadata-only dataset do."""
+    genuine = BlockReader.leaves
+
+    def leaves(self: BlockReader, obj: VerifiedObject, first: int, end: int) -> Iterator[Array]:
+        for part in genuine(self, obj, first, end):
+            without = part.copy()
+            without["bare"] = 1
+            yield without
+
+    monkeypatch.setattr(BlockReader, "leaves", leaves)
+
+
 @pytest.fixture(params=[False, True])
 def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether all payloads were dropped: then nothing may read one."""
     if request.param:
-        monkeypatch.setattr(compare, "_without_payload", lambda leaves: leaves["offset"] >= 0)
+        drop_payloads(monkeypatch)
         monkeypatch.setattr("zkeep.snapshot.records.Records.whole", None)
     return bool(request.param)
 
@@ -121,7 +136,7 @@ def test_what_a_trial_encrypts_goes_nowhere(opened: Comparison, monkeypatch: pyt
         made.append(out)
 
     monkeypatch.setattr(BlockKeys, "encrypt_into", encrypt_into)
-    monkeypatch.setattr(compare, "_without_payload", lambda leaves: leaves["offset"] >= 0)
+    drop_payloads(monkeypatch)
     changes: dict[int, bytes | None] = {2: b"other".ljust(BLOCK, b"\1"), 4: os.urandom(BLOCK)}
     found = list(opened.changed(source(changes, end=8)))
     assert {block.number: block.content for block in found if block.number < 8} == changes
