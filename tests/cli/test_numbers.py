@@ -63,3 +63,24 @@ def test_p4_odd_numbers_in_the_environment_are_wrong_usage(
         capfd.readouterr()
         assert run(["snapshot", "--from", str(tmp_path / "folder"), "-L", key, "v/docs@a"]) == 2
         assert capfd.readouterr().err.count(name) == 1
+
+
+NAMES = (
+    *(("destroy", "-n", "v/j@{}"), ("destroy", "v/j@a%{}"), ("destroy", "v/j#{}"), ("destroy", "v/{}")),
+    *(("hold", "{}", "v/j@a"), ("hold", "t", "v/j@{}"), ("bookmark", "v/j@{}", "#b"), ("rename", "v/j", "v/{}")),
+    *(("send", "-w", "v/j@{}"), ("send", "-w", "-i", "@{}", "v/j@a"), ("rollback", "v/j@{}"), ("list", "v/{}")),
+)
+
+
+@pytest.mark.parametrize("words", NAMES, ids=" ".join)
+def test_p4_names_that_are_not_utf8_are_refused_in_one_line(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
+    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
+    assert run(["create", "v/j"]) == 0
+    capfd.readouterr()
+    assert run([word.replace("{}", "x\udc80") for word in words]) in (1, 2)
+    said = capfd.readouterr().err
+    assert "unexpected" not in said
+    assert said.count("\n") == 1

@@ -358,6 +358,8 @@ class Index:
     def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` is `term` and whose key begins with `prefix`, by key."""
         start = f"{term}\n{prefix}"
+        if not _is_utf8(start):
+            return []  # every document is UTF-8, so none has it
         found = self._run(_LOOKUP, len(term) + 2, kind_of(kind, field), start, start + _LAST, kind)
         return [(row[1], _checked(*row)) for row in found]
 
@@ -430,6 +432,15 @@ def _unpacked(value: bytes) -> str:
     if not unpacker.eof:
         raise zlib.error("it is longer than a document, or has no end")
     return text.decode()
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it can be in a document: an argument with a byte that is no UTF-8 has a lone surrogate in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
