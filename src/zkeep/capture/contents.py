@@ -131,7 +131,7 @@ def _forget(fd: int, start: int, end: int) -> None:
 def _data(fd: int, size: int, blksz: int, at: int) -> Iterator[tuple[int, int]]:
     """Stretches with data from `at` on, [start, end), widened to whole blocks and never overlapping."""
     if at == 0 < size <= blksz:
-        yield 0, size  # a block of zeros is a hole, whoever finds out
+        yield 0, size  # a block of zeros is a hole, also where the filesystem did not say so
         return
     last = at
     while at < size:

@@ -241,14 +241,14 @@ def _without_zfs(stage: Stage) -> None:
     stage.run(f"pool create local {stage.folder}/local")
     try:
         options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
-        stage.run(f"create {options} local/site", "zfs create ...")
+        stage.run(f"create {options} local/site", "zfs create -o encryption=on ... zdata/site")
         _day(stage, site, "monday", "send -w local/site@monday")
         with (site / "orders.db").open("r+b") as orders:
             orders.seek(1 << 20)
             orders.write(b"one more order")
         _write(site, {"index.html": b"<h1>closed</h1>\n"})
         _day(stage, site, "tuesday", "send -w -i @monday local/site@tuesday")
-        stage.run("unload-key local/site", "zfs unload-key ...")
+        stage.run("unload-key local/site", "zfs unload-key zdata/site")
     finally:
         call("unload-key local/site")
     stage.prompt = SERVER

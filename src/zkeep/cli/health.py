@@ -34,9 +34,9 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
     Exit status: 0 all is well, 1 something is late, full or unverified, 3 something is damaged, 5 somebody could not be
     told: that is tried again the next time.
 
-    With --notify, run by a timer, whoever 'notify' names is told when a dataset or a pool changes to late, damaged,
-    full, unverified, or recovers: a URL gets a POST of JSON, mailto:ADDRESS a mail through sendmail, exec:COMMAND runs
-    with the JSON on standard input, without a shell.
+    With --notify, run by a timer, the target in 'notify' gets a notice when a dataset or a pool changes to late,
+    damaged, full, unverified, or recovers: a URL gets a POST of JSON, mailto:ADDRESS a mail through sendmail,
+    exec:COMMAND runs with the JSON on standard input, without a shell.
 
     \b
         zkeep set max_age=36h vault/clients

@@ -80,7 +80,7 @@ def partial_of(pool: Pool, name: DatasetName) -> Doc | None:
 
 
 def resume(pool: Pool, event: SubBegin, target: Target) -> Snapshot | None:
-    """The step that a stream goes on from; None: it begins anew, and whatever is there is in its way.
+    """The step that a stream goes on from; None: it begins again, and what is there is in its way.
 
     Raises:
         Refused: it is not the rest of the receive that broke off, or there is none.

@@ -1,6 +1,6 @@
 """May a client call this verb, with these options, on these names? One table; no pool is looked at.
 
-The words of an allowed call are written anew from what was parsed here, options first, then `--`, then names: so the
+The words of an allowed call are written again from what was parsed here, options first, then `--`, then names: so the
 verb sees nothing that was not judged, however it parses. What opens a file, takes a key or works on whole pools is not
 in the table.
 """

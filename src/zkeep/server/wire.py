@@ -133,6 +133,6 @@ def watch(seconds: float) -> None:
     """From now on, the end of patience is an error that ends the verb (exit status 5)."""
 
     def expired(number: int, frame: FrameType | None) -> None:
-        raise TryAgain(f"nothing was heard of the other side for {seconds:g} seconds")
+        raise TryAgain(f"the other side sent nothing for {seconds:g} seconds")
 
     signal.signal(signal.SIGALRM, expired)

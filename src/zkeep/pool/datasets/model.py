@@ -195,7 +195,7 @@ class Pool:
         return self.scope is None or name.is_within(self.scope)
 
     def is_above_scope(self, name: DatasetName) -> bool:
-        """Whether the scope lies below it: then it is known to exist, and nothing else is told of it."""
+        """Whether the scope lies below it: then it is known to exist, and nothing else of it is shown."""
         return self.scope is not None and name != self.scope and self.scope.is_within(name)
 
     def called(self, dataset: Dataset) -> str:

@@ -3,8 +3,8 @@
 Ages count from the time at which the pool received a snapshot, never from a time in a stream.
 
 **The first snapshot of a period represents it.** So nothing that arrives later can take the place of what is kept:
-whoever has a client's key and sends ten thousand snapshots in an hour adds one to the hourly ones. **Periods count only
-if something was received in them**, so the mere passing of time prunes nothing, nor does a clock that runs ahead.
+a thief with a client's key who sends ten thousand snapshots in an hour adds one to the hourly ones. **Periods count
+only if something was received in them**, so the mere passing of time prunes nothing, nor does a clock that runs ahead.
 
 **Clocks can be wrong.** A pool knows the last time that it saw, and notes none for a snapshot while the clock is behind
 that or years ahead. Snapshots are received in the order of their txgs, so times that are not in this order, or in the

@@ -103,7 +103,7 @@ class View:
         return self.setting(thing, prop) if prop.can_be_set else Answer(None)
 
     def _get_above(self, dataset: Dataset, name: str) -> Answer:
-        """What a client is told of a dataset above its own: that it is there, and as large as what the client has."""
+        """What a client sees of a dataset above its own: that it is there, and as large as what the client has."""
         prop, own = properties.find(name), self.pool.scope and self.pool.find(self.pool.scope)
         if prop is None or properties.is_user(prop) or not applies(prop, dataset):
             return Answer(None)

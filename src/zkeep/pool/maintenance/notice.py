@@ -1,4 +1,4 @@
-"""Who is told of changes of health: the property `notify`, and what a pool remembers of what was told.
+"""Notices about changes of health: the property `notify`, and what a pool remembers of the last ones.
 
     https://host/path           a POST of JSON
     mailto:ann@example.org      a mail

@@ -58,7 +58,7 @@ class Leg:
 
 
 class Decrypting(Protocol):
-    """Sends encrypted snapshots as plain streams. A pool has no key, so whoever has one provides this."""
+    """Sends encrypted snapshots as plain streams. A pool has no key, so the keyed caller provides this."""
 
     def check(self, pool: Pool, snapshot: Snapshot) -> None:
         """Raises Refused: the key is not here."""
@@ -426,7 +426,7 @@ def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting
     if request.decrypting is None or pool.scope is not None:
         raise Refused(f"{where}: it is encrypted and no key is here: send it raw, with -w")
     if request.token is not None and not request.unencrypted:
-        # Whoever receives makes the token, and a forged one could ask for what was sent raw before.
+        # The receiver makes the token, and a forged one could ask for what was sent raw before.
         raise Refused(f"{where}: the token asks for a stream without encryption, and it is encrypted: allow it with -U")
     decrypting = request.decrypting()
     for leg in plain:
