@@ -47,6 +47,7 @@ def test_streams_are_mounted_listed_and_unmounted(tmp_path: Path) -> None:
 
 def test_what_cannot_be_mounted_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "key").chmod(0o600)
     wrong = f"file://{tmp_path}/key"
     for arguments, status in [
         ([*STREAMS, str(tmp_path), "-L", wrong], 1),

@@ -262,6 +262,7 @@ def test_the_first_block_that_fails_is_named(
 @pytest.fixture
 def key(tmp_path: Path) -> str:
     (tmp_path / "key").write_bytes(bytes.fromhex(manifest()["key"]["hex"]))
+    (tmp_path / "key").chmod(0o600)
     return f"file://{tmp_path}/key"
 
 

@@ -88,7 +88,11 @@ def increments(chain: Chain, since: str) -> bytes:
 
 def warnings(pool: Pool, top: str, since: str, until: str, *, replicate: bool = True) -> list[str]:
     found: list[str] = []
-    send(pool, SendRequest(f"{top}@{until}", True, replicate, from_all=f"@{since}", warn=found.append), io.BytesIO())
+    send(
+        pool,
+        SendRequest(f"{top}@{until}", raw=True, replicate=replicate, from_all=f"@{since}", warn=found.append),
+        io.BytesIO(),
+    )
     return found
 
 
