@@ -76,7 +76,8 @@ def commit(
     while True:
         made = _commit(pool, new, get_key, fill, step)
         if not made.doc.get(STEP):
-            remove_steps(pool, made.dataset)
+            with pool.afterwards(f"{new.name} is there", "the next snapshot"):
+                remove_steps(pool, made.dataset)
             return made
         on_step(made)
         step = made
