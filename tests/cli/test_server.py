@@ -268,10 +268,20 @@ def test_what_the_administrator_notes_above_the_root_is_not_told() -> None:
     assert answer.out.count("org.example:own") == 3  # the root, and inherited: a dataset and its snapshot
 
 
-def test_the_line_for_authorized_keys_runs_in_a_shell(tmp_path: Path, capfd: Output) -> None:
+def test_the_line_for_authorized_keys_runs_in_a_shell(
+    tmp_path: Path, capfd: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As sshd does it: by the shell, with the client's words in the environment alone."""
     import base64
+    import os
     import shlex
+    import sys
+
+    program = tmp_path / "bin" / "zkeep"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m zkeep "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
     blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + bytes(32)).decode()
     key = tmp_path / "it's a key.pub"
