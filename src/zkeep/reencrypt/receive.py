@@ -205,7 +205,7 @@ class Reencryption:
                 self.source.made(pool, made.dataset)
                 is_new = False
             if not made.doc.get(STEP):
-                remove_steps(pool, made.dataset)
+                remove_steps(pool, made)
                 return
             if translator.broken:
                 return

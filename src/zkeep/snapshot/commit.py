@@ -76,21 +76,25 @@ def commit(
     while True:
         made = _commit(pool, new, get_key, fill, step)
         if not made.doc.get(STEP):
-            with pool.afterwards(f"{new.name} is there", "the next snapshot"):
-                remove_steps(pool, made.dataset)
+            remove_steps(pool, made)
             return made
         on_step(made)
         step = made
 
 
-def remove_steps(pool: Pool, dataset: Dataset) -> None:
-    """Remove all steps but one that is the newest snapshot: what it has is all that there is."""
-    steps = [snapshot for snapshot in pool.snapshots(dataset)[:-1] if snapshot.doc.get(STEP)]
-    if steps:
-        names = ",".join(str(snapshot.doc["name"]) for snapshot in steps)
-        with suppress(Refused):  # somebody holds one, or sends it: the next commit removes it
-            plan = destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options())
-            destroy.execute(pool, plan)
+def remove_steps(pool: Pool, made: Snapshot) -> None:
+    """Remove the steps that led to a snapshot, and are older than the newest one.
+
+    The snapshot is committed, so a failure is only a warning: the next commit removes them.
+    """
+    dataset = made.dataset
+    with pool.afterwards(f"{made.name} is there", "the next snapshot"):
+        steps = [snapshot for snapshot in pool.snapshots(dataset)[:-1] if snapshot.doc.get(STEP)]
+        if steps:
+            names = ",".join(str(snapshot.doc["name"]) for snapshot in steps)
+            with suppress(Refused):  # somebody holds one, or sends it
+                plan = destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options())
+                destroy.execute(pool, plan)
 
 
 def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Snapshot | None) -> Snapshot:
