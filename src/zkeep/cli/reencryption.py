@@ -17,9 +17,10 @@ from zkeep.pool.datasets.things import RESUME
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
-    from zkeep.format.events import Batch, SubBegin, SubEnd
+    from zkeep.format.events import Batch, SubEnd
     from zkeep.pool.datasets.model import Dataset, Pool
     from zkeep.pool.transfer.admit import Target
+    from zkeep.pool.transfer.receive import Substream
     from zkeep.pool.transfer.reserve import Charges
     from zkeep.reencrypt.receive import NewKeys, Reencryption
 
@@ -44,20 +45,11 @@ class Intake:
         self._asked = asked
         self._made: Reencryption | None = None
 
-    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
-        return not event.begin.raw and self._reencryption().takes(pool, event, target, top=top)
+    def takes(self, pool: Pool, substream: Substream) -> bool:
+        return not substream.event.begin.raw and self._reencryption().takes(pool, substream)
 
-    def receive(
-        self,
-        pool: Pool,
-        event: SubBegin,
-        target: Target,
-        charges: Charges,
-        events: Iterator[Batch | SubEnd],
-        *,
-        top: bool,
-    ) -> SubEnd:
-        return self._reencryption().receive(pool, event, target, charges, events, top=top)
+    def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
+        return self._reencryption().receive(pool, substream, charges, events)
 
     def kept(self, pool: Pool, target: Target) -> str | None:
         return self._reencryption().kept(pool, target)
@@ -88,31 +80,23 @@ class KeylessIntake:
 
     refuses_raw: str | None = None
 
-    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+    def takes(self, pool: Pool, substream: Substream) -> bool:
         """Never; but below an encrypted dataset nothing is stored in clear.
 
         Raises:
             Refused: it would be.
         """
-        above: DatasetName | None = target.name
-        while above is not None and not event.begin.raw:
+        name = substream.target.name
+        above: DatasetName | None = name
+        while above is not None and not substream.event.begin.raw:
             found = pool.tree().find(above)
             if found is not None and found.doc.get("crypt"):
-                raise Refused(f"cannot receive {target.name}: {_NO_KEY}: send it raw, with zfs send -w")
+                raise Refused(f"cannot receive {name}: {_NO_KEY}: send it raw, with zfs send -w")
             above = above.parent
         return False
 
-    def receive(
-        self,
-        pool: Pool,
-        event: SubBegin,
-        target: Target,
-        charges: Charges,
-        events: Iterator[Batch | SubEnd],
-        *,
-        top: bool,
-    ) -> SubEnd:
-        raise Refused(f"cannot receive {target.name}: {_NO_KEY}")
+    def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
+        raise Refused(f"cannot receive {substream.target.name}: {_NO_KEY}")
 
     def kept(self, pool: Pool, target: Target) -> str | None:
         return None

@@ -27,6 +27,7 @@ from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import Target, clone_source, nearest
+from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
@@ -83,43 +84,36 @@ class Reencryption:
     mended: int = 0
     "Spill blocks that broken senders sent as something else, so far."
 
-    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
+    def takes(self, pool: Pool, substream: Substream) -> bool:
         """Whether a substream is to be encrypted.
 
         Raises:
             Refused: it would have to be, and cannot.
         """
-        dataset = pool.find(target.name)
-        if event.begin.raw or (dataset is not None and dataset.doc.get("crypt")):
-            return not event.begin.raw
-        above = encrypted_above(pool, target.name)
+        name, is_raw = substream.target.name, substream.event.begin.raw
+        dataset = pool.find(name)
+        if is_raw or (dataset is not None and dataset.doc.get("crypt")):
+            return not is_raw
+        above = encrypted_above(pool, name)
         if above is None:
-            return self.source.makes_root and top
+            return self.source.makes_root and substream.top
         if dataset is not None and pool.newest_snapshot(dataset):
             raise Refused(
-                f"cannot receive {target.name}: its snapshots are in clear, below {above.name}, which is encrypted: "
+                f"cannot receive {name}: its snapshots are in clear, below {above.name}, which is encrypted: "
                 f"destroy it and receive it in full"
             )
         return True
 
-    def receive(
-        self,
-        pool: Pool,
-        event: SubBegin,
-        target: Target,
-        charges: Charges,
-        events: Iterator[Batch | SubEnd],
-        *,
-        top: bool,
-    ) -> SubEnd:
+    def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         """Write the snapshot of a substream, and commit it when its END was verified.
 
         Raises:
             Refused, BadStream: nothing of it is kept.
         """
+        event, target = substream.event, substream.target
         _refuse_forms(event, target)
         if target.dry_run:
-            return self._rehearse(pool, event.begin, target, charges, events, top=top)
+            return self._rehearse(pool, substream, charges, events)
         lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
         with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
             step = resume(pool, event, target)
@@ -127,10 +121,11 @@ class Reencryption:
                 remove_leftovers(pool, target.name)
             else:
                 target = continued(target, step)
+                substream = replace(substream, target=target)
             records = Records(events, keeps=target.resumable)
             translator = Translator(event.begin, records, self._step_of(pool, event, target))
             with _Undo(pool, target) as undo:
-                self._write(pool, event.begin, target, charges, translator, top=top, step=step)
+                self._write(pool, substream, charges, translator, step)
                 if records.broken is not None:
                     raise records.broken
                 undo.done()
@@ -151,18 +146,11 @@ class Reencryption:
         return there
 
     def _rehearse(
-        self,
-        pool: Pool,
-        begin: Begin,
-        target: Target,
-        charges: Charges,
-        events: Iterator[Batch | SubEnd],
-        *,
-        top: bool,
+        self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]
     ) -> SubEnd:
         """With -n: decide as the real one does, read and verify the stream, encrypt nothing."""
-        base = _source_of(pool, begin, target)
-        group = self._group(pool, begin, target, base, top=top)
+        base = _source_of(pool, substream.event.begin, substream.target)
+        group = self._group(pool, substream, base)
         before = (Feature(base.doc["features"]), int(base.doc["ivset_guid"])) if base else (Feature(0), 0)
         opening = opening_of(group, *before)
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
@@ -179,19 +167,13 @@ class Reencryption:
         return UNLIMITED if newer else self.step
 
     def _write(
-        self,
-        pool: Pool,
-        begin: Begin,
-        target: Target,
-        charges: Charges,
-        translator: Translator,
-        *,
-        top: bool,
-        step: Snapshot | None,
+        self, pool: Pool, substream: Substream, charges: Charges, translator: Translator, step: Snapshot | None
     ) -> None:
+        """Write the transaction groups of a substream, after `step` if it is continued."""
+        begin, target = substream.event.begin, substream.target
         base = step or _source_of(pool, begin, target)
         is_new = base is None
-        group = self._group(pool, begin, target, base, top=top)
+        group = self._group(pool, substream, base)
         fields = group.step_fields()
         token_of = Partial(begin, target) if target.resumable else None
         group = replace(group, step_fields=lambda: fields | (token_of.fields(translator) if token_of else {}))
@@ -212,10 +194,11 @@ class Reencryption:
             base = made
             group = _after(group, made)
 
-    def _group(self, pool: Pool, begin: Begin, target: Target, base: Snapshot | None, *, top: bool) -> Group:
-        found = self._keys(pool, target, base, top=top)
-        made_for = pool.find(target.name) is None
-        target = _encrypted_target(target, found.fields)
+    def _group(self, pool: Pool, substream: Substream, base: Snapshot | None) -> Group:
+        begin = substream.event.begin
+        found = self._keys(pool, substream, base)
+        made_for = pool.find(substream.target.name) is None
+        target = _encrypted_target(substream.target, found.fields)
         return Group(
             begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
             features=begin.features & FORMS | _zstd(pool, target),
@@ -226,8 +209,9 @@ class Reencryption:
             step_fields=lambda: {REENCRYPTED: True, MADE_FOR: made_for},
         )
 
-    def _keys(self, pool: Pool, target: Target, base: Snapshot | None, *, top: bool) -> NewKeys:
+    def _keys(self, pool: Pool, substream: Substream, base: Snapshot | None) -> NewKeys:
         """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones."""
+        target = substream.target
         dataset = pool.find(target.name)
         if base is not None:
             fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
@@ -235,7 +219,7 @@ class Reencryption:
         if dataset is not None and dataset.doc.get("crypt"):
             return NewKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
         try:
-            return self.source.for_new(pool, target.name, top=top)
+            return self.source.for_new(pool, target.name, top=substream.top)
         except Refused as error:
             if View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on":
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None

@@ -44,6 +44,15 @@ def _ignore(arrival: Arrival) -> None:
     """The default of ReceiveOptions.on_snapshot."""
 
 
+@dataclass(frozen=True)
+class Substream:
+    """The BEGIN of a substream and where it is to go. `top`: it is of the topmost dataset of its stream."""
+
+    event: SubBegin
+    target: Target
+    top: bool
+
+
 class Intake(Protocol):
     """Another way to keep a plain substream than as it came: zkeep.reencrypt encrypts it, above the pool."""
 
@@ -52,20 +61,11 @@ class Intake(Protocol):
         """Why no raw stream may be received, if so."""
         ...
 
-    def takes(self, pool: Pool, event: SubBegin, target: Target, *, top: bool) -> bool:
-        """Whether it takes a substream. `top`: it is of the topmost dataset of its stream."""
+    def takes(self, pool: Pool, substream: Substream) -> bool:
+        """Whether it takes a substream."""
         ...
 
-    def receive(
-        self,
-        pool: Pool,
-        event: SubBegin,
-        target: Target,
-        charges: Charges,
-        events: Iterator[Batch | SubEnd],
-        *,
-        top: bool,
-    ) -> SubEnd:
+    def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         """Receive it, all or nothing; `events` ends with its END."""
         ...
 
@@ -177,34 +177,33 @@ class _Receiver:
         arrival = Arrival(f"{sent}@{snapshot}", f"{target.name}@{target.snapshot}", bool(begin.begin.fromguid))
         self._options.on_snapshot(arrival)
         began = time.monotonic()
-        if intake := self._intake(begin, target, sent):
-            end = self._receive_by(intake, begin, target, arrival.kept, events, top=self._is_top(sent))
+        substream = Substream(begin, target, self._is_top(sent))
+        if intake := self._intake(substream):
+            end = self._receive_by(intake, substream, arrival.kept, events)
         else:
             end = self._receive_as_it_came(begin, target, arrival.kept, events)
         if not self._options.dry_run:
             size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
             self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
 
-    def _intake(self, begin: SubBegin, target: Target, sent: str) -> Intake | None:
+    def _intake(self, substream: Substream) -> Intake | None:
         """What takes the substream; None: it is kept as it comes."""
-        intake = self._options.intake
-        if intake is None or begin.begin.type not in (FILESYSTEM, ZVOL):
+        intake, begin = self._options.intake, substream.event.begin
+        if intake is None or begin.type not in (FILESYSTEM, ZVOL):
             return None
-        if begin.begin.raw and intake.refuses_raw:
-            raise Refused(f"cannot receive {target.name}: {intake.refuses_raw}")
-        return intake if intake.takes(self._pool, begin, target, top=self._is_top(sent)) else None
+        if begin.raw and intake.refuses_raw:
+            raise Refused(f"cannot receive {substream.target.name}: {intake.refuses_raw}")
+        return intake if intake.takes(self._pool, substream) else None
 
-    def _receive_by(
-        self, intake: Intake, begin: SubBegin, target: Target, name: str, events: Iterator[Event], *, top: bool
-    ) -> SubEnd:
-        records = self._records(name, events)
+    def _receive_by(self, intake: Intake, substream: Substream, name: str, events: Iterator[Event]) -> SubEnd:
+        target = substream.target
         try:
-            return intake.receive(self._pool, begin, target, self._charges, records, top=top)
+            return intake.receive(self._pool, substream, self._charges, self._records(name, events))
         except (Refused, OSError, KeyboardInterrupt) as error:
             token = intake.kept(self._pool, target)
             if token is None or not target.resumable or self._options.dry_run:
                 raise
-            raise _interrupted(error, _kind(begin), name, target.name, token) from error
+            raise _interrupted(error, _kind(substream.event), name, target.name, token) from error
 
     def _is_top(self, sent: str) -> bool:
         return not self._header.recursive or sent == self._header.top
