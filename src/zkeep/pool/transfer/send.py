@@ -175,7 +175,7 @@ def write_leg(
 ) -> None:
     """Write one substream, from its BEGIN to its END. `name`: of its snapshot there, if not as here or as it came."""
     snapshot = leg.snapshot
-    history, before, new = _runs(pool, leg)
+    history, before, new = runs_of(pool, leg)
     source_txg = leg.source.txg if leg.source else 0
     stored = _opening(pool, snapshot)
     if newest_key:
@@ -192,7 +192,7 @@ def write_leg(
         out.end()
 
 
-def _runs(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
+def runs_of(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
     """The runs up to a leg's snapshot: all, those that the receiver has, and those that it lacks."""
     history = history_of(pool, leg.snapshot.dataset).upto(leg.snapshot.txg)
     source_txg = leg.source.txg if leg.source else 0
@@ -201,7 +201,7 @@ def _runs(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
 
 def _check_contents(pool: Pool, leg: Leg) -> None:
     """Raises NotHere: a block has to be sent whose payload was dropped, because it is stored elsewhere."""
-    history, before, new = _runs(pool, leg)
+    history, before, new = runs_of(pool, leg)
     if not contents.lacking(new):
         return
     stored = _opening(pool, leg.snapshot)

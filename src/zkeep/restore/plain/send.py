@@ -8,11 +8,10 @@ from __future__ import annotations
 from zkeep.crypto.unwrap import GetKey, WrongKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.begin import Opening
-from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import StreamWriter, Write
-from zkeep.pool.transfer.send import Leg
+from zkeep.pool.transfer.send import Leg, runs_of
 from zkeep.restore.plain.steps import plain_steps
 from zkeep.restore.plain.writer import PlainWriter
 from zkeep.snapshot.keys import master_keys
@@ -42,9 +41,7 @@ class PlainSender:
             Forgery: something is not authentic; the stream breaks off without an END.
             Damaged: the pool's own data is not what was stored; likewise.
         """
-        source_txg = leg.source.txg if leg.source else 0
-        history = history_of(pool, leg.snapshot.dataset).upto(leg.snapshot.txg)
-        before, new = history.upto(source_txg).runs, history.after(source_txg).runs
+        _, before, new = runs_of(pool, leg)
         with OpenSnapshot(pool, leg.snapshot, self._get_key) as snapshot:
             timeline, order, toguid = snapshot.state.timeline, opening.byteorder, opening.begin.toguid
             with (
