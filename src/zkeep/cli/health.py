@@ -14,7 +14,8 @@ from zkeep.cli.terminal import say
 from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import NotThere
-from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, span, status
+from zkeep.pool.datasets.retention import span
+from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, status
 
 _UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 """What opening and reading a pool that is damaged, or that somebody prepared, may raise."""

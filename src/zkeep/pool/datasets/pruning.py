@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 
-from zkeep.pool.datasets.retention import Period, Policy, Rule
+from zkeep.pool.datasets.retention import Period, Policy, Rule, span
 
 SKEW = 3600
 """Seconds that a clock may be set back without a doubt about the times around."""
@@ -171,11 +171,7 @@ def clock_fault(now: int, known: int | None) -> str | None:
     if not EARLIEST <= now < 250_000_000_000:
         return "it was never set"
     if known is not None and now < known - SKEW:
-        return f"it is {_span(known - now)} behind the last time that this pool knows"
+        return f"it is {span(known - now)} behind the last time that this pool knows"
     if known is not None and now > known + GAP:
-        return f"it is {_span(now - known)} ahead of the last time that this pool knows"
+        return f"it is {span(now - known)} ahead of the last time that this pool knows"
     return None
-
-
-def _span(seconds: int) -> str:
-    return f"{seconds // _DAY} days" if seconds >= 2 * _DAY else f"{seconds // 3600} hours"

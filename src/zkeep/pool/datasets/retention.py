@@ -153,6 +153,14 @@ def parse_age(text: str) -> int | None:
     return seconds
 
 
+def span(seconds: int) -> str:
+    """An age in words: `1 second`, `5 minutes`, `36 hours`, `12 days`."""
+    for size, name in ((_DAY, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {name}s"
+    return "1 second" if seconds == 1 else f"{max(0, seconds)} seconds"
+
+
 def canonical(text: str) -> str:
     """How a policy is kept as a property."""
     policy = parse(text)

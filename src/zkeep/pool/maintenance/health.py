@@ -15,7 +15,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets.lifecycle import SCRUB
 from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
 from zkeep.pool.datasets.pruning import clock_fault
-from zkeep.pool.datasets.retention import BadRetention, parse_age
+from zkeep.pool.datasets.retention import BadRetention, parse_age, span
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance import verified
 from zkeep.pool.maintenance.scrub_state import found_damage
@@ -181,11 +181,3 @@ def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[Problem]
         yield Problem("unverified", what)
     if fault := clock_fault(now, (pool.catalog.get(CLOCK, "") or {}).get("seen")):
         yield Problem("clock", f"the clock is in doubt: {fault}")
-
-
-def span(seconds: int) -> str:
-    """`5 minutes`, `36 hours`, `12 days`."""
-    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {name}s"
-    return f"{max(0, seconds)} seconds"
