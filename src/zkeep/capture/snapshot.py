@@ -112,10 +112,8 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
 
         def save(made: Snapshot) -> None:
             rows = writer_of.rows_of_step() if made.doc.get(STEP) else writer_of.next_rows()
-            try:
+            with pool.afterwards(f"{made.name} is there", "zkeep snapshot --from"):
                 cache.save(path, rows, _mark(pool, made))
-            except OSError as error:
-                scan.problems.append(Problem(os.fsencode(path), f"the cache cannot be written: {error.strerror}"))
 
         snapshot = commit(pool, new, get_key, writer_of.write, save)
         save(snapshot)
