@@ -21,6 +21,7 @@ gc.set_threshold(10_000, 10, 10)
 "What is imported stays: looking through it for garbage after every 700 objects is a twentieth of a short command."
 
 VERBS = {
+    "backup": ("backup", "Back up a folder: encrypted here, sent there, only what changed."),
     "bookmark": ("namespace", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
     "change-key": ("changekey", "Change the key that opens datasets."),
@@ -67,8 +68,8 @@ VERBS = {
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
-    {"bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount", "promote"}
-    | {"prune", "receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
+    {"backup", "bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount"}
+    | {"promote", "prune", "receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
 )
 "Verbs that only tell on standard output of what they do: it is done whether or not that can be written."
 RINGS = 1 << 16

@@ -96,7 +96,7 @@ def _tell(notice: Notice, to: str) -> None:
     elif to.startswith("mailto:"):
         _mail(to.removeprefix("mailto:"), notice)
     else:
-        _post(to, notice.json())
+        post(to, notice.json(), "application/json")
 
 
 def _run(words: list[str], given: bytes) -> None:
@@ -126,13 +126,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, body: bytes) -> None:
-    """An answer that never ends is not waited for: the thread is left to end with the process."""
+def post(url: str, body: bytes, kind: str) -> None:
+    """Send a body. An answer that never ends is not waited for: the thread is left to end with the process."""
     failed: list[Exception] = []
 
     def work() -> None:
         try:
-            _post_and_wait(url, body)
+            _post_and_wait(url, body, kind)
         except Exception as error:  # handed on below
             failed.append(error)
 
@@ -145,8 +145,8 @@ def _post(url: str, body: bytes) -> None:
         raise failed[0]
 
 
-def _post_and_wait(url: str, body: bytes) -> None:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
+def _post_and_wait(url: str, body: bytes, kind: str) -> None:
+    request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")  # noqa: S310
     answer: IO[bytes]
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
         answer.read(1 << 10)

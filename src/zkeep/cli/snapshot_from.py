@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from zkeep.capture.snapshot import Taken
 
 F = TypeVar("F", bound=Callable[..., Any])
-_OPTIONS = [
-    click.option("--from", "source", metavar="DIR|IMAGE", help="Store a folder; in a volume, an image or device."),
+_SOURCE = click.option("--from", "source", metavar="DIR|IMAGE", help="Store a folder; in a volume, an image or device.")
+_EXCLUDING = [
     click.option("--one-file-system", is_flag=True, help="Leave out what other file systems hold."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches, as in .gitignore."),
     click.option("--exclude-from", multiple=True, metavar="FILE", help="Patterns to leave out, one a line."),
     click.option("--exclude-caches", is_flag=True, help="Leave out folders that hold a CACHEDIR.TAG."),
     click.option("--exclude-if-present", multiple=True, metavar="NAME", help="Leave out folders that hold NAME."),
     click.option("--exclude-larger-than", metavar="SIZE", help="Leave out larger files."),
+]
+_SAYING = [
     click.option("-n", "dry_run", is_flag=True, help="Store nothing; -v lists what would be, and what is left out."),
     click.option("-v", "verbose", is_flag=True, help="List files: + new, M changed, R renamed, - gone, x left out."),
     click.option("-j", "as_json", is_flag=True, help="The same as one JSON object a line."),
@@ -57,6 +59,8 @@ class FromOptions:
     dry_run: bool
     verbose: bool
     as_json: bool
+    quiet: bool = False
+    "With as_json: no line for each file that changed."
 
     @property
     def any(self) -> bool:
@@ -66,7 +70,7 @@ class FromOptions:
     @property
     def excludes(self) -> bool:
         """Whether something is to be left out."""
-        names = set(self.__dataclass_fields__) - {"source", "dry_run", "verbose", "as_json"}
+        names = set(self.__dataclass_fields__) - {"source", "dry_run", "verbose", "as_json", "quiet"}
         return any(getattr(self, name) for name in names)
 
     def exclusions(self) -> Options:
@@ -86,16 +90,29 @@ class FromOptions:
 
 
 def from_options(verb: F) -> F:
-    for option in reversed(_OPTIONS):
+    return _with(verb, [_SOURCE, *_EXCLUDING, *_SAYING])
+
+
+def excluding_options(verb: F) -> F:
+    """The options that say what is left out of a folder."""
+    return _with(verb, _EXCLUDING)
+
+
+def _with(verb: F, options: list[Callable[[F], F]]) -> F:
+    for option in reversed(options):
         verb = option(verb)
     return verb
+
+
+class NotAllRead(Damaged):
+    """A snapshot was taken, but not all files are in it as they are."""
 
 
 def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequence[str]) -> None:
     """Store a folder, and say what the options ask for.
 
     Raises:
-        Damaged: the snapshot was taken, but not all files are in it as they are.
+        NotAllRead: the snapshot was taken, but not all files are in it as they are.
     """
     from zkeep.capture.snapshot import Request, take_folder
 
@@ -123,7 +140,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     printer.summary(name, taken)
     if taken.problems:
         what = f"{name} was taken" if taken.snapshot else f"{name} would be taken"
-        raise Damaged(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
+        raise NotAllRead(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
 
 
 def _step() -> int:
@@ -154,7 +171,7 @@ def _take_image(pool: Pool, name: SnapshotName, options: FromOptions, locations:
         printer.problem(problem)
     printer.summary(name, Taken(snapshot, problems, 2, printer.done))
     if problems:
-        raise Damaged(f"{name} was taken, but its source changed meanwhile: take the next from one at rest")
+        raise NotAllRead(f"{name} was taken, but its source changed meanwhile: take the next from one at rest")
 
 
 @dataclass
@@ -172,7 +189,7 @@ class Printer:
         from zkeep.capture.report import Watch
 
         watch = Watch()
-        if self.options.verbose or self.options.as_json:
+        if (self.options.verbose or self.options.as_json) and not self.options.quiet:
             watch.change = self._change
         if sys.stderr.isatty() and not self.options.as_json:
             self._meter = Meter(0)
@@ -180,6 +197,8 @@ class Printer:
         return watch
 
     def left_out(self, path: bytes, why: str) -> None:
+        if self.options.quiet:
+            return
         if self.options.as_json:
             _json(what="left out", path=os.fsdecode(path), why=why)
         elif self.options.verbose:

@@ -420,7 +420,7 @@ class Pool:
         segments = [segment for _, run in runs for segment in run["segments"]]
         partial = t.get("receive", dataset.key)
         segments += partial["tally"]["segments"] if partial else []
-        for kind in ("snapshot", "begin", "run", "bookmark", "key"):
+        for kind in ("snapshot", "begin", "run", "bookmark", "key", "sent"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)
         t.delete("receive", dataset.key)

@@ -37,6 +37,10 @@ def _texts(value: Any) -> bool:
     return type(value) is list and all(map(_text, value))
 
 
+def _hex(value: Any) -> bool:
+    return type(value) is str and re.fullmatch(r"([0-9a-f]{2})*", value) is not None
+
+
 def _flag(value: Any) -> bool:
     return type(value) is bool
 
@@ -158,6 +162,12 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
         **dict.fromkeys(("client", "peer", "command"), _text),
         "root": _dataset_name,
     },
+    "sent": {
+        **dict.fromkeys(("guid", "ivset_guid", "at"), _number),
+        "name": _parsed(SnapshotName.parse, "p@"),
+        "portable_mac": _hex,
+        "to": _texts,
+    },
 }
 """Fields that a document of the kind has."""
 OPTIONAL: Mapping[str, Mapping[str, Check]] = {
@@ -241,6 +251,7 @@ _KEYS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "begin": _begin_key,
     "key": _begin_key,
     "bookmark": _bookmark_key,
+    "sent": _child_key,
     "receive": _receive_key,
     "reserve": _receive_key,
 }

@@ -1,0 +1,99 @@
+"""The dataset here from which a backup is sent: which one it is, and what becomes of it once that arrived."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zkeep.backup.places import Path, Place
+from zkeep.backup.plan import Have, Point
+from zkeep.names import BadName, DatasetName
+from zkeep.pool.datasets import destroy, sent
+from zkeep.pool.datasets.contents import STEP
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.things import RESUME
+from zkeep.pool.datasets.view import View
+
+SOURCE, DESTINATION = "zkeep:backup-source", "zkeep:backup-destination"
+"User properties of the dataset: what it is a backup of, and where it is sent."
+PREFIX = "backup-"
+"What the names of the snapshots begin with that backups make."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One backup: from where, to where. Both are part of its name: another destination is another backup."""
+
+    source: Path | Place
+    destination: Place
+
+    @property
+    def properties(self) -> dict[str, str]:
+        return {SOURCE: str(self.source), DESTINATION: str(self.destination)}
+
+    def base(self) -> str:
+        """What its dataset is called, if nothing else is."""
+        last = self.source.text if isinstance(self.source, Path) else self.source.dataset.text
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", last.rstrip("/").rpartition("/")[2]).strip("-.") or "root"
+
+
+def find(pool: Pool, job: Job) -> Dataset | None:
+    """The dataset of a backup."""
+    wanted = job.properties
+    for dataset in pool.tree().by_name.values():
+        if wanted.items() <= dataset.doc["local"].items():
+            return dataset
+    return None
+
+
+def free_name(pool: Pool | None, top: DatasetName, job: Job) -> DatasetName:
+    """A name below `top` that no dataset has."""
+    return next(name for name in _names(top, job.base()) if pool is None or pool.find(name) is None)
+
+
+def _names(top: DatasetName, base: str) -> Iterator[DatasetName]:
+    try:
+        first = top.child(base)
+    except BadName:
+        first = top.child("backup")
+    yield first
+    for number in range(2, 1 << 30):
+        yield DatasetName.parse(f"{first}-{number}")
+
+
+def have(pool: Pool, dataset: Dataset) -> Have:
+    """What can be sent of a dataset: whole snapshots, and bookmarks."""
+    points = [Point(f"#{b.doc['name']}", b.guid, b.txg) for b in pool.bookmarks(dataset)]
+    points += [Point(f"@{s.doc['name']}", s.guid, s.txg) for s in pool.snapshots(dataset) if is_whole(s)]
+    return Have(True, tuple(sorted(points, key=lambda point: point.createtxg)))
+
+
+def is_whole(snapshot: Snapshot) -> bool:
+    """Whether it is not a part of one that is being made or received."""
+    return not snapshot.doc.get(STEP) and not snapshot.doc.get(RESUME)
+
+
+def note_sent(pool: Pool, dataset: Dataset, guid: int, to: str) -> None:
+    """Note in the source's record that a destination has a snapshot."""
+    with pool.transaction() as t:
+        for snapshot in pool.snapshots_by_guid(guid, dataset):
+            sent.note(pool, t, snapshot, to)
+
+
+def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
+    """Destroy the snapshots that backups made before one that the destination has; returns their names.
+
+    The next increment is made from that one. What somebody else made, holds or cloned stays.
+    """
+    snapshots = pool.snapshots(dataset)
+    newest = next((s for s in snapshots if s.guid == guid), None)
+    if newest is None:
+        return []
+    view = View(pool)
+    old = [s for s in snapshots if s.txg < newest.txg and is_whole(s) and str(s.doc["name"]).startswith(PREFIX)]
+    free = [s for s in old if not s.holds and not pool.tree().clones(dataset, s.txg)]
+    if free:
+        names = ",".join(str(snapshot.doc["name"]) for snapshot in free)
+        destroy.execute(pool, destroy.plan_snapshots(view, dataset.name, names, destroy.Options()))
+    return [str(snapshot.doc["name"]) for snapshot in free]

@@ -1,0 +1,162 @@
+"""zkeep backup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import click
+
+from zkeep.backup.local import Job
+from zkeep.backup.places import Path, parse_destination, parse_source
+from zkeep.cli.backup_events import Events
+from zkeep.cli.home import registry
+from zkeep.cli.ping import check_url, ping
+from zkeep.cli.snapshot_from import FromOptions, excluding_options
+from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.pool.datasets import properties
+from zkeep.pool.store.files import LocalStore
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for."""
+
+    job: Job
+    dry_run: bool
+    verbose: bool
+    as_json: bool
+    yes: bool
+    key_file: str | None
+    retention: str | None
+    recursive: bool
+    ssh: tuple[str, ...]
+    "Words for ssh."
+    locations: tuple[str, ...]
+    excluding: dict[str, Any]
+
+    def reading(self) -> FromOptions:
+        """How the folder is read."""
+        source = str(self.job.source)
+        quiet = self.as_json and not self.verbose
+        return FromOptions(source, **self.excluding, dry_run=False, verbose=False, as_json=self.as_json, quiet=quiet)
+
+
+def ssh_words(options: Sequence[str], key: str | None) -> tuple[str, ...]:
+    """The words for ssh of --ssh-option and --sshkey."""
+    return (*(word for text in options for word in ("-o", text)), *(("-i", key) if key is not None else ()))
+
+
+@click.command("backup")
+@click.option("-n", "dry_run", is_flag=True, help="Change nothing; say what would be done.")
+@click.option("-v", "verbose", is_flag=True, help="Say what is done.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="The same as one JSON object a line.")
+@click.option("-r", "recursive", is_flag=True, help="Of a dataset: with the datasets below.")
+@click.option("--yes", "yes", is_flag=True, help="The first time: the key was or will be kept elsewhere, too.")
+@click.option("--key-file", metavar="FILE", help="The first time: use the key in FILE, or make it there.")
+@click.option("--retention", metavar="POLICY", help="Set this property on DEST, as 'daily=30,weekly=8'.")
+@click.option("--ping", "url", metavar="URL", help="POST to URL/start, then URL or URL/fail.")
+@click.option("--sshkey", metavar="FILE", help="As ssh -i.")
+@click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o.")
+@click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use.")
+@excluding_options
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DEST")
+@click.pass_context
+def backup_verb(
+    ctx: click.Context,
+    /,
+    *,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+    recursive: bool,
+    yes: bool,
+    key_file: str | None,
+    retention: str | None,
+    url: str | None,
+    sshkey: str | None,
+    ssh_options: Sequence[str],
+    locations: Sequence[str],
+    source: str,
+    destination: str,
+    **excluding: Any,
+) -> None:
+    """Back up a folder, a disk image or a device: encrypted here, sent there, only what changed.
+
+    SRC is a path. DEST is a dataset of a pool, on a host (ssh://[user@]host[:port]/pool/dataset, where zkeep is
+    installed) or on this machine. The same command again sends what changed since; what broke off goes on.
+
+    The first time a key is made and shown on a recovery sheet, of which a part must be typed back; it lies in a file
+    that only you can read. Without the key the backup is worth nothing: keep the sheet elsewhere. In scripts, --yes
+    and --key-file FILE take the place of that. For a DEST on a host, this machine keeps, in its own pool 'local', the
+    metadata that the next increment needs, and no contents once the host lists the snapshot.
+
+    Nothing is ever destroyed at DEST; its own rules do that ('retention').
+
+    Exit status: 0 done; 3 done, but some files could not be read; 5 try again: it broke off, or the same backup runs
+    already; 1 refused.
+
+    \b
+        zkeep backup ~/Documents ssh://box/vault/me
+        zkeep backup --exclude '*.iso' --exclude-caches ~ ssh://backup@box:2222/vault/alice/home
+        zkeep backup --yes --key-file /root/backup.key --ping https://hc.example.org/uuid /srv ssh://box/vault/srv
+        zkeep backup ~/Documents usb/documents
+    """
+    place = parse_destination(destination)
+    job = Job(parse_source(source, registry().pools()), place)
+    policy = properties.check("retention", retention)[1] if retention is not None else None
+    wanted = Wanted(
+        *(job, dry_run, verbose, as_json, yes, key_file, policy, recursive, ssh_words(ssh_options, sshkey)),
+        *(tuple(locations), excluding),
+    )
+    wanted.reading().exclusions()  # a pattern that is none is refused before anything else
+    with told(check_url(url) if not dry_run else None, wanted) as events:
+        _back_up(wanted, events)
+
+
+def _back_up(wanted: Wanted, events: Events) -> None:
+    if not isinstance(wanted.job.source, Path):
+        raise Refused(f"cannot back up {wanted.job.source}: SRC is a folder, a disk image or a device")
+    from zkeep.cli.backup_folder import back_up_folder
+
+    back_up_folder(wanted, events)
+
+
+@contextmanager
+def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
+    """Tell whoever is to know how it ends."""
+    events = Events(wanted.as_json, wanted.verbose)
+    ping(url, "start")
+    try:
+        yield events
+    except BaseException as error:
+        text = str(error) if isinstance(error, ZkeepError) else "interrupted" if _is_stop(error) else repr(error)
+        status = error.status if isinstance(error, ZkeepError) else TryAgain.status if _is_stop(error) else 1
+        events.failed(text, status)
+        ping(url, "fail", text)
+        raise
+    events.done()
+    ping(url)
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt | click.Abort)
+
+
+@contextmanager
+def locked(job: Job) -> Iterator[None]:
+    """Inside, no other process does the same backup.
+
+    Raises:
+        TryAgain: one does.
+    """
+    home = registry().home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digest = sha256("\0".join(job.properties.values()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    busy = f"cannot back up {job.source}: the same backup runs already"
+    with LocalStore(home).lock(f"backup-{digest}", busy=busy):
+        yield

@@ -1,0 +1,71 @@
+"""The source's own record of what it sent: the guid and the portable MAC of each snapshot, and where it went.
+
+A destination has neither key nor reason to be trusted. It can return an old snapshot under a new name; all of it is
+authentic. This record, which the source keeps when the snapshots themselves are long gone here, tells them apart.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from zkeep.format.nvlist import NvList
+from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.types import Doc
+
+SENT = "sent"
+"The kind of the documents, under DATASET/GUID."
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A snapshot that a destination had, after it was sent there. `name`: as the destination was given it."""
+
+    guid: int
+    name: str
+    portable_mac: bytes
+    ivset_guid: int
+    at: int
+    to: tuple[str, ...]
+    "The destinations, as they are named to `zkeep backup`."
+
+
+def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
+    """Add a destination to the record of a snapshot."""
+    key = _key(snapshot.dataset, snapshot.guid)
+    before: Doc = t.get(SENT, key) or {"to": [], "at": int(time.time())}
+    if to in before["to"]:
+        return
+    begin = pool.catalog.get("begin", snapshot.key)
+    crypt = Opening.from_doc(begin).crypt if begin is not None else None
+    mac = crypt.get("portable_mac") if isinstance(crypt, NvList) else None
+    doc = {
+        "guid": snapshot.guid,
+        "name": str(snapshot.doc["name"]),
+        "portable_mac": bytes(mac).hex() if isinstance(mac, bytes | bytearray) else "",
+        "ivset_guid": int(snapshot.doc["ivset_guid"]),
+    }
+    t.put(SENT, key, {**before, **doc, "to": [*before["to"], to]})
+
+
+def find(pool: Pool, dataset: Dataset, guid: int) -> Sent | None:
+    """The record of one snapshot of a dataset."""
+    doc = pool.catalog.get(SENT, _key(dataset, guid))
+    return _sent(doc) if doc is not None else None
+
+
+def of_dataset(pool: Pool, dataset: Dataset) -> list[Sent]:
+    """All that was sent of a dataset, in the order in which it was noted."""
+    found = [_sent(doc) for _, doc in pool.catalog.scan(SENT, dataset.key + "/")]
+    return sorted(found, key=lambda sent: sent.at)
+
+
+def _key(dataset: Dataset, guid: int) -> str:
+    return f"{dataset.key}/{guid:020d}"
+
+
+def _sent(doc: Doc) -> Sent:
+    mac = bytes.fromhex(doc["portable_mac"])
+    return Sent(doc["guid"], doc["name"], mac, doc["ivset_guid"], doc["at"], tuple(doc["to"]))

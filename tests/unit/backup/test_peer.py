@@ -1,0 +1,185 @@
+"""Peers that lie, talk without end, or do not talk at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from zkeep.backup import peer as module
+from zkeep.backup.peer import Peer, clean, parse_listing
+from zkeep.backup.places import Host
+from zkeep.backup.plan import Have, Point, plan
+from zkeep.backup.run import Side, replicate
+from zkeep.errors import Refused, TryAgain
+from zkeep.names import DatasetName
+from zkeep.pool.transfer.token import Token
+
+DATASET = DatasetName("vault/me")
+ROW = "vault/me\t5\t1\tfilesystem\t-\n"
+
+
+def listing(text: str) -> Have:
+    return parse_listing(text.encode(), DATASET, "box")
+
+
+def test_a_listing() -> None:
+    token = Token("x@y", 3, 0, 0, 0)
+    rows = f"vault/me@b\t2\t20\tsnapshot\t-\nvault/me\t5\t1\tfilesystem\t{token.encode()}\n"
+    rows += "vault/me@a\t1\t10\tsnapshot\t-\nvault/me#a\t1\t10\tbookmark\t-\nvault/me/child\t9\t2\tfilesystem\t-\n"
+    found = listing(rows)
+    assert [point.name for point in found.points if point.is_snapshot] == ["@a", "@b"]
+    assert found.by_guid(1) == Point("@a", 1, 10)
+    assert found.token == token
+    assert listing("") == Have()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "vault/you@a\t1\t10\tsnapshot\t-",
+        "vault/me@a\t0\t10\tsnapshot\t-",
+        "vault/me@a\t-1\t10\tsnapshot\t-",
+        f"vault/me@a\t{1 << 64}\t10\tsnapshot\t-",
+        "vault/me@a\t1e3\t10\tsnapshot\t-",
+        "vault/me@a\t\u0661\t10\tsnapshot\t-",
+        "vault/me@a\t1\tnone\tsnapshot\t-",
+        "vault/me@a\x1b[2J\t1\t10\tsnapshot\t-",
+        "vault/me@a\t1\t10\tsnapshot",
+        "vault/me@a\t1\t10\tsnapshot\t-\tmore",
+        "vault/me@a\t1\t10\tpool\t-",
+        "vault/me@a\t1\t10\tsnapshot\t-\nvault/me@b\t1\t11\tsnapshot\t-",
+        "vault/me\t5\t1\tfilesystem\t1-bad",
+        "vault/me\t5\t1\tfilesystem\t1-" + "0" * 100_000,
+        "../../etc@a\t1\t10\tsnapshot\t-",
+    ],
+)
+def test_rows_that_were_not_asked_for_are_refused_in_one_clean_line(row: str) -> None:
+    with pytest.raises(Refused) as found:
+        listing(ROW + row + "\n")
+    text = str(found.value)
+    assert len(text) < 700
+    assert text.isprintable()
+
+
+def test_snapshots_without_a_dataset_are_refused() -> None:
+    with pytest.raises(Refused, match="not the dataset itself"):
+        listing("vault/me@a\t1\t10\tsnapshot\t-\n")
+
+
+def test_messages_steer_no_terminal() -> None:
+    said = clean("\x1b[31mgone\x1b[0m\x1b]0;title\x07 \x9b2Jfor\r\ngood \u202eevil")
+    assert said.isprintable()
+    assert "\x1b" not in said
+    assert said.startswith("gone for good")
+    assert len(clean("x" * 100_000)) < 500
+
+
+class Script(Peer):
+    """Runs Python instead of zkeep, as if it were behind ssh."""
+
+    def words(self, *words: str) -> list[str]:
+        return [sys.executable, "-I", "-S", "-c", self.program, *words]
+
+
+def script(code: str) -> Script:
+    return Script(code, Host("box"))
+
+
+def test_endless_answers_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ANSWER", 1 << 20)
+    with pytest.raises(Refused, match="an answer of more than 1 MiB"):
+        script("while True: print('x' * 99999)").ask("list")
+
+
+def test_endless_messages_are_kept_in_part() -> None:
+    done, _ = script("import sys\nfor i in range(3000): sys.stderr.write('x' * 99 + chr(10))\nsys.exit(1)").ask("list")
+    assert done.status == 1
+    assert len(done.said) < 500
+
+
+def test_one_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.05)
+    with pytest.raises(TryAgain, match="did not answer"):
+        script("import time; time.sleep(60)").ask("list")
+
+
+@pytest.mark.parametrize(("status", "error"), [(255, TryAgain), (127, Refused)])
+def test_ssh_and_the_shell_are_told_from_the_verb(status: int, error: type[Exception]) -> None:
+    class Named(Script):
+        program = "zkeep"
+
+        def words(self, *words: str) -> list[str]:
+            return [sys.executable, "-I", "-S", "-c", f"raise SystemExit({status})"]
+
+    with pytest.raises(error, match="box"):
+        Named("zkeep", Host("box")).ask("list")
+
+
+def test_names_reach_a_host_as_one_word_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Peer("zkeep", Host("box", "me", 7), ("-o", "A=b")).words("list", "vault/a b'c")
+    assert words[-3:] == ["--", "me@box", "zkeep list 'vault/a b'\"'\"'c'"]
+    assert words[words.index("-p") + 1] == "7"
+
+
+# Streams
+
+EAT = "import sys\nif sys.argv[1] == 'list': print(*{rows!r}, sep='', end='')\nelse: sys.stdin.buffer.read()\n"
+POINT = Point("@a", 1, 10)
+
+
+@contextmanager
+def sides(give: str, take: str) -> Iterator[tuple[Side, Side]]:
+    yield Side(script(give), DatasetName("local/docs")), Side(script(take), DATASET)
+
+
+def send(give: str, take: str) -> list[str]:
+    seen: list[str] = []
+    with sides(give, take) as (source, target):
+        steps = plan(Have(True, (POINT,)), Have(), "DEST")
+        replicate(source, target, steps, lambda event, **fields: seen.append(event))
+    return seen
+
+
+STREAM = "import sys\nsys.stdout.write('x' * 300000)\n"
+
+
+def test_a_stream_that_arrives_is_looked_for() -> None:
+    listed = EAT.format(rows=[ROW, "vault/me@a\t1\t10\tsnapshot\t-\n"])
+    seen = send(STREAM, listed)
+    assert (seen[0], seen[-1]) == ("send", "sent")
+
+
+def test_a_stream_that_was_swallowed_counts_for_nothing() -> None:
+    for rows in ([ROW], [], [ROW, "vault/me@a\t2\t10\tsnapshot\t-\n"], [ROW, "vault/me#a\t1\t10\tbookmark\t-\n"]):
+        with pytest.raises(Refused, match="does not list the snapshot"):
+            send(STREAM, EAT.format(rows=rows))
+
+
+@pytest.mark.parametrize(
+    ("give", "take", "error", "words"),
+    [
+        (STREAM, "import sys; print('no room', file=sys.stderr); sys.exit(1)", Refused, "no room"),
+        (STREAM, "import sys; sys.stdin.buffer.read(9); sys.exit(255)", TryAgain, "cannot reach box"),
+        (STREAM, "import sys; sys.exit(5)", TryAgain, "status 5"),
+        (STREAM, "import sys; sys.exit(0)", TryAgain, "before the stream did"),
+        (STREAM, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", TryAgain, "status -9"),
+        (STREAM + "sys.exit('it is gone')", EAT.format(rows=[ROW]), Refused, "it is gone"),
+    ],
+    ids=["refused", "ssh", "again", "early", "killed", "sender"],
+)
+def test_whose_fault_it_is_that_a_stream_did_not_arrive(
+    give: str, take: str, error: type[Exception], words: str
+) -> None:
+    big = give.replace("300000", "30000000") if "sys.exit('it" not in give else give
+    with pytest.raises(error, match=words):
+        send(big, take)
+
+
+def test_a_receiver_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
+    with pytest.raises(TryAgain, match="nothing moved"):
+        send(STREAM.replace("300000", "30000000"), "import time; time.sleep(60)")
