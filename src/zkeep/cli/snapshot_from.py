@@ -98,7 +98,7 @@ def excluding_options(verb: F) -> F:
     return _with(verb, _EXCLUDING)
 
 
-def _with(verb: F, options: list[Callable[[F], F]]) -> F:
+def _with(verb: F, options: Sequence[Callable[[F], F]]) -> F:
     for option in reversed(options):
         verb = option(verb)
     return verb
