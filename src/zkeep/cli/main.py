@@ -41,6 +41,7 @@ VERBS = {
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),
+    "key": ("key", "Keep a key on paper, and bring it back from there."),
     "list": ("list", "List datasets, snapshots and bookmarks."),
     "load-key": ("keys", "Load keys, so that datasets can be opened."),
     "ls": ("files", "List the files of a snapshot."),
@@ -95,9 +96,10 @@ class Verbs(usage.VerbGroup):
         return usage.with_usage(command, name)
 
     def elsewhere(self) -> list[str]:
+        from zkeep.cli.key import key_verb
         from zkeep.cli.pool import pool_verb
 
-        return [f"{pool_verb.name} {name}" for name in pool_verb.commands]
+        return [f"{group.name} {name}" for group in (pool_verb, key_verb) for name in group.commands]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

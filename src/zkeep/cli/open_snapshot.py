@@ -27,13 +27,17 @@ from zkeep.errors import BadStream, Refused, WrongUsage
 from zkeep.names import BadName, BookmarkName, DatasetName, SnapshotName, parse_any, shown
 
 if TYPE_CHECKING:
+    from zkeep.crypto.groups import Secret
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
     from zkeep.format.events import Event
     from zkeep.pool.datasets.model import Pool, Snapshot
     from zkeep.snapshot.open import OpenSnapshot
 
 Asks = Literal["prompt", "person"] | None
-MAX_KEY_FILE = 4096
+MAX_KEY_FILE = 1 << 16
+"Bytes: the text of a recovery sheet, with a passphrase and its QR code, is the largest."
+TRIES = 3
+"How often a line of a sheet may be typed wrong."
 KEY_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 OTHERS_READ = stat.S_IRGRP | stat.S_IROTH
 NOT_REGULAR = "it is not a regular file; a key from a pipe comes with -L prompt"
@@ -72,7 +76,7 @@ def _held(source: _Keys) -> GetKey:
 
 
 def read_key(location: str) -> bytes:
-    """Read a key file.
+    """Read a key file, or the text of a recovery sheet.
 
     Only a regular file of the size of a key is read: opening a pipe or a device may block, or have side effects.
     """
@@ -93,7 +97,16 @@ def read_key(location: str) -> bytes:
     if why:
         raise Refused(f"cannot read the key {shown(path)}: {why}")
     _warn_of_readers(path, status)
-    return material
+    return _of_sheet(material)
+
+
+def _of_sheet(material: bytes) -> bytes:
+    """The key, if this is the text of a recovery sheet; else what was given."""
+    from zkeep.crypto.groups import recognized
+    from zkeep.crypto.unwrap import WRAPPING_KEY
+
+    found = recognized(material) if len(material) != WRAPPING_KEY else None
+    return material if found is None else found.material()
 
 
 @cache
@@ -176,10 +189,7 @@ def prompted(keyformat: int, of: str) -> bytes:
 
     if not sys.stdin.isatty():
         return piped(keyformat)
-    if keyformat == KeyFormat.RAW:
-        whose = f"the key of '{of}'" if of else "its key"
-        raise Refused(f"{whose} is raw bytes, which cannot be typed: name a file with -L file:///path")
-    return typed(keyformat, of)
+    return typed_groups(of).material() if keyformat == KeyFormat.RAW else typed(keyformat, of)
 
 
 def piped(keyformat: int) -> bytes:
@@ -187,7 +197,41 @@ def piped(keyformat: int) -> bytes:
     from zkeep.crypto.unwrap import KeyFormat
 
     source = sys.stdin.buffer
-    return source.read(MAX_KEY_FILE) if keyformat == KeyFormat.RAW else source.readline(MAX_KEY_FILE)
+    return _of_sheet(source.read(MAX_KEY_FILE)) if keyformat == KeyFormat.RAW else source.readline(MAX_KEY_FILE)
+
+
+def typed_groups(of: str, first: str | None = None, *, tell: Callable[[str], None] | None = None) -> Secret:
+    """Let the user type the lines of a recovery sheet, without echo; a line that is wrong is asked for again.
+
+    `first`: what was typed as the first line; `tell`: is called with a word on each line.
+
+    Raises:
+        WrongGroups: a line was wrong too often.
+    """
+    import getpass
+
+    from zkeep.crypto.groups import Reading, WrongGroups
+
+    reading, tries = Reading(), 0
+    while not reading.complete:
+        number = len(reading.lines) + 1
+        whose = f" for {shown(of)}" if of else ""
+        typed_line = first or getpass.getpass(f"Enter line {number} of the recovery sheet{whose}: ")
+        first = None
+        try:
+            line = reading.add(typed_line)
+        except WrongGroups as error:
+            tries += 1
+            if tries == TRIES:
+                raise
+            say(f"{error}; type it again")
+            continue
+        tries = 0
+        if line.mended:
+            say(f"{line.mended}; read as that")
+        if tell:
+            tell(f"line {number} is {'put right' if line.mended else 'right'}")
+    return reading.secret()
 
 
 def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
@@ -201,7 +245,19 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
     material = getpass.getpass(f"Enter {enter}").encode()
     if again and getpass.getpass(f"Re-enter {enter}").encode() != material:
         raise Refused("the two keys that were typed are not the same")
+    if keyformat == KeyFormat.HEX and not again and _begins_sheet(material):
+        return typed_groups(of, material.decode()).material()
     return material
+
+
+def _begins_sheet(material: bytes) -> bool:
+    """Whether a person who is asked for a hex key types the first line of a recovery sheet instead."""
+    from zkeep.crypto.groups import WrongGroups, read_line
+
+    try:
+        return bool(read_line(material.decode("ascii"), 1))
+    except (UnicodeDecodeError, WrongGroups):
+        return False
 
 
 # Snapshots

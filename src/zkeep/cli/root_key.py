@@ -38,10 +38,22 @@ def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
         Refused: the key is wrong.
         Damaged: the key opens other snapshots of the same root, so the newest key record must be damaged.
     """
+    return opened_by(pool, root, _material(root, records_of(pool, root)[0], location or key_location(root)))
+
+
+def opening_material(pool: Pool, root: Dataset, location: str | None) -> bytes:
+    """What a user gives as the key of a root, after it was tried. Raises as opening_key() does."""
+    material = _material(root, records_of(pool, root)[0], location or key_location(root))
+    opened_by(pool, root, material)
+    return material
+
+
+def opened_by(pool: Pool, root: Dataset, material: bytes) -> bytes:
+    """The wrapping key of a root, from the content of a key file or a passphrase. Raises as opening_key() does."""
     from zkeep.crypto.unwrap import Materials, TooManyRounds, WrappedKeys, WrongKey
 
     records = records_of(pool, root)
-    key_of = Materials([_material(root, records[0], location or key_location(root))])
+    key_of = Materials([material])
     reasons: list[Refused | Damaged] = []
     for record in records:
         try:

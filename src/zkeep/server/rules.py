@@ -113,7 +113,7 @@ def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denie
     return BadCall(f"unrecognized command {shown(verb)}" if verb else "missing command")
 
 
-_KEYED = ("load-key", "unload-key", "change-key", "forget-keys", "verify", "extract", "cat", "ls", "diff")
+_KEYED = ("load-key", "unload-key", "change-key", "forget-keys", "key", "verify", "extract", "cat", "ls", "diff")
 _REFUSED = (
     *("allow", "clone", "groupspace", "jail", "program", "project", "projectspace", "redact", "rewrite", "share"),
     *("unallow", "unjail", "unshare", "unzone", "upgrade", "userspace", "wait", "zone"),
