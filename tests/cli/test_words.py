@@ -14,6 +14,7 @@ import pytest
 
 from zkeep import __version__
 from zkeep.cli import usage
+from zkeep.cli.key import key_verb
 from zkeep.cli.main import VERBS, cli, run
 from zkeep.cli.pool import pool_verb
 from zkeep.pool.datasets.model import Pool
@@ -129,7 +130,8 @@ def test_help_without_a_verb_is_the_overview(capsys: pytest.CaptureFixture[str])
 def test_a_manual_page_for_every_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "help", "--man-pages", str(tmp_path / "man1"))
     pages = {path.name: path.read_text() for path in (tmp_path / "man1").iterdir()}
-    verbs = [f"zkeep-{verb}.1" for verb in VERBS] + [f"zkeep-pool-{verb}.1" for verb in pool_verb.commands]
+    verbs = [f"zkeep-{verb}.1" for verb in VERBS]
+    verbs += [f"zkeep-{group.name}-{verb}.1" for group in (pool_verb, key_verb) for verb in group.commands]
     assert sorted(pages) == sorted(["zkeep.1", *verbs])
     assert pages["zkeep-send.1"] == said(capsys, "help", "--man", "send")
     for page in pages.values():

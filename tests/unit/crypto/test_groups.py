@@ -23,11 +23,12 @@ from zkeep.crypto.groups import (
 )
 from zkeep.crypto.unwrap import KeyFormat, WrongKey
 
+BYTES = st.sampled_from([16, 24, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size))
 KEYS = st.one_of(
-    st.builds(Secret, st.sampled_from([1, 2]), st.sampled_from([16, 24, 32]).flatmap(lambda n: st.binary(min_size=n, max_size=n))),
+    st.builds(Secret, st.sampled_from([1, 2]), BYTES),
     st.builds(Secret, st.just(3), st.text(min_size=8, max_size=120).map(lambda s: s.encode("utf-8", "replace"))),
     st.builds(Secret, st.just(3), st.binary(min_size=500, max_size=512)),
-)  # fmt: skip
+)
 KEY = Secret(1, bytes(range(7, 39)))
 LINES = lines_of(KEY)
 
