@@ -379,3 +379,26 @@ def test_what_is_said_meanwhile_counts(
     assert zkeep("pool", "compact", "v") == 0
     assert extracted(zkeep, tmp_path, "v/home@1") == stored_listing(source)
     assert zkeep("pool", "scrub", "v") == 0
+
+
+def test_what_died_before_is_not_counted_again(zkeep: Zkeep, tmp_path: Path) -> None:
+    """Neighbours of what dies had died in a snapshot that the search for it did not reach."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number}").touch()
+    # Objects are numbered as the folder lists them. One in four has a block.
+    files = [folder / entry.name for entry in os.scandir(folder)]
+    for file in files[0::4]:
+        file.write_bytes(b"content")
+    take(zkeep, folder, "all")
+    # Neighbours die one after the other; each time the metadnode blocks are written again.
+    for name, gone in (("fewer", files[0::4] + files[2::4]), ("fewest", files[1::4]), ("none", files[3::4])):
+        for file in gone:
+            file.unlink()
+        take(zkeep, folder, name)
+        assert_figures_add_up(tmp_path)
+    for file in files:
+        file.write_bytes(b"new")
+    take(zkeep, folder, "new")
+    assert_figures_add_up(tmp_path)

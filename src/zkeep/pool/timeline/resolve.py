@@ -94,12 +94,30 @@ def _look_back(timeline: Timeline, past: list[Run], search: _Search) -> Table:
     for piece in reversed(timeline.pieces(past)):
         if not wanted:
             break
-        table = timeline.nearby(piece, wanted)
+        table = _inside(timeline.nearby(piece, wanted), wanted)
         if table.rows:
             found.append(table)
             search.settle(table)
             wanted = search.wanted()
     return fold(found[::-1])
+
+
+def _inside(found: Table, wanted: dict[str, Array]) -> Table:
+    """The found rows without records that touch nothing wanted: what newer runs did to those was not searched for."""
+    kept = {}
+    for name in ("ranges", "objects", "blocks", "spills"):
+        rows = getattr(found, name)
+        if not len(rows):
+            continue
+        lows = np.sort(sp.keys(wanted[name]["object"], wanted[name]["start"]))
+        highs = np.sort(sp.keys(wanted[name]["to_object"], wanted[name]["to"]))
+        starts = rows["offset"] if name == "blocks" else np.zeros(len(rows), np.uint64)
+        ends = block_ends(rows) if name == "blocks" else np.ones(len(rows), np.uint64)
+        # The first wanted range that ends behind the row's start must begin before the row's end.
+        at = np.searchsorted(highs, sp.keys(rows["object"], starts), "right")
+        begun = np.searchsorted(lows, sp.keys(rows["object"], ends), "left")
+        kept[name] = rows[at < begun]
+    return replace(found, **kept) if kept else found
 
 
 def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array:
