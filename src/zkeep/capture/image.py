@@ -16,13 +16,13 @@ from zkeep.capture.contents import SourceError, blocks_of, read_blocks
 from zkeep.capture.scan import Problem
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
-from zkeep.format.objtypes import ObjectType
+from zkeep.format.objtypes import ObjectType, ObjsetType
 from zkeep.format.records import Feature
 from zkeep.format.zap_writer import micro_block
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.snapshot.changes import Block, ObjectChange
-from zkeep.snapshot.commit import LARGE, VOLUME, NewSnapshot, commit
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
 from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.new_filesystem import new_salt
 from zkeep.snapshot.open import OpenSnapshot
@@ -96,7 +96,8 @@ def _signs_of_writing(fd: int) -> tuple[int | str, ...]:
 def for_volume(new: NewSnapshot, blksz: int) -> NewSnapshot:
     """The same for a volume: its blocks have one size, whatever the recordsize is."""
     features = new.features & ~Feature.LARGE_BLOCKS
-    return replace(new, features=features | (Feature.LARGE_BLOCKS if blksz > LARGE else 0), objset_type=VOLUME)
+    features |= Feature.LARGE_BLOCKS if blksz > LARGE else 0
+    return replace(new, features=features, objset_type=ObjsetType.VOLUME)
 
 
 def _open(name: SnapshotName, source: str, size: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from zkeep.format.compress import Compression
-from zkeep.format.dnode import CORE, POINTER, SECTOR, SLOT, SLOTS
+from zkeep.format.dnode import CORE, MAX_POINTERS, POINTER, SECTOR, SLOT, SLOTS
 from zkeep.format.events import Batch
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import NEW_TYPE, UINT64_METADATA, ObjectType
@@ -88,9 +88,14 @@ def _bonus_room(h: Columns) -> I64s:
 
 
 def _nblkptr(h: Columns) -> I64s:
-    """How many block pointers fit next to a bonus buffer (dmu_recv.c, deduce_nblkptr())."""
-    beside = np.minimum(3, 1 + ((_bonus_room(h) - h["bonuslen"].astype(np.int64)) >> 7))
-    return np.where(h["bonustype"] == ObjectType.SA, 1, beside)
+    return pointers_beside(h["bonustype"], h["bonuslen"], slots(h))
+
+
+def pointers_beside(bonustype: NDArray[Any], bonuslen: NDArray[Any], dnode_slots: NDArray[Any]) -> I64s:
+    """How many block pointers fit beside each bonus buffer, as dnode.pointers_beside() says of one."""
+    room = dnode_slots.astype(np.int64) * SLOT - CORE - POINTER
+    beside = np.minimum(MAX_POINTERS, 1 + (room - bonuslen.astype(np.int64)) // POINTER)
+    return np.where(bonustype == ObjectType.SA, 1, beside)
 
 
 def _raw_bonus_room(h: Columns) -> I64s:

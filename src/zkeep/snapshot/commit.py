@@ -18,6 +18,7 @@ from zkeep.format.checksum import fletcher4
 from zkeep.format.compress_writer import Compress
 from zkeep.format.events import SubBegin, SubEnd
 from zkeep.format.nvlist import NvList, NvType, encode
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import destroy, keyrecords
@@ -32,8 +33,6 @@ from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import METADNODE, SnapshotWriter
 
-FILESYSTEM, VOLUME = 2, 3
-"dmu_objset_type_t."
 LARGE = 128 << 10
 MADE_HERE = "made_here"
 "Field of a snapshot's document: its records were made here, and not received."
@@ -56,7 +55,7 @@ class NewSnapshot:
     compress: Compress
     features: Feature
     "ZSTD, LARGE_BLOCKS where blocks may be so; what the base has is kept."
-    objset_type: int = FILESYSTEM
+    objset_type: ObjsetType = ObjsetType.FILESYSTEM
 
 
 def commit(

@@ -40,7 +40,7 @@ from zkeep.format.compress import Compression
 from zkeep.format.compress_writer import Compress, compressor
 from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
-from zkeep.format.objtypes import ObjectType, is_encrypted
+from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
@@ -92,7 +92,7 @@ class SnapshotWriter:
         compress: Compress,
         put: Callable[[Batch], None],
         base: OpenSnapshot | None = None,
-        objset_type: int = 2,
+        objset_type: int = ObjsetType.FILESYSTEM,
         spool: IO[bytes] | None = None,
     ) -> None:
         self._keys = BlockKeys(keys)

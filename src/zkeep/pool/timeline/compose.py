@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zkeep.format.records import RecordType
+from zkeep.format.records import HEADER, RecordType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.holes import Holes, unseen
 from zkeep.pool.timeline.segment import Key
@@ -169,7 +169,7 @@ def _tails(objects: Array, low: Key) -> Iterator[Array]:
     rows = objects[(objects["tail"] != TAILLESS) & ((objects["object"] > low[0]) | (low[1] == 0))]
     steps = np.zeros(len(rows), STEP)
     steps["object"], steps["turn"], steps["rtype"] = rows["object"], TAIL, RecordType.FREE
-    steps["a"], steps["b"], steps["size"] = rows["tail"], sp.END, 312
+    steps["a"], steps["b"], steps["size"] = rows["tail"], sp.END, HEADER
     yield steps
 
 
@@ -177,7 +177,7 @@ def _frees(freed: Array) -> Array:
     steps = np.zeros(len(freed), STEP)
     steps["object"], steps["turn"], steps["rtype"] = freed["object"], _DATA, RecordType.FREE
     steps["offset"] = steps["a"] = freed["start"]
-    steps["b"], steps["size"] = freed["end"] - freed["start"], 312
+    steps["b"], steps["size"] = freed["end"] - freed["start"], HEADER
     return steps
 
 
@@ -201,7 +201,7 @@ class _Freed:
         freed = self._find(state, delta, first, last) if first < last else sp.EMPTY
         made = np.zeros(len(freed), STEP)
         made["object"], made["turn"], made["rtype"] = freed["start"], _FREED, RecordType.FREEOBJECTS
-        made["a"], made["b"], made["size"] = freed["start"], freed["end"] - freed["start"], 312
+        made["a"], made["b"], made["size"] = freed["start"], freed["end"] - freed["start"], HEADER
         every = sp.join([steps, made])
         every = every[np.lexsort((every["offset"], every["turn"], every["object"]))]
         yield self._joined(every)
@@ -230,7 +230,7 @@ class _Freed:
         step = np.zeros(1, STEP)
         if self._open is not None:
             step["object"] = step["a"] = self._open[0]
-            step["b"], step["turn"], step["rtype"], step["size"] = self._open[1], _FREED, RecordType.FREEOBJECTS, 312
+            step["b"], step["turn"], step["rtype"], step["size"] = self._open[1], _FREED, RecordType.FREEOBJECTS, HEADER
         self._open = None
         return step
 

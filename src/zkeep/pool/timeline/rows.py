@@ -8,15 +8,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from zkeep.format.events import Batch
-from zkeep.format.records import RecordType
+from zkeep.format.records import RecordFlag, RecordType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import BLOCK, DTYPES, FRESH_SPILL, NOTHING, OBJECT, RANGE, TAILLESS, Table, concat
 
-OBJECT_HAS_SPILL = 4
 NO_OFFSET = 1 << 63
 """No data block has an offset this large or larger."""
-SPILL_UNMODIFIED = 4
 
 
 @dataclass
@@ -78,7 +76,7 @@ class RowBuilder:
         rows["slots"] = np.maximum(headers["dn_slots"], 1)
         rows["tail"] = TAILLESS
         if self.spill_flags:
-            rows["fresh"] = np.where(rows["flags"] & OBJECT_HAS_SPILL, 0, FRESH_SPILL)
+            rows["fresh"] = np.where(rows["flags"] & RecordFlag.OBJECT_SPILL, 0, FRESH_SPILL)
         return rows
 
     def _frees(self, batch: Batch, objects: Array) -> Array:
@@ -99,7 +97,7 @@ class RowBuilder:
     def _spills(self, batch: Batch, places: Array) -> Array:
         index, headers = batch.select(RecordType.SPILL)
         if self.spill_flags:  # unmodified ones are for receivers that do not know the flag
-            changed = headers["flags"] & SPILL_UNMODIFIED == 0
+            changed = headers["flags"] & RecordFlag.SPILL_UNMODIFIED == 0
             index, headers = index[changed], headers[changed]
         rows = _placed(batch, BLOCK, index, places)
         rows["object"], rows["length"], rows["kind"] = headers["object"], headers["length"], RecordType.SPILL

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format.events import SubBegin
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.begin import Opening, number, rewrapped
@@ -17,7 +18,7 @@ from zkeep.pool.datasets.keyrecords import wrap_fields
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.begin_rules import ZVOL, refuse_after, refuse_form, refuse_other_ivset, refuse_rest
+from zkeep.pool.transfer.begin_rules import refuse_after, refuse_form, refuse_other_ivset, refuse_rest
 from zkeep.pool.types import Doc
 
 KEY_GUID = "DSL_CRYPTO_GUID"
@@ -130,7 +131,7 @@ def _admit_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
 
 
 def _refuse_children(pool: Pool, where: str, begin: Begin, dataset: Dataset) -> None:
-    if begin.type == ZVOL and any(d != dataset for d in pool.tree().within(dataset)):
+    if begin.type == ObjsetType.VOLUME and any(d != dataset for d in pool.tree().within(dataset)):
         raise Refused(f"{where}: a volume has no children, and destination has some")
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from zkeep.format.nvlist import UNIQUE_NAME, UNIQUE_NAME_TYPE, NvList, NvType
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import BeginFlag, Feature
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.keyrecords import WRAP
 from zkeep.pool.types import MAX_UINT64
 
-FILESYSTEM, ZVOL = 2, 3
-"""DMU_OST_ZFS, DMU_OST_ZVOL: the only object sets that are datasets."""
+DATASET_TYPES = frozenset(ObjsetType)
+"""The only object sets that are datasets."""
 _PASSPHRASE = 3
 """ZFS_KEYFORMAT_PASSPHRASE."""
 
@@ -98,7 +99,7 @@ INHERITED = {
 def refuse_form(opening: Opening) -> str | None:
     """Why no kernel would receive such a stream, whatever its source."""
     begin = opening.begin
-    if begin.type not in (FILESYSTEM, ZVOL):
+    if begin.type not in DATASET_TYPES:
         return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
     if broken := _refuse_list(opening.fields, BESIDE, "payload"):
         return broken
@@ -142,7 +143,7 @@ def refuse_after(opening: Opening, source: Opening, name: str) -> str | None:
     """Why an increment cannot follow its source, the snapshot `name` that began with `source`."""
     begin, before = opening.begin, source.begin
     if begin.type != before.type:
-        kinds = {FILESYSTEM: "a filesystem", ZVOL: "a volume"}
+        kinds: dict[int, str] = {ObjsetType.FILESYSTEM: "a filesystem", ObjsetType.VOLUME: "a volume"}
         return f"the stream is of {kinds.get(begin.type)}, {name} is of {kinds.get(before.type)}"
     if before.raw and not begin.raw:
         return f"{name} was received raw, so the increment must be raw, too: zfs send -w -i"

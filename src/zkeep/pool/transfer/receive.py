@@ -13,13 +13,14 @@ from typing import BinaryIO, Literal, Protocol
 
 from zkeep.errors import BadStream, Interrupted, Refused, TryAgain
 from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer.admit import Target
-from zkeep.pool.transfer.begin_rules import FILESYSTEM, ZVOL
+from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import replicate_names
@@ -189,7 +190,7 @@ class _Receiver:
     def _intake(self, substream: Substream) -> Intake | None:
         """What takes the substream; None: it is kept as it comes."""
         intake, begin = self._options.intake, substream.event.begin
-        if intake is None or begin.type not in (FILESYSTEM, ZVOL):
+        if intake is None or begin.type not in DATASET_TYPES:
             return None
         if begin.raw and intake.refuses_raw:
             raise Refused(f"cannot receive {substream.target.name}: {intake.refuses_raw}")
@@ -291,9 +292,8 @@ class _Receiver:
         """Let -o and -x override what is received."""
         recursive = self._header.recursive
         top = self._is_top(sent)
-        where = Where(
-            kind="v" if event.begin.type == ZVOL else "f", raw=event.begin.raw, top=top, recursive=recursive
-        )
+        kind = "v" if event.begin.type == ObjsetType.VOLUME else "f"
+        where = Where(kind=kind, raw=event.begin.raw, top=top, recursive=recursive)
         dataset = self._pool.find(name)
         try:
             local = override(self._options, where, dataset.doc["local"] if dataset else {}, fields.get("received", {}))

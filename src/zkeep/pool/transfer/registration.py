@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 
 from zkeep.errors import TryAgain
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge
@@ -20,7 +21,6 @@ from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.timeline.ingest import Mark, Tally
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import ReceivePlan, Target, nearest
-from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.reserve import KIND, Charges, Reservation, kept_bytes
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
@@ -162,7 +162,7 @@ def _reservation(pool: Pool, target: Target, charges: Charges, key: str, level: 
 def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) -> Dataset:
     if target.parents:
         make_parents(pool, t, target.name)
-    kind = "volume" if plan.begin.type == ZVOL else "filesystem"
+    kind = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
     source = plan.source if plan.clone else None
     origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None
     return pool.create_dataset(t, target.name, kind, origin=origin, **target.fields)

@@ -17,6 +17,7 @@ from typing import Self
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.checksum import fletcher4
 from zkeep.format.events import Batch, SubBegin, SubEnd
+from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge
@@ -40,7 +41,6 @@ from zkeep.pool.transfer.admit import (
     refuse_needed,
     refuse_open_streams,
 )
-from zkeep.pool.transfer.begin_rules import ZVOL
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
 from zkeep.pool.transfer.registration import Registration, make_dataset, register, register_again
 from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, remove_leftovers
@@ -212,7 +212,7 @@ class ReceiveSession:
             fields["crypt"] = {name: number(crypt, key) for name, key in DSL_CRYPTO.items()}
             fields.setdefault("encroot", dataset.doc.get("encroot", True))
         if plan.dataset is not None and (plan.source is None or plan.clone):
-            fields["type"] = "volume" if plan.begin.type == ZVOL else "filesystem"
+            fields["type"] = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
         if plan.dataset is not None and plan.clone and plan.source:
             fields["origin"] = {"dataset": plan.source.dataset.id, "txg": plan.source.txg}
         if "local" in fields:
