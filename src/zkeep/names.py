@@ -1,4 +1,4 @@
-"""Names of pools, datasets, snapshots, bookmarks and properties, parsed once and then trusted.
+"""Names of pools, datasets, snapshots, bookmarks and properties, and numbers, parsed once and then trusted.
 
 A refused name is never repeated raw in an error: unprintable characters are escaped and long names cut, so that an
 error stays one line whatever came in.
@@ -22,6 +22,8 @@ MAX_POOL_NAME = 237
 "A real pool needs the rest for names that it makes itself."
 MAX_USER_VALUE = 8191
 "Bytes of a user property's value."
+MAX_UINT64 = (1 << 64) - 1
+"ZFS's numbers have 64 bits. A range that ends here goes on to the end (UINT64_MAX, DMU_OBJECT_END)."
 
 _COMPONENT = re.compile(r"[A-Za-z0-9\-_.: ]+")
 _INVALID = re.compile(r"[^A-Za-z0-9\-_.: ]")

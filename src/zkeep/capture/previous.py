@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from zkeep.pool.timeline.spans import Array
+
 ROW = np.dtype(
     [
         ("dev", "<u8"),

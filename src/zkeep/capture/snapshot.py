@@ -24,6 +24,7 @@ from zkeep.format.records import Feature
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
+from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.commit import LARGE, STEP, NewSnapshot, commit
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
@@ -206,7 +207,7 @@ def _matched(tree: Filesystem, top: int) -> Previous:
     return Previous(cache.rows_of(unique.values()), _extras(extras), tree.root)
 
 
-def _extras(pairs: list[tuple[int, int]]) -> cache.Array:
+def _extras(pairs: list[tuple[int, int]]) -> Array:
     import numpy as np
 
     return np.array(pairs, cache.EXTRA)

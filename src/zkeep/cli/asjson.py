@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from zkeep.cli import text
-from zkeep.names import whole_number
+from zkeep.names import MAX_UINT64, whole_number
 from zkeep.pool.datasets.answers import Answer, Thing, type_name
 from zkeep.pool.datasets.model import Snapshot
 from zkeep.pool.datasets.properties import Property
@@ -30,7 +30,7 @@ def number(value: int, as_int: bool) -> object:
 def prop(answer: Answer, shown: str, as_int: bool) -> Object:
     value: object = shown
     with suppress(ValueError):
-        value = whole_number(shown, (1 << 64) - 1) if as_int else shown
+        value = whole_number(shown, MAX_UINT64) if as_int else shown
     return {"value": value, "source": _source(answer)}
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zkeep.agent import client
 from zkeep.cli.open_snapshot import piped, read_key, typed
@@ -22,11 +22,11 @@ from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, new_guid
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.types import Doc
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import MasterKeys, WrappedKeys
 
-Doc = dict[str, Any]
 SUITES = {
     "on": 8,
     "aes-128-ccm": 3,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
@@ -22,9 +21,6 @@ from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.view import View
-
-if TYPE_CHECKING:
-    pass
 
 MOST_DAYS = 36_500
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -197,7 +193,7 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
         for dataset, mark in keyrecords.still_wrapped(pool, plans):
             say(f"{dataset.name} holds the same keys, and keeps {mark}: zkeep forget-keys it, too")
         if not plans:
-            click.echo(f"{name}: there is one sealing of the keys; nothing is old")
+            click.echo(f"{name}: the keys are wrapped once; nothing is old")
         if not noop and (not plans or force or click.confirm("Drop them for good?", err=True)):
             _forget(pool, plans)
 

@@ -17,6 +17,7 @@ import struct
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import MAX_PAYLOAD, ByteOrder, Object, RecordFlag
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ SECTOR = 512
 MAX_LEVELS = 13
 "As many as the narrowest tree (4 KiB indirect blocks, 32 pointers each) over 2^64 bytes could have, and more."
 MAX_POINTERS = 3
-SYSTEM_ATTRIBUTES = 44
-"DMU_OT_SA: a bonus of this type leaves room for one block pointer only."
 HAS_SPILL = 1 << 2
 "dn_flags: the only one that travels, and is authenticated."
 
@@ -46,8 +45,8 @@ def pointers_beside(bonustype: int, bonuslen: int, slots: int = 1) -> int:
 
     Source: OpenZFS module/zfs/dmu_recv.c deduce_nblkptr().
     """
-    if bonustype == SYSTEM_ATTRIBUTES:
-        return 1
+    if bonustype == ObjectType.SA:
+        return 1  # the rest of the dnode belongs to the attributes
     return min(MAX_POINTERS, 1 + (slots * SLOT - CORE - POINTER - bonuslen) // POINTER)
 
 

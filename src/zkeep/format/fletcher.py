@@ -8,7 +8,8 @@ Source: OpenZFS module/zcommon/zfs_fletcher.c.
 
 from __future__ import annotations
 
-from zkeep.format.records import MAX_UINT64, Words
+from zkeep.format.records import Words
+from zkeep.names import MAX_UINT64
 
 ZERO: Words = (0, 0, 0, 0)
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)

@@ -22,7 +22,6 @@ from zkeep.format.objtypes import NEW_TYPE, UINT64_METADATA, ObjectType
 from zkeep.format.records import (
     DEDUPLICATED,
     MAX_PAYLOAD,
-    MAX_UINT64,
     SUPPORTED,
     Begin,
     BeginFlag,
@@ -30,6 +29,7 @@ from zkeep.format.records import (
     RecordFlag,
     RecordType,
 )
+from zkeep.names import MAX_UINT64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -46,7 +46,6 @@ CHECKSUM = 280
 "Where a record's own checksum starts: 4 words of 8 bytes, to the end of the header."
 MAX_PAYLOAD = 16 << 20
 "The largest block, hence the largest payload of any record but BEGIN."
-MAX_UINT64 = (1 << 64) - 1
 MAGIC = 0x2F5BACBAC
 "First word of a BEGIN's body, from which the stream's byte order follows."
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from zkeep.format import sa
 from zkeep.format.nvlist import BadNvlist, decode
-from zkeep.format.records import MAX_UINT64, ByteOrder
+from zkeep.format.records import ByteOrder
+from zkeep.names import MAX_UINT64
 
 ACL_TRIVIAL, ACL_PROTECTED, ACL_DEFAULTED, ACL_AUTO_INHERIT = 0x4, 0x10, 0x20, 0x40
 PROJINHERIT = 0x0000400000000000

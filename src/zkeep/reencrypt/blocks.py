@@ -12,12 +12,13 @@ from typing import Protocol
 
 from zkeep.errors import BadStream
 from zkeep.format.compress import BadCompression, Compression, decompress
-from zkeep.format.records import MAX_UINT64, RecordType
+from zkeep.format.limits import TO_THE_END
+from zkeep.format.records import RecordType
+from zkeep.names import MAX_UINT64
 from zkeep.reencrypt.records import Record
 from zkeep.snapshot.changes import Block
 
 Buffer = bytes | bytearray | memoryview
-TO_THE_END = MAX_UINT64
 EMBEDDED_DATA = 0
 "BP_EMBEDDED_TYPE_DATA: the one embedded type that holds a block's content."
 

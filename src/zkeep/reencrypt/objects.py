@@ -20,10 +20,11 @@ import numpy as np
 
 from zkeep.errors import BadStream, Refused
 from zkeep.format.dnode import SLOTS, pointers_beside
+from zkeep.format.limits import TO_THE_END
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import Begin, BeginFlag, RecordFlag, RecordType
 from zkeep.pool.datasets.contents import NotHere
-from zkeep.reencrypt.blocks import TO_THE_END, BlockJoiner, Kept, NothingKept, embedded_content
+from zkeep.reencrypt.blocks import BlockJoiner, Kept, NothingKept, embedded_content
 from zkeep.reencrypt.records import Record, Records
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.open import OpenSnapshot

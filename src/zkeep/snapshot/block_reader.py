@@ -21,7 +21,8 @@ from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.mactree import MacTree, Shape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
-from zkeep.format.records import HEADER, MAX_UINT64, RecordType, WriteEmbedded
+from zkeep.format.records import HEADER, RecordType, WriteEmbedded
+from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import State

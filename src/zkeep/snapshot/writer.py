@@ -40,6 +40,7 @@ from zkeep.format.compress import Compression
 from zkeep.format.compress_writer import Compress, compressor
 from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
+from zkeep.format.limits import TO_THE_END
 from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
 from zkeep.snapshot.batches import BATCH, RecordBatches
@@ -59,7 +60,6 @@ SPOOL = 16 << 20
 THREADS = os.cpu_count() or 1
 INLINE = 32 << 10
 "Bytes of a block that are not worth handing to another thread."
-TO_THE_END = (1 << 64) - 1
 
 
 @dataclass(slots=True)

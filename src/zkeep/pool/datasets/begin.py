@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
-from zkeep.format.events import SubBegin
 from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, decode, encode
 from zkeep.format.records import HEADER, Begin, BeginFlag, ByteOrder, Feature, HeaderType
 from zkeep.pool.types import Doc
+
+if TYPE_CHECKING:
+    from zkeep.format.events import SubBegin
 
 
 @dataclass(frozen=True)

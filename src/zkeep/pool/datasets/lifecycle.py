@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
-from zkeep.names import DatasetName
+from zkeep.names import MAX_UINT64, DatasetName
 from zkeep.pool.datasets.model import FORMAT, NotThere, Pool, read_identity
 from zkeep.pool.datasets.registry import Registry
 from zkeep.pool.datasets.view import View
-from zkeep.pool.types import MAX_UINT64, Doc
+from zkeep.pool.types import Doc
 
 SCRUB = "scrub"
 """The kind of the documents about scrubs, and the name of the lock that a scrub holds."""

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
-from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
+from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import closing_on_error
-from zkeep.pool.types import MAX_UINT64, Doc
+from zkeep.pool.types import Doc
 
 if TYPE_CHECKING:
     from zkeep.pool.datasets.runs import Runs

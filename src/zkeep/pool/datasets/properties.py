@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.errors import Refused
-from zkeep.names import MAX_USER_VALUE, is_user_property, shown
+from zkeep.names import MAX_UINT64, MAX_USER_VALUE, is_user_property, shown
 from zkeep.pool.datasets import notify, retention
-from zkeep.pool.types import MAX_UINT64
 
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
 How = Literal["inherit", "default", "once", "readonly"]

@@ -27,7 +27,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from zkeep.errors import Damaged
-from zkeep.pool.types import MAX_UINT64, ReadOnlyDoc
+from zkeep.names import MAX_UINT64
+from zkeep.pool.types import ReadOnlyDoc
 
 HEAD = MAX_UINT64
 "Stands for a txg later than every other: the dataset itself, not a snapshot."

@@ -12,13 +12,12 @@ from contextlib import suppress
 from functools import cached_property
 
 from zkeep.errors import Damaged
-from zkeep.names import BookmarkName, SnapshotName, whole_number
+from zkeep.names import MAX_UINT64, BookmarkName, SnapshotName, whole_number
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.answers import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
 from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
-from zkeep.pool.types import MAX_UINT64
 
 NO_SETTINGS: Mapping[str, str | None] = {}
 

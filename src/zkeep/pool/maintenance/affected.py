@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from zkeep.errors import Damaged
+from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.maintenance.check_segment import Flaw
 from zkeep.pool.timeline.rewrite import reach
 from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold, merge
 from zkeep.pool.timeline.timeline import Run, Timeline
-from zkeep.pool.types import MAX_UINT64
 
 FOREVER = MAX_UINT64
 

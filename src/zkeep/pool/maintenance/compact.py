@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from zkeep.errors import Damaged, TryAgain
+from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets import contents, summaries
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -25,7 +26,7 @@ from zkeep.pool.maintenance.step import ChangedError, Step, is_raw
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
 from zkeep.pool.timeline.timeline import Run, Timeline
-from zkeep.pool.types import MAX_UINT64, Doc
+from zkeep.pool.types import Doc
 
 Progress = Callable[[int], object]
 

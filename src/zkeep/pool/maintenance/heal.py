@@ -19,6 +19,7 @@ from zkeep.errors import Damaged, Refused
 from zkeep.format import kernel
 from zkeep.format.events import Batch, Event, SubBegin
 from zkeep.format.records import HEADER, LAYOUTS, NATIVE, ByteOrder, RecordType
+from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.history import own_runs
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.orphans import discard, reading, undo
@@ -27,7 +28,6 @@ from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import HEAD_SIZE, Segment
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run
-from zkeep.pool.types import MAX_UINT64
 
 CHUNK = 4 << 20
 Write = Callable[[memoryview], object]

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from zkeep.format.limits import pointers_beside
+from zkeep.format.objtypes import ObjectType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.segment import WANT
 from zkeep.pool.timeline.spans import Array, Bools
@@ -35,9 +36,6 @@ from zkeep.pool.timeline.table import (
     toll,
 )
 from zkeep.pool.timeline.timeline import Run, Timeline
-
-PLAIN_FILE = 19
-"""DMU_OT_PLAIN_FILE_CONTENTS."""
 
 Dead = dict[int, list[int]]
 """The stored and logical bytes of records that died, by the txg of the older run that wrote them."""
@@ -241,7 +239,7 @@ def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
     differs: Bools = was["blksz"] != objects["blksz"]
     if kind.raw or not kind.grows_blocks:
         return differs
-    files = (was["type"] == PLAIN_FILE) & (objects["type"] == PLAIN_FILE)
+    files = (was["type"] == ObjectType.PLAIN_FILE) & (objects["type"] == ObjectType.PLAIN_FILE)
     return np.asarray(differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"])))
 
 

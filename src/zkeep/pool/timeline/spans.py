@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zkeep.pool.types import MAX_UINT64
+from zkeep.names import MAX_UINT64
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

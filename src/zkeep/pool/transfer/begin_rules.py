@@ -16,9 +16,9 @@ from typing import Any
 from zkeep.format.nvlist import UNIQUE_NAME, UNIQUE_NAME_TYPE, NvList, NvType
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import BeginFlag, Feature
+from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.keyrecords import WRAP
-from zkeep.pool.types import MAX_UINT64
 
 DATASET_TYPES = frozenset(ObjsetType)
 """The only object sets that are datasets."""

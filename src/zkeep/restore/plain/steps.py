@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from zkeep.format.records import RecordType
+from zkeep.format.records import HEADER, RecordType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.compose import STEP, TAIL
 from zkeep.pool.timeline.spans import Array, Bools
@@ -50,6 +50,6 @@ def _with_tails(steps: Array) -> Array:
     at: Bools = steps["rtype"] == RecordType.OBJECT
     tails = np.zeros(int(at.sum()), STEP)
     tails["object"], tails["turn"], tails["rtype"] = steps["object"][at], TAIL, RecordType.FREE
-    tails["b"], tails["size"] = sp.END, 312
+    tails["b"], tails["size"] = sp.END, HEADER
     made: Array = np.insert(steps, np.flatnonzero(at) + 1, tails)
     return made
