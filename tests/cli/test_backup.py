@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import pytest
 
 from backupkit import Laptop
+from zkeep.backup.local import Job
+from zkeep.backup.places import Path, parse_destination
+from zkeep.cli.backup import locked
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.sent import of_dataset as sent_of
 
 
 @pytest.fixture
-def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Laptop:
+def laptop(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Laptop:
     return Laptop(tmp_path, monkeypatch, capfd)
 
 
@@ -22,14 +28,87 @@ def test_the_first_backup_makes_all_and_the_next_sends_what_changed(laptop: Lapt
     assert [line.split()[2] for line in first.out.splitlines()] == ["key", "pool", "dataset"]
     assert stat.S_IMODE(laptop.key.stat().st_mode) == 0o600
     assert len(laptop.key.read_bytes()) == 32
-    assert laptop.files() == {"a": b"first"}
     (laptop.source / "b").write_bytes(os.urandom(200_000))
-    assert laptop.backup().status == 0
-    assert laptop.files()["b"] == (laptop.source / "b").read_bytes()
-    third = laptop.backup("-j")
-    (sent,) = third.events("sent")
-    assert int(str(sent["bytes"])) < 20_000
-    assert len(laptop.snapshots()) == 3
-    # Of its own, only the last is kept here, without contents.
+    second = laptop.backup("-j", "-v")
+    (sent,) = second.events("sent")
+    assert 200_000 < int(str(sent["bytes"])) < 230_000
+    assert second.events("+")[0]["path"] == "b"
+    assert laptop.files() == {"a": b"first", "b": (laptop.source / "b").read_bytes()}
+    # Of its own, only the last is kept here, without contents; and what was sent is known.
     own = laptop.run("list", "-H", "-p", "-o", "guid,contents", "-t", "snapshot", "-r", "local").out.split()
     assert own == [laptop.snapshots()[-1], "metadata"]
+    with Pool.open(laptop.folder / "home" / "local") as pool:
+        record = sent_of(pool, pool.dataset(DatasetName("local/docs")))
+        assert [str(each.guid) for each in record] == laptop.snapshots()
+        assert {len(each.portable_mac) for each in record} == {32}
+        assert {each.to for each in record} == {("ssh://box/vault/me",)}
+
+
+def test_nothing_is_made_when_the_first_time_is_refused(laptop: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(status: int, words: str, *command: str) -> None:
+        done = laptop.run("backup", *command)
+        assert (done.status, done.out) == (status, "")
+        assert words in done.err, done.err
+        assert not (laptop.folder / "home").exists()
+        assert not laptop.key.exists()
+
+    docs, key, there = str(laptop.source), str(laptop.key), "ssh://box/vault/me"
+    refused(1, "has to be confirmed on a terminal", docs, there)
+    refused(2, "--yes goes with --key-file", "--yes", docs, there)
+    always = ("--yes", "--key-file", key)
+    refused(1, "No such file", *always, f"{docs}x", there)
+    refused(2, "--ping takes a URL", *always, "--ping", "file:///etc/passwd", docs, there)
+    refused(1, "retention", *always, "--retention", "often", docs, there)
+    refused(1, "there is no pool usb", *always, docs, "usb/docs")
+    (laptop.folder / "down").touch()
+    refused(5, "cannot reach box: ssh: connect to host box port 22: Connection refused", *always, docs, there)
+    laptop.key.parent.joinpath("short").write_bytes(b"short")
+    refused(5, "Connection refused", "--yes", "--key-file", f"{key}/../short", docs, there)
+    (laptop.folder / "down").unlink()
+    refused(1, "is no key", "--yes", "--key-file", str(laptop.folder / "short"), docs, there)
+    # A dry run makes nothing either, and says what would be done.
+    dry = laptop.backup("-n")
+    assert dry.status == 0
+    assert "would send it in full to ssh://box/vault/me" in dry.out
+    assert not (laptop.folder / "home").exists()
+
+
+@pytest.mark.parametrize("cut", [300, 200_000])
+def test_cut_at_any_byte_the_same_command_goes_on(laptop: Laptop, cut: int) -> None:
+    (laptop.source / "b").write_bytes(os.urandom(500_000))
+    (laptop.folder / "cut").write_text(str(cut))
+    broken = laptop.backup()
+    assert (broken.status, broken.err.count("\n")) == (5, 1)
+    (laptop.folder / "cut").unlink()
+    (laptop.source / "c").write_bytes(b"meanwhile")
+    again = laptop.backup("-j")
+    assert again.status == 0, again.err
+    resumed = [int(str(event["resumed"])) for event in again.events("send")]
+    assert (resumed[0] > 100_000) == (cut == 200_000)
+    assert sorted(laptop.files()) == ["a", "b", "c"]
+
+
+def test_the_same_backup_twice_at_once_is_tried_again_later(laptop: Laptop) -> None:
+    job = Job(Path(str(laptop.source)), parse_destination("ssh://box/vault/me"))
+    with locked(job):
+        done = laptop.backup()
+    assert (done.status, done.err) == (5, f"zkeep: cannot back up {laptop.source}: the same backup runs already\n")
+
+
+def test_a_file_that_cannot_be_read_is_named_and_all_else_is_sent(
+    laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (laptop.source / "b").write_bytes(b"new")
+    real = os.open
+
+    def failing(path: object, *more: object, **others: object) -> int:
+        if os.fspath(path) in (b"b", "b") and not more[0] & os.O_CREAT:  # type: ignore[call-overload, operator, index]
+            raise PermissionError(13, "Permission denied")
+        return real(path, *more, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", failing)
+    done = laptop.backup()
+    monkeypatch.undo()
+    assert done.status == 3
+    assert "b: Permission denied" in done.err.replace("'", "")
+    assert laptop.files() == {"a": b"first"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 from zkeep.backup.places import Path, Place
 from zkeep.backup.plan import Have, Point
@@ -36,6 +37,11 @@ class Job:
         """What its dataset is called, if nothing else is."""
         last = self.source.text if isinstance(self.source, Path) else self.source.dataset.text
         return re.sub(r"[^A-Za-z0-9_.-]+", "-", last.rstrip("/").rpartition("/")[2]).strip("-.") or "root"
+
+
+def digest(job: Job) -> str:
+    """Stands for a backup where its places would be too long."""
+    return sha256("\0".join(job.properties.values()).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def find(pool: Pool, job: Job) -> Dataset | None:

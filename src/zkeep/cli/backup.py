@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from zkeep.backup.local import Job
+from zkeep.backup.local import Job, digest
 from zkeep.backup.places import Path, parse_destination, parse_source
 from zkeep.cli.backup_events import Events
 from zkeep.cli.home import registry
@@ -50,19 +49,31 @@ def ssh_words(options: Sequence[str], key: str | None) -> tuple[str, ...]:
     return (*(word for text in options for word in ("-o", text)), *(("-i", key) if key is not None else ()))
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+_PASSING = (
+    click.option("-r", "recursive", is_flag=True, help="Of a dataset: with the datasets below."),
+    click.option("--retention", metavar="POLICY", help="Set this property on DEST, as 'daily=30,weekly=8'."),
+    click.option("--ping", "url", metavar="URL", help="POST to URL/start, then URL or URL/fail."),
+    click.option("--sshkey", metavar="FILE", help="As ssh -i."),
+    click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o."),
+    click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use."),
+)
+
+
+def passing_options(verb: F) -> F:
+    """The options of each run, which a schedule passes on."""
+    for option in reversed((*_PASSING, excluding_options)):
+        verb = option(verb)
+    return verb
+
+
 @click.command("backup")
 @click.option("-n", "dry_run", is_flag=True, help="Change nothing; say what would be done.")
 @click.option("-v", "verbose", is_flag=True, help="Say what is done.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="The same as one JSON object a line.")
-@click.option("-r", "recursive", is_flag=True, help="Of a dataset: with the datasets below.")
 @click.option("--yes", "yes", is_flag=True, help="The first time: the key was or will be kept elsewhere, too.")
 @click.option("--key-file", metavar="FILE", help="The first time: use the key in FILE, or make it there.")
-@click.option("--retention", metavar="POLICY", help="Set this property on DEST, as 'daily=30,weekly=8'.")
-@click.option("--ping", "url", metavar="URL", help="POST to URL/start, then URL or URL/fail.")
-@click.option("--sshkey", metavar="FILE", help="As ssh -i.")
-@click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o.")
-@click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use.")
-@excluding_options
+@passing_options
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DEST")
 @click.pass_context
@@ -156,7 +167,6 @@ def locked(job: Job) -> Iterator[None]:
     """
     home = registry().home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    digest = sha256("\0".join(job.properties.values()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     busy = f"cannot back up {job.source}: the same backup runs already"
-    with LocalStore(home).lock(f"backup-{digest}", busy=busy):
+    with LocalStore(home).lock(f"backup-{digest(job)[:16]}", busy=busy):
         yield

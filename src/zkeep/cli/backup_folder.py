@@ -50,13 +50,13 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     _check_source(wanted.job)
     target = _target(wanted)
     there = target.have() if target else Have()
-    name = _find(wanted)
+    name = find_dataset(wanted.job)
     key = None if name else _first_key(wanted)
     if wanted.dry_run:
         _say_plan(wanted, name, key, there, events)
         return
     with locked(wanted.job):
-        name = _find(wanted) or _make(wanted, key, events)
+        name = find_dataset(wanted.job) or _make(wanted, key, events)
         problem = _one_backup(wanted, name, target, there, events)
     if problem:
         raise problem
@@ -81,9 +81,9 @@ def _target(wanted: Wanted) -> Side | None:
 # The dataset here
 
 
-def _find(wanted: Wanted) -> DatasetName | None:
+def find_dataset(job: Job) -> DatasetName | None:
     """The dataset here that is written to, if it is there."""
-    place = wanted.job.destination
+    place = job.destination
     direct = place.host is None and place.program == "zkeep"
     pool_name = place.dataset.pool if direct else LOCAL
     if pool_name not in registry().pools():
@@ -92,7 +92,7 @@ def _find(wanted: Wanted) -> DatasetName | None:
             raise Refused(f"cannot back up to {place}: there is no pool {pool_name}: {way}")
         return None
     with opened(pool_name) as pool:
-        found = pool.find(place.dataset) if direct else local.find(pool, wanted.job)
+        found = pool.find(place.dataset) if direct else local.find(pool, job)
         return found.name if found else None
 
 

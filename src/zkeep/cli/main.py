@@ -55,6 +55,7 @@ VERBS = {
     "release": ("holds", "Remove holds from snapshots."),
     "rename": ("namespace", "Rename a dataset or a snapshot."),
     "rollback": ("rollback", "Drop all that is newer than a snapshot."),
+    "schedule": ("schedule", "Let a backup run by itself."),
     "send": ("send", "Write a send stream to standard output."),
     "server": ("server", "Serve one ssh key: its roles, on its datasets."),
     "set": ("settings", "Set properties."),

@@ -66,7 +66,7 @@ class Settings:
         """The forced command, for sh; `{client}` stands for the fingerprint of a key."""
         home = os.environ.get("ZKEEP_HOME")
         words = ["env", f"ZKEEP_HOME={os.path.abspath(home)}"] if home else []
-        words += [_own_path(), "server", "--root", self.access.root.text]
+        words += [own_path(), "server", "--root", self.access.root.text]
         words += ["--allow", ",".join(sorted(self.access.roles)), "--client"]
         words += [client] if client else []
         extra = [] if self.idle == 3600 else ["--idle", f"{self.idle:g}"]
@@ -75,7 +75,7 @@ class Settings:
         return " ".join([shlex.join(words), *([] if client else ["{client}"]), shlex.join(extra)]).strip()
 
 
-def _own_path() -> str:
+def own_path() -> str:
     """The program's file: what ssh runs has another PATH than a terminal."""
     named = sys.argv[0] if os.path.basename(sys.argv[0]) == "zkeep" else "zkeep"
     beside = os.path.join(os.path.dirname(sys.executable), "zkeep")

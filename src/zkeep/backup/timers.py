@@ -1,0 +1,251 @@
+"""When a backup runs by itself: units of systemd, or a line of cron, as text; and what is read back from them.
+
+The first line of each is a comment with all that was asked for, as JSON: that is what `zkeep schedule` lists.
+
+Source: systemd.timer(5), systemd.service(5) on quoting and on `%` and `$`, systemd.time(7), crontab(5).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from zkeep.errors import WrongUsage
+from zkeep.names import shown
+
+MARK = "# zkeep schedule: "
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_CRON = re.compile(r"[0-9A-Za-z*/,-]+( [0-9A-Za-z*/,-]+){4}|@(hourly|daily|weekly|monthly)")
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+
+
+@dataclass(frozen=True)
+class When:
+    """How often. `kind`: hourly, daily, weekly or calendar; `minute` and on: None where they do not count.
+
+    `text`: what was given to --calendar.
+    """
+
+    kind: str
+    minute: int = 0
+    hour: int = 0
+    day: int = 0
+    text: str = ""
+
+    @property
+    def on_calendar(self) -> str:
+        """As systemd has it."""
+        if self.kind == "hourly":
+            return f"*-*-* *:{self.minute:02d}:00"
+        if self.kind == "calendar":
+            return self.text
+        return f"{DAYS[self.day] + ' ' if self.kind == 'weekly' else ''}*-*-* {self.hour:02d}:{self.minute:02d}:00"
+
+    @property
+    def cron(self) -> str:
+        """As cron has it.
+
+        Raises:
+            WrongUsage: it is an expression of systemd.
+        """
+        if self.kind == "hourly":
+            return f"{self.minute} * * * *"
+        if self.kind == "calendar":
+            if not _CRON.fullmatch(self.text):
+                like = "like '30 2 * * 1'"
+                raise WrongUsage(f"--calendar takes the five fields of cron here, {like}, not {shown(self.text)}")
+            return self.text
+        return f"{self.minute} {self.hour} * * {self.day + 1 if self.kind == 'weekly' else '*'}"
+
+    def next_after(self, now: datetime) -> datetime | None:
+        """The next run, without the delay; None if only systemd or cron knows."""
+        if self.kind == "calendar":
+            return None
+        step = timedelta(hours=1) if self.kind == "hourly" else timedelta(days=1)
+        at = now.replace(minute=self.minute, second=0, microsecond=0)
+        at = at if self.kind == "hourly" else at.replace(hour=self.hour)
+        while at <= now or (self.kind == "weekly" and at.weekday() != self.day):
+            at += step
+        return at
+
+
+def parse_when(hourly: bool, daily: str | None, weekly: str | None, calendar: str | None, jitter: int) -> When:
+    """What exactly one of the options says. `jitter`: a number that spreads the hourly runs of many machines.
+
+    Raises:
+        WrongUsage: it makes no sense.
+    """
+    if [hourly, daily is not None, weekly is not None, calendar is not None].count(True) != 1:
+        raise WrongUsage("say when: one of --hourly, --daily HH:MM, --weekly 'DAY HH:MM' and --calendar SPEC")
+    if hourly:
+        return When("hourly", minute=jitter % 60)
+    if calendar is not None:
+        if not calendar.strip() or not calendar.isprintable() or not calendar.isascii():
+            raise WrongUsage(f"--calendar takes an expression of systemd.time(7), not {shown(calendar)}")
+        return When("calendar", text=calendar.strip())
+    day = 0
+    text = daily if daily is not None else str(weekly)
+    if weekly is not None:
+        name, _, text = text.partition(" ")
+        found = [at for at, known in enumerate(DAYS) if name[:3].lower() == known.lower()]
+        if not found or not _is_day(name):
+            raise WrongUsage(f"--weekly takes a day and a time, like 'Sun 03:00', not {shown(weekly)}")
+        day, text = found[0], text or "02:30"
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise WrongUsage(f"a time is HH:MM, like 02:30, not {shown(text)}")
+    return When("weekly" if weekly is not None else "daily", int(match[2]), int(match[1]), day)
+
+
+_LONG_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+def _is_day(name: str) -> bool:
+    return name.lower() in _LONG_DAYS or name.lower() in (day.lower() for day in DAYS)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One backup that runs by itself. `words`: the command, the program's path first."""
+
+    name: str
+    source: str
+    destination: str
+    when: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        fields = {"name": self.name, "source": self.source, "destination": self.destination, "when": self.when}
+        return MARK + json.dumps({**fields, "words": self.words})
+
+
+def read_mark(line: str) -> Entry | None:
+    """The entry of a comment that mark() made; None if it is another comment."""
+    if not line.startswith(MARK):
+        return None
+    try:
+        found = json.loads(line[len(MARK) :])
+        texts = [found[name] for name in ("name", "source", "destination", "when")]
+        words = found["words"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(words, list) or not all(isinstance(text, str) for text in [*texts, *words]):
+        return None
+    name, source, destination, when = texts
+    return Entry(name, source, destination, when, tuple(words))
+
+
+# systemd
+
+
+def service(entry: Entry, environment: dict[str, str], *, system: bool) -> str:
+    """The unit that does one backup; after what can pass (status 5) it tries again, for some hours."""
+    online = ["Wants=network-online.target", "After=network-online.target"] if system else []
+    lines = [
+        entry.mark,
+        "[Unit]",
+        f"Description=zkeep: back up {_described(entry.source)} to {_described(entry.destination)}",
+        *online,
+        "StartLimitIntervalSec=6h",
+        "StartLimitBurst=12",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        *(f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()),
+        "ExecStart=" + " ".join(quoted(word) for word in entry.words),
+        "Restart=on-failure",
+        "RestartSec=15min",
+        "RestartPreventExitStatus=1 2 3 4",
+        "Nice=10",
+        "IOSchedulingClass=idle",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def timer(entry: Entry, when: When) -> str:
+    """The unit that starts it: also what was missed while the machine was off, and not with all others at once."""
+    delay = "5min" if when.kind == "hourly" else "20min"
+    lines = [
+        entry.mark,
+        "[Unit]",
+        f"Description=zkeep: back up {_described(entry.source)}, by the clock",
+        "",
+        "[Timer]",
+        f"OnCalendar={_specifiers(when.on_calendar)}",
+        "Persistent=true",
+        f"RandomizedDelaySec={delay}",
+        "",
+        "[Install]",
+        "WantedBy=timers.target",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def quoted(word: str) -> str:
+    """One word of ExecStart or Environment, whatever is in it."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    escaped = "".join(char if char.isprintable() else _escape(char) for char in _specifiers(escaped))
+    return escaped if _PLAIN.fullmatch(escaped) else f'"{escaped}"'
+
+
+def _escape(char: str) -> str:
+    raw = char.encode("utf-8", "surrogateescape")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _specifiers(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _described(text: str) -> str:
+    return _specifiers(ascii(text)[1:-1])
+
+
+# cron
+
+
+def cron_line(entry: Entry, when: When, environment: dict[str, str]) -> str:
+    """A line of a crontab, without its comment. cron reads `%` as the end of a line, quoted or not."""
+    env = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
+    command = shlex.join([*env, *entry.words])
+    if "\n" in command:
+        raise WrongUsage("cron has no lines with a line feed in them: use systemd, or another name")
+    return f"{when.cron} {command}".replace("%", "\\%")
+
+
+def entries(crontab: str) -> Iterator[Entry]:
+    """Those of a crontab."""
+    for line in crontab.splitlines():
+        if (found := read_mark(line)) is not None:
+            yield found
+
+
+def without(crontab: str, name: str) -> str:
+    """A crontab without one entry: its comment, and the line behind that."""
+    kept: list[str] = []
+    skip = False
+    for line in crontab.splitlines():
+        found = read_mark(line)
+        if skip or (found is not None and found.name == name):
+            skip = not skip
+            continue
+        kept.append(line)
+    return "".join(f"{line}\n" for line in kept)
+
+
+def added(crontab: str, entry: Entry, line: str) -> str:
+    """A crontab with one entry, in place of one of its name."""
+    return f"{without(crontab, entry.name)}{entry.mark}\n{line}\n"
+
+
+def unit_name(base: str, digest: str) -> str:
+    """The name of its units, without an ending."""
+    return f"zkeep-backup-{re.sub(r'[^A-Za-z0-9_.]+', '-', base)[:60]}-{digest}"
