@@ -22,7 +22,7 @@ if [ -e {folder}/down ]; then echo 'ssh: connect to host box port 22: Connection
 if [ -e {folder}/answer ]; then . {folder}/answer; fi
 export SSH_ORIGINAL_COMMAND="$line" ZKEEP_HOME={server}
 case "$line" in
-  *receive*) if [ -e {folder}/cut ]; then
+  'zkeep receive'*) if [ -e {folder}/cut ]; then
       head -c "$(cat {folder}/cut)" | {zkeep} server --root vault/me --allow {roles} >&2; exit 255; fi ;;
 esac
 exec {zkeep} server --root vault/me --allow {roles}
