@@ -11,7 +11,9 @@ import pytest
 from backupkit import Laptop
 from zkeep.backup.local import Job
 from zkeep.backup.places import Path, parse_destination
+from zkeep.cli import backup_keys
 from zkeep.cli.backup import locked
+from zkeep.crypto.groups import Secret, lines_of
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.sent import of_dataset as sent_of
@@ -113,3 +115,29 @@ def test_a_file_that_cannot_be_read_is_named_and_all_else_is_sent(
     assert done.status == 3
     assert "b: Permission denied" in done.err.replace("'", "")
     assert laptop.files() == {"a": b"first"}
+
+
+def test_the_first_time_a_group_of_the_sheet_is_typed_back(laptop: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Secret(1, bytes(range(32)))
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        group, line = (int(digit) for digit in prompt if digit.isdecimal())
+        return lines_of(key)[line - 1].split()[group - 1].lower() if len(asked) > wrong else "0000"
+
+    monkeypatch.setattr(backup_keys, "has_terminal", lambda: True)
+    monkeypatch.setattr("getpass.getpass", answer)
+    laptop.key.write_bytes(key.content)
+    laptop.key.chmod(0o600)
+    words = ("backup", "--key-file", str(laptop.key), str(laptop.source), "ssh://box/vault/me")
+    wrong = 3
+    refused = laptop.run(*words)
+    assert (refused.status, len(asked)) == (1, 3)
+    assert "nothing was made" in refused.err
+    assert not (laptop.folder / "home").exists()
+    wrong = 4
+    done = laptop.run(*words)
+    assert (done.status, len(asked)) == (0, 5)
+    assert all(line in done.out for line in lines_of(key))
+    assert len(laptop.snapshots()) == 1

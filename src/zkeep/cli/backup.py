@@ -150,7 +150,8 @@ def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
         events.failed(text, status)
         ping(url, "fail", text)
         raise
-    events.done()
+    if not wanted.dry_run:
+        events.done(f"backed up {wanted.job.source} to {wanted.job.destination}")
     ping(url)
 
 

@@ -46,10 +46,12 @@ class Events:
         elif self._verbose or always:
             click.echo(printable(text))
 
-    def done(self) -> None:
+    def done(self, text: str) -> None:
         self._clear()
         if self._as_json:
             self._json("done", status=0)
+        elif self._verbose or sys.stdout.isatty():
+            click.echo(printable(text))
 
     def failed(self, text: str, status: int) -> None:
         self._clear()

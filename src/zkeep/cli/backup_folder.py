@@ -18,10 +18,9 @@ from zkeep.backup.local import Job
 from zkeep.backup.peer import Peer
 from zkeep.backup.plan import Have, Plan, plan
 from zkeep.backup.run import Side, replicate
-from zkeep.cli import encryption
 from zkeep.cli.backup import Wanted, locked
 from zkeep.cli.backup_events import Events
-from zkeep.cli.backup_keys import NewKey, prepare
+from zkeep.cli.backup_keys import NewKey, file_of, prepare
 from zkeep.cli.give_back import give_back
 from zkeep.cli.home import opened, registry
 from zkeep.cli.prune import prune_received
@@ -51,10 +50,10 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     target = _target(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
-    key = None if name else _first_key(wanted)
     if wanted.dry_run:
-        _say_plan(wanted, name, key, there, events)
+        _say_plan(wanted, name, there, events)
         return
+    key = None if name else prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes)
     with locked(wanted.job):
         name = find_dataset(wanted.job) or _make(wanted, key, events)
         problem = _one_backup(wanted, name, target, there, events)
@@ -106,13 +105,6 @@ def _new_name(wanted: Wanted) -> DatasetName:
         return local.free_name(pool, DatasetName(LOCAL), wanted.job)
 
 
-def _first_key(wanted: Wanted) -> NewKey:
-    name = _new_name(wanted)
-    if wanted.dry_run:
-        return NewKey(FilePath(wanted.key_file or registry().home / "keys"), b"", is_there=False)
-    return prepare(wanted.job, name, wanted.key_file, yes=wanted.yes)
-
-
 def _make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
     """Make the key file, the pool and the dataset, in this order: each can be used again if what follows fails."""
     name = _new_name(wanted)
@@ -139,16 +131,13 @@ def _make_pool() -> FilePath:
 
 
 def _create(pool: Pool, name: DatasetName, wanted: Wanted, key: NewKey) -> None:
-    asked = {"encryption": "on", "keyformat": key.keyformat, "keylocation": key.location}
-    keys = encryption.new_keys(pool, name, asked)
-    assert keys is not None
     settings, kind, shape = dict(wanted.job.properties), "filesystem", {}
     size = _image_size(str(wanted.job.source))
     if size is not None:
         kind, shape = "volume", {"volblocksize": BLOCK}
         settings["volsize"] = str(-(-size // BLOCK) * BLOCK)
-    fields = {**keys.fields, **shape}
-    namespace.create(pool, name, settings, True, kind, fields=fields, also=partial(keys.put, pool))
+    fields = {**key.keys.fields, **shape, "guid": key.guid}
+    namespace.create(pool, name, settings, True, kind, fields=fields, also=partial(key.keys.put, pool))
 
 
 def _image_size(path: str) -> int | None:
@@ -271,12 +260,12 @@ def _set_retention(wanted: Wanted, target: Side) -> None:
 # -n
 
 
-def _say_plan(wanted: Wanted, name: DatasetName | None, key: NewKey | None, there: Have, events: Events) -> None:
+def _say_plan(wanted: Wanted, name: DatasetName | None, there: Have, events: Events) -> None:
     lines = []
     if name is None:
-        assert key is not None
         new = _new_name(wanted)
-        lines += [f"would make a key in {key.path}"] if not key.path.is_file() else []
+        path = file_of(wanted.key_file, new)
+        lines += [f"would make a key in {path}"] if not path.is_file() else []
         lines += [f"would make the pool {LOCAL}"] if new.pool not in registry().pools() else []
         lines.append(f"would make the dataset {new}")
     lines.append(f"would take a snapshot of {wanted.job.source} in {name or _new_name(wanted)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,36 +11,35 @@ from pathlib import Path
 import click
 
 from zkeep.backup.local import Job
+from zkeep.cli.encryption import NewKeys, own_keys
 from zkeep.cli.home import registry
 from zkeep.cli.open_snapshot import read_key
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
+from zkeep.pool.datasets.model import new_guid
 from zkeep.pool.store.disk import open_folder
 
-RAW, HEX = 32, 64
-"Bytes of a key file."
+RAW = 32
+"Bytes of a raw key."
+_HEX = re.compile(rb"[0-9a-fA-F]{64}\s*")
+
+
+TRIES = 3
+"How often a group may be typed wrong."
 
 
 @dataclass(frozen=True)
 class NewKey:
-    """The key of a dataset that is to be made. `material`: what the file has; `is_there`: it has it already."""
+    """The key of a dataset that is to be made.
+
+    `material`: what the file has, or gets; `is_there`: it has it already; `guid`: the dataset's.
+    """
 
     path: Path
     material: bytes
     is_there: bool
-
-    @property
-    def location(self) -> str:
-        return self.path.as_uri()
-
-    @property
-    def keyformat(self) -> str:
-        return "raw" if len(self.material) == RAW else "hex"
-
-    @property
-    def key(self) -> bytes:
-        """The 32 bytes."""
-        return self.material if len(self.material) == RAW else bytes.fromhex(self.material.decode())
+    keys: NewKeys
+    guid: int
 
     def write(self) -> None:
         """Make the file, for its owner alone, and wait until it is on the disk."""
@@ -66,7 +66,7 @@ def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool) 
     """
     if yes and key_file is None:
         raise WrongUsage("--yes goes with --key-file: say where the key is kept")
-    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not yes and not has_terminal():
         raise Refused(
             f"cannot back up {job.source}: this is the first time, and the new key has to be confirmed on a terminal; "
             "run it there once, or say --yes --key-file FILE and keep a copy of FILE elsewhere"
@@ -77,56 +77,54 @@ def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool) 
     return key
 
 
+def has_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _found(key_file: str | None, dataset: DatasetName) -> NewKey:
     """The key in a file that is there already, or a new one."""
-    default = registry().home / "keys" / f"{dataset.text.replace('/', '-')}.key"
-    path = Path(os.path.abspath(os.path.expanduser(key_file))) if key_file is not None else default
+    path = file_of(key_file, dataset)
     if not os.path.lexists(path):
-        return NewKey(path, os.urandom(RAW), is_there=False)
+        return _new(path, os.urandom(RAW), is_there=False)
     material = read_key(path.as_uri())
-    text = material.strip()
-    if len(material) != RAW and len(text) == HEX and all(byte in b"0123456789abcdefABCDEF" for byte in text):
-        material = text
-    if len(material) not in (RAW, HEX):
+    if len(material) != RAW and not _HEX.fullmatch(material):
         raise Refused(f"{shown(str(path))} is no key: 32 bytes, or 64 hex digits; one that is not there is made")
-    return NewKey(path, material, is_there=True)
+    return _new(path, material, is_there=True)
+
+
+def file_of(key_file: str | None, dataset: DatasetName) -> Path:
+    """Where the key is, or is to be."""
+    if key_file is not None:
+        return Path(os.path.abspath(os.path.expanduser(key_file)))
+    return registry().home / "keys" / f"{dataset.text.replace('/', '-')}.key"
+
+
+def _new(path: Path, material: bytes, *, is_there: bool) -> NewKey:
+    keyformat = "raw" if len(material) == RAW else "hex"
+    return NewKey(path, material, is_there, own_keys(material, keyformat, path.as_uri()), new_guid())
 
 
 def confirm(job: Job, dataset: DatasetName, key: NewKey) -> None:
-    """Print the recovery sheet, and let a group of the key be typed back.
+    """Print the recovery sheet, and let a group of it be typed back.
 
     Raises:
         Refused: it was not.
     """
-    groups = _groups(key.key)
-    click.echo(_sheet(job, dataset, key, groups), err=True)
-    number = os.urandom(1)[0] % len(groups)
-    for _ in range(3):
-        typed = click.prompt(f"Group {number + 1} of the key, from your copy", err=True)
-        if typed.strip().replace(" ", "").lower() == groups[number]:
+    from zkeep.cli import sheet as page
+    from zkeep.crypto.groups import Secret
+
+    wrapped = key.keys.wrapped
+    secret = Secret.of(key.material, wrapped.keyformat)
+    to = str(job.destination)
+    sheet = page.Sheet(dataset.text, key.guid, wrapped.suite, wrapped.guid, wrapped.keyformat, to, secret=secret)
+    page.show(sheet)
+    click.echo("\nPrint this, or write the lines down, and keep it where this machine is not.", err=True)
+    for attempt in range(TRIES):
+        try:
+            page.ask_back(secret)
             return
-        click.echo("That is not it.", err=True)
-    raise Refused("the key was not confirmed, and nothing was made: call again when you have written it down")
-
-
-def _groups(key: bytes) -> list[str]:
-    text = key.hex()
-    return [text[at : at + 8] for at in range(0, len(text), 8)]
-
-
-def _sheet(job: Job, dataset: DatasetName, key: NewKey, groups: list[str]) -> str:
-    rows = ["   ".join(f"{at + 1}: {groups[at]}" for at in range(row, row + 4)) for row in (0, 4)]
-    return "\n".join(
-        [
-            "",
-            "RECOVERY SHEET: write this down or print it, and keep it where this machine is not.",
-            "Without the key nobody can read the backup, and you cannot either.",
-            "",
-            f"  backup of    {job.source}",
-            f"  lies at      {job.destination}",
-            f"  key file     {key.path}",
-            "  key          " + rows[0],
-            "               " + rows[1],
-            "",
-        ]
-    )
+        except Refused as error:
+            if attempt == TRIES - 1:
+                raise Refused(f"{error}; nothing was made") from None
+            click.echo(str(error), err=True)

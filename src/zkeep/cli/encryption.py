@@ -144,8 +144,6 @@ def _suite_of(root: Dataset) -> int:
 
 def _own(asked: dict[str, str], suite: int, name: DatasetName) -> NewKeys:
     """A key of its own: the dataset becomes an encryption root."""
-    from zkeep.crypto.unwrap import WrappedKeys, from_material, wrap
-
     keyformat = asked["keyformat"]
     if keyformat not in FORMATS:
         raise WrongUsage(f"keyformat is raw, hex or passphrase, not {shown(keyformat)}")
@@ -153,12 +151,18 @@ def _own(asked: dict[str, str], suite: int, name: DatasetName) -> NewKeys:
     if iterations is not None and keyformat != "passphrase":
         raise WrongUsage("Cannot specify pbkdf2iters with a non-passphrase keyformat.")
     rounds = _iterations(iterations) if keyformat == "passphrase" else 0
-    salt = new_guid() if keyformat == "passphrase" else 0
     location = asked.get("keylocation", "prompt")
-    code = FORMATS[keyformat]
+    return own_keys(_material(location, keyformat, FORMATS[keyformat], name), keyformat, location, suite, rounds)
+
+
+def own_keys(material: bytes, keyformat: str, location: str, suite: int = SUITES["on"], rounds: int = 0) -> NewKeys:
+    """A fresh master key, wrapped by the key that `material` is (of a key file, or typed)."""
+    from zkeep.crypto.unwrap import WrappedKeys, from_material, wrap
+
+    code, salt = FORMATS[keyformat], new_guid() if keyformat == "passphrase" else 0
     keys = _fresh(suite)
     shape = WrappedKeys(suite, keys.guid, 1, b"", b"", b"", b"", code, rounds, salt)
-    key = from_material(_material(location, keyformat, code, name), shape)
+    key = from_material(material, shape)
     wrapped = wrap(keys, key, code, rounds, salt)
     return NewKeys(wrapped, {"crypt": _crypt(wrapped), "encroot": True, "local": {"keylocation": location}}, key, True)
 
