@@ -21,7 +21,7 @@ from zkeep.format.records import HEADER, LAYOUTS, Begin, Free, RecordType
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.model import Bookmark, Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.pool.transfer.send import Leg, write_leg
+from zkeep.pool.transfer.send import Leg, LegOptions, write_leg
 
 DATA = Path(__file__).parent.parent / "data"
 END = (1 << 64) - 1
@@ -121,7 +121,7 @@ def put_together(pool: Pool, pair: Pair, target: str = "v/x") -> bytes:
     """What zkeep sends, under the name that came in."""
     source = point(pool, pair[0], target) if pair[0] is not None else None
     sink = io.BytesIO()
-    write_leg(pool, Leg(snapshot(pool, pair[1], target), source), sink.write, received_name=True)
+    write_leg(pool, Leg(snapshot(pool, pair[1], target), source), sink.write, LegOptions(received_name=True))
     return sink.getvalue()
 
 

@@ -19,7 +19,7 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.pool.transfer.send import Leg, is_past, write_leg
+from zkeep.pool.transfer.send import Leg, LegOptions, is_past, write_leg
 
 WHERE = os.environ.get("ZKEEP_VECTORS", "")
 FOLDERS = [Path(WHERE) / name for name in ("story", "blog", "variants", "chains")] if WHERE else []
@@ -70,14 +70,14 @@ def with_guid(pool: Pool, guid: int) -> list[Snapshot]:
 
 def take(pool: Pool, stream: Stream, among: list[Path]) -> None:
     """Receive a stream, and before it what it follows."""
-    target, begin = "v/x", stream.parts[0]
+    target, begin, options = "v/x", stream.parts[0], ReceiveOptions()
     if stream.needs and not with_guid(pool, stream.needs):
         take(pool, base_of(stream, among), among)
-    options = ReceiveOptions()
     if stream.needs and not stream.package:
         source = with_guid(pool, stream.needs)[0]
         target = "v/clone" if begin.flags & BeginFlag.CLONE else str(source.dataset.name)
-        options.set_properties = {"origin": str(source.name)} if begin.flags & BeginFlag.CLONE else {}
+        if begin.flags & BeginFlag.CLONE:
+            options = ReceiveOptions(set_properties={"origin": str(source.name)})
     with stream.path.open("rb") as file:
         receive(pool, file, target, options)
 
@@ -86,7 +86,7 @@ def part_sent_back(pool: Pool, begin: Begin) -> bytes:
     snapshot = with_guid(pool, begin.toguid)[-1]
     sources = [s for s in with_guid(pool, begin.fromguid) if is_past(pool, s, snapshot)] if begin.fromguid else [None]
     sink = io.BytesIO()
-    write_leg(pool, Leg(snapshot, sources[0]), sink.write, received_name=True)
+    write_leg(pool, Leg(snapshot, sources[0]), sink.write, LegOptions(received_name=True))
     return sink.getvalue()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zkeep.restore.files.extract import Extraction
     from zkeep.restore.files.report import Report
     from zkeep.snapshot.open import OpenSnapshot
+    from zkeep.tree.filesystem import Filesystem
 
 
 @click.command("extract")
@@ -63,67 +64,81 @@ def extract_verb(
         raise WrongUsage("--stdout goes with neither -C nor --force")
     if recursive and to_stdout:
         raise WrongUsage("--stdout writes an archive of one dataset: it does not go with -r")
-    work = _Work(target, force=force, to_stdout=to_stdout, verbose=verbose)
     with snapshots_of(arguments, paths=True) as (pool, (snapshot,), paths):
         if recursive and paths:
             raise WrongUsage("-r extracts whole datasets: name no path in them")
-        tree = Tree.of(pool, snapshot)
-        work.tree(pool, tree, recursive, keys_from(key_locations), paths)
+        request = _Request(target, paths, force=force, recursive=recursive, to_stdout=to_stdout, verbose=verbose)
+        request.extract(pool, Tree.of(pool, snapshot), keys_from(key_locations))
 
 
-@dataclass
-class _Work:
-    """The options of the call."""
+@dataclass(frozen=True)
+class _Request:
+    """The options of the call. `paths`: what is extracted of each dataset, as typed; empty for all."""
 
     target: str
+    paths: list[str]
     force: bool
+    recursive: bool
     to_stdout: bool
     verbose: bool
 
-    def tree(self, pool: Pool, tree: Tree, recursive: bool, get_key: GetKey, paths: list[str]) -> None:
+    def extract(self, pool: Pool, tree: Tree, get_key: GetKey) -> None:
         """Extract each dataset to its place; if one fails, the others go on."""
         from zkeep.snapshot.open import OpenSnapshot
 
         errors = Errors()
-        for snapshot in tree.snapshots(recursive):
+        for snapshot in tree.snapshots(self.recursive):
             with errors.spared(), OpenSnapshot(pool, snapshot, get_key) as opened:
-                self._one(opened, paths, tree.place(snapshot))
-        if not paths:
-            tree.say_left_out(recursive, "extract")
+                self._one(opened, tree.place(snapshot))
+        if not self.paths:
+            tree.say_left_out(self.recursive, "extract")
         errors.conclude()
 
-    def _one(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
-        if not paths and opened.lacks_contents():
+    def _one(self, opened: OpenSnapshot, place: str) -> None:
+        if not self.paths and opened.lacks_contents():
             raise NotHere(opened.name)
         if opened.is_volume:
-            self._volume(opened, paths, place.rpartition("/")[0])
+            self._volume(opened, place.rpartition("/")[0])
         elif self.to_stdout:
-            _archive(opened, paths, verbose=self.verbose)
+            self._archive(opened)
         else:
-            self._files(opened, paths, place)
+            self._files(opened, place)
 
-    def _volume(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
+    def _volume(self, opened: OpenSnapshot, place: str) -> None:
         """Write the image of a volume where the folder of a filesystem would be."""
         from zkeep.restore.files.volume import extract_volume
         from zkeep.tree.volume import Volume
 
-        if paths or self.to_stdout:
+        if self.paths or self.to_stdout:
             raise WrongUsage("a volume is one disk image: extract it as a whole, or use zkeep cat")
         name = opened.snapshot.dataset.name.text.rpartition("/")[2] + ".img"
         click.echo(extract_volume(Volume(opened), self.target, name, force=self.force, place=place))
 
-    def _files(self, opened: OpenSnapshot, paths: list[str], place: str) -> None:
+    def _archive(self, opened: OpenSnapshot) -> None:
+        from zkeep.restore.files.report import Report
+        from zkeep.restore.files.tar import write_tar
+        from zkeep.tree.filesystem import Filesystem
+
+        if sys.stdout.isatty():
+            raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
+        filesystem = Filesystem(opened)
+        report = Report(notes=[] if self.verbose else None)
+        write_tar(filesystem, self._wanted(filesystem), sys.stdout.buffer, report)
+        for path, kind in report.notes or ():
+            _note("", path, kind)
+        _conclude(report, "", verbose=self.verbose)
+
+    def _files(self, opened: OpenSnapshot, place: str) -> None:
         from zkeep.restore.files.extract import Extraction, ExtractOptions
         from zkeep.tree.filesystem import Filesystem
 
         started = time.monotonic()
-        shows = Meter(0 if paths else _logical(opened)) if sys.stderr.isatty() else None
+        shows = Meter(0 if self.paths else _logical(opened)) if sys.stderr.isatty() else None
         note = partial(_note, place) if self.verbose else None
         options = ExtractOptions(force=self.force, on_progress=shows or (lambda progress: None), note=note)
         work = Extraction(Filesystem(opened), options)
         try:
-            wanted = _wanted(work.filesystem, paths) if paths else [b""]
-            work.extract(self.target, wanted, os.fsencode(place))
+            work.extract(self.target, self._wanted(work.filesystem), os.fsencode(place))
         finally:
             if shows:
                 shows.end()
@@ -131,20 +146,17 @@ class _Work:
             _report_done(work, place, time.monotonic() - started)
         _conclude(work.report, place, verbose=self.verbose)
 
+    def _wanted(self, filesystem: Filesystem) -> list[bytes]:
+        """The paths in the filesystem that are meant, patterns resolved. Raises Refused: there is none."""
+        from zkeep.tree.glob import typed
 
-def _archive(opened: OpenSnapshot, paths: list[str], *, verbose: bool) -> None:
-    from zkeep.restore.files.report import Report
-    from zkeep.restore.files.tar import write_tar
-    from zkeep.tree.filesystem import Filesystem
-
-    if sys.stdout.isatty():
-        raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
-    filesystem = Filesystem(opened)
-    report = Report(notes=[] if verbose else None)
-    write_tar(filesystem, _wanted(filesystem, paths) if paths else [b""], sys.stdout.buffer, report)
-    for path, kind in report.notes or ():
-        _note("", path, kind)
-    _conclude(report, "", verbose=verbose)
+        found = []
+        for path in self.paths:
+            matches = typed(filesystem, path)
+            if not matches:
+                raise Refused(f"{path}: no such file or directory")
+            found += matches
+        return found if self.paths else [b""]
 
 
 def _logical(opened: OpenSnapshot) -> int:
@@ -200,17 +212,3 @@ def _summary(report: Report, *, verbose: bool) -> Iterator[str]:
     if lost:
         what = f"{lost} extended attributes" if lost > 1 else "one extended attribute"
         yield f"{what} with data could not be extracted" + ("" if verbose else " (-v names them)")
-
-
-def _wanted(filesystem: object, paths: list[str]) -> list[bytes]:
-    from zkeep.tree.filesystem import Filesystem
-    from zkeep.tree.glob import typed
-
-    assert isinstance(filesystem, Filesystem)
-    found = []
-    for path in paths:
-        matches = typed(filesystem, path)
-        if not matches:
-            raise Refused(f"{path}: no such file or directory")
-        found += matches
-    return found

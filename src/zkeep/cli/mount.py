@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def mount_verb(
         raise Refused(f"cannot mount: {folder} is not a folder")
     folder = os.path.realpath(folder)
     with background(_log_of(folder), stay=foreground) as ready:
-        _mount(what, folder, key_locations, chosen, ready, recursive=recursive)
+        _mount(_Request(what, folder, key_locations, chosen, recursive), ready)
 
 
 def _without_folder(text: str) -> ZkeepError:
@@ -113,38 +114,42 @@ def _options(given: Sequence[str]) -> dict[str, str | bool]:
     return {"allow_other": True, "default_permissions": True} if "allow_other" in words else {}
 
 
-def _mount(
-    what: list[str],
-    folder: str,
-    key_locations: Sequence[str],
-    options: dict[str, str | bool],
-    ready: Callable[[], None],
-    *,
-    recursive: bool,
-) -> None:
+@dataclass(frozen=True)
+class _Request:
+    """What to mount, as typed, and where; with the options of FUSE."""
+
+    what: list[str]
+    folder: str
+    key_locations: Sequence[str]
+    options: dict[str, str | bool]
+    recursive: bool
+
+
+def _mount(request: _Request, ready: Callable[[], None]) -> None:
     from zkeep.agent.server import keep_secret
     from zkeep.restore.mount.fuse import Operations, serve
 
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _shown(what, key_locations, recursive) as (name, files, size), _quiet() as (told, loud):
+    with _shown(request) as (name, files, size), _quiet() as (told, loud):
 
         def on_mounted() -> None:
             loud()
             ready()
 
         try:
-            serve(Operations(files, size, _log, on_mounted), folder, name, options)
+            serve(Operations(files, size, _log, on_mounted), request.folder, name, request.options)
         except OSError as error:
             raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
 
 
 @contextmanager
-def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> Iterator[tuple[str, MountLayout, int]]:
+def _shown(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
     """Open what the arguments name: its name, the layout of the mount, and its bytes."""
     from zkeep.restore.mount.layout import MountLayout
 
+    what, key_locations = request.what, request.key_locations
     name = None if is_stream(what[0]) else parsed(what[0])
     whole = isinstance(name, DatasetName)
     with ExitStack() as stack:
@@ -163,11 +168,11 @@ def _shown(what: list[str], key_locations: Sequence[str], recursive: bool) -> It
                 raise WrongUsage("name one snapshot, and a folder")
             tree = Tree.of(pool, snapshot)
         get_key = keys_from(key_locations)
-        snapshots = tree.snapshots(recursive)
+        snapshots = tree.snapshots(request.recursive)
         top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
         below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
         files = stack.enter_context(MountLayout(top.top, top.others, below))
-        tree.say_left_out(recursive, "mount")
+        tree.say_left_out(request.recursive, "mount")
         _say_what_lacks(pool, snapshots)
         yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
 

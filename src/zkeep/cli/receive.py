@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
@@ -40,24 +41,7 @@ if TYPE_CHECKING:
 @click.option("-c", "corrective", is_flag=True, help="Replace damaged records of what is there by the stream's.")
 @click.option("-A", "abort", is_flag=True, help="Give up an interrupted receive into DATASET.")
 @click.argument("target", metavar="DATASET|SNAPSHOT")
-def receive_verb(
-    *,
-    verbose: bool,
-    dry_run: bool,
-    resumable: bool,
-    unmounted: bool,
-    force: bool,
-    drop_pool: bool,
-    last_only: bool,
-    options: Sequence[str],
-    exclude: Sequence[str],
-    skip_holds: bool,
-    append_only: bool,
-    unmount: bool,
-    corrective: bool,
-    abort: bool,
-    target: str,
-) -> None:
+def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str, **letters: bool) -> None:
     """Store the send stream that comes on standard input.
 
     All or nothing: a snapshot is there once all of it is verified and on the disk. Raw streams ('zfs send -w')
@@ -73,33 +57,66 @@ def receive_verb(
     """
     from zkeep.pool.transfer.receive import ReceiveOptions
 
-    meter = Received() if verbose and not dry_run and sys.stderr.isatty() else None
-    tell, arrived = _arrival_printer(dry_run, meter) if verbose else None, _Arrived()
-    name, elsewhere = parse_any(target), drop_pool or last_only
-    if abort:
-        _check_abort(name, elsewhere or dry_run or resumable or unmounted)
-    _check_corrective(corrective, abort or elsewhere or resumable or force or bool(options or exclude))
+    call, name = _Letters(**letters), parse_any(target)
+    meter = Received() if call.verbose and not call.dry_run and sys.stderr.isatty() else None
+    tell, arrived = _arrival_printer(call.dry_run, meter) if call.verbose else None, _Arrived()
+    call.check(name, sets=bool(options or exclude))
     asked, given, excluded = _wishes(options, exclude)
     wanted = ReceiveOptions(
-        dry_run=dry_run,
-        resumable=resumable,
-        force=force,
-        name_from=_name_from(drop_pool, last_only),
+        dry_run=call.dry_run,
+        resumable=call.resumable,
+        force=call.force,
+        name_from=call.name_from,
         set_properties=given,
         exclude=excluded,
-        abort=abort,
-        skip_holds=skip_holds,
-        append_only=append_only,
+        abort=call.abort,
+        skip_holds=call.skip_holds,
+        append_only=call.append_only,
         on_progress=meter,
         intake=KeylessIntake() if is_confined() else Intake(asked, excluded),
         on_snapshot=arrived.then(tell),
     )
-    _check_input(abort)
+    _check_input(call.abort)
     with opened(name) as pool, stream_input() as source:
-        if corrective:
-            return _heal(pool, source, name, dry_run=dry_run, verbose=verbose)
+        if call.corrective:
+            return _heal(pool, source, name, call)
         with arrived.pruned(pool), _explained(target), meter or nullcontext():
             _receive(pool, source, target, wanted)
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """The letters of the call that take no value."""
+
+    verbose: bool
+    dry_run: bool
+    resumable: bool
+    unmounted: bool
+    force: bool
+    drop_pool: bool
+    last_only: bool
+    skip_holds: bool
+    append_only: bool
+    unmount: bool
+    corrective: bool
+    abort: bool
+
+    def check(self, name: Name, *, sets: bool) -> None:
+        """`sets`: with -o or -x. Raises WrongUsage: they make no sense together."""
+        elsewhere = self.drop_pool or self.last_only
+        if self.abort and not isinstance(name, DatasetName):
+            raise WrongUsage("-A needs a dataset")
+        if self.abort and (elsewhere or self.dry_run or self.resumable or self.unmounted):
+            raise WrongUsage("-A goes with no other letter")
+        if self.corrective and (self.abort or elsewhere or self.resumable or self.force or sets):
+            raise WrongUsage("-c goes with -n, -v and -u only")
+
+    @property
+    def name_from(self) -> Literal["d", "e"] | None:
+        """Raises WrongUsage: there are two answers."""
+        if self.drop_pool and self.last_only:
+            raise WrongUsage("-d and -e exclude each other")
+        return "d" if self.drop_pool else "e" if self.last_only else None
 
 
 def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) -> None:
@@ -113,12 +130,6 @@ def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) 
         wanted.intake.say_mended(target)
     if wanted.force and not wanted.dry_run:
         _give_back(pool, name)
-
-
-def _name_from(drop_pool: bool, last_only: bool) -> Literal["d", "e"] | None:
-    if drop_pool and last_only:
-        raise WrongUsage("-d and -e exclude each other")
-    return "d" if drop_pool else "e" if last_only else None
 
 
 class _Arrived:
@@ -153,25 +164,13 @@ class _Arrived:
             prune_received(pool, self.names)
 
 
-def _check_abort(name: Name, others: bool) -> None:
-    if not isinstance(name, DatasetName):
-        raise WrongUsage("-A needs a dataset")
-    if others:
-        raise WrongUsage("-A goes with no other letter")
-
-
 def _check_input(abort: bool) -> None:
     if not abort and sys.stdin.isatty():
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     widen(0)
 
 
-def _check_corrective(corrective: bool, others: bool) -> None:
-    if corrective and others:
-        raise WrongUsage("-c goes with -n, -v and -u only")
-
-
-def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: bool) -> None:
+def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
     """Replace damaged records by those of the stream; report what it does not have."""
     from zkeep.cli.terminal import say
     from zkeep.format.reader import read_events
@@ -180,9 +179,9 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, *, dry_run: bool, verbose: b
     dataset = pool.dataset(dataset_of(name))
     snapshot = pool.snapshot(name) if isinstance(name, SnapshotName) else None
     with _explained(str(name)):
-        done = heal(pool, dataset, snapshot, read_events(source), dry_run=dry_run)
-    if verbose:
-        verb = "would heal" if dry_run else "healed"
+        done = heal(pool, dataset, snapshot, read_events(source), dry_run=call.dry_run)
+    if call.verbose:
+        verb = "would heal" if call.dry_run else "healed"
         click.echo(f"{verb} {done.healed} of {done.damaged} damaged records of {name}")
     for line in done.left[1:]:
         say(f"cannot heal {name}: {line}")

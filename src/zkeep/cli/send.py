@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
@@ -20,7 +21,7 @@ from zkeep.names import DatasetName, parse_any, shown
 from zkeep.pool.datasets.model import NotThere, Pool
 
 if TYPE_CHECKING:
-    from zkeep.pool.transfer.send import Decrypting, Leg
+    from zkeep.pool.transfer.send import Decrypting, Leg, SendRequest
 
 
 @click.command("send")
@@ -68,25 +69,22 @@ def send_verb(
     """
     from zkeep.pool.transfer.send import SendRequest, send
 
-    _check(token, snapshot, from_, from_all, exclude, letters)
-    dry_run, parsable = letters["dry_run"], letters["parsable"]
+    asked = cast(dict[str, Any], {name: letters[name] for name in _ASKED})
+    request = SendRequest(snapshot, from_=from_, from_all=from_all, token=token, exclude=tuple(exclude), **asked)
+    _check(request)
+    dry_run, parsable = request.dry_run, letters["parsable"]
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
     if token is not None and (letters["verbose"] or parsable):
         _print_token(token, err=not dry_run)
-    short = from_all is not None or any(letters[name] for name in _PACKAGED)
     sink = Sink()
     shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
-    request = SendRequest(
-        snapshot=snapshot or "",
-        from_=from_,
-        from_all=from_all,
-        token=token,
+    request = replace(
+        request,
         exclude=_excluded(exclude),
-        announce=_announcer(dry_run, parsable, short) if letters["verbose"] or parsable else None,
+        announce=_announcer(dry_run, parsable, request.is_package) if letters["verbose"] or parsable else None,
         begin=shows.begin if shows else None,
         decrypting=_decrypting,
-        **cast(dict[str, Any], {name: letters[name] for name in _ASKED}),
     )
     with _pool(snapshot, token) as pool, shows or nullcontext():
         try:
@@ -108,27 +106,18 @@ _ASKED = (
     *("skip_missing", "dry_run", "received_name", "newest_key", "unencrypted"),
 )
 """The letters that the request takes as they are."""
-_PACKAGED = ("replicate", "props", "holds", "backup")
-"""The letters that make a package (a compound stream)."""
 
 
-def _check(
-    token: str | None,
-    snapshot: str | None,
-    from_: str | None,
-    from_all: str | None,
-    exclude: Sequence[str],
-    letters: dict[str, bool],
-) -> None:
-    """Raises WrongUsage: they make no sense together."""
-    if token is None and snapshot is None:
+def _check(request: SendRequest) -> None:
+    """Raises WrongUsage: the letters make no sense together."""
+    if request.token is None and request.snapshot is None:
         raise usage.missing("send needs a snapshot or a token")
-    extras = any(letters[name] for name in _PACKAGED)
-    if token is not None and (snapshot or from_ or from_all or extras):
+    other = request.snapshot or request.from_ or request.from_all
+    if request.token is not None and (other or request.is_package):
         raise WrongUsage("-t goes with no snapshot and no other source: the token names them")
-    if (letters["skip_missing"] or exclude) and not letters["replicate"]:
+    if (request.skip_missing or request.exclude) and not request.replicate:
         raise WrongUsage("-s and -X go with -R")
-    if from_ and from_all:
+    if request.from_ and request.from_all:
         raise WrongUsage("-i and -I exclude each other")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -72,66 +74,70 @@ def verify_verb(
         return
     if bases or allow:
         raise WrongUsage("--base and --allow are for a stream on standard input")
-    _verify_named(arguments, get_key, recursive, verbose)
+    _Verification(get_key, recursive, verbose).verify(arguments)
 
 
-def _verify_named(arguments: tuple[str, ...], get_key: GetKey, recursive: bool, verbose: bool) -> None:
-    """Verify everything that is named, then fail if any part did."""
-    errors = Errors()
-    if is_stream(arguments[0]):
-        with received_from(arguments) as (pool, given):
-            for snapshot in given:
-                _tree(pool, snapshot, get_key, recursive, verbose, errors)
-            if not given:
-                _all(pool, _every(pool.all_snapshots().values()), get_key, verbose, errors)
-        errors.conclude()
-        return
-    for text in arguments:
+@dataclass(frozen=True)
+class _Verification:
+    """The options of a call, and what failed so far."""
+
+    get_key: GetKey
+    recursive: bool
+    verbose: bool
+    errors: Errors = field(default_factory=Errors)
+
+    def verify(self, arguments: tuple[str, ...]) -> None:
+        """Verify everything that is named, then fail if any part did."""
+        if is_stream(arguments[0]):
+            with received_from(arguments) as (pool, given):
+                for snapshot in given:
+                    self._tree(pool, snapshot)
+                if not given:
+                    self._each(pool, chain.from_iterable(pool.all_snapshots().values()))
+        else:
+            for text in arguments:
+                self._named(text)
+        self.errors.conclude()
+
+    def _named(self, text: str) -> None:
+        """Verify a snapshot, or all snapshots of a dataset."""
         name = parsed(text)
         if isinstance(name, BookmarkName):
             raise WrongUsage(f"{name} is a bookmark: it holds nothing")
-        with errors.spared(), open_pool(name) as pool:
+        with self.errors.spared(), open_pool(name) as pool:
             if isinstance(name, SnapshotName):
-                _tree(pool, pool.snapshot(name), get_key, recursive, verbose, errors)
-                continue
+                self._tree(pool, pool.snapshot(name))
+                return
             top, *below = pool.tree().within(pool.dataset(name))
-            _all(pool, _every(map(pool.snapshots, [top, *below] if recursive else [top])), get_key, verbose, errors)
-            if not recursive:
+            self._each(pool, chain.from_iterable(map(pool.snapshots, [top, *below] if self.recursive else [top])))
+            if not self.recursive:
                 say_left_out(str(name), below, "verify")
-    errors.conclude()
 
+    def _tree(self, pool: Pool, snapshot: Snapshot) -> None:
+        """Verify a snapshot, and with -r those of the same name below its dataset."""
+        tree = Tree.of(pool, snapshot)
+        self._each(pool, tree.snapshots(self.recursive))
+        tree.say_left_out(self.recursive, "verify")
 
-def _tree(pool: Pool, snapshot: Snapshot, get_key: GetKey, recursive: bool, verbose: bool, errors: Errors) -> None:
-    """Verify a snapshot, and with -r those of the same name below its dataset."""
-    tree = Tree.of(pool, snapshot)
-    _all(pool, tree.snapshots(recursive), get_key, verbose, errors)
-    tree.say_left_out(recursive, "verify")
+    def _each(self, pool: Pool, snapshots: Iterable[Snapshot]) -> None:
+        for snapshot in list(snapshots):
+            with self.errors.spared():
+                self._one(pool, snapshot)
 
+    def _one(self, pool: Pool, snapshot: Snapshot) -> None:
+        """Verify a snapshot, and note the result in its pool. A wrong key says nothing about the snapshot."""
+        from zkeep.crypto.unwrap import WrongKey
+        from zkeep.pool.maintenance.verified import note
 
-def _every(found: Iterable[list[Snapshot]]) -> list[Snapshot]:
-    return [snapshot for some in found for snapshot in some]
-
-
-def _all(pool: Pool, snapshots: list[Snapshot], get_key: GetKey, verbose: bool, errors: Errors) -> None:
-    for snapshot in snapshots:
-        with errors.spared():
-            _one(pool, snapshot, get_key, verbose)
-
-
-def _one(pool: Pool, snapshot: Snapshot, get_key: GetKey, verbose: bool) -> None:
-    """Verify a snapshot, and note in its pool what came of it. A wrong key says nothing of the snapshot."""
-    from zkeep.crypto.unwrap import WrongKey
-    from zkeep.pool.maintenance.verified import note
-
-    try:
-        line = _check(pool, snapshot, get_key, str(snapshot.name))
-    except (NotAuthentic, Damaged) as error:
-        if not isinstance(error, WrongKey):
-            note(pool, snapshot, int(time.time()), authentic=False)
-        raise
-    note(pool, snapshot, int(time.time()), authentic=True)
-    if verbose:
-        click.echo(line)
+        try:
+            line = _check(pool, snapshot, self.get_key, str(snapshot.name))
+        except (NotAuthentic, Damaged) as error:
+            if not isinstance(error, WrongKey):
+                note(pool, snapshot, int(time.time()), authentic=False)
+            raise
+        note(pool, snapshot, int(time.time()), authentic=True)
+        if self.verbose:
+            click.echo(line)
 
 
 def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> str:

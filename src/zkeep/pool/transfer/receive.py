@@ -79,7 +79,7 @@ class Intake(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class ReceiveOptions:
     """The letters of zfs receive. `name_from`: d (all but the pool) or e (the last component) of the sent name."""
 

@@ -67,7 +67,7 @@ class Decrypting(Protocol):
         """Write one substream, from the BEGIN that is given to its END. `maxblkid`: of the metadnode."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SendRequest:
     """The letters of zfs send. `from_`: -i, `from_all`: -I; both as typed (`@a`, `#b`, `pool/fs@a`)."""
 
@@ -100,6 +100,20 @@ class SendRequest:
     decrypting: Callable[[], Decrypting] | None = None
     """Makes what sends encrypted snapshots that are not to be sent raw."""
 
+    @property
+    def is_package(self) -> bool:
+        """Whether the substreams go in a compound stream, with an outer header."""
+        return self.replicate or self.props or self.holds or self.backup or self.from_all is not None
+
+
+@dataclass(frozen=True)
+class LegOptions:
+    """The form of one substream's BEGIN. `name`: its snapshot's name there, if not as here or as it came."""
+
+    name: str | None = None
+    received_name: bool = False
+    newest_key: bool = False
+
 
 def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
     """Write a stream.
@@ -118,7 +132,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
         if request.dry_run:
             return
-        packaged = _is_package(request)
+        packaged = request.is_package
         names = _names(pool, request, legs) if packaged and request.received_name else {}
         if packaged:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
@@ -128,20 +142,15 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
                 request.begin(leg)
             given = names.get(leg.snapshot.dataset.id)
             name = f"{given}@{leg.snapshot.doc['name']}" if given is not None else None
+            options = LegOptions(name, request.received_name, request.newest_key)
             if leg.form is not None and decrypting is not None:
-                opening = _plain_opening(pool, leg, leg.form, name, request.received_name)
+                opening = _plain_opening(pool, leg, leg.form, options)
                 decrypting.write(pool, leg, opening, _opening(pool, leg.snapshot).maxblkid, sink.write)
                 continue
-            received = request.received_name
-            write_leg(pool, leg, sink.write, name=name, received_name=received, newest_key=request.newest_key)
+            write_leg(pool, leg, sink.write, options)
         if packaged:
             write_fully(sink.write, conclusion())
         sink.flush()
-
-
-def _is_package(request: SendRequest) -> bool:
-    extras = request.props or request.holds or request.backup
-    return request.replicate or extras or request.from_all is not None
 
 
 def _names(pool: Pool, request: SendRequest, legs: list[Leg]) -> dict[int, str]:
@@ -164,24 +173,16 @@ def _wrapping(request: SendRequest, names: dict[int, str]) -> Wrapping:
     return Wrapping(request.snapshot or "", source, *extras, names)
 
 
-def write_leg(
-    pool: Pool,
-    leg: Leg,
-    write: Write,
-    *,
-    name: str | None = None,
-    received_name: bool = False,
-    newest_key: bool = False,
-) -> None:
-    """Write one substream, from its BEGIN to its END. `name`: of its snapshot there, if not as here or as it came."""
+def write_leg(pool: Pool, leg: Leg, write: Write, options: LegOptions) -> None:
+    """Write one substream, from its BEGIN to its END."""
     snapshot = leg.snapshot
     history, before, new = runs_of(pool, leg)
     source_txg = leg.source.txg if leg.source else 0
     stored = _opening(pool, snapshot)
-    if newest_key:
+    if options.newest_key:
         stored = with_newest(pool, snapshot, stored)
     begin = stored.begin
-    opening = addressed(stored, _address(leg, begin, name, received_name))
+    opening = addressed(stored, _address(leg, begin, options))
     order, toguid = opening.byteorder, begin.toguid
     with history.timeline(pool.store) as timeline, StreamWriter(timeline, write, order, toguid) as out:
         out.begin(opening.header, opening.payload)
@@ -212,10 +213,10 @@ def _check_contents(pool: Pool, leg: Leg) -> None:
                 raise contents.NotHere(f"cannot send {leg.snapshot.name}")
 
 
-def _address(leg: Leg, begin: Begin, name: str | None, received_name: bool) -> Address:
-    toname = begin.toname if received_name else str(leg.snapshot.name).encode()
+def _address(leg: Leg, begin: Begin, options: LegOptions) -> Address:
+    toname = begin.toname if options.received_name else str(leg.snapshot.name).encode()
     return Address(
-        toname=name.encode() if name is not None else toname,
+        toname=options.name.encode() if options.name is not None else toname,
         fromguid=leg.source.guid if leg.source else 0,
         from_ivset_guid=int(leg.source.doc["ivset_guid"]) if leg.source else 0,
         clone=leg.clone,
@@ -223,10 +224,10 @@ def _address(leg: Leg, begin: Begin, name: str | None, received_name: bool) -> A
     )
 
 
-def _plain_opening(pool: Pool, leg: Leg, form: Form, name: str | None, received_name: bool) -> Opening:
+def _plain_opening(pool: Pool, leg: Leg, form: Form, options: LegOptions) -> Opening:
     """The BEGIN of an encrypted snapshot's plain stream."""
     plain = plain_opening(_opening(pool, leg.snapshot), form, leg.snapshot.name)
-    return addressed(plain, _address(leg, plain.begin, name, received_name))
+    return addressed(plain, _address(leg, plain.begin, options))
 
 
 def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
@@ -452,4 +453,4 @@ def _estimate(view: View, leg: Leg) -> Amount:
     return Amount(max(0, size.stored - leg.sent), size.logical)
 
 
-__all__ = ["DatasetName", "Leg", "SendRequest", "send", "write_leg"]
+__all__ = ["DatasetName", "Leg", "LegOptions", "SendRequest", "send", "write_leg"]
