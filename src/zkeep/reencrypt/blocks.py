@@ -24,7 +24,7 @@ EMBEDDED_DATA = 0
 
 
 class Kept(Protocol):
-    """What the base has of an object whose blocks stay unless the stream replaces them."""
+    """The blocks of an object of the base, which stay unless the stream replaces them."""
 
     def content(self, number: int) -> bytes | None:
         """A block's content; None where it is a hole."""
@@ -64,6 +64,7 @@ class BlockJoiner:
         Raises:
             BadStream: it does not decompress, or lies behind the object's end.
         """
+        # A hole: whole blocks of it go, and what is put together gets zeros.
         if record.type == RecordType.FREE:
             yield from self._free(*record.fields[1:3])
             return
@@ -72,10 +73,12 @@ class BlockJoiner:
         size = record.fields[2]
         if (offset + size - 1) // self._blksz > self._last:
             raise BadStream(f"object {record.fields[0]} ends before offset {offset}", record.at, record.name)
+        # A whole block goes on as it came, compressed if it is.
         if size == self._blksz and not within:
             yield from self.flush()
             yield Block(number, content, code)
             return
+        # A piece of a block: it is put together in clear, with the pieces beside it.
         if code is not None:
             content = _decompressed(record, content, code, size)
         yield from self._pieces(offset, memoryview(content))
@@ -109,6 +112,7 @@ class BlockJoiner:
             self._part = bytearray(before or bytes(self._blksz))
 
     def _free(self, offset: int, length: int) -> Iterator[Block]:
+        # The blocks [first, last) lie in the range as a whole; the one before and `last` may lie in it in part.
         end = TO_THE_END if length == TO_THE_END else min(offset + length, TO_THE_END)
         first, last = -(-offset // self._blksz), end // self._blksz
         edge = offset % self._blksz

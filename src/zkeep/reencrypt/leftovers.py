@@ -1,4 +1,4 @@
-"""What is left of a plain stream that broke off while it was being encrypted: steps, and with -s where it goes on.
+"""Resume or clear up after a plain stream that broke off while it was being encrypted: it leaves steps.
 
 A step (see commit) is a snapshot. With `-s` its document says where the stream continues, and has the resume token.
 """
@@ -30,7 +30,7 @@ MADE_FOR = "made_for"
 
 @dataclass(frozen=True)
 class Partial:
-    """A receive that can be resumed: what its steps say of it."""
+    """A receive that can be resumed, as the documents of its steps record it."""
 
     begin: Begin
     target: Target
@@ -87,18 +87,22 @@ def resume(pool: Pool, event: SubBegin, target: Target) -> Snapshot | None:
     """
     begin, where = event.begin, f"cannot receive {target.name}"
     state, resuming = partial_of(pool, target.name), bool(begin.features & Feature.RESUMING)
+    # Nothing is kept: a stream that resumes has nothing to go on from.
     if state is None:
         if resuming:
             raise Refused(f"{where}: the stream resumes a receive, but destination has no interrupted one")
         return None
+    # The same stream from its beginning, with -s again: start over.
     same = (begin.toguid, begin.fromguid) == (state["toguid"], state["fromguid"])
     if not resuming and same and target.resumable:
         return None
+    # Any other stream would destroy what is kept.
     if not resuming or not same or int(begin.features & ~Feature.RESUMING) != state["features"]:
         raise Refused(
             f'{where}: destination {target.name} contains partially-complete state from "zfs receive -s".: go on with '
             f"its receive_resume_token, or the same stream and -s, or give it up with zkeep receive -A {target.name}"
         )
+    # It may begin earlier, where an older token pointed to, but not leave anything out.
     point = number(event.nvlist, "resume_object"), number(event.nvlist, "resume_offset")
     if point > (state["object"], state["offset"]):
         needed = f"object {state['object']}, offset {state['offset']}"
@@ -119,11 +123,13 @@ def remove_leftovers(pool: Pool, name: DatasetName) -> None:
     steps = _steps(pool, name)
     if not steps:
         return
+    # A dataset that was made for this receive goes with its steps, unless something else is in it by now.
     view, dataset = View(pool), pool.dataset(name)
     before = pool.snapshots(dataset)[: -len(steps)]
     if steps[0].doc.get(MADE_FOR) and not before and view.tree.within(dataset) == [dataset]:
         destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options(recursive=True)))
         return
+    # Otherwise the snapshots go, and then the records behind the last one that stays.
     names = ",".join(str(step.doc["name"]) for step in steps)
     destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
     with pool.transaction() as t:

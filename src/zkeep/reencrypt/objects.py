@@ -57,7 +57,7 @@ class _Head:
 
 @dataclass(slots=True)
 class _Freed:
-    """FREEOBJECTS that wait behind an OBJECT."""
+    """A range of FREEOBJECTS that waits behind an OBJECT."""
 
     first: int
     end: int
@@ -88,12 +88,14 @@ class Translator:
     def fill(self, writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
         """Write what belongs into the next transaction group; whether there is more."""
         self._writer, self._base, self._room = writer, base, self._step
+        # An object in the middle of which the last group ended goes on first: its records come next.
         if self._cut is not None:
             head, self._cut = self._cut, None
             self._write(head)
         while self._cut is None and self._room > 0 and (record := self._records.peek()) is not None:
             if record.type == RecordType.OBJECT:
                 self._object(record)
+            # Objects are written in ascending order, so what is freed waits behind OBJECTs before it.
             elif record.type == RecordType.FREEOBJECTS:
                 self._records.take()
                 first, count = record.fields
@@ -102,7 +104,7 @@ class Translator:
             else:
                 self._data(record)
         if self._records.broken is not None:
-            # Objects without data yet come again in the stream that goes on.
+            # What was written so far becomes a step. Objects without data yet come again in the stream that goes on.
             self._queue.clear()
             if self.point is None:
                 raise self._records.broken
@@ -121,6 +123,7 @@ class Translator:
     def _object(self, record: Record) -> None:
         self._records.take()
         number, kind, bonustype, blksz, bonuslen, checksum, compress, slots, flags = record.fields
+        # No sender mixes the data of two blocks of dnodes: what waits from the one before has none.
         if any(isinstance(item, _Head) and item.change.number // SLOTS != number // SLOTS for item in self._queue):
             self._settle()
         if bonustype == ObjectType.ZNODE:
@@ -139,20 +142,23 @@ class Translator:
         head = next((item for item in self._queue if isinstance(item, _Head) and item.change.number == number), None)
         if head is None:
             raise BadStream(f"data of object {number} come after those of a later one", record.at, record.name)
+        # The first FREE to the end is no change: it says where the object ends.
         if record.type == RecordType.FREE and record.fields[2] == TO_THE_END and head.end is None:
             self._records.take()
             head.end = record.fields[1]
             return
+        # An unmodified spill block may come right behind the OBJECT, before the data of objects that still wait.
         if record.type == RecordType.SPILL and record.fields[2] & RecordFlag.SPILL_UNMODIFIED and self._spills_told:
             self._spill(head, record)
             return
+        # Data come in ascending order: nothing more comes for the objects before this one.
         while self._queue[0] is not head:
             self._settle_first()
         self._queue.popleft()
         self._write(head)
 
     def _settle(self) -> None:
-        """Nothing more comes for what waits."""
+        """Write all that waits, because nothing more comes for it."""
         while self._queue and self._cut is None:
             self._settle_first()
 
@@ -182,6 +188,7 @@ class Translator:
         change = head.change
         if head.end is None:
             raise BadStream(f"nothing says where object {change.number} ends", head.at, "OBJECT")
+        # What the base has under this number, and whether it is the same object as far as blocks are concerned.
         held = self._held(change.number)
         if not head.begun:
             self._settle_shape(head, held)
@@ -189,6 +196,7 @@ class Translator:
         stays = head.has_spill or not self._spills_told  # senders that do not tell send a spill block if it changed
         if change.spill is None and stays and change.keep and held is not None and len(held.spill):
             change.spill = "keep"
+        # The blocks are read from the stream while the writer asks for them: an object may be larger than memory.
         kept: Kept = NothingKept()
         if change.keep and held is not None and self._base is not None:
             kept = _KeptBlocks(self._base, held)
@@ -222,6 +230,7 @@ class Translator:
         """Whether blocks of the object that had this number stay. If not, all that it has is in the stream."""
         if held is None:
             return False
+        # As a receiving kernel: another shape, or a dnode with room for fewer pointers, loses its blocks.
         mine = change.type, change.bonustype, change.blksz, change.slots
         theirs = held.dnode.type, held.dnode.bonustype, held.dnode.blksz, held.dnode.slots
         pointers = pointers_beside(change.bonustype, len(change.bonus), change.slots)
@@ -236,7 +245,8 @@ class Translator:
         while (record := self._records.peek()) is not None:
             if record.type not in _DATA or record.fields[0] != change.number:
                 break
-            if self._is_full() and record.type != RecordType.SPILL:
+            # The group is full: the object ends here for now, but a spill block belongs to what was written.
+            if (self._room <= 0 or self._blocks <= 0) and record.type != RecordType.SPILL:
                 self._cut = head
                 yield from joiner.flush()
                 return
@@ -247,9 +257,6 @@ class Translator:
         yield from joiner.end()
         if head.has_spill and change.spill is None:
             raise BadStream(f"the spill block of object {change.number} is missing", head.at, "OBJECT")
-
-    def _is_full(self) -> bool:
-        return self._room <= 0 or self._blocks <= 0
 
     def _take(self, head: _Head, joiner: BlockJoiner, record: Record) -> Iterator[Block]:
         if record.type == RecordType.REDACT:
@@ -270,6 +277,7 @@ class Translator:
     def _spill(self, head: _Head, record: Record) -> None:
         """Take a spill block; one that did not change stays as the base has it, if that has it."""
         change = head.change
+        # A broken sender makes a WRITE_EMBEDDED of a spill block that compresses well; it is put back where it belongs.
         if record.type == RecordType.WRITE_EMBEDDED:
             content: bytes | None = embedded_content(record)
             self.mended += 1
@@ -285,7 +293,13 @@ class Translator:
 
 
 def _generation(bonus: bytes) -> int:
-    """ZPL_GEN: which file it is, of all that had its object number.
+    """ZPL_GEN, by which a file differs from others that had its object number before.
+
+        0     4       6       8            8 * words    + 16
+        +-----+-------+-------+-- - - - ---+--- ... -----+------------+
+        |magic|layout |lengths of others   | mode, size  | generation |
+        +-----+-------+-------+-- - - - ---+--- ... -----+------------+
+               upper 6 bits: words of this header
 
     Source: OpenZFS include/sys/zfs_sa.h SA_GEN_OFFSET; include/sys/sa_impl.h SA_HDR_SIZE.
     """

@@ -1,4 +1,4 @@
-"""The receive of a plain stream that becomes encrypted: below an encrypted dataset nothing is ever kept in clear.
+"""Receive a plain stream encrypted: below an encrypted dataset nothing is ever kept in clear.
 
 The plain records never reach the pool: they are written as the records of a raw snapshot, which is received as if a
 sender had sent it. Guids, names, times and properties are the sender's, so that its increments find their sources.
@@ -90,10 +90,12 @@ class Reencryption:
         Raises:
             Refused: it would have to be, and cannot.
         """
+        # Raw ones are kept as they come; into an encrypted dataset, plain ones are encrypted.
         name, is_raw = substream.target.name, substream.event.begin.raw
         dataset = pool.find(name)
         if is_raw or (dataset is not None and dataset.doc.get("crypt")):
             return not is_raw
+        # A new one is, below an encrypted dataset, or if -o makes it an encryption root.
         above = encrypted_above(pool, name)
         if above is None:
             return self.source.makes_root and substream.top
@@ -116,6 +118,7 @@ class Reencryption:
             return self._rehearse(pool, substream, charges, events)
         lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
         with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
+            # Go on after the last step that an earlier receive left, or clear it away.
             step = resume(pool, event, target)
             if step is None:
                 remove_leftovers(pool, target.name)
@@ -124,6 +127,7 @@ class Reencryption:
                 substream = replace(substream, target=target)
             records = Records(events, keeps=target.resumable)
             translator = Translator(event.begin, records, self._step_of(pool, event, target))
+            # If this one breaks off, too, its steps go again unless it can be resumed (-s).
             with _Undo(pool, target) as undo:
                 self._write(pool, substream, charges, translator, step)
                 if records.broken is not None:
@@ -149,6 +153,7 @@ class Reencryption:
         self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]
     ) -> SubEnd:
         """With -n: decide as the real one does, read and verify the stream, encrypt nothing."""
+        # The decision is made by the session that the real receive would open, with the BEGIN that it would write.
         base = _source_of(pool, substream.event.begin, substream.target)
         group = self._group(pool, substream, base)
         before = (Feature(base.doc["features"]), int(base.doc["ivset_guid"])) if base else (Feature(0), 0)
@@ -179,10 +184,12 @@ class Reencryption:
         group = replace(group, step_fields=lambda: fields | (token_of.fields(translator) if token_of else {}))
         if step is not None:
             group = _after(group, step)
+        # Each group is a snapshot: the next one is written on top of it, so it is opened as the base.
         while True:
             with ExitStack() as stack:
                 opened = stack.enter_context(OpenSnapshot(pool, base, self.source.get_key)) if base else None
                 made = write_group(pool, group, opened, translator.fill, charges)
+            # The dataset is there now: its new key can be loaded.
             if is_new:
                 self.source.made(pool, made.dataset)
                 is_new = False

@@ -20,11 +20,11 @@ FIELDS = {
     RecordType.WRITE_EMBEDDED: ("object", "offset", "length", "compression", "etype", "lsize", "psize"),
     RecordType.REDACT: ("object", "offset", "length"),
 }
-"""What is read of the headers. All but FREEOBJECTS begin with the object that they are of."""
+"""The fields that are read from headers. All but those of FREEOBJECTS begin with the number of the object."""
 
 
 class Record(NamedTuple):
-    """`at`: the byte of the stream at which it begins. `payload` is valid until the next record is asked for."""
+    """One record. `at`: the byte of the stream at which it begins. `payload` is valid until the next is requested."""
 
     type: int
     at: int

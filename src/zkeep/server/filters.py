@@ -48,23 +48,26 @@ _LZOP = "/usr/bin/lzop"
 
 @dataclass(frozen=True)
 class Filter:
-    """`packing`: a compression to undo or do, or none; `rate`: bytes each second, or 0 for no limit."""
+    """What happens to a stream on its way: a compression is done or undone, the rate is limited (0: it is not).
+
+    `packing`: the name of the compression, or nothing. `rate`: bytes a second.
+    """
 
     packing: str = ""
     rate: int = 0
 
 
 def available(name: str) -> bool:
-    """Whether tools are told that the program is here."""
+    """Whether to answer that the program is here."""
     if name == "lzop":
         return os.access(_LZOP, os.X_OK)
     return name in ("mbuffer", "pv") or name in DECOMPRESSORS or name in COMPRESSORS
 
 
 def unpacked(source: BinaryIO, packing: str) -> BinaryIO:
-    """What a packed stream holds, as it comes."""
+    """Decompress a stream as it comes."""
     if packing == "lzop":
-        # Reads standard input itself; ends when that ends, or when nobody reads from it any more.
+        # It reads standard input itself, and ends when that ends or its output is closed.
         command = [_LZOP, "-dc"]
         null = subprocess.DEVNULL
         run = subprocess.Popen(command, stdin=0, stdout=subprocess.PIPE, stderr=null, env={})  # noqa: S603
@@ -73,6 +76,8 @@ def unpacked(source: BinaryIO, packing: str) -> BinaryIO:
 
 
 class _Unpacked(io.RawIOBase):
+    """A decompressed stream, whose errors are those of a bad stream."""
+
     def __init__(self, reader: Any, packing: str) -> None:
         self._reader = reader
         self._packing = packing
@@ -146,15 +151,18 @@ class _Xz:
 
     def read1(self, size: int) -> bytes:
         while True:
+            # One stream ended: another may follow it without a gap, as `cat a.xz b.xz` makes them.
             if self._unpacker.eof:
                 self._left = self._unpacker.unused_data
                 self._unpacker, self._begun = _lzma(), False
+            # Compressed bytes are read only when those before are used up.
             if not self._left and self._unpacker.needs_input:
                 self._left = self._source.read(1 << 16)
                 if not self._left:
                     if self._begun:
                         raise EOFError("it ends too early")
                     return b""
+            # At most `size` bytes come out; the decompressor keeps the rest of its input.
             piece, self._left, self._begun = self._left, b"", True
             found: bytes = self._unpacker.decompress(piece, size)
             if found:
@@ -210,6 +218,8 @@ def packer(packing: str) -> Any:
 
 
 class _Lz4Packer:
+    """LZ4 with the interface of the others: the frame's header comes with the first bytes."""
+
     def __init__(self, packer: Any) -> None:
         self._packer = packer
         self._begun = False

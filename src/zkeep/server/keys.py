@@ -59,6 +59,13 @@ def public_keys(text: str, where: str) -> Iterator[PublicKey]:
 
 
 def _parse(line: str, where: str) -> PublicKey:
+    """The key in a line `KIND BASE64 COMMENT`; what is encoded begins with the kind again.
+
+        0        4        4 + n
+        +--------+--------+---------------------------
+        | n (BE) | kind   | the key's own numbers ...
+        +--------+--------+---------------------------
+    """
     kind, _, rest = line.partition(" ")
     blob, _, comment = rest.strip().partition(" ")
     if kind not in KINDS:
@@ -67,6 +74,7 @@ def _parse(line: str, where: str) -> PublicKey:
         content = base64.b64decode(blob, validate=True)
     except (binascii.Error, ValueError):
         content = b""
+    # The kind outside and inside must be the same: what is checked here is what sshd will use.
     name = len(kind).to_bytes(4, "big") + kind.encode()
     if not content.startswith(name) or len(content) < len(name) + 32:
         raise Refused(f"{where}: the {kind} key in it is damaged or cut short")
@@ -78,6 +86,7 @@ def authorized_lines(text: str, command: str, where: str) -> Iterator[str]:
 
     In the file a backslash means something only before a quote: OpenSSH misc.c opt_dequote().
     """
+    # So quotes are the only characters to escape.
     escaped = command.replace('"', '\\"')
     for key in list(public_keys(text, where)):
         line = escaped.replace("{client}", key.fingerprint)

@@ -1,6 +1,7 @@
-"""What else tools run at the far end of ssh: probes, decompressors in front of a receive. None of it is executed.
+"""Programs that replication tools run at the far end of ssh, beside zfs: probes, and filters of the stream.
 
-A probe gets the answer that a plain host would give; a filter is done within this process (server/filters.py).
+None of them is executed. A probe gets the answer that a plain host would give; filters run within this process
+(server/filters.py).
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ def understand(pipeline: Pipeline, access: Access, depth: int = 0) -> Flow:
         Denied, BadCall, CannotParse: it is not allowed, or not understood.
     """
     commands = pipeline.commands
+    # One command: a verb, a probe, or a shell with a command line of its own.
     if len(commands) == 1:
         return Flow(_action(commands[0], access, depth))
     first, last = _plain(commands[0].words), _plain(commands[-1].words)
+    # Filters in front of a receive undo what the client's end of the pipeline did to the stream.
     if _is_verb(last, "receive", "recv"):
         return Flow(_action(commands[-1], access, depth), tuple(_filters(commands[:-1], DECOMPRESSORS)))
+    # Filters behind a send do what the client's end will undo.
     if _is_verb(first, "send"):
         return Flow(_action(commands[0], access, depth), tuple(_filters(commands[1:], COMPRESSORS)))
     raise CannotParse("a pipeline here ends in a receive or begins with a send")
@@ -82,12 +86,14 @@ def _is_verb(words: Sequence[str], *verbs: str) -> bool:
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """Without what stands before a program's name: `sudo`, `env -`, settings of the language, its folder."""
+    """Words without what stands before the program's name: `sudo`, `env -`, settings of the language, its folder."""
     left = list(words)
     while left:
         head = _base(left[0])
+        # LC_ALL=C zfs ...
         if _ASSIGNMENT.fullmatch(left[0]):
             left = left[1:]
+        # sudo -n zfs ..., but not the probe `command -v zfs`
         elif head in ("sudo", "doas", "env", "exec", "command") and left[1:2] != ["-v"]:
             left = left[2:] if left[1:2] and left[1] in ("-n", "-", "-i") else left[1:]
         else:
@@ -96,6 +102,7 @@ def _plain(words: Sequence[str]) -> list[str]:
 
 
 def _base(word: str) -> str:
+    """The last part of a plain absolute path; any other word as it is."""
     found = _PATH.fullmatch(word)
     return found[1] if found else word
 
@@ -105,10 +112,12 @@ def _action(command: Command, access: Access, depth: int) -> Action:
     if not words:
         return Say()
     name, rest = words[0], words[1:]
+    # A verb: the table of rules decides.
     if name in ("zkeep", "zfs", "zpool"):
         if name == "zkeep" and rest[:1] == ["pool"]:
             name, rest = "zpool", rest[1:]
         return judge(name, rest, access)
+    # `sh -c LINE`, and nothing else of a shell: the line is parsed as the whole one was.
     if name in _SHELLS and rest[:1] == ["-c"] and len(rest) == 2:
         if depth >= DEEPEST:
             raise CannotParse("too many shells in one another")
@@ -135,6 +144,7 @@ def _printf(words: Sequence[str]) -> Say:
     parts = text.replace("\\n", "\n").split("%s")
     if any("%" in part for part in parts):
         raise CannotParse(f"the format {shown(text)} is not understood")
+    # As many values as there are `%s`: missing ones are empty, as for a shell, and more are dropped.
     filled = [*values, *[""] * len(parts)][: len(parts) - 1]
     return Say("".join(part + value for part, value in zip(parts, [*filled, ""], strict=True))[:_LONGEST_PRINT])
 
@@ -196,6 +206,7 @@ def _filters(commands: Sequence[Command], known: dict[str, dict[tuple[str, ...],
 
 
 def _packing(name: str, rest: Sequence[str], known: dict[str, dict[tuple[str, ...], str]]) -> Filter:
+    # Levels and numbers of threads (-9, -T4, --fast) do not matter to what is read or written.
     letters = tuple(sorted(word for word in rest if not re.fullmatch(r"-(?:[0-9]{1,2}|T[0-9]{1,2}|-fast)", word)))
     packing = known.get(name, {}).get(letters)
     if packing is None or not available(name):
@@ -204,10 +215,11 @@ def _packing(name: str, rest: Sequence[str], known: dict[str, dict[tuple[str, ..
 
 
 def _buffer(name: str, rest: Sequence[str]) -> Filter:
-    """mbuffer and pv: of what they do, only a limit of the rate matters here."""
+    """What mbuffer or pv does to a stream: only their limit of the rate matters here."""
     rate, words = 0, list(rest)
     while words:
         word = words.pop(0)
+        # `-m 512M` and `-m512M` are the same.
         letter, value = (word[:2], word[2:]) if len(word) > 2 else (word, "")
         if letter in ("-s", "-m", "-r", "-R", "-L", "-P", "-B", "-N"):
             value = value or (words.pop(0) if words else "")

@@ -1,8 +1,8 @@
-"""May a client call this verb, with these options, on these names? One table; no pool is looked at.
+"""The table of verbs that clients may call, with which options, on which names. No pool is looked at.
 
 The words of an allowed call are written again from what was parsed here, options first, then `--`, then names: so the
-verb sees nothing that was not judged, however it parses. What opens a file, takes a key or works on whole pools is not
-in the table.
+verb sees nothing that was not checked, however it parses. Verbs that open a file, take a key or work on whole pools are
+not in the table.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Judge = Callable[[Call, Access], Call]
 
 @dataclass(frozen=True)
 class Rule:
-    """`role`: which a client needs; `letters` and `longs`: the options, as getopt has them; `judge`: the rest."""
+    """What a verb asks for: the client's role, its options as getopt writes them, and a check of options and names."""
 
     role: str
     letters: str
@@ -68,19 +68,21 @@ class Rule:
 
 
 def judge(program: str, words: Sequence[str], access: Access) -> Call:
-    """Decide about a verb and its arguments.
+    """Decide whether a client may call a verb so; returns the call that is to be run.
 
     Raises:
-        Denied: the client may not; whatever is in the pool.
+        Denied: the client may not, whatever is in the pool.
         BadCall: it makes no sense.
     """
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("version", "--version", "-V"):
         return Call(program, "version")
+    # The verb must be in the table.
     table = POOL_RULES if program == "zpool" else RULES
     rule = table.get(ALIASES.get(verb, verb))
     if rule is None:
         raise _unknown(program, verb, rest)
+    # Its options must be among those of the rule; they may stand behind names, as for zfs.
     longs = ["help", *rule.longs]
     try:
         given, arguments = getopt.gnu_getopt(list(rest), rule.letters, longs)
@@ -90,6 +92,7 @@ def judge(program: str, words: Sequence[str], access: Access) -> Call:
         return Call(program, verb, (("--help", None),))
     valued = _valued(rule)
     options = tuple((name, value if name in valued else None) for name, value in given)
+    # The role comes before the names: without it, a client learns nothing about any name.
     access.require(rule.role, f"cannot {ALIASES.get(verb, verb)}{_about(arguments)}")
     return rule.judge(Call(program, verb, options, tuple(arguments)), access)
 
@@ -105,7 +108,8 @@ def _about(arguments: Sequence[str]) -> str:
 
 
 def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denied:
-    """Why a verb that is not in the table is not run. Without arguments, tools look for options in its usage."""
+    """Why a verb that is not in the table is not run."""
+    # Tools call a verb without arguments to read from its usage which options it knows.
     if program != "zpool" and verb in _KEYED:
         return Denied(f"cannot {verb}: {KEYLESS}") if rest else BadCall("missing dataset argument", verb)
     if verb in (_POOL_REFUSED if program == "zpool" else _REFUSED):

@@ -147,12 +147,14 @@ class _Lexer:
             if not self._line.startswith(operator, self._at):
                 continue
             end = self._at + len(operator)
+            # The file, if the redirect has one: blanks may stand before it.
             if operator != text:
                 while self._line[end : end + 1] in ("", *_SPACES) and end < len(self._line):
                     end += 1
                 if not self._line.startswith("/dev/null", end):
                     continue
                 end += len("/dev/null")
+            # The word must end here: `>/dev/nullx` is another file.
             if self._line[end : end + 1] not in ("", *_SPACES, ";", "|", "&"):
                 continue
             self._at = end
@@ -206,12 +208,14 @@ class _Lexer:
         raise CannotParse("a quote is not closed")
 
     def _in_double(self, character: str) -> str:
+        # "$SHELL" with the quote right behind it; any other expansion is refused.
         for name, value in _VARIABLES.items():
             if self._line.startswith(f'{name}"', self._at):
                 self._at += len(name)
                 return value
         if character in "$`":
             raise CannotParse(f"{character!a} is not allowed in a command line")
+        # A backslash escapes what would mean something; before other characters it stands for itself.
         following = self._line[self._at + 1 : self._at + 2]
         if character == "\\" and following in _IN_DOUBLE_QUOTES and following:
             self._at += 2
@@ -273,12 +277,13 @@ class _Parser:
         steps: list[Step] = []
         after = ";"
         while self.peek() is not None and not self._at_end_word():
+            # What runs, and after which result of the step before.
             steps.append(Step(after, self._choice(depth) if self._take("if", "word") else self._pipeline()))
             found = next((text for text in _OPERATORS[:3] if self._take(text)), None)
             if found is None:
                 break
             after = found
-        else:
+        else:  # the end, or then/else/fi, right behind an operator: only `;` may stand last
             if after != ";":
                 raise CannotParse(f"nothing follows {after}")
         return Script(tuple(steps))

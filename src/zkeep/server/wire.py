@@ -1,7 +1,7 @@
-"""A stream on its way in or out of this process: with limits of patience and of speed, and filters.
+"""The stream that a client sends or gets: with a limit for how long the peer may do nothing, a limit of speed, filters.
 
-Patience is a timer of the process, set around each single read and write and taken off behind it: it ends a wait for
-the peer, never work of our own.
+The time limit is a timer of the process that is set around each single read and write: it ends a wait for the peer,
+never work of our own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STRIDE = 1 << 20
 
 
 class Pace:
-    """Makes what passes take as long as it should, at `rate` bytes a second; 0 for no limit."""
+    """Slows a stream down to `rate` bytes a second; 0 for no limit."""
 
     def __init__(
         self, rate: int, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -38,6 +38,7 @@ class Pace:
         if not self._rate:
             return
         now = self._clock()
+        # Time in which nothing came is not saved up: after a pause, the rate is the same.
         self._due = max(self._due, now) + size / self._rate
         if self._due > now:
             self._sleep(self._due - now)
@@ -49,7 +50,8 @@ class Pace:
 
 
 @contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Let SIGALRM come unless the block ends in time; see watch()."""
     if not seconds:
         yield
         return
@@ -82,7 +84,7 @@ class Wire:
 
     def read(self, room: Any) -> int:
         """One read into `room`; 0 at the end."""
-        with _patience(self.idle):
+        with _time_limit(self.idle):
             count = os.readv(0, [memoryview(room)[: self._pace.stride]])
         self.received += count
         self._pace.spend(count)
@@ -96,6 +98,7 @@ class Wire:
 
     def finish(self) -> None:
         """Write what the filters of a stream that goes out still have."""
+        # The rest of each filter still goes through those behind it.
         rest = b""
         for pack in self._packing():
             rest = (pack.compress(rest) if rest else b"") + pack.flush()
@@ -109,7 +112,7 @@ class Wire:
     def _write(self, content: Any) -> None:
         view = memoryview(content).cast("B")
         while len(view):
-            with _patience(self.idle):
+            with _time_limit(self.idle):
                 done = os.write(1, view[: self._pace.stride])
             self.sent += done
             self._pace.spend(done)
@@ -130,7 +133,7 @@ class _Input(io.RawIOBase):
 
 
 def watch(seconds: float) -> None:
-    """From now on, the end of patience is an error that ends the verb (exit status 5)."""
+    """From now on, a peer that does nothing for too long is an error that ends the verb (exit status 5)."""
 
     def expired(number: int, frame: FrameType | None) -> None:
         raise TryAgain(f"the other side sent nothing for {seconds:g} seconds")

@@ -1,6 +1,7 @@
-"""Steps with the authentic things that they send: dnodes, and the leaves of blocks.
+"""Look up what steps send: authentic dnodes, and leaves of MAC trees that lead to blocks.
 
-Nothing that a row or a stored header says is used, unless the MAC tree that the snapshot's portable MAC covers says so.
+A row or a stored header is not believed: sizes, types and compressions come from the MAC tree that the snapshot's
+portable MAC covers.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class Verifier:
         objects[dnode.number] = obj
         if dnode.byteorder != self._order:
             raise self._swapped(dnode.number)
+        # The leaf of each block that is written, and of the spill block: they say how it is stored.
         rtypes = steps["rtype"][mine]
         written = mine[rtypes == RecordType.WRITE]
         if len(written):
@@ -100,6 +102,7 @@ class Verifier:
         spilled = mine[rtypes == RecordType.SPILL]
         if len(spilled):
             leaves[spilled], kinds[spilled] = self._spill(obj), dnode.bonustype
+        # An OBJECT brings the decrypted bonus, padded to 8 bytes; the FREE behind it begins after the last block.
         if rtypes[0] == RecordType.OBJECT:
             sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
         tails = mine[steps["turn"][mine] == TAIL]
@@ -131,16 +134,18 @@ class Verifier:
         self, steps: Array, objects: dict[int, VerifiedObject], leaves: Array, kinds: Array, sizes: Array
     ) -> Batch:
         """How each block is sent: in one record or in several, compressed or not."""
+        # 1. Without -L, blocks of more than 128 KiB are cut into several WRITEs.
         is_data, is_spill = steps["rtype"] == RecordType.WRITE, steps["rtype"] == RecordType.SPILL
         logical = leaves["logical"].astype(np.int64)
         cut = is_data & (logical > OLD_LARGEST) if not self._large else np.zeros(len(steps), bool)
         parts = np.where(cut, -(-logical // OLD_LARGEST), 1)
-        # Metadata is never sent compressed, so that a receiver of another byte order can swap it.
+        # 2. Metadata is never sent compressed, so that a receiver of another byte order can swap it.
         little = leaves["pointer"]["prop"] >> _LITTLE > 0
         swapped, metadata = little != (self._order == "little"), is_spill | holds_metadata(kinds)
         wrong = np.flatnonzero((is_data | is_spill) & swapped & metadata)
         if len(wrong):
             raise self._swapped(int(steps["object"][wrong[0]]))
+        # 3. With -c, contents go as they are stored, unless their pieces or bytes have to change.
         packed = is_data & ~cut & ~swapped & ~metadata & (leaves["compression"] > Compression.OFF)
         packed &= self._compressed
         stored = leaves["size"].astype(np.int64) - HEADER

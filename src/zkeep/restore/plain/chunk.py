@@ -50,6 +50,7 @@ class Layout:
         # Each record: its step, and which part of that step's block it is.
         self.step = np.repeat(steps, parts)
         self.part = np.arange(len(self.step)) - np.repeat(np.cumsum(parts) - parts, parts)
+        # The payload: all of the block, or 128 KiB of it, of which the last part may be shorter.
         whole = batch.sizes[self.step]
         cut = batch.parts[self.step] > 1
         payloads = np.where(cut, np.minimum(whole - self.part * OLD_LARGEST, OLD_LARGEST), whole)
@@ -63,6 +64,7 @@ class Layout:
         at = np.flatnonzero((self.rtypes == RecordType.WRITE) | (self.rtypes == RecordType.SPILL))
         starts = (self.offsets[at] + HEADER).tolist()
         ends = (self.offsets[at] + self.lengths[at]).tolist()
+        # Parts of one block follow one another, so a block is complete where the step changes.
         place: list[tuple[int, int]] = []
         before = -1
         for step, start, end in zip(self.step[at].tolist(), starts, ends, strict=True):
@@ -95,6 +97,7 @@ class Headers:
             mine = np.flatnonzero(layout.rtypes == rtype)
             if not len(mine):
                 continue
+            # All headers of a type are made at once, as columns, and scattered to where their records begin.
             headers = make(layout, mine, rtype)
             headers["rtype"], headers["toguid"] = rtype, self.toguid
             buffer[layout.offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)

@@ -22,6 +22,7 @@ def plain_steps(raw: Iterable[Array]) -> Iterator[Array]:
     """
     waiting = np.empty(0, STEP)
     for each in raw:
+        # The FREE behind an OBJECT is there for some objects of a raw stream only: all get one below.
         kept = each[(each["rtype"] != RecordType.OBJECT_RANGE) & (each["turn"] != TAIL)]
         steps = _merged(sp.join([waiting, kept]))
         # The last FREEOBJECTS may go on in the next array.
@@ -39,6 +40,7 @@ def _merged(steps: Array) -> Array:
     goes_on[1:] = freed[1:] & freed[:-1] & (steps["a"][1:] == ends[:-1])
     if not goes_on.any():
         return steps
+    # The first step of each group stays; of FREEOBJECTS it gets the length of the whole group.
     first = np.flatnonzero(~goes_on)
     merged = steps[first]
     many = merged["rtype"] == RecordType.FREEOBJECTS
@@ -47,6 +49,7 @@ def _merged(steps: Array) -> Array:
 
 
 def _with_tails(steps: Array) -> Array:
+    """Put a FREE to the end behind each OBJECT."""
     at: Bools = steps["rtype"] == RecordType.OBJECT
     tails = np.zeros(int(at.sum()), STEP)
     tails["object"], tails["turn"], tails["rtype"] = steps["object"][at], TAIL, RecordType.FREE
