@@ -31,6 +31,7 @@ class Attributes:
     def encode(self, number: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> tuple[bytes, bytes | None]:
         """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""
         large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
+        # They are stored in the bonus or the spill block as long as there is room; the largest ones move out first.
         small = {name: value for name, value in xattrs.items() if name not in large}
         while small and len(pack_xattrs(small)) > MAX_XATTRS:
             name = max(small, key=lambda each: len(small[each]))
@@ -42,6 +43,7 @@ class Attributes:
 
     def _xattr_folder(self, owner: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> int:
         """Extended attributes as files of a folder that belongs to their file; the folder's number."""
+        # A directory that no name leads to: ZPL_XATTR of its file has its number. One file in it for each attribute.
         folder = self._take_number(owner)
         entries = {}
         files = []
@@ -62,7 +64,7 @@ class Attributes:
         return folder
 
     def _xattr_fields(self, owner: FileFields, mode: int, size: int, parent: int) -> FileFields:
-        """A folder of extended attributes, or one of them; their owner and times are the file's."""
+        """The attributes of such a folder, or of a file in it: owner and times are those of the file."""
         times = owner.atime, owner.mtime, owner.ctime, owner.crtime
         links = 2 if stat.S_ISDIR(mode) else 1
         made = FileFields(mode, owner.uid, owner.gid, size, links, *times, parent, self._generation)

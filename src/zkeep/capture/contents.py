@@ -55,12 +55,12 @@ _READING = _Reading()
 
 
 def reading() -> _Reading:
-    """As a context: an OSError inside it is the source's."""
+    """Let an OSError inside the block become a SourceError."""
     return _READING
 
 
 def read_blocks(source: Iterable[Block]) -> Iterator[Block]:
-    """The blocks of a file; what is done with them may raise what it wants."""
+    """The blocks of a file: errors of reading become SourceErrors, those of the code between them do not."""
     blocks = iter(source)
     while True:
         with reading():
@@ -104,6 +104,7 @@ def blocks_of(fd: int, size: int, blksz: int, first: int = 0) -> Iterator[Block]
             if len(content) < blksz:
                 content += bytes(blksz - len(content))
             yield Block(offset // blksz, content)
+            # A backup reads all files once: it must not push what is in use out of the page cache.
             if offset - done >= DROP_BEHIND:
                 _forget(fd, done, offset)
                 done = offset
@@ -162,6 +163,7 @@ def xattrs_of(place: int | str) -> tuple[dict[bytes, bytes], dict[bytes, str]]:
         FileNotFoundError: the file is gone.
     """
     follow = isinstance(place, int)
+    # First the names. A file system without extended attributes has none; any other error concerns all of them.
     try:
         names = os.listxattr(place, follow_symlinks=follow)
     except FileNotFoundError:
@@ -169,6 +171,7 @@ def xattrs_of(place: int | str) -> tuple[dict[bytes, bytes], dict[bytes, str]]:
     except OSError as error:
         has_none = error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP)
         return {}, {} if has_none else {EVERY: error.strerror or str(error)}
+    # Then each value; one that cannot be read does not keep the others out.
     found, unread = {}, {}
     for name in names:
         try:
@@ -196,7 +199,7 @@ def flags_of(fd: int) -> int:
 def fields_of(
     status: os.stat_result, *, size: int, links: int, parent: int, generation: int, birth: int = 0
 ) -> FileFields:
-    """What the status of a file says of it. `birth`: in nanoseconds, 0 if it is not known."""
+    """The fields of a file's attributes, from its status. `birth`: in nanoseconds, 0 if it is not known."""
     times = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
     device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     return FileFields(

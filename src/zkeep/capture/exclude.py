@@ -1,4 +1,4 @@
-"""Decide what of a folder is left out of its snapshot, and say why.
+"""Decide which files of a folder are left out of its snapshot, and say why.
 
 Patterns are those of gitignore(5). An entry is decided on where it is met: what lies below a folder that is left out
 is never looked at, so that no pattern can bring it back, as in git.
@@ -71,16 +71,19 @@ class Exclusions:
 
     def choose(self, path: bytes, fd: int, entries: list[Seen]) -> list[Seen]:
         """The entries of a folder, open at `fd`, that are stored."""
+        # 1. The whole folder: something else is mounted on it.
         device = os.fstat(fd).st_dev
         if not path:
             self._device = device
         elif why := self._whole(device):
             self.on_left_out(path, why)
             return []
+        # 2. All but the file that marks the folder as not worth storing (CACHEDIR.TAG, --exclude-if-present).
         prefix = path + b"/" if path else b""
         if tag := self._tag(fd, entries):
             self.on_left_out(path, f"it holds {os.fsdecode(tag)}: only that is stored of it")
             return [entry for entry in entries if entry.name == tag]
+        # 3. Each entry, by the patterns of the command line, of this folder and of those above.
         if any(entry.name == IGNORE_FILE for entry in entries):
             self._read_ignore_file(prefix, fd)
         kept = []

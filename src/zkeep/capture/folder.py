@@ -62,12 +62,14 @@ class FolderWriter:
 
         `base`: the last snapshot; from the second call on, what the call before made.
         """
+        # The first call plans all of it: which objects are written, which are freed, and in how many groups.
         live = live_objects(base)
         self._objects.open(writer, base, live)
         if not self._begun:
             self._prepare(base, live)
         bounded = len(self._todo) > 1
         self._objects.room = self._step if bounded else 1 << 63
+        # Objects in ascending order, as the writer needs them, until the group is full.
         todo = self._todo[0]
         while todo and self._objects.room > 0:
             number, what = todo[0]
@@ -80,9 +82,11 @@ class FolderWriter:
             elif not self._objects.write(what):
                 break  # the rest of this file comes in the next one
             todo.popleft()
+        # Objects that were met on the way (extended attributes) have the highest numbers.
         self._objects.write_pending()
         if not todo:
             self._todo.popleft()
+        # All is read. Only now it is known what could not be.
         if not self._todo and not self._corrected:
             self._correct(live)
         return bool(self._todo)
@@ -98,15 +102,19 @@ class FolderWriter:
         self._watch.start(self._scan.bytes)
         if tree is not None:
             self._keep_names(tree)
+        # 1. New files get numbers that neither the base nor the scan has.
         taken = np.union1d(live, np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen)))
         rows = self._previous.rows
         self._objects.partial.update(rows["object"][rows["links"] == 0].tolist())
         self._assign(taken)
+        # 2. Changed files and folders, freed objects, files with another count of names; in a first snapshot the
+        #    objects that every filesystem has.
         folders = [(node.number, node) for node in self._scan.written if node.kind == FOLDER]
         files = [(node.number, node) for node in self._scan.written if node.kind != FOLDER]
         gone = [(number, None) for number in self._gone(live)]
         fewer = [(change.number, change) for change in self._recounted(base, tree)]
         fixed = [(change.number, change) for change in fixed_objects()] if base is None else []
+        # 3. One group if it is small enough; else files first, so that no folder names what is not stored yet.
         if self._scan.bytes <= self._step:
             self._todo.append(_in_order([*fixed, *files, *folders, *fewer, *gone]))
         else:
@@ -153,14 +161,17 @@ class FolderWriter:
 
     def _assign(self, taken: np.ndarray) -> None:
         """Give each new file a number; the names of one file share theirs."""
+        # 1. Several names of one file: if the last snapshot knows any of them, all of them are that object.
         for names in self._scan.links.values():
             known = next((name.number for name in names if name.number), 0)
             for name in names:
                 name.number = known
+        # 2. What has no number is new. The folder that is captured is the root.
         numbers = free_numbers(taken)
         for node in self._scan.written:
             if not node.number:
                 node.number = ROOT if node.parent is None else next(numbers)
+        # 3. The other names of new files; and files of which only the count of names changed are written, too.
         for names in self._scan.links.values():
             for name in names:
                 name.number = names[0].number
@@ -185,14 +196,17 @@ class FolderWriter:
     def _correct(self, live: np.ndarray) -> None:
         """Plan what only now is known: names of what could not be read, and attributes that nothing leads to."""
         self._corrected = True
+        # Folders that were there for the scan and gone when they were read go, with the names in them.
         names = {name for node in self._objects.missing for name in self._objects.names_of(node)}
         lost = {node for node in self._objects.vanished if self._is_new(node)}
         fewer = self._drop_names_below(lost)
+        # Folders that are stored already are written again without the names that lead to nothing.
         folders = {name.parent for name in names | lost if name.parent is not None} - lost
         folders = {folder for folder in folders if not _lies_in(folder, lost)}
         names |= lost
         for folder in folders:
             folder.children = [child for child in folder.children or [] if child not in names]
+        # Objects that nothing leads to are freed: old extended attributes, parts of files, those folders.
         written = set(self.result.rows.array()["object"].tolist())
         before = set(live.tolist())
         left = [number for owner, number in self._previous.extras.tolist() if owner in written and number in before]
@@ -226,6 +240,7 @@ class FolderWriter:
 
     def next_rows(self) -> Previous:
         """Rows of what was written, and of all that stayed."""
+        # Rows of objects that are still there and were not written stay as they are.
         fresh, old = self.result.rows.array(), self._previous.rows
         seen = np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen))
         stays = np.isin(old["object"], seen) & ~np.isin(old["object"], fresh["object"])

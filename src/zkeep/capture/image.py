@@ -57,11 +57,13 @@ def take_image(
     dataset = pool.dataset(new.name.dataset)
     size, blksz = shape_of(dataset)
     new = for_volume(new, blksz)
+    # Without a source the disk stays as it is: only its size may have changed.
     if source is None:
         return commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None)), []
     problems: list[Problem] = []
     fd, length = _open(new.name, source, size)
     try:
+        # A large image is read once, while it is stored: if it changed meanwhile, that is reported afterwards.
         before = _signs_of_writing(fd)
         blocks = _counted(read_blocks(blocks_of(fd, length, blksz)), on_read)
         try:
@@ -94,7 +96,7 @@ def _signs_of_writing(fd: int) -> tuple[int | str, ...]:
 
 
 def for_volume(new: NewSnapshot, blksz: int) -> NewSnapshot:
-    """The same for a volume: its blocks have one size, whatever the recordsize is."""
+    """`new` as it is for a volume: its blocks have one size, whatever the recordsize is."""
     features = new.features & ~Feature.LARGE_BLOCKS
     features |= Feature.LARGE_BLOCKS if blksz > LARGE else 0
     return replace(new, features=features, objset_type=ObjsetType.VOLUME)
@@ -131,13 +133,15 @@ def _counted(blocks: Iterator[Block], on_read: Callable[[int], None]) -> Iterato
 def _write(
     writer: SnapshotWriter, base: OpenSnapshot | None, size: int, blksz: int, blocks: Iterator[Block] | None
 ) -> None:
-    """Both objects of the volume, as far as they change. `blocks`: None: the disk stays as it is."""
+    """Write both objects of the volume, as far as they change. `blocks`: None: the disk stays as it is."""
     last = size // blksz - 1
+    # The first snapshot: every block that is not zeros, and the ZAP with the size.
     if base is None:
         found: Iterator[Block] = (block for block in blocks or () if not is_zeros(block.content or b""))
         writer.write(_disk(blksz, last, found, keep=False))
         writer.write(_properties(size, new_salt()))
         return
+    # A later one: the blocks whose MACs differ from the last snapshot's, and the size if it changed.
     if blocks is not None:
         held = base.object(DATA)
         if held.dnode.blksz != blksz:

@@ -115,6 +115,7 @@ class ObjectWriter:
         if node.kind == FOLDER:
             self._write_folder(node)
             return True
+        # A file can be read by any of its names: one of them may be gone, or lie where this user may not look.
         reason = SourceError(OSError(0, "it has no name"))
         for name in self.names_of(node):
             marks = len(self.attributes.pending), len(self._result.extras), self.attributes.next_number
@@ -191,6 +192,7 @@ class ObjectWriter:
         raise AssertionError("the last attempt takes the file as it is")
 
     def _write_content(self, node: Node, fd: int, folder: int, *, last: bool) -> bool:
+        # A file that was cut goes on with the attributes that it had when its reading began.
         cut, self._cut = self._cut, None
         if cut is None:
             with reading():
@@ -208,6 +210,7 @@ class ObjectWriter:
             keep=held is not None,
         )
         self._writer.write(change)
+        # Whole, or cut again: then no folder may name it yet, and the next capture must not take it for stored.
         is_whole = self._cut is None
         if is_whole:
             self.partial.discard(node.number)
@@ -226,9 +229,11 @@ class ObjectWriter:
         """
         size = begun.status.st_size
         source: Iterable[Block] = read_blocks(self._counted(blocks_of(fd, size, blksz, begun.block)))
+        # A small file is read before any of it is stored, so that it can be read again if it changed meanwhile.
         if size <= SMALL:
             source = list(source)
             self._check(node, fd, begun.status, last)
+        # Blocks whose MACs are those of the last snapshot stay as they are there.
         if held is not None and held.dnode.blksz == blksz:
             assert self._base is not None
             source = Comparison(self._base, held, self._writer.compress).changed(source, begun.block)
@@ -242,6 +247,7 @@ class ObjectWriter:
             self._check(node, fd, begun.status, True)
 
     def _check(self, node: Node, fd: int, before: os.stat_result, last: bool) -> None:
+        """Raises Changed: the file is not as it was `before`; at the `last` attempt that is only reported."""
         with reading():
             if same(before, os.fstat(fd)):
                 return
@@ -287,6 +293,7 @@ class ObjectWriter:
 
     def _blksz(self, size: int, held: VerifiedObject | None) -> int:
         """As the kernel chooses it: of a file with several blocks it never changes, and it never shrinks."""
+        # One block as large as the file, until it is larger than the recordsize.
         wanted = block_size(size, self._recordsize)
         if held is None:
             return wanted
@@ -331,6 +338,7 @@ class ObjectWriter:
     # Folders
 
     def _write_folder(self, node: Node) -> None:
+        # 1. Its status. A folder that went since the scan is written empty, and its name is taken away at the end.
         held = self._held(node)
         try:
             fd = self._folders.fd(node)
@@ -346,10 +354,12 @@ class ObjectWriter:
                 self.vanished.append(node)
             else:
                 self._report(node, error.strerror or str(error))
+        # 2. Its entries: those of the scan, or None where they are those of last time.
         children = node.children
         if children is None and held is None:
             children = []
         count, folders, blksz, last, blocks = self._entries(node, children, held)
+        # 3. Its attributes: the size of a folder is its entries with `.` and `..`, each subfolder links to it.
         fields = fields_of(
             status,
             size=count + 2,
@@ -381,9 +391,11 @@ class ObjectWriter:
 
     def _directory(self, node: Node, children: list[Node], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
         """Block size, last block, and the blocks that changed."""
+        # An entry is the object's number, with the kind of file in the upper 4 bits.
         entries = {child.name: child.number | child.kind << 60 for child in children}
         if held is not None and self._tree is not None and entries == dict(self._tree.zap(node.number).numbers()):
             return held.dnode.blksz, held.dnode.maxblkid, []
+        # A fat ZAP is changed in place, so that only the leaves with changed names are stored again.
         if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
             return new_directory(entries)
         return fat_blocks(self._updated(node.number, entries))
@@ -413,6 +425,7 @@ class ObjectWriter:
 
     def _row(self, node: Node, status: os.stat_result, names: int = UNKNOWN, *, again: bool = False) -> None:
         """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""
+        # What changed within a tick of the scan's begin may change again and keep this ctime: it is read again.
         changed = status.st_ctime_ns
         tick = CLOCK_TICK if changed % SECOND else 2 * SECOND  # some file systems know seconds only
         safe = not again and node.number not in self._unread and changed + tick < self._scan.started

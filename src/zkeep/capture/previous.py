@@ -1,7 +1,12 @@
-"""What the last snapshot has of each file: which object it is, and how its status was when it was read.
+"""The files of the last snapshot: the object of each, and its status when it was read.
 
-Kept as columns, one row a file, sorted by device and inode. It is a cache: derived from the snapshot and the folder,
-and made again from both where it is missing or belongs to another snapshot.
+They are kept as columns, one row a file, sorted by device and inode. The file on disk is a cache, derived from the
+snapshot and the folder; it is made again from both where it is missing or belongs to another snapshot:
+
+    magic         JSON, one line: what it belongs to, counts     rows                       extras
+    +-------------+---------------------------------------------+--------------------------+-----------------------+
+    | 16 bytes    | {"pool": .., "rows": n, "extras": m, ..} LF  | n of 68 bytes (ROW)      | m of 16 bytes (EXTRA) |
+    +-------------+---------------------------------------------+--------------------------+-----------------------+
 """
 
 from __future__ import annotations
@@ -98,6 +103,7 @@ class Previous:
         """
         if not len(self.rows) or not statuses:
             return [NEW] * len(statuses)
+        # One search for all entries of a folder: it is what a capture of an unchanged tree spends its time on.
         found = []
         for status, row in zip(statuses, self._rows_of(statuses), strict=True):
             device, inode, size, mtime, ctime, number, above, _, _, kind = row

@@ -1,4 +1,4 @@
-"""What a capture says while it works: what is new, changed and gone, and how far it is."""
+"""Report what a capture does: what is new, changed and gone, and how far it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class FileChange:
-    """`what`: + new, M changed, - gone, R has another path now; as zkeep diff says it."""
+    """A change to a file, as zkeep diff prints it. `what`: + new, M changed, - gone, R has another path now."""
 
     what: str
     kind: str
@@ -33,7 +33,7 @@ class FileChange:
 
 @dataclass
 class Watch:
-    """What is called while a folder is captured. `change`: None: nobody asks for the list of changes."""
+    """Callbacks while a folder is captured. `change`: None: the list of changes is not wanted."""
 
     change: Callable[[FileChange], None] | None = None
     folder: Callable[[Scan], None] = lambda scan: None

@@ -99,6 +99,7 @@ class Folders:
         if known is not None:
             self._open.move_to_end(node)
             return known
+        # Up to the nearest folder that is open, and down again from there, one name at a time.
         chain = []
         at: Node | None = node
         while at is not None and at.parent is not None and at not in self._open:
@@ -110,6 +111,7 @@ class Folders:
             self._open[each] = fd
         if node in self._open:
             self._open.move_to_end(node)
+        # Close those that were not used for longest, but none of the chain that was just opened.
         while len(self._open) > OPEN_FOLDERS + len(chain):
             _, old = self._open.popitem(last=False)
             os.close(old)
@@ -159,12 +161,14 @@ class Scanner:
 
     def scan(self, started: int) -> Scan:
         """Raises OSError: the folder itself cannot be read."""
+        # The top keeps its object whatever inode it has: the folder may have been copied or restored.
         status = os.fstat(self._top)
         number, unchanged = self._previous.find_root(status)
         root = Node(b"", None, FOLDER, number, not unchanged)
         root.status = status
         found = Scan(root, [root] if root.changed else [], started=started)
         found.seen.add(number)
+        # Depth first, folders in the order in which they are listed; a folder that is met twice is a mount.
         visited = {(status.st_dev, status.st_ino)}
         waiting = [root]
         while waiting:
@@ -202,12 +206,13 @@ class Scanner:
         return self._choose(node.path, fd, entries)
 
     def _take(self, node: Node, entries: list[Seen], found: Scan, visited: set[tuple[int, int]]) -> list[Node]:
-        """Make nodes of a folder's entries; those that are folders."""
+        """Make nodes of a folder's entries; returns those that are folders."""
+        # 1. Look up what the last snapshot has of each entry, all at once.
         lost = [entry for entry in entries if entry.stat is None]
         entries = [entry for entry in entries if entry.stat is not None]
         matches = self._previous.match([entry.stat for entry in entries if entry.stat is not None], node.number)
         kept = [child for entry in lost if (child := self._keep(node, entry, found))]
-        # A folder that did not change has the same names; then only what changed in it needs a node.
+        # 2. A folder that did not change has the same names; then only what changed in it needs a node.
         whole = self._has_other_names(node, [entry.name for entry in entries] + [child.name for child in kept])
         children: list[Node] = []
         for at, (entry, match) in enumerate(zip(entries, matches, strict=True)):
@@ -215,6 +220,7 @@ class Scanner:
                 matches[at] = Match()  # one file at two places: mounted there, not linked; each has an object
             found.seen.update(filter(None, [matches[at].number]))
             whole = whole or matches[at].number == 0 or matches[at].moved
+        # 3. Make the nodes. Files that did not change get none, unless their folder is written, which names them.
         for entry, match in zip(entries, matches, strict=True):
             assert entry.stat is not None
             if match.same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
@@ -235,6 +241,7 @@ class Scanner:
 
     def _keep(self, node: Node, entry: Seen, found: Scan) -> Node | None:
         """An entry whose status cannot be had; what the last snapshot has of it, and of all below it, stays."""
+        # The folder still tells the inode, and by that the object is found.
         path = node.path + b"/" + entry.name if node.parent else entry.name
         found.problems.append(Problem(path, entry.reason))
         device = os.fstat(self.folders.fd(node)).st_dev

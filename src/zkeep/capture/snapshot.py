@@ -93,10 +93,12 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
     dataset = pool.dataset(request.name.dataset)
     started = time.time_ns()
     with ExitStack() as stack:
+        # 1. What the last snapshot has of each file.
         top = _open_top(pool, request, where)
         stack.callback(os.close, top)
         path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
         before = _previous(pool, dataset, path, top, get_key)
+        # 2. What is in the folder now: one pass of stat(), nothing is read yet.
         exclusions = Exclusions(_with_own(pool, request.options), request.on_left_out)
         scanner = Scanner(top, before, exclusions.choose, request.watch.folder)
         stack.callback(scanner.folders.close)
@@ -108,6 +110,8 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
         if request.dry_run:
             _report(pool, dataset, scan, request.watch, get_key)
             return Taken(None, scan.problems, len(scan.written), scan.bytes)
+        # 3. Read and store what differs. Each step that is committed saves the cache, so that an interrupted
+        #    capture goes on from there.
         generation = int(started // 1_000_000_000)
         writer_of = FolderWriter(scan, scanner.folders, before, recordsize, generation, request.watch, request.step)
 
@@ -136,7 +140,7 @@ def _open_top(pool: Pool, request: Request, where: str) -> int:
 
 
 def _with_own(pool: Pool, options: Options) -> Options:
-    """What is never stored: the pool that it would be stored in, and snapshots that are mounted."""
+    """Add what is never stored: the pool that it would be stored in, and snapshots that are mounted."""
     status = os.stat(pool.path)
     own = options.own | {(status.st_dev, status.st_ino)}
     return replace(options, own=own, own_devices=mounts_of_zkeep())
@@ -178,11 +182,14 @@ def _matched(tree: Filesystem, top: int) -> Previous:
     while waiting:
         number, path, parent = waiting.pop()
         node = tree.znode(number)
+        # Objects with extended attributes belong to their file, and are freed with it.
         if node.xattr_folder:
             extras.append((number, node.xattr_folder))
             extras += [(number, entry.number) for entry in tree.names(node.xattr_folder)]
         names = list(tree.names(number)) if node.is_folder else []
         waiting += [(entry.number, path + b"/" + entry.name, number) for entry in names]
+        # The file at this path may be another one now; its kind is all that is checked. With a ctime of 0 it is
+        # read again in any case, and only blocks that differ are stored.
         try:
             status = os.stat(path, dir_fd=top, follow_symlinks=False)
         except OSError:
