@@ -67,12 +67,12 @@ def extract_verb(
     with snapshots_of(arguments, paths=True) as (pool, (snapshot,), paths):
         if recursive and paths:
             raise WrongUsage("-r extracts whole datasets: name no path in them")
-        request = _Request(target, paths, force=force, recursive=recursive, to_stdout=to_stdout, verbose=verbose)
+        request = Request(target, paths, force=force, recursive=recursive, to_stdout=to_stdout, verbose=verbose)
         request.extract(pool, Tree.of(pool, snapshot), keys_from(key_locations))
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """The options of the call. `paths`: what is extracted of each dataset, as typed; empty for all."""
 
     target: str

@@ -54,6 +54,7 @@ VERBS = {
     "recv": ("receive", "The same as receive."),
     "release": ("holds", "Remove holds from snapshots."),
     "rename": ("namespace", "Rename a dataset or a snapshot."),
+    "restore": ("restore", "Bring files or a dataset back from where their backups are."),
     "rollback": ("rollback", "Drop all that is newer than a snapshot."),
     "schedule": ("schedule", "Let a backup run by itself."),
     "send": ("send", "Write a send stream to standard output."),
@@ -71,7 +72,8 @@ VERBS = {
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
     {"backup", "bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount"}
-    | {"promote", "prune", "receive", "recv", "release", "rename", "rollback", "set", "umount", "unload-key", "unmount"}
+    | {"promote", "prune", "receive", "recv", "release", "rename", "restore", "rollback", "set", "umount"}
+    | {"unload-key", "unmount"}
 )
 "Verbs that only tell on standard output of what they do: it is done whether or not that can be written."
 RINGS = 1 << 16

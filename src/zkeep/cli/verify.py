@@ -130,7 +130,7 @@ class _Verification:
         from zkeep.pool.maintenance.verified import note
 
         try:
-            line = _check(pool, snapshot, self.get_key, str(snapshot.name))
+            line = check_snapshot(pool, snapshot, self.get_key, str(snapshot.name))
         except (NotAuthentic, Damaged) as error:
             if not isinstance(error, WrongKey):
                 note(pool, snapshot, int(time.time()), authentic=False)
@@ -149,10 +149,10 @@ def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> s
         own_keys(pool, snapshot, get_key)
     except WrongKey as error:
         raise WrongKey(f"cannot authenticate {sent}: {error}") from None
-    return _check(pool, snapshot, get_key, sent)
+    return check_snapshot(pool, snapshot, get_key, sent)
 
 
-def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
+def check_snapshot(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:
     """Verify one snapshot; returns a line about it. Errors are those of verify(), with the name added."""
     from zkeep.snapshot.errors import BadRecord, Forgery
     from zkeep.snapshot.open import OpenSnapshot

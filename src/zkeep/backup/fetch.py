@@ -1,0 +1,210 @@
+"""Fetches one snapshot from where it is kept into a pool of its own: as a raw stream, however often the line breaks.
+
+Whatever comes is hostile until it is checked: the listing here, the stream by the receive, its contents by the key.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, cast
+
+from zkeep.backup.peer import STALL_SECONDS, Done, Peer, clean
+from zkeep.errors import BadStream, NotAuthentic, Refused, TryAgain
+from zkeep.names import DatasetName, SnapshotName, shown, whole_number
+from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer.receive import ReceiveOptions, receive
+from zkeep.pool.transfer.token import Token
+
+MOST = (1 << 64) - 1
+TRIES = 5
+"How often in a row a line may break before anything new has come."
+MOST_TRIES = 10_000
+PAUSES = (0.0, 1.0, 3.0, 10.0, 30.0)
+"Seconds before each further try."
+_COLUMNS = ("name", "guid", "createtxg", "creation")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A snapshot as its keeper lists it: nothing of it is proved. `creation`: seconds since 1970."""
+
+    name: SnapshotName
+    guid: int
+    createtxg: int
+    creation: int
+
+
+def list_snapshots(peer: Peer, dataset: DatasetName) -> list[Listed]:
+    """The snapshots of a dataset, oldest first.
+
+    Raises:
+        TryAgain, Refused: the peer does not say, or nothing that can be believed.
+    """
+    words = ("list", "-H", "-p", "-d", "1", "-t", "snapshot", "-o", ",".join(_COLUMNS), "-s", "createtxg")
+    done, answer = peer.ask(*words, dataset.text)
+    peer.check(done, f"cannot list {dataset}")
+    return parse_snapshots(answer, dataset, str(peer))
+
+
+def parse_snapshots(answer: bytes, dataset: DatasetName, who: str) -> list[Listed]:
+    """Check the rows of a listing. Raises Refused: they are not what was asked for."""
+    try:
+        found = [_listed(line.split("\t"), dataset) for line in answer.decode("utf-8").splitlines()]
+    except (ValueError, Refused) as error:
+        raise Refused(f"{who} lists what is no snapshot of {dataset}: {clean(shown(str(error)))}") from None
+    for what, values in (("guid", {s.guid for s in found}), ("name", {s.name for s in found})):
+        if len(values) != len(found):
+            raise Refused(f"{who} lists two snapshots of {dataset} with the same {what}")
+    return sorted(found, key=lambda snapshot: snapshot.createtxg)
+
+
+def _listed(row: Sequence[str], dataset: DatasetName) -> Listed:
+    name, *numbers = row
+    parsed = SnapshotName.parse(name)
+    if parsed.dataset != dataset or len(numbers) != len(_COLUMNS) - 1:
+        raise ValueError(name)
+    guid, createtxg, creation = (whole_number(text, MOST) for text in numbers)
+    return Listed(parsed, guid, createtxg, creation)
+
+
+def choose(listed: Sequence[Listed], where: str, name: str | None = None, at: float | None = None) -> Listed:
+    """The snapshot of a name; else the newest that was made at a time or before; else the newest.
+
+    Raises:
+        Refused: there is none.
+    """
+    if name is not None:
+        found = [snapshot for snapshot in listed if snapshot.name.name == name]
+        missing = f"it has no snapshot {shown(name)}"
+    else:
+        found = [snapshot for snapshot in listed if at is None or snapshot.creation <= at]
+        missing = "it has no snapshot" + (" that is as old" if listed else "")
+    if not found:
+        raise Refused(f"cannot restore {where}: {missing}")
+    return found[-1]
+
+
+# The stream
+
+
+def fetch(
+    peer: Peer,
+    wanted: Listed,
+    pool: Pool,
+    *,
+    raw: bool = True,
+    on_progress: Callable[[str, int], None] | None = None,
+    on_retry: Callable[[str], None] = lambda why: None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Snapshot:
+    """Receive a snapshot into a pool, under the same name; what an earlier call got of it is gone on with.
+
+    `raw`: whether what is not encrypted is refused.
+
+    Raises:
+        TryAgain: the line breaks again and again; what came is kept in the pool.
+        Refused: the peer or the receive refuses it.
+        NotAuthentic: it is not the snapshot that was asked for.
+    """
+    here = _name_here(wanted)
+    if here.dataset.parent is not None and pool.find(here.dataset.parent) is None:
+        namespace.create(pool, here.dataset.parent, {}, True)
+    options = ReceiveOptions(resumable=True, on_progress=on_progress)
+    failed, why = 0, None
+    for _ in range(MOST_TRIES):
+        if found := pool.find_snapshot(here):
+            return _checked(pool, found, wanted, raw=raw)
+        before = _arrived(pool, here.dataset)
+        why = _attempt(peer, wanted, pool, options)
+        if why is None:
+            continue
+        failed = 0 if _arrived(pool, here.dataset) > before else failed + 1
+        if failed == TRIES:
+            break
+        on_retry(why)
+        pause(PAUSES[min(failed, len(PAUSES) - 1)])
+    raise TryAgain(why or f"cannot fetch {wanted.name}")
+
+
+def _name_here(wanted: Listed) -> SnapshotName:
+    """Under the same name; the top dataset of a pool, which is not received into, one deeper."""
+    dataset = wanted.name.dataset
+    here = dataset if dataset.parent is not None else dataset.child(dataset.pool)
+    return here.snapshot(wanted.name.name)
+
+
+def _attempt(peer: Peer, wanted: Listed, pool: Pool, options: ReceiveOptions) -> str | None:
+    """Receive the whole stream, or the rest of it; returns why it broke off, if another try may help."""
+    here = _name_here(wanted)
+    token = _token(pool, here.dataset)
+    words = ["send", "-t", token] if token else ["send", "-w", str(wanted.name)]
+    with peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as run:
+        assert run.process.stdout is not None
+        try:
+            receive(pool, cast(BinaryIO, _Patient(run.process.stdout)), str(here), options)
+            return None
+        except (BadStream, TryAgain) as error:
+            run.process.stdout.close()
+            return _why(peer, run.end(30), error, wanted)
+
+
+def _why(peer: Peer, done: Done, error: BadStream | TryAgain, wanted: Listed) -> str:
+    """Why a stream broke off: what the peer says counts more than that the stream is short.
+
+    Raises:
+        Refused: the peer said no, or what it sends is no stream.
+    """
+    try:
+        peer.check(done, f"cannot fetch {wanted.name}")
+    except TryAgain as broken:
+        return str(broken)
+    except Refused:
+        if done.said:
+            raise
+    return str(error)
+
+
+def _token(pool: Pool, dataset: DatasetName) -> str | None:
+    found = pool.find(dataset)
+    token = View(pool).get(found, "receive_resume_token").value if found else None
+    return str(token) if token not in (None, "-", "") else None
+
+
+def _arrived(pool: Pool, dataset: DatasetName) -> int:
+    """Bytes of an unfinished receive that are kept."""
+    token = _token(pool, dataset)
+    return Token.decode(token).bytes if token else 0
+
+
+def _checked(pool: Pool, snapshot: Snapshot, wanted: Listed, *, raw: bool) -> Snapshot:
+    if snapshot.guid != wanted.guid:
+        was = f"guid {snapshot.guid:#x} came, and {wanted.guid:#x} was listed"
+        raise NotAuthentic(f"{wanted.name}: it is another snapshot than was asked for: {was}")
+    doc = pool.catalog.get("begin", snapshot.key)
+    if raw and (doc is None or not Opening.from_doc(doc).begin.raw):
+        raise NotAuthentic(f"{wanted.name}: it is not encrypted: nothing in it can be authenticated")
+    return snapshot
+
+
+class _Patient(io.RawIOBase):
+    """What a program writes, as long as it goes on writing."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._fd = pipe.fileno()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        if not select.select([self._fd], [], [], STALL_SECONDS)[0]:
+            raise TryAgain(f"nothing came for {STALL_SECONDS:.0f} seconds")
+        return os.readv(self._fd, [room])
