@@ -12,6 +12,8 @@ import pytest
 
 from backupkit import ZKEEP, Done, Laptop
 from zkeep.backup import fetch
+from zkeep.pool.datasets import sent
+from zkeep.pool.datasets.model import Pool
 
 DEST = "ssh://box/vault/me"
 ROLES = "receive,list,send"
@@ -185,6 +187,17 @@ def test_an_old_snapshot_under_a_new_name_is_refused(laptop: Laptop) -> None:
     done = restore(laptop, "-C", "new", "--snapshot", second)
     assert done.status == 4
     assert f"it was sent from here as @{first}" in done.err
+    assert not files("new")
+
+
+def test_old_content_under_a_known_guid_is_refused(laptop: Laptop) -> None:
+    """Nothing authenticates a guid; the portable MAC is another."""
+    with Pool.open(laptop.folder / "home" / "local", "local") as pool, pool.transaction() as t:
+        for key, doc in pool.catalog.scan(sent.SENT):
+            t.put(sent.SENT, key, {**doc, "portable_mac": "00" * 16})
+    done = restore(laptop, "-C", "new")
+    assert done.status == 4
+    assert "it has the guid of what was sent from here, and is not that" in done.err
     assert not files("new")
 
 

@@ -108,15 +108,10 @@ def _key(sheet: Sheet) -> list[str]:
 
 def _emergency(sheet: Sheet) -> list[str]:
     """The three commands."""
-    host, _, dataset = sheet.source.removeprefix("ssh://").partition("/")
-    remote = f"ssh ssh://{host} " if sheet.source.startswith("ssh://") else ""
-    key = "file://$PWD/zkeep.key"
-    commands = [
-        f"{remote}zkeep send -w {shlex.quote(dataset if remote else sheet.source)}@SNAPSHOT > backup.zfs",
-        f"zkeep extract -L {key if sheet.secret else 'prompt'} -C restored backup.zfs",
-    ]
-    if sheet.secret is not None:
-        commands.insert(0, "zkeep key restore -o zkeep.key")
+    source, key = shlex.quote(sheet.source), "file://$PWD/zkeep.key" if sheet.secret else "prompt"
+    commands = ["zkeep key restore -o zkeep.key"] if sheet.secret else []
+    commands += [f"zkeep restore {source} -L {key} -C restored"]
+    commands += [f"zkeep restore {source} -L {key} --to zfs:tank/restored      # on a host with ZFS"]
     return ["In an emergency, on any machine with zkeep:", "", *(f"    {command}" for command in commands)]
 
 
