@@ -15,7 +15,7 @@ from zkeep.cli.backup_events import Events
 from zkeep.cli.home import registry
 from zkeep.cli.ping import check_url, ping
 from zkeep.cli.snapshot_from import FromOptions, excluding_options
-from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.errors import TryAgain, WrongUsage, ZkeepError
 from zkeep.pool.datasets import properties
 from zkeep.pool.store.files import LocalStore
 
@@ -96,15 +96,20 @@ def backup_verb(
     destination: str,
     **excluding: Any,
 ) -> None:
-    """Back up a folder, a disk image or a device: encrypted here, sent there, only what changed.
+    """Back up a folder, a disk image, a device or a dataset: encrypted here, sent there, only what changed.
 
-    SRC is a path. DEST is a dataset of a pool, on a host (ssh://[user@]host[:port]/pool/dataset, where zkeep is
-    installed) or on this machine. The same command again sends what changed since; what broke off goes on.
+    SRC is a path, or a dataset as DEST. DEST is a dataset of a pool, on a host (ssh://[user@]host[:port]/pool/dataset,
+    where zkeep is installed) or on this machine; zfs:pool/dataset is one of ZFS, also ssh://host/zfs:pool/dataset.
+    The same command again sends what changed since; what broke off goes on.
 
     The first time a key is made and shown on a recovery sheet, of which a part must be typed back; it lies in a file
     that only you can read. Without the key the backup is worth nothing: keep the sheet elsewhere. In scripts, --yes
     and --key-file FILE take the place of that. For a DEST on a host, this machine keeps, in its own pool 'local', the
     metadata that the next increment needs, and no contents once the host lists the snapshot.
+
+    Of a dataset of ZFS a snapshot is taken first; it is held until the next one was sent, and a bookmark stays. It goes
+    raw, with all snapshots since the last time; without encryption it is encrypted on its way, by the pool 'local'. Of
+    a dataset of zkeep, the snapshots that it has are sent.
 
     Nothing is ever destroyed at DEST; its own rules do that ('retention').
 
@@ -116,6 +121,8 @@ def backup_verb(
         zkeep backup --exclude '*.iso' --exclude-caches ~ ssh://backup@box:2222/vault/alice/home
         zkeep backup --yes --key-file /root/backup.key --ping https://hc.example.org/uuid /srv ssh://box/vault/srv
         zkeep backup ~/Documents usb/documents
+        zkeep backup -r zfs:tank/home ssh://box/vault/home
+        zkeep backup ssh://nas/zfs:tank/home vault/nas
     """
     place = parse_destination(destination)
     job = Job(parse_source(source, registry().pools()), place)
@@ -130,11 +137,16 @@ def backup_verb(
 
 
 def _back_up(wanted: Wanted, events: Events) -> None:
-    if not isinstance(wanted.job.source, Path):
-        raise Refused(f"cannot back up {wanted.job.source}: SRC is a folder, a disk image or a device")
-    from zkeep.cli.backup_folder import back_up_folder
+    if isinstance(wanted.job.source, Path):
+        from zkeep.cli.backup_folder import back_up_folder
 
-    back_up_folder(wanted, events)
+        if wanted.recursive:
+            raise WrongUsage("-r goes with a dataset: a folder is backed up with all that is in it")
+        back_up_folder(wanted, events)
+        return
+    from zkeep.cli.backup_dataset import back_up_dataset
+
+    back_up_dataset(wanted, events)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 from zkeep.backup import local
 from zkeep.backup.local import Job
 from zkeep.backup.peer import Peer
+from zkeep.backup.places import Path
 from zkeep.backup.plan import Have, Plan, plan
 from zkeep.backup.run import Side, replicate
 from zkeep.cli.backup import Wanted, locked
@@ -24,7 +25,7 @@ from zkeep.cli.backup_keys import NewKey, file_of, prepare
 from zkeep.cli.give_back import give_back
 from zkeep.cli.home import opened, registry
 from zkeep.cli.prune import prune_received
-from zkeep.cli.root_key import key_location
+from zkeep.cli.root_key import key_location, opening_key
 from zkeep.cli.snapshot_from import NotAllRead, take
 from zkeep.cli.terminal import say
 from zkeep.errors import Refused, ZkeepError
@@ -47,15 +48,15 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
         NotAllRead: it is done, but not all files could be read.
     """
     _check_source(wanted.job)
-    target = _target(wanted)
+    target = other_side(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
     if wanted.dry_run:
-        _say_plan(wanted, name, there, events)
+        say_plan(wanted, name, there, events)
         return
-    key = None if name else prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes)
+    key = None if name else first_key(wanted)
     with locked(wanted.job):
-        name = find_dataset(wanted.job) or _make(wanted, key, events)
+        name = find_dataset(wanted.job) or make(wanted, key, events)
         problem = _one_backup(wanted, name, target, there, events)
     if problem:
         raise problem
@@ -69,7 +70,7 @@ def _check_source(job: Job) -> None:
         raise Refused(f"cannot back up {shown(str(job.source))}: {why}") from None
 
 
-def _target(wanted: Wanted) -> Side | None:
+def other_side(wanted: Wanted) -> Side | None:
     """The other side; None: the dataset is on this machine, and is written to directly."""
     place = wanted.job.destination
     if place.host is None and place.program == "zkeep":
@@ -105,7 +106,7 @@ def _new_name(wanted: Wanted) -> DatasetName:
         return local.free_name(pool, DatasetName(LOCAL), wanted.job)
 
 
-def _make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
+def make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
     """Make the key file, the pool and the dataset, in this order: each can be used again if what follows fails."""
     name = _new_name(wanted)
     assert key is not None
@@ -121,6 +122,11 @@ def _make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
     return name
 
 
+def first_key(wanted: Wanted) -> NewKey:
+    """The key of a dataset that is not there yet."""
+    return prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes)
+
+
 def _make_pool() -> FilePath:
     path = registry().home / LOCAL
     try:
@@ -132,7 +138,7 @@ def _make_pool() -> FilePath:
 
 def _create(pool: Pool, name: DatasetName, wanted: Wanted, key: NewKey) -> None:
     settings, kind, shape = dict(wanted.job.properties), "filesystem", {}
-    size = _image_size(str(wanted.job.source))
+    size = _image_size(str(wanted.job.source)) if isinstance(wanted.job.source, Path) else None
     if size is not None:
         kind, shape = "volume", {"volblocksize": BLOCK}
         settings["volsize"] = str(-(-size // BLOCK) * BLOCK)
@@ -165,7 +171,7 @@ def _one_backup(
     with opened(name) as pool:
         if target is not None and there.token is not None:
             rest = plan(local.have(pool, pool.dataset(name)), there, str(target), upto=there.token.toguid)
-            _carry_out(wanted, pool, here, target, rest, events)
+            carry_out(wanted, pool, here, target, rest, events)
             there = target.have()
         if target is not None and there.points:
             plan(local.have(pool, pool.dataset(name)), there, str(target))  # what does not fit is refused before work
@@ -173,8 +179,8 @@ def _one_backup(
         if target is None:
             _kept_here(wanted, pool, snapshot)
             return problem
-        _carry_out(wanted, pool, here, target, plan(local.have(pool, pool.dataset(name)), there, str(target)), events)
-    _set_retention(wanted, target)
+        carry_out(wanted, pool, here, target, plan(local.have(pool, pool.dataset(name)), there, str(target)), events)
+    set_retention(wanted, target)
     return problem
 
 
@@ -218,13 +224,24 @@ def _locations(wanted: Wanted, pool: Pool, dataset: Dataset) -> list[str]:
     return [location] if location != "prompt" else []
 
 
+def wrapping_key(wanted: Wanted, pool: Pool, dataset: Dataset) -> bytes:
+    """The key itself, from its file, or wherever -L says.
+
+    Raises:
+        Refused: it is not there, or another one.
+    """
+    root = encryption_root(View(pool), dataset) or dataset
+    location = next(iter(_locations(wanted, pool, dataset)), None)
+    return opening_key(pool, root, location)
+
+
 def _kept_here(wanted: Wanted, pool: Pool, snapshot: SnapshotName) -> None:
     if wanted.retention is not None:
         namespace.set_properties(pool, [snapshot.dataset], {"retention": wanted.retention})
     prune_received(pool, [str(snapshot)])
 
 
-def _carry_out(wanted: Wanted, pool: Pool, here: Side, target: Side, steps: Plan, events: Events) -> None:
+def carry_out(wanted: Wanted, pool: Pool, here: Side, target: Side, steps: Plan, events: Events) -> None:
     """Send, and what follows when it arrived: the record of it, and contents that need not be here, too."""
     replicate(here, target, steps, events)
     for step in steps.steps:
@@ -244,7 +261,7 @@ def _arrived(wanted: Wanted, pool: Pool, name: DatasetName, guid: int, events: E
         give_back(pool, {dataset.id}, "sent")
 
 
-def _set_retention(wanted: Wanted, target: Side) -> None:
+def set_retention(wanted: Wanted, target: Side) -> None:
     """Ask the destination to keep snapshots by these rules; a client that only appends may not."""
     if wanted.retention is None:
         return
@@ -260,7 +277,7 @@ def _set_retention(wanted: Wanted, target: Side) -> None:
 # -n
 
 
-def _say_plan(wanted: Wanted, name: DatasetName | None, there: Have, events: Events) -> None:
+def say_plan(wanted: Wanted, name: DatasetName | None, there: Have, events: Events) -> None:
     lines = []
     if name is None:
         new = _new_name(wanted)
@@ -269,7 +286,7 @@ def _say_plan(wanted: Wanted, name: DatasetName | None, there: Have, events: Eve
         lines += [f"would make the pool {LOCAL}"] if new.pool not in registry().pools() else []
         lines.append(f"would make the dataset {new}")
     lines.append(f"would take a snapshot of {wanted.job.source} in {name or _new_name(wanted)}")
-    if _target(wanted) is not None:
+    if other_side(wanted) is not None:
         lines += _would_send(wanted, name, there)
     for line in lines:
         events.say("plan", line, always=True, step=printable(line))

@@ -31,18 +31,18 @@ _NO_KEY = "no key is ever used for clients"
 class Intake:
     """What receive does with plain streams. It loads what can encrypt when the first one comes: see the pool's Intake.
 
-    `asked`: the options -o that concern encryption; `excluded`: those of -x.
+    `asked`: the options -o that concern encryption; `excluded`: those of -x; `known`: keys that need not be loaded.
 
     Raises:
         Refused, WrongUsage: they contradict one another.
     """
 
-    def __init__(self, asked: dict[str, str], excluded: Sequence[str]) -> None:
+    def __init__(self, asked: dict[str, str], excluded: Sequence[str], known: Sequence[bytes] = ()) -> None:
         _check(asked)
         named = [*asked, *(name for name in excluded if name in encryption.OPTIONS)]
         why = f"encryption property '{named[0]}' cannot be set or excluded for raw streams" if named else None
         self.refuses_raw = why
-        self._asked = asked
+        self._asked, self._known = asked, known
         self._made: Reencryption | None = None
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
@@ -71,7 +71,7 @@ class Intake:
             from zkeep.reencrypt.receive import Reencryption
 
             step = whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1)
-            self._made = Reencryption(_Keys(self._asked), step)
+            self._made = Reencryption(_Keys(self._asked, self._known), step)
         return self._made
 
 
@@ -115,9 +115,9 @@ def _check(asked: dict[str, str]) -> None:
 class _Keys:
     """Loaded keys, and those that this receive makes."""
 
-    def __init__(self, asked: dict[str, str]) -> None:
+    def __init__(self, asked: dict[str, str], known: Sequence[bytes]) -> None:
         self._asked = asked
-        self._made: list[bytes] = []
+        self._made = list(known)
         self._new_root: tuple[DatasetName, bytes] | None = None
         self.get_key: GetKey = _GetKey(self._made)
         self.makes_root = "keyformat" in asked
