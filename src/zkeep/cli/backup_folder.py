@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path as FilePath
+from urllib.parse import unquote, urlsplit
 
 from zkeep.backup import local
 from zkeep.backup.local import Job
@@ -221,7 +222,13 @@ def _locations(wanted: Wanted, pool: Pool, dataset: Dataset) -> list[str]:
         return list(wanted.locations)
     root = encryption_root(View(pool), dataset)
     location = key_location(root) if root is not None else "prompt"
-    return [location] if location != "prompt" else []
+    if location == "prompt":
+        return []
+    path = FilePath(unquote(urlsplit(location).path))
+    if not os.path.lexists(path):
+        way = f"bring it back from its recovery sheet: zkeep key restore -o {shown(str(path))}"
+        raise Refused(f"cannot back up {wanted.job.source}: the key {shown(str(path))} is not there; {way}")
+    return [location]
 
 
 def wrapping_key(wanted: Wanted, pool: Pool, dataset: Dataset) -> bytes:
