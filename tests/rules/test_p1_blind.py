@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "zkeep"
 BLIND = ("backup", "server", "pool", "format", "names", "cache", "errors")
-SEEING = {"zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot"}
+SEEING = {"zkeep.crypto", "zkeep.capture", "zkeep.live", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot"}
 HOLDING = {"zkeep.agent"}
 "Decrypts nothing itself, but has keys."
 OTHERS = {"cli", "tree"}

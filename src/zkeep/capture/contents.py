@@ -88,13 +88,6 @@ def same(one: os.stat_result, other: os.stat_result) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def block_size(size: int, recordsize: int) -> int:
-    """The size of a file's blocks: one that holds all of it, or the dataset's recordsize."""
-    if size > recordsize:
-        return recordsize
-    return max(512, -(-size // 512) * 512)
-
-
 def blocks_of(fd: int, size: int, blksz: int, first: int = 0) -> Iterator[Block]:
     """The blocks of a file from `first` on that are no holes, each filled with zeros to its size."""
     done = first * blksz

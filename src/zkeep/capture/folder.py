@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from zkeep.capture.numbers import FIXED, free_numbers, live_objects
 from zkeep.capture.objects import ObjectWriter, Result
 from zkeep.capture.previous import EXTRA, Previous, one_an_inode
 from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import FOLDER, Folders, Node, Scan
 from zkeep.snapshot.changes import ObjectChange
 from zkeep.snapshot.new_filesystem import ROOT, empty_root, fixed_objects
+from zkeep.snapshot.numbers import FIXED, free_numbers, live_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem

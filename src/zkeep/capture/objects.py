@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from zkeep.capture.attributes import Attributes, fat_blocks, new_directory
 from zkeep.capture.contents import (
     ATTEMPTS,
     EVERY,
@@ -18,7 +17,6 @@ from zkeep.capture.contents import (
     Changed,
     SourceError,
     birth_of,
-    block_size,
     blocks_of,
     fields_of,
     flags_of,
@@ -36,6 +34,7 @@ from zkeep.format.sa_writer import with_numbers
 from zkeep.format.zap_writer import BLOCK, FatZap
 from zkeep.format.znode_writer import FileFields
 from zkeep.names import shown
+from zkeep.snapshot.attributes import Attributes, block_size, fat_blocks, new_directory
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.open import OpenSnapshot

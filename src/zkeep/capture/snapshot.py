@@ -22,6 +22,7 @@ from zkeep.errors import Refused
 from zkeep.format.compress_writer import compressor
 from zkeep.format.records import Feature
 from zkeep.names import SnapshotName
+from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.timeline.spans import Array
@@ -221,7 +222,11 @@ def _extras(pairs: list[tuple[int, int]]) -> Array:
 
 
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
-    """Name the state that is there: that of the last snapshot, or an empty filesystem."""
+    """Name the state that is there: what was written where it is mounted, what the last snapshot has, or nothing."""
+    with pool.transaction() as t:
+        made = head.give_name(pool, t, name)
+    if made is not None:
+        return made
     last = next(reversed(pool.snapshots(pool.dataset(name.dataset))), None)
     if last is not None and last.doc.get(STEP):
         raise Refused(

@@ -26,7 +26,8 @@ from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.stream_files import is_stream
 from zkeep.cli.terminal import say
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
-from zkeep.names import DatasetName, parse_any, shown
+from zkeep.names import BadName, DatasetName, parse_any, shown
+from zkeep.pool.datasets.model import NotThere
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 MOUNTS = Path("/proc/self/mounts")
 KIND = "fuse.zkeep"
 OPTIONS = ("allow_other", "ro")
+COMMITTING = 60.0
+"Seconds that the last commit of a mount may take."
 
 
 @click.command("mount")
 @click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
-@click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro (always so); allow_other.")
+@click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro: read-only; allow_other: for all users.")
 @click.option("-r", "recursive", is_flag=True, help="With all datasets below, each in its place.")
 @takes_key
 @click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
@@ -52,9 +55,14 @@ def mount_verb(
     key_locations: tuple[str, ...],
     arguments: tuple[str, ...],
 ) -> None:
-    """Show a snapshot in a folder, read-only; of a dataset, the newest one, and all below .zfs/snapshot.
+    """Mount an encrypted dataset that was made here on a folder, read-write; show any other, or a snapshot, read-only.
 
-    With -r, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this name.
+    What is written waits in memory, and is committed to the pool, encrypted, every 5 seconds, at fsync and when it is
+    unmounted. 'zkeep snapshot' takes a snapshot while it is mounted. After a crash it is as the last commit left it.
+
+    Read-only, of a dataset, the newest snapshot is shown, and all below .zfs/snapshot.
+    With -r, read-only, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this
+    name.
 
     Without arguments, list what is mounted. A block that is damaged or not authentic is an input/output error for
     who reads it, and a line in a log in the runtime folder ($XDG_RUNTIME_DIR/zkeep, root's /run/zkeep), or on
@@ -62,7 +70,8 @@ def mount_verb(
 
     \b
         zkeep mount -L file:///root/key vault/home@monday /mnt/monday
-        zkeep mount -L prompt vault/home /mnt/home; ls /mnt/home/.zfs/snapshot
+        zkeep mount vault/work /home/me/work
+        zkeep mount -o ro -L prompt vault/home /mnt/home; ls /mnt/home/.zfs/snapshot
         zkeep mount -r vault/home@monday /mnt/monday
         zkeep unmount /mnt/home
     """
@@ -77,7 +86,9 @@ def mount_verb(
         raise Refused(f"cannot mount: {folder} is not a folder")
     folder = os.path.realpath(folder)
     with background(_log_of(folder), stay=foreground) as ready:
-        _mount(_Request(what, folder, key_locations, chosen, recursive), ready)
+        request = _Request(what, folder, key_locations, chosen, recursive)
+        if recursive or "ro" in _words(options) or not _mount_live(request, ready):
+            _mount(request, ready)
 
 
 def _without_folder(text: str) -> ZkeepError:
@@ -107,8 +118,12 @@ def _log_of(folder: str) -> Path:
     return runtime_folder() / f"mount-{quote(folder, safe='')[-200:]}.log"
 
 
+def _words(given: Sequence[str]) -> list[str]:
+    return [word for text in given for word in text.split(",") if word]
+
+
 def _options(given: Sequence[str]) -> dict[str, str | bool]:
-    words = [word for text in given for word in text.split(",") if word]
+    words = _words(given)
     if unknown := [word for word in words if word not in OPTIONS]:
         raise WrongUsage(f"there is no option {unknown[0]}: -o takes {' and '.join(OPTIONS)}")
     return {"allow_other": True, "default_permissions": True} if "allow_other" in words else {}
@@ -123,6 +138,40 @@ class _Request:
     key_locations: Sequence[str]
     options: dict[str, str | bool]
     recursive: bool
+
+
+def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
+    """Mount a dataset read-write; False if it is none that was made here."""
+    from zkeep.agent.server import keep_secret
+    from zkeep.cli.mount_live import can_write, live_operations
+
+    name = None if is_stream(request.what[0]) else parsed(request.what[0])
+    if not isinstance(name, DatasetName) or len(request.what) > 1:
+        return False
+    with open_pool(name) as pool:
+        dataset = pool.dataset(name)
+        if not can_write(dataset, pool):
+            return False
+        if not request.key_locations and not sys.stdin.isatty():
+            _check_key(pool, dataset, any_loaded=True)
+        keep_secret(locked=False)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        with _quiet() as (told, loud):
+
+            def on_mounted() -> None:
+                loud()
+                ready()
+
+            from zkeep.live.fuse import serve
+
+            get_key = keys_from(request.key_locations)
+            with live_operations(pool, dataset, get_key, _log, on_mounted) as operations:
+                try:
+                    serve(operations, request.folder, str(name), request.options)
+                except OSError as error:
+                    raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
+    return True
 
 
 def _mount(request: _Request, ready: Callable[[], None]) -> None:
@@ -306,7 +355,20 @@ def _unmount(name: str, folder: str, force: bool) -> None:
         reason = " ".join(done.stderr.split())
         error = TryAgain if "busy" in reason else Refused
         raise error(f"cannot unmount {name} from {folder}: {reason}")
+    _wait_for_commit(name)
     _forget(folder)
+
+
+def _wait_for_commit(name: str) -> None:
+    """Return when what was written to a dataset is on disk: its mount commits when it is unmounted."""
+    from zkeep.cli.mount_live import wait_for_commit
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                if (dataset := pool.find(parsed_name)) is not None:
+                    wait_for_commit(pool, dataset, COMMITTING)
 
 
 def _forget(folder: str) -> None:

@@ -34,7 +34,8 @@ def snapshot_verb(
     """Take a snapshot of an encrypted dataset that was made here.
 
     With --from, it holds the files of a folder: what changed since the last one is read and stored. Without, it names
-    the state that is there. A dataset that is received into takes its snapshots where the data lives.
+    the state that is there, also while the dataset is mounted and written to; with -r, that of all of them at one
+    moment. A dataset that is received into takes its snapshots where the data lives.
 
     Files that cannot be read are reported, what the last snapshot has of them stays, and the exit status is 3.
     Into a volume (zkeep create -V) --from stores a disk image or a block device: the blocks that changed.
@@ -78,6 +79,7 @@ def snapshot_verb(
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> None:
     from zkeep.capture.snapshot import take_state
+    from zkeep.cli.mount_live import committed
     from zkeep.cli.open_snapshot import keys_from
 
     first = pool.dataset(name.dataset)
@@ -89,8 +91,9 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
         if pool.find_snapshot(dataset.name.snapshot(name.name)):
             raise Refused(f"cannot create snapshot {dataset.name}@{name.name}: dataset already exists")
     keys = keys_from(locations)
-    for dataset in wanted:
-        take_state(pool, dataset.name.snapshot(name.name), keys)
+    with committed(pool, wanted, f"cannot create snapshot {name}"):
+        for dataset in wanted:
+            take_state(pool, dataset.name.snapshot(name.name), keys)
 
 
 def _take_from(pool: Pool, name: SnapshotName, source: FromOptions, locations: Sequence[str]) -> None:

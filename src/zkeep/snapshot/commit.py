@@ -21,7 +21,7 @@ from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
 from zkeep.names import SnapshotName
-from zkeep.pool.datasets import destroy, keyrecords
+from zkeep.pool.datasets import destroy, head, keyrecords
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
 from zkeep.pool.datasets.view import View
@@ -100,6 +100,9 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
     """One transaction group: the snapshot, or a step on the way to it that follows `step`."""
     dataset = pool.dataset(new.name.dataset)
     last = next(reversed(pool.snapshots(dataset)), None)
+    if head.unnamed(pool, dataset) is not None:
+        where = f"cannot create snapshot {new.name}: {dataset.name}"
+        raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
     if step is not None and (last is None or last.guid != step.guid):
         raise TryAgain(f"cannot create snapshot {new.name}: {dataset.name} was written to meanwhile")
     wrapped, keys = _keys(pool, dataset, last, get_key)
@@ -122,6 +125,50 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
             step_fields=lambda: {MADE_HERE: True},
         )
         return write_group(pool, group, base, fill)
+
+
+def commit_head(pool: Pool, new: NewSnapshot, keys: MasterKeys, base: OpenSnapshot | None, fill: Fill) -> Snapshot:
+    """Commit changes to a dataset that is mounted: its head, which no snapshot names, is what `fill` makes of `base`.
+
+    `base`: the newest state, opened. `new.name`: of the dataset; the name of a snapshot in it has no meaning.
+
+    Raises:
+        Refused: the dataset cannot take it (see admit); its newest state is not the base any more.
+        TryAgain: another process is writing to it.
+    """
+    dataset = pool.dataset(new.name.dataset)
+    group = Group(
+        begin=Begin(
+            creation_time=int(time.time()),
+            type=new.objset_type,
+            toguid=new_guid(),
+            fromguid=base.snapshot.guid if base is not None else 0,
+        ),
+        features=new.features,
+        target=Target(
+            *(dataset.name, head.NAME, dataset.name),
+            force=base is None,
+            head=True,
+            snapshot_fields={MADE_HERE: True},
+        ),
+        compress=new.compress,
+        wrapped=newest_wrap(pool, dataset),
+        keys=keys,
+    )
+    return write_group(pool, group, base, fill)
+
+
+def newest_wrap(pool: Pool, dataset: Dataset) -> WrappedKeys:
+    """The keys of a dataset as they were wrapped last.
+
+    Raises:
+        Refused: it is not encrypted.
+    """
+    record = next(keyrecords.of_dataset(pool, dataset), None)
+    if record is None:
+        where = f"cannot write to {dataset.name}"
+        raise Refused(f"{where}: it is not encrypted: create one with zkeep create -o encryption=on -o keyformat=...")
+    return WrappedKeys.of(record.fields)
 
 
 @dataclass(frozen=True)

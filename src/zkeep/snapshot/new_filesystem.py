@@ -40,10 +40,10 @@ def fixed_objects() -> Iterator[ObjectChange]:
     yield ObjectChange(LAYOUTS, ObjectType.SA_LAYOUTS, size, max(blocks), parts, bonustype=0)
 
 
-def empty_root() -> ObjectChange:
+def empty_root(uid: int = 0, gid: int = 0) -> ObjectChange:
     """A root folder without entries."""
     now = time.time_ns()
-    bonus, spill = encode_file(FileFields(0o40755, 0, 0, 2, 2, now, now, now, now, ROOT, 1))
+    bonus, spill = encode_file(FileFields(0o40755, uid, gid, 2, 2, now, now, now, now, ROOT, 1))
     content = micro_block({}, new_salt())
     return ObjectChange(ROOT, ObjectType.DIRECTORY, len(content), 0, [Block(0, content)], bonus, spill=spill)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.datasets import summaries
+from zkeep.pool.datasets import head, summaries
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard
@@ -207,6 +207,7 @@ def execute(pool: Pool, plan: Plan) -> None:
         for dataset in [*plan.datasets, *rolled_back]:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
+            stack.enter_context(head.not_mounted(pool, dataset, f"cannot destroy {dataset.name}"))
         with pool.catalog.transaction(urgent=True) as t:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
@@ -278,6 +279,9 @@ def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[s
     for bookmark in pool.bookmarks(dataset) if younger else ():  # a bookmark names a run that is there
         if bookmark.txg > txg:
             t.delete("bookmark", bookmark.key)
+    state = head.unnamed(pool, dataset)
+    if state is not None and state.txg > txg:
+        head.drop(t, dataset)
     return segments
 
 

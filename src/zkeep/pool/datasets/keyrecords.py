@@ -18,7 +18,7 @@ from itertools import islice
 from zkeep.errors import Damaged
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.pool.datasets.begin import Opening, number, rewrapped
-from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.model import HEAD, Dataset, Pool, Snapshot
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.types import Doc
 
@@ -82,10 +82,16 @@ def of_dataset(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
 def _beside(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
     """The key records of a dataset without its origin's."""
     yield from local(pool, dataset)
-    for snapshot in reversed(pool.snapshots(dataset)):
+    for snapshot in reversed(_states(pool, dataset)):
         found = of_snapshot(pool, snapshot)
         if found:
             yield found
+
+
+def _states(pool: Pool, dataset: Dataset) -> list[Snapshot]:
+    """All states that have a BEGIN: the snapshots, and behind them the head if no snapshot names it."""
+    head = pool.catalog.get(HEAD, dataset.key)
+    return pool.snapshots(dataset) + ([Snapshot(dataset, head)] if head else [])
 
 
 def distinct(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
@@ -227,7 +233,7 @@ def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
     The catalog's files still have them: call Catalog.renew() after the transaction.
     """
     dataset = plan.dataset
-    for snapshot in pool.snapshots(dataset):
+    for snapshot in _states(pool, dataset):
         doc = pool.catalog.get("begin", snapshot.key)
         record = of_snapshot(pool, snapshot)
         if doc and record and record.guid == plan.kept.guid and record.mark != plan.kept.mark:

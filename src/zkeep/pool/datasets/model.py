@@ -34,6 +34,8 @@ __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tre
 IDENTITY = "POOL"
 CLOCK = "clock"
 """The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."""
+HEAD = "head"
+"""The kind of the documents that have a dataset's newest state, where no snapshot names it (datasets/head.py)."""
 VERIFY = "verify"
 """The kind of the documents that know when a dataset's snapshots were last verified with the key."""
 FORMAT = 1
@@ -399,9 +401,16 @@ class Pool:
         return changed
 
     def remove_snapshot(self, t: Transaction, snapshot: Snapshot) -> None:
-        """Forget it and its BEGIN record; the runs stay until compaction folds them."""
+        """Forget it and its BEGIN record; the runs stay until compaction folds them.
+
+        If it names what a dataset that is written to here holds now, that stays, as its head.
+        """
         t.delete("snapshot", snapshot.key)
-        t.delete("begin", snapshot.key)
+        dataset = snapshot.dataset
+        if dataset.doc.get("live") and not self.catalog.after("run", dataset.key + "/", snapshot.key):
+            t.put(HEAD, dataset.key, {**snapshot.doc, "name": "head", "holds": {}, "local": {}})
+        else:
+            t.delete("begin", snapshot.key)
         self._touch(t, snapshot.dataset)
 
     def add_bookmark(self, t: Transaction, source: Snapshot | Bookmark, name: str) -> Bookmark:
@@ -423,9 +432,8 @@ class Pool:
         for kind in ("snapshot", "begin", "run", "bookmark", "key", "sent"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)
-        t.delete("receive", dataset.key)
-        t.delete("reserve", dataset.key)
-        t.delete("health", dataset.key)
+        for kind in ("receive", "reserve", "health", HEAD):
+            t.delete(kind, dataset.key)
         t.delete(VERIFY, dataset.key)
         t.delete("dataset", dataset.key)
         return segments

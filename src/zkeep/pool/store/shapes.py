@@ -131,6 +131,13 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
         "local": _PROPERTIES,
         "received": _PROPERTIES,
     },
+    "head": {
+        "name": _text,
+        **dict.fromkeys(("guid", "txg", "createtxg", "creation", "ivset_guid", "features"), _number),
+        "holds": _by_name(_number),
+        "local": _PROPERTIES,
+        "received": _PROPERTIES,
+    },
     "bookmark": {
         "name": _parsed(BookmarkName.parse, "p#"),
         **dict.fromkeys(("guid", "txg", "createtxg", "creation", "ivset_guid", "features"), _number),
@@ -179,7 +186,9 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "encroot": _or_none(_flag),
         "own_key": _or_none(_flag),
         "snapshots_changed": _number,
+        "live": _flag,
     },
+    "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag},
     "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts, "received_at": _number},
     "run": {"extra": _number, "bare": _number, "contents": ("metadata",).__contains__},
     "tally": {"extra": _number},
@@ -236,6 +245,10 @@ def _bookmark_key(key: str, document: Mapping[str, Any]) -> bool:
     return _child_key(key, document) and key.partition("/")[2] == document["name"]
 
 
+def _head_key(key: str, document: Mapping[str, Any]) -> bool:
+    return _is_key(key, _ID, _TXG)
+
+
 def _begin_key(key: str, document: Mapping[str, Any]) -> bool:
     return _child_key(key, document) and _is_key(key.partition("/")[2], 1, _TXG)
 
@@ -252,6 +265,7 @@ _KEYS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "key": _begin_key,
     "bookmark": _bookmark_key,
     "sent": _child_key,
+    "head": _head_key,
     "receive": _receive_key,
     "reserve": _receive_key,
 }

@@ -12,6 +12,7 @@ from zkeep.format.events import SubBegin
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import head
 from zkeep.pool.datasets.begin import Opening, number, rewrapped
 from zkeep.pool.datasets.history import has_runs
 from zkeep.pool.datasets.keyrecords import wrap_fields
@@ -45,6 +46,8 @@ class Target:
     fields: Doc = field(default_factory=dict)
     """Fields for the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
     snapshot_fields: Doc = field(default_factory=dict)
+    head: bool = False
+    """A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def admit(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None)
         raise Refused(f"{where}: {broken}")
     heir = dataset or nearest(pool, target.name)
     refuse_open_streams(pool, begin, heir, target)
-    if dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot)):
+    taken = dataset is not None and pool.find_snapshot(target.name.snapshot(target.snapshot))
+    if taken and not target.head:
         raise Refused(f"{where}: snapshot {target.name}@{target.snapshot} exists already")
     # Rules for its kind: the rest of an interrupted receive, a full stream, or an increment (which may be a clone).
     if begun is not None:
@@ -147,11 +151,17 @@ def _admit_increment(
     pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target
 ) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
-    newest = pool.newest_snapshot(dataset) if dataset is not None else None
+    newest = head.newest_state(pool, dataset) if dataset is not None else None
     wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
     if dataset is None or wants_new or (newest is None and not dataset.origin):
         return _admit_clone(pool, opening, begin, dataset, target)
     source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
+    state = head.unnamed(pool, dataset)
+    if state is not None and state.guid == begin.fromguid and target.head:
+        source = state
+    elif state is not None and not target.force:
+        way = "roll back with -F, or take a snapshot"
+        raise Refused(f"{where}: destination {dataset.name} has been modified since most recent snapshot: {way}")
     if source is None:
         newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")

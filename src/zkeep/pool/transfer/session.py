@@ -20,7 +20,7 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import NATIVE, BeginFlag, Feature
 from zkeep.names import DatasetName
-from zkeep.pool.datasets import charge
+from zkeep.pool.datasets import charge, head
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.destroy import drop_after, lock_name
 from zkeep.pool.datasets.history import History, has_runs, history_of
@@ -190,7 +190,7 @@ class ReceiveSession:
         """The dataset as it is now, if what was checked at the BEGIN still holds; it is made if need be."""
         where = f"cannot receive {self._target.name}"
         source, dataset = self._plan.source, self._registration.dataset
-        if source is not None and self._pool.snapshot_at(source.dataset.id, source.txg) is None:
+        if source is not None and head.state_at(self._pool, source.dataset.id, source.txg) is None:
             raise Refused(f"{where}: {source.name}, its source, is not there any more")
         if dataset is None:
             refuse_open_streams(self._pool, self._plan.begin, nearest(self._pool, self._target.name), self._target)
@@ -215,6 +215,8 @@ class ReceiveSession:
             fields["type"] = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
         if plan.dataset is not None and plan.clone and plan.source:
             fields["origin"] = {"dataset": plan.source.dataset.id, "txg": plan.source.txg}
+        if target.head:
+            fields["live"] = True
         if "local" in fields:
             fields["local"] = {**dataset.doc["local"], **fields["local"]}
         return self._pool.update_dataset(t, dataset, **fields)
@@ -242,14 +244,16 @@ class ReceiveSession:
         }
         t.put("run", key, run)
         t.put("begin", key, plan.opening.doc())
-        return self._pool.add_snapshot(
-            *(t, dataset, self._target.snapshot, self.txg, begin.toguid),
-            begin_bytes=charge.of_begin(plan.opening),
-            creation=begin.creation_time,
-            ivset_guid=plan.opening.ivset_guid,
-            features=int(begin.features),
+        fields: Doc = {
+            "begin_bytes": charge.of_begin(plan.opening),
+            "creation": begin.creation_time,
+            "ivset_guid": plan.opening.ivset_guid,
+            "features": int(begin.features),
             **self._target.snapshot_fields,
-        )
+        }
+        if self._target.head:
+            return head.put(self._pool, t, dataset, {"guid": begin.toguid, "txg": self.txg, **fields})
+        return self._pool.add_snapshot(t, dataset, self._target.snapshot, self.txg, begin.toguid, **fields)
 
     def _abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
@@ -280,6 +284,8 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
         for name in _lock_names(pool, target):
             busy = f"cannot receive into {target.name}: dataset is busy"
             locks.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
+        if (there := pool.find(target.name)) is not None and not target.head:
+            locks.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
         # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
         state = _interrupted(pool, target)
         begun = state if state and goes_on(state, event, target) else None

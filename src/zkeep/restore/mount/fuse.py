@@ -18,8 +18,8 @@ from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.restore.mount.layout import MountLayout
-from zkeep.restore.mount.view import BadBlock
 from zkeep.tree.filesystem import Name, NoSuchFile, shown
+from zkeep.tree.windows import BadBlock
 
 FOREVER = 86_400.0
 "Seconds for which the kernel may cache names and attributes: nothing changes in a snapshot."

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import stat
 
-from zkeep.capture.contents import block_size
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_writer import BLOCK, FatZap, fits_micro, micro_block
 from zkeep.format.znode import IS_XATTR
 from zkeep.format.znode_writer import MAX_XATTR_VALUE, MAX_XATTRS, FileFields, encode_file, pack_xattrs
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.new_filesystem import new_salt
+
+
+def block_size(size: int, recordsize: int) -> int:
+    """The size of a file's blocks: one that holds all of it, or the dataset's recordsize."""
+    if size > recordsize:
+        return recordsize
+    return max(512, -(-size // 512) * 512)
 
 
 class Attributes:

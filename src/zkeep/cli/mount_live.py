@@ -1,0 +1,92 @@
+"""Mounting a dataset read-write, and asking such a mount to commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from zkeep.cli.home import runtime_folder
+from zkeep.errors import TryAgain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zkeep.crypto.unwrap import GetKey
+    from zkeep.live.fuse import Operations
+    from zkeep.pool.datasets.model import Dataset, Pool
+
+
+def can_write(dataset: Dataset, pool: Pool) -> bool:
+    """Whether a dataset can be mounted read-write: it is an encrypted filesystem, and nothing was received into it."""
+    from zkeep.pool.datasets.head import newest_state
+    from zkeep.snapshot.commit import MADE_HERE
+
+    state = newest_state(pool, dataset)
+    made_here = not dataset.origin if state is None else bool(state.doc.get(MADE_HERE))
+    return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
+
+
+@contextmanager
+def live_operations(
+    pool: Pool, dataset: Dataset, get_key: GetKey, log: Callable[[str], object], on_mounted: Callable[[], object]
+) -> Iterator[Operations]:
+    """What FUSE calls; all is committed at the end."""
+    from zkeep.capture.snapshot import new_snapshot
+    from zkeep.live.control import answer_requests, listening
+    from zkeep.live.dataset import LiveDataset
+    from zkeep.live.files import LiveFiles
+    from zkeep.live.fuse import Operations, caller
+
+    new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
+    with LiveDataset(pool, new, recordsize, get_key) as live, listening(socket_of(pool, dataset)) as server:
+
+        def begun() -> None:
+            answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
+            on_mounted()
+
+        operations = Operations(LiveFiles(live), log, begun, caller)
+        yield operations
+
+
+def socket_of(pool: Pool, dataset: Dataset) -> Path:
+    from zkeep.live.control import path_of
+
+    return path_of(runtime_folder(), int(pool.doc["guid"]), dataset.guid)
+
+
+def is_mounted(pool: Pool, dataset: Dataset) -> bool:
+    """Whether a process has a dataset mounted read-write."""
+    from zkeep.pool.datasets.head import mount_lock
+
+    if not dataset.doc.get("live"):
+        return False
+    try:
+        with pool.store.lock(mount_lock(dataset)):
+            return False
+    except TryAgain:
+        return True
+
+
+@contextmanager
+def committed(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[None]:
+    """While this is held, all that was written to these datasets is committed, and their mounts change nothing.
+
+    Raises:
+        TryAgain: one is mounted, and its mount does not answer.
+    """
+    from zkeep.live.control import held_still
+
+    mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
+    with held_still([socket_of(pool, dataset) for dataset in mounted], what):
+        yield
+
+
+def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:
+    """Wait until the process that had a dataset mounted has committed and ended."""
+    from zkeep.pool.datasets.head import mount_lock
+
+    busy = f"{dataset.name} is unmounted, and its last changes are still being written"
+    with pool.store.lock(mount_lock(dataset), wait=seconds, busy=busy):
+        pass
+

@@ -1,0 +1,138 @@
+"""The contents of files: blocks that were written lie over those of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zkeep.live.inode import Inode
+from zkeep.tree.objects import Objects
+from zkeep.tree.windows import Content
+
+
+class Contents:
+    """Reads and writes files. `dirty`: bytes that wait for the next commit."""
+
+    def __init__(self, recordsize: int) -> None:
+        self.dirty = 0
+        self._recordsize = recordsize
+        self._base: Content | None = None
+
+    def rebase(self, objects: Objects) -> None:
+        """Read what is not dirty from these objects from now on."""
+        self._base = Content(objects)
+
+    def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        """Bytes of a file, zeros where it has holes; fewer where it ends."""
+        end = min(offset + size, inode.fields.size)
+        out = bytearray(max(end - offset, 0))
+        at = offset
+        while at < end:
+            number = at // inode.block
+            start = number * inode.block
+            if number in inode.blocks:
+                stop = min(start + inode.block, end)
+                part: bytes | bytearray = (inode.blocks[number] or b"")[at - start : stop - start]
+            else:
+                stop = self._clean(inode, number, end)
+                part = self._read_base(inode, at, stop)
+            out[at - offset : at - offset + len(part)] = part
+            at = stop
+        return bytes(out)
+
+    def _clean(self, inode: Inode, number: int, end: int) -> int:
+        """Where the blocks end that were not written, from this one on."""
+        last = (end - 1) // inode.block
+        while number < last and number + 1 not in inode.blocks:
+            number += 1
+        return min((number + 1) * inode.block, end)
+
+    def _read_base(self, inode: Inode, start: int, stop: int) -> bytes:
+        """What the base has there; fewer bytes where it has no more, or that was cut off."""
+        stop = min(stop, inode.cut * inode.block, (inode.last + 1) * inode.width)
+        if not inode.stored or start >= stop or self._base is None:
+            return b""
+        return self._base.read(inode.number, (inode.last + 1) * inode.width, start, stop - start)
+
+    def load(self, inode: Inode, number: int) -> bytearray:
+        """A block to be changed; it is dirty from now on. Its end may lack zeros."""
+        found = inode.blocks.get(number)
+        if found is None:
+            start = number * inode.block
+            end = min(start + inode.block, inode.fields.size)
+            part = self._read_base(inode, start, end) if number not in inode.blocks else b""
+            found = inode.blocks[number] = bytearray(part)
+            self.dirty += len(found)
+        return found
+
+    def write(self, inode: Inode, data: bytes | memoryview, offset: int) -> None:
+        """Put bytes into a file, which grows if need be."""
+        at, end = offset, offset + len(data)
+        while at < end:
+            number = at // inode.block
+            start = number * inode.block
+            stop = min(start + inode.block, end)
+            is_whole = at == start and (stop - start == inode.block or stop >= inode.fields.size)
+            if is_whole and number not in inode.blocks:
+                inode.blocks[number] = bytearray()
+            content = self.load(inode, number)
+            before = len(content)
+            if before < at - start:
+                content.extend(bytes(at - start - before))
+            content[at - start : stop - start] = data[at - offset : stop - offset]
+            self.dirty += len(content) - before
+            at = stop
+        inode.fields.size = max(inode.fields.size, end)
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Give a file this size: what is behind is gone, what is new is a hole."""
+        if size < inode.fields.size:
+            whole, rest = divmod(size, inode.block)
+            if rest:
+                content = self.load(inode, whole)
+                self.dirty -= max(len(content) - rest, 0)
+                del content[rest:]
+            keep = whole + (rest > 0)
+            self._drop(inode, [number for number in inode.blocks if number >= keep])
+            inode.cut = min(inode.cut, keep)
+            if not keep:
+                inode.block = self._recordsize  # it begins anew, and may have other blocks
+        inode.fields.size = size
+
+    def forget(self, inode: Inode) -> None:
+        """Drop what was written: nobody can read it any more."""
+        self._drop(inode, list(inode.blocks))
+
+    def _drop(self, inode: Inode, numbers: list[int]) -> None:
+        for number in numbers:
+            self.dirty -= len(inode.blocks.pop(number) or b"")
+
+    def punch(self, inode: Inode, offset: int, end: int) -> None:
+        """Make a hole; the size stays."""
+        end = min(end, inode.fields.size)
+        first, last = -(-offset // inode.block), end // inode.block
+        if end == inode.fields.size:
+            last = -(-end // inode.block)
+        if first >= last:
+            self._blank(inode, offset, end)
+            return
+        self._blank(inode, offset, first * inode.block)
+        self._blank(inode, last * inode.block, end)
+        self._drop(inode, [number for number in inode.blocks if first <= number < last])
+        inode.blocks.update(dict.fromkeys(range(first, min(last, inode.cut))))
+
+    def _blank(self, inode: Inode, start: int, end: int) -> None:
+        """Zeros within a block or two."""
+        if start < end:
+            self.write(inode, bytes(end - start), start)
+
+    def data_from(self, inode: Inode, offset: int, stored: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Stretches [start, end) that are not holes, ascending, from `offset` on. `stored`: those of the base."""
+        size = inode.fields.size
+        found = [(n * inode.block, (n + 1) * inode.block) for n, content in inode.blocks.items() if content is not None]
+        for start, end in stored:
+            number = start // inode.block
+            if number not in inode.blocks and number < inode.cut:
+                found.append((start, end))
+        for start, end in sorted(found):
+            if end > offset and start < size:
+                yield max(start, offset), min(end, size)

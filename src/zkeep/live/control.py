@@ -1,0 +1,110 @@
+"""The socket of a mounted dataset: another process asks it to commit, and to hold still while it takes a snapshot.
+
+Who connects gets one line: `ok` once all that was done is committed, and nothing changes until the connection is
+closed; or why that failed. The socket lies in a folder that nobody else may enter.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from zkeep.errors import TryAgain, ZkeepError
+from zkeep.live.dataset import LiveDataset
+from zkeep.names import shown
+
+STILL = 20.0
+"Seconds that a mount holds still for one that asked for it."
+ANSWERING = 60.0
+"Seconds that a commit may take."
+MAX_ANSWER = 4096
+
+
+def path_of(folder: Path, pool_guid: int, dataset_guid: int) -> Path:
+    return folder / f"live-{pool_guid:x}-{dataset_guid:x}"
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A path that is short enough for a socket, whatever its folder is called."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket of this name; one that a mount left behind when it was killed is replaced.
+
+    The caller has the lock of the mount, so that no other process listens there.
+    """
+    with socket.socket(socket.AF_UNIX) as server, _short(path) as short:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        server.bind(short)
+        path.chmod(0o600)
+        server.listen()
+        try:
+            yield server
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+Still = Callable[[], AbstractContextManager[None]]
+"While what it returns is held, nothing changes."
+
+
+def answer_requests(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
+    """Answer them in a thread, until the process ends."""
+    threading.Thread(target=_answer, args=(server, dataset, still), daemon=True).start()
+
+
+def _answer(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
+    while True:
+        try:
+            client, _ = server.accept()
+        except OSError:
+            return
+        with client, suppress(OSError):
+            client.settimeout(STILL)
+            _hold_still(client, dataset, still)
+
+
+def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still) -> None:
+    with still():
+        try:
+            dataset.commit()
+        except (ZkeepError, OSError) as error:
+            client.sendall(f"{error}\n".encode(errors="replace")[:MAX_ANSWER])
+            return
+        client.sendall(b"ok\n")
+        client.recv(1)  # returns when the other side is done
+
+
+@contextmanager
+def held_still(paths: Iterable[Path], what: str) -> Iterator[None]:
+    """While this is held, the mounts with these sockets have committed everything, and change nothing.
+
+    Raises:
+        TryAgain: one does not answer, or cannot commit.
+    """
+    with ExitStack() as stack:
+        for path in paths:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(ANSWERING)
+            try:
+                with _short(path) as short:
+                    client.connect(short)
+                answer = client.recv(MAX_ANSWER).decode(errors="replace").strip()
+            except OSError as error:
+                raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
+            if answer != "ok":
+                raise TryAgain(f"{what}: its mount cannot commit: {shown(answer)}")
+        yield

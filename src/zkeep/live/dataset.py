@@ -1,0 +1,281 @@
+"""A dataset that is mounted read-write: its inodes, and the commits that make them durable.
+
+    base        the newest state, opened: what the last commit made
+    inodes      files and folders that were looked at; those that changed wait for the next commit
+    commit()    writes what changed as one txg, which becomes the dataset's head, and the next base
+
+After a crash the dataset is as its last commit left it. Nothing of what waits is ever on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from threading import RLock
+
+from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
+from zkeep.errors import Refused
+from zkeep.format.zap import BadZap
+from zkeep.format.zap_writer import BLOCK
+from zkeep.live.commit import CommitWriter, Pending
+from zkeep.live.contents import Contents
+from zkeep.live.inode import Inode, inode_of, new_inode
+from zkeep.live.numbers import Numbers
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import head
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.snapshot.changes import ObjectChange
+from zkeep.snapshot.commit import MADE_HERE, STEP, NewSnapshot, commit_head, newest_wrap
+from zkeep.snapshot.keys import master_keys
+from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
+from zkeep.snapshot.numbers import live_objects
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.writer import SnapshotWriter
+from zkeep.tree.filesystem import OBJECT_BITS, Filesystem
+
+MAX_DIRTY = 64 << 20
+"Bytes of files that wait in memory: then a commit happens at once."
+MAX_CHANGED = 20_000
+"As many files and folders that changed."
+MAX_CACHED = 50_000
+"Inodes that stay in memory over a commit."
+MAX_LISTED = 1 << 16
+"Entries of a folder that are read together when one is looked up."
+
+
+class LiveDataset:
+    """Use it as a context manager; `lock` is held by whoever reads or changes anything.
+
+    Raises (all methods):
+        Refused: the dataset cannot be written to, or its quota is used up.
+        TryAgain: another process is writing to it, or it is mounted already.
+    """
+
+    def __init__(self, pool: Pool, new: NewSnapshot, recordsize: int, get_key: GetKey) -> None:
+        self.lock = RLock()
+        self.pool = pool
+        self.recordsize = recordsize
+        self.contents = Contents(recordsize)
+        self.inodes: dict[int, Inode] = {}
+        self.changed: dict[int, Inode] = {}
+        self.nameless: dict[int, Inode] = {}
+        "Files without a name that are open; a commit puts them into the delete queue."
+        self._new = new
+        self._get_key = get_key
+        self._keys: MasterKeys | None = None
+        self._stack = ExitStack()
+        self._opened = ExitStack()
+        self._freed: set[int] = set()
+        self._queued: set[int] = set()
+        "What the delete queue of the base has."
+        self.base: OpenSnapshot
+        self.tree: Filesystem
+        self.numbers: Numbers
+
+    @property
+    def name(self) -> DatasetName:
+        return self._new.name.dataset
+
+    def __enter__(self) -> LiveDataset:
+        with ExitStack() as stack:
+            dataset = self.pool.dataset(self.name)
+            lock = self.pool.store.lock(head.mount_lock(dataset), busy=f"cannot mount '{self.name}': it is mounted")
+            stack.enter_context(lock)
+            state = head.newest_state(self.pool, dataset)
+            _refuse(dataset, state)
+            self._keys = self._unwrapped(dataset, state)
+            stack.callback(self._close_base)
+            if state is None:
+                state = commit_head(self.pool, self._new, self._keys, None, _empty)
+            self._open_base(state)
+            self.numbers = Numbers(live_objects(self.base))
+            self._drain()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._stack:
+            if kind is None:
+                self.commit()
+
+    def _unwrapped(self, dataset: Dataset, state: Snapshot | None) -> MasterKeys:
+        if state is not None:
+            return master_keys(self.pool, state, self._get_key)
+        wrapped = newest_wrap(self.pool, dataset)
+        return unwrap(wrapped, self._get_key(wrapped))
+
+    def _close_base(self) -> None:
+        self._opened.close()
+
+    def _open_base(self, state: Snapshot) -> None:
+        self._opened.close()
+        self._opened = ExitStack()
+        self.base = self._opened.enter_context(OpenSnapshot(self.pool, state, self._get_key, scattered=True))
+        self.tree = Filesystem(self.base)
+        self.contents.rebase(self.base)
+
+    # Inodes
+
+    @property
+    def root(self) -> Inode:
+        return self.inode(self.tree.root)
+
+    def inode(self, number: int) -> Inode:
+        """A file or folder by its number, which an entry or an open file tells."""
+        found = self.inodes.get(number)
+        if found is None:
+            dnode = self.base.dnode(number)
+            found = inode_of(self.tree.znode(number), dnode.blksz, dnode.maxblkid, self.recordsize)
+            self.inodes[number] = found
+        return found
+
+    def make(self, mode: int, owner: tuple[int, int], parent: int) -> Inode:
+        """A new inode, which no entry leads to yet."""
+        number = self.numbers.take()
+        generation = max(int(time.time()), 1)
+        made = new_inode(number, mode, owner, parent, self.recordsize, generation=generation)
+        self.inodes[number] = self.changed[number] = made
+        return made
+
+    def touch(self, inode: Inode) -> None:
+        """An inode changed: the next commit writes it."""
+        inode.dirty = True
+        self.changed[inode.number] = inode
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Free an inode that has no names and is not open; one that is open waits for its last user."""
+        if inode.fields.links > 0:
+            return
+        if inode.opens:
+            self.nameless[inode.number] = inode
+            return
+        self.nameless.pop(inode.number, None)
+        self.contents.forget(inode)
+        self._free_xattrs(inode)
+        self.changed.pop(inode.number, None)
+        self.inodes.pop(inode.number, None)
+        if inode.stored:
+            self._freed.add(inode.number)
+        else:
+            self.numbers.give_back(inode.number)
+
+    def _free_xattrs(self, inode: Inode) -> None:
+        """Free the objects with extended attributes that the base has of an inode."""
+        if inode.stored and not inode.new_xattrs and (folder := inode.fields.xattr_folder):
+            self._freed.update({folder, *(entry.number for entry in self.tree.names(folder))})
+
+    def change_xattrs(self, inode: Inode, xattrs: dict[bytes, bytes]) -> None:
+        """Replace all extended attributes."""
+        self._free_xattrs(inode)
+        inode.fields.xattrs, inode.large, inode.new_xattrs = xattrs, {}, True
+        self.touch(inode)
+
+    def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        if inode.large is None:
+            every = self.tree.xattrs(self.tree.znode(inode.number))
+            inode.large = {name: value for name, value in every.items() if name not in inode.fields.xattrs}
+        return {**inode.fields.xattrs, **inode.large}
+
+    # Folders
+
+    def find(self, folder: Inode, name: bytes) -> Inode | None:
+        value = folder.entries.get(name)
+        if value is None and not folder.complete and name not in folder.entries:
+            if folder.fields.size <= MAX_LISTED:
+                self.entries(folder)
+                value = folder.entries.get(name)
+            elif (entry := self.tree.find(folder.number, name)) is not None:
+                value = folder.entries[name] = entry.number | entry.kind << 60
+        return self.inode(value & OBJECT_BITS) if value is not None else None
+
+    def entries(self, folder: Inode) -> dict[bytes, int]:
+        """All entries of a folder: number and kind, by name."""
+        if not folder.complete:
+            known = {entry.name: entry.number | entry.kind << 60 for entry in self.tree.names(folder.number)}
+            folder.entries = {**known, **folder.entries}
+            folder.complete = True
+        return {name: value for name, value in folder.entries.items() if value is not None}
+
+    def set_entry(self, folder: Inode, name: bytes, inode: Inode | None) -> None:
+        """Let a name lead to an inode, or to none any more. Sizes and links are the caller's business."""
+        if folder.stored and folder.width != BLOCK:
+            self.entries(folder)  # a small one is written as a whole
+        folder.entries[name] = inode.value if inode is not None else None
+        folder.renamed.add(name)
+        self.touch(folder)
+
+    # Commits
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self.changed or self._freed or set(self.nameless) != self._queued)
+
+    def commit_if_large(self) -> None:
+        """Commit where as much waits as may."""
+        if self.contents.dirty >= MAX_DIRTY or len(self.changed) >= MAX_CHANGED:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all that was done so far durable. What fails leaves it waiting."""
+        if not self.is_dirty:
+            return
+        queue = set(self.nameless)
+        pending = Pending(
+            *(list(self.changed.values()), set(self._freed)),
+            queue=queue if queue != self._queued else None,
+            queue_number=self.tree.master["DELETE_QUEUE"],
+        )
+        work = CommitWriter(pending, self.base, self.contents, self.recordsize, self.numbers.end)
+        assert self._keys is not None
+        made = commit_head(self.pool, self._new, self._keys, self.base, lambda writer, base: work.write(writer))
+        self._settle(pending, work.attributes.next_number)
+        self._queued = queue
+        self._open_base(made)
+
+    def _settle(self, pending: Pending, next_number: int) -> None:
+        for inode in pending.inodes:
+            self.contents.forget(inode)
+            inode.committed(*pending.places[inode.number])
+        self.changed.clear()
+        self.numbers.end = next_number
+        for number in pending.freed:
+            self.numbers.give_back(number)
+        self._freed.clear()
+        if len(self.inodes) > MAX_CACHED:
+            self.inodes = {number: inode for number, inode in self.inodes.items() if inode.opens}
+
+    def _drain(self) -> None:
+        """Free what a crash left in the delete queue: files that had no name any more, and were open."""
+        number = self.tree.master["DELETE_QUEUE"]
+        try:
+            self._queued = {value for _, value in self.tree.zap(number).numbers()}
+        except BadZap as error:
+            raise Refused(f"cannot mount '{self.name}': object {number}: {error}") from None
+        for each in self._queued:
+            inode = self.inode(each)
+            inode.fields.links = 0
+            self.drop_if_unused(inode)
+
+
+def _empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
+    """Write a filesystem without files; its root folder is the user's."""
+    changes: list[ObjectChange] = [*fixed_objects(), empty_root(os.getuid(), os.getgid())]
+    for change in sorted(changes, key=lambda change: change.number):
+        writer.write(change)
+
+
+def _refuse(dataset: Dataset, state: Snapshot | None) -> None:
+    """Refuse a dataset that cannot be written to here."""
+    where = f"cannot mount '{dataset.name}' read-write"
+    if dataset.is_volume:
+        raise Refused(f"{where}: it is a volume")
+    if dataset.origin is not None and state is None:
+        raise Refused(f"{where}: it is a clone without a snapshot of its own")
+    if state is not None and not state.doc.get(MADE_HERE):
+        raise Refused(f"{where}: {state.name} was received: mount it with -o ro")
+    if state is not None and state.doc.get(STEP):
+        raise Refused(
+            f"{where}: {state.name} is what an interrupted 'zkeep snapshot --from' left; run that again, or destroy it"
+        )
+

@@ -1,0 +1,277 @@
+"""The operations of a mounted dataset, by path, with the results and errors that POSIX wants.
+
+A caller holds the dataset's lock. Paths are bytes without a slash at either end. Permissions are checked by the kernel
+before it asks (default_permissions), and the kernel follows symbolic links.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from typing import NoReturn
+
+from zkeep.live.dataset import LiveDataset
+from zkeep.live.inode import Inode
+
+MAX_NAME = 255
+MAX_TARGET = 4095
+MAX_LINKS = 65_000
+MAX_SIZE = (1 << 63) - 1
+NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
+"Flags of renameat2(2)."
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+"Modes of fallocate(2)."
+OMIT = (1 << 30) - 2
+Owner = tuple[int, int]
+"User and group."
+
+
+def fail(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number))
+
+
+class LiveFiles:
+    """Raises OSError with the errno that the system call fails with (all methods)."""
+
+    def __init__(self, dataset: LiveDataset) -> None:
+        self.dataset = dataset
+
+    # Finding
+
+    def lookup(self, path: bytes) -> Inode:
+        inode = self.dataset.root
+        for name in path.split(b"/") if path else ():
+            if not inode.is_folder:
+                fail(errno.ENOTDIR)
+            if len(name) > MAX_NAME:
+                fail(errno.ENAMETOOLONG)
+            found = self.dataset.find(inode, name)
+            if found is None:
+                fail(errno.ENOENT)
+            inode = found
+        return inode
+
+    def _place(self, path: bytes) -> tuple[Inode, bytes]:
+        """The folder of a path that is to be changed there, and the name in it."""
+        above, _, name = path.rpartition(b"/")
+        folder = self.lookup(above)
+        if not folder.is_folder:
+            fail(errno.ENOTDIR)
+        if len(name) > MAX_NAME:
+            fail(errno.ENAMETOOLONG)
+        return folder, name
+
+    def _free_place(self, path: bytes) -> tuple[Inode, bytes]:
+        if not path:
+            fail(errno.EEXIST)
+        folder, name = self._place(path)
+        if self.dataset.find(folder, name) is not None:
+            fail(errno.EEXIST)
+        return folder, name
+
+    def _there(self, path: bytes) -> tuple[Inode, bytes, Inode]:
+        """The folder of a path, the name in it, and what that leads to."""
+        folder, name = self._place(path)
+        found = self.dataset.find(folder, name)
+        if found is None:
+            fail(errno.ENOENT)
+        return folder, name, found
+
+    # Making and removing
+
+    def make(self, path: bytes, mode: int, owner: Owner, *, rdev: int = 0, target: bytes | None = None) -> Inode:
+        """A new file, folder, link, device, fifo or socket."""
+        folder, name = self._free_place(path)
+        if target is not None and not 0 < len(target) <= MAX_TARGET:
+            fail(errno.ENAMETOOLONG if target else errno.ENOENT)
+        if folder.fields.mode & stat.S_ISGID:  # what is made in such a folder belongs to its group
+            owner = owner[0], folder.fields.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        inode = self.dataset.make(mode, owner, folder.number)
+        inode.fields.rdev = rdev
+        if target is not None:
+            inode.fields.target, inode.fields.size = target, len(target)
+        self._enter(folder, name, inode)
+        return inode
+
+    def _enter(self, folder: Inode, name: bytes, inode: Inode) -> None:
+        self.dataset.set_entry(folder, name, inode)
+        folder.fields.size += 1
+        if inode.is_folder:
+            folder.fields.links += 1
+        self._changed_content(folder)
+
+    def _leave(self, folder: Inode, name: bytes, inode: Inode) -> None:
+        self.dataset.set_entry(folder, name, None)
+        folder.fields.size -= 1
+        if inode.is_folder:
+            folder.fields.links -= 1
+        self._changed_content(folder)
+
+    def unlink(self, path: bytes) -> None:
+        folder, name, inode = self._there(path)
+        if inode.is_folder:
+            fail(errno.EISDIR)
+        self._leave(folder, name, inode)
+        self._lose_name(inode)
+
+    def _lose_name(self, inode: Inode) -> None:
+        inode.fields.links = 0 if inode.is_folder else inode.fields.links - 1
+        self._changed(inode)
+        self.dataset.drop_if_unused(inode)
+
+    def enter_again(self, path: bytes, inode: Inode) -> None:
+        """Give a file without a name one."""
+        folder, name = self._free_place(path)
+        inode.fields.links += 1
+        inode.fields.parent = folder.number
+        self.dataset.nameless.pop(inode.number, None)
+        self._enter(folder, name, inode)
+        self._changed(inode)
+
+    def rmdir(self, path: bytes) -> None:
+        if not path:
+            fail(errno.EBUSY)
+        folder, name, inode = self._there(path)
+        if not inode.is_folder:
+            fail(errno.ENOTDIR)
+        if inode.fields.size > 2:
+            fail(errno.ENOTEMPTY)
+        self._leave(folder, name, inode)
+        self._lose_name(inode)
+
+    def link(self, old: bytes, new: bytes) -> Inode:
+        inode = self.lookup(old)
+        folder, name = self._free_place(new)
+        if inode.is_folder:
+            fail(errno.EPERM)
+        if inode.fields.links >= MAX_LINKS:
+            fail(errno.EMLINK)
+        inode.fields.links += 1
+        inode.fields.parent = folder.number
+        self._enter(folder, name, inode)
+        self._changed(inode)
+        return inode
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        if flags not in (0, NOREPLACE, EXCHANGE):
+            fail(errno.EINVAL)
+        if not old or not new:
+            fail(errno.EBUSY)
+        source, old_name = self._place(old)
+        target, new_name = self._place(new)
+        inode, other = self.dataset.find(source, old_name), self.dataset.find(target, new_name)
+        if inode is None:
+            fail(errno.ENOENT)
+        self._check_rename((source, inode), (target, other), flags)
+        if other is inode:
+            return
+        if other is not None and flags & EXCHANGE:
+            self._exchange((source, old_name, inode), (target, new_name, other))
+            return
+        if other is not None:
+            _check_replace(inode, other)
+            self._leave(target, new_name, other)
+        self._leave(source, old_name, inode)
+        self._enter(target, new_name, inode)
+        inode.fields.parent = target.number
+        self._changed(inode)
+        if other is not None:
+            self._lose_name(other)
+
+    def _check_rename(self, old: tuple[Inode, Inode], new: tuple[Inode, Inode | None], flags: int) -> None:
+        """Refuse what a kernel refuses before it asks a file system, in its order. `old`, `new`: folder and entry."""
+        (source, inode), (target, other) = old, new
+        if other is not None and flags & NOREPLACE:
+            fail(errno.EEXIST)
+        if other is None and flags & EXCHANGE:
+            fail(errno.ENOENT)
+        if inode.is_folder and self._lies_in(target, inode):
+            fail(errno.EINVAL)
+        if other is not None and other.is_folder and self._lies_in(source, other):
+            fail(errno.EINVAL if flags & EXCHANGE else errno.ENOTEMPTY)
+
+    def _exchange(self, one: tuple[Inode, bytes, Inode], two: tuple[Inode, bytes, Inode]) -> None:
+        for place in (one, two):
+            self._leave(*place)
+        for (folder, name, _), inode in ((one, two[2]), (two, one[2])):
+            self._enter(folder, name, inode)
+            inode.fields.parent = folder.number
+            self._changed(inode)
+
+    def _lies_in(self, folder: Inode, above: Inode) -> bool:
+        """Whether a folder is another one, or lies somewhere below it."""
+        root = self.dataset.root
+        while folder is not above and folder is not root:
+            folder = self.dataset.inode(folder.fields.parent)
+        return folder is above
+
+    # Attributes
+
+    def _changed(self, inode: Inode) -> None:
+        inode.fields.ctime = time.time_ns()
+        self.dataset.touch(inode)
+
+    def _changed_content(self, inode: Inode) -> None:
+        inode.fields.mtime = time.time_ns()
+        self._changed(inode)
+
+    def chmod(self, inode: Inode, mode: int) -> None:
+        inode.fields.mode = inode.fields.mode & ~0o7777 | mode & 0o7777
+        self._changed(inode)
+
+    def chown(self, inode: Inode, uid: int, gid: int) -> None:
+        """-1 leaves one as it is."""
+        inode.fields.uid = inode.fields.uid if uid == -1 else uid
+        inode.fields.gid = inode.fields.gid if gid == -1 else gid
+        self._changed(inode)
+
+    def utimens(self, inode: Inode, atime: int | None, mtime: int | None) -> None:
+        """Nanoseconds since 1970; None leaves one as it is."""
+        inode.fields.atime = inode.fields.atime if atime is None else atime
+        inode.fields.mtime = inode.fields.mtime if mtime is None else mtime
+        self._changed(inode)
+
+    # Content
+
+    def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        if inode.is_folder:
+            fail(errno.EISDIR)
+        return self.dataset.contents.read(inode, offset, size)
+
+    def write(self, inode: Inode, data: bytes, offset: int) -> int:
+        if offset + len(data) > MAX_SIZE:
+            fail(errno.EFBIG)
+        self.dataset.contents.write(inode, data, offset)
+        self._changed_content(inode)
+        self.dataset.commit_if_large()
+        return len(data)
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        if inode.is_folder:
+            fail(errno.EISDIR)
+        if not 0 <= size <= MAX_SIZE:
+            fail(errno.EINVAL if size < 0 else errno.EFBIG)
+        self.dataset.contents.truncate(inode, size)
+        self._changed_content(inode)
+
+    # Open files
+
+    def open(self, inode: Inode) -> None:
+        inode.opens += 1
+
+    def release(self, inode: Inode) -> None:
+        inode.opens -= 1
+        self.dataset.drop_if_unused(inode)
+
+
+def _check_replace(inode: Inode, other: Inode) -> None:
+    """Refuse to rename one over the other."""
+    if other.is_folder and not inode.is_folder:
+        fail(errno.EISDIR)
+    if inode.is_folder and not other.is_folder:
+        fail(errno.ENOTDIR)
+    if other.is_folder and other.fields.size > 2:
+        fail(errno.ENOTEMPTY)

@@ -1,0 +1,100 @@
+"""Read access to objects in any order, as a mount needs it: what was read is cached, and what comes next read ahead."""
+
+from __future__ import annotations
+
+from zkeep.cache import Cache
+from zkeep.errors import ZkeepError
+from zkeep.tree.objects import Objects
+
+NARROW = 128 << 10
+"Bytes that are decrypted for a read at a random place; at least a whole block."
+WIDE = 4 << 20
+"Bytes that are decrypted at once for sequential reads."
+HELD = 64 << 20
+"Bytes of content in the cache."
+OBJECTS = 16_384
+"How many objects are known by where they were read last."
+
+
+class BadBlock(ZkeepError):
+    """A stretch of a file that cannot be read: `number` and `offset` say where, the text says why."""
+
+    def __init__(self, number: int, offset: int, why: ZkeepError) -> None:
+        self.number = number
+        self.offset = offset
+        self.why = why
+        super().__init__(str(why))
+
+
+class Content:
+    """Reads objects in windows, which are cached: wide ones for sequential reads, single blocks where some are bad."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._windows: Cache[tuple[int, int, int], bytes] = Cache(HELD, len)
+        self._bad: Cache[tuple[int, int, int], bool] = Cache(OBJECTS)
+        self._next: Cache[int, int] = Cache(OBJECTS)
+
+    def read(self, number: int, end: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of an object of which `end` bytes are shown; holes are zeros.
+
+        Raises:
+            BadBlock: a block that the stretch meets is damaged or not authentic.
+        """
+        last = min(offset + size, end)
+        parts = []
+        at = offset
+        while at < last:
+            start, window = self._window(number, end, at)
+            part = window[at - start : last - start]
+            parts.append(part)
+            at += len(part)
+        self._next.put(number, at)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _window(self, number: int, end: int, at: int) -> tuple[int, bytes]:
+        """Return where a window begins that holds the byte at `at`, and its content."""
+        block = max(self._objects.dnode(number).blksz, 512)
+        # Is one of the three windows around this byte cached?
+        keys = [(number, at // size * size, size) for size in _sizes(block)]
+        for key in keys:
+            if (found := self._windows.get(key)) is not None:
+                return key[1], found
+        # Read the widest that makes sense. If it has a bad block, remember that and try a narrower one.
+        for key in keys if self._reads_on(number, at) else keys[1:]:
+            if key[2] != block and not self._bad.get(key):
+                try:
+                    return key[1], self._windows.put(key, self._open(key, end))
+                except ZkeepError:
+                    self._bad.put(key, True)
+        # Last, the block alone: only a read that meets the bad block itself fails.
+        return keys[-1][1], self._block(keys[-1], end)
+
+    def _reads_on(self, number: int, at: int) -> bool:
+        last = self._next.get(number)
+        return last is not None and at - WIDE <= last <= at + NARROW
+
+    def _block(self, key: tuple[int, int, int], end: int) -> bytes:
+        try:
+            return self._windows.put(key, self._open(key, end))
+        except ZkeepError as error:
+            raise BadBlock(key[0], key[1], error) from None
+
+    def _open(self, key: tuple[int, int, int], end: int) -> bytes:
+        number, start, size = key
+        stop = min(start + size, end)
+        out = bytearray(stop - start)
+        for offset, content in self._objects.data(number, start, stop):
+            low, high = max(offset, start), min(offset + len(content), stop)
+            out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
+        return bytes(out)
+
+
+def _sizes(block: int) -> list[int]:
+    """Sizes of windows, widest first, a single block last. All are multiples of the block.
+
+    An object of a single block may have a block size that is no power of two; then there is nothing to widen.
+    """
+    if block & block - 1:
+        return [block] * 3
+    return [max(WIDE, block), max(NARROW, block), block]

@@ -1,0 +1,73 @@
+"""A live dataset through FUSE: what programs do with files, snapshots meanwhile, and a process that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mountkit import needs_fuse
+
+Zkeep = Callable[..., int]
+ZKEEP = [sys.executable, "-m", "zkeep"]
+
+
+@contextmanager
+def mounted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The folder, and the process that serves it."""
+    folder = tmp_path / "mnt"
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen([*ZKEEP, "mount", "-f", "v/home", str(folder)])
+    try:
+        while not os.path.ismount(folder):
+            assert process.poll() is None, "it could not be mounted"
+        yield folder, process
+        if process.poll() is None:
+            subprocess.run([*ZKEEP, "unmount", str(folder)], check=True)
+        else:
+            subprocess.run(["fusermount3", "-uz", str(folder)], check=True)
+    finally:
+        process.kill()
+        process.wait()
+        if os.path.ismount(folder) or not os.access(folder, os.R_OK):
+            subprocess.run(["fusermount3", "-uz", str(folder)], check=False, capture_output=True)
+
+
+@needs_fuse
+def test_programs_write_and_snapshots_are_taken_meanwhile(zkeep: Zkeep, tmp_path: Path) -> None:
+    with mounted(tmp_path) as (top, _):
+        (top / "folder").mkdir()
+        (top / "folder" / "file").write_bytes(b"first")
+        assert zkeep("snapshot", "v/home@one") == 0
+        with (top / "folder" / "file").open("r+b") as file:
+            os.unlink(top / "folder" / "file")
+            file.write(b"it has no name")
+            file.seek(0)
+            assert file.read() == b"it has no name"
+            os.fchmod(file.fileno(), 0o600)
+            os.utime(file.fileno(), ns=(1, 2))
+            assert os.fstat(file.fileno()).st_mtime_ns == 2
+        assert os.listdir(top / "folder") == []
+        (top / "new").write_bytes(b"second")
+    assert zkeep("snapshot", "v/home@two") == 0
+    for snapshot, path in (("one", "folder/file"), ("two", "new")):
+        assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", f"v/home@{snapshot}", path) == 0
+    assert zkeep("pool", "scrub", "v") == 0
+
+
+@needs_fuse
+def test_what_was_synced_survives_a_killed_process(zkeep: Zkeep, tmp_path: Path) -> None:
+    with mounted(tmp_path) as (top, process):
+        with (top / "synced").open("wb") as file:
+            file.write(b"x" * 300_000)
+            os.fsync(file.fileno())
+        (top / "lost").write_bytes(b"perhaps")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with mounted(tmp_path) as (top, _):
+        assert (top / "synced").read_bytes() == b"x" * 300_000
+    assert zkeep("pool", "scrub", "v") == 0
