@@ -82,40 +82,14 @@ def judge(lab: Lab, folder: Folder, key: Key, dataset: str = "src", kept: list[i
     write_on(lab, theirs)
 
 
-EVERY_KIND = r"""
-set -e; cd "$1"
-find . -xdev -type f | head -60 | while IFS= read -r f; do
-    chattr -i -a "$f" 2>/dev/null || true
-    echo appended >> "$f"; truncate -s -3 "$f"
-    dd if=/dev/urandom of="$f" bs=700 seek=3 count=1 conv=notrunc status=none
-    ln "$f" "$f.l" 2>/dev/null && mv -f "$f.l" "$f.m" || true
-    chmod u+rw "$f"; touch "$f"
-    python3 - "$f" <<'END'
-import os, sys
-for name in os.listxattr(sys.argv[1]):
-    os.removexattr(sys.argv[1], name)
-os.setxattr(sys.argv[1], "user.new", b"v" * 500)
-END
-done
-find . -xdev -type d | head -30 | while IFS= read -r d; do
-    mkdir "$d/sub"; for n in 1 2 3; do ln -s target "$d/sub/$n"; done; mkfifo "$d/pipe"; chmod 0750 "$d"
-done
-find . -xdev \( -type l -o -type p -o -type s -o -type c -o -type b \) | head -40 | while IFS= read -r o; do
-    chown -h 12:34 "$o"; mv "$o" "$o.moved"
-done
-"""
-
-
 def write_on(lab: Lab, dataset: str) -> None:
     """The kernel changes every kind of object, scrubs clean, and can remove all of it; zdb finds no fault."""
-    (lab.share / "every.sh").write_text(EVERY_KIND)
-    lab.guest.run(f"bash /mnt/every.sh /{dataset}")
+    lab.guest.run(f"python3 /mnt/every.py change /{dataset}")
     lab.guest.work(1, 40, f"/{dataset}")
     lab.guest.run(f"zfs snapshot {dataset}@after && zpool sync back")
     lab.kernel_finds_no_fault()
     zdb(lab, dataset)
-    lab.guest.run(f"chattr -R -i -a /{dataset} 2>/dev/null; find /{dataset} -xdev -mindepth 1 -delete")
-    lab.guest.run(f'test -z "$(ls -A /{dataset})" && zpool sync back')
+    lab.guest.run(f"python3 /mnt/every.py remove /{dataset} && zpool sync back")
     lab.kernel_finds_no_fault()
 
 

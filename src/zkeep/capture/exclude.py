@@ -95,6 +95,17 @@ class Exclusions:
                 self.on_left_out(prefix + entry.name, why)
         return kept
 
+    def keeps_all(self, names: bytes, folders: list[tuple[int, int]]) -> bool:
+        """Whether nothing is left out of a folder on the device of the top one, so that choose() need not be asked.
+
+        `names`: of its entries, with slashes between them. `folders`: device and inode of those among them.
+        """
+        options = self.options
+        looks_at_entries = options.caches or options.if_present or options.larger_than is not None
+        if looks_at_entries or self._patterns is not None or self._ignore_files or self._device in options.own_devices:
+            return False
+        return IGNORE_FILE not in names and options.own.isdisjoint(folders)
+
     def _whole(self, device: int) -> str | None:
         """Why nothing in a folder is stored: what is mounted on it. The folder itself is."""
         if device in self.options.own_devices:

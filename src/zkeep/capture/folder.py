@@ -243,6 +243,8 @@ class FolderWriter:
         # Rows of objects that are still there and were not written stay as they are.
         fresh, old = self.result.rows.array(), self._previous.rows
         seen = np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen))
+        if not len(fresh) and not self.result.names and np.isin(old["object"], seen).all():
+            return self._previous  # nothing was written, and nothing is gone
         stays = np.isin(old["object"], seen) & ~np.isin(old["object"], fresh["object"])
         written = set(fresh["object"].tolist())
         kept = [p for p in self._previous.extras.tolist() if p[0] in self._scan.seen and p[0] not in written]

@@ -15,11 +15,14 @@ import json
 import os
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +60,12 @@ UNKNOWN = 0
 
 def check_of(names: list[bytes]) -> int:
     """A check of the names in a folder, in their order; never UNKNOWN."""
-    return zlib.crc32(b"/".join(names), len(names)) or 1
+    return check_of_joined(b"/".join(names), len(names))
+
+
+def check_of_joined(names: bytes, count: int) -> int:
+    """The same of names that are joined by slashes."""
+    return zlib.crc32(names, count) or 1
 
 
 class Match(NamedTuple):
@@ -72,6 +80,32 @@ class Match(NamedTuple):
 NEW = Match()
 
 
+class Unchanged(NamedTuple):
+    """A folder in which each entry is as it was."""
+
+    names: bytes
+    "Those of all entries, in their order, with slashes between them."
+    numbers: list[int]
+    "Their objects."
+    folders: list[tuple[bytes, int, int, int]]
+    "Name, object, inode and check of names of the folders among them."
+
+
+def _compiled() -> ModuleType | None:
+    """What looks at a whole folder in one call. None: it is not there, and each entry is looked at by itself."""
+    if os.environ.get("ZKEEP_KERNEL") == "numpy" or sys.byteorder != "little":
+        return None
+    try:
+        from zkeep.capture import _listing  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    listing: ModuleType = _listing
+    return listing
+
+
+_listing = _compiled()
+
+
 @dataclass
 class Previous:
     """The rows of the last snapshot; none if there was none."""
@@ -81,13 +115,23 @@ class Previous:
     root: int = 0
 
     def __post_init__(self) -> None:
-        self.rows = self.rows[np.lexsort((self.rows["ino"], self.rows["dev"]))]
-        self._by_object = np.argsort(self.rows["object"])
-        self._objects = self.rows["object"][self._by_object]
+        if not _is_sorted(self.rows):
+            self.rows = self.rows[np.lexsort((self.rows["ino"], self.rows["dev"]))]
         # Columns that lie apart from the others: searchsorted() copies what does not, all of it at each call.
         self._inodes = np.ascontiguousarray(self.rows["ino"])
-        devices, starts = np.unique(self.rows["dev"], return_index=True)
-        self._devices = dict(zip(devices.tolist(), pairwise([*starts.tolist(), len(self.rows)]), strict=True))
+        devices = self.rows["dev"]
+        starts = np.flatnonzero(np.append(True, devices[1:] != devices[:-1])) if len(devices) else np.empty(0, np.int64)
+        reaches = pairwise([*starts.tolist(), len(devices)])
+        self._devices = dict(zip(devices[starts].tolist(), reaches, strict=True))
+
+    @cached_property
+    def _by_object(self) -> Array:
+        return np.argsort(self.rows["object"])
+
+    @cached_property
+    def _objects(self) -> Array:
+        objects: Array = self.rows["object"][self._by_object]
+        return objects
 
     def find_root(self, status: os.stat_result) -> tuple[int, bool]:
         """The object of the folder at the top, whichever inode it has now, and whether it is as it was."""
@@ -95,6 +139,17 @@ class Previous:
             return 0, False
         (match,) = self.match([status], self.root)
         return self.root, match.same and match.number == self.root
+
+    def unchanged(self, fd: int, device: int, folder: int) -> Unchanged | None:
+        """A folder's entries, if each is a file with one name or a folder, on that device, and is as it was.
+
+        None: something is not so, or cannot be told here.
+        """
+        if _listing is None or not len(self.rows):
+            return None
+        start, end = self._devices.get(device, (0, 0))
+        found = _listing.unchanged(fd, device, self.rows, start, end, folder)
+        return Unchanged(*found) if found is not None else None
 
     def match(self, statuses: Sequence[os.stat_result], parent: int) -> list[Match]:
         """For each status what the last snapshot has of it.
@@ -159,14 +214,21 @@ class Previous:
             return row
         return None
 
-    def has_names(self, folder: int, names: list[bytes]) -> bool:
-        """Whether a folder had these names, in this order, as far as can be told."""
+    def check_of_names(self, folder: int) -> int:
+        """The check of the names that a folder had; UNKNOWN if that is not known."""
         row = self.row_of(folder)
-        return row is not None and int(row["names"]) == check_of(names)
+        return int(row["names"]) if row is not None else UNKNOWN
 
     def extras_of(self, owners: set[int]) -> set[int]:
         """The objects with extended attributes of these files."""
         return {int(number) for owner, number in self.extras.tolist() if owner in owners}
+
+
+def _is_sorted(rows: Array) -> bool:
+    """Whether rows ascend by device and inode."""
+    devices, inodes = rows["dev"], rows["ino"]
+    ascends = (devices[1:] > devices[:-1]) | ((devices[1:] == devices[:-1]) & (inodes[1:] >= inodes[:-1]))
+    return bool(ascends.all())
 
 
 class Rows:
@@ -187,11 +249,11 @@ class Rows:
 
 def one_an_inode(rows: Array) -> Array:
     """The rows whose inode no other has; of a file that moved or got a second name meanwhile, no object is known."""
-    if not len(rows):
-        return rows
-    _, place, count = np.unique(rows[["dev", "ino"]], return_inverse=True, return_counts=True)
-    alone: Array = rows[count[place] == 1]
-    return alone
+    ordered = rows[np.lexsort((rows["ino"], rows["dev"]))]
+    again = (ordered["ino"][1:] == ordered["ino"][:-1]) & (ordered["dev"][1:] == ordered["dev"][:-1])
+    alone: Array = ~(np.append(again, False) | np.append(False, again)) if len(rows) else np.empty(0, bool)
+    found: Array = ordered[alone]
+    return found
 
 
 def load(path: Path, mark: dict[str, Any]) -> Previous | None:

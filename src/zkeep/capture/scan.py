@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from zkeep.capture.previous import Match, Previous
+from zkeep.capture.previous import UNKNOWN, Match, Previous, check_of, check_of_joined
 from zkeep.format.zap_writer import MAX_NAME
 
 OPEN_FOLDERS = 128
@@ -25,7 +25,7 @@ READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Node:
     """One name in a folder. `number`: the object that holds it, 0 until it has one."""
 
-    __slots__ = ("changed", "children", "inode", "kind", "name", "number", "parent", "single", "status")
+    __slots__ = ("changed", "check", "children", "inode", "kind", "name", "number", "parent", "single", "status")
 
     def __init__(self, name: bytes, parent: Node | None, kind: int, number: int, changed: bool) -> None:
         self.name = name
@@ -41,6 +41,8 @@ class Node:
         "Device and inode of what has several names."
         self.status: os.stat_result | None = None
         "A folder's, from before its entries were read."
+        self.check = UNKNOWN
+        "Of the names that a folder had; UNKNOWN: its row tells."
         self.single = True
         "Whether its object is written for this name; of several names of one file, for the first."
 
@@ -138,12 +140,20 @@ Choose = Callable[[bytes, int, list[Seen]], list[Seen]]
 "(path of a folder, its descriptor, its entries) -> the entries that are stored."
 
 
+KeepsAll = Callable[[bytes, list[tuple[int, int]]], bool]
+"""(names of a folder's entries with slashes between them, device and inode of the folders among them) -> whether all
+of them are stored, whatever else they are."""
+
+
 def choose_all(path: bytes, fd: int, entries: list[Seen]) -> list[Seen]:
     return entries
 
 
 class Scanner:
-    """Walks a folder. `choose` leaves entries out; `on_folder` is called after each folder, for progress."""
+    """Walks a folder. `choose` leaves entries out; `on_folder` is called after each folder, for progress.
+
+    `keeps_all` says where `choose` need not be asked, so that a folder in which nothing changed is done in one call.
+    """
 
     def __init__(
         self,
@@ -151,7 +161,10 @@ class Scanner:
         previous: Previous,
         choose: Choose = choose_all,
         on_folder: Callable[[Scan], None] = lambda scan: None,
+        keeps_all: KeepsAll = lambda names, folders: False,
     ) -> None:
+        self._keeps_all = keeps_all
+        self._device = os.fstat(top).st_dev
         self._top = top
         self._previous = previous
         self._choose = choose
@@ -175,19 +188,45 @@ class Scanner:
             node = waiting.pop()
             found.folders += 1
             try:
-                entries = self._entries(node)
+                as_before = self._unchanged(node, found, visited)
+                entries = self._entries(node) if as_before is None else []
             except OSError as error:
                 if node is root:
                     raise
                 self._unreadable_folder(node, found, error)
                 continue
-            below = self._take(node, entries, found, visited)
+            below = self._take(node, entries, found, visited) if as_before is None else as_before
             waiting += reversed(below)
             self._on_folder(found)
         return found
 
+    def _unchanged(self, node: Node, found: Scan, visited: set[tuple[int, int]]) -> list[Node] | None:
+        """The folders in a folder whose entries are all as they were; None: they have to be looked at one by one."""
+        if node.changed or node.parent is None or not self._keeps_all(b"", []):
+            return None
+        here = self._previous.unchanged(self.folders.fd(node), self._device, node.number)
+        if here is None:
+            return None
+        objects = set(here.numbers)
+        if len(objects) < len(here.numbers) or not found.seen.isdisjoint(objects):
+            return None  # one file at two places: mounted there
+        check = node.check or self._previous.check_of_names(node.number)
+        places = [(self._device, inode) for _, _, inode, _ in here.folders]
+        if check != check_of_joined(here.names, len(here.numbers)) or not self._keeps_all(here.names, places):
+            return None
+        found.seen |= objects
+        visited.update(places)
+        below = []
+        for name, number, _, names in here.folders:
+            child = Node(name, node, FOLDER, number, False)
+            child.check = names
+            below.append(child)
+        return below
+
     def _entries(self, node: Node) -> list[Seen]:
         fd = self.folders.fd(node)
+        if node.status is None:
+            node.status = os.fstat(fd)
         entries = []
         with os.scandir(fd) as listing:
             for entry in listing:
@@ -292,7 +331,7 @@ class Scanner:
 
     def _has_other_names(self, node: Node, names: list[bytes]) -> bool:
         """Whether a folder has to be written: it changed, or other names in it are left out than last time."""
-        return node.changed or not self._previous.has_names(node.number, names)
+        return node.changed or self._previous.check_of_names(node.number) != check_of(names)
 
     def _link(self, child: Node, status: os.stat_result, found: Scan) -> None:
         """One of several names of a file: they share one object, which is written once."""

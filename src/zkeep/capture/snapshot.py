@@ -101,7 +101,7 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
         before = _previous(pool, dataset, path, top, get_key)
         # 2. What is in the folder now: one pass of stat(), nothing is read yet.
         exclusions = Exclusions(_with_own(pool, request.options), request.on_left_out)
-        scanner = Scanner(top, before, exclusions.choose, request.watch.folder)
+        scanner = Scanner(top, before, exclusions.choose, request.watch.folder, exclusions.keeps_all)
         stack.callback(scanner.folders.close)
         try:
             scan = scanner.scan(started)

@@ -166,6 +166,11 @@ class State:
         """The rows of all OBJECT_RANGE records, without making chunks."""
         return fold(self.timeline.parts(self.runs, _lines)).ranges
 
+    def numbers(self) -> Array:
+        """The numbers of all objects, ascending, without making chunks."""
+        numbers: Array = fold(self.timeline.parts(self.runs, _objects)).objects["object"]
+        return numbers
+
     def leaves(self, number: int, first: int, end: int) -> Array:
         """An object's blocks with first <= offset < end."""
         found = []
@@ -190,6 +195,11 @@ def _of(rows: Array, number: int, count: int) -> slice:
 def _lines(segment: Segment) -> Table:
     """The rows of a segment that are about whole metadnode blocks."""
     return replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
+
+
+def _objects(segment: Segment) -> Table:
+    """The rows of a segment that say which objects there are."""
+    return replace(NOTHING, objects=segment.rows("objects"), freed=segment.rows("freed"))
 
 
 def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:

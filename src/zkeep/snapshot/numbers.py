@@ -16,9 +16,7 @@ def live_objects(base: OpenSnapshot | None) -> np.ndarray:
     """The numbers of all objects of a snapshot, ascending."""
     if base is None:
         return np.array(sorted(FIXED), np.uint64)
-    parts = [chunk.table.objects["object"] for chunk in base.state.chunks()]
-    found: np.ndarray = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
-    return found
+    return np.ascontiguousarray(base.state.numbers())
 
 
 def free_numbers(live: np.ndarray) -> Iterator[int]:

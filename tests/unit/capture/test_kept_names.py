@@ -13,7 +13,7 @@ import pytest
 from capturekit import extracted
 from historykit import KEY, check_objects
 
-from zkeep.capture import contents
+from zkeep.capture import contents, previous
 from zkeep.capture.scan import Node, Scanner, Seen
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool
@@ -49,6 +49,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *paths: bytes) -> None:
         ]
 
     monkeypatch.setattr(Scanner, "_entries", entries)
+    monkeypatch.setattr(previous, "_listing", None)  # it would look past this
 
 
 def unlisted(monkeypatch: pytest.MonkeyPatch, *paths: bytes) -> None:
@@ -61,6 +62,7 @@ def unlisted(monkeypatch: pytest.MonkeyPatch, *paths: bytes) -> None:
         return genuine(self, node)
 
     monkeypatch.setattr(Scanner, "_entries", entries)
+    monkeypatch.setattr(previous, "_listing", None)  # it would look past this
 
 
 def take(zkeep: Zkeep, source: Path, name: str, status: int, *words: str) -> None:

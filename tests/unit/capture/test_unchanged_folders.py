@@ -1,0 +1,197 @@
+"""Folders in which nothing changed are looked at in one call; what that finds is what looking at each entry finds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from capturekit import extracted, listing
+
+from zkeep.capture import objects, previous
+from zkeep.capture.exclude import Exclusions, Options
+from zkeep.capture.previous import ROW, UNKNOWN, Previous, Unchanged, check_of, rows_of
+from zkeep.capture.scan import Scan, Scanner
+
+Zkeep = Callable[..., int]
+Found = tuple[object, ...]
+HOUR = 3600 * 10**9
+NOTHING = Options()
+
+pytestmark = pytest.mark.skipif(previous._listing is None, reason="it is not compiled here")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    top = tmp_path / "source"
+    for folder in ("a", "a/deep", "b", "c"):
+        (top / folder).mkdir(parents=True)
+        for number in range(3):
+            (top / folder / f"{number}").write_bytes(b"%d" % number)
+    (top / "c" / os.fsdecode(b"\xff")).symlink_to("nowhere")
+    (top / "empty").mkdir()
+    return top
+
+
+@pytest.fixture
+def before(source: Path) -> Previous:
+    """What a snapshot would have of it."""
+    numbers = count(34)
+    rows: list[tuple[int, ...]] = []
+
+    def add(path: bytes, parent: int) -> None:
+        number, status = next(numbers), os.lstat(path)
+        names = [entry.name for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
+        check = check_of(names) if stat.S_ISDIR(status.st_mode) else UNKNOWN
+        times = status.st_mtime_ns, status.st_ctime_ns
+        place = status.st_dev, status.st_ino, status.st_size
+        rows.append((*place, *times, number, parent or number, 1, check, stat.S_IFMT(status.st_mode) >> 12))
+        for name in names:
+            add(path + b"/" + name, number)
+
+    add(os.fsencode(source), 0)
+    return Previous(rows_of(rows), root=34)
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """For each folder that was asked about in one call, whether that was all."""
+    answers: list[bool] = []
+    genuine = Previous.unchanged
+
+    def unchanged(self: Previous, fd: int, device: int, folder: int) -> Unchanged | None:
+        found = genuine(self, fd, device, folder)
+        answers.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Previous, "unchanged", unchanged)
+    return answers
+
+
+def scanned(top: Path, before: Previous, *, in_one: bool, options: Options = NOTHING) -> Found:
+    """All that a scan finds."""
+    fd = os.open(top, os.O_RDONLY)
+    exclusions = Exclusions(options)
+    scanner = Scanner(fd, before, exclusions.choose)
+    if in_one:
+        scanner = Scanner(fd, before, exclusions.choose, keeps_all=exclusions.keeps_all)
+    try:
+        return _found(scanner.scan(0))
+    finally:
+        scanner.folders.close()
+        os.close(fd)
+
+
+def _found(scan: Scan) -> Found:
+    written = sorted((n.path, n.number, [c.name for c in n.children or []], n.single) for n in scan.written)
+    links = {inode: [node.path for node in names] for inode, names in scan.links.items()}
+    return written, scan.seen, scan.problems, links, scan.kept, scan.files, scan.folders, scan.bytes
+
+
+def _swap_names(top: Path) -> None:
+    (top / "b" / "0").rename(top / "x")
+    (top / "b" / "1").rename(top / "b" / "0")
+    (top / "x").rename(top / "b" / "1")
+
+
+def _same_time(top: Path) -> None:
+    """Its size and mtime stay as they were."""
+    status = (top / "b" / "1").stat()
+    (top / "b" / "1").write_bytes(b"X")
+    os.utime(top / "b" / "1", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _other_kind(top: Path) -> None:
+    (top / "b" / "1").unlink()
+    (top / "b" / "1").mkdir()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda top: None,
+    "contents": lambda top: (top / "a/deep/1").write_bytes(b"longer"),
+    "contents, and times put back": _same_time,
+    "mode": lambda top: (top / "a/1").chmod(0o600),
+    "mode of a folder": lambda top: (top / "a/deep").chmod(0o700),
+    "new": lambda top: (top / "b/new").write_bytes(b"new"),
+    "new folder": lambda top: (top / "empty/new").mkdir(),
+    "gone": lambda top: (top / "a/deep/2").unlink(),
+    "folder gone": lambda top: shutil.rmtree(top / "a/deep"),
+    "renamed": lambda top: (top / "b/2").rename(top / "b/3"),
+    "names swapped": _swap_names,
+    "moved": lambda top: (top / "a/deep/0").rename(top / "empty/0"),
+    "folder moved": lambda top: (top / "a/deep").rename(top / "empty/deep"),
+    "folder renamed": lambda top: (top / "a").rename(top / "d"),
+    "second name": lambda top: os.link(top / "a/0", top / "a/second"),
+    "second name elsewhere": lambda top: os.link(top / "a/0", top / "empty/second"),
+    "other kind": _other_kind,
+    "patterns": lambda top: (top / "a/.zkeepignore").write_text("1\n"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_both_ways_find_the_same(source: Path, before: Previous, done: list[bool], name: str) -> None:
+    CHANGES[name](source)
+    assert scanned(source, before, in_one=True) == scanned(source, before, in_one=False)
+    assert any(done)
+
+
+def test_nothing_is_looked_at_twice_where_nothing_changed(
+    zkeep: Zkeep, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, done: list[bool]
+) -> None:
+    monkeypatch.setattr(objects, "CLOCK_TICK", -HOUR)  # its files count as safe, however new they are
+    assert zkeep("snapshot", "--from", str(source), "v/home@1") == 0
+    assert zkeep("snapshot", "--from", str(source), "v/home@2") == 0
+    assert done == [True] * 5
+    assert extracted(zkeep, tmp_path, "v/home@2") == listing(source)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(("1",)), Options(caches=True), Options(if_present=(b"1",)), Options(larger_than=0)],
+    ids=["pattern", "caches", "if present", "larger"],
+)
+def test_what_is_left_out_now_is_left_out(source: Path, before: Previous, options: Options) -> None:
+    found = [scanned(source, before, in_one=way, options=options) for way in (True, False)]
+    assert found[0] == found[1]
+
+
+def test_a_pool_that_lies_there_now_is_left_out(source: Path, before: Previous, done: list[bool]) -> None:
+    status = (source / "a" / "deep").stat()
+    options = Options(own=frozenset({(status.st_dev, status.st_ino)}))
+    found = [scanned(source, before, in_one=way, options=options) for way in (True, False)]
+    assert found[0] == found[1]
+    assert any(done)
+
+
+@pytest.mark.parametrize("other", ["b/0", "a/1"])
+def test_one_file_at_two_places_is_two(source: Path, before: Previous, other: str) -> None:
+    """As where one is mounted over the other."""
+    rows = before.rows.copy()
+    one, two = (rows["ino"] == (source / name).stat().st_ino for name in ("b/1", other))
+    rows["object"][one] = rows["object"][two]
+    mounted = Previous(rows, before.extras, before.root)
+    assert scanned(source, mounted, in_one=True) == scanned(source, mounted, in_one=False)
+
+
+def test_a_file_that_may_have_changed_unseen_is_read_again(source: Path, before: Previous) -> None:
+    rows = before.rows.copy()
+    rows["ctime"][rows["ino"] == (source / "b" / "1").stat().st_ino] = 0
+    again = Previous(rows, before.extras, before.root)
+    written = scanned(source, again, in_one=True)[0]
+    assert written == scanned(source, again, in_one=False)[0]
+    assert [path for path, *_ in written] == [b"b/1"]  # type: ignore[attr-defined]
+
+
+def test_rows_that_are_not_there_are_refused(source: Path) -> None:
+    assert previous._listing is not None
+    for rows, start, end in ((b"", 0, 1), (bytes(ROW.itemsize), 1, 0), (bytes(ROW.itemsize), -1, 1)):
+        with pytest.raises(ValueError, match="not there"):
+            previous._listing.unchanged(0, 0, rows, start, end, 0)
+    assert previous._listing.unchanged(-1, 0, b"", 0, 0, 0) is None
+    fd = os.open(source / "b" / "1", os.O_RDONLY)
+    assert previous._listing.unchanged(fd, 0, b"", 0, 0, 0) is None
+    os.close(fd)
