@@ -141,3 +141,43 @@ def test_the_first_time_a_group_of_the_sheet_is_typed_back(laptop: Laptop, monke
     assert (done.status, len(asked)) == (0, 5)
     assert all(line in done.out for line in lines_of(key))
     assert len(laptop.snapshots()) == 1
+
+
+def test_a_disk_image_that_grows(laptop: Laptop) -> None:
+    image = laptop.folder / "disk.img"
+    image.write_bytes(os.urandom(100_000))
+    words = ("backup", "--yes", "--key-file", str(laptop.key), str(image), "ssh://box/vault/me/disk")
+    assert laptop.run(*words).status == 0
+    image.write_bytes(image.read_bytes() + os.urandom(50_000))
+    done = laptop.run(*words)
+    assert done.status == 0, done.err
+    name = laptop.serve("list", "-H", "-o", "name", "-t", "snapshot", "vault/me/disk").out.split()[-1]
+    out = laptop.folder / "restored"
+    done = laptop.serve("extract", "-L", laptop.key.as_uri(), "-C", str(out), name)
+    assert done.status == 0, done.err
+    (restored,) = [path for path in out.rglob("*") if path.is_file()]
+    content = image.read_bytes()
+    assert restored.read_bytes()[: len(content)] == content
+
+
+def test_a_full_quota_over_there_and_then_room_again(laptop: Laptop) -> None:
+    (laptop.source / "b").write_bytes(os.urandom(300_000))
+    assert laptop.serve("set", "quota=200K", "vault/me").status == 0
+    full = laptop.backup()
+    assert (full.status, full.err.count("\n")) == (5, 1)  # what came is kept: it goes on when there is room
+    assert full.err.endswith("zkeep on box says: cannot receive vault/me: the quota is used up\n")
+    assert laptop.serve("set", "quota=2M", "vault/me").status == 0
+    assert laptop.backup().status == 0
+    assert len(laptop.files()) == 2
+
+
+def test_a_destination_that_lost_what_was_sent_is_named_so(laptop: Laptop) -> None:
+    for content in (b"1", b"2"):
+        (laptop.source / "b").write_bytes(content)
+        assert laptop.backup().status == 0
+    name = laptop.serve("list", "-H", "-o", "name", "-t", "snapshot", "-s", "createtxg", "vault/me").out.split()[0]
+    assert laptop.serve("rollback", "-r", name).status == 0
+    done = laptop.backup()
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert "it had @backup-" in done.err, done.err
+    assert "name a dataset that does not exist yet" in done.err

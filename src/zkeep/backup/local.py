@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from zkeep.backup.places import Path, Place
-from zkeep.backup.plan import Have, Point
+from zkeep.backup.plan import Have, LostThere, NothingInCommon, Plan, Point, plan
 from zkeep.names import BadName, DatasetName
 from zkeep.pool.datasets import destroy, sent
 from zkeep.pool.datasets.contents import STEP
@@ -73,6 +73,21 @@ def have(pool: Pool, dataset: Dataset) -> Have:
     points = [Point(f"#{b.doc['name']}", b.guid, b.txg) for b in pool.bookmarks(dataset)]
     points += [Point(f"@{s.doc['name']}", s.guid, s.txg) for s in pool.snapshots(dataset) if is_whole(s)]
     return Have(True, tuple(sorted(points, key=lambda point: point.createtxg)))
+
+
+def planned(pool: Pool, dataset: Dataset, there: Have, to: str, upto: int | None = None) -> Plan:
+    """What has to be sent of a dataset: see plan(). What the destination has lost is told by the record.
+
+    Raises:
+        Conflict: the two sides do not fit together.
+    """
+    try:
+        return plan(have(pool, dataset), there, to, upto=upto)
+    except NothingInCommon as conflict:
+        if sent.find(pool, dataset, conflict.newest.guid) is None:
+            raise
+        last = sent.of_dataset(pool, dataset)[-1]
+        raise LostThere(to, conflict.newest, last.name) from None
 
 
 def is_whole(snapshot: Snapshot) -> bool:

@@ -35,6 +35,8 @@ STALL_SECONDS = 3600.0
 "How long a stream may stand still, and how long a receiver may take when it has all of it."
 CHUNK = 1 << 18
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?|[\x80-\x9f]")
+_REASON = re.compile(r"Partially received snapshot is saved\..*\((cannot [^()]*)\)$")
+_TOKEN = re.compile(r"\b1-[0-9a-f]+-[0-9a-f]+-[0-9a-f]{20,}")
 _GONE = re.compile(r"dataset does not exist|no such pool|parent does not exist")
 _TYPES = ("filesystem", "volume", "snapshot", "bookmark")
 _COLUMNS = ("name", "guid", "createtxg", "type", "receive_resume_token")
@@ -48,7 +50,10 @@ _NO_PROGRAM = {
 def clean(text: str, limit: int = 400) -> str:
     """What a peer said, on one line, without what could steer a terminal."""
     line = printable(" ".join(_ANSI.sub("", text).split()))
-    return line if len(line) <= limit else f"...{line[-limit:]}"
+    if (found := _REASON.search(line)) is not None:
+        line = found[1]  # of a receive that broke off: the rest is for whoever resumes it by hand
+    line = _TOKEN.sub("TOKEN", line)
+    return line if len(line) <= limit else f"{line[: limit // 2]}...{line[-limit // 2 :]}"
 
 
 @dataclass(frozen=True)

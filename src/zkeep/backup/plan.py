@@ -94,6 +94,23 @@ class NothingInCommon(Conflict):
 
 
 @dataclass(eq=False)
+class LostThere(Conflict):
+    """The destination had newer snapshots from here, by the record of what was sent, and lists them no more."""
+
+    dataset: str
+    newest: Point
+    lost: str
+    "The name of the last that was sent."
+
+    def __str__(self) -> str:
+        return (
+            f"{self.dataset}: it had @{printable(self.lost)} from here, and lists nothing newer than {self.newest}: "
+            f"it was rolled back, or returns an old state; what changed since cannot be told any more: name a dataset "
+            f"that does not exist yet"
+        )
+
+
+@dataclass(eq=False)
 class DestinationIsAhead(Conflict):
     """The destination has snapshots that are newer than all that both sides have."""
 

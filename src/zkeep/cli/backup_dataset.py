@@ -153,7 +153,7 @@ def _back_up_plain(wanted: Wanted, source: Side, events: Events) -> None:
         with opened(top) as pool:
             _encrypt(wanted, pool, source, zfs, top, events)
             here = Side(Peer(), top.child("zfs"))
-            steps = plan(_have(pool, here.dataset), there, str(target))
+            steps = local.planned(pool, pool.dataset(here.dataset), there, str(target))
             backup_folder.carry_out(wanted, pool, here, target, steps, events)
     backup_folder.set_retention(wanted, target)
 

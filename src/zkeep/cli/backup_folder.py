@@ -171,16 +171,16 @@ def _one_backup(
     here = Side(Peer(), name)
     with opened(name) as pool:
         if target is not None and there.token is not None:
-            rest = plan(local.have(pool, pool.dataset(name)), there, str(target), upto=there.token.toguid)
+            rest = local.planned(pool, pool.dataset(name), there, str(target), there.token.toguid)
             carry_out(wanted, pool, here, target, rest, events)
             there = target.have()
         if target is not None and there.points:
-            plan(local.have(pool, pool.dataset(name)), there, str(target))  # what does not fit is refused before work
+            local.planned(pool, pool.dataset(name), there, str(target))  # what does not fit is refused before work
         snapshot, problem = _take(wanted, pool, name, events)
         if target is None:
             _kept_here(wanted, pool, snapshot)
             return problem
-        carry_out(wanted, pool, here, target, plan(local.have(pool, pool.dataset(name)), there, str(target)), events)
+        carry_out(wanted, pool, here, target, local.planned(pool, pool.dataset(name), there, str(target)), events)
     set_retention(wanted, target)
     return problem
 
