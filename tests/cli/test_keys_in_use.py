@@ -137,3 +137,23 @@ def test_a_mount_whose_process_was_killed_keeps_no_key(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     assert run(["unload-key", "v/jambon"]) == 0
     assert run(["unmount", "-f", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["destroy", "-r", "v/jambon"], ["pool", "export", "v"], ["pool", "destroy", "-f", "v"]]
+)
+def test_p1_a_key_goes_with_what_it_opens(words: list[str]) -> None:
+    assert len(client.keys()) == 1
+    assert run(words) == 0
+    assert client.keys() == []
+
+
+def test_p1_other_keys_stay(tmp_path: Path) -> None:
+    assert run(["pool", "create", "w", str(tmp_path / "other")]) == 0
+    options = ["encryption=on", "keyformat=raw", f"keylocation={KEY}"]
+    assert run(["create", *(word for option in options for word in ("-o", option)), "w/mine"]) == 0
+    assert len(client.keys()) == 2
+    assert run(["destroy", "-r", "v/jambon"]) == 0
+    assert len(client.keys()) == 1
+    assert run(["destroy", "w/mine"]) == 0
+    assert client.keys() == []

@@ -12,7 +12,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -74,6 +74,16 @@ def unload(pool: int, root: int) -> bool:
     """Unload a key; returns whether it was loaded."""
     answer = _ask({"do": "unload", "pool": pool, "root": root})
     return bool(answer and answer.get("found"))
+
+
+def unload_gone(pool: int, datasets: Container[int] | None = None) -> None:
+    """Unload the keys of datasets that were destroyed, or of all of a pool that is no longer known here.
+
+    A key outlives neither in ZFS (OpenZFS module/zfs/dsl_crypt.c, spa_keystore_unload_wkey(), spa_keystore_fini()).
+    """
+    for root in roots(pool):
+        if datasets is None or root in datasets:
+            unload(pool, root)
 
 
 def roots(pool: int) -> set[int]:

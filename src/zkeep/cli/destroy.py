@@ -81,6 +81,11 @@ def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_sn
 def _execute(pool: Pool, plan: destroy.Plan) -> None:
     gone = {dataset.id for dataset in plan.datasets}
     destroy.execute(pool, plan)
+    if gone:
+        from zkeep.agent import client
+
+        with pool.afterwards("destroyed", "zkeep unload-key -a"):
+            client.unload_gone(pool.doc["guid"], gone)
     give_back(pool, {s.dataset.id for s in plan.snapshots} - gone)
 
 

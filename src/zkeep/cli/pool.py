@@ -18,7 +18,7 @@ from zkeep.cli.output import Output, takes_output
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
 from zkeep.cli.terminal import say
 from zkeep.cli.words import chosen_words
-from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.errors import Damaged, Refused, WrongUsage, ZkeepError
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import destroyed, lifecycle, properties
 from zkeep.pool.datasets.answers import Answer
@@ -146,8 +146,32 @@ def _one(found: dict[Path, str], name: str, place: Path) -> Path:
 @pool_verb.command("export")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def export(names: Sequence[str]) -> None:
-    """Forget pools by name; their folders stay as they are."""
-    registry().remove(*names)
+    """Forget pools by name, and their keys; their folders stay as they are."""
+    known = registry()
+    guids = {name: _guid(known, name) for name in names}
+    known.remove(*names)
+    for name, guid in guids.items():
+        _unload_keys(name, guid)
+
+
+def _guid(known: Registry, name: str) -> int | None:
+    """The guid of a pool; None if the pool cannot be read."""
+    try:
+        with known.open(name, wait()) as pool:
+            return int(pool.doc["guid"])
+    except (ZkeepError, OSError):
+        return None
+
+
+def _unload_keys(name: str, guid: int | None) -> None:
+    """Unload the keys of a pool that is not known any more."""
+    from zkeep.agent import client
+
+    try:
+        if guid is not None:
+            client.unload_gone(guid)
+    except ZkeepError as error:
+        say(f"warning: keys of {name} are still loaded: {error}")
 
 
 @pool_verb.command("list")
@@ -386,7 +410,9 @@ def destroy(force: bool, name: str) -> None:
     _show_contents(known, name, force)
     if not force and sys.stdin.isatty() and not click.confirm(f"destroy {name}?", err=True):
         raise Refused(f"{name} is not destroyed")
+    guid = _guid(known, name)
     done = destroyed.destroy(known, name)
+    _unload_keys(name, guid)
     if done:
         ways = f"'zkeep pool import -D {name}' brings it back until {text.date(done.until)}"
         say(f"destroyed {name}; {ways}, 'zkeep pool compact {name}' frees its space now")
