@@ -143,7 +143,7 @@ class _Request:
 def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
     from zkeep.agent.server import keep_secret
-    from zkeep.cli.mount_live import can_write, live_operations
+    from zkeep.cli.mount_live import can_write, fuse_options, live_operations
 
     name = None if is_stream(request.what[0]) else parsed(request.what[0])
     if not isinstance(name, DatasetName) or len(request.what) > 1:
@@ -168,7 +168,7 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
             get_key = keys_from(request.key_locations)
             with live_operations(pool, dataset, get_key, _log, on_mounted) as operations:
                 try:
-                    serve(operations, request.folder, str(name), request.options)
+                    serve(operations, request.folder, str(name), {**fuse_options(pool, dataset), **request.options})
                 except OSError as error:
                     raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
     return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zkeep.cli.home import runtime_folder
 from zkeep.errors import TryAgain
+from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +24,19 @@ def can_write(dataset: Dataset, pool: Pool) -> bool:
     from zkeep.pool.datasets.head import newest_state
     from zkeep.snapshot.commit import MADE_HERE
 
+    if View(pool).get(dataset, "readonly").value == "on":
+        return False
     state = newest_state(pool, dataset)
     made_here = not dataset.origin if state is None else bool(state.doc.get(MADE_HERE))
     return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
+
+
+def fuse_options(pool: Pool, dataset: Dataset) -> dict[str, str | bool]:
+    """What the properties setuid, exec and devices are as options of a mount; they are off where a user mounts."""
+    view = View(pool)
+    words = [(name, view.get(dataset, name).value == "on") for name in ("setuid", "exec", "devices")]
+    of = {"setuid": "suid", "exec": "exec", "devices": "dev"}
+    return {of[name] if on else f"no{of[name]}": True for name, on in words if not on or os.geteuid() == 0}
 
 
 @contextmanager
@@ -37,7 +49,6 @@ def live_operations(
     from zkeep.live.dataset import LiveDataset
     from zkeep.live.files import LiveFiles
     from zkeep.live.fuse import Operations, caller
-
     new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
     with LiveDataset(pool, new, recordsize, get_key) as live, listening(socket_of(pool, dataset)) as server:
 
@@ -45,7 +56,9 @@ def live_operations(
             answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
             on_mounted()
 
-        operations = Operations(LiveFiles(live), log, begun, caller)
+        view = View(pool)
+        acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
+        operations = Operations(LiveFiles(live, acls=acls, atime=atime), log, begun, caller, acls=acls)
         yield operations
 
 

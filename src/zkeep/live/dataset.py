@@ -9,8 +9,10 @@ After a crash the dataset is as its last commit left it. Nothing of what waits i
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from threading import RLock
 
@@ -20,11 +22,14 @@ from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
+from zkeep.live.errors import fail
 from zkeep.live.inode import Inode, inode_of, new_inode
 from zkeep.live.numbers import Numbers
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.view import View
+from zkeep.pool.maintenance.compact import compact
 from zkeep.snapshot.changes import ObjectChange
 from zkeep.snapshot.commit import MADE_HERE, STEP, NewSnapshot, commit_head, newest_wrap
 from zkeep.snapshot.keys import master_keys
@@ -40,6 +45,14 @@ MAX_CHANGED = 20_000
 "As many files and folders that changed."
 MAX_CACHED = 50_000
 "Inodes that stay in memory over a commit."
+MERGE_AFTER = 32
+"Commits after which the runs that no snapshot keeps apart are merged."
+MERGE_BYTES = 64 << 20
+"Bytes that may be copied then; the rest waits for the next time."
+PER_INODE = 1 << 10
+"Bytes that a file that changed takes beside its content, about."
+SLACK = 1 << 20
+"Bytes that are kept free, so that files can still be removed."
 MAX_LISTED = 1 << 16
 "Entries of a folder that are read together when one is looked up."
 
@@ -66,6 +79,9 @@ class LiveDataset:
         self._keys: MasterKeys | None = None
         self._stack = ExitStack()
         self._opened = ExitStack()
+        self._room_known: int | None = None
+        self._runs = 0
+        "How many runs the dataset had when they were merged last."
         self._freed: set[int] = set()
         self._queued: set[int] = set()
         "What the delete queue of the base has."
@@ -90,6 +106,7 @@ class LiveDataset:
                 state = commit_head(self.pool, self._new, self._keys, None, _empty)
             self._open_base(state)
             self.numbers = Numbers(live_objects(self.base))
+            self._runs = self.pool.runs.count(dataset.key)
             self._drain()
             self._stack = stack.pop_all()
         return self
@@ -177,6 +194,15 @@ class LiveDataset:
             inode.large = {name: value for name, value in every.items() if name not in inode.fields.xattrs}
         return {**inode.fields.xattrs, **inode.large}
 
+    def stored_data(self, inode: Inode, offset: int) -> Iterator[tuple[int, int]]:
+        """Stretches of a file that the base has and that are no holes, from the block at `offset` on."""
+        if not inode.stored or not inode.width:
+            return
+        held = self.base.object(inode.number)
+        for leaves in self.base.blocks.leaves(held, offset // inode.width, inode.last + 1):
+            for start in leaves["offset"].tolist():
+                yield start, start + inode.width
+
     # Folders
 
     def find(self, folder: Inode, name: bytes) -> Inode | None:
@@ -207,6 +233,26 @@ class LiveDataset:
 
     # Commits
 
+    def check_room(self, size: int) -> None:
+        """Raise OSError, EDQUOT or ENOSPC, if a quota or the disk has no room for `size` bytes more.
+
+        What waits is counted as it is. If that is too much, it is committed, as it may have become less.
+        """
+        if self._needed(size) > self._room():
+            self.commit()
+            if self._needed(size) > self._room():
+                quotas = View(self.pool).quota_room(self.pool.dataset(self.name))
+                fail(errno.ENOSPC if quotas is None else errno.EDQUOT)
+
+    def _needed(self, size: int) -> int:
+        return self.contents.dirty + size + PER_INODE * len(self.changed) + SLACK
+
+    def _room(self) -> int:
+        """Bytes that quotas and disk leave, as they were at the last commit, or when most of it was used."""
+        if self._room_known is None:
+            self._room_known = View(self.pool).available(self.pool.dataset(self.name))
+        return self._room_known
+
     @property
     def is_dirty(self) -> bool:
         return bool(self.changed or self._freed or set(self.nameless) != self._queued)
@@ -230,8 +276,21 @@ class LiveDataset:
         assert self._keys is not None
         made = commit_head(self.pool, self._new, self._keys, self.base, lambda writer, base: work.write(writer))
         self._settle(pending, work.attributes.next_number)
+        self._room_known = None
         self._queued = queue
+        self._close_base()
+        self._merge_runs()
         self._open_base(made)
+
+    def _merge_runs(self) -> None:
+        """Merge the runs of commits now and then. It is done while nothing is open, so that old files can go."""
+        count = self.pool.runs.count(self.pool.dataset(self.name).key)
+        if count < self._runs + MERGE_AFTER:
+            self._runs = min(self._runs, count)
+            return
+        with self.pool.afterwards(f"{self.name} is committed"):
+            compact(self.pool, self.pool.dataset(self.name), budget=MERGE_BYTES)
+        self._runs = self.pool.runs.count(self.pool.dataset(self.name).key)
 
     def _settle(self, pending: Pending, next_number: int) -> None:
         for inode in pending.inodes:

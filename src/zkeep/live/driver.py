@@ -40,5 +40,11 @@ class Driver(mfusepy.FUSE):  # type: ignore[misc]
         return None if path is None else path.decode(self.encoding, self.errors)
 
 
+def context() -> tuple[int, int, int]:
+    """User, group and umask of who asks."""
+    found = mfusepy._libfuse.fuse_get_context().contents  # fuse_get_context() leaves the umask out
+    return int(found.uid), int(found.gid), int(found.umask)
+
+
 def _handle(fip: Any) -> int | None:
     return int(fip.contents.fh) if fip else None

@@ -7,13 +7,13 @@ before it asks (default_permissions), and the kernel follows symbolic links.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
-from typing import NoReturn
 
 from zkeep.live.dataset import LiveDataset
+from zkeep.live.errors import fail
 from zkeep.live.inode import Inode
+from zkeep.live.xattrs import Xattrs
 
 MAX_NAME = 255
 MAX_TARGET = 4095
@@ -21,22 +21,22 @@ MAX_LINKS = 65_000
 MAX_SIZE = (1 << 63) - 1
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 "Flags of renameat2(2)."
-KEEP_SIZE, PUNCH_HOLE = 1, 2
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x1, 0x2, 0x10
 "Modes of fallocate(2)."
-OMIT = (1 << 30) - 2
+SEEK_DATA, SEEK_HOLE = 3, 4
+DAY = 86_400 * 1_000_000_000
 Owner = tuple[int, int]
 "User and group."
-
-
-def fail(number: int) -> NoReturn:
-    raise OSError(number, os.strerror(number))
 
 
 class LiveFiles:
     """Raises OSError with the errno that the system call fails with (all methods)."""
 
-    def __init__(self, dataset: LiveDataset) -> None:
+    def __init__(self, dataset: LiveDataset, *, acls: bool = False, atime: bool = False) -> None:
+        """`acls`: POSIX ACLs are there. `atime`: reading is noted, once a day or after a change."""
         self.dataset = dataset
+        self.xattrs = Xattrs(dataset, acls=acls)
+        self._atime = atime
 
     # Finding
 
@@ -81,15 +81,21 @@ class LiveFiles:
 
     # Making and removing
 
-    def make(self, path: bytes, mode: int, owner: Owner, *, rdev: int = 0, target: bytes | None = None) -> Inode:
-        """A new file, folder, link, device, fifo or socket."""
+    def make(
+        self, path: bytes, mode: int, owner: Owner, *, rdev: int = 0, target: bytes | None = None, umask: int = 0
+    ) -> Inode:
+        """A new file, folder, link, device, fifo or socket. A default ACL of the folder replaces the umask."""
         folder, name = self._free_place(path)
         if target is not None and not 0 < len(target) <= MAX_TARGET:
             fail(errno.ENAMETOOLONG if target else errno.ENOENT)
         if folder.fields.mode & stat.S_ISGID:  # what is made in such a folder belongs to its group
             owner = owner[0], folder.fields.gid
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
-        inode = self.dataset.make(mode, owner, folder.number)
+        inherited = self.xattrs.default_of(folder) if target is None else []
+        self.dataset.check_room(0)
+        inode = self.dataset.make(mode if inherited else mode & ~umask, owner, folder.number)
+        if inherited:
+            self.xattrs.inherit(inode, inherited)
         inode.fields.rdev = rdev
         if target is not None:
             inode.fields.target, inode.fields.size = target, len(target)
@@ -220,6 +226,7 @@ class LiveFiles:
 
     def chmod(self, inode: Inode, mode: int) -> None:
         inode.fields.mode = inode.fields.mode & ~0o7777 | mode & 0o7777
+        self.xattrs.after_chmod(inode)
         self._changed(inode)
 
     def chown(self, inode: Inode, uid: int, gid: int) -> None:
@@ -239,11 +246,20 @@ class LiveFiles:
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
         if inode.is_folder:
             fail(errno.EISDIR)
+        if self._atime:
+            self._note_access(inode)
         return self.dataset.contents.read(inode, offset, size)
+
+    def _note_access(self, inode: Inode) -> None:
+        now, fields = time.time_ns(), inode.fields
+        if fields.atime <= max(fields.mtime, fields.ctime) or fields.atime < now - DAY:
+            fields.atime = now
+            self.dataset.touch(inode)
 
     def write(self, inode: Inode, data: bytes, offset: int) -> int:
         if offset + len(data) > MAX_SIZE:
             fail(errno.EFBIG)
+        self.dataset.check_room(len(data))
         self.dataset.contents.write(inode, data, offset)
         self._changed_content(inode)
         self.dataset.commit_if_large()
@@ -256,6 +272,38 @@ class LiveFiles:
             fail(errno.EINVAL if size < 0 else errno.EFBIG)
         self.dataset.contents.truncate(inode, size)
         self._changed_content(inode)
+
+    def allocate(self, inode: Inode, mode: int, offset: int, size: int) -> None:
+        """fallocate(2). Room is not set aside: what is written may compress, and fail later."""
+        if offset < 0 or size <= 0:
+            fail(errno.EINVAL)
+        if mode not in (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE):
+            fail(errno.EOPNOTSUPP)
+        if offset + size > MAX_SIZE:
+            fail(errno.EFBIG)
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            self.dataset.contents.punch(inode, offset, offset + size)
+        if not mode & KEEP_SIZE and offset + size > inode.fields.size:
+            self.dataset.contents.truncate(inode, offset + size)
+        self._changed_content(inode)
+
+    def seek(self, inode: Inode, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE."""
+        size = inode.fields.size
+        if whence not in (SEEK_DATA, SEEK_HOLE):
+            fail(errno.EINVAL)
+        if not 0 <= offset < size:
+            fail(errno.ENXIO)
+        at = offset
+        for start, end in self.dataset.contents.data_from(inode, offset, self.dataset.stored_data(inode, offset)):
+            if whence == SEEK_DATA:
+                return start
+            if start > at:
+                break
+            at = max(at, end)
+        if whence == SEEK_DATA:
+            fail(errno.ENXIO)
+        return min(at, size)
 
     # Open files
 

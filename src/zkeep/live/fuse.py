@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
-from zkeep.live.files import LiveFiles, Owner, fail
+from zkeep.live.errors import fail
+from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
 from zkeep.pool.transfer.reserve import QuotaExceeded
 from zkeep.tree.filesystem import NoSuchFile
@@ -37,9 +38,20 @@ HIDING = 0.2
 NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
 "In place of nanoseconds: UTIME_NOW, UTIME_OMIT."
 
+DONT_MASK, POSIX_ACL = 1 << 6, 1 << 19
+"FUSE_CAP_*: the kernel leaves the umask to us, as default ACLs replace it; and it enforces ACLs."
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Log = Callable[[str], object]
+
+
+class Caller(NamedTuple):
+    """Who asks."""
+
+    uid: int
+    gid: int
+    umask: int
 
 
 def answer(method: Callable[P, R]) -> Callable[P, R]:
@@ -66,13 +78,14 @@ class Operations:
     flag_nullpath_ok = flag_nopath = 1
 
     def __init__(
-        self, files: LiveFiles, log: Log, on_mounted: Callable[[], object], caller: Callable[[], Owner]
+        self, files: LiveFiles, log: Log, on_mounted: Callable[[], object], caller: Callable[[], Caller], *, acls: bool
     ) -> None:
-        """`on_mounted` is called once the folder shows its content; `caller` tells who asks: user and group."""
+        """`on_mounted` is called once the folder shows its content; `caller` tells who asks. `acls`: there are some."""
         self.files = files
         self._log = log
         self._on_mounted = on_mounted
         self._caller = caller
+        self._acls = acls
         self.has_begun = False
         self._handles: dict[int, Inode] = {}
         self._next_handle = 1
@@ -98,6 +111,8 @@ class Operations:
             config.use_ino = config.nullpath_ok = 1
             config.entry_timeout = config.negative_timeout = FOREVER
             config.attr_timeout = 0.0
+        if self._acls:
+            connection.want |= POSIX_ACL | DONT_MASK
         self.has_begun = True
         threading.Thread(target=self._commit_at_times, daemon=True).start()
         self._on_mounted()
@@ -201,16 +216,20 @@ class Operations:
 
     @answer
     def mkdir(self, path: str, mode: int) -> None:
-        self.files.make(_inside(path), stat.S_IFDIR | mode & 0o7777, self._caller())
+        self._make(path, stat.S_IFDIR | mode & 0o7777)
+
+    def _make(self, path: str, mode: int, rdev: int = 0) -> Inode:
+        uid, gid, umask = self._caller()
+        return self.files.make(_inside(path), mode, (uid, gid), rdev=rdev, umask=umask if self._acls else 0)
 
     @answer
     def mknod(self, path: str, mode: int, dev: int) -> None:
-        rdev = os.major(dev) << 20 | os.minor(dev)
-        self.files.make(_inside(path), mode, self._caller(), rdev=rdev)
+        self._make(path, mode, os.major(dev) << 20 | os.minor(dev))
 
     @answer
     def symlink(self, target: str, source: str) -> None:
-        self.files.make(_inside(target), stat.S_IFLNK | 0o777, self._caller(), target=_bytes(source))
+        owner = self._caller()[:2]
+        self.files.make(_inside(target), stat.S_IFLNK | 0o777, owner, target=_bytes(source))
 
     @answer
     def readlink(self, path: str) -> str:
@@ -265,7 +284,7 @@ class Operations:
 
     @answer
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._opened(self.files.make(_inside(path), stat.S_IFREG | mode & 0o7777, self._caller()))
+        return self._opened(self._make(path, stat.S_IFREG | mode & 0o7777))
 
     @answer
     def open(self, path: str, flags: int) -> int:
@@ -286,6 +305,34 @@ class Operations:
     @answer
     def truncate(self, path: str | None, length: int, fh: int | None = None) -> None:
         self.files.truncate(self._at(path, fh), length)
+
+    @answer
+    def fallocate(self, path: str | None, mode: int, offset: int, size: int, fh: int) -> None:
+        self.files.allocate(self._at(path, fh), mode, offset, size)
+
+    @answer
+    def lseek(self, path: str | None, offset: int, whence: int, fh: int | None) -> int:
+        return self.files.seek(self._at(path, fh), offset, whence)
+
+    # Extended attributes
+
+    @answer
+    def listxattr(self, path: str) -> list[str]:
+        return [_text(name) for name in self.files.xattrs.names(self._at(path, None))]
+
+    @answer
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        return self.files.xattrs.get(self._at(path, None), _bytes(name))
+
+    @answer
+    def setxattr(self, path: str, name: str, value: bytes, flags: int, position: int = 0) -> None:
+        self.files.xattrs.set(self._at(path, None), _bytes(name), value, flags)
+
+    @answer
+    def removexattr(self, path: str, name: str) -> None:
+        self.files.xattrs.remove(self._at(path, None), _bytes(name))
+
+    # Durability
 
     @answer
     def fsync(self, path: str | None, datasync: int, fh: int) -> None:
@@ -314,12 +361,11 @@ def _inside(path: str) -> bytes:
     return _bytes(path).strip(b"/")
 
 
-def caller() -> Owner:
-    """Who asks: user and group."""
-    import mfusepy
+def caller() -> Caller:
+    """Who asks, in an operation that FUSE calls."""
+    from zkeep.live.driver import context
 
-    uid, gid, _ = mfusepy.fuse_get_context()
-    return int(uid), int(gid)
+    return Caller(*context())
 
 
 def serve(answers: Operations, folder: str, name: str, options: dict[str, str | bool]) -> None:

@@ -1,0 +1,65 @@
+"""A mount that is killed at any moment: what was synced is there, and the dataset is as a commit left it (P3).
+
+ZKEEP_KILLS=500 tries as many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from zkeep.cli.main import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "live"))
+
+from livekit import listing, live
+
+ROUNDS = int(os.environ.get("ZKEEP_KILLS", "3"))
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    (tmp_path / "key").chmod(0o600)
+    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
+    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{tmp_path / 'key'}", "recordsize=16k")
+    assert run(["create", *(word for option in options for word in ("-o", option)), "v/home"]) == 0
+    return tmp_path
+
+
+def test_p3_what_was_synced_survives_kills(pool: Path) -> None:
+    chance = random.Random(1)
+    for seed in range(ROUNDS):
+        synced = _killed(pool, seed, after=chance.uniform(0.05, 0.6))
+        with live(pool) as files:
+            numbers = [int(name) for name in files.dataset.entries(files.dataset.root)]
+            assert max(numbers, default=0) >= synced
+            for name, (_, _, _, content) in listing(files).items():
+                assert not name or content.startswith(name), "it is not what its own commit wrote"
+        assert run(["pool", "scrub", "v"]) == 0
+    assert run(["snapshot", "v/home@end"]) == 0
+    assert run(["verify", "-L", f"file://{pool / 'key'}", "v/home@end"]) == 0
+    run(["unload-key", "-a"])
+
+
+def _killed(folder: Path, seed: int, after: float) -> int:
+    """Let a process write, kill it; the number of what it synced last."""
+    command = [sys.executable, str(Path(__file__).parent / "live_worker.py"), str(folder), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first, "it could not open the dataset"
+        timer = threading.Timer(after, process.kill)
+        timer.start()
+        lines = [first, *process.stdout]
+        timer.join()
+    return int(lines[-1] if lines[-1].endswith(b"\n") else lines[-2])
