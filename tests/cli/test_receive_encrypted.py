@@ -62,6 +62,17 @@ def zkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
 Capture = pytest.CaptureFixture[str]
 
 
+def test_a_snapshot_of_what_is_encrypted_on_arrival_is_refused_and_says_why(
+    zkeep: Session, tmp_path: Path, capsys: Capture
+) -> None:
+    assert zkeep.receive(PLAIN_2018, "v/enc/ds").returncode == 0
+    for words in ((), ("--from", str(tmp_path))):
+        capsys.readouterr()
+        assert zkeep("snapshot", *words, "v/enc/ds@now") == 1
+        said = capsys.readouterr().err
+        assert "it is encrypted here as it is received, and nothing else is written to it; take" in said
+
+
 @pytest.mark.parametrize("letters", [["-x", "encryption"], [], ["-o", "encryption=aes-128-ccm"]])
 def test_a_plain_stream_below_an_encrypted_dataset_becomes_encrypted(
     zkeep: Session, letters: list[str], capsys: Capture

@@ -10,13 +10,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+from typing import TYPE_CHECKING, NamedTuple
 
 from zkeep.capture.contents import open_file
 from zkeep.capture.scan import FOLDER, Problem, Seen
 from zkeep.errors import WrongUsage
+
+if TYPE_CHECKING:
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 IGNORE_FILE = b".zkeepignore"
 MAX_IGNORE_FILE = 1 << 20
@@ -171,6 +172,10 @@ class Exclusions:
 
 def parse_patterns(lines: Sequence[str]) -> list[Rule]:
     """Raises WrongUsage: one of them is no pattern."""
+    if not lines:
+        return []
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
     found = []
     for line in lines:
         text = line.rstrip(" \r") if not line.endswith("\\ ") else line

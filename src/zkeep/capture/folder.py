@@ -19,6 +19,7 @@ from zkeep.capture.objects import ObjectWriter, Result
 from zkeep.capture.previous import EXTRA, Previous, one_an_inode
 from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import FOLDER, Folders, Node, Scan
+from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot.changes import ObjectChange
 from zkeep.snapshot.new_filesystem import ROOT, empty_root, fixed_objects
 from zkeep.snapshot.numbers import FIXED, free_numbers, live_objects
@@ -103,7 +104,7 @@ class FolderWriter:
         if tree is not None:
             self._keep_names(tree)
         # 1. New files get numbers that neither the base nor the scan has.
-        taken = np.union1d(live, np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen)))
+        taken = unique(np.append(live, np.fromiter(self._scan.seen, np.uint64, len(self._scan.seen))))
         rows = self._previous.rows
         self._objects.partial.update(rows["object"][rows["links"] == 0].tolist())
         self._assign(taken)
@@ -127,10 +128,16 @@ class FolderWriter:
     def _keep_names(self, tree: Filesystem) -> None:
         """What lies below a folder that cannot be read stays; its names count among those of its files."""
         waiting = list(self._scan.kept)
+        # What was found elsewhere and has one name only lies there no more: folders, and files without other names.
+        found = set(self._scan.seen) if waiting else set()
+        alone = {n.number for n in self._scan.written if n.number and n.kind != FOLDER and n.inode is None}
         while waiting:
             above = waiting.pop()
             for entry in tree.names(above):
                 is_folder = tree.znode(entry.number).is_folder
+                if entry.number in (found if is_folder else alone):
+                    self._objects.moved_out.setdefault(above, set()).add(entry.name)
+                    continue
                 if is_folder and entry.number not in self._scan.seen:
                     waiting.append(entry.number)
                 self._scan.seen.add(entry.number)
@@ -147,7 +154,14 @@ class FolderWriter:
         return [each.number if isinstance(each, Node) else each for each in self._kept_in.get(number, ())]
 
     def _recounted(self, base: OpenSnapshot | None, tree: Filesystem | None) -> Iterator[ObjectChange]:
-        """Files that have only such names left, and had others: how many there are, and in which folder, changed."""
+        """What is not read but changes all the same.
+
+        Files that have only names left in folders that cannot be read, and had others: how many there are, and in
+        which folder, changed. And such folders, from which something was moved away.
+        """
+        for number in sorted(self._objects.moved_out.keys() - {node.number for node in self._scan.written}):
+            assert base is not None
+            yield self._objects.without_moved(base.object(number))
         written = {names[0].number for names in self._scan.links.values()}
         written |= {node.number for node in self._scan.written if node.kind != FOLDER}
         for number in sorted(self._kept_in.keys() - written):

@@ -89,6 +89,8 @@ class ObjectWriter:
         self.room = 0
         self.names_kept: Counter[int] = Counter()
         "How many names a file has in folders that cannot be read."
+        self.moved_out: dict[int, set[bytes]] = {}
+        "Names in folders that cannot be read, by the folder's number, of what was found elsewhere."
         self.partial: set[int] = set()
         "New files of which only a part is stored."
         self.vanished: list[Node] = []
@@ -347,6 +349,8 @@ class ObjectWriter:
             status = node.status or now
         except OSError as error:
             if held is not None and node.children is None:
+                if node.number in self.moved_out:
+                    self._writer.write(self.without_moved(held))
                 return  # it could not be listed either: what the base has of it stays
             fd, status = -1, node.status or os.fstat(self._folders.fd(self._scan.root))
             if held is None and isinstance(error, FileNotFoundError):
@@ -382,30 +386,48 @@ class ObjectWriter:
         """Count of entries and of folders among them, block size, last block, and the blocks that changed."""
         if children is None:
             assert held is not None
-            assert self._tree is not None
-            before = self._tree.znode(node.number)
-            return before.size - 2, before.links - 2, held.dnode.blksz, held.dnode.maxblkid, []
+            return self._kept_entries(held)
         folders = sum(child.kind == FOLDER for child in children)
-        return len(children), folders, *self._directory(node, children, held)
-
-    def _directory(self, node: Node, children: list[Node], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
-        """Block size, last block, and the blocks that changed."""
         # An entry is the object's number, with the kind of file in the upper 4 bits.
         entries = {child.name: child.number | child.kind << 60 for child in children}
-        if held is not None and self._tree is not None and entries == dict(self._tree.zap(node.number).numbers()):
-            return held.dnode.blksz, held.dnode.maxblkid, []
+        return len(children), folders, *self._directory(entries, held)
+
+    def _kept_entries(self, held: VerifiedObject) -> tuple[int, int, int, int, list[Block]]:
+        """The same for a folder that cannot be read: those of the base, without what was found elsewhere."""
+        assert self._tree is not None
+        number = held.dnode.number
+        before, gone = self._tree.znode(number), self.moved_out.get(number, set())
+        old = dict(self._tree.zap(number).numbers())
+        folders = sum(old[name] >> 60 == FOLDER for name in gone)
+        entries = {name: value for name, value in old.items() if name not in gone}
+        return before.size - 2 - len(gone), before.links - 2 - folders, *self._directory(entries, held)
+
+    def without_moved(self, held: VerifiedObject) -> ObjectChange:
+        """A folder that cannot be read, without the names of what was found elsewhere; all else of it stays."""
+        assert self._tree is not None
+        count, folders, blksz, last, blocks = self._kept_entries(held)
+        dnode, parent = held.dnode, self._tree.znode(held.dnode.number).parent
+        bonus = with_numbers(dnode.bonus[: dnode.bonuslen], links=2 + folders, parent=parent, size=count + 2)
+        spill = "keep" if dnode.has_spill else None
+        return ObjectChange(dnode.number, dnode.type, blksz, last, blocks, bonus, spill=spill, keep=True)
+
+    def _directory(self, entries: dict[bytes, int], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
+        """Block size, last block, and the blocks that changed."""
+        old: dict[bytes, int] = {}
+        if held is not None and self._tree is not None:
+            old = dict(self._tree.zap(held.dnode.number).numbers())
+            if entries == old:
+                return held.dnode.blksz, held.dnode.maxblkid, []
         # A fat ZAP is changed in place, so that only the leaves with changed names are stored again.
         if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
             return new_directory(entries)
-        return fat_blocks(self._updated(node.number, entries))
+        return fat_blocks(self._updated(held.dnode.number, old, entries))
 
-    def _updated(self, number: int, entries: dict[bytes, int]) -> FatZap:
-        """The fat ZAP of the base with what changed in it."""
+    def _updated(self, number: int, old: dict[bytes, int], entries: dict[bytes, int]) -> FatZap:
+        """The fat ZAP of the base with what changed in it. `old`: its entries there."""
         assert self._base is not None
-        assert self._tree is not None
         base = self._base
         zap = FatZap.load(lambda block: base.read_block(number, block), BLOCK)
-        old = dict(self._tree.zap(number).numbers())
         for name in old.keys() - entries.keys():
             zap.remove(name)
         for name, value in entries.items():

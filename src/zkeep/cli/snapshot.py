@@ -113,12 +113,16 @@ def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
 
 
 def _why_not(pool: Pool, name: SnapshotName) -> str:
+    from zkeep.snapshot.commit import REENCRYPTED
+
     dataset = pool.dataset(name.dataset)
     last = pool.snapshots(dataset)[-1:]
     way_out = "take it on the sending side and send it here"
     if last:
         way_out += f", or mark @{last[0].doc['name']} with 'zkeep bookmark' or 'zkeep hold'"
     why = "nothing is written to it here but by 'zkeep receive'"
-    if dataset.doc.get("crypt"):
+    if last and last[0].doc.get(REENCRYPTED):
+        why = "it is encrypted here as it is received, and nothing else is written to it"
+    elif dataset.doc.get("crypt"):
         why = "it is encrypted and no key is ever loaded here"
     return f"cannot create snapshot {name}: {why}; {way_out}"

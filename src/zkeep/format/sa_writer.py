@@ -49,7 +49,7 @@ BONUS = 320
 BONUS_WITH_SPILL = 192
 MAX_ATTRIBUTE = 65_535
 FIRST_LAYOUT = 2
-PARENT_AT, LINKS_AT = 40, 120
+SIZE_AT, PARENT_AT, LINKS_AT = 8, 40, 120
 "Where two numbers lie behind the header."
 
 
@@ -121,15 +121,17 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
     return bonus, spill.ljust(-(-len(spill) // 512) * 512, b"\0")
 
 
-def with_numbers(bonus: bytes, *, links: int, parent: int) -> bytes:
-    """A bonus buffer made by encode() with another count of links and another parent.
+def with_numbers(bonus: bytes, *, links: int, parent: int, size: int | None = None) -> bytes:
+    """A bonus buffer made by encode() with another count of links, another parent, and another size if it is given.
 
-    Both lie where every layout has them.
+    They lie where every layout has them.
     """
     (info,) = struct.unpack_from("<H", bonus, 4)
     made, head = bytearray(bonus), (info >> 10) * 8
     struct.pack_into("<Q", made, head + PARENT_AT, parent)
     struct.pack_into("<Q", made, head + LINKS_AT, links)
+    if size is not None:
+        struct.pack_into("<Q", made, head + SIZE_AT, size)
     return bytes(made)
 
 

@@ -14,7 +14,7 @@ from capturekit import extracted
 from historykit import KEY, check_objects
 
 from zkeep.capture import contents, previous
-from zkeep.capture.scan import Node, Scanner, Seen
+from zkeep.capture.scan import Folders, Node, Scanner, Seen
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool
 from zkeep.snapshot.open import OpenSnapshot
@@ -243,3 +243,40 @@ def test_where_there_are_none_or_they_went_nothing_is_reported(
         fake.values, fake.errors = {"user.a": b"1"}, {"user.a": code}
     take(zkeep, tmp_path / "flat", "1", 0)
     assert xattrs(tmp_path, "1", b"") == {}
+
+
+def unopened(monkeypatch: pytest.MonkeyPatch, *paths: bytes) -> None:
+    """These folders cannot even be opened."""
+    genuine = Folders.fd
+
+    def fd(self: Folders, node: Node) -> int:
+        if node.path in paths:
+            raise OSError(errno.EACCES, "Permission denied")
+        return genuine(self, node)
+
+    monkeypatch.setattr(Folders, "fd", fd)
+
+
+@pytest.mark.parametrize("how", [hide, unlisted, unopened])
+@pytest.mark.parametrize("long", [False, True])
+def test_what_was_moved_out_of_a_folder_that_cannot_be_read_has_its_new_name_only(
+    zkeep: Zkeep, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, how: Any, long: bool
+) -> None:
+    """Else a folder would lie in two folders. `long`: a name that only a fat ZAP can hold."""
+    stays = {"n" * 60} if long else set()
+    for name in ("d/alone", *(f"d/{name}" for name in stays)):
+        (source / name).write_bytes(b"one name")
+    (source / "d" / "sub" / "deep").mkdir()
+    (source / "d" / "other").mkdir()
+    take(zkeep, source, "1", 0)
+    for name in ("d/alone", "d/other", "d/sub/deep"):
+        (source / name).rename(source / "a" / name.rpartition("/")[2])
+    with monkeypatch.context() as patch:
+        how(patch, b"d")
+        for turn in ("2", "3"):
+            take(zkeep, source, turn, 3)
+            check_objects(tmp_path / "pool", f"v/home@{turn}")
+            found = set(extracted(zkeep, tmp_path, f"v/home@{turn}"))
+            assert found == ALL | {"a/alone", "a/other", "a/deep"} | {f"d/{name}" for name in stays}
+    take(zkeep, source, "4", 0)
+    check_objects(tmp_path / "pool", "v/home@4")
