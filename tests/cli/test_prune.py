@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from zkeep.cli.home import opened
 from zkeep.cli.main import run
+from zkeep.cli.prune import prune_received
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.model import CLOCK, Pool, txg_key
@@ -376,6 +378,23 @@ def test_a_prune_that_fails_is_a_warning_behind_a_receive(shell: Shell) -> None:
     assert said.startswith("zkeep: warning: v/b is received")
     assert said.count("\n") == 1
     assert snapshots(shell, "v/b") == ["s0", "s1"]
+
+
+def test_a_disk_that_fails_behind_a_receive_is_a_warning(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is only looked up what there is to prune."""
+    receive("full-s0")
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, opened("v") as pool:
+        patch.setattr(Pool, "find", fails)
+        pool.warn = lambda text: print(text, file=sys.stderr)
+        prune_received(pool, ["v/b@s0", "v/c@s0"])
+    said = capfd.readouterr().err.splitlines()
+    assert [line.split(" is received")[0] for line in said] == ["v/b", "v/c"]
 
 
 def test_the_time_of_receipt_is_the_servers_and_outlives_everything(shell: Shell, tmp_path: Path) -> None:

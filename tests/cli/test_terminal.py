@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.cli.main import run
+from zkeep.cli.main import answers, run
 from zkeep.cli.terminal import Output, draw, guarded
 from zkeep.names import printable, printable_path, unescaped, whole_number
 from zkeep.pool.datasets.model import Pool
@@ -192,6 +192,31 @@ def test_what_is_done_is_done_whether_or_not_it_can_be_told(pool: Path, way: str
     with gone(way) as stdout:
         assert status(["destroy", "-v", "v/-d"], stdout=stdout) == 0
     assert run(["list", "v/-d"]) == 1
+
+
+QUESTIONS = ["list", "destroy -nv v/a", "prune -n v", "mount", "load-key -rn v", "pool status", "pool import -d /x"]
+CHANGES = ["snapshot -v --from /x v@a", "snap -j --from /x v@a", "mount v /x", "pool compact -v v", "pool scrub v"]
+
+
+@pytest.mark.parametrize("line", QUESTIONS + CHANGES + ["pool destroy -f v", "prune -v v", "receive -v v"])
+def test_a_call_is_for_its_answer_or_for_its_effect(line: str) -> None:
+    assert answers(line.split()) == (line in QUESTIONS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pools_change_whether_or_not_it_can_be_told(pool: Path, way: str) -> None:
+    with gone(way) as stdout:
+        assert status(["pool", "compact", "-v", "v"], stdout=stdout) == 0
+        assert status(["pool", "destroy", "-f", "v"], stdout=stdout) == 0
+    assert run(["list", "v"]) == 1
+
+
+@pytest.mark.parametrize(("way", "wanted"), [("full", 1), ("broken", 5)])
+def test_a_dump_that_cannot_be_written_could_be_read(way: str, wanted: int, tmp_path: Path, capfd: Output_) -> None:
+    stream = Path(__file__).parent.parent / "data/streams/inc-w.zfs"
+    with gone(way) as stdout, (tmp_path / "said").open("wb") as said:
+        assert status(["dump", "-v", str(stream)], stdout=stdout, stderr=said.fileno()) == wanted
+    assert "cannot read" not in (tmp_path / "said").read_text()
 
 
 def test_both_are_gone(pool: Path) -> None:

@@ -52,6 +52,8 @@ EXTRA = np.dtype([("owner", "<u8"), ("object", "<u8")])
 "Objects that hold extended attributes, and the file whose they are."
 _PACKED = struct.Struct("<3Q2q2Q3I")
 MAGIC = b"zkeep-capture-3\n"
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"Nothing waits here: what is no regular file is no cache."
 
 
 UNKNOWN = 0
@@ -259,24 +261,20 @@ def one_an_inode(rows: Array) -> Array:
 def load(path: Path, mark: dict[str, Any]) -> Previous | None:
     """Read a cache; None: there is none, or it is of another snapshot than `mark` says, or damaged."""
     try:
-        with path.open("rb") as source:
-            if source.readline() != MAGIC:
+        with open(os.open(path, _READ), "rb") as source:
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode) or source.readline(len(MAGIC)) != MAGIC:
                 return None
             head = json.loads(source.readline(1 << 16))
-            if head.pop("root", None) is None or not isinstance(head.get("rows"), int):
+            root, count, extra = (int(head.pop(name)) for name in ("root", "rows", "extras"))
+            if head != mark or min(root, count, extra) < 0:
                 return None
-            source.seek(0)
-            source.readline()
-            head = json.loads(source.readline(1 << 16))
-            root, count, extra = head.pop("root"), head.pop("rows"), head.pop("extras")
-            if head != mark:
+            if count * ROW.itemsize + extra * EXTRA.itemsize != status.st_size - source.tell():
                 return None
             rows = np.frombuffer(source.read(count * ROW.itemsize), ROW)
             extras = np.frombuffer(source.read(extra * EXTRA.itemsize), EXTRA)
-            if len(rows) != count or len(extras) != extra or source.read(1):
-                return None
             return Previous(rows, extras, root)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -285,7 +283,8 @@ def save(path: Path, previous: Previous, mark: dict[str, Any]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     head = {**mark, "root": previous.root, "rows": len(previous.rows), "extras": len(previous.extras)}
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
+    fresh.unlink(missing_ok=True)  # of a capture that was killed; or anything else
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as sink:
         sink.write(MAGIC + json.dumps(head).encode() + b"\n")
         sink.write(previous.rows.tobytes())
         sink.write(previous.extras.tobytes())

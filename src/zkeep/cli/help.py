@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from zkeep.cli.named_files import replace_file
 from zkeep.errors import WrongUsage
 
 
@@ -53,7 +54,7 @@ def _write_pages(top: click.Context, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for ctx in _all(top):
-        (folder / f"{ctx.command_path.replace(' ', '-')}.1").write_text(page(ctx), "utf-8")
+        replace_file(folder / f"{ctx.command_path.replace(' ', '-')}.1", page(ctx).encode())
 
 
 def _all(ctx: click.Context) -> Iterator[click.Context]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -72,10 +73,12 @@ VERBS = {
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
     {"backup", "bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount"}
-    | {"promote", "prune", "receive", "recv", "release", "rename", "restore", "rollback", "set", "umount"}
-    | {"unload-key", "unmount"}
+    | {"promote", "prune", "receive", "recv", "release", "rename", "restore", "rollback", "set", "snap", "snapshot"}
+    | {"umount", "unload-key", "unmount"}
+    | {f"pool {name}" for name in ("compact", "create", "destroy", "export", "scrub", "upgrade")}
 )
 "Verbs that only tell on standard output of what they do: it is done whether or not that can be written."
+DRY_RUN = re.compile(r"--dry-run|-[A-Za-z]*n[A-Za-z]*")
 RINGS = 1 << 16
 "Objects that are made before Python looks for rings among them: there are millions of objects, and hardly any ring."
 
@@ -165,7 +168,7 @@ def call(called: str, words: list[str]) -> int:
     """Run a verb within another one, as the program `called`; returns its exit status."""
     before, sys.argv[0] = sys.argv[0], called
     try:
-        with guarded(matters=not set(words[:1]) & CHANGING):
+        with guarded(matters=answers(words)):
             return _as_called(_called(words))
     finally:
         sys.argv[0] = before
@@ -192,8 +195,17 @@ def _run(arguments: list[str] | None = None) -> int:
 
         return answer(cli, instruction)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with guarded(matters=not set(words[:1]) & CHANGING):
+    with guarded(matters=answers(words)):
         return _called(words)
+
+
+def answers(words: list[str]) -> bool:
+    """Whether a call is for what it writes to standard output: a question, a list, a dry run."""
+    words = ["pool", *words] if program() == "zpool" else words
+    name = " ".join(words[:2]) if words[:1] == ["pool"] else " ".join(words[:1])
+    if name not in CHANGING or any(DRY_RUN.fullmatch(word) for word in words):
+        return True
+    return name == "mount" and all(word.startswith("-") for word in words[1:])  # what is mounted is listed
 
 
 def _called(words: list[str]) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.health import examined
+from zkeep.cli.named_files import replace_file
 from zkeep.errors import WrongUsage
 from zkeep.names import shown, whole_number
 from zkeep.pool.maintenance.health import PoolHealth
@@ -45,7 +44,7 @@ def metrics_verb(file: str | None, listen: str | None, names: Sequence[str]) -> 
         return
     content = generate_latest(_registry(names))
     if file:
-        _replace(Path(file), content)
+        replace_file(Path(file), content)
     else:
         sys.stdout.write(content.decode())
 
@@ -62,19 +61,6 @@ def _address(text: str) -> tuple[str, int]:
             f"--listen is for this machine only, as names are told: 127.0.0.1, not {shown(host)}"
         )
     return host, number
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """node_exporter reads at any moment: it finds the old file or the new one."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as made:
-        try:
-            made.write(content)
-            made.flush()
-            os.fchmod(made.fileno(), 0o644)
-            os.replace(made.name, file)
-        except BaseException:
-            os.unlink(made.name)
-            raise
 
 
 def _serve(host: str, port: int, names: Sequence[str]) -> None:

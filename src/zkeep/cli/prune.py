@@ -133,15 +133,14 @@ def _verdict(verdict: Verdict) -> asjson.Object:
 
 def prune_received(pool: Pool, names: Iterable[str]) -> None:
     """Prune the datasets of snapshots that were just received; what fails is a warning, and a timer tries again."""
-    received = sorted({name.partition("@")[0] for name in names})
-    for dataset in [d for name in received if (d := pool.find(DatasetName.parse(name)))]:
-        with pool.afterwards(f"{dataset.name} is received", "zkeep prune"):
-            _prune_quietly(pool, dataset)
+    for name in sorted({name.partition("@")[0] for name in names}):
+        with pool.afterwards(f"{name} is received", "zkeep prune"):  # looking it up may fail, too
+            _prune_quietly(pool, pool.find(DatasetName.parse(name)))
 
 
-def _prune_quietly(pool: Pool, dataset: Dataset) -> None:
-    policy = prune.policy_of(View(pool), dataset)
-    if policy is None:
+def _prune_quietly(pool: Pool, dataset: Dataset | None) -> None:
+    policy = prune.policy_of(View(pool), dataset) if dataset else None
+    if dataset is None or policy is None:
         return
     now = clock()
     prune.check_clock(pool, now)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from zkeep.cli import usage
+from zkeep.cli.named_files import read_small
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName
 
@@ -80,6 +80,6 @@ def _print_keys(command: str, root: DatasetName, key_files: Sequence[Path]) -> N
     if not key_files:
         raise WrongUsage("name the files with the clients' public keys, such as alice.pub")
     for path in key_files:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8", "surrogateescape")
+        text = read_small(str(path)).decode("utf-8", "surrogateescape")
         for line in authorized_lines(text, command, str(path)):
             click.echo(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def shim_verb(force: bool, folder: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
+            return False
         with path.open("rb") as file:
             return _MARK.encode() in file.read(4096)
     except OSError:

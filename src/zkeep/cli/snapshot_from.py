@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from zkeep.cli.home import registry
+from zkeep.cli.named_files import read_small
 from zkeep.cli.open_snapshot import keys_from
 from zkeep.cli.progress import Meter
 from zkeep.cli.terminal import encoded, say
@@ -74,12 +74,12 @@ class FromOptions:
         return any(getattr(self, name) for name in names)
 
     def exclusions(self) -> Options:
-        """Raises WrongUsage, OSError: a pattern is none, a file of them cannot be read."""
+        """Raises WrongUsage, Refused: a pattern is none, a file of them cannot be read."""
         from zkeep.capture.exclude import Options, parse_patterns
 
         lines = list(self.exclude)
         for name in self.exclude_from:
-            lines += os.fsdecode(Path(name).read_bytes()).splitlines()
+            lines += os.fsdecode(read_small(name)).split("\n")
         parse_patterns(lines)
         for name in self.exclude_if_present:
             if not name or "/" in name:

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from zkeep.errors import Refused
@@ -126,18 +126,24 @@ class Unpacked(io.RawIOBase):
 
 
 class _Headed(io.RawIOBase):
-    """A file of which the first bytes were read already."""
+    """A file of which the first bytes were read already.
 
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+    Raises:
+        Refused: the rest cannot be read.
+    """
+
+    def __init__(self, head: bytes, rest: BinaryIO, name: str) -> None:
         self._head = memoryview(head)
         self._rest = rest
+        self._name = name
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, room: Any) -> int:
         if not self._head:
-            return self._rest.readinto(room)  # type: ignore[attr-defined,no-any-return]
+            with _reading(self._name):
+                return self._rest.readinto(room)  # type: ignore[attr-defined,no-any-return]
         count = min(len(room), len(self._head))
         room[:count] = self._head[:count]
         self._head = self._head[count:]
@@ -154,14 +160,23 @@ def opened_stream(text: str) -> Iterator[BinaryIO]:
     name = "standard input" if text == STDIN else shown(text)
     if text == STDIN and sys.stdin.isatty():
         raise Refused("cannot read: a stream is not read from a terminal; name a file, or redirect standard input")
-    try:
-        with open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN) as source:
+    with ExitStack() as stack:
+        with _reading(name):  # only this: what the caller then does may fail, too, as writing does
+            source = stack.enter_context(
+                open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN)
+            )
             head = _head_of(cast(BinaryIO, source))
-            plain = cast(BinaryIO, _Headed(head, cast(BinaryIO, source)))
-            packing = packing_of(head)
-            yield cast(BinaryIO, Unpacked(plain, packing, name)) if packing else plain
-    except OSError as error:
-        raise Refused(f"cannot read {name}: {error.strerror or error}") from None
+        plain = cast(BinaryIO, _Headed(head, cast(BinaryIO, source), name))
+        packing = packing_of(head)
+        yield cast(BinaryIO, Unpacked(plain, packing, name)) if packing else plain
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _head_of(source: BinaryIO) -> bytes:

@@ -98,6 +98,10 @@ ONE_AMONG_DATASETS: dict[str, Step] = {
     "set": lambda pool, n: namespace.set_properties(pool, [DatasetName(f"b/many/d{n}")], {"a:b": "c"}),
     "rename": lambda pool, n: namespace.rename(pool, DatasetName(f"b/many/d{n}"), DatasetName("b/many/other")),
     "promote": promote_a_clone,
+    "get used": lambda pool, n: View(pool).get(pool.dataset(DatasetName(f"b/many/d{n}")), "used"),
+    "get available": lambda pool, n: View(pool).get(pool.dataset(DatasetName(f"b/many/d{n}")), "available"),
+    "get written@": lambda pool, n: View(pool).get(pool.dataset(DatasetName(f"b/many/d{n}")), "written@s0"),
+    "estimate": lambda pool, n: send(pool, SendRequest(f"b/many/d{n}@s0", raw=True, dry_run=True), io.BytesIO()),
 }
 ONE_AMONG_BOOKMARKS: dict[str, Step] = {
     "receive": lambda pool, n: take(pool, 1),

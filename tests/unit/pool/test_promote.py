@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,12 @@ def test_keys_that_were_sealed_here_go_along(source: Pool) -> None:
     origin, clone = ds("v/t/o"), ds("v/t/c")
     came = keyrecords.of_snapshot(source, source.snapshot(snap("v/t/o@s0")))
     assert came is not None
+    fields = deepcopy(came.fields)
     for number in (1, 2):
-        came.fields.remove("pbkdf2salt")
-        came.fields.set("pbkdf2salt", number, NvType.UINT64)
+        fields.remove("pbkdf2salt")
+        fields.set("pbkdf2salt", number, NvType.UINT64)
         with source.transaction() as t:
-            keyrecords.add(source, t, source.dataset(origin), came.fields)
+            keyrecords.add(source, t, source.dataset(origin), fields)
     promote(source, clone)
     for name in (origin, clone):
         records = keyrecords.local(source, source.dataset(name))

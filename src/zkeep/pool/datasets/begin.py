@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
@@ -18,6 +18,14 @@ from zkeep.pool.types import Doc
 
 if TYPE_CHECKING:
     from zkeep.format.events import SubBegin
+
+SHORT = 1 << 16
+"Bytes of a payload that is decoded once for all who look at it: each increment is compared with the one before."
+
+
+@lru_cache(maxsize=16)
+def _decoded(payload: bytes) -> NvList:
+    return decode(payload)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Opening:
     @cached_property
     def fields(self) -> NvList | None:
         """The payload, decoded once. Not to be changed."""
-        return self.nvlist
+        return _decoded(self.payload) if 0 < len(self.payload) <= SHORT else self.nvlist
 
     @cached_property
     def crypt(self) -> NvList | None:

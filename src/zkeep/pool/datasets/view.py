@@ -17,7 +17,8 @@ from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.answers import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
 from zkeep.pool.datasets.properties import PROPERTIES, Property
-from zkeep.pool.datasets.space import HEAD, DatasetSpace, Space, compute
+from zkeep.pool.datasets.space import HEAD, DatasetSpace, SpaceHistory
+from zkeep.pool.datasets.spaces import Spaces
 
 NO_SETTINGS: Mapping[str, str | None] = {}
 
@@ -47,21 +48,16 @@ class View:
     def loaded(self) -> set[int]:
         return self._loaded()
 
-    @cached_property
-    def runs(self) -> dict[int, list[dict[str, object]]]:
-        """The documents of runs of every dataset, by its id; oldest first."""
-        runs: dict[int, list[dict[str, object]]] = {}
-        for key, run in self.pool.catalog.scan("run"):
-            runs.setdefault(int(key.partition("/")[0]), []).append(run)
-        return runs
-
-    @cached_property
-    def space(self) -> Space:
-        pins = {i: [s.txg for s in found] for i, found in self.all_snapshots.items()}
-        return compute({i: d.doc for i, d in self.tree.by_id.items()}, self.runs, pins)
-
     def figures(self, dataset: Dataset) -> DatasetSpace:
-        return self.space.datasets[dataset.id]
+        """What the dataset uses; what lies below it counts, and is measured with it."""
+        return self._spaces.figures(dataset)
+
+    def history(self, dataset: Dataset) -> SpaceHistory:
+        return self._spaces.history(dataset)
+
+    @cached_property
+    def _spaces(self) -> Spaces:
+        return Spaces(self.pool)
 
     def applicable(self, thing: Thing) -> Iterator[str]:
         """The properties that `get all` prints, in its order: native ones, then those of the user."""
@@ -164,7 +160,7 @@ class View:
             return None
         since = point.txg
         until = thing.txg if isinstance(thing, Snapshot) else HEAD
-        return self.space.histories[dataset.id].written(since, until).stored
+        return self.history(dataset).written(since, until).stored
 
     # Room
 
@@ -221,7 +217,7 @@ class View:
     def _documents(self, dataset: Dataset) -> int:
         snapshots = [s.doc for s in self.snapshots[dataset.id]]
         bookmarks = [b.doc for b in self.pool.bookmarks(dataset)]
-        return charge.of_dataset(dataset.doc, self.runs.get(dataset.id, ()), snapshots, bookmarks)
+        return charge.of_dataset(dataset.doc, self._spaces.runs[dataset.id], snapshots, bookmarks)
 
     def reserved(self, level: Dataset, apart_from: str = "") -> int:
         """The bytes reserved for receives into the dataset or below it."""

@@ -35,10 +35,19 @@ DEPTH = 3
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """An open folder of the pool. `path` is for messages, never opened."""
+    """An open folder of the pool, `names` below its root."""
 
     fd: int
-    path: Path
+    root: Path
+    names: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """For messages, never opened; put together only when one is made."""
+        return self.root.joinpath(*self.names)
+
+    def below(self, fd: int, name: str) -> Folder:
+        return Folder(fd, self.root, (*self.names, name))
 
     def entry(self, name: str) -> Entry:
         return Entry(self, name)
@@ -114,7 +123,7 @@ class Disk:
 def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | None = None) -> int:
     """Open a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
     with suppress(FileNotFoundError):
-        _refuse_special(entry.stat(), entry.path)
+        _refuse_special(entry.stat(), entry)
     try:
         fd = (opener or Disk().open)(entry, flags)
     except OSError as error:
@@ -122,7 +131,7 @@ def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | No
             raise Damaged(_not_regular(entry.path)) from None
         raise _named(error, entry.path) from None
     try:
-        _refuse_special(os.fstat(fd), entry.path)
+        _refuse_special(os.fstat(fd), entry)
     except BaseException:
         os.close(fd)
         raise
@@ -131,13 +140,13 @@ def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | No
 
 def file_size(entry: Entry) -> int:
     found = entry.stat()
-    _refuse_special(found, entry.path)
+    _refuse_special(found, entry)
     return found.st_size
 
 
-def _refuse_special(found: os.stat_result, path: Path) -> None:
+def _refuse_special(found: os.stat_result, entry: Entry) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise Damaged(_not_regular(path))
+        raise Damaged(_not_regular(entry.path))
 
 
 def _not_regular(path: Path) -> str:
@@ -157,22 +166,22 @@ def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
     Raises:
         Damaged: a component is a link, or not a folder.
     """
-    fd, path = os.open(root, _FOLDER), root
+    folder = Folder(os.open(root, _FOLDER), root)
     try:
         for name in names:
-            path = path / name
-            below = _open_below(fd, name, path)
-            os.close(fd)
-            fd = below
-        yield Folder(fd, path)
+            below = _open_below(folder, name)
+            os.close(folder.fd)
+            folder = below
+        yield folder
     finally:
-        os.close(fd)
+        os.close(folder.fd)
 
 
-def _open_below(fd: int, name: str, path: Path) -> int:
+def _open_below(folder: Folder, name: str) -> Folder:
     try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+        return folder.below(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd), name)
     except OSError as error:
+        path = folder.path / name
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise Damaged(f"{path} is not a folder: in a pool's folder no link is followed") from None
         raise _named(error, path) from None
@@ -187,11 +196,11 @@ def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
             yield f"{prefix}/{name}"
         elif depth > 1:
             with suppress(FileNotFoundError, PermissionError):  # such as lost+found at the root of a disk
-                fd = _open_below(folder.fd, name, folder.path / name)
+                below = _open_below(folder, name)
                 try:
-                    yield from walk(Folder(fd, folder.path / name), f"{prefix}/{name}", depth - 1)
+                    yield from walk(below, f"{prefix}/{name}", depth - 1)
                 finally:
-                    os.close(fd)
+                    os.close(below.fd)
 
 
 def allow_open_files(more: int) -> None:

@@ -20,7 +20,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -149,9 +149,14 @@ class LocalStore:
     def _entry(self, name: str, *, make: bool = False) -> Iterator[Entry]:
         """The entry `name` in its folder, which is open inside the block. `make`: make folders that are missing."""
         *folders, last = _parts(name)
-        if make:
-            self._make_folders(folders)
-        with open_folder(self.root, folders) as folder:
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(open_folder(self.root, folders))
+            except FileNotFoundError:
+                if not make:
+                    raise
+                self._make_folders(folders)
+                folder = stack.enter_context(open_folder(self.root, folders))
             yield folder.entry(last)
 
     def _make_folders(self, names: Sequence[str]) -> None:
@@ -295,7 +300,7 @@ class LocalStore:
     ) -> Iterator[None]:
         mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fd = self._locked(f"lock/{name}", mode, wait, busy or f"{self.path(name)} is locked")
+            fd = self._locked(f"lock/{name}", mode, wait, busy or f"{self.root}/lock/{name} is locked")
         except OSError as error:
             if not shared or error.errno not in _UNWRITABLE:
                 raise
@@ -333,7 +338,7 @@ class LocalStore:
         except (FileNotFoundError, PermissionError):
             return -1
         try:
-            _flock(fd, fcntl.LOCK_SH, wait, busy or f"{self.path(name)} is locked")
+            _flock(fd, fcntl.LOCK_SH, wait, busy)
         except BaseException:
             os.close(fd)
             raise

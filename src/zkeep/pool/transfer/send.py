@@ -443,7 +443,7 @@ def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting
 
 
 def _estimate(view: View, leg: Leg) -> Amount:
-    history = view.space.histories[leg.snapshot.dataset.id]
+    history = view.history(leg.snapshot.dataset)
     if leg.source is None:
         size = history.referenced(leg.snapshot.txg)
     else:

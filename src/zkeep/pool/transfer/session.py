@@ -131,7 +131,7 @@ class ReceiveSession:
     def _referred(self, tally: Tally) -> int:
         """Bytes that the snapshot refers to: what its source does, less what died, and what came."""
         source = self._plan.source
-        before = View(self._pool).space.histories[source.dataset.id].referenced(source.txg).stored if source else 0
+        before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
         return before + tally.bytes - sum(stored for stored, _ in tally.dead.values())
 
     @property
