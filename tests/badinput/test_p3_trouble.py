@@ -135,7 +135,7 @@ def test_p3_clients_leave_room_in_which_snapshots_are_destroyed(
     """However much a client sends, what is left of the disk is enough to destroy some of it, and to go on."""
     monkeypatch.setenv("ZKEEP_HOME", str(small_disk))
     box = Box(small_disk)
-    monkeypatch.setattr("zkeep.pool.transfer.reserve.RESERVED_SHARE", 2)  # of 1 MiB
+    monkeypatch.setattr("zkeep.pool.datasets.room.RESERVED_SHARE", 2)  # of 1 MiB
     assert box.zkeep("create", "v/alice").status == 0
 
     def ask(line: str, stdin: bytes = b"") -> Answer:

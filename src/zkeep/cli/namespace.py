@@ -59,7 +59,8 @@ def create_verb(
         also = partial(keys.put, pool) if keys else None
         lines = namespace.create(pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also)
         if keys is not None and keys.is_root and not dry_run:
-            client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
+            with pool.afterwards(f"{name} is made", f"zkeep load-key {name}"):
+                client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
     for line in lines if verbose or parsable else ():
         click.echo("\t".join(line) if parsable else _told(line, dry_run))
 

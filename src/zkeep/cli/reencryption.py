@@ -135,8 +135,9 @@ class _Keys:
     def made(self, pool: Pool, dataset: Dataset) -> None:
         """A new encryption root's key is loaded, as zkeep create loads it."""
         if self._new_root is not None and self._new_root[0] == dataset.name:
-            client.load(pool.doc["guid"], dataset.id, self._new_root[1])
-            self._new_root = None
+            key, self._new_root = self._new_root[1], None
+            with pool.afterwards(f"{dataset.name} is made", f"zkeep load-key {dataset.name}"):
+                client.load(pool.doc["guid"], dataset.id, key)
 
 
 class _GetKey:

@@ -74,7 +74,8 @@ def snapshot_verb(
             else:
                 _take_from(pool, name, source, locations)
             if local and not source.dry_run:
-                namespace.set_properties(pool, [name], local)
+                with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
+                    namespace.set_properties(pool, [name], local)
 
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 It is counted in bytes of the stream, so a stream of N bytes needs no more room than N:
 
     a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction rewrites it
-    a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it
+    a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it, or were set here
     a dataset     the properties that came
     a bookmark    its document
     a receive     that is under way or partial: what its `reserve` document says, taken before anything is written
@@ -41,7 +41,12 @@ def of_begin(opening: Opening) -> int:
 def of_snapshot(doc: ReadOnlyDoc) -> int:
     """Bytes that a snapshot counts, by its document, or by the fields that a stream brings for it."""
     begin = int(doc.get("begin_bytes", 0))
-    return begin + of_properties(doc.get("received", {})) + of_holds(doc.get("holds", {}))
+    settings = of_properties(doc.get("received", {})) + of_properties(doc.get("local", {}))
+    return begin + settings + of_holds(doc.get("holds", {}))
+
+
+def of_bookmark(doc: ReadOnlyDoc) -> int:
+    return _size(str(doc["name"])) + len(doc) * _NUMBER
 
 
 def of_dataset(
@@ -54,7 +59,7 @@ def of_dataset(
     total = of_properties(doc.get("received", {}))
     total += sum(int(run.get("extra", 0)) for run in runs)
     total += sum(of_snapshot(snapshot) for snapshot in snapshots)
-    return total + sum(_size(str(b["name"])) + len(b) * _NUMBER for b in bookmarks)
+    return total + sum(map(of_bookmark, bookmarks))
 
 
 def _size(text: str) -> int:

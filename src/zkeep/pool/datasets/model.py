@@ -348,7 +348,7 @@ class Pool:
         if self.scope is not None and local:
             size = sum(len(name) + len(text or "") for name, text in local.items())
             if size > MOST_SETTINGS:
-                raise Refused(f"cannot set so many properties: a dataset has room for {MOST_SETTINGS} bytes of them")
+                raise Refused(f"cannot set so many properties: each has room for {MOST_SETTINGS} bytes of them")
 
     def update_dataset(self, t: Transaction, dataset: Dataset, **fields: object) -> Dataset:
         """Set these fields; the others stay as the catalog has them."""
@@ -396,6 +396,7 @@ class Pool:
         return {"received_at": now}
 
     def update_snapshot(self, t: Transaction, snapshot: Snapshot, **fields: object) -> Snapshot:
+        self._bound(fields.get("local"))
         changed = Snapshot(snapshot.dataset, {**(t.get("snapshot", snapshot.key) or snapshot.doc), **fields})
         t.put("snapshot", snapshot.key, changed.doc)
         return changed

@@ -15,8 +15,9 @@ from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse
 from zkeep.pool.datasets import contents, properties
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
-from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.model import Bookmark, Dataset, Exists, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases
+from zkeep.pool.datasets.room import refuse_overdraft
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 
@@ -98,6 +99,8 @@ def set_properties(
             _put_local(pool, t, thing, {**thing.doc["local"], **checked})
             if checked.get(contents.CONTENTS) == contents.METADATA:
                 _confirm(pool, t, find_thing(pool, name))
+            if isinstance(thing, Snapshot):
+                refuse_overdraft(pool, [thing.dataset], f"cannot set property for {name}")
 
 
 def _confirm(pool: Pool, t: Transaction, thing: Dataset | Snapshot) -> None:
@@ -251,11 +254,13 @@ def hold(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = 
     """Set a hold. Which ones a client of a server has set is noted: those it may release."""
     parse_tag(tag)
     with pool.transaction() as t:
-        for snapshot in [s for n in names for s in snapshots_named(pool, n, recursive)]:
+        held = [s for n in names for s in snapshots_named(pool, n, recursive)]
+        for snapshot in held:
             if tag in snapshot.holds:
                 raise Exists(f"cannot hold {snapshot.name}: tag {shown(tag)} already exists on it")
             own = {} if pool.scope is None else {"client_tags": [*snapshot.doc.get("client_tags", ()), tag]}
             pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: int(time.time())}, **own)
+        refuse_overdraft(pool, [snapshot.dataset for snapshot in held], f"cannot hold with {shown(tag)}")
 
 
 def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = False) -> None:
@@ -298,8 +303,9 @@ def bookmark(
         raise Refused(f"cannot create bookmark {name}: {source} is not of the same dataset")
     with pool.transaction() as t:
         if isinstance(source, BookmarkName):
-            pool.add_bookmark(t, pool.bookmark(source), name.name)
-            return
-        found = snapshots_named(pool, source, recursive) if recursive else [pool.snapshot(source)]
-        for snapshot in found:
-            pool.add_bookmark(t, snapshot, name.name)
+            found: list[Snapshot | Bookmark] = [pool.bookmark(source)]
+        else:
+            found = [*snapshots_named(pool, source, recursive)] if recursive else [pool.snapshot(source)]
+        for each in found:
+            pool.add_bookmark(t, each, name.name)
+        refuse_overdraft(pool, [each.dataset for each in found], f"cannot create bookmark {name}")

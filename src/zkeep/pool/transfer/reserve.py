@@ -8,13 +8,13 @@ The document of a process that died counts until its files are removed, which ha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.room import disk_is_full
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Mark, Transaction
 from zkeep.pool.store.port import segment_name
@@ -25,8 +25,6 @@ PLENTY = 1 << 30
 """Where more than this is left, more than needed is reserved at once."""
 SHARE = 64
 """1/SHARE of what is left is reserved then."""
-RESERVED, RESERVED_SHARE = 1 << 30, 32
-"""Bytes of the disk that clients of a server cannot fill: at most 1 GiB, and 1/32 of it."""
 
 
 class QuotaExceeded(Refused):
@@ -183,10 +181,7 @@ def refuse_full_disk(pool: Pool, name: DatasetName) -> None:
     Raises:
         QuotaExceeded: the disk has no more than that.
     """
-    if pool.scope is None:
-        return
-    disk = os.statvfs(pool.path)
-    if disk.f_bavail * disk.f_frsize <= min(RESERVED, disk.f_blocks * disk.f_frsize // RESERVED_SHARE):
+    if pool.scope is not None and disk_is_full(pool):
         raise QuotaExceeded(f"cannot receive {name}: out of space")
 
 
