@@ -124,6 +124,4 @@ def _why_not(pool: Pool, name: SnapshotName) -> str:
     why = "nothing is written to it here but by 'zkeep receive'"
     if last and last[0].doc.get(REENCRYPTED):
         why = "it is encrypted here as it is received, and nothing else is written to it"
-    elif dataset.doc.get("crypt"):
-        why = "it is encrypted and no key is ever loaded here"
     return f"cannot create snapshot {name}: {why}; {way_out}"

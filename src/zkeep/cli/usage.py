@@ -47,17 +47,16 @@ USAGE = {
 }
 "Calls that exclude one another, for verbs where one line of letters would not say so."
 
-_WRITES = "nothing is ever written here but by 'zkeep receive'"
 ABSENT = {
     "allow": "there are no users here to delegate to; give each client an ssh key of its own (command=), or a pool",
-    "clone": f"{_WRITES}; look at a snapshot with 'zkeep mount', or send it to a host with ZFS and clone it there",
+    "clone": "clones come by 'zkeep receive' alone; look at a snapshot with 'zkeep mount', or send it to a host with ZFS and clone it there",
     "groupspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
     "jail": "nothing is mounted into jails here",
     "program": "channel programs run in the kernel module, and there is none; give the verbs one by one",
-    "project": f"{_WRITES}; set projects on the sending side",
+    "project": "who owns what is set where files are written; set projects on the sending side",
     "projectspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
     "redact": "what is redacted is chosen by reading files, and no key is here; make the bookmark on the sending side",
-    "rewrite": f"{_WRITES}; rewrite on the sending side and send the next increment",
+    "rewrite": "blocks stay as they came; rewrite on the sending side and send the next increment",
     "share": "nothing is mounted here that could be shared; mount a snapshot with 'zkeep mount' and share that folder",
     "unallow": "there are no users here to delegate to",
     "unjail": "nothing is mounted into jails here",

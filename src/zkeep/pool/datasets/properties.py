@@ -255,11 +255,19 @@ def parse_size(text: str) -> int:
     return size
 
 
+def _meant(name: str) -> str:
+    """What is written alike, for a message."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [prop.name for prop in PROPERTIES.values() if prop.can_be_set], n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
 def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
     """The property's full name and the value as it is kept. `what`: the letter of the thing it is set on."""
     prop = find(name)
     if not prop or _is_written_since(name):
-        raise BadProperty(f"bad property {shown(name)}: there is none of this name")
+        raise BadProperty(f"bad property {shown(name)}: there is none of this name{_meant(name)}")
     if is_user(prop):
         return name, _check_user(name, text)
     if not prop.can_be_set:
