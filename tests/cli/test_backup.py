@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path as FilePath
 
 import pytest
@@ -110,9 +112,9 @@ def test_a_file_that_cannot_be_read_is_named_and_all_else_is_sent(
         return real(path, *more, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", failing)
-    done = laptop.backup()
+    done = laptop.backup("-j")
     monkeypatch.undo()
-    assert done.status == 3
+    assert (done.status, done.events("done")) == (3, [{"what": "done", "status": 3}])
     assert "b: Permission denied" in done.err.replace("'", "")
     assert laptop.files() == {"a": b"first"}
 
@@ -181,3 +183,28 @@ def test_a_destination_that_lost_what_was_sent_is_named_so(laptop: Laptop) -> No
     assert (done.status, done.err.count("\n")) == (1, 1)
     assert "it had @backup-" in done.err, done.err
     assert "name a dataset that does not exist yet" in done.err
+
+
+def test_how_it_ended_is_told_to_a_monitor(laptop: Laptop) -> None:
+    told: list[tuple[str, bytes]] = []
+
+    class Monitor(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Monitor) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/uuid"
+        (laptop.folder / "down").touch()
+        assert laptop.backup("--ping", url).status == 5
+        assert laptop.backup("--ping", url, "-n").status == 5  # a dry run tells nobody
+        server.shutdown()
+    assert [path for path, _ in told] == ["/uuid/start", "/uuid/fail"]
+    assert b"Connection refused" in told[1][1]
+    silent = laptop.backup("--ping", url)  # the monitor is gone: a warning
+    assert silent.err.count("warning: cannot ping 127.0.0.1") == 2

@@ -14,7 +14,7 @@ from zkeep.backup.places import Path, parse_destination, parse_source
 from zkeep.cli.backup_events import Events
 from zkeep.cli.home import registry
 from zkeep.cli.ping import check_url, ping
-from zkeep.cli.snapshot_from import FromOptions, excluding_options
+from zkeep.cli.snapshot_from import FromOptions, NotAllRead, excluding_options
 from zkeep.errors import TryAgain, WrongUsage, ZkeepError
 from zkeep.pool.datasets import properties
 from zkeep.pool.store.files import LocalStore
@@ -156,6 +156,10 @@ def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
     ping(url, "start")
     try:
         yield events
+    except NotAllRead as error:
+        events.done("", error.status)
+        ping(url, "fail", str(error))
+        raise
     except BaseException as error:
         text = str(error) if isinstance(error, ZkeepError) else "interrupted" if _is_stop(error) else repr(error)
         status = error.status if isinstance(error, ZkeepError) else TryAgain.status if _is_stop(error) else 1

@@ -46,10 +46,10 @@ class Events:
         elif self._verbose or always:
             click.echo(printable(text))
 
-    def done(self, text: str) -> None:
+    def done(self, text: str, status: int = 0) -> None:
         self._clear()
         if self._as_json:
-            self._json("done", status=0)
+            self._json("done", status=status)
         elif self._verbose or sys.stdout.isatty():
             click.echo(printable(text))
 

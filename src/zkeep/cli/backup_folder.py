@@ -29,7 +29,7 @@ from zkeep.cli.prune import prune_received
 from zkeep.cli.root_key import key_location, opening_key
 from zkeep.cli.snapshot_from import NotAllRead, take
 from zkeep.cli.terminal import say
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, printable, shown
 from zkeep.pool.datasets import contents, destroyed, lifecycle, namespace
 from zkeep.pool.datasets.derived import encryption_root
@@ -48,7 +48,7 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     Raises:
         NotAllRead: it is done, but not all files could be read.
     """
-    _check_source(wanted.job)
+    _check_source(wanted)
     target = other_side(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
@@ -63,12 +63,15 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
         raise problem
 
 
-def _check_source(job: Job) -> None:
+def _check_source(wanted: Wanted) -> None:
+    job = wanted.job
     try:
-        os.stat(str(job.source))
+        is_folder = stat.S_ISDIR(os.stat(str(job.source)).st_mode)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise Refused(f"cannot back up {shown(str(job.source))}: {why}") from None
+    if not is_folder and wanted.reading().excludes:
+        raise WrongUsage("--exclude... and --one-file-system go with a folder")
 
 
 def other_side(wanted: Wanted) -> Side | None:

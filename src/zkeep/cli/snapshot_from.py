@@ -86,7 +86,16 @@ class FromOptions:
                 raise WrongUsage(f"--exclude-if-present takes the name of a file, not {shown(name)}")
         largest = parse_size(self.exclude_larger_than) if self.exclude_larger_than is not None else None
         names = tuple(map(os.fsencode, self.exclude_if_present))
-        return Options(tuple(lines), self.one_file_system, self.exclude_caches, names, largest)
+        return Options(tuple(lines), self.one_file_system, self.exclude_caches, names, largest, _own())
+
+
+def _own() -> frozenset[tuple[int, int]]:
+    """The folder of what files looked like the last time, by device and inode: it changes with every snapshot."""
+    try:
+        status = os.stat(registry().home / "capture")
+    except OSError:
+        return frozenset()
+    return frozenset({(status.st_dev, status.st_ino)})
 
 
 def from_options(verb: F) -> F:
