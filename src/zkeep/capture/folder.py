@@ -113,6 +113,8 @@ class FolderWriter:
         folders = [(node.number, node) for node in self._scan.written if node.kind == FOLDER]
         files = [(node.number, node) for node in self._scan.written if node.kind != FOLDER]
         gone = [(number, None) for number in self._gone(live)]
+        if base is not None:
+            base.expect(number for number, _ in [*folders, *files, *gone])
         fewer = [(change.number, change) for change in self._recounted(base, tree)]
         fixed = [(change.number, change) for change in fixed_objects()] if base is None else []
         # 3. One group if it is small enough; else files first, so that no folder names what is not stored yet.
@@ -221,9 +223,10 @@ class FolderWriter:
         for folder in folders:
             folder.children = [child for child in folder.children or [] if child not in names]
         # Objects that nothing leads to are freed: old extended attributes, parts of files, those folders.
-        written = set(self.result.rows.array()["object"].tolist())
-        before = set(live.tolist())
-        left = [number for owner, number in self._previous.extras.tolist() if owner in written and number in before]
+        extras = self._previous.extras.tolist()
+        written = self.result.rows.objects() if extras else set()
+        before = set(live.tolist()) if extras else set()
+        left = [number for owner, number in extras if owner in written and number in before]
         left += [node.number for node in self._objects.missing if node.number in self._objects.partial]
         left += [node.number for node in lost]
         if folders or left:
@@ -260,10 +263,10 @@ class FolderWriter:
         if not len(fresh) and not self.result.names and np.isin(old["object"], seen).all():
             return self._previous  # nothing was written, and nothing is gone
         stays = np.isin(old["object"], seen) & ~np.isin(old["object"], fresh["object"])
-        written = set(fresh["object"].tolist())
+        written = set(fresh["object"].tolist()) if len(self._previous.extras) else set()
         kept = [p for p in self._previous.extras.tolist() if p[0] in self._scan.seen and p[0] not in written]
         extras = np.array([tuple(pair) for pair in kept] + self.result.extras, EXTRA)
-        rows = one_an_inode(np.concatenate([old[stays], fresh]))
+        rows = one_an_inode(np.concatenate([old[stays], fresh]) if len(old) else fresh)
         for number, (links, parent) in self.result.names.items():
             mine = rows["object"] == number
             rows["links"][mine], rows["parent"][mine] = links, parent

@@ -242,10 +242,16 @@ class Rows:
     def add(self, *values: int) -> None:
         self._packed += _PACKED.pack(*values)
 
+    def objects(self) -> set[int]:
+        """Their objects."""
+        return set(np.frombuffer(self._packed, ROW)["object"].tolist())
+
     def array(self) -> Array:
-        rows = np.frombuffer(bytes(self._packed), ROW)
-        _, last = np.unique(rows["object"][::-1], return_index=True)
-        found: Array = rows[::-1][last]
+        rows = np.frombuffer(self._packed, ROW)
+        order = np.argsort(rows["object"], kind="stable")
+        objects = rows["object"][order]
+        is_last = np.append(objects[1:] != objects[:-1], True) if len(rows) else np.empty(0, bool)
+        found: Array = rows[order[is_last]]
         return found
 
 
@@ -253,7 +259,9 @@ def one_an_inode(rows: Array) -> Array:
     """The rows whose inode no other has; of a file that moved or got a second name meanwhile, no object is known."""
     ordered = rows[np.lexsort((rows["ino"], rows["dev"]))]
     again = (ordered["ino"][1:] == ordered["ino"][:-1]) & (ordered["dev"][1:] == ordered["dev"][:-1])
-    alone: Array = ~(np.append(again, False) | np.append(False, again)) if len(rows) else np.empty(0, bool)
+    if not again.any():
+        return ordered
+    alone: Array = ~(np.append(again, False) | np.append(False, again))
     found: Array = ordered[alone]
     return found
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from zkeep.cache import Cache
 from zkeep.errors import Damaged
-from zkeep.format.dnode import SECTOR
+from zkeep.format.dnode import SECTOR, SLOTS
 from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
 from zkeep.pool.timeline.segment import Segment
-from zkeep.pool.timeline.spans import Array, keys
-from zkeep.pool.timeline.table import NOTHING, Table, fold
+from zkeep.pool.timeline.spans import Array, keys, unique
+from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.snapshot.records import Packed, Records
 from zkeep.snapshot.small_objects import SmallObjects
@@ -29,6 +29,9 @@ SCATTERED_ROWS = 256
 "The same for who reads little, here and there: a header is read of each row of a chunk."
 CHUNKS = 12
 "Chunks that are cached."
+GATHERED_FROM, GATHERED_ROWS, GATHERED_BLOCKS = 1 << 19, 1 << 16, 16
+"""Rows of all tables up to which those of some blocks of dnodes are looked for in all of them, how many may be found,
+and for how few blocks it is not worth it."""
 Key = tuple[int, int]
 
 
@@ -142,6 +145,24 @@ class State:
         self.records = Records(timeline)
         self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
         self._chunks: Cache[int, Chunk] = Cache(CHUNKS)
+        self._gathered: Chunk | None = None
+        self._gathered_blocks: frozenset[int] = frozenset()
+
+    def gather(self, indices: Array) -> None:
+        """Find the rows of these blocks of dnodes at once: over() gives them as one chunk.
+
+        That takes a pass over all rows, so where there are many, or few blocks are asked for, nothing is done.
+        """
+        wanted = unique(indices)
+        if len(wanted) < GATHERED_BLOCKS or self.timeline.rows(self.runs) > GATHERED_FROM:
+            return
+        table = fold(self.timeline.parts(self.runs, lambda segment: _in_blocks(segment, wanted)))
+        # A large file would bring rows of all its blocks, of which few are read: it is looked up as it is needed.
+        indices, counts = _counted(table.blocks["object"] // np.uint64(SLOTS))
+        wanted = wanted[~_are_in(wanted, indices[counts > SCATTERED_ROWS])]
+        table = _picked(table, wanted)
+        if len(table.objects) + len(table.blocks) <= GATHERED_ROWS:
+            self._gathered, self._gathered_blocks = Chunk(table, self.records), frozenset(wanted.tolist())
 
     def chunk(self, index: int) -> Chunk:
         found = self._chunks.get(index)
@@ -152,6 +173,10 @@ class State:
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:
         """The chunks that may have rows between two keys, in order."""
+        index = low[0] // SLOTS
+        if self._gathered is not None and index in self._gathered_blocks and high <= ((index + 1) * SLOTS, 0):
+            yield self._gathered
+            return
         first = bisect_right(self._marks, low) - 1
         last = bisect_left(self._marks, high)
         for index in range(max(first, 0), min(last, len(self._marks) - 1)):
@@ -200,6 +225,33 @@ def _lines(segment: Segment) -> Table:
 def _objects(segment: Segment) -> Table:
     """The rows of a segment that say which objects there are."""
     return replace(NOTHING, objects=segment.rows("objects"), freed=segment.rows("freed"))
+
+
+def _in_blocks(segment: Segment, wanted: Array) -> Table:
+    """The rows of a segment that are about these blocks of dnodes."""
+    return _picked(Table(**{name: segment.rows(name) for name in DTYPES}), wanted)
+
+
+def _picked(table: Table, wanted: Array) -> Table:
+    """The rows about these blocks of dnodes; and all that say what was freed."""
+    found = {}
+    for name in DTYPES.keys() - {"freed"}:
+        rows = getattr(table, name)
+        found[name] = rows[_are_in(rows["object"] // np.uint64(SLOTS), wanted)]
+    return replace(table, **found)
+
+
+def _are_in(values: Array, wanted: Array) -> Array:
+    """np.isin() for values to look for that ascend; without importing numpy.ma."""
+    if not len(wanted):
+        return np.zeros(len(values), bool)
+    return np.asarray(wanted[np.minimum(wanted.searchsorted(values), len(wanted) - 1)] == values)
+
+
+def _counted(values: Array) -> tuple[Array, Array]:
+    """Each value once, and how often it is there. `values` ascend."""
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.empty(0, np.int64)
+    return values[starts], np.diff(np.append(starts, len(values)))
 
 
 def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:

@@ -68,6 +68,7 @@ class OpenSnapshot:
     state: State
     blocks: BlockReader
     _dnodes: DnodeBlocks
+    _fine: State
 
     def __init__(
         self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None, *, scattered: bool = False
@@ -120,6 +121,7 @@ class OpenSnapshot:
             self.state = State(timeline, history.runs)
             fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state
             self._dnodes = DnodeBlocks(self.name, fine, raw=self._keys is not None)
+            self._fine = fine
             self.blocks = BlockReader(self.name, fine, self._keys)
             stack.callback(self.blocks.stop_threads)
             if self._keys is not None:
@@ -180,6 +182,10 @@ class OpenSnapshot:
         if found is None:
             raise NoObject(f"{self.name}: there is no object {wanted}")
         return found
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Objects of these numbers, and others in their blocks of dnodes, are going to be asked for."""
+        self._fine.gather(np.fromiter(numbers, np.uint64) // np.uint64(SLOTS))
 
     def numbers(self) -> Iterator[int]:
         """The numbers of all blocks of dnodes."""

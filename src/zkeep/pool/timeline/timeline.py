@@ -229,6 +229,10 @@ class Timeline:
             else:
                 yield from self.segments(piece.runs[0])
 
+    def rows(self, runs: list[Run]) -> int:
+        """How many rows the tables of these runs have."""
+        return sum(part.rows for segment in self._asked(runs) for part in segment.parts.values())
+
     def cuts(self, runs: list[Run], rows: int = SLICE_ROWS) -> list[Key]:
         """Keys at which to cut the key space, so that no slice has many more than `rows` rows of these runs."""
         keys, weights = [], []
