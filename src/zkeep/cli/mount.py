@@ -22,10 +22,11 @@ from zkeep.cli.background import background
 from zkeep.cli.below import Tree
 from zkeep.cli.home import opened as open_pool
 from zkeep.cli.home import runtime_folder
+from zkeep.cli.mount_all import folder_for, load_key_of, mount_all
 from zkeep.cli.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.stream_files import is_stream
 from zkeep.cli.terminal import say
-from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
 from zkeep.names import BadName, DatasetName, parse_any, shown
 from zkeep.pool.datasets.model import NotThere
 
@@ -42,6 +43,8 @@ COMMITTING = 60.0
 
 
 @click.command("mount")
+@click.option("-a", "everything", is_flag=True, help="All that were made here, on the mountpoints that were set here.")
+@click.option("-l", "load_keys", is_flag=True, help="Load the key first, from its keylocation.")
 @click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
 @click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro: read-only; allow_other: for all users.")
 @click.option("-r", "recursive", is_flag=True, help="With all datasets below, each in its place.")
@@ -49,6 +52,8 @@ COMMITTING = 60.0
 @click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
 def mount_verb(
     *,
+    everything: bool,
+    load_keys: bool,
     foreground: bool,
     options: tuple[str, ...],
     recursive: bool,
@@ -59,8 +64,9 @@ def mount_verb(
 
     What is written waits in memory, and is committed to the pool, encrypted, every 5 seconds, at fsync and when it is
     unmounted. 'zkeep snapshot' takes a snapshot while it is mounted. After a crash it is as the last commit left it.
+    Without DIR, it is mounted on its mountpoint, if one was set here; with -a, all datasets that have one.
 
-    Read-only, of a dataset, the newest snapshot is shown, and all below .zfs/snapshot.
+    Read-only, of a dataset, the newest snapshot is shown. All snapshots lie below .zfs/snapshot.
     With -r, read-only, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this
     name.
 
@@ -76,12 +82,17 @@ def mount_verb(
         zkeep unmount /mnt/home
     """
     chosen = _options(options)
+    if everything:
+        if arguments:
+            raise WrongUsage("-a takes no dataset")
+        mount_all(load_keys=load_keys)
+        return
     if not arguments:
         _list()
         return
-    if len(arguments) < 2:
-        raise _without_folder(arguments[0])
-    *what, folder = arguments
+    *what, folder = arguments if len(arguments) > 1 else (arguments[0], _folder_of(arguments[0], load_keys))
+    if load_keys:
+        _load_key(what[0])
     if not os.path.isdir(folder):
         raise Refused(f"cannot mount: {folder} is not a folder")
     folder = os.path.realpath(folder)
@@ -91,14 +102,26 @@ def mount_verb(
             _mount(request, ready)
 
 
-def _without_folder(text: str) -> ZkeepError:
-    """Why a dataset cannot be mounted by its name alone: the mountpoint that was received is the sender's."""
+def _folder_of(text: str, load_keys: bool) -> str:
+    """Where a dataset is mounted that is given by its name alone. Its key must be there."""
     name = None if text.startswith("/") or is_stream(text) else parse_any(text)
     if not isinstance(name, DatasetName):
-        return WrongUsage("name what to mount, and a folder")
+        raise WrongUsage("name what to mount, and a folder")
     with open_pool(name) as pool:
-        _check_key(pool, pool.dataset(name), any_loaded=False)
-    return Refused(f"cannot mount '{name}': name a folder to show it in: zkeep mount {name} DIR")
+        dataset = pool.dataset(name)
+        if load_keys:
+            load_key_of(pool, dataset)
+        _check_key(pool, dataset, any_loaded=False)
+        return folder_for(pool, dataset)
+
+
+def _load_key(text: str) -> None:
+    name = None if is_stream(text) else parsed(text)
+    if name is None:
+        raise WrongUsage("-l goes with a dataset or a snapshot of a pool")
+    dataset = name if isinstance(name, DatasetName) else name.dataset
+    with open_pool(dataset) as pool:
+        load_key_of(pool, pool.dataset(dataset))
 
 
 def _check_key(pool: Pool, dataset: Dataset, *, any_loaded: bool) -> None:
@@ -333,7 +356,7 @@ def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -
         raise WrongUsage("name a folder, or -a for all")
     mounted = _mounted()
     chosen = mounted if everything else [_chosen(mounted, text) for text in arguments]
-    for name, folder in reversed(chosen):
+    for name, folder in sorted(chosen, key=mounted.index, reverse=True):
         _unmount(name, folder, force)
 
 

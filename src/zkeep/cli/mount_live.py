@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zkeep.cli.home import runtime_folder
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.live.fuse import Operations
     from zkeep.pool.datasets.model import Dataset, Pool
+    from zkeep.restore.mount.fuse import Operations as ReadOnly
+
+IDLE = 60.0
+"Seconds after which snapshots that nobody looks at are closed."
 
 
 def can_write(dataset: Dataset, pool: Pool) -> bool:
@@ -58,8 +64,54 @@ def live_operations(
 
         view = View(pool)
         acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
-        operations = Operations(LiveFiles(live, acls=acls, atime=atime), log, begun, caller, acls=acls)
-        yield operations
+        files = LiveFiles(live, acls=acls, atime=atime)
+        with closing(_Snapshots(pool, dataset, get_key, log)) as snapshots:
+            operations = Operations(files, log, begun, caller, acls=acls, snapshots=snapshots)
+            yield operations
+
+
+class _Snapshots:
+    """Shows the snapshots of a dataset that is mounted read-write, below .zfs/snapshot, as a read-only mount does."""
+
+    def __init__(self, pool: Pool, dataset: Dataset, get_key: GetKey, log: Callable[[str], object]) -> None:
+        self._pool = pool
+        self._dataset = dataset
+        self._get_key = get_key
+        self._log = log
+        self._stack = ExitStack()
+        self._shown: list[str] = []
+        self._operations: ReadOnly | None = None
+        self._used = 0.0
+
+    def operations(self) -> ReadOnly | None:
+        """None: there is no snapshot."""
+        from zkeep.restore.mount.fuse import Operations as ReadOnly
+        from zkeep.restore.mount.layout import LazySnapshot, MountLayout
+        from zkeep.snapshot.open import OpenSnapshot
+
+        snapshots = self._pool.snapshots(self._dataset)
+        names = [str(snapshot.doc["name"]) for snapshot in snapshots]
+        if names != self._shown or self._operations is None:
+            self.close()
+            lazy = [
+                LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, self._pool, s, self._get_key))
+                for s in snapshots
+            ]
+            if lazy:
+                layout = self._stack.enter_context(MountLayout(lazy[-1], lazy))
+                self._operations = ReadOnly(layout, 0, self._log, lambda: None)
+            self._shown = names
+        self._used = time.monotonic()
+        return self._operations
+
+    def rest(self) -> None:
+        """Close them if nobody looked for a while: as long as they are open, no space comes back."""
+        if self._operations is not None and time.monotonic() - self._used > IDLE:
+            self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+        self._operations = None
 
 
 def socket_of(pool: Pool, dataset: Dataset) -> Path:

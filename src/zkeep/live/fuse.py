@@ -22,6 +22,7 @@ from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
+from zkeep.live.control_folder import ControlFolder, Snapshots
 from zkeep.live.errors import fail
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
@@ -38,6 +39,8 @@ HIDING = 0.2
 NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
 "In place of nanoseconds: UTIME_NOW, UTIME_OMIT."
 
+WITH_HANDLE = frozenset({"getattr", "readdir", "read", "release", "releasedir", "lseek", "fsync", "fsyncdir"})
+"Operations that may come without a path."
 DONT_MASK, POSIX_ACL = 1 << 6, 1 << 19
 "FUSE_CAP_*: the kernel leaves the umask to us, as default ACLs replace it; and it enforces ACLs."
 
@@ -63,6 +66,10 @@ def answer(method: Callable[P, R]) -> Callable[P, R]:
         assert isinstance(me, Operations)
         try:
             with me.files.dataset.lock:
+                inside = me.control.path_of(args[1:], me.handle_of(method.__name__, args))
+                if inside is not None:
+                    result: R = me.control.answer(method.__name__, inside, args[1:], me.next_handle())
+                    return result
                 return method(*args, **kwargs)
         except Exception as error:
             number = me.errno_of(str(args[1]) if len(args) > 1 else "", error)
@@ -78,10 +85,18 @@ class Operations:
     flag_nullpath_ok = flag_nopath = 1
 
     def __init__(
-        self, files: LiveFiles, log: Log, on_mounted: Callable[[], object], caller: Callable[[], Caller], *, acls: bool
+        self,
+        files: LiveFiles,
+        log: Log,
+        on_mounted: Callable[[], object],
+        caller: Callable[[], Caller],
+        *,
+        acls: bool,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """`on_mounted` is called once the folder shows its content; `caller` tells who asks. `acls`: there are some."""
         self.files = files
+        self.control = ControlFolder(snapshots)
         self._log = log
         self._on_mounted = on_mounted
         self._caller = caller
@@ -92,6 +107,15 @@ class Operations:
         self._ended = threading.Event()
         self._hidden: dict[bytes, Inode] = {}
         self._hid_at = -HIDING
+
+    def next_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle - 1
+
+    def handle_of(self, operation: str, args: tuple[Any, ...]) -> int | None:
+        """The handle among the arguments of an operation, if it has one: it is the last."""
+        last = args[-1] if operation in WITH_HANDLE and len(args) > 2 else None
+        return last if isinstance(last, int) else None
 
     def errno_of(self, path: str, error: Exception) -> int:
         if isinstance(error, NoSuchFile):
@@ -109,7 +133,8 @@ class Operations:
     def init_with_config(self, connection: Any, config: Any) -> None:
         if config is not None:
             config.use_ino = config.nullpath_ok = 1
-            config.entry_timeout = config.negative_timeout = FOREVER
+            config.entry_timeout = FOREVER
+            config.negative_timeout = 1.0  # snapshots come below .zfs
             config.attr_timeout = 0.0
         if self._acls:
             connection.want |= POSIX_ACL | DONT_MASK
@@ -122,6 +147,7 @@ class Operations:
             try:
                 with self.still():
                     self.files.dataset.commit()
+                    self.control.rest()
             except Exception as error:
                 self.errno_of("commit", error)
 
@@ -271,8 +297,7 @@ class Operations:
     # Files
 
     def _opened(self, inode: Inode) -> int:
-        handle = self._next_handle
-        self._next_handle += 1
+        handle = self.next_handle()
         self._handles[handle] = inode
         self.files.open(inode)
         return handle

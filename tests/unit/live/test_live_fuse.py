@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from mountkit import needs_fuse
 
 Zkeep = Callable[..., int]
@@ -52,11 +54,35 @@ def test_programs_write_and_snapshots_are_taken_meanwhile(zkeep: Zkeep, tmp_path
             os.utime(file.fileno(), ns=(1, 2))
             assert os.fstat(file.fileno()).st_mtime_ns == 2
         assert os.listdir(top / "folder") == []
+        assert os.listdir(top) == ["folder"]
+        old = top / ".zfs" / "snapshot" / "one"
+        assert (old / "folder" / "file").read_bytes() == b"first"
+        assert os.listdir(old.parent) == ["one"]
+        with pytest.raises(OSError, match="Read-only"):
+            (old / "folder" / "more").mkdir()
+        with pytest.raises(OSError, match="Read-only"):
+            os.rename(top / "folder", old / "folder2")
         (top / "new").write_bytes(b"second")
     assert zkeep("snapshot", "v/home@two") == 0
     for snapshot, path in (("one", "folder/file"), ("two", "new")):
         assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", f"v/home@{snapshot}", path) == 0
     assert zkeep("pool", "scrub", "v") == 0
+
+
+@needs_fuse
+def test_all_that_have_a_mountpoint_are_mounted(zkeep: Zkeep, tmp_path: Path) -> None:
+    assert zkeep("set", f"mountpoint={tmp_path / 'home'}", "v/home") == 0
+    assert zkeep("create", "v/home/child") == 0
+    assert zkeep("unload-key", "v/home") == 0
+    try:
+        assert zkeep("mount", "v/home") == 1
+        assert zkeep("mount", "-a", "-l") == 0
+        (tmp_path / "home" / "child" / "file").write_bytes(b"below")
+        assert zkeep("unload-key", "v/home") == 5
+    finally:
+        assert zkeep("unmount", str(tmp_path / "home" / "child"), str(tmp_path / "home")) == 0
+    assert zkeep("snapshot", "-r", "v/home@a") == 0
+    assert zkeep("cat", "v/home/child@a", "file") == 0
 
 
 @needs_fuse
