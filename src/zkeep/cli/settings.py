@@ -35,9 +35,10 @@ def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
 def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     """Set properties of datasets, user properties (x:y) also of snapshots.
 
-    contents=metadata of a snapshot says that it and all before it are stored elsewhere: the contents of their files are
-    dropped here, at once if they are few, else by 'zkeep pool compact'. What is needed for the next increment stays. Of
-    a dataset, it says so of all snapshots that it has now; later ones keep their contents until it is said again.
+    contents=metadata of a snapshot says that it and all before it are stored elsewhere: the contents of their files and
+    extended attributes too large to lie beside a file's others are dropped here, at once if they are few, else by
+    'zkeep pool compact'. What is needed for the next increment stays. Of a dataset, it says so of all snapshots that it
+    has now; later ones keep their contents until it is said again.
 
     \b
         zkeep set quota=500G vault/home
