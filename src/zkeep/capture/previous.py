@@ -135,6 +135,19 @@ class Previous:
         objects: Array = self.rows["object"][self._by_object]
         return objects
 
+    def on_device(self, device: int) -> Previous:
+        """The same files, if the file system of the topmost folder has another device number now.
+
+        So have snapshots of a file system, and what is mounted again. That a file is as it was is told by its inode,
+        size and times.
+        """
+        row = self.row_of(self.root)
+        if row is None or int(row["dev"]) == device or device in self._devices:
+            return self
+        rows = self.rows.copy()
+        rows["dev"][rows["dev"] == row["dev"]] = device
+        return Previous(rows, self.extras, self.root)
+
     def find_root(self, status: os.stat_result) -> tuple[int, bool]:
         """The object of the folder at the top, whichever inode it has now, and whether it is as it was."""
         if not self.root:

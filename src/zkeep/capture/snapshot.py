@@ -45,6 +45,8 @@ class Request:
     watch: Watch = field(default_factory=Watch)
     dry_run: bool = False
     "Look only: nothing is stored."
+    at: str | None = None
+    "Where the folder is to be read: in a snapshot of its file system."
     step: int = STEP_BYTES
     "Bytes of new data after which what was read is committed, so that an interrupted capture goes on from there."
 
@@ -98,9 +100,9 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
         top = _open_top(pool, request, where)
         stack.callback(os.close, top)
         path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
-        before = _previous(pool, dataset, path, top, get_key)
+        before = _previous(pool, dataset, path, top, get_key).on_device(os.fstat(top).st_dev)
         # 2. What is in the folder now: one pass of stat(), nothing is read yet.
-        exclusions = Exclusions(_with_own(pool, request.options), request.on_left_out)
+        exclusions = Exclusions(_with_own(pool, request, top), request.on_left_out)
         scanner = Scanner(top, before, exclusions.choose, request.watch.folder, exclusions.keeps_all)
         stack.callback(scanner.folders.close)
         try:
@@ -131,7 +133,7 @@ def _open_top(pool: Pool, request: Request, where: str) -> int:
     """Raises Refused: the folder cannot be opened, or the pool lies around it."""
     try:
         inside = Path(request.folder).resolve().is_relative_to(pool.path.resolve())
-        top = os.open(request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
+        top = os.open(request.at or request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused(f"{where}: {request.folder}: {getattr(error, 'strerror', None) or error}") from None
     if inside:
@@ -140,11 +142,13 @@ def _open_top(pool: Pool, request: Request, where: str) -> int:
     return top
 
 
-def _with_own(pool: Pool, options: Options) -> Options:
+def _with_own(pool: Pool, request: Request, top: int) -> Options:
     """Add what is never stored: the pool that it would be stored in, and snapshots that are mounted."""
     status = os.stat(pool.path)
-    own = options.own | {(status.st_dev, status.st_ino)}
-    return replace(options, own=own, own_devices=mounts_of_zkeep())
+    own = request.options.own | {(status.st_dev, status.st_ino)}
+    if status.st_dev == os.stat(request.folder).st_dev:  # in a snapshot of the file system it has the same inode
+        own |= {(os.fstat(top).st_dev, status.st_ino)}
+    return replace(request.options, own=own, own_devices=mounts_of_zkeep())
 
 
 def _report(pool: Pool, dataset: Dataset, scan: Scan, watch: Watch, get_key: GetKey) -> None:

@@ -48,6 +48,11 @@ def snapshot_verb(
     "path" and "why"), and as the last one "snapshot" with "name", "guid", and how many were "written", "bytes" of
     files that were read, and "problems". Bytes of paths that are no UTF-8 are escaped as Python's surrogates.
 
+    With --fs-snapshot the files are read from a snapshot of their file system (a btrfs subvolume, an LVM volume, a ZFS
+    dataset), so that what is stored is of one moment. It needs what the file system's own tools need, mostly root, and
+    is removed at the end. What is mounted below the folder is not in it: say --one-file-system. 'auto' reads as
+    without, with a warning, where there can be none.
+
     Patterns are those of .gitignore, from the folder on; a file .zkeepignore in any folder adds its own. Never stored
     are the pool itself and mounted snapshots.
 
@@ -61,7 +66,7 @@ def snapshot_verb(
         raise Refused("cannot set contents=metadata of a new snapshot: set it when the snapshot is stored elsewhere")
     source = FromOptions(**given)
     if source.source is None and source.any:
-        raise WrongUsage("-n, -v, -j, --one-file-system and --exclude... go with --from")
+        raise WrongUsage("-n, -v, -j, --one-file-system, --fs-snapshot and --exclude... go with --from")
     if source.source is not None and (recursive or len(names) > 1):
         raise WrongUsage("--from takes one snapshot, without -r")
     for text in names:

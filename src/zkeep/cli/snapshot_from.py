@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from zkeep.capture.scan import Problem, Scan
     from zkeep.capture.snapshot import Taken
 
+KINDS = ("auto", "none", "btrfs", "lvm", "zfs")
 F = TypeVar("F", bound=Callable[..., Any])
 _SOURCE = click.option("--from", "source", metavar="DIR|IMAGE", help="Store a folder; in a volume, an image or device.")
 _EXCLUDING = [
@@ -37,6 +39,11 @@ _EXCLUDING = [
     click.option("--exclude-caches", is_flag=True, help="Leave out folders that hold a CACHEDIR.TAG."),
     click.option("--exclude-if-present", multiple=True, metavar="NAME", help="Leave out folders that hold NAME."),
     click.option("--exclude-larger-than", metavar="SIZE", help="Leave out larger files."),
+    click.option(
+        "--fs-snapshot",
+        type=click.Choice(KINDS),
+        help="Read from a snapshot of the file system, which is removed at the end; auto: where there can be one.",
+    ),
 ]
 _SAYING = [
     click.option("-n", "dry_run", is_flag=True, help="Store nothing; -v lists what would be, and what is left out."),
@@ -56,6 +63,7 @@ class FromOptions:
     exclude_caches: bool
     exclude_if_present: Sequence[str]
     exclude_larger_than: str | None
+    fs_snapshot: str | None
     dry_run: bool
     verbose: bool
     as_json: bool
@@ -70,8 +78,16 @@ class FromOptions:
     @property
     def excludes(self) -> bool:
         """Whether something is to be left out."""
-        names = set(self.__dataclass_fields__) - {"source", "dry_run", "verbose", "as_json", "quiet"}
+        names = set(self.__dataclass_fields__) - {"source", "dry_run", "verbose", "as_json", "quiet", "fs_snapshot"}
         return any(getattr(self, name) for name in names)
+
+    def read_at(self) -> AbstractContextManager[str]:
+        """Where the source is to be read: itself, or in a snapshot of its file system, inside the context."""
+        from zkeep.capture.fs_snapshot import snapshot_of
+
+        assert self.source is not None
+        kind = self.fs_snapshot or "none"
+        return snapshot_of(self.source, kind, one_file_system=self.one_file_system, warn=say)
 
     def exclusions(self) -> Options:
         """Raises WrongUsage, Refused: a pattern is none, a file of them cannot be read."""
@@ -130,20 +146,18 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
         _take_image(pool, name, options, locations)
         return
     printer = Printer(options)
-    request = Request(
-        name,
-        options.source,
-        registry().home / "capture",
-        options.exclusions(),
-        printer.left_out,
-        printer.watch(),
-        options.dry_run,
-        _step(),
-    )
-    try:
-        taken = take_folder(pool, request, keys_from(locations))
-    finally:
-        printer.end()
+    exclusions, step, get_key = options.exclusions(), _step(), keys_from(locations)
+    with options.read_at() as at:
+        request = Request(
+            *(name, options.source, registry().home / "capture", exclusions, printer.left_out, printer.watch()),
+            dry_run=options.dry_run,
+            at=at,
+            step=step,
+        )
+        try:
+            taken = take_folder(pool, request, get_key)
+        finally:
+            printer.end()
     for problem in taken.problems:
         printer.problem(problem)
     printer.summary(name, taken)
@@ -172,10 +186,12 @@ def _take_image(pool: Pool, name: SnapshotName, options: FromOptions, locations:
     printer = Printer(options)
     printer.watch().start(0)
     new, _ = new_snapshot(pool, name)
-    try:
-        snapshot, problems = take_image(pool, new, options.source, keys_from(locations), printer.read)
-    finally:
-        printer.end()
+    get_key = keys_from(locations)
+    with options.read_at() as at:
+        try:
+            snapshot, problems = take_image(pool, new, at, get_key, printer.read)
+        finally:
+            printer.end()
     for problem in problems:
         printer.problem(problem)
     printer.summary(name, Taken(snapshot, problems, 2, printer.done))
