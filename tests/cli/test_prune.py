@@ -414,3 +414,54 @@ def test_a_pool_on_a_read_only_disk_says_what_would_go(shell: Shell, monkeypatch
     shell("set", "retention=daily=1", "v")
     monkeypatch.setattr(Pool, "transaction", None)
     assert len(shell("prune", "-n", "v").splitlines()) == 2
+
+
+@pytest.fixture
+def made(shell: Shell, tmp_path: Path) -> Path:
+    """A folder, and an encrypted dataset v/made that keeps two days of it."""
+    folder, key = tmp_path / "folder", tmp_path / "key"
+    folder.mkdir()
+    key.touch(0o600)
+    key.write_bytes(bytes(32))
+    encrypted = ("-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation=file://{key}")
+    shell("create", *encrypted, "-o", "retention=daily=2", "v/made")
+    return folder
+
+
+def taken(shell: Shell, folder: Path, age: int, *words: str, status: int = 0) -> None:
+    """A snapshot that was taken some days ago."""
+    shell("snapshot", *words, "--from", str(folder), f"v/made@{age}", status=status)
+    with opened(SnapshotName.parse(f"v/made@{age}")) as pool, pool.transaction() as t:
+        found = pool.snapshot(SnapshotName.parse(f"v/made@{age}"))
+        pool.update_snapshot(t, found, received_at=NOW - age * DAY)
+
+
+def test_a_snapshot_of_a_folder_prunes_its_dataset(shell: Shell, made: Path) -> None:
+    for age in (4, 3, 2):
+        taken(shell, made, age)
+    shell("snapshot", "v/made@now")
+    assert snapshots(shell, "v/made") == ["2", "now"]
+    shell("snapshot", "-n", "--from", str(made), "v/made@dry")
+    assert "dry" not in snapshots(shell, "v/made")
+
+
+def test_properties_are_set_and_pruning_is_done_where_a_file_could_not_be_read(
+    shell: Shell, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age in (4, 3):
+        taken(shell, made, age)
+    monkeypatch.setattr("zkeep.cli.snapshot.take", _incomplete)
+    shell("snapshot", "-o", "org:why=test", "--from", str(made), "v/made@now", status=3)
+    assert snapshots(shell, "v/made") == ["3", "now"]
+    assert shell("get", "-H", "-o", "value", "org:why", "v/made@now").strip() == "test"
+
+
+def _incomplete(pool: Pool, name: SnapshotName, *rest: object) -> None:
+    from zkeep.capture.snapshot import take_state
+    from zkeep.cli.open_snapshot import keys_from
+    from zkeep.cli.snapshot_from import NotAllRead
+
+    key = pool.dataset(name.dataset).doc["local"]["keylocation"]
+    take_state(pool, name, keys_from([key]))
+    raise NotAllRead(f"{name} was taken, but one file could not be read as it is")
+

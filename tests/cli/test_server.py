@@ -289,6 +289,7 @@ def test_the_line_for_authorized_keys_runs_in_a_shell(
     assert run(["create", "vault/it is alice's"]) == 1  # no such name
     assert run(["create", "vault/with space"]) == 0
     capfd.readouterr()
+    monkeypatch.setenv("TZ", "Europe/Berlin")
     words = ["--root", "vault/with space", "--allow", "list", "--idle", "9", "--rate", "1M", "--connections", "3"]
     assert run(["server", *words, "--client", 'a "b" $c', "--print-authorized-keys", str(key)]) == 0
     line = capfd.readouterr().out
@@ -297,7 +298,7 @@ def test_the_line_for_authorized_keys_runs_in_a_shell(
     parsed = shlex.split(command)
     assert parsed[parsed.index("server") + 1 :] == [
         *("--root", "vault/with space", "--allow", "list", "--client", 'a "b" $c'),
-        *("--idle", "9", "--rate", "1048576", "--connections", "3"),
+        *("--idle", "9", "--rate", "1048576", "--connections", "3", "--timezone", "Europe/Berlin"),
     ]
     env = _environ({"SSH_ORIGINAL_COMMAND": "zfs list -H -o name; exit"})
     done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=False)
@@ -305,3 +306,14 @@ def test_the_line_for_authorized_keys_runs_in_a_shell(
     assert run(["server", "--root", "vault/alice", "--print-authorized-keys"]) == 2
     assert run(["server", "--root", "vault/alice", "--print-authorized-keys", str(tmp_path / "none")]) == 1
     assert run(["server", "--root", "vault/alice", str(key)]) == 2
+
+
+def test_the_time_zone_is_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshd may pass on a client's TZ; retention counts in days of the local time."""
+    assert ask("zkeep receive vault/alice/home", stream=FULL).status == 0
+    line = "zfs get -H -o value creation vault/alice/home"
+    monkeypatch.delenv("TZ", raising=False)
+    own = ask(line)
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    assert ask(line) == own
+    assert ask(line, "--timezone", "Etc/GMT+11") != ask(line, "--timezone", "Etc/GMT-11")

@@ -24,6 +24,7 @@ LINE = "SSH_ORIGINAL_COMMAND"
 @click.option("--idle", metavar="SECONDS", default="3600", help="End when the client is silent for so long; 0: never.")
 @click.option("--rate", metavar="SIZE", default="0", help="Bytes a second at most, like 10M.")
 @click.option("--connections", "most", type=usage.WholeNumber(1, 1000), metavar="N", default=16, help="At once; 16.")
+@click.option("--timezone", "zone", metavar="ZONE", default="", help="As in TZ; else the system's, never a client's.")
 @click.option("--print-authorized-keys", "print_keys", is_flag=True, help="Print lines for the keys in KEYFILEs.")
 @click.argument("key_files", nargs=-1, type=click.Path(path_type=Path), metavar="[KEYFILE]...")
 def server_verb(
@@ -34,6 +35,7 @@ def server_verb(
     idle: str,
     rate: str,
     most: int,
+    zone: str,
     print_keys: bool,
     key_files: Sequence[Path],
 ) -> None:
@@ -59,7 +61,7 @@ def server_verb(
     """
     from zkeep.cli.serving import Settings, serve
 
-    settings = Settings.parse(root, roles, client, idle, rate, most)
+    settings = Settings.parse(root, roles, client, idle, rate, most, zone)
     if print_keys:
         _print_keys(settings.line(client), settings.access.root, key_files)
         return

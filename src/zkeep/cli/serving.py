@@ -38,7 +38,7 @@ BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "
 class Settings:
     """What the administrator says in the forced command. `idle` in seconds, `rate` in bytes a second; 0: no limit.
 
-    `most`: connections at once.
+    `most`: connections at once. `zone`: the time zone, as in TZ; empty for the system's.
     """
 
     access: Access
@@ -46,9 +46,12 @@ class Settings:
     idle: float
     rate: int
     most: int
+    zone: str = ""
 
     @classmethod
-    def parse(cls, root: str, roles: Sequence[str], client: str, idle: str, rate: str, most: int) -> Settings:
+    def parse(
+        cls, root: str, roles: Sequence[str], client: str, idle: str, rate: str, most: int, zone: str = ""
+    ) -> Settings:
         access = Access(DatasetName.parse(root), parse_roles(roles or DEFAULT))
         try:
             seconds = float(idle)
@@ -60,7 +63,7 @@ class Settings:
             speed = parse_size(rate)
         except ValueError:
             raise WrongUsage(f"--rate takes bytes a second, like 10M, not {shown(rate)}") from None
-        return cls(access, client, seconds, speed, most)
+        return cls(access, client, seconds, speed, most, zone)
 
     def line(self, client: str) -> str:
         """The forced command, for sh; `{client}` stands for the fingerprint of a key."""
@@ -72,6 +75,8 @@ class Settings:
         extra = [] if self.idle == 3600 else ["--idle", f"{self.idle:g}"]
         extra += ["--rate", str(self.rate)] if self.rate else []
         extra += [] if self.most == MOST_CONNECTIONS else ["--connections", str(self.most)]
+        zone = self.zone or os.environ.get("TZ", "")
+        extra += ["--timezone", zone] if zone else []
         return " ".join([shlex.join(words), *([] if client else ["{client}"]), shlex.join(extra)]).strip()
 
 
@@ -87,9 +92,18 @@ def serve(line: str, settings: Settings) -> int:
     """Do what a command line asks for; returns the exit status."""
     os.environ.pop("ZKEEP_DEBUG", None)
     os.environ.setdefault("ZKEEP_WAIT", f"{_PATIENCE:g}")
+    _set_zone(settings.zone)
     watch(settings.idle)
     with _blind(), _without_paths(), _counted(settings), confined(settings.access.root):
         return _Connection(settings).script(parse(line))
+
+
+def _set_zone(zone: str) -> None:
+    """Take the time zone that the administrator says, or the system's: sshd may pass on a client's TZ (AcceptEnv)."""
+    os.environ.pop("TZ", None)
+    if zone:
+        os.environ["TZ"] = zone
+    time.tzset()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from zkeep.cli.home import opened, settings
-from zkeep.cli.snapshot_from import FromOptions, from_options, take
+from zkeep.cli.prune import prune_taken
+from zkeep.cli.snapshot_from import FromOptions, NotAllRead, from_options, take
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import contents, namespace
@@ -74,16 +75,21 @@ def snapshot_verb(
         with opened(name) as pool:
             if pool.scope is not None:
                 raise Refused(f"cannot create snapshot {pool.dataset(name.dataset).name}@{name.name}: {_NO_KEY}")
+            incomplete = None
             if source.source is None:
-                _take_states(pool, name, recursive, locations)
+                taken = _take_states(pool, name, recursive, locations)
             else:
-                _take_from(pool, name, source, locations)
-            if local and not source.dry_run:
+                taken, incomplete = _take_from(pool, name, source, locations)
+            if local and taken:
                 with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
                     namespace.set_properties(pool, [name], local)
+            prune_taken(pool, taken)
+            if incomplete:
+                raise incomplete
 
 
-def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> None:
+def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:
+    """Name the state of a dataset, or of all that were made here below it; returns the names of the snapshots."""
     from zkeep.capture.snapshot import take_state
     from zkeep.cli.mount_live import committed
     from zkeep.cli.open_snapshot import keys_from
@@ -100,14 +106,22 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
     with committed(pool, wanted, f"cannot create snapshot {name}"):
         for dataset in wanted:
             take_state(pool, dataset.name.snapshot(name.name), keys)
+    return [str(dataset.name.snapshot(name.name)) for dataset in wanted]
 
 
-def _take_from(pool: Pool, name: SnapshotName, source: FromOptions, locations: Sequence[str]) -> None:
+def _take_from(
+    pool: Pool, name: SnapshotName, source: FromOptions, locations: Sequence[str]
+) -> tuple[list[str], NotAllRead | None]:
+    """Store a folder; returns the name of the snapshot, unless nothing was to be stored, and what it lacks."""
     if not _is_made_here(pool, pool.dataset(name.dataset)):
         raise Refused(_why_not(pool, name))
     if pool.find_snapshot(name):
         raise Refused(f"cannot create snapshot {name}: dataset already exists")
-    take(pool, name, source, locations)
+    try:
+        take(pool, name, source, locations)
+    except NotAllRead as error:
+        return [] if source.dry_run else [str(name)], error
+    return [] if source.dry_run else [str(name)], None
 
 
 def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
