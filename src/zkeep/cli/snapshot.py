@@ -75,17 +75,22 @@ def snapshot_verb(
         with opened(name) as pool:
             if pool.scope is not None:
                 raise Refused(f"cannot create snapshot {pool.dataset(name.dataset).name}@{name.name}: {_NO_KEY}")
-            incomplete = None
-            if source.source is None:
-                taken = _take_states(pool, name, recursive, locations)
-            else:
-                taken, incomplete = _take_from(pool, name, source, locations)
+            taken, incomplete = _take(pool, name, source, recursive, locations)
             if local and taken:
                 with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
                     namespace.set_properties(pool, [name], local)
             prune_taken(pool, taken)
             if incomplete:
                 raise incomplete
+
+
+def _take(
+    pool: Pool, name: SnapshotName, source: FromOptions, recursive: bool, locations: Sequence[str]
+) -> tuple[list[str], NotAllRead | None]:
+    """The names of the snapshots that were taken, and what is missing in them."""
+    if source.source is None:
+        return _take_states(pool, name, recursive, locations), None
+    return _take_from(pool, name, source, locations)
 
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:
