@@ -27,6 +27,9 @@ def test_the_demo_passes_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert "keystatus  available" in done.stdout
     assert "another-file among them" in done.stdout
     assert done.stdout.count("equal to") == 6
+    assert "home/encrypted/blanc@migration" in done.stdout
+    assert "7 files have the SHA-256 that they had in clear" in done.stdout
+    assert "mode 0644" not in done.stdout
     assert "M   orders.db" in done.stdout
     assert "2 objects written" in done.stdout
     assert "every file is as it was" in done.stdout
@@ -58,13 +61,32 @@ def test_a_file_that_does_not_come_back_from_a_folder_is_a_failure(
 
     def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
         out = real(self, asked, *rest, **options)
-        if asked.startswith("extract -L"):
+        if asked.startswith("extract -L") and asked.endswith("vault/site@tuesday"):
             (self.folder / "back" / "orders.db").write_bytes(b"")
         return out
 
     monkeypatch.setattr(Stage, "run", bent)
     assert run(["demo"]) == 3
     assert "orders.db is not what it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", [b"ledger.csv", b""], ids=["left", "never"])
+def test_what_is_in_clear_after_the_migration_is_a_failure(
+    word: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file's name is left in a pool, or what was in clear at first was not found at all."""
+    real = Stage.run
+
+    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+        if asked.startswith("destroy -r home"):
+            (self.folder / "home-pool" / "tmp" / "left").write_bytes(b"...ledger.csv")
+        return real(self, asked, *rest, **options)
+
+    monkeypatch.setattr(Stage, "run", bent)
+    if not word:
+        monkeypatch.setattr(demo, "_holding", lambda folder, word: [])
+    assert run(["demo"]) == 3
+    assert "in clear" in capsys.readouterr().err
 
 
 def test_verbs_run_inside_the_process_with_their_streams() -> None:

@@ -40,9 +40,9 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     """Play the life of a backup server in a temporary folder; it takes seconds.
 
     Real streams of an OpenZFS host are received, listed, scrubbed, pruned, compacted and sent back, and what comes
-    out is compared with what the kernel itself sent. Then the key comes, and the files are there. In the end a machine
-    without ZFS becomes a source: a folder is stored encrypted, sent to the server, changed, and comes back. Exit status
-    0 only if all of it is equal.
+    out is compared with what the kernel itself sent. Then the key comes, and the files are there. A dataset that was in
+    clear for years becomes an encrypted one, snapshots and all. In the end a machine without ZFS becomes a source: a
+    folder is stored encrypted, sent to the server, changed, and comes back. Exit status 0 only if all of it is equal.
     """
     from rich.console import Console
 
@@ -57,6 +57,7 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
         stage.passed(f"{nice_bytes(stage.compared)} were sent back, each byte as the kernel sends it; no key was here")
         if not blind:
             _emergency(stage)
+            _migration(stage)
             _without_zfs(stage)
         stage.console.print(f"\n[bold green]✓ all is as it should be; {time.monotonic() - began:.1f} s[/]")
         if keep:
@@ -116,7 +117,7 @@ def _receive(stage: Stage) -> None:
 def _refuse(stage: Stage) -> None:
     stage.title("What this server could read, it turns away")
     stage.elsewhere("zfs send -R zdata/jambon/blanc@2018 | ssh server ...")
-    stage.refused("receive vault/readable", stream("jambon-blanc-plain"))
+    stage.refused("receive vault/readable", stream("jambon-blanc-plain-2018"))
 
 
 def _increment(stage: Stage) -> None:
@@ -199,14 +200,11 @@ def _segment_bytes(folder: Path) -> int:
 
 def _emergency(stage: Stage) -> None:
     """The key comes; what is read is compared with what the source's kernel showed."""
-    import hashlib
-    import json
-
     from zkeep.cli.demo_shell import call
 
     top, newest = "vault/jambon", "vault/jambon/blanc@work-of-the-day"
     key = stage.folder / "key"
-    key.write_bytes(data("jambon.key"))
+    _write_key(key, data("jambon.key"))
     stage.title("The emergency: the key comes, and the files are there, without ZFS")
     stage.prompt = ANYWHERE
     stage.run(f"get -o property,value keystatus {top}", f"zfs get keystatus {MIRROR}")
@@ -220,12 +218,93 @@ def _emergency(stage: Stage) -> None:
         stage.run(f"unload-key {top}", f"zfs unload-key {MIRROR}")
     finally:
         call(f"unload-key {top}")
-    wanted = json.loads(data("jambon-blanc.sha256.json"))
+    count = _check_files(stage.folder / "restored")
+    stage.passed(f"{count} files, another-file among them, have the source's SHA-256")
+
+
+def _check_files(folder: Path, without: str = "") -> int:
+    """Compare the files of blanc with what the source's kernel showed; how many they are.
+
+    Raises:
+        Damaged: one differs.
+    """
+    import hashlib
+    import json
+
+    wanted = {path: told for path, told in json.loads(data("jambon-blanc.sha256.json")).items() if path != without}
     for path, digest in wanted.items():
-        found = hashlib.sha256((stage.folder / "restored" / path).read_bytes()).hexdigest()
-        if found != digest:
+        if hashlib.sha256((folder / path).read_bytes()).hexdigest() != digest:
             raise Damaged(f"demo: {path} is not what it was at the source")
-    stage.passed(f"{len(wanted)} files, another-file among them, have the source's SHA-256")
+    return len(wanted)
+
+
+YEARS = "2018", "2019", "2020", "migration"
+"Snapshots of the dataset that was in clear."
+
+
+def _migration(stage: Stage) -> None:
+    """A dataset in clear, with its snapshots, becomes an encrypted one; that leaves raw for the blind server."""
+    from zkeep.cli.demo_shell import SERVER, call
+
+    folder, key = stage.folder, stage.folder / "home.key"
+    _write_key(key, os.urandom(32))
+    stage.title("Years in clear become encrypted, snapshot by snapshot, without a second ZFS")
+    stage.prompt = PRODUCTION
+    stage.run(f"pool create home {folder}/home-pool")
+    try:
+        _in_clear(stage)
+        options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
+        stage.run(f"create {options} home/encrypted", "zfs create -o encryption=on ... zdata/encrypted")
+        for before, year in zip(("", *YEARS), YEARS, strict=False):
+            send = f"send -i @{before} home/blanc@{year}" if before else f"send -R home/blanc@{year}"
+            _piped(stage, send, f"receive {'-F' if before else '-x encryption'} home/encrypted/blanc")
+        stage.run("list -t snapshot -r -o name,used,refer home", "zfs list -t snapshot")
+        stage.run("destroy -r home/blanc", "zfs destroy -r zdata/jambon/blanc")
+        stage.run("set mountpoint=/srv/blanc home/encrypted/blanc", "zfs set mountpoint=...")
+        _piped(stage, "send -Rw home/encrypted/blanc@2020", "receive vault/moved", "ssh server ")
+        _piped(stage, "send -w -i @2020 home/encrypted/blanc@migration", "receive vault/moved", "ssh server ")
+    finally:
+        call("unload-key -a")
+    _moved(stage, SERVER, key)
+
+
+def _in_clear(stage: Stage) -> None:
+    """The dataset as it was for years."""
+    stage.run("create -o blind=off home/blanc", show=False)
+    for year in YEARS:
+        stage.quietly("receive -F home/blanc", stream(f"jambon-blanc-plain-{year}"))
+    if not _holding(stage.folder / "home-pool", b"ledger.csv"):
+        raise Damaged("demo: what is in clear is not found in clear")
+
+
+def _piped(stage: Stage, send: str, receive: str, over: str = "") -> None:
+    """One snapshot, or several, from a dataset to another."""
+    made = stage.run(f"{send} | {over}zkeep {receive}", show=False, runs=send)
+    stage.quietly(receive, made)
+
+
+def _moved(stage: Stage, server: str, key: Path) -> None:
+    stage.prompt = server
+    stage.run("get -o property,value encryption,keystatus vault/moved")
+    for name in ("home-pool", "vault"):
+        if found := _holding(stage.folder / name, b"ledger.csv"):
+            raise Damaged(f"demo: {found[0]} has a file's name in clear")
+    stage.passed("no file's name is in clear in any file of either pool")
+    stage.prompt = ANYWHERE
+    back = stage.folder / "moved"
+    stage.run(f"extract -L file://{key} -C {back} vault/moved@migration", show=False)
+    count = _check_files(back, without="another-file")
+    stage.passed(f"{count} files have the SHA-256 that they had in clear")
+
+
+def _holding(folder: Path, word: bytes) -> list[Path]:
+    """The files below a folder that have a word in them."""
+    return [path for path in folder.rglob("*") if path.is_file() and word in path.read_bytes()]
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    path.touch(0o600)
+    path.write_bytes(key)
 
 
 def _without_zfs(stage: Stage) -> None:
@@ -235,7 +314,7 @@ def _without_zfs(stage: Stage) -> None:
     site, key, back = (stage.folder / name for name in ("site", "site.key", "back"))
     site.mkdir()
     _write(site, {"index.html": b"<h1>open</h1>\n", "orders.db": os.urandom(2 << 20), "log": b"started\n" * 9})
-    _write(stage.folder, {"site.key": os.urandom(32)})
+    _write_key(key, os.urandom(32))
     stage.title("A production server without ZFS is a source, too")
     stage.prompt = PRODUCTION
     stage.run(f"pool create local {stage.folder}/local")

@@ -128,7 +128,7 @@ class Stage:
     def _command(self, prompt: str, colour: str, command: str, answers: str) -> None:
         from rich.text import Text
 
-        width = max(self.console.width - INDENT - 2, 40)
+        width = max(self.console.width - max(INDENT, len(prompt) + 3) - 2, 40)
         lines = f" \\\n{' ' * INDENT}".join(textwrap.wrap(command, width, break_on_hyphens=False))
         weight = "" if prompt == SOURCE else "bold"
         self.console.print(Text.assemble("  ", (prompt, colour), " ", (lines, weight)))
