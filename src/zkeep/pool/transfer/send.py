@@ -200,6 +200,15 @@ def runs_of(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
     return history, history.upto(source_txg).runs, history.after(source_txg).runs
 
 
+def opened_source(pool: Pool, leg: Leg) -> Snapshot | None:
+    """The snapshot that an increment follows; for a bookmark, the one that it was made of, if that is still there."""
+    source = leg.source
+    if not isinstance(source, Bookmark):
+        return source
+    found = (snapshot for snapshot in pool.snapshots(source.dataset) if snapshot.txg == source.txg)
+    return next(found, None)
+
+
 def _check_contents(pool: Pool, leg: Leg) -> None:
     """Raises NotHere: a block has to be sent whose payload was dropped, because it is stored elsewhere."""
     history, before, new = runs_of(pool, leg)
@@ -433,6 +442,11 @@ def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting
     for leg in plain:
         plain_opening(_opening(pool, leg.snapshot), leg.form or Form(), leg.snapshot.name)
         decrypting.check(pool, leg.snapshot)
+        if leg.source is not None and opened_source(pool, leg) is None:
+            request.warn(
+                f"WARNING: sending {leg.snapshot.name}: {leg.source.name} has no snapshot any more, so only what is "
+                f"sent is authenticated, and not that nothing is left out"
+            )
     if request.replicate or request.props or request.backup:
         for name in dict.fromkeys(leg.snapshot.dataset.name for leg in plain):
             request.warn(f"WARNING: sending {name} with its properties and without its encryption")

@@ -19,6 +19,7 @@ from zkeep.pool.timeline.compose import TAIL
 from zkeep.pool.timeline.holes import holds_metadata
 from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.transfer.plain import OLD_LARGEST
+from zkeep.restore.plain.difference import Difference
 from zkeep.snapshot.errors import Unreadable
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import LEAF, VerifiedObject
@@ -48,7 +49,7 @@ class Batch:
 
 
 class Verifier:
-    """Looks up what steps send, in an opened snapshot.
+    """Looks up what steps send, in an opened snapshot, and lets `difference` check that none is missing.
 
     `large`: blocks of more than 128 KiB are not cut. `compressed`: contents of files are sent as they are stored.
 
@@ -58,8 +59,11 @@ class Verifier:
         Unreadable: it is authentic, but cannot be sent in this form.
     """
 
-    def __init__(self, snapshot: OpenSnapshot, order: ByteOrder, *, large: bool, compressed: bool) -> None:
+    def __init__(
+        self, snapshot: OpenSnapshot, order: ByteOrder, difference: Difference, *, large: bool, compressed: bool
+    ) -> None:
         self._snapshot = snapshot
+        self._difference = difference
         self._order: ByteOrder = order
         self._large = large
         self._compressed = compressed
@@ -68,11 +72,16 @@ class Verifier:
         for first in range(0, len(steps), STEPS):
             yield self._batch(steps[first : first + STEPS].copy())
 
+    def finish(self) -> None:
+        """All steps came. Raises Forgery: some are missing."""
+        self._difference.finish()
+
     def _batch(self, steps: Array) -> Batch:
         freed = steps["rtype"] == RecordType.FREEOBJECTS
         leaves, kinds = np.zeros(len(steps), LEAF), np.zeros(len(steps), np.uint8)
         sizes = np.zeros(len(steps), np.int64)
         objects: dict[int, VerifiedObject] = {}
+        self._difference.free(steps[freed])
         mine = np.flatnonzero(~freed)
         for first, last in _runs(steps["object"][mine]):
             self._object(steps, mine[first:last], objects, leaves, kinds, sizes)
@@ -107,6 +116,7 @@ class Verifier:
             sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
         tails = mine[steps["turn"][mine] == TAIL]
         steps["a"][tails] = (dnode.maxblkid + 1) * dnode.blksz
+        self._difference.object(obj, steps[mine])
 
     def _swapped(self, number: int) -> Unreadable:
         what = f"object {number} was written on a host of the other byte order: send it raw, with -w"

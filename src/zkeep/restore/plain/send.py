@@ -5,13 +5,16 @@ Source: OpenZFS module/zfs/dmu_send.c dmu_send_impl().
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from zkeep.crypto.unwrap import GetKey, WrongKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import StreamWriter, Write
-from zkeep.pool.transfer.send import Leg, runs_of
+from zkeep.pool.transfer.send import Leg, opened_source, runs_of
+from zkeep.restore.plain.difference import Difference
 from zkeep.restore.plain.steps import plain_steps
 from zkeep.restore.plain.writer import PlainWriter
 from zkeep.snapshot.keys import master_keys
@@ -42,17 +45,20 @@ class PlainSender:
             Damaged: the pool's own data is not what was stored; likewise.
         """
         _, before, new = runs_of(pool, leg)
-        with OpenSnapshot(pool, leg.snapshot, self._get_key) as snapshot:
+        source = opened_source(pool, leg)
+        with ExitStack() as stack:
+            snapshot = stack.enter_context(OpenSnapshot(pool, leg.snapshot, self._get_key))
+            old = stack.enter_context(OpenSnapshot(pool, source, self._get_key)) if source is not None else None
             timeline, order, toguid = snapshot.state.timeline, opening.byteorder, opening.begin.toguid
-            with (
-                StreamWriter(timeline, write, order, toguid) as out,
-                PlainWriter(snapshot, opening, out) as writer,
-            ):
-                out.begin(opening.header, opening.payload)
-                if new:
-                    journey = Journey(before, new, True, maxblkid, _block(snapshot, leg.resume))
-                    writer.steps(plain_steps(plan(timeline, journey)))
-                out.end()
+            resume = _block(snapshot, leg.resume)
+            complete = leg.source is None or source is not None
+            difference = Difference(snapshot, old, complete=complete, resume=resume)
+            out = stack.enter_context(StreamWriter(timeline, write, order, toguid))
+            writer = stack.enter_context(PlainWriter(snapshot, opening, out, difference))
+            out.begin(opening.header, opening.payload)
+            journey = Journey(before, new, True, maxblkid, resume)
+            writer.steps(plain_steps(plan(timeline, journey)) if new else ())
+            out.end()
 
 
 def _block(snapshot: OpenSnapshot, resume: tuple[int, int] | None) -> tuple[int, int] | None:

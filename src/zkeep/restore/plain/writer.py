@@ -19,6 +19,7 @@ from zkeep.pool.timeline.emit import StreamWriter
 from zkeep.pool.timeline.spans import Array
 from zkeep.restore.plain.batch import Batch, Verifier
 from zkeep.restore.plain.chunk import Headers, Layout, cuts
+from zkeep.restore.plain.difference import Difference
 from zkeep.snapshot.open import OpenSnapshot
 
 Place = list[tuple[int, int]]
@@ -36,18 +37,21 @@ class _Chunk(NamedTuple):
 class PlainWriter:
     """Use it as a context manager. `opening`: the BEGIN of the stream, whose features say how blocks are sent.
 
+    `difference`: from the source.
+
     Raises:
         Forgery: something is not authentic.
         Damaged: the pool's own data is not what was stored.
         Unreadable: it is authentic, but cannot be sent.
     """
 
-    def __init__(self, snapshot: OpenSnapshot, opening: Opening, out: StreamWriter) -> None:
+    def __init__(self, snapshot: OpenSnapshot, opening: Opening, out: StreamWriter, difference: Difference) -> None:
         self._snapshot = snapshot
         self._out = out
         begin, order = opening.begin, opening.byteorder
         large = bool(begin.features & Feature.LARGE_BLOCKS)
-        self._verifier = Verifier(snapshot, order, large=large, compressed=bool(begin.features & Feature.COMPRESSED))
+        compressed = bool(begin.features & Feature.COMPRESSED)
+        self._verifier = Verifier(snapshot, order, difference, large=large, compressed=compressed)
         self._headers = Headers(order, begin.toguid, large)
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1)
 
@@ -58,13 +62,14 @@ class PlainWriter:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def steps(self, plans: Iterable[Array]) -> None:
-        """Write the records of steps, which come in arrays."""
+        """Write the records of all steps, which come in arrays."""
         ahead: deque[_Chunk] = deque()
         for batch in (batch for steps in plans for batch in self._verifier.batches(steps)):
             for first, last in cuts(batch):
                 ahead.append(self._submit(batch, first, last))
                 if len(ahead) > 1:
                     self._finish(ahead.popleft())
+        self._verifier.finish()
         while ahead:
             self._finish(ahead.popleft())
 
