@@ -14,7 +14,7 @@ from zkeep.cli.reencryption import Intake
 from zkeep.cli.sink import Sink, stream_input
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName, SnapshotName
-from zkeep.pool.datasets import properties
+from zkeep.pool.datasets import contents, properties
 
 if TYPE_CHECKING:
     from zkeep.format.events import Event
@@ -35,6 +35,11 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
     'zkeep set contents=metadata DATASET@SNAPSHOT' says that the other end has them; then the contents of files go. When
     a stream was not taken at the other end, run the same again.
 
+    With contents=metadata on DATASET (-o contents=metadata when it is made) a stream of any size needs little room: it
+    leaves in steps while it comes in, and only metadata stays. At the other end the steps are snapshots, @step-GUID,
+    which zkeep takes away when the last one came; zfs destroy does it in ZFS. A stream with -R or -p is kept as a whole
+    before it leaves.
+
     \b
         zfs send tank/home@mon | zkeep encrypt local/enc/home | ssh vault zkeep receive vault/home
         zfs send -i @mon tank/home@tue | zkeep encrypt local/enc/home | ssh vault zkeep receive vault/home
@@ -48,11 +53,14 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
         raise Refused("cannot encrypt: streams do not go through a terminal; redirect standard input and output")
     widen(0)
     with opened(target) as pool:
-        taken = _Taken()
-        taken.receive(pool, target, local, Intake(asked, ()))
-        for request in taken.requests(pool, target):
+        taken = _Taken(pool, target, local, Sink())
+        try:
+            taken.receive(local, asked)
+        except BrokenPipeError:
+            raise TryAgain("cannot encrypt: nobody reads the stream any more; nothing is kept: run it again") from None
+        for request in taken.requests():
             try:
-                send(pool, request, cast(BinaryIO, Sink()))
+                send(pool, request, cast(BinaryIO, taken.sink))
             except BrokenPipeError:
                 gone = f"nobody reads the stream any more; {target} has it: run it again"
                 raise TryAgain(f"cannot encrypt: {gone}") from None
@@ -61,18 +69,34 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
 class _Taken:
     """What came in, and so what goes out."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool, target: DatasetName, local: dict[str, str], sink: Sink) -> None:
+        self._pool = pool
+        self._target = target
+        self._in_steps = _keeps_metadata(pool, target, local)
+        self.sink = sink
         self._header: PackageHeader | None = None
         self._names: list[SnapshotName] = []
 
-    def receive(self, pool: Pool, target: DatasetName, local: dict[str, str], intake: Intake) -> None:
+    def receive(self, local: dict[str, str], asked: dict[str, str]) -> None:
         from zkeep.format.reader import read_events
         from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
+        from zkeep.reencrypt.outgoing import StepSender, remove_unsent
 
+        remove_unsent(self._pool, self._target)
+        sender = StepSender(self.sink.write, lambda: self._leaves_in_steps, lambda: self._header is not None)
+        intake = Intake(asked, (), follower=sender)
         with stream_input() as source:
-            options = ReceiveOptions(set_properties=local, intake=intake, on_snapshot=self._note)
-            receive_events(pool, self._watched(read_events(source)), target.text, options)
-        intake.say_mended(target.text)
+            options = ReceiveOptions(
+                set_properties=local, intake=intake, on_snapshot=self._note, force=_is_empty(self._pool, self._target)
+            )
+            receive_events(self._pool, self._watched(read_events(source)), self._target.text, options)
+        sender.finish()
+        intake.say_mended(self._target.text)
+
+    @property
+    def _leaves_in_steps(self) -> bool:
+        """Whether the stream leaves while it comes: it is no package that says more than its snapshots do."""
+        return self._in_steps and (self._header is None or not self._header.datasets)
 
     def _watched(self, events: Iterator[Event]) -> Iterator[Event]:
         from zkeep.format.events import Package, SubBegin
@@ -86,14 +110,19 @@ class _Taken:
             yield event
 
     def _note(self, arrival: Arrival) -> None:
+        from zkeep.reencrypt.outgoing import refuse_sent
+
+        if arrival.ignored and self._leaves_in_steps:
+            refuse_sent(self._pool, SnapshotName.parse(arrival.kept))
         if arrival.ignored or arrival.bytes is not None:
             self._names.append(SnapshotName.parse(arrival.kept))
 
-    def requests(self, pool: Pool, target: DatasetName) -> list[SendRequest]:
-        """The streams to send: one, for what came."""
+    def requests(self) -> list[SendRequest]:
+        """The streams to send: one, for what came and has not left yet."""
         from zkeep.pool.transfer.send import SendRequest
 
-        if not self._names:
+        pool, target = self._pool, self._target
+        if not self._names or self._leaves_in_steps:
             return []
         first, last = self._names[0], self._names[-1]
         source = _source_of(pool, pool.snapshot(first))
@@ -104,6 +133,18 @@ class _Taken:
             top = [name for name in self._names if name.dataset == target][-1:] or [last]
             return [SendRequest(snapshot=str(top[0]), raw=True, replicate=True, from_all=mark)]
         return [SendRequest(snapshot=str(last), raw=True, from_all=mark, props=True)]
+
+
+def _is_empty(pool: Pool, target: DatasetName) -> bool:
+    """Whether the dataset is there and holds nothing, as zkeep create makes it: a full stream may go there."""
+    dataset = pool.find(target)
+    return dataset is not None and pool.newest_snapshot(dataset) is None
+
+
+def _keeps_metadata(pool: Pool, target: DatasetName, local: dict[str, str]) -> bool:
+    """Whether contents=metadata is set on the dataset, or will be when it is made."""
+    dataset = pool.find(target)
+    return (dataset.doc["local"] if dataset is not None else local).get(contents.CONTENTS) == contents.METADATA
 
 
 def _source_of(pool: Pool, snapshot: Snapshot) -> Snapshot | None:

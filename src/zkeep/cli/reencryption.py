@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zkeep.pool.transfer.admit import Target
     from zkeep.pool.transfer.receive import Substream
     from zkeep.pool.transfer.reserve import Charges
-    from zkeep.reencrypt.receive import NewKeys, Reencryption
+    from zkeep.reencrypt.receive import Follower, NewKeys, Reencryption
 
 
 _NO_KEY = "no key is ever used for clients"
@@ -32,17 +32,24 @@ class Intake:
     """What receive does with plain streams. It loads what can encrypt when the first one comes: see the pool's Intake.
 
     `asked`: the options -o that concern encryption; `excluded`: those of -x; `known`: keys that need not be loaded.
+    `follower`: what takes each transaction group when it is there.
 
     Raises:
         Refused, WrongUsage: they contradict one another.
     """
 
-    def __init__(self, asked: dict[str, str], excluded: Sequence[str], known: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        asked: dict[str, str],
+        excluded: Sequence[str],
+        known: Sequence[bytes] = (),
+        follower: Follower | None = None,
+    ) -> None:
         _check(asked)
         named = [*asked, *(name for name in excluded if name in encryption.OPTIONS)]
         why = f"encryption property '{named[0]}' cannot be set or excluded for raw streams" if named else None
         self.refuses_raw = why
-        self._asked, self._known = asked, known
+        self._asked, self._known, self._follower = asked, known, follower
         self._made: Reencryption | None = None
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
@@ -71,7 +78,7 @@ class Intake:
             from zkeep.reencrypt.receive import Reencryption
 
             step = whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1)
-            self._made = Reencryption(_Keys(self._asked, self._known), step)
+            self._made = Reencryption(_Keys(self._asked, self._known), step, self._follower)
         return self._made
 
 

@@ -44,6 +44,8 @@ ENCRYPTION = ("encryption", "keyformat", "keylocation", "pbkdf2iters", "pbkdf2sa
 FORMS = Feature.LARGE_BLOCKS | Feature.LARGE_DNODE | Feature.ZSTD | Feature.LONGNAME | Feature.LARGE_MICROZAP
 "Features of a plain stream that the raw one needs as well."
 UNLIMITED = 1 << 62
+UNSENT = "unsent"
+"Field of a snapshot's document: a filter has to send it yet, and else takes it away."
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,25 @@ class KeySource(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """Takes each transaction group of a receive when it is there: see outgoing.py."""
+
+    def takes(self) -> bool:
+        """Whether it takes those of this stream. The last one then stays a step until it was taken, too."""
+        ...
+
+    def taken(self, pool: Pool, made: Snapshot, base: Snapshot | None, *, last: bool) -> Snapshot:
+        """Take one; as it is then."""
+        ...
+
+
 @dataclass
 class Reencryption:
     """Receives plain substreams that must not be kept as they are: see zkeep.pool.transfer.receive.Intake."""
 
     source: KeySource
     step: int = STEP_BYTES
+    follower: Follower | None = None
     mended: int = 0
     "Spill blocks that broken senders sent as something else, so far."
 
@@ -136,6 +151,10 @@ class Reencryption:
             self.mended += translator.mended
         assert records.end is not None
         return records.end
+
+    @property
+    def _follower(self) -> Follower | None:
+        return self.follower if self.follower is not None and self.follower.takes() else None
 
     def kept(self, pool: Pool, target: Target) -> str | None:
         """The resume token of what is kept of a receive that broke off."""
@@ -193,6 +212,8 @@ class Reencryption:
             if is_new:
                 self.source.made(pool, made.dataset)
                 is_new = False
+            if self._follower is not None:
+                made = self._follower.taken(pool, made, base, last=made.name.name == target.snapshot)
             if not made.doc.get(STEP):
                 remove_steps(pool, made)
                 return
@@ -206,6 +227,8 @@ class Reencryption:
         found = self._keys(pool, substream, base)
         made_for = pool.find(substream.target.name) is None
         target = _encrypted_target(substream.target, found.fields)
+        if self._follower is not None:
+            target = replace(target, snapshot_fields={**target.snapshot_fields, STEP: True, UNSENT: True})
         return Group(
             begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
             features=begin.features & FORMS | _zstd(pool, target),
@@ -217,13 +240,16 @@ class Reencryption:
         )
 
     def _keys(self, pool: Pool, substream: Substream, base: Snapshot | None) -> NewKeys:
-        """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones."""
+        """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones.
+
+        Where all snapshots were destroyed, their key records went with them.
+        """
         target = substream.target
         dataset = pool.find(target.name)
         if base is not None:
             fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
             return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, base.dataset, target), fields)
-        if dataset is not None and dataset.doc.get("crypt"):
+        if dataset is not None and dataset.doc.get("crypt") and any(keyrecords.of_dataset(pool, dataset)):
             return NewKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
         try:
             return self.source.for_new(pool, target.name, top=substream.top)

@@ -76,6 +76,13 @@ def confirm(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
             _set(pool, t, each)
 
 
+def mark(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
+    """Note that one snapshot, which may be a step, was sent elsewhere: see zkeep.reencrypt.outgoing."""
+    check_dataset(snapshot.dataset)
+    _set(pool, t, pool.by_id(snapshot.dataset.id))
+    _set(pool, t, snapshot)
+
+
 def confirm_all(pool: Pool, t: Transaction, dataset: Dataset) -> None:
     """Note that all snapshots that a dataset has now are stored elsewhere."""
     check_dataset(dataset)

@@ -19,6 +19,7 @@ from zkeep.format.records import HEADER, BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
+from zkeep.pool.transfer import steps
 from zkeep.pool.transfer.admit import Target
 from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
@@ -136,6 +137,8 @@ class _Receiver:
         self._charges = Charges(pool)
         self._origin = _named_origin(pool, options.set_properties.get("origin"))
         self._header = PLAIN
+        self._stepped: set[DatasetName] = set()
+        "Datasets of which this package brought a step."
         self._names_settled = True
         "Whether all datasets have the names that the replication stream gives them."
 
@@ -169,6 +172,8 @@ class _Receiver:
         sent, snapshot = _sent_name(begin)
         if not self._names_settled:
             self._replicate_names(force=False)
+        if not self._options.dry_run:
+            steps.make_way(self._pool, begin.begin, self._names.dataset(sent))
         target = self._target(begin, sent, snapshot)
         if existing := self._existing(begin, target):
             name = str(existing.name)
@@ -184,8 +189,16 @@ class _Receiver:
         else:
             end = self._receive_as_it_came(begin, target, arrival.kept, events)
         if not self._options.dry_run:
+            self._remove_steps(target)
             size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
             self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
+
+    def _remove_steps(self, target: Target) -> None:
+        """When a snapshot of this package is there, the step before it is not needed any more."""
+        if target.name in self._stepped:
+            steps.remove_older(self._pool, target.name)
+        if steps.RECEIVED_STEP in target.snapshot_fields:
+            self._stepped.add(target.name)
 
     def _intake(self, substream: Substream) -> Intake | None:
         """What takes the substream; None: it is kept as it comes."""
@@ -265,6 +278,8 @@ class _Receiver:
                 fields["received"] = outlined.received
             if header.recursive and event.begin.raw:
                 fields["encroot"] = sent == header.top or outlined.is_encroot
+        if header.is_package and steps.is_step(event.begin, snapshot):
+            snapshot_fields |= steps.fields(self._pool, name)
         fields["received_name"] = sent
         self._override(event, name, sent, fields)
         return Target(
