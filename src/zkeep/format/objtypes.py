@@ -37,6 +37,7 @@ class ObjectType(IntEnum):
     ZVOL_PROP = 24
     ACL = 33
     SYSACL = 34
+    FUID_SIZE = 36
     SA = 44
     SA_MASTER = 45
     SA_REGISTRY = 46

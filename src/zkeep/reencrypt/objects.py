@@ -21,7 +21,7 @@ import numpy as np
 from zkeep.errors import BadStream, Refused
 from zkeep.format.dnode import SLOTS, pointers_beside
 from zkeep.format.limits import TO_THE_END
-from zkeep.format.objtypes import ObjectType
+from zkeep.format.objtypes import ObjectType, is_encrypted
 from zkeep.format.records import Begin, BeginFlag, RecordFlag, RecordType
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.reencrypt.blocks import BlockJoiner, Kept, NothingKept, embedded_content
@@ -35,8 +35,12 @@ STEP = 4 << 30
 "Bytes of new data after which a transaction group ends."
 MOST_BLOCKS = 1 << 17
 "Blocks of one object in a transaction group: what is known of each is in memory until the object is complete."
+UINT64 = 8
 NO_OFFSET = 1 << 63
 "WRITE_EMBEDDED from here on is a spill block of a broken sender (openzfs/zfs#18239)."
+_CLEAR: dict[int, int] = {ObjectType.MASTER_NODE: 1, ObjectType.ZVOL_PROP: 2}
+"""Types that OpenZFS only authenticates, and the numbers of the objects that have them: they hold numbers of objects,
+versions, the size of a volume."""
 _DATA = frozenset(
     {RecordType.WRITE, RecordType.FREE, RecordType.WRITE_EMBEDDED, RecordType.SPILL, RecordType.REDACT}
 )
@@ -130,6 +134,11 @@ class Translator:
             raise Refused(
                 "the filesystem is of version 4 or older, whose attributes OpenZFS does not encrypt: "
                 "zfs upgrade it, and send it again"
+            )
+        if not _is_encrypted(number, kind, bonustype, bonuslen):
+            raise Refused(
+                f"object {number} is of a type, {kind} with a bonus of {bonustype}, that OpenZFS does not encrypt, and "
+                f"that no filesystem or volume has there"
             )
         bonus = bytes(record.payload[:bonuslen])
         change = ObjectChange(number, kind, blksz, -1, bonus=bonus, bonustype=bonustype)
@@ -290,6 +299,12 @@ class Translator:
             change.spill = content
         head.has_spill = True
         self._records.take()
+
+
+def _is_encrypted(number: int, kind: int, bonustype: int, bonuslen: int) -> bool:
+    """Whether what an object holds is encrypted, or nobody's data."""
+    bonus = is_encrypted(bonustype) or not bonuslen or (bonustype == ObjectType.FUID_SIZE and bonuslen == UINT64)
+    return bonus and (is_encrypted(kind) or _CLEAR.get(kind) == number)
 
 
 def _generation(bonus: bytes) -> int:
