@@ -5,7 +5,8 @@
 
 Three things, in turns, the best of `--turns`: `zkeep receive` of a plain full stream below an encrypted dataset,
 `zstd -3 | openssl enc -aes-256-ctr`, and `dd` with fsync. Then an increment of 1,000 records into a file of 5 million.
-Half of each record compresses. Peak memory is that of the zkeep process.
+Then the way back, `zkeep send` without -w, beside `cat`; and `zkeep encrypt` with contents=metadata, in steps of an
+eighth of the stream. Half of each record compresses. Peak memory is that of the zkeep process.
 """
 
 from __future__ import annotations
@@ -111,12 +112,12 @@ class Bench:
         key = f"keylocation=file://{folder / 'key'}"
         self.zkeep("create", "-o", "encryption=on", "-o", "keyformat=raw", "-o", key, "v/enc")
 
-    def zkeep(self, *words: str, given: Path | None = None) -> tuple[float, int]:
-        """Seconds, and peak memory in bytes."""
+    def zkeep(self, *words: str, given: Path | None = None, out: Path | None = None) -> tuple[float, int]:
+        """Seconds, and peak memory in bytes. `given`: its input, `out`: its output."""
         started = time.monotonic()
         command = [sys.executable, "-c", WITH_PEAK, *words]
-        with open(given or os.devnull, "rb") as source:
-            done = subprocess.run(command, stdin=source, env=self.env, check=True, stderr=subprocess.PIPE)
+        with open(given or os.devnull, "rb") as source, open(out or os.devnull, "wb") as sink:
+            done = subprocess.run(command, stdin=source, stdout=sink, env=self.env, check=True, stderr=subprocess.PIPE)
         return time.monotonic() - started, int(done.stderr.split()[-1]) << 10
 
 
@@ -159,8 +160,34 @@ def full(bench: Bench, gib: float, turns: int) -> None:
     print(f"full, {size / (1 << 30):.2f} GiB: {min(ours):.1f} s, {rate:.0f} MB/s, {peak / (1 << 20):.0f} MiB")
     print(f"    zstd -3 | openssl enc: {min(theirs):.1f} s, {min(ours) / min(theirs):.2f} times as long")
     print(f"    dd: {min(copied):.1f} s, {min(ours) / min(copied):.2f} times as long")
+    back(bench, stream, out, turns)
+    in_steps(bench, stream, size)
     stream.unlink()
     out.unlink()
+
+
+def back(bench: Bench, stream: Path, out: Path, turns: int) -> None:
+    bench.zkeep("receive", "v/enc/full", given=stream)
+    for letters in ("", "-Lec"):
+        ours, copied, peak = [], [], 0
+        for _ in range(turns):
+            seconds, memory = bench.zkeep("send", *letters.split(), "v/enc/full@s1", out=out)
+            ours.append(seconds)
+            peak = max(peak, memory)
+            copied.append(timed(shell, f"cat {stream} > {out}"))
+        rate = out.stat().st_size / min(ours) / 1e6
+        print(f"send {letters or 'plain'}: {min(ours):.1f} s, {rate:.0f} MB/s, {peak / (1 << 20):.0f} MiB")
+        print(f"    cat: {min(copied):.1f} s, {min(ours) / min(copied):.2f} times as long")
+    bench.zkeep("destroy", "-r", "v/enc/full")
+
+
+def in_steps(bench: Bench, stream: Path, size: int) -> None:
+    """A filter whose dataset keeps only metadata."""
+    bench.env["ZKEEP_STEP"] = str(size // 8)
+    seconds, peak = bench.zkeep("encrypt", "-o", "contents=metadata", "v/enc/steps", given=stream)
+    del bench.env["ZKEEP_STEP"]
+    left = sum(path.stat().st_size for path in (bench.folder / "pool").rglob("*") if path.is_file())
+    print(f"encrypt, 8 steps: {seconds:.1f} s, {peak / (1 << 20):.0f} MiB; {left / (1 << 20):.1f} MiB of pool stay")
 
 
 def increment(bench: Bench, records: int, changed: int) -> None:
