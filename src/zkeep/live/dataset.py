@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from threading import RLock
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.commit import CommitWriter, Pending
@@ -44,7 +44,7 @@ MAX_DIRTY = 64 << 20
 MAX_CHANGED = 20_000
 "As many files and folders that changed."
 MAX_CACHED = 50_000
-"Inodes that stay in memory over a commit."
+"Inodes that stay in memory."
 MERGE_AFTER = 32
 "Commits after which the runs that no snapshot keeps apart are merged."
 MERGE_BYTES = 64 << 20
@@ -209,7 +209,7 @@ class LiveDataset:
         value = folder.entries.get(name)
         if value is None and not folder.complete and name not in folder.entries:
             if folder.fields.size <= MAX_LISTED:
-                self.entries(folder)
+                self._complete(folder)
                 value = folder.entries.get(name)
             elif (entry := self.tree.find(folder.number, name)) is not None:
                 value = folder.entries[name] = entry.number | entry.kind << 60
@@ -217,16 +217,20 @@ class LiveDataset:
 
     def entries(self, folder: Inode) -> dict[bytes, int]:
         """All entries of a folder: number and kind, by name."""
+        self._complete(folder)
+        return {name: value for name, value in folder.entries.items() if value is not None}
+
+    def _complete(self, folder: Inode) -> None:
+        """Read all entries of a folder."""
         if not folder.complete:
             known = {entry.name: entry.number | entry.kind << 60 for entry in self.tree.names(folder.number)}
             folder.entries = {**known, **folder.entries}
             folder.complete = True
-        return {name: value for name, value in folder.entries.items() if value is not None}
 
     def set_entry(self, folder: Inode, name: bytes, inode: Inode | None) -> None:
         """Let a name lead to an inode, or to none any more. Sizes and links are the caller's business."""
         if folder.stored and folder.width != BLOCK:
-            self.entries(folder)  # a small one is written as a whole
+            self._complete(folder)  # a small one is written as a whole
         folder.entries[name] = inode.value if inode is not None else None
         folder.renamed.add(name)
         self.touch(folder)
@@ -258,9 +262,14 @@ class LiveDataset:
         return bool(self.changed or self._freed or set(self.nameless) != self._queued)
 
     def commit_if_large(self) -> None:
-        """Commit where as much waits as may."""
-        if self.contents.dirty >= MAX_DIRTY or len(self.changed) >= MAX_CHANGED:
+        """Commit where as much waits as may. If another process is in the way, more may wait for a while."""
+        if self.contents.dirty < MAX_DIRTY and len(self.changed) < MAX_CHANGED:
+            return
+        try:
             self.commit()
+        except TryAgain:
+            if self.contents.dirty >= 4 * MAX_DIRTY:
+                raise
 
     def commit(self) -> None:
         """Make all that was done so far durable. What fails leaves it waiting."""
@@ -301,8 +310,12 @@ class LiveDataset:
         for number in pending.freed:
             self.numbers.give_back(number)
         self._freed.clear()
+
+    def forget_unused(self) -> None:
+        """Drop inodes from memory that are not in use, if they are many. Call it between two operations only."""
         if len(self.inodes) > MAX_CACHED:
-            self.inodes = {number: inode for number, inode in self.inodes.items() if inode.opens}
+            kept = (inode for inode in self.inodes.values() if inode.opens or inode.dirty)
+            self.inodes = {inode.number: inode for inode in kept}
 
     def _drain(self) -> None:
         """Free what a crash left in the delete queue: files that had no name any more, and were open."""

@@ -147,6 +147,7 @@ class Operations:
             try:
                 with self.still():
                     self.files.dataset.commit()
+                    self.files.dataset.forget_unused()
                     self.control.rest()
             except Exception as error:
                 self.errno_of("commit", error)

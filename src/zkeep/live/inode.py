@@ -65,6 +65,9 @@ class Inode:
     def committed(self, width: int, last: int) -> None:
         """The base has it as it is now, in `last` + 1 blocks of `width` bytes."""
         self.stored, self.dirty, self.new_xattrs = True, False, False
+        for name in self.renamed:
+            if self.entries.get(name) is None:
+                self.entries.pop(name, None)
         self.blocks, self.renamed = {}, set()
         self.placed(width, last)
 

@@ -9,9 +9,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from livekit import OWNER, RECORD, live
 
 from zkeep.format.posix_acl import ACCESS, DEFAULT
+from zkeep.live import dataset as dataset_module
 from zkeep.live.files import KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, LiveFiles
 
 Zkeep = Callable[..., int]
@@ -134,3 +136,24 @@ def test_a_quota_refuses_what_is_written_and_not_the_commit(zkeep: Zkeep, tmp_pa
         files.dataset.commit()
         inode = files.make(b"other", FILE, OWNER)
         files.write(inode, b"there is room again", 0)
+
+
+def test_inodes_that_are_in_use_are_not_forgotten(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "MAX_CACHED", 3)
+    with live(tmp_path) as files:
+        for number in range(6):
+            files.make(b"%d" % number, FILE, OWNER)
+        held = files.lookup(b"0")
+        files.open(held)
+        files.dataset.commit()
+        files.make(b"new", FILE, OWNER)
+        files.dataset.forget_unused()
+        files.write(files.lookup(b"0"), b"content", 0)
+        assert files.lookup(b"0") is held
+        assert sorted(files.dataset.entries(files.dataset.root)) == [*(b"%d" % number for number in range(6)), b"new"]
+        files.release(held)
+    with live(tmp_path) as files:
+        assert files.read(files.lookup(b"0"), 0, 100) == b"content"
+        assert files.lookup(b"new").fields.links == 1
