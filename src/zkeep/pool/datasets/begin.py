@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
@@ -23,9 +23,18 @@ SHORT = 1 << 16
 "Bytes of a payload that is decoded once for all who look at it: each increment is compared with the one before."
 
 
-@lru_cache(maxsize=16)
-def _decoded(payload: bytes) -> NvList:
-    return decode(payload)
+KEPT = 16
+"Payloads that stay decoded, the last ones."
+_decoded: dict[bytes, NvList] = {}
+
+
+def _keep(payload: bytes, fields: NvList) -> NvList:
+    """Keep a decoded payload. Threads may come in between at any place: at worst one is decoded again."""
+    if len(payload) <= SHORT:
+        for old in list(_decoded)[: max(0, len(_decoded) - KEPT + 1)]:
+            _decoded.pop(old, None)
+        _decoded[payload] = fields
+    return fields
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Opening:
 
     @classmethod
     def of(cls, event: SubBegin) -> Opening:
+        if event.nvlist is not None:
+            _keep(event.payload, event.nvlist)
         return cls(event.header, event.payload, event.byteorder)
 
     @classmethod
@@ -70,7 +81,10 @@ class Opening:
     @cached_property
     def fields(self) -> NvList | None:
         """The payload, decoded once. Not to be changed."""
-        return _decoded(self.payload) if 0 < len(self.payload) <= SHORT else self.nvlist
+        found = _decoded.get(self.payload)
+        if found is None and self.payload:
+            found = _keep(self.payload, decode(self.payload))
+        return found
 
     @cached_property
     def crypt(self) -> NvList | None:
