@@ -91,6 +91,8 @@ def test_a_sheet_says_what_it_is_and_what_to_do(capfd: Output) -> None:
     for words in ("v/raw", f"guid {guid}", destination, "aes-256-gcm, keyformat raw", "zkeep key restore", "key check"):
         assert words in sheet
     assert all(line in sheet for line in lines_of(SECRETS["raw"]))
+    said(capfd, "set", f"zkeep:backup-destination={destination}", "v/raw")  # as zkeep backup does
+    assert f"zkeep restore {destination} -L" in said(capfd, "key", "sheet", "--yes", "v/raw")
     assert "█▀▀▀▀▀█" in sheet
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zkeep.agent import client
+from zkeep.backup.local import DESTINATION
 from zkeep.cli import usage
 from zkeep.cli.home import opened
 from zkeep.cli.open_snapshot import MAX_KEY_FILE, typed_groups
@@ -168,7 +169,8 @@ def restore(*, target: Path, force: bool, source: str | None) -> None:
 def _sheet(name: str, location: str | None, destination: str | None) -> Sheet:
     with opened(DatasetName.parse(name)) as pool:
         root = _root(pool, DatasetName.parse(name))
-        return describe(pool, root, secret_of(pool, root, location), destination)
+        sent_to = destination or root.doc["local"].get(DESTINATION)
+        return describe(pool, root, secret_of(pool, root, location), sent_to)
 
 
 def _root(pool: Pool, name: DatasetName) -> Dataset:
