@@ -106,7 +106,7 @@ def blocks_of(fd: int, size: int, blksz: int, first: int = 0) -> Iterator[Block]
 
 
 def _read(fd: int, offset: int, size: int) -> bytes:
-    """As many bytes as there are, up to `size`."""
+    """Read up to `size` bytes, fewer only at the end of the file."""
     content = os.pread(fd, size, offset)
     while 0 < len(content) < size:
         more = os.pread(fd, size - len(content), offset + len(content))

@@ -293,7 +293,7 @@ class ObjectWriter:
         return at < len(self._live) and int(self._live[at]) == number
 
     def _blksz(self, size: int, held: VerifiedObject | None) -> int:
-        """As the kernel chooses it: of a file with several blocks it never changes, and it never shrinks."""
+        """Choose the block size as the kernel does: it never shrinks, and with several blocks it never changes."""
         # One block as large as the file, until it is larger than the recordsize.
         wanted = block_size(size, self._recordsize)
         if held is None:

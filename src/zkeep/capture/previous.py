@@ -5,7 +5,7 @@ snapshot and the folder; it is made again from both where it is missing or belon
 
     magic         JSON, one line: what it belongs to, counts     rows                       extras
     +-------------+---------------------------------------------+--------------------------+-----------------------+
-    | 16 bytes    | {"pool": .., "rows": n, "extras": m, ..} LF  | n of 68 bytes (ROW)      | m of 16 bytes (EXTRA) |
+    | 16 bytes    | {"pool": .., "rows": n, "extras": m, ..} LF | n of 68 bytes (ROW)      | m of 16 bytes (EXTRA) |
     +-------------+---------------------------------------------+--------------------------+-----------------------+
 """
 

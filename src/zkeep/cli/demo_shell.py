@@ -79,7 +79,7 @@ class Stage:
     compared: int = 0
     """Bytes."""
     prompt: str = SERVER
-    """Of the machine on which commands run."""
+    """The prompt of the machine on which commands run."""
     noted: int = 0
     """A figure that a scene leaves for a later one."""
 

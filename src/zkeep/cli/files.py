@@ -185,22 +185,22 @@ def _write(content: bytes) -> None:
 
 
 def _found(filesystem: Filesystem, paths: list[str], errors: Errors) -> list[bytes]:
-    """What is there of all that was asked for; the rest is among the errors."""
+    """The paths that exist, patterns resolved; what does not exist becomes an error."""
     from zkeep.tree.glob import typed
 
     found: list[bytes] = []
     for path in paths:
         with errors.spared():
-            some = typed(filesystem, path)
-            if not some:
+            matches = typed(filesystem, path)
+            if not matches:
                 raise Refused(f"{path}: no such file or directory")
-            found += some
+            found += matches
     return found
 
 
 @contextmanager
 def _spared(errors: Errors, path: bytes) -> Iterator[None]:
-    """What cannot be read of one path keeps no other back; it is reported with that path, at the end."""
+    """Let other paths go on if one cannot be read; it is reported with its path at the end."""
     try:
         yield
     except (Damaged, NotAuthentic, Refused) as error:

@@ -107,7 +107,7 @@ def parse(texts: Iterable[str]) -> list[Name]:
 
 
 def by_pool(names: Iterable[Name]) -> dict[str, list[Name]]:
-    """In the order of first mention."""
+    """Names by their pool, pools in the order of first mention."""
     found: dict[str, list[Name]] = {}
     for name in names:
         found.setdefault(dataset_of(name).pool, []).append(name)

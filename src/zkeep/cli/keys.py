@@ -209,7 +209,7 @@ def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
 
 
 def _forget(pool: Pool, plans: list[keyrecords.Forgetting]) -> None:
-    """Also where nothing is old: a call that was interrupted may have left what documents said before in files."""
+    """Drop the old wraps, and rewrite the catalog's files, in which an interrupted call may have left some."""
     for dataset in [plan.dataset for plan in plans]:
         if pool.catalog.get("receive", dataset.key):
             raise Refused(f"cannot forget keys of {dataset.name}: a receive is in progress; end it or zkeep receive -A")

@@ -246,7 +246,7 @@ def _report(error: BaseException) -> int:
 
 
 def _say_usage(error: click.UsageError) -> None:
-    """In lines of their own, as zfs does."""
+    """Print the usage in lines of its own, as zfs does."""
     if calls := usage.of_error(error):
         print("usage:", *(f"\t{line}" for line in calls), sep="\n", file=sys.stderr)
 

@@ -49,7 +49,7 @@ def _upper(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """With what roff would take for its own escaped."""
+    """Escape what roff would take for its own."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^(?=[.'])", r"\\&", escaped, flags=re.MULTILINE)
 

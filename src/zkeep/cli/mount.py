@@ -204,16 +204,16 @@ def _mount(request: _Request, ready: Callable[[], None]) -> None:
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _shown(request) as (name, files, size), _quiet() as (told, loud):
+    with _shown(request) as (name, files, size), _quiet() as (captured, end):
 
         def on_mounted() -> None:
-            loud()
+            end()
             ready()
 
         try:
             serve(Operations(files, size, _log, on_mounted), request.folder, name, request.options)
         except OSError as error:
-            raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
+            raise Refused(f"cannot mount {name}: {captured() or error.strerror}") from None
 
 
 @contextmanager
@@ -304,13 +304,13 @@ def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
         before.callback(os.close, saved)
         before.callback(os.dup2, saved, 2)
 
-        def told() -> str:
+        def captured() -> str:
             before.close()
             kept.seek(0)
             return " ".join(kept.read(1000).decode(errors="replace").split()).removeprefix("fuse: ")
 
         os.dup2(kept.fileno(), 2)
-        yield told, before.close
+        yield captured, before.close
 
 
 def _log(text: str) -> None:

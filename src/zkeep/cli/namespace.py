@@ -62,7 +62,7 @@ def create_verb(
             with pool.afterwards(f"{name} is made", f"zkeep load-key {name}"):
                 client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
     for line in lines if verbose or parsable else ():
-        click.echo("\t".join(line) if parsable else _told(line, dry_run))
+        click.echo("\t".join(line) if parsable else _report_line(line, dry_run))
 
 
 def _volume(
@@ -88,7 +88,7 @@ def _volume(
     return "volume", {"volblocksize": blksz}
 
 
-def _told(line: Sequence[str], dry_run: bool) -> str:
+def _report_line(line: Sequence[str], dry_run: bool) -> str:
     if line[0] == "property":
         return f"\t{line[1]}={line[2]}"
     verb = {"create": "create", "create_ancestors": "create ancestors of"}[line[0]]

@@ -27,7 +27,7 @@ SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 
 def notify_changes(health: PoolHealth) -> bool:
-    """Tell what changed in a pool; whether all could be told. What could not is told again the next time.
+    """Send notices of what changed in a pool; returns whether all were delivered. The others are sent the next time.
 
     Everything that goes to one place is one notice, however many datasets it is about.
     """
@@ -36,10 +36,10 @@ def notify_changes(health: PoolHealth) -> bool:
             places: dict[str, list[Change]] = {}
             for change, to in changes(pool, health):
                 places.setdefault(to, []).append(change)
-            told = {to: _told(Notice(pool.name, found), to) for to, found in places.items()}
-            if done := [change for to, found in places.items() if told[to] for change in found]:
+            delivered = {to: _notify(Notice(pool.name, found), to) for to, found in places.items()}
+            if done := [change for to, found in places.items() if delivered[to] for change in found]:
                 remember(pool, done)
-            return all(told.values())
+            return all(delivered.values())
     except (ZkeepError, OSError) as error:
         say(safe(f"cannot notify of {health.name}: {error}"))
         return False
@@ -47,7 +47,7 @@ def notify_changes(health: PoolHealth) -> bool:
 
 @dataclass(frozen=True)
 class Notice:
-    """What is told to one place."""
+    """The changes that one place is notified of."""
 
     pool: str
     changes: list[Change]
@@ -78,7 +78,7 @@ def _as_object(change: Change) -> dict[str, object]:
     return {"name": change.name, **found}
 
 
-def _told(notice: Notice, to: str) -> bool:
+def _notify(notice: Notice, to: str) -> bool:
     if to == NONE:
         return True
     try:

@@ -190,7 +190,7 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
 
 
 def _give_back(pool: Pool, name: DatasetName) -> None:
-    """With -F, snapshots may have been destroyed here: give their space back."""
+    """Give back the space of snapshots that -F may have destroyed."""
     from zkeep.cli.give_back import give_back
 
     with pool.afterwards("received"):

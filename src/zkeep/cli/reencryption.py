@@ -164,7 +164,7 @@ class _GetKey:
 
 
 def refuse_missing_key(pool: Pool, name: DatasetName, *, below: bool) -> None:
-    """With -x encryption the stream must be plain, so the key is needed: say so before a byte of it is read.
+    """Refuse -x encryption if the key is not loaded: the stream must be plain then, and will need it.
 
     `below`: what is received goes below that dataset, and not into it.
 

@@ -227,7 +227,7 @@ class _Connection:
             record(pool, root, entry, refused=refused)
 
     def _list_receives(self) -> int:
-        """As ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`."""
+        """Print receives as ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`."""
         from zkeep.pool.transfer.registration import under_way
 
         with opened(self._access.root) as pool:

@@ -106,13 +106,13 @@ def table(
     least: Sequence[int] | None = None,
 ) -> str:
     """Head and rows, each column as wide as the widest in it."""
-    everything = [head, *rows]
-    widths = [max(len(row[at]) for row in everything) for at in range(len(head))]
+    printed = [head, *rows]
+    widths = [max(len(row[at]) for row in printed) for at in range(len(head))]
     if least:
         widths = [max(pair) for pair in zip(widths, least, strict=True)]
-    return "".join(f"{line}\n" for line in lines(everything, widths, right))
+    return "".join(f"{line}\n" for line in lines(printed, widths, right))
 
 
 def tabbed(rows: Iterable[Sequence[str]]) -> str:
-    """For scripts: no head, one tab between columns."""
+    """The rows for scripts: no head, one tab between columns."""
     return "".join("\t".join(row) + "\n" for row in rows)

@@ -52,7 +52,7 @@ ReadBlock = Callable[[int], bytes]
 
 
 class BadZap(ValueError):
-    """Not a ZAP, or one that contradicts itself."""
+    """The bytes are no ZAP, or contradict one another."""
 
 
 class Entry(NamedTuple):

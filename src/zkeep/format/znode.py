@@ -17,7 +17,7 @@ ACL_TRIVIAL, ACL_PROTECTED, ACL_DEFAULTED, ACL_AUTO_INHERIT = 0x4, 0x10, 0x20, 0
 PROJINHERIT = 0x0000400000000000
 IMMUTABLE, APPEND_ONLY, NO_DUMP = 1 << 36, 1 << 38, 1 << 39
 LINUX_FLAGS = {0x10: IMMUTABLE, 0x20: APPEND_ONLY, 0x40: NO_DUMP}
-"Of what FS_IOC_GETFLAGS gives (chattr), what a kernel keeps of a file; the rest is the file system's own business."
+"Flags of FS_IOC_GETFLAGS (chattr) that a kernel keeps with a file; the others are the file system's own business."
 IS_XATTR = 0x1
 HAS_PROJID = 0x0000800000000000
 MAX_XATTRS = 1 << 20

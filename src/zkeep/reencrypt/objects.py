@@ -85,7 +85,7 @@ class Translator:
         self.point: tuple[int, int] | None = None
         "Object and offset of the last block that was written: where a stream that goes on begins."
         self.bytes = 0
-        "Of blocks, so far."
+        "Bytes of blocks that were read so far."
         self.mended = 0
         "Spill blocks that a broken sender sent as something else."
 

@@ -171,7 +171,7 @@ class Reencryption:
     def _rehearse(
         self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]
     ) -> SubEnd:
-        """With -n: decide as the real one does, read and verify the stream, encrypt nothing."""
+        """Receive with -n: decide as the real receive does, read and verify the stream, encrypt nothing."""
         # The decision is made by the session that the real receive would open, with the BEGIN that it would write.
         base = _source_of(pool, substream.event.begin, substream.target)
         group = self._group(pool, substream, base)

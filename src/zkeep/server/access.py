@@ -55,7 +55,7 @@ class Access:
         return name
 
     def visible(self, text: str) -> AnyName:
-        """As owned(), but also for the datasets above the root: that they are there is no secret to their owner."""
+        """Parse a name as owned() does; also one above the root, as it is no secret that those datasets exist."""
         name = parse_any(text)
         if isinstance(name, DatasetName) and self.root.is_within(name):
             return name

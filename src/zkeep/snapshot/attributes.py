@@ -30,9 +30,9 @@ class Attributes:
         self._generation = generation
         self._extras = extras
         self.next_number = 0
-        "For objects that are only met while others are written: behind all others."
+        "The number of the next object of that kind: behind all others."
         self.pending: list[ObjectChange] = []
-        "Those objects, in ascending order."
+        "Objects that are only met while others are written, in ascending order."
 
     def encode(self, number: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> tuple[bytes, bytes | None]:
         """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""

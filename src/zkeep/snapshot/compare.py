@@ -45,7 +45,7 @@ class Comparison:
         self._blksz = held.dnode.blksz
 
     def changed(self, source: Iterable[Block], first: int = 0) -> Iterator[Block]:
-        """Of the blocks from number `first` on, ascending, those that differ; and what became a hole, in its place."""
+        """The blocks that differ, and those that became holes. `source`: ascending, from number `first` on."""
         leaves = _Ahead(self._base.blocks.leaves(self._held, first, ENDLESS // self._blksz), self._blksz)
         for portion in _portions(source):
             yield from self._differing(portion, leaves.upto(portion[-1].number))

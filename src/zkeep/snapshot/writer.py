@@ -241,7 +241,7 @@ class SnapshotWriter:
         logical = change.blksz
         if code is None:
             content, code = self._compressor(change.type)(content)
-        salt, iv, sealed, mac = self._sealed(change.type, content)
+        salt, iv, ciphertext, mac = self._encrypted(change.type, content)
         header = Write(
             object=change.number,
             type=change.type,
@@ -256,13 +256,13 @@ class SnapshotWriter:
             mac=mac,
         )
         prop = pointer_prop(logical, len(content), code, change.type, little=True)
-        return header.pack("little"), sealed, prop.to_bytes(8, "little") + mac + bytes(8)
+        return header.pack("little"), ciphertext, prop.to_bytes(8, "little") + mac + bytes(8)
 
     def _compressor(self, kind: int) -> Compress:
         """Contents as the dataset's property says; metadata by lz4, as every kernel can read it."""
         return self.compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
 
-    def _sealed(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
+    def _encrypted(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
         if not is_encrypted(kind):
             return bytes(8), bytes(12), content, self._keys.digest(content)[:MAC]
@@ -279,7 +279,7 @@ class SnapshotWriter:
             waiting.spill = held.spill["pointer"].tobytes()
             return
         # Stored as it is: kernels before 2026-07 overrun a buffer where a compressed spill block changes its size.
-        salt, iv, sealed, mac = self._sealed(change.bonustype, change.spill)
+        salt, iv, ciphertext, mac = self._encrypted(change.bonustype, change.spill)
         size = len(change.spill)
         header = Spill(
             object=change.number,
@@ -291,7 +291,7 @@ class SnapshotWriter:
             iv=iv,
             mac=mac,
         )
-        self._put(waiting, RecordType.SPILL, header.pack("little"), sealed)
+        self._put(waiting, RecordType.SPILL, header.pack("little"), ciphertext)
         prop = pointer_prop(size, size, Compression.OFF, change.bonustype, little=True)
         waiting.spill = prop.to_bytes(8, "little") + mac + bytes(8)
 
@@ -374,7 +374,7 @@ class SnapshotWriter:
     def _emit_block(self, index: int, every: list[_Waiting]) -> None:
         first, iv = index * SLOTS, os.urandom(12)
         stretches: list[Stretch] = [stretch_of(each.dnode, each.roots, each.spill) for each in every]
-        sealed, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)
+        ciphertext, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)
         self._dnode_blocks[index] = mac
         self.last_block = max(self.last_block, index)
         head = ObjectRange(firstobj=first, numslots=SLOTS, toguid=self._toguid, salt=self._salt, iv=iv, mac=mac)
@@ -388,7 +388,7 @@ class SnapshotWriter:
                 self._emit_object(each, each.dnode.bonus)
                 continue
             room = len(each.dnode.bonus)
-            self._emit_object(each, sealed[at : at + room])
+            self._emit_object(each, ciphertext[at : at + room])
             at += room
         for number in freed:
             self._out.add(RecordType.FREEOBJECTS, self._free_objects(number, 1))

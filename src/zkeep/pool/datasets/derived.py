@@ -89,7 +89,7 @@ def _clones(view: Lookup, thing: Thing) -> Answer:
 
 
 def _objsetid(view: Lookup, thing: Thing) -> Answer:
-    """Not told where others have datasets in the pool: it counts theirs."""
+    """The object set's number; nothing for a client of a server: numbers count the datasets of others, too."""
     return Answer(thing.doc.get("id")) if view.pool.scope is None else NOTHING
 
 

@@ -68,7 +68,7 @@ def decide(
     counted = [(at, time) for at, time in enumerate(times) if time is not None and candidates[at].counts]
     for at, name in _by_rules(counted, policy, offset):
         reasons[at].append(name)
-    return [tuple(some) for some in reasons]
+    return [tuple(each) for each in reasons]
 
 
 def _by_rules(counted: list[tuple[int, int]], policy: Policy, offset: Offset) -> list[tuple[int, str]]:

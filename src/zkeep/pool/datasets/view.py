@@ -173,7 +173,8 @@ class View:
         """What the disk and the quotas on the way up leave."""
         levels = [level for level, _ in self.quotas(dataset) if self.pool.sees(level.name)]
         if self.pool.scope is not None and levels:  # what others leave of the disk, or of a common quota, is not told
-            rooms = [limit - self._taken(level) for level, limit in self.quotas(dataset) if level in levels]
+            seen = [(level, limit) for level, limit in self.quotas(dataset) if level in levels]
+            rooms = [limit - self.charged(level) - self.reserved(level) for level, limit in seen]
         else:
             rooms = [self.free(), *self._rooms(dataset)]
         if refquota := int(self.policy(dataset, "refquota")):
@@ -205,10 +206,7 @@ class View:
         self, dataset: Dataset, apart_from: str = "", settings: Mapping[str, str | None] = NO_SETTINGS
     ) -> Iterator[int]:
         for level, limit in self.quotas(dataset, settings):
-            yield limit - self._taken(level, apart_from)
-
-    def _taken(self, level: Dataset, apart_from: str = "") -> int:
-        return self.charged(level) + self.reserved(level, apart_from)
+            yield limit - self.charged(level) - self.reserved(level, apart_from)
 
     def charged(self, level: Dataset) -> int:
         """The bytes that a quota counts: what is used, and what came beside the records (charge.py)."""

@@ -69,7 +69,7 @@ class PoolHealth:
     scrub_errors: int = 0
     datasets: list[DatasetHealth] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    "Those of the pool itself."
+    "Problems of the pool itself."
 
     def all_problems(self) -> Iterator[Problem]:
         yield from self.problems

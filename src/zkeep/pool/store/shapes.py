@@ -94,7 +94,7 @@ def _two_amounts(value: Any) -> bool:
 
 
 def _position(value: Any) -> bool:
-    """Of a record: object, offset (-1: before all), kind."""
+    """A record's position: object, offset (-1: before all), kind."""
     return type(value) is list and len(value) == 3 and all(type(n) is int and -1 <= n < 1 << 64 for n in value)
 
 

@@ -132,7 +132,7 @@ class FileView:
         return self._listed(self._number(path)).names
 
     def look(self, name: Name) -> Znode:
-        """Not added to the cache: the kernel caches what a listing returns."""
+        """The attributes for a listing. They are not cached here: the kernel caches what a listing returns."""
         return self._nodes.get(name.number) or self._filesystem.znode(name.number)
 
     @property
