@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zkeep.pool.datasets.model import Pool
-from zkeep.pool.datasets.registry import Registry
+from commandkit import Vault
 
 STREAMS = Path(__file__).parents[1] / "data" / "streams"
 FULL = STREAMS / "full-Rw.zfs"
 TOP = "vault/j@to-remote-server"
 
 
-class Box:
-    """A pool `vault`, worked by the command line."""
+class Box(Vault):
+    """A pool that refuses without changing anything."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        Pool.create(path / "vault", "vault").close()
-        Registry(path / "home").add("vault", path / "vault")
-
-    def run(self, line: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "zkeep", *line.split()]
-        return subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
-
-    def __call__(self, line: str, stdin: bytes = b"", says: str = "") -> bytes:
-        answer = self.run(line, stdin)
-        assert answer.returncode == 0, answer.stderr
-        assert says in answer.stderr.decode()
-        return answer.stdout
-
-    def refuses(self, line: str, why: str, stdin: bytes = b"", status: int = 1) -> None:
+    def refuses(self, line: str, *why: str, status: int = 1, stdin: bytes = b"") -> None:
         before = self("list -r -t all -o name,used")
-        answer = self.run(line, stdin)
-        assert answer.returncode == status, answer
-        assert answer.stdout == b""
-        assert answer.stderr.startswith(b"zkeep: ")
-        assert answer.stderr.count(b"\n") == 1
-        assert why in answer.stderr.decode()
+        super().refuses(line, *why, status=status, stdin=stdin)
         assert self("list -r -t all -o name,used") == before
 
     def get(self, prop: str, name: str) -> list[str]:
@@ -153,7 +130,7 @@ def test_a_local_value_outlives_x(full: Box) -> None:
     ],
 )
 def test_what_cannot_be_set_while_receiving(box: Box, letters: str, why: str) -> None:
-    box.refuses(f"receive {letters} vault/j", why, FULL.read_bytes())
+    box.refuses(f"receive {letters} vault/j", why, stdin=FULL.read_bytes())
 
 
 def test_a_property_given_twice_is_refused(box: Box) -> None:
@@ -170,9 +147,9 @@ def test_an_origin_may_be_named(full: Box) -> None:
         full(f"receive -o origin={name} {target}", clone)
         assert full.get("origin", target)[0] == name
     full.refuses("receive -o origin=vault/j/blanc@none vault/c", "origin vault/j/blanc@none does not exist", clone)
-    full.refuses("receive -o origin=vault/j/pays@migration vault/c", "is not the source of the stream", clone)
+    full.refuses("receive -o origin=vault/j/pays@migration vault/c", "is not the source of the stream", stdin=clone)
     plain = full(f"send -w {TOP}")
-    full.refuses(f"receive -o origin={TOP} vault/c", "the stream is full, so it has nothing in common", plain)
+    full.refuses(f"receive -o origin={TOP} vault/c", "the stream is full, so it has nothing in common", stdin=plain)
 
 
 def test_creating_says_what_it_does(full: Box) -> None:

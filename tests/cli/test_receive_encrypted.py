@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commandkit import create_encrypted, own_state
 from zkeep.cli.main import run
 
 DATA = Path(__file__).parent.parent / "data"
@@ -24,7 +25,6 @@ class Session:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.key = folder / "key"
-        self.key.write_bytes(bytes(range(32)))
 
     def __call__(self, *words: str) -> int:
         return run(list(words))
@@ -48,13 +48,9 @@ class Session:
 
 @pytest.fixture
 def zkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir(mode=0o700)
+    own_state(tmp_path, monkeypatch)
+    create_encrypted(tmp_path, "v/enc")
     session = Session(tmp_path)
-    assert session("pool", "create", "v", str(tmp_path / "pool")) == 0
-    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{session.key}")
-    assert session("create", *(word for option in options for word in ("-o", option)), "v/enc") == 0
     yield session
     session("unload-key", "-a")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from commandkit import Command
 from zkeep.cli.main import run
 from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
 from zkeep.format.nvlist import NvList
@@ -21,33 +20,12 @@ KEY = f"file://{STORY}/jambon-zfs-key"
 LAST = "v/jambon/blanc@work-of-the-day"
 
 
-class Box:
-    """A pool `v`, worked by the command line."""
-
-    def run(self, line: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "zkeep", *line.split()]
-        return subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
-
-    def __call__(self, line: str, stdin: bytes = b"", says: str = "") -> bytes:
-        answer = self.run(line, stdin)
-        assert answer.returncode == 0, answer.stderr
-        assert says in answer.stderr.decode()
-        return answer.stdout
-
-    def refuses(self, line: str, *why: str, status: int = 1) -> None:
-        answer = self.run(line)
-        assert (answer.returncode, answer.stdout) == (status, b"")
-        assert answer.stderr.count(b"\n") == 1
-        for part in why:
-            assert part in answer.stderr.decode()
-
-
 @pytest.fixture
-def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
     """v/jambon: a root of encryption with four children, its key loaded."""
     monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZKEEP_AGENT", str(tmp_path / "runtime" / "agent"))
-    found = Box()
+    found = Command()
     found(f"pool create v {tmp_path / 'pool'}")
     found("receive v/jambon", (STORY / "full-Rw.zfs").read_bytes())
     found("receive v/jambon/blanc", (STORY / "inc-w.zfs").read_bytes())
@@ -79,7 +57,7 @@ def header(stream: bytes) -> NvList:
     return first.nvlist
 
 
-def test_a_snapshot_leaves_decrypted(box: Box) -> None:
+def test_a_snapshot_leaves_decrypted(box: Command) -> None:
     stream = box(f"send {LAST}")
     (begin,) = begins(stream)
     assert begin.begin.features == Feature.SA_SPILL
@@ -94,14 +72,14 @@ def test_a_snapshot_leaves_decrypted(box: Box) -> None:
     assert [records(event) for event in events(again)] == [records(event) for event in events(stream)]
 
 
-def test_without_its_key_it_is_refused(box: Box) -> None:
+def test_without_its_key_it_is_refused(box: Command) -> None:
     box("unload-key v/jambon")
     for words in (LAST, f"-nv {LAST}", "-R v/jambon@to-remote-server", f"-I @2018 {LAST}"):
         box.refuses(f"send {words}", "its key is not loaded", "zkeep load-key", "send it raw, with -w")
     assert begins(box(f"send -w {LAST}"))[0].begin.raw
 
 
-def test_a_replication_keeps_properties_and_nothing_about_encryption(box: Box) -> None:
+def test_a_replication_keeps_properties_and_nothing_about_encryption(box: Command) -> None:
     stream = box("send -R v/jambon@to-remote-server", says="WARNING: sending v/jambon with its properties and without")
     said = header(stream)
     assert "raw" not in said
@@ -120,7 +98,7 @@ def test_a_replication_keeps_properties_and_nothing_about_encryption(box: Box) -
 
 
 @pytest.mark.parametrize("letters", ["", "-Lec", "-Up"])
-def test_increments_follow_in_any_form(box: Box, letters: str) -> None:
+def test_increments_follow_in_any_form(box: Command, letters: str) -> None:
     box("bookmark v/jambon/blanc@2018 v/jambon/blanc#2018")
     box("receive v/plain", box(f"send {letters} v/jambon/blanc@2018"))
     for source, snapshot in (("#2018", "2019"), ("@2019", "2020"), ("@2020", "migration")):
@@ -130,7 +108,7 @@ def test_increments_follow_in_any_form(box: Box, letters: str) -> None:
         assert box(f"diff v/plain@{snapshot} v/jambon/blanc@{snapshot}") == b""
 
 
-def test_an_interrupted_receive_goes_on(box: Box) -> None:
+def test_an_interrupted_receive_goes_on(box: Command) -> None:
     stream = box(f"send -c {LAST}")
     for at in (30_000, len(stream) // 2):
         target = f"v/part{at}"
@@ -146,7 +124,7 @@ def test_an_interrupted_receive_goes_on(box: Box) -> None:
         assert box(f"ls -lR {target}@work-of-the-day") == box(f"ls -lR {LAST}")
 
 
-def test_sizes_are_those_of_the_form(box: Box) -> None:
+def test_sizes_are_those_of_the_form(box: Command) -> None:
     def size(letters: str) -> int:
         return int(box(f"send -nP {letters} {LAST}").split()[-1])
 
@@ -155,7 +133,7 @@ def test_sizes_are_those_of_the_form(box: Box) -> None:
     assert b"full send of v/jambon/blanc@work-of-the-day estimated size is" in box(f"send -nv {LAST}")
 
 
-def test_what_breaks_off_has_no_end(box: Box, tmp_path: Path) -> None:
+def test_what_breaks_off_has_no_end(box: Command, tmp_path: Path) -> None:
     """A damaged block: what came before it is authentic, and a receiver sees that the stream broke off."""
     paths = sorted((tmp_path / "pool").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     whole = box(f"send {LAST}")

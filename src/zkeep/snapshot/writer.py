@@ -241,7 +241,7 @@ class SnapshotWriter:
         logical = change.blksz
         if code is None:
             content, code = self._compressor(change.type)(content)
-        salt, iv, ciphertext, mac = self._encrypted(change.type, content)
+        salt, iv, ciphertext, mac = self._ciphertext(change.type, content)
         header = Write(
             object=change.number,
             type=change.type,
@@ -262,7 +262,7 @@ class SnapshotWriter:
         """Contents as the dataset's property says; metadata by lz4, as every kernel can read it."""
         return self.compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
 
-    def _encrypted(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
+    def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
         if not is_encrypted(kind):
             return bytes(8), bytes(12), content, self._keys.digest(content)[:MAC]
@@ -279,7 +279,7 @@ class SnapshotWriter:
             waiting.spill = held.spill["pointer"].tobytes()
             return
         # Stored as it is: kernels before 2026-07 overrun a buffer where a compressed spill block changes its size.
-        salt, iv, ciphertext, mac = self._encrypted(change.bonustype, change.spill)
+        salt, iv, ciphertext, mac = self._ciphertext(change.bonustype, change.spill)
         size = len(change.spill)
         header = Spill(
             object=change.number,

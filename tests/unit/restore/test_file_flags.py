@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commandkit import create_encrypted, own_state
 from zkeep.cli.main import run
 from zkeep.format.znode import APPEND_ONLY, IMMUTABLE, NO_DUMP, Znode
 from zkeep.restore.files import attributes
@@ -65,13 +66,8 @@ def test_flags_that_the_target_does_not_take_are_counted(
 @pytest.fixture
 def zkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zkeep]:
     """A dataset v/home, and the command."""
-    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "key").write_bytes(bytes(range(32)))
-    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
-    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{tmp_path / 'key'}")
-    assert run(["create", *(word for option in options for word in ("-o", option)), "v/home"]) == 0
+    own_state(tmp_path, monkeypatch)
+    create_encrypted(tmp_path, "v/home")
     yield lambda *words: run(list(words))
     run(["unload-key", "-a"])
 
