@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zkeep.capture import previous as cache
 from zkeep.capture.exclude import Exclusions, OnLeftOut, Options, mounts_of_zkeep
 from zkeep.capture.folder import STEP as STEP_BYTES
@@ -25,7 +27,6 @@ from zkeep.names import SnapshotName
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.commit import LARGE, STEP, NewSnapshot, commit
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
@@ -216,13 +217,7 @@ def _matched(tree: Filesystem, top: int) -> Previous:
             )
         )
     unique = {(row[0], row[1]): row for row in rows}
-    return Previous(cache.rows_of(unique.values()), _extras(extras), tree.root)
-
-
-def _extras(pairs: list[tuple[int, int]]) -> Array:
-    import numpy as np
-
-    return np.array(pairs, cache.EXTRA)
+    return Previous(cache.rows_of(unique.values()), np.array(extras, cache.EXTRA), tree.root)
 
 
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:

@@ -104,7 +104,8 @@ class Translator:
                 self._records.take()
                 first, count = record.fields
                 self._queue.append(_Freed(first, first + count))
-                self._settle_frees()
+                if not any(isinstance(item, _Head) for item in self._queue):
+                    self._settle()
             else:
                 self._data(record)
         if self._records.broken is not None:
@@ -177,10 +178,6 @@ class Translator:
             self._write(item)
         else:
             self._free(item.first, item.end)
-
-    def _settle_frees(self) -> None:
-        if not any(isinstance(item, _Head) for item in self._queue):
-            self._settle()
 
     def _free(self, first: int, end: int) -> None:
         """Free the objects that the base has in this range."""

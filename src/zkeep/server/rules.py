@@ -93,7 +93,8 @@ def judge(program: str, words: Sequence[str], access: Access) -> Call:
     valued = _valued(rule)
     options = tuple((name, value if name in valued else None) for name, value in given)
     # The role comes before the names: without it, a client learns nothing about any name.
-    access.require(rule.role, f"cannot {ALIASES.get(verb, verb)}{_about(arguments)}")
+    about = f" {shown_name(arguments[-1])}" if arguments else ""
+    access.require(rule.role, f"cannot {ALIASES.get(verb, verb)}{about}")
     return rule.judge(Call(program, verb, options, tuple(arguments)), access)
 
 
@@ -101,10 +102,6 @@ def _valued(rule: Rule) -> set[str]:
     """The options that take a value."""
     letters = {f"-{letter}" for letter, mark in zip(rule.letters, rule.letters[1:], strict=False) if mark == ":"}
     return letters | {f"--{name[:-1]}" for name in rule.longs if name.endswith("=")}
-
-
-def _about(arguments: Sequence[str]) -> str:
-    return f" {shown_name(arguments[-1])}" if arguments else ""
 
 
 def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denied:

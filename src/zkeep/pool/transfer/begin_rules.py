@@ -180,6 +180,8 @@ def refuse_other_ivset(opening: Opening, have: int, name: str) -> str | None:
 
 def _is_redacted_alike(opening: Opening, source: Opening) -> bool:
     """Whether the stream was made for a source with this redaction, or brings what the source lacks."""
+    # A stream from a redacted source lists what the source was redacted for, or is itself redacted for as much;
+    # or it is of a snapshot that the source was redacted for.
     lacking = _guids(source, "redact_snaps")
     for field, needed in (("redact_from_snaps", False), ("redact_snaps", True)):
         given = _guids(opening, field)

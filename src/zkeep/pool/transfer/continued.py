@@ -1,4 +1,4 @@
-"""Going on with an interrupted receive: whether a stream does that, from where, and where it lands."""
+"""Go on with an interrupted receive: decide whether a stream does that, from where, and into which dataset."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def resume(state: Doc, event: SubBegin) -> Resumed:
         raise Refused(
             f"cannot resume the receive: the stream begins at object {point[0]}, offset {point[1]}, needed is {want}"
         )
+    # The running checksum and the last position are those behind the last segment that was finished.
     opening = Opening.from_doc(state["begin"])
     begun = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
     a, b, c, d = state["state"] or begun

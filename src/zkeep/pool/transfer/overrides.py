@@ -1,4 +1,4 @@
-"""What -o and -x of a receive make of the properties of one dataset. Pure.
+"""Apply -o and -x of a receive to the properties of one dataset. Pure.
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_setup_cmdline_props(); module/zfs/zfs_ioctl.c zfs_ioc_recv_impl().
 """
@@ -39,13 +39,14 @@ class Where:
 def override(
     wishes: Wishes, where: Where, local: Mapping[str, str | None], received: dict[str, str]
 ) -> dict[str, str | None]:
-    """What becomes local, over the `local` values that are there; None hides a received value.
+    """The values that become local, over the `local` ones that are there; None hides a received value.
 
     What is excluded and cannot be inherited is taken out of `received`.
 
     Raises:
         Refused: a property does not fit the dataset or the stream.
     """
+    # -x: an inherited property keeps what it inherits here; another one is as if it had not been sent.
     made: dict[str, str | None] = {}
     for name in wishes.exclude:
         prop = _known(name, where)
@@ -53,6 +54,7 @@ def override(
             received.pop(name, None)
         elif name not in local:
             made[name] = None
+    # -o: the topmost dataset gets the value, those below inherit it.
     for name, text in wishes.set_properties.items():
         if name == "origin":
             continue

@@ -41,7 +41,7 @@ class Wrapping:
 
 
 def received_names(top: Dataset, datasets: Sequence[Dataset]) -> dict[int, str]:
-    """What datasets are called by the names that their senders gave, by their ids; all of them below the top's.
+    """The names of datasets, by their ids, as their senders gave them; all of them below the top's.
 
     Where names that came do not make the tree that is here (they came from several places, or something was moved
     since), what is below the top is called below the top's name as it is here.
@@ -65,20 +65,15 @@ def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     payload = b""
     if request.replicate or request.props or request.holds or request.backup:
         payload = encode(_header_nvlist(pool, request, legs))
+    dataset, _, snapshot = request.snapshot.partition("@")
     begin = Begin(
         payloadlen=len(payload),
         versioninfo=HeaderType.COMPOUND | int(Feature.HOLDS if request.holds else 0) << 2,
-        toname=_toname(pool, request).encode(),
+        toname=f"{request.name_of(pool.dataset(DatasetName.parse(dataset)))}@{snapshot}".encode(),
     )
     header = begin.pack("little")
     end = End(payloadlen=0, body_checksum=fletcher4(header + payload))
     return header + payload + end.pack("little")
-
-
-def _toname(pool: Pool, request: Wrapping) -> str:
-    dataset, _, snapshot = request.snapshot.partition("@")
-    top = pool.dataset(DatasetName.parse(dataset))
-    return f"{request.name_of(top)}@{snapshot}"
 
 
 def conclusion() -> bytes:
@@ -96,6 +91,7 @@ def _header_nvlist(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList
         nvlist.set("not_recursive", True, NvType.BOOLEAN)
     if not request.decrypted and any(Feature(snapshot.doc["features"]) & Feature.RAW for snapshot, _ in legs):
         nvlist.set("raw", True, NvType.BOOLEAN)
+    # One entry for each dataset, under its guid, with all snapshots up to the youngest that is sent.
     fss = NvList()
     last: dict[int, Snapshot] = {}
     for snapshot, _ in legs:
@@ -108,7 +104,8 @@ def _header_nvlist(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList
 
 
 def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
-    """What the header says of a dataset of which `last` is the youngest snapshot to be sent."""
+    """The header's entry for a dataset of which `last` is the youngest snapshot to be sent."""
+    # How a receiver finds its place: by its name, by a snapshot of its parent, by its origin.
     entry, dataset = NvList(), last.dataset
     entry.set("name", request.name_of(dataset))
     entry.set("parentfromsnap", _parent_guid(pool, request, dataset))
@@ -120,6 +117,7 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
         entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
     if is_root:
         entry.set("is_encroot", True, NvType.BOOLEAN)
+    # A receiver destroys (-F), renames and holds snapshots by these lists.
     snapshots = [s for s in pool.snapshots(dataset) if s.txg <= last.txg]
     snaps, snapprops, snapholds = NvList(), NvList(), NvList()
     for snapshot in snapshots:

@@ -1,4 +1,4 @@
-"""The outer header of a package (send -R, -I, -p): what it says of its datasets.
+"""Read the outer header of a package (send -R, -I, -p), which describes its datasets.
 
 Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_iterate_fs().
 """
@@ -93,6 +93,7 @@ class PackageHeader:
     @classmethod
     def of(cls, package: Package) -> PackageHeader:
         """Raises BadStream: a name or a shape in it is not what libzfs writes."""
+        # Every name in it is checked here, once; guids and properties of unknown types are left out.
         nvlist = package.nvlist
         top = _name(package, package.header.name.decode("utf-8", "replace"))
         fss = nvlist.get("fss")

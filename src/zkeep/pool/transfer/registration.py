@@ -225,7 +225,7 @@ def under_way(pool: Pool) -> list[DatasetName]:
             continue
         try:
             with pool.store.lock(f"receive-{doc['txg']:x}", shared=True):
-                pass  # it is a partial one, and nobody is at it
+                pass  # it is a partial one, and no process works on it
         except TryAgain:
             found.add(dataset.name)
     return sorted(found)

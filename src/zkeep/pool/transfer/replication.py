@@ -113,26 +113,27 @@ def _is_in(snapshot: Snapshot, within: DatasetName) -> bool:
 def _part_as_there(
     pool: Pool, t: Transaction, header: PackageHeader, top: Dataset, stack: ExitStack, held: set[int]
 ) -> None:
-    """Give a past that is another dataset's at the source a dataset here: a clone that was promoted there before it
-    was ever replicated.
+    """Divide a dataset here whose older snapshots belong to another dataset at the source.
+
+    That is what a promotion there does to a clone that was never replicated before: its part of the past must become
+    a dataset of its own here, too.
     """
     guids = header.by_guid
     todo = pool.tree().within(top)[1:]
     while todo:
         dataset = todo.pop()
+        # Which dataset at the source each snapshot belongs to. The newest one says whose this dataset is.
         owned = [(s, guids[s.guid][0]) for s in pool.snapshots(dataset) if s.guid in guids]
         older = [(snapshot, owner) for snapshot, owner in owned if owner is not owned[-1][1]]
-        if not older or older[-1][1] in dict(_matches(pool, header, _others(pool, top, dataset))).values():
+        others = [other for other in pool.tree().within(top) if other.id != dataset.id]
+        if not older or older[-1][1] in dict(_matches(pool, header, others)).values():
             continue
+        # A clone of the newest of the others, promoted, takes these snapshots; it may have to be divided again.
         snapshot, owner = older[-1]
         clone = _clone_for(pool, t, snapshot, owner)
         lock_both(pool, clone, stack, held)
         promote_in(pool, t, clone)
         todo.append(pool.by_id(clone.id))
-
-
-def _others(pool: Pool, top: Dataset, dataset: Dataset) -> list[Dataset]:
-    return [other for other in pool.tree().within(top) if other.id != dataset.id]
 
 
 def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: PackageDataset) -> Dataset:
@@ -167,6 +168,7 @@ def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterato
 def _destroy_gone(
     pool: Pool, t: Transaction, header: PackageHeader, local: list[Dataset], matched: dict[int, PackageDataset]
 ) -> list[str]:
+    """With -F: destroy snapshots and datasets that do not exist at the source; returns segments without a name."""
     guids = header.by_guid
     segments: list[str] = []
     for dataset in _leaves_first(local):

@@ -105,6 +105,7 @@ class Reservation:
         """Reserve `total` bytes in all, in a transaction of its own if there is a quota. Raises QuotaExceeded."""
         if total <= self._reserved or not self._limits():
             return
+        # Where it does not fit, what dead processes left is removed, and it is tried once more.
         for last in (False, True):
             with suppress(QuotaExceeded), self._pool.transaction() as t:
                 self._reserve(t, total)
@@ -125,6 +126,7 @@ class Reservation:
         t.delete(KIND, self._key)
 
     def _reserve(self, t: Transaction, total: int) -> None:
+        # Where there is plenty of room, some is reserved ahead, so that not every batch needs a transaction.
         room = self._room_for(total)
         left = 0 if room is None else room - total
         self._reserved = total + (left // SHARE if left > PLENTY else 0)
@@ -193,6 +195,7 @@ def remove_leftovers(pool: Pool) -> bool:
     found = False
     for key, doc in pool.catalog.scan("receive"):
         with suppress(TryAgain), _idle(pool, doc):
+            # Only now it is certain that no process works on it: look at its document again.
             now, reserved = pool.catalog.get("receive", key), pool.catalog.get(KIND, key)
             if now is None or now["txg"] != doc["txg"]:
                 continue

@@ -154,7 +154,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
 
 
 def _names(pool: Pool, request: SendRequest, legs: list[Leg]) -> dict[int, str]:
-    """What the datasets of a package are called by the names that came with them, by their ids.
+    """The names of a package's datasets, by their ids, as they came.
 
     Raises:
         Refused: one would be too long.
@@ -176,6 +176,7 @@ def _wrapping(request: SendRequest, names: dict[int, str]) -> Wrapping:
 def write_leg(pool: Pool, leg: Leg, write: Write, options: LegOptions) -> None:
     """Write one substream, from its BEGIN to its END."""
     snapshot = leg.snapshot
+    # The BEGIN that was received, with the source, the names and the keys of this stream.
     history, before, new = runs_of(pool, leg)
     source_txg = leg.source.txg if leg.source else 0
     stored = _opening(pool, snapshot)
@@ -186,6 +187,7 @@ def write_leg(pool: Pool, leg: Leg, write: Write, options: LegOptions) -> None:
     order, toguid = opening.byteorder, begin.toguid
     with history.timeline(pool.store) as timeline, StreamWriter(timeline, write, order, toguid) as out:
         out.begin(opening.header, opening.payload)
+        # A run that came from this very source is sent as it came; else the records are chosen by compose.
         if len(new) == 1 and new[0].doc["whole"] and new[0].doc["from_txg"] == source_txg and not leg.resume:
             out.verbatim(new[0])
         elif new:
@@ -375,6 +377,8 @@ def _in_turn(pool: Pool, datasets: list[Dataset]) -> Iterator[tuple[Dataset, Sna
     """
     ids: dict[DatasetName | None, int] = {d.name: d.id for d in datasets}
     known, pending = set(ids.values()), set(ids.values())
+    # Each turn takes what waits for nothing any more. If nothing can be taken, a clone lies above its origin: it is
+    # sent in full.
     waiting = datasets
     while waiting:
         later = []

@@ -205,6 +205,7 @@ class ReceiveSession:
         return now
 
     def _update_dataset(self, t: Transaction, dataset: Dataset) -> Dataset:
+        """Put into the dataset's document what the stream brings: properties, keys, and for a new one its type."""
         plan, target = self._plan, self._target
         fields: Doc = {**target.fields, "raw": plan.begin.raw}
         crypt = plan.opening.crypt
@@ -287,7 +288,8 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
         if (there := pool.find(target.name)) is not None and not target.head:
             locks.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
         # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
-        state = _interrupted(pool, target)
+        dataset = pool.find(target.name)
+        state = pool.catalog.get("receive", dataset.key) if dataset else None
         begun = state if state and goes_on(state, event, target) else None
         if begun:
             target = begun_target(target, begun, pool.dataset(target.name))
@@ -374,11 +376,6 @@ def _lock_names(pool: Pool, target: Target) -> list[str]:
     if dataset:
         return [lock_name(dataset)]
     return [f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"]
-
-
-def _interrupted(pool: Pool, target: Target) -> Doc | None:
-    dataset = pool.find(target.name)
-    return pool.catalog.get("receive", dataset.key) if dataset else None
 
 
 def give_up(pool: Pool, dataset: Dataset) -> None:

@@ -1,5 +1,10 @@
 """Resume tokens: where an interrupted receive stopped, as `zfs send -t` understands it.
 
+    1-<checksum>-<size>-<content>       all in hex
+       |          |      native nvlist (toguid, object, offset, bytes, toname, ...), compressed by zlib
+       |          bytes of the nvlist before compression
+       first word of fletcher-4 over the compressed bytes
+
 A token that a peer gives is only text. It is decoded within limits, and what it says is compared with what this pool
 has before anything is done with it (openzfs/zfs#14153).
 
@@ -92,6 +97,7 @@ def contents(text: str) -> list[str]:
 
 
 def _unpack(text: str) -> NvList:
+    # Nothing is unpacked before its length is bounded and its checksum is right.
     parts = text.split("-")
     if len(text) > MAX_TOKEN or len(parts) != 4 or parts[0] != _VERSION:
         raise Refused("this is not a resume token of version 1")
