@@ -75,12 +75,14 @@ class MacTree:
         """
         if not len(numbers):
             return
+        # Blocks come in ascending order, each once: else one block could stand for another.
         previous = int(self._leaves[-1][0][-1]) if self._leaves else -1
         if int(numbers[0]) <= previous or (numbers[1:] <= numbers[:-1]).any():
             raise OutOfTree
         if self.shape.nlevels == 1:
             self._leaves.append((numbers, leaves))
             return
+        # Leaves are collected until their indirect block is complete; then only its MAC is kept.
         groups = numbers >> np.uint64(self.shape.fanout)
         for start, end in runs_of(groups):
             self._group(int(groups[start]), numbers[start:end], leaves[start:end])

@@ -68,11 +68,13 @@ def decode_list(data: bytes) -> NvList:
         raise BadNvlist("it is cut short", len(data))
     if data[0] not in (0, 1) or data[1] not in (0, 1):
         raise BadNvlist(f"there is no encoding {data[0]}/{data[1]}", 0)
+    # The first bytes say which codec reads the rest.
     form = Form(Encoding(data[0]), data[1] == 1)
     codec: _Codec = _Xdr(form, data) if form.encoding == Encoding.XDR else _Native(form, data)
     codec.at = 4
     root = codec.start(NvList(form=form))
     codec.pairs(root, 0)
+    # What lies behind the last pair is kept, so that an unchanged list is encoded to the same bytes.
     root.padding = data[codec.at :]
     root.align = 8 if form.encoding == Encoding.XDR and len(data) % 8 == 0 else 1
     root.head = data[:4]

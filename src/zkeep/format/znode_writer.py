@@ -62,6 +62,7 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
     Raises:
         ValueError: its attributes do not fit (see MAX_XATTRS, sa_writer.MAX_ATTRIBUTE).
     """
+    # Attributes that every file has.
     mode, aces = fields.mode, trivial_acl(fields.mode)
     values = {
         sa.MODE: _u64(mode),
@@ -79,6 +80,7 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
         sa.DACL_COUNT: _u64(len(aces) // 8),
         sa.DACL_ACES: aces,
     }
+    # Those that depend on its kind, or that it may have.
     if _has_project(mode):
         values[sa.PROJID] = _u64(0)
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
@@ -107,12 +109,18 @@ def trivial_acl(mode: int) -> bytes:
     A mode's classes exclude each other, but the entries of an ACL add up, first come first served. So a class that may
     do less than a later one needs an entry that denies the difference; where the owner may do what the group is denied,
     an entry before that allows it.
+
+        0        2        4        8
+        +--------+--------+--------+
+        | type   | who    | mask   |       allow or deny; owner, group or everyone; what is allowed or denied
+        +--------+--------+--------+
     """
     folder = stat.S_ISDIR(mode)
     owner, group, other = (_mask(mode >> shift & 7, folder) for shift in (6, 3, 0))
     deny_owner = (group | other) & ~owner
     deny_group = other & ~group
     allow_owner = owner & ~group & other
+    # What is denied comes before what is allowed to a later class; the owner's exception comes before both.
     entries = [(_ALLOW, _OWNER, allow_owner)] if allow_owner else []
     entries += [(_DENY, _OWNER, deny_owner)] if deny_owner else []
     entries += [(_DENY, _GROUP, deny_group)] if deny_group else []

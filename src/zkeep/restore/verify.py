@@ -104,6 +104,8 @@ class _Verifier:
             for number in self._opened.numbers():
                 if self._failed:
                     break
+                # The first ones are checked here; starting workers would take longer than small snapshots do. Later, a
+                # block of dnodes with much data is checked by all workers, and many small ones by one of them.
                 if not self._is_shared or _is_large(self._opened, number):
                     self._share_data_of(workers, number)
                     continue
@@ -160,6 +162,7 @@ def _is_large(opened: OpenSnapshot, number: int) -> bool:
 
 def _cut(opened: OpenSnapshot, number: int) -> Iterator[tuple[bool, npt.NDArray[Any]]]:
     """All data blocks of the objects of a block of dnodes, by object, in batches: each encrypted, or none of it."""
+    # Neighbours are joined until they are worth a message to a worker; too large ones are cut again.
     pieces = chain.from_iterable(_pieces(opened, obj) for obj in opened.dnodes(number).values())
     for encrypted, run in groupby(pieces, key=lambda piece: piece[0]):
         pending: list[npt.NDArray[Any]] = []

@@ -61,6 +61,7 @@ class WorkerPool(Generic[Portion]):
         """Send a portion to the worker with the least to do; waits while all have enough."""
         if not self._workers:
             self._fork()
+        # Each worker has its next portion before it is done with one; more would only take memory.
         while all(worker.pending >= AHEAD for worker in self._workers):
             self._wait_for_results()
         worker = min(self._workers, key=lambda worker: worker.pending)
@@ -79,10 +80,13 @@ class WorkerPool(Generic[Portion]):
     def _fork(self) -> None:
         from multiprocessing import get_context
 
+        # Workers are forks, so what was opened and cached here is theirs, too, without being copied or sent.
         context = get_context("fork")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # delivered once a worker has its handlers
         try:
             for _ in range(os.cpu_count() or 1):
+                # A worker inherits our ends of the pipes of those before it. It closes them: else they would stay open
+                # if we died, and no worker would see that.
                 parent_end, work_end = context.Pipe()
                 parent_ends = [*(worker.connection for worker in self._workers), parent_end]
                 process = context.Process(target=_run_worker, args=(self._work, work_end, parent_ends), daemon=True)
@@ -105,6 +109,7 @@ class WorkerPool(Generic[Portion]):
             result = worker.connection.recv()
         except (EOFError, OSError):
             raise _lost() from None
+        # A worker sends values that it reports, then None when a portion is done, or what work() raised.
         if isinstance(result, BaseException):
             raise result
         if result is None:

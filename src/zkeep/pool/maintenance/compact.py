@@ -61,6 +61,8 @@ def compact(
     if dataset is not None:
         work.dataset(dataset)
         return work.report
+    # What dead processes left goes first. Then every dataset, and with less garbage in a run as reason enough, as long
+    # as the pool as a whole has too much of it.
     sweep(pool)
     for one in pool.tree().by_id.values():
         work.dataset(one)
@@ -134,11 +136,13 @@ class _Work:
         for part in single:
             if part.txg in droppable and int(part.doc["bytes"]) <= self.left:
                 return self._try(dataset, history, [part], refused, wasted, _DROPPING)
+        # Then runs between which no snapshot is left become one.
         for group in groups:
             for parts in tiers.merges(group):
                 cost = sum(part.live for part in parts)
                 if cost <= self.left and not refused & {p.txg for p in parts}:
                     return self._try(dataset, history, parts, refused, wasted, _MERGING)
+        # Last, single runs of which much is garbage.
         for part in tiers.trims(single, wasted):
             if part.txg not in refused and self.left > 0:
                 return self._try(dataset, history, [part], refused, wasted, _TRIMMING)
@@ -228,7 +232,7 @@ def _abandoned(pool: Pool, kind: str, key: str, doc: Doc) -> Iterator[set[str]]:
     Raises:
         TryAgain: its process is alive.
     """
-    # a receive under way holds `readers`, which the caller has to itself
+    # A receive under way holds `readers`, which the caller has to itself.
     held = nullcontext() if kind == "receive" else pool.store.lock(f"compact-{doc['dataset']}")
     with held:
         now = pool.catalog.get(kind, key)

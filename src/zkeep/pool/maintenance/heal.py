@@ -82,13 +82,16 @@ def heal(
     Raises:
         Refused: the stream is of something else.
     """
+    # 1. Which rows lead to damaged records, and which of them the stream replaces.
     with reading(pool):
         segments = list(_damaged_segments(pool, dataset, snapshot.txg if snapshot else MAX_UINT64))
         guids = _match(events, segments)
+    # 2. A stream of another snapshot is a mistake of the caller's, even if some of its records would fit.
     known = [snapshot] if snapshot else pool.snapshots(dataset)
     if not guids & {one.guid for one in known}:
         where = snapshot.name if snapshot else dataset.name
         raise Refused(f"cannot heal {where}: the stream is of another snapshot")
+    # 3. Write the segments of which every damaged record was found. One that still lacks some stays as it is.
     report = Healing(damaged=sum(damaged.count or 1 for damaged in segments))
     for damaged in segments:
         if fault := _fault(damaged):
@@ -195,7 +198,7 @@ def _match(events: Iterable[Event], segments: list[_DamagedSegment]) -> set[int]
 
 
 def _take(batch: Batch, damaged: _DamagedSegment) -> None:
-    """Take from a batch what a segment lacks."""
+    """Take the records that a segment lacks from a batch."""
     for rtype in {RecordType(key[0]) for key in damaged.missing}:
         index, headers = batch.select(rtype)
         if not len(index):
@@ -211,6 +214,8 @@ def _take(batch: Batch, damaged: _DamagedSegment) -> None:
 
 def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
     """Take one record for the rows that it is the record of."""
+    # Records differ from those of other snapshots in `toguid` alone: with the right one, the checksum in the row proves
+    # that it is the very record.
     start = int(batch.offsets[at])
     whole = bytearray(batch.buffer[start : start + int(batch.lengths[at])])
     fields = LAYOUTS[RecordType(key[0])].dtype(batch.byteorder).fields
@@ -249,6 +254,7 @@ def _replace(pool: Pool, damaged: _DamagedSegment) -> None:
     """
     busy = f"cannot heal {damaged.dataset.name}: it is being compacted"
     with pool.store.lock(f"compact-{damaged.dataset.id}", busy=busy):
+        # The txg is registered before the file is made: if this process dies, sweep() removes what it left.
         with pool.transaction() as t:
             txg = t.next_txg()
             t.put("compact", f"{txg:020d}", {"txg": txg, "dataset": damaged.dataset.id})

@@ -64,6 +64,7 @@ class Step:
 
     def wasteful(self, wasted: float, most: int) -> list[str]:
         """The segments of a single run of which most is garbage; they may hold `most` live bytes together."""
+        # The share of each segment that is garbage; then the worst ones, while they are worth their cost.
         run = self.group[0]
         live = self._survey(run)
         shares = {}
@@ -101,14 +102,17 @@ class Step:
             Damaged: a record or a table is not what was stored, or figures do not add up; nothing was changed.
             ChangedError, TryAgain: another process is working on the same runs; nothing was changed.
         """
+        # 1. Register, so that what is written here is known for whose it is if this process dies.
         with self._pool.transaction() as t:
             txg = t.next_txg()
             key = f"{txg:020d}"
             t.put("compact", key, {"txg": txg, "dataset": self._dataset.id})
         try:
+            # 2. Write the new segments. Their figures must be those that the catalog's add up to.
             segments = self._write(chosen, txg)
             self._check(chosen)
             self._kills = self._shares()
+            # 3. Replace the runs, if nothing has changed them meanwhile; later runs name them in their figures.
             with self._pool.transaction() as t:
                 self._replace(t, segments)
                 t.delete("compact", key)
@@ -131,6 +135,7 @@ class Step:
         if len(chosen) == sum(len(run.segments) for run in self.group):
             self._rewrite(self.group, txg)
             return self.made.segments
+        # Of a single run, neighbouring segments are written together; the others stay between them, in key order.
         run, wanted = self.group[0], set(chosen)
         kept: list[str] = []
         stretch: list[str] = []
