@@ -142,9 +142,10 @@ class SnapshotWriter:
         self._freed.add(number)
 
     def finish(self) -> tuple[bytes, int]:
-        """All changes came: the portable MAC, and the number of the metadnode's last block."""
+        """Write what waits; returns the portable MAC, and the number of the metadnode's last block."""
         self._flush()
         self._out.flush()
+        # The tree of MACs over all blocks of dnodes, those of the base that did not change among them.
         shape = Metadnode(*METADNODE, self.last_block)
         tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
         numbers = np.array(sorted(self._dnode_blocks), np.uint64)
@@ -191,6 +192,8 @@ class SnapshotWriter:
 
     def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> dict[int, bytes]:
         """Encrypt the blocks that are given; block number -> its pointer, a hole's is zeros."""
+        # An object that takes the place of another one must free what it does not write: a receiver keeps old blocks
+        # where the shape is the same. One that is kept frees only what became a hole.
         leaves: dict[int, bytes] = {}
         replaces = not change.keep and self._is_in_base(change.number)
         holes = HoleRun(partial(self._put_free, waiting))
@@ -266,6 +269,7 @@ class SnapshotWriter:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
         if not is_encrypted(kind):
             return bytes(8), bytes(12), content, self._keys.digest(content)[:MAC]
+        # IVs are random, and each block that is stored gets a new one: none is ever used twice under a salt.
         iv = os.urandom(12)
         made = bytearray(len(content) + MAC)
         self._keys.encrypt_into(self._salt, iv, content, made)
@@ -372,6 +376,8 @@ class SnapshotWriter:
         return [every[number] for number in sorted(every)]
 
     def _emit_block(self, index: int, every: list[_Waiting]) -> None:
+        # One MAC covers the shapes, bonus buffers and pointers of all 32 slots, so their records come together: first
+        # the OBJECT_RANGE with that MAC, then each object with its data, FREEOBJECTS in between.
         first, iv = index * SLOTS, os.urandom(12)
         stretches: list[Stretch] = [stretch_of(each.dnode, each.roots, each.spill) for each in every]
         ciphertext, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)

@@ -148,6 +148,7 @@ class Filesystem:
 
     def znode(self, number: int) -> Znode:
         """The attributes of an object that is a file, a folder, a link or the like."""
+        # Most files have all attributes in the bonus buffer: then a dnode need not be made.
         bonus = self.objects.bonus(number)
         try:
             if bonus.type == ObjectType.SA and not bonus.has_spill:
@@ -184,6 +185,7 @@ class Filesystem:
             return sa.decode_legacy(dnode.bonus, dnode.byteorder), dnode.byteorder
         if dnode.bonustype != ObjectType.SA:
             raise BadTree(f"object {dnode.number} is no file")
+        # What does not fit into the bonus buffer is in a spill block, with a layout of its own.
         attributes, order = self._schema.decode(dnode.bonus)
         if dnode.has_spill:
             spill = self.objects.spill_of(dnode.number)

@@ -199,6 +199,7 @@ class Extraction:
 
     def _folder(self, workers: WorkerPool[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
         """Share out the files of a folder, ordered as they lie in the pool; make the folders in it, and return them."""
+        # In the order of object numbers: that is the order in which their records lie.
         made = []
         names = sorted(self.filesystem.names(number), key=lambda name: name.number)
         alike = self._names_alike(names)
