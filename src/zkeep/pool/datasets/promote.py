@@ -1,4 +1,4 @@
-"""Promoting a clone: the past that it shares with its origin becomes its own, and its origin becomes a clone of it.
+"""Promote a clone: the past that it shares with its origin becomes its own, and its origin becomes a clone of it.
 
 Only documents move, under keys of the other dataset: runs, BEGINs and snapshots up to the origin's txg, and bookmarks
 of that time. Segments stay where they are.
@@ -52,9 +52,11 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     origin = pool.by_id(origin_id)
     if not pool.sees(origin.name):
         raise Refused(f"cannot promote {clone.name}: permission denied: its origin is {pool.called(origin)}")
+    # 1. What the clone shares with its origin moves to the clone; names in it must be free there.
     _check_names(pool, clone, origin, txg)
     _move(t, origin, clone, txg)
     _redirect(pool, t, origin, clone, txg)
+    # 2. The clone takes the origin's place in the chain of clones, and in the tree of keys.
     grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
     _copy_keys(pool, t, origin, clone)
     mine, theirs = _key_roots(clone, origin)
@@ -98,7 +100,7 @@ def _check_names(pool: Pool, clone: Dataset, origin: Dataset, txg: int) -> None:
 
 
 def _move(t: Transaction, origin: Dataset, clone: Dataset, txg: int) -> None:
-    """The documents of txgs up to `txg` get keys of the clone."""
+    """Move the documents of txgs up to `txg` under keys of the clone."""
     for kind in ("run", "begin", "snapshot"):
         for key, doc in t.scan(kind, origin.key + "/"):
             at = int(key.rpartition("/")[2])
@@ -119,5 +121,5 @@ def _redirect(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset, txg: 
     for key, doc in t.scan("receive"):
         source = doc.get("source")
         if source and source[0] == origin.id and source[1] <= txg:
-            # one under way has read what it needs, and its files stay; what is kept of one must find its source again
+            # One under way has read what it needs, and its files stay. A partial one must find its source again.
             t.put("receive", key, {**doc, "source": [clone.id, source[1]]})

@@ -56,6 +56,7 @@ def decide(
 
     `least_age`: everything younger stays (seconds).
     """
+    # 1. What stays whatever the rules say: held ones, origins, the newest, those without a time, young ones.
     times = settled_times(candidates, now)
     reasons = [list(one.pinned) for one in candidates]
     if reasons:
@@ -65,6 +66,7 @@ def decide(
             reasons[at].append("time unknown" if one.received_at is None else "clock in doubt")
         elif least_age is not None and now - time < least_age:
             reasons[at].append("retention_min")
+    # 2. What a rule keeps: the first snapshots of each of its periods.
     counted = [(at, time) for at, time in enumerate(times) if time is not None and candidates[at].counts]
     for at, name in _by_rules(counted, policy, offset):
         reasons[at].append(name)
@@ -129,6 +131,8 @@ def number(period: Period, time: int, offset: Offset) -> _Key:
 
 def settled_times(candidates: Sequence[Candidate], now: int) -> list[int | None]:
     """The time of each snapshot; None where it is unknown, or a wrong clock's."""
+    # Snapshots come in ascending order, so their times ascend, too, but for those of a wrong clock. The longest series
+    # that ascends is believed.
     places = [at for at, one in enumerate(candidates) if one.received_at is not None]
     noted = [int(candidates[at].received_at or 0) for at in places]
     sound = [i for i, time in enumerate(noted) if EARLIEST <= time <= now + SKEW]

@@ -52,6 +52,7 @@ class Unit:
 
 def missing(runs: list[Run], have: Iterable[tuple[int, int, Name]]) -> Iterator[Unit]:
     """The summaries that runs should have and do not, those of few runs first. Pure."""
+    # Level by level: what is summed up at one level are the units of the next.
     known = {(start, count, name.level) for start, count, name in have}
     units = list(_settled(runs, known))
     level, most = 1, max((unit.level for unit in units), default=0)
@@ -68,6 +69,7 @@ def _settled(runs: list[Run], known: set[tuple[int, int, int]]) -> Iterator[Unit
 
     Nothing is missing in there: a long timeline is looked at where it has grown.
     """
+    # A summary is complete if summaries of the level below cover its runs without a gap.
     records = [int(run.doc["records"]) for run in runs]
     complete: dict[int, tuple[int, int]] = {}
     for start, count, level in sorted(known, key=lambda unit: unit[2]):
@@ -86,7 +88,7 @@ def _settled(runs: list[Run], known: set[tuple[int, int, int]]) -> Iterator[Unit
 def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> Iterator[Unit]:
     """The units, summed up where there is a summary of this level or should be one."""
     there = {start: count for start, count, of in known if of == level}
-    # the newest that have not come up to the level below are not its business yet
+    # The newest units wait until they are summed up at the level below.
     ripe = max((i + 1 for i, unit in enumerate(units) if unit.level >= level - 1), default=0)
     waiting: list[Unit] = []
     at = 0
@@ -97,11 +99,13 @@ def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> I
             yield units[at]
             at += 1
             continue
+        # One is there already, or this unit alone is too large for one: it ends what is being collected.
         size = _units(units, at, there.get(units[at].start, 0))
         if size or units[at].records > MOST:
             yield from _summed(waiting, level, len(waiting) > 1)
             waiting = []
             yield from _summed(units[at : at + max(size, 1)], level, size > 0)
+        # Collect up to FAN units, or as many as can be merged in memory.
         else:
             if len(waiting) == FAN or sum(u.records for u in waiting) + units[at].records > MOST:
                 yield from _summed(waiting, level, len(waiting) > 1)
@@ -151,7 +155,7 @@ def _names(pool: Pool, dataset: Dataset) -> list[str]:
 
 
 def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> None:
-    """What is lacking at one level is made of what the level below has got by then."""
+    """Write missing summaries, low levels first: those of one level are made of those of the level below."""
     for _ in range(AT_ONCE):
         have = matching(_names(pool, dataset), runs, history.checked[dataset.key])
         unit = next(missing(runs, have), None)

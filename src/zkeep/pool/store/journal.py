@@ -172,6 +172,7 @@ class Journal:
         line, digest = _line(place, operations)
         if len(line) > MOST:
             raise Refused(f"the change is too large for one transaction: {len(line)} bytes, {MOST} are allowed")
+        # Behind the rest of an interrupted append, begin a line of its own.
         log = self._log(place.generation)
         if self._is_torn(log):
             line = b"\n" + line
@@ -200,12 +201,14 @@ class Journal:
             raise Damaged(f"{log} has {size} bytes where the index has seen {place.offset}")
         torn = 0
         for line in self._text(log, place.offset, size):
+            # A line that does not prove itself is what a crash left of an append. Nothing was ever built on it.
             place = replace(place, offset=place.offset + len(line))
             if not (entry := _parse(line.removesuffix(b"\n"))):
                 torn += 1
                 if torn > _TORN:
                     raise Damaged(f"{log}: more than {_TORN} lines are not whole")
                 continue
+            # One that does must follow the transaction before it: else one is missing between them.
             before, digest, number, operations = entry
             if before != place.digest or number != place.number + 1:
                 raise Damaged(f"{log}: transaction {place.number + 1} is missing or damaged")

@@ -63,6 +63,7 @@ class AuthenticatingFilter:
 
     def _put_aside(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
+            # The outer header is not put aside: it is rebuilt, and goes out with the first authentic substream.
             if isinstance(event, Package):
                 self._open(event)
             elif isinstance(event, SubBegin):
@@ -82,6 +83,7 @@ class AuthenticatingFilter:
 
     def _check_begin(self, event: SubBegin) -> None:
         """Refuse what could not be authenticated, before it is received."""
+        # Only a whole raw snapshot whose base is here has a MAC that covers all of it.
         begin = event.begin
         name = shown(begin.name.decode("utf-8", "replace"), 255)[1:-1]
         here = {s.guid for found in self._pool.all_snapshots().values() for s in found}

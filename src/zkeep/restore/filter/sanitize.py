@@ -18,7 +18,7 @@ from zkeep.format.events import Package
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import Begin, Feature, HeaderType
 from zkeep.format.writer import Writer
-from zkeep.names import BadName, DatasetName, SnapshotName, shown
+from zkeep.names import MAX_UINT64, BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
@@ -26,7 +26,6 @@ HARMLESS = frozenset(("atime", "compression", "dnodesize", "logbias", "recordsiz
 """Properties that pass without --allow."""
 ALL, HOLDS = "all", "holds"
 _GUID = re.compile(r"0x[0-9a-f]{1,16}")
-_MAX = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ class _Sanitizer:
         return SanitizedHeader(begin, self._list(), self._dropped)
 
     def _list(self) -> NvList:
+        # Everything is built again from what is known: an unknown field cannot pass by accident.
         old, new = self._package.nvlist, NvList()
         for name in ("fromsnap", "tosnap"):
             if isinstance(text := old.get(name), str):
@@ -113,6 +113,7 @@ class _Sanitizer:
     def _datasets(self, old: NvList) -> NvList:
         new, top = NvList(), DatasetName.parse(self._outline.top)
         for key, entry in old.items():
+            # zfs receive finds datasets by these names and keys: none may lie outside of what was sent.
             outlined = self._outline.find(str(entry["name"])) if isinstance(entry, NvList) else None
             if not _GUID.fullmatch(key) or outlined is None:
                 raise _bad(self._package, f"its header has a dataset of the guid {shown(key)}")
@@ -135,7 +136,7 @@ class _Sanitizer:
         return new
 
     def _with_keylocation(self, outlined: PackageDataset) -> NvList:
-        """zfs receive aborts where a root of encryption has none; a path of the sender's choice is not passed on."""
+        """zfs receive aborts where an encryption root has none; a path of the sender's choice is not passed on."""
         props = self._props(outlined.name, outlined.nvlist.get("props"))
         if outlined.is_encroot:
             props.set("keylocation", "prompt", NvType.STRING)
@@ -159,6 +160,7 @@ class _Sanitizer:
     def _props(self, of: str, old: object) -> NvList:
         new = NvList()
         for name, held in old.items() if isinstance(old, NvList) else ():
+            # A property is sent as its value, or as a list with the value and where it was set.
             value = held.get("value", "") if isinstance(held, NvList) else held
             text = properties.from_stream(name, value) if isinstance(value, int | str) else None
             if name == "keylocation" or name not in self._allowed or text is None:
@@ -180,4 +182,4 @@ class _Sanitizer:
 
 
 def _is_guid(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_UINT64

@@ -112,6 +112,7 @@ class FileView:
             raise elsewhere(above, name)
 
     def _find(self, folder: int, name: bytes) -> Name | None:
+        # A small folder is listed once, for the names to come; in a large one a single name is looked up.
         node = self._node(folder)
         if not node.is_folder:
             return None
