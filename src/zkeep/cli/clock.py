@@ -15,7 +15,7 @@ from zkeep.pool.datasets.pruning import Offset
 from zkeep.pool.maintenance.prune import Clock
 
 _POSIX = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?[0-9]{1,2}(?::[0-9:]+)?.{0,80}", re.ASCII)
-"""`CET-1CEST,M3.5.0,M10.5.0/3`, which the C library reads."""
+"`CET-1CEST,M3.5.0,M10.5.0/3`, which the C library reads."
 
 
 def clock() -> Clock:

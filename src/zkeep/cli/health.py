@@ -18,7 +18,7 @@ from zkeep.pool.datasets.retention import span
 from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, status
 
 _UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
-"""What opening and reading a pool that is damaged, or that somebody prepared, may raise."""
+"What opening and reading a pool that is damaged, or that somebody prepared, may raise."
 
 
 @click.command("health")

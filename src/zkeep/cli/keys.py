@@ -27,7 +27,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass
-class Tally:
+class KeyCounts:
     """The counts that zfs prints when several keys are asked for."""
 
     attempted: int = 0
@@ -131,17 +131,17 @@ def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None
     """
     if every == bool(names):
         raise usage.missing("name a dataset, or say -a for all")
-    tally, many = Tally(), recursive or every
+    counts, many = KeyCounts(), recursive or every
     for pool_name, chosen in _chosen(names, every).items():
         with opened(pool_name) as pool:
             roots = list(_roots(pool, chosen, many, work.what))
             loaded = client.roots(pool.doc["guid"]) if many and roots else set()
             wanted = [root for root in roots if not many or (root.id in loaded) != work.loads]
-            tally.each([(pool, root) for root in wanted], work.what, work.act)
-    if work.noop or (many and tally.attempted):
-        click.echo(f"{tally.attempted - tally.failed} / {tally.attempted} key(s) successfully {work.done}")
-    if tally.failed:
-        click.get_current_context().find_root().meta["status"] = tally.status
+            counts.each([(pool, root) for root in wanted], work.what, work.act)
+    if work.noop or (many and counts.attempted):
+        click.echo(f"{counts.attempted - counts.failed} / {counts.attempted} key(s) successfully {work.done}")
+    if counts.failed:
+        click.get_current_context().find_root().meta["status"] = counts.status
 
 
 def _chosen(names: Sequence[str], every: bool) -> dict[str, list[DatasetName]]:

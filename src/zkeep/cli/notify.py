@@ -22,7 +22,7 @@ from zkeep.pool.maintenance.health import PoolHealth
 from zkeep.pool.maintenance.notice import Change, changes, gravest, remember
 
 SECONDS = 30
-"""How long telling may take; an answer is not waited for beyond it."""
+"How long telling may take; an answer is not waited for beyond it."
 SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 

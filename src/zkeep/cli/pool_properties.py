@@ -21,7 +21,7 @@ from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.model import FORMAT
 
 Cell = Callable[[Status, bool], str]
-"""A property's text for a pool that can be read; the second argument asks for exact numbers."""
+"A property's text for a pool that can be read; the second argument asks for exact numbers."
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ _ASKED = (
     *("raw", "large", "compressed", "replicate", "props", "holds", "backup"),
     *("skip_missing", "dry_run", "received_name", "newest_key", "unencrypted"),
 )
-"""The letters that the request takes as they are."""
+"The letters that the request takes as they are."
 
 
 def _check(request: SendRequest) -> None:

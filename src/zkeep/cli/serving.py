@@ -29,9 +29,9 @@ from zkeep.server.wire import Wire, watch
 
 MOST_CONNECTIONS = 16
 _PATIENCE = 60.0
-"""Seconds to wait for other writers of the catalog: many clients end their receives at the same time."""
+"Seconds to wait for other writers of the catalog: many clients end their receives at the same time."
 BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot", "cryptography")
-"""Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."""
+"Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ STRIDE = 1 << 18
 """Bytes of one write to a file, of which it gets whole multiples. For larger writes Linux keeps files in larger pieces
 of memory, and finding those can take several times as long as the copying; smaller ones cost a tenth more."""
 PIPE = 1 << 20
-"""Bytes that a pipe may hold, if the system allows it: with less, writer and reader wait for each other more often."""
+"Bytes that a pipe may hold, if the system allows it: with less, writer and reader wait for each other more often."
 
 
 class _Wiring:

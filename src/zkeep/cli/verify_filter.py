@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zkeep.restore.filter.sanitize import SanitizedHeader
 
 Check = Callable[["Pool", "Snapshot", str], str]
-"""Called with the pool, a snapshot and its name at the sender: authenticates it, and returns a line about it."""
+"Called with the pool, a snapshot and its name at the sender: authenticates it, and returns a line about it."
 
 
 def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: bool) -> None:

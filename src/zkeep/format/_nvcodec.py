@@ -56,7 +56,7 @@ _WIDTH = {code: struct.calcsize("=" + code) for code in "bBhHiIqQd"}
 _WIDE = {code: struct.Struct(">" + code) for code in "qQd"}
 _ONE, _TWO = struct.Struct(">I"), struct.Struct(">ii")
 LARGE = 64 << 10
-"""If a packed list has more bytes than this, embedded lists are only checked at first, and decoded when used."""
+"If a packed list has more bytes than this, embedded lists are only checked at first, and decoded when used."
 
 
 def _align(size: int, to: int) -> int:

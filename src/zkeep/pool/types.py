@@ -6,5 +6,5 @@ from collections.abc import Mapping
 from typing import Any
 
 Doc = dict[str, Any]
-"""A document of the catalog, as JSON."""
+"A document of the catalog, as JSON."
 ReadOnlyDoc = Mapping[str, Any]

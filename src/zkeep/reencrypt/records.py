@@ -20,7 +20,7 @@ FIELDS = {
     RecordType.WRITE_EMBEDDED: ("object", "offset", "length", "compression", "etype", "lsize", "psize"),
     RecordType.REDACT: ("object", "offset", "length"),
 }
-"""The fields that are read from headers. All but those of FREEOBJECTS begin with the number of the object."""
+"The fields that are read from headers. All but those of FREEOBJECTS begin with the number of the object."
 
 
 class Record(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, cast
 from zkeep.errors import BadStream, ZkeepError
 
 PIECE = 1 << 20
-"""Bytes that are unpacked at most at a time, however little they came from."""
+"Bytes that are unpacked at most at a time, however little they came from."
 MEMORY = 1 << 27
-"""Bytes of the window that a packed stream may ask for; more than the programs' own highest levels use."""
+"Bytes of the window that a packed stream may ask for; more than the programs' own highest levels use."
 _ANY = ((), ("-c",))
 _DECOMPRESS = (("-d",), ("-dc",), ("-c", "-d"), ("-dfc",), ("-cd",))
 
@@ -36,14 +36,14 @@ DECOMPRESSORS = {
     **{name: _each("bzip2", _DECOMPRESS) for name in ("bzip2", "pbzip2")},
     "lzop": _each("lzop", _DECOMPRESS),
 }
-"""By program and sorted options, those of levels and threads left out: the compression that it undoes."""
+"By program and sorted options, those of levels and threads left out: the compression that it undoes."
 COMPRESSORS = {
     **{name: _each("gzip", _ANY) for name in ("gzip", "pigz")},
     **{name: _each("zstd", _ANY) for name in ("zstd", "pzstd", "zstdmt")},
     "lz4": _each("lz4", _ANY),
 }
 _LZOP = "/usr/bin/lzop"
-"""The one program that is run, with fixed arguments: Python has no such decompressor."""
+"The one program that is run, with fixed arguments: Python has no such decompressor."
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from zkeep.server.rules import Call, judge
 from zkeep.server.shell import CannotParse, Command, Pipeline, Script, parse
 
 DEEPEST = 2
-"""How often `sh -c` may be within `sh -c`."""
+"How often `sh -c` may be within `sh -c`."
 _SHELLS = ("sh", "bash", "dash", "ash", "ksh", "zsh")
 _ASSIGNMENT = re.compile(r"(?:LC_[A-Z]+|LANG|LANGUAGE|TZ)=[\w.@/:-]*")
 _PATH = re.compile(r"/(?:[\w+-][\w.+-]*/)*([\w+-][\w.+-]*)")

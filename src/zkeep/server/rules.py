@@ -53,7 +53,7 @@ class Call:
 
 
 NOTHING = Call("", "")
-"""A call that is allowed, and is done already."""
+"A call that is allowed, and is done already."
 Judge = Callable[[Call, Access], Call]
 
 

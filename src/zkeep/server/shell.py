@@ -21,10 +21,10 @@ from enum import Enum
 from zkeep.errors import WrongUsage
 
 LONGEST = 1 << 18
-"""Bytes of a command line; Linux passes at most half of it."""
+"Bytes of a command line; Linux passes at most half of it."
 MOST_WORDS = 20_000
 DEEPEST = 4
-"""How deep `if` may lie in `if`."""
+"How deep `if` may lie in `if`."
 _SPACES = " \t"
 _OPERATORS = ("&&", "||", ";", "|")
 _UNQUOTED = frozenset("`$(){}*?[]!&\n\r<>^")
@@ -97,7 +97,7 @@ class _Token:
     text: str
     kind: str = "word"
     quoted: bool = False
-    """Whether any of it was quoted: then it is never `if` or `then`."""
+    "Whether any of it was quoted: then it is never `if` or `then`."
 
 
 def parse(line: str) -> Script:

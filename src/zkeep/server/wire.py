@@ -19,7 +19,7 @@ from zkeep.errors import TryAgain
 from zkeep.server.filters import Filter, packer, unpacked
 
 STRIDE = 1 << 20
-"""Bytes of one read or write at most, where there is a limit of speed."""
+"Bytes of one read or write at most, where there is a limit of speed."
 
 
 class Pace:
@@ -32,7 +32,7 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._due = clock()
-        """When what has passed may be over."""
+        "When what has passed may be over."
 
     def spend(self, size: int) -> None:
         if not self._rate:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.begin import Opening
 
 _NUMBER = 8
-"""Bytes that a number counts beside its name."""
+"Bytes that a number counts beside its name."
 
 
 def of_properties(texts: Mapping[str, str | None]) -> int:

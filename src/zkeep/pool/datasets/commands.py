@@ -16,7 +16,7 @@ from zkeep.pool.datasets.model import Pool
 KIND = "history"
 MOST = {"done": 2000, "refused": 200}
 LONGEST = 500
-"""Characters that are kept of a command, and of who gave it."""
+"Characters that are kept of a command, and of who gave it."
 
 
 @dataclass(frozen=True)

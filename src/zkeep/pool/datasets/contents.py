@@ -29,7 +29,7 @@ CONTENTS, ALL, METADATA = "contents", "all", "metadata"
 STEP = "step"
 "Field of a snapshot's document: it holds a part of one that is being made (snapshot/commit.py); nothing was sent."
 FIELDS = ("bare", "contents")
-"""Fields of a run's document: how many of its records have no payload, and `metadata` if no file content has one."""
+"Fields of a run's document: how many of its records have no payload, and `metadata` if no file content has one."
 
 
 class NotHere(Refused):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.keyrecords import KeyRecord
 
 _DISK = 1
-"""The object of a volume that holds its data: OpenZFS include/sys/zvol.h, ZVOL_OBJ."""
+"The object of a volume that holds its data: OpenZFS include/sys/zvol.h, ZVOL_OBJ."
 Derivation = Callable[[Lookup, Thing], Answer]
 
 

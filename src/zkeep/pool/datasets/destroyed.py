@@ -24,9 +24,9 @@ from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import ROLLBACK, SUFFIXES
 
 MARK = "DESTROYED"
-"""The file that stands in the place of POOL: what POOL said, and when it was destroyed."""
+"The file that stands in the place of POOL: what POOL said, and when it was destroyed."
 KEPT = 7 * 86400
-"""Seconds in which a destroyed pool can be brought back."""
+"Seconds in which a destroyed pool can be brought back."
 _FOLDERS = ("journal", "segments", "summaries", "partial", "tmp", "lock")
 
 

@@ -18,9 +18,9 @@ class History:
 
     runs: list[Run]
     datasets: tuple[str, ...] = ()
-    """The keys of the datasets that the runs belong to: the dataset and its origins."""
+    "The keys of the datasets that the runs belong to: the dataset and its origins."
     checked: dict[str, dict[str, bool]] = field(default_factory=dict)
-    """Whether a summary, by its name, sums up these runs; for each of the same keys."""
+    "Whether a summary, by its name, sums up these runs; for each of the same keys."
 
     def upto(self, txg: int) -> History:
         return History(self.runs[: self._place(txg)], self.datasets, self.checked)

@@ -16,7 +16,7 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.types import Doc
 
 SCRUB = "scrub"
-"""The kind of the documents about scrubs, and the name of the lock that a scrub holds."""
+"The kind of the documents about scrubs, and the name of the lock that a scrub holds."
 SCRUB_RUNNING = "running"
 NO_PATH = Path("-")
 

@@ -99,7 +99,7 @@ _SUITES = _index("on=1 off aes-128-ccm aes-192-ccm aes-256-ccm aes-128-gcm aes-1
 _KEYFORMATS = _index("none raw hex passphrase")
 _KEYSTATUS = _index("none unavailable available")
 _DEFAULTS = {"retention": "none", "retention_min": "none", "max_age": "none", "max_scrub_age": "35d", "notify": "none"}
-"""What prune and health go by."""
+"What prune and health go by."
 _TABLE = [
     Property("name", "NAME", "fvsb", "readonly", "text"),
     Property("type", "TYPE", "fvsb", "readonly", "text"),
@@ -333,7 +333,7 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "max_scrub_age": retention.canonical_age,
     "notify": notify.canonical,
 }
-"""What has a syntax of its own: each returns the text that is kept, or raises ValueError."""
+"What has a syntax of its own: each returns the text that is kept, or raises ValueError."
 
 
 def from_stream(name: str, value: int | str) -> str | None:

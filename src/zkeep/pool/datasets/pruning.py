@@ -22,15 +22,15 @@ from itertools import pairwise
 from zkeep.pool.datasets.retention import Period, Policy, Rule, span
 
 SKEW = 3600
-"""Seconds that a clock may be set back without a doubt about the times around."""
+"Seconds that a clock may be set back without a doubt about the times around."
 EARLIEST = 1_000_000_000
-"""A time before this is that of a clock that was never set."""
+"A time before this is that of a clock that was never set."
 GAP = 400 * 86400
-"""Seconds by which the clock may be ahead of the last time that the pool knows."""
+"Seconds by which the clock may be ahead of the last time that the pool knows."
 NOTE_EVERY = 3600
-"""Seconds between two notes of the time in a pool."""
+"Seconds between two notes of the time in a pool."
 Offset = Callable[[int], int]
-"""Seconds east of UTC that local time is at a time, in seconds since 1970."""
+"Seconds east of UTC that local time is at a time, in seconds since 1970."
 Reasons = tuple[str, ...]
 _EPOCH = date(1970, 1, 1).toordinal()
 _DAY = 86400

@@ -16,7 +16,7 @@ from zkeep.pool.store.files import LocalStore
 
 FILE = "pools.json"
 BURIED = "destroyed.json"
-"""The file with the folders of destroyed pools that can be brought back, a list."""
+"The file with the folders of destroyed pools that can be brought back, a list."
 
 
 class Registry:

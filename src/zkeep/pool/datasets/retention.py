@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MOST_TEXT = 1024
-"""Characters of a policy."""
+"Characters of a policy."
 MOST_TERMS = 32
 MOST_COUNT = 99_999
 NONE = "none"
 _DAY = 86400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": _DAY, "w": 7 * _DAY, "y": 365 * _DAY}
 _LONGEST = 1000 * 366 * _DAY
-"""Seconds of an age or a period: more is a slip."""
+"Seconds of an age or a period: more is a slip."
 _NUMBER = r"([0-9]{1,5})"
 _NAMED = re.compile(rf"([a-z]{{1,20}})\s*=\s*{_NUMBER}", re.ASCII)
 _TERM = re.compile(rf"{_NUMBER}\s*x\s*{_NUMBER}([smhdw])\s*(?:\(\s*keep\s*=\s*(all|[0-9]{{1,5}})\s*\))?", re.ASCII)

@@ -14,7 +14,7 @@ from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
 
 DATASETS = 8
-"""How many datasets' runs are cached: one that is received into or sent, and its origins."""
+"How many datasets' runs are cached: one that is received into or sent, and its origins."
 
 
 def run_of(doc: Doc) -> Run:

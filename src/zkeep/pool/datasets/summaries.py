@@ -29,11 +29,11 @@ from zkeep.pool.timeline.table import Table, concat
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 FAN = 16
-"""How many units are summed up together."""
+"How many units are summed up together."
 MOST = 1 << 18
-"""About the most records that a summary sums up: it is made in memory."""
+"About the most records that a summary sums up: it is made in memory."
 AT_ONCE = 4
-"""The most summaries that one receive writes."""
+"The most summaries that one receive writes."
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.table import DTYPES
 
 CHUNK = 4 << 20
-"""Bytes read at a time; one record may be larger."""
+"Bytes read at a time; one record may be larger."
 RECORDS = ("ranges", "objects", "blocks", "spills")
 _PLACE = np.dtype([("pos", "<u8"), ("size", "<u8"), ("check", "<u8"), ("table", "<u4"), ("row", "<u4")])
 _memory = threading.local()

@@ -32,7 +32,7 @@ Progress = Callable[[int], object]
 
 _MERGING, _TRIMMING, _DROPPING = "merging", "trimming", "dropping"
 STEP = 256 << 20
-"""A budget for compaction that runs while a user waits."""
+"A budget for compaction that runs while a user waits."
 
 
 @dataclass

@@ -32,11 +32,11 @@ from zkeep.pool.timeline.timeline import Run
 CHUNK = 4 << 20
 Write = Callable[[memoryview], object]
 Key = tuple[int, int, int]
-"""Record type, object, offset."""
+"Record type, object, offset."
 _OFFSETS = {RecordType.WRITE: "offset", RecordType.WRITE_EMBEDDED: "offset", RecordType.REDACT: "offset"}
 _NUMBERS = {RecordType.OBJECT_RANGE: "firstobj", RecordType.OBJECT: "object", RecordType.SPILL: "object"}
 _SAMPLE = 256
-"""How many sound records of a segment are read to find the snapshots that they came with."""
+"How many sound records of a segment are read to find the snapshots that they came with."
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _DamagedSegment:
     sound: dict[int, bytes] = field(default_factory=dict)
     hopeless: str = ""
     stamps: bool = False
-    """No row's record is damaged; a running checksum may be."""
+    "No row's record is damaged; a running checksum may be."
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from zkeep.pool.maintenance.scrub_state import found_damage
 
 Kind = Literal["late", "damaged", "full", "unverified", "clock"]
 FULL = 5
-"""Percent of a disk, or of a quota, that is free when it counts as full."""
+"Percent of a disk, or of a quota, that is free when it counts as full."
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.health import PoolHealth, Problem
 
 STATE = "health"
-"""The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."""
+"The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."
 _POOL = "pool"
 _GRAVEST_FIRST = ("damaged", "full", "late", "unverified", "clock")
 

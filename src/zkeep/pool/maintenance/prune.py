@@ -21,9 +21,9 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.scrub_state import found_damage
 
 STEP = 500
-"""Snapshots that go in one transaction."""
+"Snapshots that go in one transaction."
 _STEP_FIELD = "step"
-"""Field of a snapshot's document: it holds a part of what will be another (snapshot/commit.py)."""
+"Field of a snapshot's document: it holds a part of what will be another (snapshot/commit.py)."
 
 
 class ClockInDoubt(Refused):

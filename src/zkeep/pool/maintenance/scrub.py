@@ -30,11 +30,11 @@ from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
 
 Progress = Callable[[int, int], object]
-"""Called with the bytes done, and the total."""
+"Called with the bytes done, and the total."
 PAUSE = 0.5
-"""Seconds between two checks for a request to stop."""
+"Seconds between two checks for a request to stop."
 MOST = 1000
-"""How many damaged records of one segment are reported one by one; the rest is reported as a whole."""
+"How many damaged records of one segment are reported one by one; the rest is reported as a whole."
 
 
 @dataclass(frozen=True)

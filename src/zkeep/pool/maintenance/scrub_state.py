@@ -19,7 +19,7 @@ from zkeep.pool.datasets.model import Dataset, Pool
 
 CANCEL = "cancel"
 EVERY = 5.0
-"""Seconds between two notes."""
+"Seconds between two notes."
 
 
 class Cancelled(TryAgain):

@@ -12,7 +12,7 @@ from zkeep.pool.datasets.model import VERIFY, Dataset, Pool, Snapshot
 from zkeep.pool.types import Doc
 
 MOST_FAILED = 100
-"""Snapshots that a note names: one is enough to be told."""
+"Snapshots that a note names: one is enough to be told."
 
 
 def note(pool: Pool, snapshot: Snapshot, now: int, *, authentic: bool) -> None:

@@ -28,13 +28,13 @@ Row = tuple[str, str, str]
 MEMORY = ":memory:"
 REMEDY = "`zkeep pool scrub --rebuild-catalog` rebuilds it"
 _FEW = 64
-"""Pages that are not worth giving back."""
+"Pages that are not worth giving back."
 _LONG = 1024
-"""Characters of a document above which it is compressed."""
+"Characters of a document above which it is compressed."
 _LAST = "\U0010ffff"
 _DOCUMENTS = f"kind < '{MARK}' OR kind >= '{chr(ord(MARK) + 1)}'"
 _NOTHING = "null"
-"""The value of a row that only leads to a document (terms.py)."""
+"The value of a row that only leads to a document (terms.py)."
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -104,7 +104,7 @@ _LAST_OF = (
 
 
 FOLLOWED = ("run",)
-"""Kinds of documents whose changes an index remembers."""
+"Kinds of documents whose changes an index remembers."
 
 
 class Mark(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 STAGE = 4 << 20
-"""Bytes that go to the disk at a time; a multiple of any disk's block."""
+"Bytes that go to the disk at a time; a multiple of any disk's block."
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MARK = "@"
-"""The first character of the kind of every such row; no document's kind begins with it."""
+"The first character of the kind of every such row; no document's kind begins with it."
 VERSION = "1"
-"""Changes with FIELDS: an index with another version is filled again."""
+"Changes with FIELDS: an index with another version is filled again."
 FIELDS = {
     "dataset": ("name", "guid", "origin"),
     "snapshot": ("name", "guid"),

@@ -36,10 +36,10 @@ STEP = np.dtype(
         ("check", "<u8"),
     ]
 )
-"""One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."""
+"One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."
 
 _RANGE, _FREED, _OBJECT, TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
-"""The order of the steps of one object number (column `turn`)."""
+"The order of the steps of one object number (column `turn`)."
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Journey:
     new: list[Run]
     raw: bool
     maxblkid: int
-    """The last block of the metadnode at the end (mdn_maxblkid); only raw streams have it."""
+    "The last block of the metadnode at the end (mdn_maxblkid); only raw streams have it."
     resume: tuple[int, int] | None = None
-    """Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."""
+    "Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."
 
 
 def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:

@@ -21,9 +21,9 @@ from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, concat
 from zkeep.pool.timeline.timeline import Timeline
 
 CHUNK = 4 << 20
-"""Bytes copied at a time; one record may be larger."""
+"Bytes copied at a time; one record may be larger."
 MAX_ROWS = 400_000
-"""A segment is closed at this many rows, even if its body is small."""
+"A segment is closed at this many rows, even if its body is small."
 _RECORDS = ("ranges", "objects", "blocks", "spills")
 _STEP = np.dtype(
     [

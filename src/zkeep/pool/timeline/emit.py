@@ -18,15 +18,15 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 CHUNK = 4 << 20
-"""About the bytes put together at a time; one record may be larger. With less, 4 KiB records cost a fifth more."""
+"About the bytes put together at a time; one record may be larger. With less, 4 KiB records cost a fifth more."
 RING = 4
-"""Chunks in memory: one being read, one being made, two being written or waiting."""
+"Chunks in memory: one being read, one being made, two being written or waiting."
 
 FREED_FIELDS = {
     RecordType.FREE: (("object", "object"), ("offset", "a"), ("length", "b")),
     RecordType.FREEOBJECTS: (("firstobj", "a"), ("numobjs", "b")),
 }
-"""Fields of the records that are made of a step, and the columns of the step."""
+"Fields of the records that are made of a step, and the columns of the step."
 
 Write = Callable[[memoryview], object]
 
@@ -40,9 +40,9 @@ class _Chunk:
     offsets: Array
     lengths: Array
     stored: slice | Array
-    """The steps that are copied from segments."""
+    "The steps that are copied from segments."
     fetched: Future[Array]
-    """The checksums of the copied records."""
+    "The checksums of the copied records."
 
 
 class StreamWriter:
@@ -308,5 +308,5 @@ def _field(rtype: RecordType, name: str) -> int:
 
 
 _TOGUID = np.array([_field(rtype, "toguid") for rtype in RecordType])
-"""The offset of toguid in each type of record."""
+"The offset of toguid in each type of record."
 _EIGHT = np.arange(8)

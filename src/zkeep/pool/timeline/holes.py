@@ -22,9 +22,9 @@ from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.table import Table, block_ends
 
 _CONTENT = (19, 23, 25, 26, 27, 49)
-"""Object types whose blocks are not metadata: files, volumes, others (uint8[], uint64[], ZAP), deduplicated."""
+"Object types whose blocks are not metadata: files, volumes, others (uint8[], uint64[], ZAP), deduplicated."
 DEFAULT_INDBLKSHIFT = 17
-"""What a receiver takes where an OBJECT says 0."""
+"What a receiver takes where an OBJECT says 0."
 _NEW_TYPE, _NEW_METADATA = 0x80, 0x40
 
 
@@ -39,10 +39,10 @@ class Shape:
 
     blksz: int
     fan: int
-    """Bits of a block number that one level of indirect blocks resolves."""
+    "Bits of a block number that one level of indirect blocks resolves."
     levels: int
     width: int
-    """Block pointers in the dnode."""
+    "Block pointers in the dnode."
     maxblkid: int
     metadata: bool
 

@@ -29,9 +29,9 @@ from zkeep.pool.timeline.table import Table
 from zkeep.pool.timeline.timeline import Run, Timeline, segment_name
 
 MAX_UNSYNCED = 4
-"""The most segments that may wait to be synced while the next one fills."""
+"The most segments that may wait to be synced while the next one fills."
 MAX_UNWRITTEN = RESTING - 1
-"""The most batches that may wait to be written: the reader reuses their memory after so many."""
+"The most batches that may wait to be written: the reader reuses their memory after so many."
 
 
 @dataclass(frozen=True)

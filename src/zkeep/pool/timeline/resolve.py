@@ -36,12 +36,12 @@ from zkeep.pool.timeline.table import (
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 PLAIN_FILE = 19
-"""DMU_OT_PLAIN_FILE_CONTENTS."""
+"DMU_OT_PLAIN_FILE_CONTENTS."
 SYSTEM_ATTRIBUTES = 44
-"""DMU_OT_SA: a bonus of this type leaves room for one block pointer only."""
+"DMU_OT_SA: a bonus of this type leaves room for one block pointer only."
 
 Dead = dict[int, list[int]]
-"""The stored and logical bytes of records that died, by the txg of the older run that wrote them."""
+"The stored and logical bytes of records that died, by the txg of the older run that wrote them."
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Kind:
 
     raw: bool
     grows_blocks: bool = False
-    """The first stream with large blocks onto a dataset without: files keep their old blocks."""
+    "The first stream with large blocks onto a dataset without: files keep their old blocks."
 
 
 def beginning(new: Table) -> Table:

@@ -17,7 +17,7 @@ from zkeep.format.records import ByteOrder, RecordFlag, RecordType, Words
 from zkeep.pool.timeline.spans import END, Array
 
 Key = tuple[int, int, int]
-"""(object, turn, offset): where a record stands in the order of a stream."""
+"(object, turn, offset): where a record stands in the order of a stream."
 
 _RANGE, _FREED, _OBJECT, _TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
 START: Key = (0, -1, 0)

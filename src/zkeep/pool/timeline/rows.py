@@ -14,7 +14,7 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import BLOCK, DTYPES, FRESH_SPILL, NOTHING, OBJECT, RANGE, TAILLESS, Table, concat
 
 NO_OFFSET = 1 << 63
-"""No data block has an offset this large or larger."""
+"No data block has an offset this large or larger."
 
 
 @dataclass
@@ -28,7 +28,7 @@ class RowBuilder:
     parts: list[Table] = field(default_factory=list)
     records: int = 0
     _open: Array | None = None
-    """The row of an OBJECT at the end of the last batch: its FREE to the end may begin the next one."""
+    "The row of an OBJECT at the end of the last batch: its FREE to the end may begin the next one."
 
     @property
     def closable(self) -> bool:

@@ -39,25 +39,25 @@ from zkeep.pool.timeline.table import DTYPES, NOTHING, Table
 MAGIC = b"zkeepseg"
 VERSION = 1
 BARE_VERSION = 2
-"""The version of a segment that may hold WRITEs without their payloads, as rows that are `bare` say."""
+"The version of a segment that may hold WRITEs without their payloads, as rows that are `bare` say."
 BIG_ENDIAN = 1
-"""Flag: the records are in big-endian byte order."""
+"Flag: the records are in big-endian byte order."
 PAGE_ROWS = 256
 PAGES_AT_ONCE = 64
 MAX_FILE = 1 << 62
 "No segment is this large, and no row points beyond it."
 TARGET = 64 << 20
-"""A segment is closed when its body has this many bytes, at the next record that allows it."""
+"A segment is closed when its body has this many bytes, at the next record that allows it."
 
 _HEAD = struct.Struct("<8sHH4x4Q16s")
 _TRAIL = struct.Struct("<Q16s8s")
 HEAD_SIZE = _HEAD.size
 TRAIL_SIZE = _TRAIL.size
 WANT = np.dtype([("object", "<u8"), ("start", "<u8"), ("to_object", "<u8"), ("to", "<u8")])
-"""Keys from (object, start) up to, not with, (to_object, to)."""
+"Keys from (object, start) up to, not with, (to_object, to)."
 State = tuple[int, int, int, int]
 Key = tuple[int, int]
-"""(object, offset)"""
+"(object, offset)"
 
 
 def _digest(content: bytes) -> bytes:

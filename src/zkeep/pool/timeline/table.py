@@ -22,7 +22,7 @@ from zkeep.pool.timeline.spans import Array, Bools
 _PLACE = [("pos", "<u8"), ("check", "<u8"), ("size", "<u4"), ("segment", "<u4")]
 
 RANGE = np.dtype([("object", "<u8"), *_PLACE, ("slots", "<u4"), ("pad", "<u4")])
-"""An OBJECT_RANGE: one metadnode block, which holds the dnodes of `slots` object numbers from `object`."""
+"An OBJECT_RANGE: one metadnode block, which holds the dnodes of `slots` object numbers from `object`."
 
 OBJECT = np.dtype(
     [
@@ -42,7 +42,7 @@ OBJECT = np.dtype(
         ("fresh", "u1"),
     ]
 )
-"""An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older object is not this one's."""
+"An OBJECT. `tail`: where its FREE to the end starts. `fresh`: what of an older object is not this one's."
 
 BLOCK = np.dtype(
     [
@@ -61,15 +61,15 @@ BLOCK = np.dtype(
 """
 
 MAX_SLOTS = 32
-"""A dnode takes at most this many object numbers."""
+"A dnode takes at most this many object numbers."
 
 FRESH_DATA = 1
-"""A new object: blocks and holes of older tables are not its own."""
+"A new object: blocks and holes of older tables are not its own."
 FRESH_SPILL = 2
-"""A spill block of older tables is not this object's."""
+"A spill block of older tables is not this object's."
 
 TAILLESS = sp.END
-"""The `tail` of an OBJECT that came without a FREE to its end."""
+"The `tail` of an OBJECT that came without a FREE to its end."
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,11 @@ class Table:
     blocks: Array
     spills: Array
     holes: Array
-    """Ranges that became (or, in a full stream, were) holes; includes `died`."""
+    "Ranges that became (or, in a full stream, were) holes; includes `died`."
     died: Array
-    """The holes where a block lived before."""
+    "The holes where a block lived before."
     freed: Array
-    """FREEOBJECTS as they came."""
+    "FREEOBJECTS as they came."
 
     @property
     def rows(self) -> int:
@@ -175,7 +175,7 @@ class Toll:
     holes: Bools
     died: Bools
     lost: Array
-    """Object numbers that the older table's dropped rows had taken, beyond what the newer one says itself."""
+    "Object numbers that the older table's dropped rows had taken, beyond what the newer one says itself."
 
 
 def toll(old: Table, new: Table) -> Toll:

@@ -20,17 +20,17 @@ from zkeep.pool.types import Doc
 
 RATIO = 4
 FLOOR = 256 << 10
-"""Runs count as at least this large, so that several small files are merged at once, not pair by pair."""
+"Runs count as at least this large, so that several small files are merged at once, not pair by pair."
 CEILING = 1 << 30
-"""Runs larger than this are trimmed, never merged."""
+"Runs larger than this are trimmed, never merged."
 ROW = 64
-"""Bytes that a record takes in the table of contents, about."""
+"Bytes that a record takes in the table of contents, about."
 WASTED = 0.5
-"""A run of which this much is garbage is trimmed at once: that costs less than it gives back."""
+"A run of which this much is garbage is trimmed at once: that costs less than it gives back."
 LEVELS = (0.25, 0.1, 0.03)
-"""Shares of garbage at which runs are trimmed, one after the other, while the pool as a whole is too large."""
+"Shares of garbage at which runs are trimmed, one after the other, while the pool as a whole is too large."
 SMALLEST = 16 << 10
-"""Less garbage than this is not worth a rewrite, ever."""
+"Less garbage than this is not worth a rewrite, ever."
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Part:
     doc: Doc
     later: Sequence[Doc]
     pinned: bool
-    """A snapshot, bookmark or clone names it."""
+    "A snapshot, bookmark or clone names it."
     sent: bool
-    """Its own snapshot is there: its body is kept as it came."""
+    "Its own snapshot is there: its body is kept as it came."
     killed: int | None = None
-    """What `later` killed of it, where that is known."""
+    "What `later` killed of it, where that is known."
 
     @property
     def txg(self) -> int:

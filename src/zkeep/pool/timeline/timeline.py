@@ -26,10 +26,10 @@ from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
 from zkeep.pool.types import Doc
 
 SLICE_ROWS = 150_000
-"""About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."""
+"About how many rows a slice of the key space may have over all runs; bounds memory, not correctness."
 
 MAX_OPEN = 100
-"""Files that a timeline keeps open."""
+"Files that a timeline keeps open."
 LAST: Key = (sp.END, sp.END)
 
 

@@ -21,9 +21,9 @@ from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.keyrecords import WRAP
 
 DATASET_TYPES = frozenset(ObjsetType)
-"""The only object sets that are datasets."""
+"The only object sets that are datasets."
 _PASSPHRASE = 3
-"""ZFS_KEYFORMAT_PASSPHRASE."""
+"ZFS_KEYFORMAT_PASSPHRASE."
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ KEYDATA = (
     _number("mdn_maxblkid", 0, MAX_UINT64),
     _bytes("portable_mac", 32),
 )
-"""The fields that a raw BEGIN must have: the wrapped keys, and the shape of the metadnode."""
+"The fields that a raw BEGIN must have: the wrapped keys, and the shape of the metadnode."
 OPTIONAL = {
     "to_ivset_guid": NvType.UINT64,
     "from_ivset_guid": NvType.UINT64,
 }
-"""The fields of crypt_keydata that may be missing, and their types: a kernel does not find one of another type."""
+"The fields of crypt_keydata that may be missing, and their types: a kernel does not find one of another type."
 BESIDE = {
     "resume_object": NvType.UINT64,
     "resume_offset": NvType.UINT64,
@@ -84,7 +84,7 @@ BESIDE = {
     "redact_from_snaps": NvType.UINT64_ARRAY,
     "crypt_keydata": NvType.NVLIST,
 }
-"""The fields beside crypt_keydata in a BEGIN's payload, all optional."""
+"The fields beside crypt_keydata in a BEGIN's payload, all optional."
 INHERITED = {
     "DSL_CRYPTO_GUID": "encryption key",
     "DSL_CRYPTO_SUITE": "cipher",
@@ -93,7 +93,7 @@ INHERITED = {
     "mdn_indblkshift": "indirect block size of the metadnode",
     "mdn_nblkptr": "block pointers of the metadnode",
 }
-"""The fields in which a raw increment must equal its source, and their names for a person."""
+"The fields in which a raw increment must equal its source, and their names for a person."
 
 
 def refuse_form(opening: Opening) -> str | None:

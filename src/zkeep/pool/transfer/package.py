@@ -29,12 +29,12 @@ class Wrapping:
     props: bool
     holds: bool = False
     backup: bool = False
-    """Send only received properties."""
+    "Send only received properties."
     newest_key: bool = False
     decrypted: bool = False
-    """What is encrypted here leaves decrypted: the stream has no keys, and says nothing about encryption."""
+    "What is encrypted here leaves decrypted: the stream has no keys, and says nothing about encryption."
     names: Mapping[int, str] = field(default_factory=dict)
-    """What datasets are called in the stream, by their ids, where that is not as here."""
+    "What datasets are called in the stream, by their ids, where that is not as here."
 
     def name_of(self, dataset: Dataset) -> str:
         return self.names.get(dataset.id, dataset.name.text)

@@ -24,7 +24,7 @@ class PackageDataset:
 
     name: str
     snaps: dict[str, int]
-    """Guids by snapshot name."""
+    "Guids by snapshot name."
     nvlist: NvList
 
     @property
@@ -88,7 +88,7 @@ class PackageHeader:
     datasets: dict[str, PackageDataset]
     has_holds: bool = False
     is_package: bool = True
-    """False: the stream is plain, and has no outer header (PLAIN)."""
+    "False: the stream is plain, and has no outer header (PLAIN)."
 
     @classmethod
     def of(cls, package: Package) -> PackageHeader:

@@ -93,12 +93,12 @@ class ReceiveOptions:
     abort: bool = False
     skip_holds: bool = False
     append_only: bool = False
-    """No snapshot is destroyed, whatever `force` and the stream say."""
+    "No snapshot is destroyed, whatever `force` and the stream say."
     on_snapshot: Callable[[Arrival], None] = _ignore
     on_progress: Callable[[str, int], None] | None = None
-    """Called, as records come in, with the name of the snapshot that is received and its bytes so far."""
+    "Called, as records come in, with the name of the snapshot that is received and its bytes so far."
     intake: Intake | None = None
-    """What takes plain substreams that must not be kept as they come; without it all are."""
+    "What takes plain substreams that must not be kept as they come; without it all are."
 
 
 def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) -> None:

@@ -22,9 +22,9 @@ from zkeep.pool.types import Doc
 
 KIND = "reserve"
 PLENTY = 1 << 30
-"""Where more than this is left, more than needed is reserved at once."""
+"Where more than this is left, more than needed is reserved at once."
 SHARE = 64
-"""1/SHARE of what is left is reserved then."""
+"1/SHARE of what is left is reserved then."
 
 
 class QuotaExceeded(Refused):

@@ -23,7 +23,7 @@ from zkeep.pool.datasets import properties
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
 HARMLESS = frozenset(("atime", "compression", "dnodesize", "logbias", "recordsize", "relatime"))
-"""Properties that pass without --allow."""
+"Properties that pass without --allow."
 ALL, HOLDS = "all", "holds"
 _GUID = re.compile(r"0x[0-9a-f]{1,16}")
 

@@ -161,4 +161,4 @@ _OBJECT = (
     ("dn_slots", "slots"),
     ("flags", "has_spill"),
 )
-"""Fields of an OBJECT record, and those of a Dnode. The others are 0 in plain streams."""
+"Fields of an OBJECT record, and those of a Dnode. The others are 0 in plain streams."
