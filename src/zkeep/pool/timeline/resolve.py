@@ -16,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from zkeep.format.limits import pointers_beside
+from zkeep.format.objtypes import ObjectType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.segment import WANT
 from zkeep.pool.timeline.spans import Array, Bools
@@ -34,11 +36,6 @@ from zkeep.pool.timeline.table import (
     toll,
 )
 from zkeep.pool.timeline.timeline import Run, Timeline
-
-PLAIN_FILE = 19
-"DMU_OT_PLAIN_FILE_CONTENTS."
-SYSTEM_ATTRIBUTES = 44
-"DMU_OT_SA: a bonus of this type leaves room for one block pointer only."
 
 Dead = dict[int, list[int]]
 "The stored and logical bytes of records that died, by the txg of the older run that wrote them."
@@ -242,15 +239,12 @@ def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
     differs: Bools = was["blksz"] != objects["blksz"]
     if kind.raw or not kind.grows_blocks:
         return differs
-    files = (was["type"] == PLAIN_FILE) & (objects["type"] == PLAIN_FILE)
+    files = (was["type"] == ObjectType.PLAIN_FILE) & (objects["type"] == ObjectType.PLAIN_FILE)
     return np.asarray(differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"])))
 
 
 def _nblkptr(objects: Array) -> Array:
-    """How many block pointers the dnode has room for beside its bonus. Source: dmu_recv.c, deduce_nblkptr()."""
-    room = objects["slots"].astype(np.int64) * 512 - 64 - 128
-    spare = np.minimum((room - objects["bonuslen"]) >> 7, 2)
-    return np.where(objects["bonustype"] == SYSTEM_ATTRIBUTES, 1, 1 + np.maximum(spare, 0))
+    return pointers_beside(objects["bonustype"], objects["bonuslen"], objects["slots"])
 
 
 def _ends(objects: Array, kind: Kind) -> Array:
