@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import click
 
@@ -59,17 +60,13 @@ def get_verb(
 
 
 def _answers(item: Item, wanted: str, sources: Sequence[str]) -> Iterator[tuple[Property, Answer]]:
-    words = [name for word in wanted.split(",") for name in _expanded(item, word)]
-    for name in words:
+    words = [[word] if word != "all" else item.view.applicable(item.thing) for word in wanted.split(",")]
+    for name in chain.from_iterable(words):
         prop = find_property(name)
         answer = item.view.get(item.thing, prop.name)
         source = answer.source.split(" ")[0].replace("-", "none")
         if source in sources:
             yield prop, answer
-
-
-def _expanded(item: Item, word: str) -> Sequence[str]:
-    return list(item.view.applicable(item.thing)) if word == "all" else [word]
 
 
 def _text(

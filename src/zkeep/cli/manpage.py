@@ -28,7 +28,7 @@ def page(ctx: click.Context) -> str:
     """All of the page."""
     name = ctx.command_path.replace(" ", "-")
     parts = [
-        f'.TH {_upper(name)} 1 "" "zkeep {__version__}" "User Commands"',
+        f'.TH {_text(name.upper())} 1 "" "zkeep {__version__}" "User Commands"',
         f".SH NAME\n{_text(name)} \\- {_text(_summary(ctx))}",
         ".SH SYNOPSIS",
         *_synopsis(ctx),
@@ -42,10 +42,6 @@ def page(ctx: click.Context) -> str:
         ".BR zkeep (1), zfs (8), zpool (8)",
     ]
     return "\n".join(parts) + "\n"
-
-
-def _upper(name: str) -> str:
-    return _text(name.upper())
 
 
 def _text(text: str) -> str:

@@ -87,7 +87,8 @@ def _by_rules(counted: list[tuple[int, int]], policy: Policy, offset: Offset) ->
 def _by_rule(counted: list[tuple[int, int]], rule: Rule, offset: Offset) -> tuple[list[int], int]:
     """The places that one rule keeps, and how many snapshots are older than its periods."""
     if rule.keep is None:
-        since = counted[-1][1] - rule.count * _length(rule.period) if counted else 0
+        length = rule.period.seconds or rule.period.days * _DAY
+        since = counted[-1][1] - rule.count * length if counted else 0
         older = sum(time <= since for _, time in counted)
         return [at for at, _ in counted[older:]], older
     # From the newest to the oldest: each change of the period's number begins one more period.
@@ -106,10 +107,6 @@ def _by_rule(counted: list[tuple[int, int]], rule: Rule, offset: Offset) -> tupl
 
 def _first(counted: list[tuple[int, int]], start: int, end: int, keep: int) -> list[int]:
     return [at for at, _ in counted[start : min(end, start + keep)]]
-
-
-def _length(period: Period) -> int:
-    return period.seconds or period.days * _DAY
 
 
 def number(period: Period, time: int, offset: Offset) -> _Key:

@@ -87,6 +87,7 @@ def examine(pool: Pool, now: int, names: Iterable[DatasetName] = ()) -> PoolHeal
     """Look at a pool; of its datasets, at those named and what lies below them, or at all."""
     view = View(pool)
     chosen = {d.id: d for name in names for d in pool.tree().within(pool.dataset(name))} or view.tree.by_id
+    ordered = sorted(chosen.values(), key=lambda dataset: dataset.name.text)
     partials = {key: doc for key, doc in pool.catalog.scan("receive") if key.isdecimal()}
     disk = os.statvfs(pool.path)
     scrub = pool.catalog.get(SCRUB, "") or {}
@@ -96,14 +97,10 @@ def examine(pool: Pool, now: int, names: Iterable[DatasetName] = ()) -> PoolHeal
         free=disk.f_bavail * disk.f_frsize,
         scrubbed_at=_time(scrub.get("finished")),
         scrub_errors=len(scrub.get("errors", [])),
-        datasets=[_dataset(view, d, now, partials.get(d.key)) for d in sorted(chosen.values(), key=_name)],
+        datasets=[_dataset(view, dataset, now, partials.get(dataset.key)) for dataset in ordered],
     )
     found.problems.extend(_pool_problems(view, found, now))
     return found
-
-
-def _name(dataset: Dataset) -> str:
-    return dataset.name.text
 
 
 def _time(value: object) -> int | None:

@@ -95,16 +95,12 @@ class Output:
             piece, table = (table, NOTHING) if done else _split(table, steps[last - 1])
             self._note(piece, steps[first:last], origins[first:last])
             first = last
-            if self._full:
+            if self._size >= seg.TARGET or self._rows >= MAX_ROWS:
                 self._close()
 
     @property
     def _size(self) -> int:
         return self._draft.size if self._draft is not None else seg.HEAD_SIZE
-
-    @property
-    def _full(self) -> bool:
-        return self._size >= seg.TARGET or self._rows >= MAX_ROWS
 
     def _fill(self, steps: Array) -> int:
         """Copy steps until the segment is full; returns how many were done, at least one."""
