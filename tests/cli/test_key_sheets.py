@@ -153,21 +153,21 @@ def test_each_line_that_is_typed_is_judged(capfd: Output, types: Callable[..., l
     first, second, third = lines_of(SECRETS["raw"])
     slip = ("Z" if second[6] != "Z" else "Y").join([second[:6], second[7:]])
     asked = types(first.lower(), third, slip, third)
-    heard = said(capfd, "key", "check", "v/raw")
+    printed = said(capfd, "key", "check", "v/raw")
     assert [prompt[:12] for prompt in asked] == ["Enter line 1", "Enter line 2", "Enter line 2", "Enter line 3"]
-    assert "line 2 is line 3 of a sheet; type it again" in heard
-    assert f"line 2, group 2, character 2: it is {second[6]}, not {slip[6]}; read as that" in heard
-    assert "line 2 is put right\nline 3 is right\nall lines are right" in heard
-    assert "the key opens v/raw" in heard
+    assert "line 2 is line 3 of a sheet; type it again" in printed
+    assert f"line 2, group 2, character 2: it is {second[6]}, not {slip[6]}; read as that" in printed
+    assert "line 2 is put right\nline 3 is right\nall lines are right" in printed
+    assert "the key opens v/raw" in printed
 
 
 def test_a_file_is_judged_whole(capfd: Output) -> None:
     first, second, third = lines_of(SECRETS["raw"])
     Path("sheet").write_text(f"{second}\n{first[:9]}\n{third}\n")
-    heard = said(capfd, "key", "check", "-i", "sheet", status=1)
-    assert "line 1 is line 2 of a sheet" in heard
-    assert "line 2 is wrong: 8 characters were read" in heard
-    assert "line 3 is right" in heard
+    printed = said(capfd, "key", "check", "-i", "sheet", status=1)
+    assert "line 1 is line 2 of a sheet" in printed
+    assert "line 2 is wrong: 8 characters were read" in printed
+    assert "line 3 is right" in printed
     Path("sheet").write_text(f"{first}\n{second}\n")
     assert "line 3 is missing" in said(capfd, "key", "check", "-i", "sheet", status=1)
     Path("sheet").write_text("\n".join(lines_of(SECRETS["hex"])))

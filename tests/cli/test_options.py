@@ -146,7 +146,8 @@ def test_an_origin_may_be_named(full: Box) -> None:
         target = f"vault/c{name[6]}"
         full(f"receive -o origin={name} {target}", clone)
         assert full.get("origin", target)[0] == name
-    full.refuses("receive -o origin=vault/j/blanc@none vault/c", "origin vault/j/blanc@none does not exist", stdin=clone)
+    missing = "vault/j/blanc@none"
+    full.refuses(f"receive -o origin={missing} vault/c", f"origin {missing} does not exist", stdin=clone)
     full.refuses("receive -o origin=vault/j/pays@migration vault/c", "is not the source of the stream", stdin=clone)
     plain = full(f"send -w {TOP}")
     full.refuses(f"receive -o origin={TOP} vault/c", "the stream is full, so it has nothing in common", stdin=plain)

@@ -39,7 +39,7 @@ class When:
 
     @property
     def on_calendar(self) -> str:
-        """As systemd has it."""
+        """The time as systemd writes it."""
         if self.kind == "hourly":
             return f"*-*-* *:{self.minute:02d}:00"
         if self.kind == "calendar":
@@ -48,7 +48,7 @@ class When:
 
     @property
     def cron(self) -> str:
-        """As cron has it.
+        """The time as cron writes it.
 
         Raises:
             WrongUsage: it is an expression of systemd.
@@ -222,7 +222,7 @@ def cron_line(entry: Entry, when: When, environment: dict[str, str]) -> str:
 
 
 def entries(crontab: str) -> Iterator[Entry]:
-    """Those of a crontab."""
+    """The entries of a crontab."""
     for line in crontab.splitlines():
         if (found := read_mark(line)) is not None:
             yield found

@@ -32,7 +32,7 @@ class ZfsSource:
 
     @property
     def tag(self) -> str:
-        """Of its holds."""
+        """The tag of its holds."""
         return f"zkeep-{self.key}"
 
     @property

@@ -31,7 +31,7 @@ class Node:
         self.name = name
         self.parent = parent
         self.kind = kind
-        "As in d_type: the type bits of its mode."
+        "The type bits of its mode, as in d_type."
         self.number = number
         self.changed = changed
         "Whether its object has to be written."

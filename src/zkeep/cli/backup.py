@@ -151,7 +151,7 @@ def _back_up(wanted: Wanted, events: Events) -> None:
 
 @contextmanager
 def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
-    """Tell whoever is to know how it ends."""
+    """Report the end of a backup: by events, and to the address that is asked for."""
     events = Events(wanted.as_json, wanted.verbose)
     ping(url, "start")
     try:

@@ -37,7 +37,7 @@ MIN_ITERATIONS = 100_000
 "OpenZFS include/sys/fs/zfs.h, MIN_PBKDF2_ITERATIONS."
 DEFAULT_ITERATIONS = 350_000
 MAX_ITERATIONS = 10_000_000
-"As many as zkeep does: see crypto.unwrap."
+"The number that zkeep itself uses: see crypto.unwrap."
 OF_KEYS = ("keyformat", "keylocation", "pbkdf2iters")
 CODES = PROPERTIES["keyformat"].codes
 

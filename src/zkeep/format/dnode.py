@@ -32,7 +32,7 @@ POINTER = 128
 "Bytes of a block pointer, on disk."
 SECTOR = 512
 MAX_LEVELS = 13
-"As many as the narrowest tree (4 KiB indirect blocks, 32 pointers each) over 2^64 bytes could have, and more."
+"More than the narrowest tree (4 KiB indirect blocks, 32 pointers each) over 2^64 bytes could have."
 MAX_POINTERS = 3
 HAS_SPILL = 1 << 2
 "dn_flags: the only one that travels, and is authenticated."

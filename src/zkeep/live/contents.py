@@ -95,7 +95,7 @@ class Contents:
             self._drop(inode, [number for number in inode.blocks if number >= keep])
             inode.cut = min(inode.cut, keep)
             if not keep:
-                inode.block = self._recordsize  # it begins anew, and may have other blocks
+                inode.block = self._recordsize  # it begins again, and may have other blocks
         inode.fields.size = size
 
     def forget(self, inode: Inode) -> None:

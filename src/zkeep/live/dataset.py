@@ -42,7 +42,7 @@ from zkeep.tree.filesystem import OBJECT_BITS, Filesystem
 MAX_DIRTY = 64 << 20
 "Bytes of files that wait in memory: then a commit happens at once."
 MAX_CHANGED = 20_000
-"As many files and folders that changed."
+"The number of changed files and folders."
 MAX_CACHED = 50_000
 "Inodes that stay in memory."
 MERGE_AFTER = 32
@@ -58,7 +58,7 @@ MAX_LISTED = 1 << 16
 
 
 class LiveDataset:
-    """Use it as a context manager; `lock` is held by whoever reads or changes anything.
+    """Use it as a context manager; `lock` is held by every thread that reads or changes anything.
 
     Raises (all methods):
         Refused: the dataset cannot be written to, or its quota is used up.
