@@ -28,7 +28,7 @@ WRAPPED = (MASTER, "DSL_CRYPTO_HMAC_KEY_1", "DSL_CRYPTO_IV", "DSL_CRYPTO_MAC")
 
 
 WRAP = (*WRAPPED, "keyformat", "pbkdf2iters", "pbkdf2salt")
-"""The fields that a change of the wrapping key changes."""
+"The fields that a change of the wrapping key changes."
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ __all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tre
 
 IDENTITY = "POOL"
 CLOCK = "clock"
-"""The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."""
+"The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."
 HEAD = "head"
-"""The kind of the documents that have a dataset's newest state, where no snapshot names it (datasets/head.py)."""
+"The kind of the documents that have a dataset's newest state, where no snapshot names it (datasets/head.py)."
 VERIFY = "verify"
-"""The kind of the documents that know when a dataset's snapshots were last verified with the key."""
+"The kind of the documents that know when a dataset's snapshots were last verified with the key."
 FORMAT = 1
 _LONGEST_IDENTITY = 1 << 16
 MOST_SETTINGS = 16 << 10

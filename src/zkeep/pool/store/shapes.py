@@ -176,7 +176,7 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
         "to": _texts,
     },
 }
-"""Fields that a document of the kind has."""
+"Fields that a document of the kind has."
 OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "pool": {"guid": _number, "name": _text, "created": _number},
     "dataset": {
@@ -205,7 +205,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "health": {"kinds": _texts},
     "verify": {"at": _number, "snapshot": _number, "failed": _id_list},
 }
-"""Fields that it may have. Of a kind that is named in neither table nothing is known."""
+"Fields that it may have. Of a kind that is named in neither table nothing is known."
 
 
 def _shape(kind: str) -> list[tuple[str, Check, bool]]:
@@ -269,7 +269,7 @@ _KEYS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "receive": _receive_key,
     "reserve": _receive_key,
 }
-"""Whether a document that is otherwise sound belongs under its key."""
+"Whether a document that is otherwise sound belongs under its key."
 
 
 def fault(kind: str, key: str, document: Mapping[str, Any]) -> str | None:

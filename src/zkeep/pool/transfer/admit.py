@@ -32,22 +32,22 @@ class Target:
     name: DatasetName
     snapshot: str
     within: DatasetName
-    """The dataset that the user named: except for `origin`, nothing outside of it is looked up or changed."""
+    "The dataset that the user named: except for `origin`, nothing outside of it is looked up or changed."
     force: bool = False
     append_only: bool = False
-    """No snapshot is destroyed, also with `force`."""
+    "No snapshot is destroyed, also with `force`."
     resumable: bool = False
     dry_run: bool = False
-    """Nothing is stored: the pool is a rehearsal."""
+    "Nothing is stored: the pool is a rehearsal."
     origin: Snapshot | None = None
-    """The origin of the clone, if the user names one (-o origin=)."""
+    "The origin of the clone, if the user names one (-o origin=)."
     parents: bool = False
-    """Make parents that are missing."""
+    "Make parents that are missing."
     fields: Doc = field(default_factory=dict)
-    """Fields for the dataset's document, when it is made or at commit: local, received, encroot, received_name."""
+    "Fields for the dataset's document, when it is made or at commit: local, received, encroot, received_name."
     snapshot_fields: Doc = field(default_factory=dict)
     head: bool = False
-    """A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."""
+    "A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReceivePlan:
     source: Snapshot | None
     clone: bool
     doomed: list[Snapshot]
-    """Snapshots newer than the source, which -F destroys."""
+    "Snapshots newer than the source, which -F destroys."
 
 
 def admit(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None) -> ReceivePlan:
