@@ -99,6 +99,7 @@ def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -
     plan = Plan(snapshots=found)
     if options.clones:
         add_clones(view, plan)
+    # With -d, what is needed now is only marked, and goes when that is over.
     if options.defer:
         known, gone = bases(view.pool), {d.id for d in plan.datasets}
         plan.deferred = [s for s in found if s.holds or _clones_outside(view, gone, s) or base_of(known, s)]
@@ -143,7 +144,7 @@ def _check_alone(dataset: Dataset, plan: Plan) -> None:
 
 
 def add_clones(view: View, plan: Plan) -> None:
-    """Clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
+    """Add clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
     groups: list[list[Dataset]] = [plan.datasets]
     datasets, snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
     examined = 0
@@ -155,6 +156,7 @@ def add_clones(view: View, plan: Plan) -> None:
                 continue
             if not view.pool.sees(clone.name):
                 raise Refused(f"cannot destroy {snapshot.name}: {view.pool.called(clone)} is a clone of it")
+            # With a clone goes what lies below it, whose snapshots may have clones, too.
             below = sorted(view.tree.within(clone), key=lambda d: d.name.text, reverse=True)
             groups.append([d for d in below if d.id not in datasets])
             datasets |= {d.id for d in groups[-1]}
@@ -202,6 +204,7 @@ def execute(pool: Pool, plan: Plan) -> None:
     """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit."""
     segments: list[str] = []
     rolled_back = [plan.back_to.dataset] if plan.back_to else []
+    # Under the locks of all datasets no receive begins; what was planned is checked again inside the transaction.
     with ExitStack() as stack:
         allow_open_files(len(plan.datasets))
         for dataset in [*plan.datasets, *rolled_back]:
@@ -252,6 +255,7 @@ def _recheck_newer(pool: Pool, plan: Plan, snapshot: Snapshot) -> None:
 
 
 def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
+    """Delete documents; returns the segments that nothing names any more. Snapshots of a dataset go with it."""
     segments: list[str] = []
     gone = {d.id for d in plan.datasets}
     for snapshot in plan.deferred:
@@ -263,6 +267,7 @@ def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
         segments += drop_after(pool, t, plan.back_to.dataset, plan.back_to.txg)
     for dataset in plan.datasets:
         segments += pool.remove_dataset(t, dataset)
+    # A clone that is gone may have been all that kept its origin, if that is marked to be destroyed.
     for dataset in plan.datasets:
         if dataset.origin and (origin := _origin(pool, dataset)):
             remove_if_deferred(pool, t, origin)

@@ -106,7 +106,7 @@ class SpaceHistory:
         if until <= since:
             return NOTHING
         births = self._born[bisect_right(self.txgs, until)].minus(self._born[bisect_right(self.txgs, since)])
-        # what was born after `since` died after it, too
+        # What was born after `since` died after it, too.
         first, end = (bisect_right(self.deaths, txg, key=_died) for txg in (since, until))
         return births.minus(_total(Amount(*d[3:]) for d in self.deaths[first:end] if since < d.born))
 
@@ -154,6 +154,7 @@ def _layer(
     base: int, births: Iterable[tuple[int, int]], deaths: Iterable[tuple[int, int, bool, int]], count: int
 ) -> _Layer:
     """Interval i of `count` reaches from pin i-1 (exclusive) to pin i; the last one up to the head."""
+    # What was born in an interval is referred to from then on, and written in it; what died is so no more.
     change = [0] * count
     written = [0] * count
     unique = [0] * count
@@ -163,6 +164,8 @@ def _layer(
         written[at] += size
     for born, died, is_foreign, size in deaths:
         change[died] -= size
+        # A death within the interval of the birth leaves nothing behind. Else the snapshots between keep the bytes, and
+        # if there is only one, it alone does. What an origin's runs brought is the origin's.
         if is_foreign:
             foreign += size
         elif born == died:
@@ -230,7 +233,7 @@ def _add_history(
     runs: Mapping[int, Sequence[ReadOnlyDoc]],
     histories: dict[int, SpaceHistory],
 ) -> None:
-    """A clone's needs its origin's first: chains of clones are walked from their beginning."""
+    """Compute the history of a dataset, and first that of its origin: chains of clones begin with the oldest."""
     chain = {dataset_id: None}
     last = dataset_id
     while (origin := datasets[last]["origin"]) and origin["dataset"] not in histories:
