@@ -43,7 +43,7 @@ sys.exit(answer["status"])
 
 
 class Relay:
-    """Runs the words that come to a socket as zfs in the machine, one after the other."""
+    """Runs the words that a socket receives as zfs in the machine, one after the other."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.calls = lab, list[str]()

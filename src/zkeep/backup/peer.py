@@ -51,7 +51,7 @@ def clean(text: str, limit: int = 400) -> str:
     """What a peer said, on one line, without what could steer a terminal."""
     line = printable(" ".join(_ANSI.sub("", text).split()))
     if (found := _REASON.search(line)) is not None:
-        line = found[1]  # of a receive that broke off: the rest is for whoever resumes it by hand
+        line = found[1]  # of a receive that broke off: the rest tells how to resume it by hand
     line = _TOKEN.sub("TOKEN", line)
     return line if len(line) <= limit else f"{line[: limit // 2]}...{line[-limit // 2 :]}"
 
