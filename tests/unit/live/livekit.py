@@ -95,7 +95,7 @@ class Twins:
         getattr(self, name)(self.path())
 
     def create(self, path: bytes) -> None:
-        mode = self.chance.choice([0o600, 0o644, 0o4755])
+        mode = self.chance.choice([0o600, 0o644, 0o755])
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
         self.both(
             lambda: self.files.make(path, stat.S_IFREG | mode, OWNER) and None,
@@ -149,7 +149,7 @@ class Twins:
         )
 
     def chmod(self, path: bytes) -> None:
-        mode = self.chance.choice([0o600, 0o755, 0o1777])
+        mode = self.chance.choice([0o700, 0o755, 0o1777])  # an ordinary user can still look into folders
         if not os.path.islink(self.at(path)):
             self.both(
                 lambda: self.files.chmod(self.files.lookup(path), mode),
