@@ -10,6 +10,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ _TOKEN = re.compile(r"\b1-[0-9a-f]+-[0-9a-f]+-[0-9a-f]{20,}")
 _GONE = re.compile(r"dataset does not exist|no such pool|parent does not exist")
 _TYPES = ("filesystem", "volume", "snapshot", "bookmark")
 _COLUMNS = ("name", "guid", "createtxg", "type", "receive_resume_token")
+_ADMIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 SSH_STATUS, NOT_FOUND = 255, 127
 _NO_PROGRAM = {
     "zkeep": "'{host}' finds no zkeep for commands that come over ssh: README, 'Set up', has the line for that",
@@ -116,7 +118,7 @@ class Peer:
     def words(self, *words: str) -> list[str]:
         """The list of words that is run. Only the host's login shell, or zkeep server, ever parses a line."""
         if self.host is None:
-            own = [sys.executable, "-P", "-m", "zkeep"] if self.program == "zkeep" else [self.program]
+            own = [sys.executable, "-P", "-m", "zkeep"] if self.program == "zkeep" else [_found(self.program)]
             return [*own, *words]
         line = shlex.join([self.program, *words])
         to = f"{self.host.user}@{self.host.name}" if self.host.user else self.host.name
@@ -194,6 +196,12 @@ class Peer:
             return Have()
         self.check(done, f"cannot list {dataset}")
         return parse_listing(answer, dataset, str(self))
+
+
+def _found(program: str) -> str:
+    """Its file; cron has no folder of the administrator's programs on its path."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_ADMIN])
+    return shutil.which(program, path=path) or program
 
 
 def _read(pipe: IO[bytes], peer: Peer, until: float) -> bytes:

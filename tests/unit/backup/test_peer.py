@@ -125,6 +125,14 @@ def test_names_reach_a_host_as_one_word_of_a_line(monkeypatch: pytest.MonkeyPatc
     assert words[words.index("-p") + 1] == "7"
 
 
+def test_zfs_is_found_where_cron_does_not_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_ADMIN", (str(tmp_path),))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert Peer("zfs").words("list") == ["zfs", "list"]
+    (tmp_path / "zfs").touch(0o755)
+    assert Peer("zfs").words("list") == [str(tmp_path / "zfs"), "list"]
+
+
 # Streams
 
 EAT = "import sys\nif sys.argv[1] == 'list': print(*{rows!r}, sep='', end='')\nelse: sys.stdin.buffer.read()\n"
