@@ -86,7 +86,7 @@ class Unchanged(NamedTuple):
     """A folder in which each entry is as it was."""
 
     names: bytes
-    "Those of all entries, in their order, with slashes between them."
+    "The names of all entries, in their order, with slashes between them."
     numbers: list[int]
     "Their objects."
     folders: list[tuple[bytes, int, int, int]]

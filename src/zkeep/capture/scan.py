@@ -42,7 +42,7 @@ class Node:
         self.status: os.stat_result | None = None
         "A folder's, from before its entries were read."
         self.check = UNKNOWN
-        "Of the names that a folder had; UNKNOWN: its row tells."
+        "The check of the names that a folder had; UNKNOWN: its row has it."
         self.single = True
         "Whether its object is written for this name; of several names of one file, for the first."
 

@@ -1,4 +1,4 @@
-"""The folder `.zfs` of a mounted dataset, with its snapshots: whoever shows snapshots elsewhere answers for it."""
+"""The folder `.zfs` of a mounted dataset, with its snapshots; what shows snapshots elsewhere answers for it."""
 
 from __future__ import annotations
 
