@@ -6,6 +6,7 @@ See test_exit_status.py.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ VERBS = {
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     top = tmp_path_factory.mktemp("template")
     keykit.write(top / "new", bytes(range(32)))
     (top / "folder").mkdir()
@@ -71,7 +72,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content[len(content) // 3] ^= 1
     segment.write_bytes(content)
     (top / "folder" / "second").write_bytes(os.urandom(100_000))
-    return top
+    yield top
+    unload(top / "home", top.with_name("run") / "agent")
+
+
+def unload(home: Path, agent: Path) -> None:
+    """Let the agent that holds keys end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZKEEP_HOME", str(home))
+        patch.setenv("ZKEEP_AGENT", str(agent))
+        called("unload-key -a")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -79,5 +89,8 @@ def test_p3_the_exit_status_says_what_is_true_of(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], verb: str
 ) -> None:
     bench = Bench(template, tmp_path / "place", VERBS[verb], monkeypatch)
-    wrong = judge(bench, VERBS[verb], capfd)
+    try:
+        wrong = judge(bench, VERBS[verb], capfd)
+    finally:
+        unload(bench.home, bench.place.with_name("run") / "agent")
     assert not wrong, "\n".join(wrong)
