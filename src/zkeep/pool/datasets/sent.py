@@ -28,6 +28,7 @@ class Sent:
     portable_mac: bytes
     ivset_guid: int
     at: int
+    "When it was noted, in seconds; of two snapshots of a dataset, the one that was sent later has the greater number."
     to: tuple[str, ...]
     "The destinations, as they are named to `zkeep backup`."
 
@@ -35,7 +36,7 @@ class Sent:
 def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
     """Add a destination to the record of a snapshot."""
     key = _key(snapshot.dataset, snapshot.guid)
-    before: Doc = t.get(SENT, key) or {"to": [], "at": int(time.time())}
+    before: Doc = t.get(SENT, key) or {"to": [], "at": _next_at(t, snapshot.dataset)}
     if to in before["to"]:
         return
     begin = pool.catalog.get("begin", snapshot.key)
@@ -48,6 +49,15 @@ def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
         "ivset_guid": int(snapshot.doc["ivset_guid"]),
     }
     t.put(SENT, key, {**before, **doc, "to": [*before["to"], to]})
+
+
+def _next_at(t: Transaction, dataset: Dataset) -> int:
+    """The time, but later than all that was noted before: the order must not hang on the clock.
+
+    Two backups may end within a second, and a clock may have been ahead.
+    """
+    last = max((int(doc["at"]) for _, doc in t.scan(SENT, dataset.key + "/")), default=0)
+    return max(int(time.time()), last + 1)
 
 
 def find(pool: Pool, dataset: Dataset, guid: int) -> Sent | None:
