@@ -185,6 +185,28 @@ def test_a_destination_that_lost_what_was_sent_is_named_so(laptop: Laptop) -> No
     assert "name a dataset that does not exist yet" in done.err
 
 
+def test_a_snapshot_that_was_never_sent_keeps_its_contents(laptop: Laptop) -> None:
+    """Made by hand, or by a backup that did not come through and held since: the destination never had them."""
+    assert laptop.backup().status == 0
+    for name in ("mine", "backup-of-mine", "backup-2026-11-28T02:30:00Z"):
+        (laptop.source / name).write_bytes(os.urandom(50_000))
+        laptop.run("snapshot", "--from", str(laptop.source), "-L", laptop.key.as_uri(), f"local/docs@{name}")
+        content = {path.name: path.read_bytes() for path in laptop.source.iterdir() if path.name != "a"}
+        (laptop.source / name).write_bytes(b"later")
+    assert laptop.run("hold", "mine", f"local/docs@{name}").status == 0
+    (laptop.source / "last").write_bytes(os.urandom(50_000))
+    assert laptop.backup().status == 0
+    assert laptop.run("pool", "compact", "local").status == 0
+    rows = laptop.run("list", "-H", "-o", "name,contents", "-t", "snapshot", "-s", "createtxg", "-r", "local").out
+    assert [row.split()[-1] for row in rows.splitlines()] == ["all", "all", "all", "metadata"], rows
+    assert name in rows
+    out = laptop.folder / "mine"
+    done = laptop.run("extract", "-L", laptop.key.as_uri(), "-C", str(out), f"local/docs@{name}", name)
+    assert done.status == 0, done.err
+    assert (out / name).read_bytes() == content[name]
+    assert len(laptop.files()) == 5  # and it was sent whole
+
+
 def test_how_it_ended_is_told_to_a_monitor(laptop: Laptop) -> None:
     told: list[tuple[str, bytes]] = []
 

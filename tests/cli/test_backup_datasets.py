@@ -11,13 +11,15 @@ from backupkit import ZKEEP, Laptop
 
 LONG = pytest.mark.skipif(not os.environ.get("ZKEEP_BACKUPS"), reason="ZKEEP_BACKUPS=1 plays it")
 ZFS = """#!/bin/sh
-# A zkeep with a home of its own, which takes snapshots of a folder. With a file `plain` it says that it has no key.
+# A zkeep with a home of its own, which takes snapshots of a folder. The files `plain` and
+# `child` tell what it says of its encryption.
 echo "$@" >> {folder}/zfs.log
 export ZKEEP_HOME={folder}/zfs
 for name; do :; done
 case "$*" in
   snapshot*) exec {zkeep} snapshot --from {docs} -L file://{folder}/zfs.key "$name" ;;
-  *encryption*) [ -e {folder}/plain ] && echo off && exit ;;
+  get*encryption*) [ -e {folder}/plain ] && printf 'tank/home\\toff\\n' && exit
+    [ -e {folder}/child ] && printf 'tank/home\\taes-256-gcm\\ntank/home/sub/a\\toff\\n' && exit ;;
 esac
 exec {zkeep} "$@"
 """
@@ -77,6 +79,15 @@ def test_zfs_as_the_destination_is_received_into_without_mounting(host: ZfsHost)
     assert host.backup(to="zfs:tank/docs").status == 0
     assert host.called()[-1] == "receive -s -u tank/docs"
     assert len(host.zfs("list", "-H", "-o", "name", "-t", "snapshot", "tank/docs").split()) == 1
+
+
+def test_a_dataset_below_that_is_not_encrypted_is_named_before_anything_is_taken_or_sent(host: ZfsHost) -> None:
+    host.prepare()
+    (host.folder / "child").touch()
+    for more in ((), ("-n",)):
+        done = host.run("backup", "-r", *more, "zfs:tank/home", "ssh://box/vault/me/home")
+        assert (done.status, done.out, host.called(), host.said()) == (1, "", [], [])
+        assert "with -r: tank/home/sub/a is not encrypted" in done.err
 
 
 @LONG

@@ -10,7 +10,7 @@ from hashlib import sha256
 from zkeep.backup.places import Path, Place
 from zkeep.backup.plan import Have, LostThere, NothingInCommon, Plan, Point, plan
 from zkeep.names import BadName, DatasetName
-from zkeep.pool.datasets import destroy, sent
+from zkeep.pool.datasets import contents, destroy, sent
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.things import RESUME
@@ -20,6 +20,8 @@ SOURCE, DESTINATION = "zkeep:backup-source", "zkeep:backup-destination"
 "User properties of the dataset: what it is a backup of, and where it is sent."
 PREFIX = "backup-"
 "What the names of the snapshots begin with that backups make."
+_OWN = re.compile(r"backup-([0-9a-f]{8}-)?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+"Their whole names; with 8 digits in between, they are those of a dataset of ZFS (backup/zfs.py)."
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,19 @@ def note_sent(pool: Pool, dataset: Dataset, guid: int, to: str) -> None:
             sent.note(pool, t, snapshot, to)
 
 
+def arrived(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
+    """Drop what need not be here once a destination lists a snapshot; returns the names of destroyed snapshots.
+
+    Only this snapshot was sent, none of those before it. So the older ones of backups are destroyed first. Then this
+    one alone is marked as stored elsewhere: what remains before it (made, held or cloned by hand) keeps its contents.
+    """
+    gone = drop_older(pool, dataset, guid)
+    for snapshot in pool.snapshots_by_guid(guid, dataset):
+        with pool.transaction() as t:
+            contents.mark(pool, t, snapshot)
+    return gone
+
+
 def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
     """Destroy the snapshots that backups made before one that the destination has; returns their names.
 
@@ -112,7 +127,7 @@ def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
     if newest is None:
         return []
     view = View(pool)
-    old = [s for s in snapshots if s.txg < newest.txg and is_whole(s) and str(s.doc["name"]).startswith(PREFIX)]
+    old = [s for s in snapshots if s.txg < newest.txg and is_whole(s) and _OWN.fullmatch(str(s.doc["name"]))]
     free = [s for s in old if not s.holds and not pool.tree().clones(dataset, s.txg)]
     if free:
         names = ",".join(str(snapshot.doc["name"]) for snapshot in free)

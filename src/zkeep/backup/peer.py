@@ -23,6 +23,7 @@ from typing import IO
 from zkeep.backup.places import Host, Place
 from zkeep.backup.plan import Have, Point
 from zkeep.errors import Refused, TryAgain
+from zkeep.format.records import HEADER
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, printable, shown, whole_number
 from zkeep.pool.transfer.token import Token
 
@@ -253,8 +254,15 @@ def _point(name: str, guid: str, createtxg: str, dataset: DatasetName) -> Point:
     return Point(tail, whole_number(guid, (1 << 64) - 1, 1), whole_number(createtxg, (1 << 64) - 1))
 
 
-def pipe(sender: Running, receiver: Running, progress: Callable[[int], None] = lambda size: None) -> bool:
+def pipe(
+    sender: Running,
+    receiver: Running,
+    progress: Callable[[int], None] = lambda size: None,
+    check: Callable[[bytes], None] = lambda head: None,
+) -> bool:
     """Carry a stream from one program to the other, to its end; whether the receiver took all of it.
+
+    `check`: called with the header of the first record before anything is passed on; it may raise.
 
     Raises:
         TryAgain: nothing moved for too long.
@@ -264,18 +272,31 @@ def pipe(sender: Running, receiver: Running, progress: Callable[[int], None] = l
     source, sink = sender.process.stdout.fileno(), receiver.process.stdin.fileno()
     os.set_blocking(sink, False)
     try:
-        while True:
-            _ready([source], [], "send")
-            chunk = os.read(source, CHUNK)
-            if not chunk:
-                return True
+        chunk = _first_header(source)
+        check(chunk)
+        while chunk:
             _write(sink, chunk)
             progress(len(chunk))
+            _ready([source], [], "send")
+            chunk = os.read(source, CHUNK)
+        return True
     except BrokenPipeError:
         return False
     finally:
         with suppress(OSError):
             receiver.process.stdin.close()
+
+
+def _first_header(source: int) -> bytes:
+    """The header of a stream's first record; less of it if the sender ends."""
+    head = b""
+    while len(head) < HEADER:
+        _ready([source], [], "send")
+        chunk = os.read(source, HEADER - len(head))
+        if not chunk:
+            break
+        head += chunk
+    return head
 
 
 def _ready(sources: list[int], sinks: list[int], what: str) -> None:

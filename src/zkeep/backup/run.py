@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from zkeep.backup.peer import STALL_SECONDS, Done, Peer, Running, pipe
 from zkeep.backup.plan import Have, Plan, Point, Step, own_token
 from zkeep.errors import Refused, TryAgain
+from zkeep.format.records import HEADER, MAGIC, NATIVE, Begin, other
 from zkeep.names import DatasetName
 
 _UNFINISHED = re.compile(r"@step-[0-9a-f]{16}")
@@ -82,9 +85,25 @@ def _send(source: Side, target: Side, step: Step, *, fills: bool, on_event: OnEv
         target.peer.running(*take, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as receiver,
         source.peer.running(*give, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as sender,
     ):
-        whole = pipe(sender, receiver, counted)
+        whole = pipe(sender, receiver, counted, partial(_check_raw, source, step))
         _conclude(source, target, step, sender, receiver, whole=whole)
     on_event("sent", to=step.to, bytes=counted.bytes)
+
+
+def _check_raw(source: Side, step: Step, head: bytes) -> None:
+    """Look at the BEGIN: of a dataset that is not encrypted, `zfs send -w` gives a stream in clear, and no error.
+
+    Raises:
+        Refused: it is not that of a raw stream.
+    """
+    if len(head) < HEADER:
+        return  # the sender failed, and says why
+    for order in (NATIVE, other(NATIVE)):
+        with suppress(ValueError):
+            begin = Begin.unpack(head, order)
+            if begin.magic == MAGIC and begin.raw:
+                return
+    raise Refused(f"cannot send {source.full(step.to)}: its stream is not raw, and could be read: it was not sent")
 
 
 def _conclude(source: Side, target: Side, step: Step, sender: Running, receiver: Running, *, whole: bool) -> None:

@@ -31,7 +31,8 @@ def back_up_dataset(wanted: Wanted, events: Events) -> None:
     """Do all of it: the snapshot where ZFS can take one, and the streams that the destination lacks."""
     source = _source(wanted)
     _check_options(wanted)
-    if _is_plain(source):
+    parts = _parts(wanted, source)
+    if _is_plain(wanted, source, parts):
         _back_up_plain(wanted, source, events)
         return
     place = wanted.job.destination
@@ -39,8 +40,8 @@ def back_up_dataset(wanted: Wanted, events: Events) -> None:
     target.have()  # where nobody answers, no snapshots pile up here
     with nullcontext() if wanted.dry_run else locked(wanted.job):
         _snapshot(wanted, source, events)
-        for part in _parts(wanted, source):
-            _back_up_one(wanted, part, events)
+        for name in parts:
+            _back_up_one(wanted, _sides(wanted, source, name), events)
     if not wanted.dry_run:
         backup_folder.set_retention(wanted, target)
 
@@ -62,18 +63,36 @@ def _check_options(wanted: Wanted) -> None:
         raise Refused(f"cannot back up {wanted.job.source}: of a dataset nothing can be excluded")
 
 
-def _is_plain(source: Side) -> bool:
+def _parts(wanted: Wanted, source: Side) -> dict[str, str]:
+    """The datasets that are sent, parents first, as their names behind the source's; the encryption of each.
+
+    Raises:
+        Refused: the source is not there.
+    """
+    below_too = ["-r", "-t", "filesystem,volume"] if wanted.recursive else []
+    done, answer = source.peer.ask("get", "-H", *below_too, "-o", "name,value", "encryption", str(source.dataset))
+    source.peer.check(done, f"cannot back up {source}")
+    rows = (line.partition("\t") for line in answer.decode("utf-8", "replace").splitlines())
+    encryption = {below([name], source.dataset)[0]: value.strip() for name, _, value in rows}
+    if "" not in encryption:
+        raise Refused(f"cannot back up {source}: {source.peer} does not say whether it is encrypted")
+    return dict(sorted(encryption.items()))
+
+
+def _is_plain(wanted: Wanted, source: Side, parts: dict[str, str]) -> bool:
     """Whether it is a dataset of ZFS without encryption.
 
     Raises:
-        Refused: it is not there, or one of zkeep without encryption.
+        Refused: it is one of zkeep without encryption; what is sent with it is not encrypted.
     """
-    done, answer = source.peer.ask("get", "-H", "-o", "value", "encryption", str(source.dataset))
-    source.peer.check(done, f"cannot back up {source}")
-    plain = answer.strip() in (b"off", b"-", b"")
-    if plain and source.peer.program == "zkeep":
-        raise Refused(f"cannot back up {source}: it is not encrypted, and what is sent could be read")
-    return plain
+    plain = [name for name, encryption in parts.items() if encryption in ("off", "-", "")]
+    if "" in plain and source.peer.program == "zfs":
+        return True
+    if plain:
+        which = source.dataset.child(plain[0]) if plain[0] else source.dataset
+        with_r = " with -r" if wanted.recursive else ""
+        raise Refused(f"cannot back up {source}{with_r}: {which} is not encrypted, and what is sent could be read")
+    return False
 
 
 def _zfs(wanted: Wanted, side: Side) -> ZfsSource | None:
@@ -94,20 +113,12 @@ def _snapshot(wanted: Wanted, source: Side, events: Events) -> None:
     events.say("snapshot", f"took {name}", name=name)
 
 
-def _parts(wanted: Wanted, source: Side) -> list[tuple[Side, Side]]:
-    """The datasets that are sent, parents first, and where each goes."""
+def _sides(wanted: Wanted, source: Side, name: str) -> tuple[Side, Side]:
+    """One of the datasets that are sent, and where it goes."""
     place = wanted.job.destination
-    names = [""]
-    if wanted.recursive:
-        done, answer = source.peer.ask("list", "-H", "-r", "-o", "name", "-t", "filesystem,volume", str(source.dataset))
-        source.peer.check(done, f"cannot list {source}")
-        names = below(answer.decode("utf-8", "replace").splitlines(), source.dataset)
-    pairs = []
-    for name in names:
-        here = source.dataset.child(name) if name else source.dataset
-        there = place.child(name) if name else place
-        pairs.append((Side(source.peer, here), Side(Peer.of(there, wanted.ssh), there.dataset)))
-    return pairs
+    here = source.dataset.child(name) if name else source.dataset
+    there = place.child(name) if name else place
+    return Side(source.peer, here), Side(Peer.of(there, wanted.ssh), there.dataset)
 
 
 def _back_up_one(wanted: Wanted, part: tuple[Side, Side], events: Events) -> None:

@@ -31,7 +31,7 @@ from zkeep.cli.snapshot_from import NotAllRead, take
 from zkeep.cli.terminal import say
 from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, printable, shown
-from zkeep.pool.datasets import contents, destroyed, lifecycle, namespace
+from zkeep.pool.datasets import destroyed, lifecycle, namespace
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Exists, Pool
 from zkeep.pool.datasets.view import View
@@ -262,11 +262,7 @@ def _arrived(wanted: Wanted, pool: Pool, name: DatasetName, guid: int, events: E
     dataset = pool.dataset(name)
     local.note_sent(pool, dataset, guid, str(wanted.job.destination))
     with pool.afterwards(f"{name} was sent", "the next backup"):
-        for snapshot in pool.snapshots_by_guid(guid, dataset):
-            with pool.transaction() as t:
-                contents.confirm(pool, t, snapshot)
-        gone = local.drop_older(pool, dataset, guid)
-        for old in gone:
+        for old in local.arrived(pool, dataset, guid):
             events.say("dropped", f"dropped @{old} here: its time is past", name=f"@{old}")
         give_back(pool, {dataset.id}, "sent")
 

@@ -15,6 +15,7 @@ from zkeep.backup.places import Host
 from zkeep.backup.plan import Have, Point, plan
 from zkeep.backup.run import Side, replicate
 from zkeep.errors import Refused, TryAgain
+from zkeep.format.records import Begin, ByteOrder, End, Feature, Layout
 from zkeep.names import DatasetName
 from zkeep.pool.transfer.token import Token
 
@@ -137,6 +138,7 @@ def test_zfs_is_found_where_cron_does_not_look(monkeypatch: pytest.MonkeyPatch, 
 
 EAT = "import sys\nif sys.argv[1] == 'list': print(*{rows!r}, sep='', end='')\nelse: sys.stdin.buffer.read()\n"
 POINT = Point("@a", 1, 10)
+RAW = Begin(versioninfo=Feature.RAW << 2 | 1).pack()
 
 
 @contextmanager
@@ -152,7 +154,7 @@ def send(give: str, take: str) -> list[str]:
     return seen
 
 
-STREAM = "import sys\nsys.stdout.write('x' * 300000)\n"
+STREAM = f"import sys\nsys.stdout.buffer.write({RAW!r})\nsys.stdout.buffer.write(b'x' * 300000)\n"
 
 
 def test_a_stream_that_arrives_is_looked_for() -> None:
@@ -165,6 +167,17 @@ def test_a_stream_that_was_swallowed_counts_for_nothing() -> None:
     for rows in ([ROW], [], [ROW, "vault/me@a\t2\t10\tsnapshot\t-\n"], [ROW, "vault/me#a\t1\t10\tbookmark\t-\n"]):
         with pytest.raises(Refused, match="does not list the snapshot"):
             send(STREAM, EAT.format(rows=rows))
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("head", [Begin(versioninfo=Feature.COMPRESSED << 2 | 1), Begin(magic=1), End()])
+def test_nothing_of_a_stream_in_clear_is_passed_on(tmp_path: Path, order: ByteOrder, head: Layout) -> None:
+    took = tmp_path / "took"
+    take = f"import sys; open({str(took)!r}, 'wb').write(sys.stdin.buffer.read())"
+    give = f"import sys; sys.stdout.buffer.write({head.pack(order)!r} + bytes(99))"
+    with pytest.raises(Refused, match="its stream is not raw"):
+        send(give, take)
+    assert not took.exists() or not took.read_bytes()
 
 
 @pytest.mark.parametrize(

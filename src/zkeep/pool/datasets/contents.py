@@ -77,7 +77,10 @@ def confirm(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
 
 
 def mark(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
-    """Note that one snapshot, which may be a step, was sent elsewhere: see zkeep.reencrypt.outgoing."""
+    """Note that one snapshot, which may be a step, was sent elsewhere, and nothing of those before it.
+
+    For a program that sent this one alone: zkeep.reencrypt.outgoing, zkeep.backup.local.
+    """
     check_dataset(snapshot.dataset)
     _set(pool, t, pool.by_id(snapshot.dataset.id))
     _set(pool, t, snapshot)
