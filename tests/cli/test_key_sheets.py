@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import io
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import keykit
+from zkeep.cli.backup_keys import NewKey, has_terminal
 from zkeep.cli.main import run
-from zkeep.cli.sheet import ask_back, code_lines
+from zkeep.cli.sheet import ask_back, code_lines, save
 from zkeep.crypto.groups import Secret, lines_of, recognized
 from zkeep.errors import Refused
 
@@ -159,6 +161,83 @@ def test_each_line_that_is_typed_is_judged(capfd: Output, types: Callable[..., l
     assert f"line 2, group 2, character 2: it is {second[6]}, not {slip[6]}; read as that" in printed
     assert "line 2 is put right\nline 3 is right\nall lines are right" in printed
     assert "the key opens v/raw" in printed
+
+
+def test_a_sheet_from_before_change_key_is_void(capfd: Output) -> None:
+    said(capfd, "key", "sheet", "-o", "old.txt", "v/raw")
+    fresh = keykit.write(Path("new.key").absolute(), bytes(range(50, 82)))
+    said(capfd, "change-key", "-l", "-o", f"keylocation={fresh}", "v/raw")
+    said(capfd, "unload-key", "-a")
+    old = said(capfd, "key", "check", "-i", "old.txt", "v/raw", status=1)
+    assert "this is one from before change-key; print a new sheet" in old
+    assert "the key opens" not in old
+    for verb in ("show", "sheet"):
+        words = ["key", verb, "--yes", "-L", location("raw"), "v/raw"]
+        assert lines_of(SECRETS["raw"])[0] not in said(capfd, *words, status=1)
+    said(capfd, "key", "sheet", "-o", "new.txt", "v/raw")
+    assert "the key opens v/raw" in said(capfd, "key", "check", "-i", "new.txt", "v/raw")
+    said(capfd, "load-key", "-L", location("raw"), "v/raw")  # it still opens what it did
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_files_are_made_where_there_are_no_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_link)
+    save(Path("made"), b"content", force=False)
+    assert (Path("made").read_bytes(), stat.S_IMODE(os.stat("made").st_mode)) == (b"content", 0o600)
+    with pytest.raises(Refused, match="it is there already"):
+        save(Path("made"), b"other", force=False)
+    assert Path("made").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_key_file_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC if links else errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "fsync" if links else "link", full)
+    if not links:
+        monkeypatch.setattr(os, "fsync", lambda _: full() if Path("made").exists() else None)
+    with pytest.raises(OSError, match="no"):
+        NewKey(Path("made"), RAW, False, None, 1).write()  # type: ignore[arg-type]
+    assert not Path("made").exists()
+    assert not [name for name in os.listdir() if name.startswith(".zkeep")]
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_key_is_shown_to_a_terminal_only(monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", Terminal(name != stream))
+    assert not has_terminal()
+    monkeypatch.setattr(f"sys.{stream}", Terminal(True))
+    assert has_terminal()
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal, or is not."""
+
+    def __init__(self, is_one: bool) -> None:
+        super().__init__()
+        self._is_one = is_one
+
+    def isatty(self) -> bool:
+        return self._is_one
+
+
+def test_the_commands_of_a_sheet_hold_in_any_folder(capfd: Output) -> None:
+    sheet = said(capfd, "key", "sheet", "--yes", "v/raw")
+    assert sheet.count('-L "file://$PWD/zkeep.key"') == 2
+
+
+def test_nothing_typed_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(getpass, "getpass", ended)
+    with pytest.raises(Refused, match="was typed"):
+        ask_back(SECRETS["raw"])
 
 
 def test_a_file_is_judged_whole(capfd: Output) -> None:

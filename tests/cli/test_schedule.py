@@ -104,3 +104,35 @@ def test_a_crontab_that_cannot_be_read_is_not_replaced(machine: Machine, tmp_pat
     status, _, err = machine("--cron", str(tmp_path / "docs"), "usb/docs", "--hourly")
     assert (status, "cannot read your crontab: permission denied" in err) == (1, True)
     assert not (tmp_path / "bin" / "crontab.written").exists()
+
+
+def test_a_run_finds_the_same_home(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "home").rename(tmp_path / "data" / "zkeep")
+    monkeypatch.delenv("ZKEEP_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert machine(str(tmp_path / "docs"), "usb/docs", "--hourly")[0] == 0
+    (service,) = machine.units.glob("*.service")
+    assert f"Environment=ZKEEP_HOME={tmp_path / 'data' / 'zkeep'}\n" in service.read_text()
+
+
+def test_a_timer_that_systemd_does_not_start_is_an_error(machine: Machine, tmp_path: Path) -> None:
+    program, docs = tmp_path / "bin" / "systemctl", str(tmp_path / "docs")
+    program.write_text("#!/bin/sh\necho 'Failed to enable unit: Access denied' >&2; exit 1\n")
+    status, out, err = machine(docs, "usb/docs", "--hourly")
+    assert (status, out, "Failed to enable unit: Access denied" in err) == (1, "", True)
+    assert list(machine.units.iterdir()) == []
+    program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
+    status, out, err = machine(docs, "usb/docs", "--hourly")
+    assert (status, "systemd was not reached; then call: systemctl" in out) == (0, True)
+    assert len(list(machine.units.iterdir())) == 2
+
+
+def test_a_crontab_of_any_bytes_stays_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    before, docs = b"0 5 * * * a\r\n# \xff \x85\n", str(tmp_path / "docs")
+    machine.tab.write_bytes(before)
+    assert machine("--cron", docs, "usb/docs", "--hourly")[0] == 0
+    assert machine.tab.read_bytes().startswith(before)
+    assert machine("--remove", docs, "usb/docs")[0] == 0
+    assert machine.tab.read_bytes() == before

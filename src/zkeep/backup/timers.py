@@ -157,7 +157,7 @@ def service(entry: Entry, environment: dict[str, str], *, system: bool) -> str:
         "",
         "[Service]",
         "Type=oneshot",
-        *(f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()),
+        *(f"Environment={quoted(f'{name}={value}', expands=False)}" for name, value in environment.items()),
         "ExecStart=" + " ".join(quoted(word) for word in entry.words),
         "Restart=on-failure",
         "RestartSec=15min",
@@ -189,9 +189,10 @@ def timer(entry: Entry, when: When) -> str:
     return "\n".join(lines)
 
 
-def quoted(word: str) -> str:
-    """One word of ExecStart or Environment, whatever is in it."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+def quoted(word: str, *, expands: bool = True) -> str:
+    """One word of ExecStart or Environment, whatever is in it. `expands`: `$` begins a variable there; in ExecStart."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = escaped.replace("$", "$$") if expands else escaped
     escaped = "".join(char if char.isprintable() else _escape(char) for char in _specifiers(escaped))
     return escaped if _PLAIN.fullmatch(escaped) else f'"{escaped}"'
 
@@ -216,14 +217,16 @@ def cron_line(entry: Entry, when: When, environment: dict[str, str]) -> str:
     """A line of a crontab, without its comment. cron reads `%` as the end of a line, quoted or not."""
     env = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
     command = shlex.join([*env, *entry.words])
-    if "\n" in command:
-        raise WrongUsage("cron has no lines with a line feed in them: use systemd, or another name")
+    if not command.isprintable():  # a line feed begins another line, and so may other characters
+        raise WrongUsage("cron takes no lines with control characters in them: use systemd, or another name")
+    if "\\%" in command:
+        raise WrongUsage("cron takes no backslash before a %: use systemd, or another name")
     return f"{when.cron} {command}".replace("%", "\\%")
 
 
 def entries(crontab: str) -> Iterator[Entry]:
     """The entries of a crontab."""
-    for line in crontab.splitlines():
+    for line in crontab.split("\n"):
         if (found := read_mark(line)) is not None:
             yield found
 
@@ -232,7 +235,7 @@ def without(crontab: str, name: str) -> str:
     """A crontab without one entry: its comment, and the line behind that."""
     kept: list[str] = []
     skip = False
-    for line in crontab.splitlines():
+    for line in crontab.removesuffix("\n").split("\n") if crontab else ():
         found = read_mark(line)
         if skip or (found is not None and found.name == name):
             skip = not skip

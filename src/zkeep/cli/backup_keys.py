@@ -43,17 +43,15 @@ class NewKey:
 
     def write(self) -> None:
         """Make the file, for its owner alone, and wait until it is on the disk."""
+        from zkeep.cli.sheet import write_new
+
         if self.is_there:
             return
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            write_new(self.path, self.material)
         except FileExistsError:
             raise Refused(f"cannot write the key: {shown(str(self.path))} is there meanwhile: call again") from None
-        with open(fd, "wb") as file:
-            file.write(self.material)
-            file.flush()
-            os.fsync(file.fileno())
         with open_folder(self.path.parent, ()) as folder:
             os.fsync(folder.fd)
 
@@ -78,8 +76,8 @@ def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool) 
 
 
 def has_terminal() -> bool:
-    """Whether there is somebody to ask."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    """Whether there is somebody to ask, and the sheet with the key is printed for them, not into a file or a log."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and sys.stdout.isatty()
 
 
 def _found(key_file: str | None, dataset: DatasetName) -> NewKey:

@@ -54,7 +54,8 @@ def change_key_verb(
     """Re-wrap the keys of a dataset, and of what inherits from it, with a new key, or with -i with its parent's.
 
     The new wrap is added to those that came with snapshots: their keys still open them, and what is received later
-    takes nothing away. 'zkeep forget-keys' drops the old ones.
+    takes nothing away. 'zkeep forget-keys' drops the old ones. Recovery sheets from before are void: print a new one
+    with 'zkeep key sheet'.
 
     \b
         zkeep change-key -o keyformat=raw -o keylocation=file:///media/usb/new vault/home
@@ -69,6 +70,9 @@ def change_key_verb(
             _inherit(pool, dataset, root, present, wanted)
         else:
             _renew(pool, dataset, root, present, wanted)
+    if sys.stderr.isatty():
+        way = f"zkeep key sheet {dataset_name}"
+        click.echo(f"recovery sheets from before are void; print a new one: {way}", err=True)
 
 
 def _checked(wanted: dict[str, str], inherit: bool) -> dict[str, str]:

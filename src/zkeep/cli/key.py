@@ -15,7 +15,7 @@ from zkeep.backup.local import DESTINATION
 from zkeep.cli import usage
 from zkeep.cli.home import opened
 from zkeep.cli.open_snapshot import MAX_KEY_FILE, typed_groups
-from zkeep.cli.root_key import opened_by, opening_material, records_of
+from zkeep.cli.root_key import check_present, opening_material, records_of
 from zkeep.cli.terminal import say
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
@@ -136,9 +136,9 @@ def check(*, source: str | None, name: str | None) -> None:
         with opened(DatasetName.parse(name)) as pool:
             root = _root(pool, DatasetName.parse(name))
             try:
-                opened_by(pool, root, secret.material())
+                check_present(pool, root, secret.material())
             except Refused as error:
-                raise Refused(f"the sheet is of another key: it does not open '{root.name}' ({error})") from None
+                raise Refused(f"the sheet is of another key than '{root.name}' has ({error})") from None
         click.echo(f"the key opens {root.name}")
 
 

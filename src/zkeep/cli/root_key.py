@@ -42,10 +42,26 @@ def opening_key(pool: Pool, root: Dataset, location: str | None) -> bytes:
 
 
 def opening_material(pool: Pool, root: Dataset, location: str | None) -> bytes:
-    """What a user gives as the key of a root, after it was tried. Raises as opening_key() does."""
+    """What a user gives as the key of a root, after it was tried as the present key. Raises as opening_key() does."""
     material = _material(root, records_of(pool, root)[0], location or key_location(root))
-    opened_by(pool, root, material)
+    check_present(pool, root, material)
     return material
+
+
+def check_present(pool: Pool, root: Dataset, material: bytes) -> None:
+    """Check that a key is the root's present one: that it opens the newest wrap, not only those before change-key.
+
+    Raises:
+        Refused: it is not.
+    """
+    from zkeep.crypto.unwrap import Materials, WrappedKeys, WrongKey
+
+    opened_by(pool, root, material)
+    try:
+        Materials([material])(WrappedKeys.of(records_of(pool, root)[0].fields))
+    except WrongKey:
+        way = f"print a new sheet: zkeep key sheet {root.name}"
+        raise Refused(f"the key of '{root.name}' is another now; this is one from before change-key; {way}") from None
 
 
 def opened_by(pool: Pool, root: Dataset, material: bytes) -> bytes:

@@ -30,6 +30,8 @@ RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"
 "What is there where systemd runs; the units of the system's administrator."
 SECONDS = 60
 "How long systemctl and crontab may take."
+NOT_RUN = 127
+"The status of a program that could not be run."
 MULTIPLE = {"ssh_options": "--ssh-option", "locations": "-L"}
 PATHS = ("sshkey", "exclude_from")
 
@@ -127,8 +129,7 @@ def _words(passed: dict[str, Any]) -> list[str]:
 
 def environment() -> dict[str, str]:
     """What a run needs of this one."""
-    home = os.environ.get("ZKEEP_HOME")
-    return {"ZKEEP_HOME": os.path.abspath(home)} if home else {}
+    return {"ZKEEP_HOME": os.path.abspath(registry().home)}  # which other variables may have decided, too
 
 
 def _say_next(place: Place, when: When, name: str) -> None:
@@ -165,13 +166,18 @@ def _remove(job: Job, name: str) -> None:
 
 def _run(words: Sequence[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program of the system; no shell."""
-    given_or_nothing = "" if given is None else given
+    content = os.fsencode(given or "")
     try:
-        return subprocess.run(  # noqa: S603
-            words, input=given_or_nothing, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
+        done = subprocess.run(words, input=content, capture_output=True, timeout=SECONDS, check=False)  # noqa: S603
+        return subprocess.CompletedProcess(words, done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(words, 127, "", str(error))
+        return subprocess.CompletedProcess(words, NOT_RUN, "", str(error))
+
+
+def _is_out_of_reach(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether systemctl could not ask systemd at all: it is missing, or there is no session, or a container."""
+    signs = ("failed to connect", "not been booted with systemd", "host is down", "no medium found")
+    return done.returncode == NOT_RUN or any(sign in done.stderr.lower() for sign in signs)
 
 
 class Place:
@@ -227,11 +233,17 @@ class Systemd(Place):
     def add(self, entry: Entry, when: When) -> None:
         self._check(when)
         self.folder.mkdir(parents=True, exist_ok=True)
+        is_new = not (self.folder / f"{entry.name}.timer").exists()
         unit = timers.service(entry, environment(), system=self._system)
         self._write(f"{entry.name}.service", unit)
         self._write(f"{entry.name}.timer", timers.timer(entry, when))
-        self._systemctl("daemon-reload")
-        self._systemctl("enable", "--now", f"{entry.name}.timer")
+        for words in (["daemon-reload"], ["enable", "--now", f"{entry.name}.timer"]):
+            done = self._systemctl(*words)
+            if done.returncode and not _is_out_of_reach(done):
+                why = " ".join(done.stderr.split()) or f"status {done.returncode}"
+                if is_new:
+                    self._unlink(entry.name)
+                raise Refused(f"cannot schedule: systemctl {words[0]} failed: {why}")
 
     def _check(self, when: When) -> None:
         """Raises WrongUsage: systemd does not take the expression."""
@@ -246,17 +258,22 @@ class Systemd(Place):
         fresh.write_text(content, encoding="utf-8", errors="surrogateescape")
         fresh.replace(self.folder / name)
 
-    def _systemctl(self, *words: str) -> None:
+    def _systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Where it cannot be reached now (no session, a container), the user is told what to call."""
         called = ["systemctl", *([] if self._system else ["--user"]), *words]
-        if _run(called).returncode:
+        done = _run(called)
+        if done.returncode:
             self._failed.append(" ".join(called))
+        return done
 
     def remove(self, name: str) -> None:
         self._systemctl("disable", "--now", f"{name}.timer")
+        self._unlink(name)
+        self._systemctl("daemon-reload")
+
+    def _unlink(self, name: str) -> None:
         for ending in ("timer", "service"):
             (self.folder / f"{name}.{ending}").unlink(missing_ok=True)
-        self._systemctl("daemon-reload")
 
     def describe(self, name: str) -> str:
         return f"{self.folder / name}.timer and .service"

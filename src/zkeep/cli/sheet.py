@@ -5,6 +5,7 @@ As text, with a QR code of the key's groups in block characters; as one page of 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -108,7 +109,7 @@ def _key(sheet: Sheet) -> list[str]:
 
 def _emergency(sheet: Sheet) -> list[str]:
     """The three commands."""
-    source, key = shlex.quote(sheet.source), "file://$PWD/zkeep.key" if sheet.secret else "prompt"
+    source, key = shlex.quote(sheet.source), '"file://$PWD/zkeep.key"' if sheet.secret else "prompt"
     commands = ["zkeep key restore -o zkeep.key"] if sheet.secret else []
     commands += [f"zkeep restore {source} -L {key} -C restored"]
     commands += [f"zkeep restore {source} -L {key} --to zfs:tank/restored      # on a host with ZFS"]
@@ -238,7 +239,10 @@ def ask_back(secret: Secret) -> None:
     line = random.randrange(len(lines))  # noqa: S311
     groups = lines[line].split(" ")
     group = random.randrange(len(groups))  # noqa: S311
-    typed = getpass.getpass(f"Type group {group + 1} of line {line + 1} of the sheet: ")
+    try:
+        typed = getpass.getpass(f"Type group {group + 1} of line {line + 1} of the sheet: ")
+    except EOFError:
+        raise Refused("no group of the sheet was typed") from None
     if [READ_AS.get(c) for c in typed.strip().upper()] != [READ_AS[c] for c in groups[group]]:
         raise Refused("that is not what the sheet says: keep it, and try again")
 
@@ -249,22 +253,55 @@ def save(path: Path, content: bytes, *, force: bool) -> None:
     Raises:
         Refused: it is there already, and is not to be replaced.
     """
-    folder = path.parent
-    number, name = tempfile.mkstemp(prefix=".zkeep-", dir=folder)  # of mode 0600
     try:
-        with open(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_whole(path, content, force=force)
+    except FileExistsError:
+        raise Refused(f"cannot write {shown(str(path))}: it is there already; -f replaces it") from None
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, and that is there whole or not at all.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    _write_whole(path, content, force=False)
+
+
+def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
+    number, name = tempfile.mkstemp(prefix=".zkeep-", dir=path.parent)  # of mode 0600
+    try:
+        _fill(number, content)
         if force:
             os.replace(name, path)
         else:
-            os.link(name, path, follow_symlinks=False)
-    except FileExistsError:
-        raise Refused(f"cannot write {shown(str(path))}: it is there already; -f replaces it") from None
+            _link(name, path, content)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def _fill(fd: int, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with open(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(name: str, path: Path, content: bytes) -> None:
+    """Give a file its name, if nothing has that. FAT and exFAT have no links: there it is written under its name."""
+    try:
+        os.link(name, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            _fill(fd, content)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def show(sheet: Sheet) -> None:

@@ -103,5 +103,23 @@ def test_a_crontab_keeps_what_is_not_ours() -> None:
     assert list(timers.entries(tab)) == [first, second]
     assert list(timers.entries(timers.added(tab, first, line))) == [second, first]
     assert timers.without(timers.without(tab, first.name), second.name) == before
+
+
+@pytest.mark.parametrize("char", [*"\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\0\x1b", "\\%"])
+def test_no_word_becomes_a_line_of_cron_or_is_read_otherwise(char: str) -> None:
     with pytest.raises(WrongUsage):
-        timers.cron_line(entry("a\nb"), When("hourly"), {})
+        timers.cron_line(entry(f"a{char}* * * * * id"), When("hourly"), {})
+
+
+def test_lines_of_a_crontab_end_with_line_feeds_alone() -> None:
+    made = entry("/bin/zkeep")
+    before = f"0 5 * * * a\x0b{made.mark}\n0 6 * * * b\u2028c\r\n\n"
+    assert list(timers.entries(before)) == []
+    assert timers.without(timers.added(before, made, "x"), made.name) == before
+    assert timers.without("", made.name) == ""
+
+
+def test_a_dollar_is_doubled_only_where_systemd_expands() -> None:
+    unit = timers.service(entry("/bin/zkeep", "$HOME"), {"ZKEEP_HOME": "/a$b"}, system=True)
+    assert 'Environment="ZKEEP_HOME=/a$b"' in unit
+    assert 'ExecStart=/bin/zkeep "$$HOME"' in unit
