@@ -207,6 +207,71 @@ def test_a_snapshot_that_was_never_sent_keeps_its_contents(laptop: Laptop) -> No
     assert len(laptop.files()) == 5  # and it was sent whole
 
 
+def test_a_destination_that_lost_all_is_named_so_and_no_snapshots_pile_up(laptop: Laptop) -> None:
+    assert laptop.serve("create", "vault/me/docs").status == 0
+    to = "ssh://box/vault/me/docs"
+    assert laptop.backup(to=to).status == 0
+    assert laptop.serve("destroy", "-r", "vault/me/docs").status == 0
+    for more in ((), ("-n",)):
+        done = laptop.backup(*more, to=to)
+        assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+        assert "has nothing any more" in done.err
+        assert "name a dataset that does not exist yet" in done.err
+    assert len(laptop.run("list", "-H", "-o", "name", "-t", "snapshot", "-r", "local").out.split()) == 1
+
+
+def test_the_first_time_a_destination_with_backups_is_refused_before_a_key_is_made(laptop: Laptop) -> None:
+    """A reinstalled machine: a sheet of a new key would be kept as that of the old backup."""
+    assert laptop.backup().status == 0
+    laptop.key.rename(laptop.folder / "old")
+    for file in (laptop.folder / "home").iterdir():
+        file.rename(laptop.folder / f"old-{file.name}")
+    for more in ((), ("-n",)):
+        done = laptop.backup(*more)
+        assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+        assert "it has backups from elsewhere" in done.err
+        assert not laptop.key.exists()
+        assert not list((laptop.folder / "home").glob("*/"))
+
+
+def test_on_this_machine_the_dataset_of_something_else_is_refused(laptop: Laptop) -> None:
+    assert laptop.run("pool", "create", "usb", str(laptop.folder / "usb")).status == 0
+    keys = ("-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation={laptop.key.as_uri()}")
+    laptop.key.write_bytes(bytes(range(32)))
+    laptop.key.chmod(0o600)
+    for name in ("usb/empty", "usb/full"):
+        assert laptop.run("create", *keys, name).status == 0
+    done = laptop.run("snapshot", "--from", str(laptop.source), "usb/full@mine")
+    assert done.status == 0, done.err
+    done = laptop.backup(to="usb/full")
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert "it has snapshots of something else" in done.err
+    assert laptop.run("set", f"zkeep:backup-source={laptop.source}", "usb/full").status == 0
+    for _ in range(2):  # an empty one is its own from then on
+        for to in ("usb/full", "usb/empty"):
+            done = laptop.backup(to=to)
+            assert done.status == 0, done.err
+    laptop.source.rename(laptop.folder / "other")
+    laptop.source = laptop.folder / "other"
+    done = laptop.backup(to="usb/empty")
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert "it is the backup of" in done.err
+
+
+@pytest.mark.parametrize("to", ["ssh://box/vault/me", "usb/docs"])
+def test_another_key_file_than_the_one_in_use_is_refused(laptop: Laptop, to: str) -> None:
+    assert laptop.run("pool", "create", "usb", str(laptop.folder / "usb")).status == 0
+    assert laptop.backup(to=to).status == 0
+    (laptop.folder / "link").symlink_to(laptop.key)
+    laptop.key, key = laptop.folder / "other", laptop.key
+    done = laptop.backup(to=to)
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    assert "leave --key-file out" in done.err
+    for file in (key, laptop.folder / "link"):
+        laptop.key = file
+        assert laptop.backup(to=to).status == 0
+
+
 def test_how_it_ended_is_told_to_a_monitor(laptop: Laptop) -> None:
     told: list[tuple[str, bytes]] = []
 

@@ -46,6 +46,15 @@ def digest(job: Job) -> str:
     return sha256("\0".join(job.properties.values()).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def zfs_key(job: Job, home: str) -> str:
+    """8 hex digits that stand for a backup in names on a host of ZFS.
+
+    `home`: the random number of this home of zkeep. Other machines may back up the same dataset to a destination that
+    has the same name for them.
+    """
+    return sha256(f"{home}\0{digest(job)}".encode()).hexdigest()[:8]
+
+
 def find(pool: Pool, job: Job) -> Dataset | None:
     """The dataset of a backup."""
     wanted = job.properties
@@ -90,6 +99,18 @@ def planned(pool: Pool, dataset: Dataset, there: Have, to: str, upto: int | None
             raise
         last = sent.of_dataset(pool, dataset)[-1]
         raise LostThere(to, conflict.newest, last.name) from None
+
+
+def check_not_lost(pool: Pool, dataset: Dataset, there: Have, job: Job) -> None:
+    """Look into the record of what was sent if the destination has nothing: the next snapshot could not be sent whole.
+
+    Raises:
+        LostThere: it had some.
+    """
+    had = [] if there.points else sent.of_dataset(pool, dataset)
+    had = [each for each in had if str(job.destination) in each.to]
+    if had:
+        raise LostThere(str(job.destination), None, had[-1].name)
 
 
 def is_whole(snapshot: Snapshot) -> bool:

@@ -98,11 +98,18 @@ class LostThere(Conflict):
     """The destination had newer snapshots from here, by the record of what was sent, and lists them no more."""
 
     dataset: str
-    newest: Point
+    newest: Point | None
+    "The newest that it still lists."
     lost: str
     "The name of the last that was sent."
 
     def __str__(self) -> str:
+        if self.newest is None:
+            return (
+                f"{self.dataset}: it had @{printable(self.lost)} from here, and has nothing any more; what changed "
+                f"since cannot be told without it: if its pool comes back, call again; else name a dataset that does "
+                f"not exist yet"
+            )
         return (
             f"{self.dataset}: it had @{printable(self.lost)} from here, and lists nothing newer than {self.newest}: "
             f"it was rolled back, or returns an old state; what changed since cannot be told any more: name a dataset "
@@ -145,12 +152,12 @@ class ForeignReceive(Conflict):
 
 @dataclass(eq=False)
 class NothingToSend(Conflict):
-    """The source has no snapshot."""
+    """The source has no snapshot. `dataset`: the destination."""
 
     dataset: str
 
     def __str__(self) -> str:
-        return f"{self.dataset}: it has no snapshot that could be sent"
+        return f"nothing can be sent to {self.dataset}: the source has no snapshot yet"
 
 
 def plan(source: Have, target: Have, dataset: str, *, every: bool = False, upto: int | None = None) -> Plan:
@@ -165,10 +172,10 @@ def plan(source: Have, target: Have, dataset: str, *, every: bool = False, upto:
     snapshots = source.snapshots
     wanted = next((s for s in reversed(snapshots) if upto in (None, s.guid)), None)
     resumed = _resumed(source, target, dataset)
-    if wanted is None:
-        raise NothingToSend(dataset)
     after = [*target.snapshots, *((resumed.to,) if resumed else ())]
     base = _base(source, after, dataset)
+    if wanted is None:
+        raise NothingToSend(dataset)
     steps = [resumed] if resumed else []
     if base is None:
         steps.append(Step(wanted))

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from typing import BinaryIO, cast
 
 from zkeep.backup import local
-from zkeep.backup.local import digest
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Place
 from zkeep.backup.plan import Have, Plan, Step, plan
@@ -21,7 +20,7 @@ from zkeep.backup.zfs import ZfsSource, below
 from zkeep.cli import backup_folder
 from zkeep.cli.backup import Wanted, locked
 from zkeep.cli.backup_events import Events
-from zkeep.cli.home import opened
+from zkeep.cli.home import opened, registry
 from zkeep.errors import Refused
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
@@ -96,7 +95,9 @@ def _is_plain(wanted: Wanted, source: Side, parts: dict[str, str]) -> bool:
 
 
 def _zfs(wanted: Wanted, side: Side) -> ZfsSource | None:
-    return ZfsSource(side, digest(wanted.job)[:8]) if side.peer.program == "zfs" else None
+    if side.peer.program != "zfs":
+        return None
+    return ZfsSource(side, local.zfs_key(wanted.job, registry().number(keep=not wanted.dry_run)))
 
 
 def _snapshot(wanted: Wanted, source: Side, events: Events) -> None:
@@ -153,6 +154,7 @@ def _back_up_plain(wanted: Wanted, source: Side, events: Events) -> None:
         raise Refused(f"cannot back up {source} to {wanted.job.destination}: {way}")
     there = target.have()
     top = backup_folder.find_dataset(wanted.job)
+    backup_folder.check_fits(wanted, top, top.child("zfs") if top else None, there)
     if wanted.dry_run:
         _snapshot(wanted, source, events)
         backup_folder.say_plan(wanted, top, there, events)

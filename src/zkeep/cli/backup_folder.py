@@ -7,6 +7,7 @@ the host has them.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     target = other_side(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
+    check_fits(wanted, name, name, there)
     if wanted.dry_run:
         say_plan(wanted, name, there, events)
         return
@@ -97,7 +99,60 @@ def find_dataset(job: Job) -> DatasetName | None:
         return None
     with opened(pool_name) as pool:
         found = pool.find(place.dataset) if direct else local.find(pool, job)
+        if found and direct:
+            _check_own(pool, found, job)
         return found.name if found else None
+
+
+def _check_own(pool: Pool, dataset: Dataset, job: Job) -> None:
+    """Refuse a dataset of something else as DEST: its next snapshot would have none of those files."""
+    cannot = f"cannot back up {job.source} to {dataset.name}"
+    source = dataset.doc["local"].get(local.SOURCE)
+    if source is not None and source != str(job.source):
+        raise Refused(f"{cannot}: it is the backup of {shown(str(source))}; name another DEST")
+    if source is None and pool.snapshots(dataset):
+        way = f"zkeep set {shlex.quote(f'{local.SOURCE}={job.source}')} {dataset.name}"
+        raise Refused(f"{cannot}: it has snapshots of something else; name another DEST. If they are of it: {way}")
+
+
+def check_fits(wanted: Wanted, name: DatasetName | None, sending: DatasetName | None, there: Have) -> None:
+    """Refuse, before anything is made or taken, a destination or a key file that is not this backup's.
+
+    `name`: the dataset here, if it is there; `sending`: the one that is sent, itself or one below.
+    """
+    if name is None or sending is None:
+        _check_new(wanted, there)
+        return
+    with opened(name) as pool:
+        _check_key_file(wanted, pool, pool.dataset(name))
+        dataset = pool.find(sending)
+        if dataset is None:
+            _check_new(wanted, there)
+        elif other_side(wanted) is not None:
+            local.check_not_lost(pool, dataset, there, wanted.job)
+
+
+def _check_new(wanted: Wanted, there: Have) -> None:
+    """What is made here for the first time has a new key: it fits no snapshot that is there already."""
+    if there.points or there.token:
+        to = wanted.job.destination
+        raise Refused(
+            f"cannot back up {wanted.job.source} to {to}: it has backups from elsewhere, which this machine cannot "
+            f"go on with; get them back with zkeep restore {to}, and name a DEST that does not exist yet"
+        )
+
+
+def _check_key_file(wanted: Wanted, pool: Pool, dataset: Dataset) -> None:
+    """Refuse another key file than the one that is used."""
+    root = encryption_root(View(pool), dataset)
+    if wanted.key_file is None or root is None:
+        return
+    location, file = key_location(root), file_of(wanted.key_file, dataset.name)
+    if location == "prompt" or os.path.realpath(unquote(urlsplit(location).path)) != os.path.realpath(file):
+        raise Refused(
+            f"cannot back up {wanted.job.source} with the key {shown(str(file))}: {root.name} is there already, and "
+            f"its keylocation is {shown(location)}; leave --key-file out"
+        )
 
 
 def _new_name(wanted: Wanted) -> DatasetName:
@@ -173,6 +228,8 @@ def _one_backup(
     """What broke off the last time goes on first; then the next snapshot is taken and sent."""
     here = Side(Peer(), name)
     with opened(name) as pool:
+        if target is None and local.SOURCE not in pool.dataset(name).doc["local"]:
+            namespace.set_properties(pool, [name], wanted.job.properties)  # it was empty
         if target is not None and there.token is not None:
             rest = local.planned(pool, pool.dataset(name), there, str(target), there.token.toguid)
             carry_out(wanted, pool, here, target, rest, events)
@@ -301,8 +358,6 @@ def say_plan(wanted: Wanted, name: DatasetName | None, there: Have, events: Even
 def _would_send(wanted: Wanted, name: DatasetName | None, there: Have) -> Iterator[str]:
     to = wanted.job.destination
     if name is None:
-        if there.points or there.token:
-            plan(Have(), there, str(to))
         yield f"would send it in full to {to}"
         return
     with opened(name) as pool:

@@ -76,6 +76,13 @@ def test_a_destination_that_went_on_alone_is_refused_and_never_rolled_back() -> 
 def test_without_snapshots_nothing_is_sent() -> None:
     with pytest.raises(NothingToSend):
         steps(have(bookmarks=(1,)), have(exists=False))
+    with pytest.raises(NothingToSend, match="the source has no snapshot"):
+        steps(have(bookmarks=(1,)), have(1))
+
+
+def test_a_destination_of_something_else_is_named_so_where_nothing_was_taken_yet() -> None:
+    with pytest.raises(NothingInCommon, match="its newest is @s9"):
+        steps(have(), have(9))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from zkeep.backup.local import Job, zfs_key
 from zkeep.backup.peer import Done, Peer
+from zkeep.backup.places import Host, Place
 from zkeep.backup.plan import Have, Point, Step
 from zkeep.backup.run import Side
 from zkeep.backup.zfs import ZfsSource, below
-from zkeep.errors import Refused
+from zkeep.errors import Damaged, Refused
 from zkeep.names import DatasetName
+from zkeep.pool.datasets.registry import NUMBER, Registry
 
 KEY = "0a1b2c3d"
 OLD, NEW = (f"@backup-{KEY}-2026-11-2{day}T02:30:00Z" for day in (7, 8))
@@ -81,6 +85,25 @@ def test_what_is_newer_than_what_was_sent_stays() -> None:
     zfs, calls = source()
     zfs.after(Have(True, (Point(OLD, 1, 1), Point(NEW, 2, 2))), Step(Point(OLD, 1, 1)))
     assert not [call for call in calls if NEW in call or call.startswith("release")]
+
+
+def test_another_machine_with_the_same_names_has_names_of_its_own(tmp_path: Path) -> None:
+    job = Job(Place(DatasetName(HOME), "zfs", Host("nas")), Place(DatasetName("vault/nas")))
+    assert Registry(tmp_path / "a").number(keep=False) != Registry(tmp_path / "a").number(keep=False)
+    assert not (tmp_path / "a").exists()
+    keys = [zfs_key(job, Registry(tmp_path / home).number()) for home in ("a", "b", "a")]
+    assert keys[0] == keys[2] != keys[1]
+    name = Point(f"@backup-{keys[0]}-2026-11-27T02:30:00Z", 1, 1)
+    other = ZfsSource(Side(Noting(), DatasetName(HOME)), keys[1])
+    assert other.outdated(Have(True, (name,)), Point(NEW, 2, 2)) == []
+    assert other.tag != f"zkeep-{keys[0]}"
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", '"x"', '"' + "0" * 31 + '"'])
+def test_a_number_of_a_home_that_is_damaged_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / NUMBER).write_text(content)
+    with pytest.raises(Damaged):
+        Registry(tmp_path).number()
 
 
 def test_a_tree_is_taken_at_one_moment() -> None:

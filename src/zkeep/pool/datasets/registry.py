@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from zkeep.pool.store.disk import open_folder
 from zkeep.pool.store.files import LocalStore
 
 FILE = "pools.json"
+NUMBER = "number.json"
 BURIED = "destroyed.json"
 "The file with the folders of destroyed pools that can be brought back, a list."
 
@@ -65,6 +68,25 @@ class Registry:
         with suppress(ZkeepError, OSError):
             self.forget(path.resolve())
 
+    def number(self, *, keep: bool = True) -> str:
+        """A random number of this home, made at the first call: two machines never have the same.
+
+        `keep`: store a new one.
+        """
+        try:
+            return _number((self.home / NUMBER).read_bytes())
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            raise Damaged(f"{self.home / NUMBER} is not what was stored: {error}") from None
+        fresh = secrets.token_hex(16)
+        if keep:
+            with self._change():
+                if (self.home / NUMBER).exists():  # another process was faster
+                    return _number((self.home / NUMBER).read_bytes())
+                self._write_file(NUMBER, fresh)
+        return fresh
+
     def remove(self, *names: str, buried: bool = False) -> None:
         """Forget the names, all or none. `buried`: their pools are destroyed, and can be brought back."""
         with self._change():
@@ -111,6 +133,13 @@ class Registry:
         fresh.replace(self.home / name)
         with suppress(OSError), open_folder(self.home, ()) as folder:
             os.fsync(folder.fd)
+
+
+def _number(content: bytes) -> str:
+    found = json.loads(content)
+    if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{32}", found):
+        raise ValueError("it has no number")
+    return found
 
 
 def _path(text: str) -> Path:
