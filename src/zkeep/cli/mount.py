@@ -141,6 +141,12 @@ def _log_of(folder: str) -> Path:
     return runtime_folder() / f"mount-{quote(folder, safe='')[-200:]}.log"
 
 
+def _lost_of(folder: str) -> Path:
+    """The file that says why the last commit of a mount failed; the next mount leaves it, `unmount` tells it once."""
+    log = _log_of(folder)
+    return log.with_name(f"{log.name.removesuffix('.log')}.lost")
+
+
 def _words(given: Sequence[str]) -> list[str]:
     return [word for text in given for word in text.split(",") if word]
 
@@ -189,7 +195,12 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
             from zkeep.live.fuse import serve
 
             get_key = keys_from(request.key_locations)
-            with live_operations(pool, dataset, get_key, _log, on_mounted) as operations:
+            lost = _lost_of(request.folder)
+
+            def on_lost(error: Exception) -> None:
+                lost.write_text(f"{error}\n", "utf-8", "backslashreplace")
+
+            with live_operations(pool, dataset, get_key, _log, on_mounted, on_lost) as operations:
                 try:
                     serve(operations, request.folder, str(name), {**fuse_options(pool, dataset), **request.options})
                 except OSError as error:
@@ -371,6 +382,7 @@ def _chosen(mounted: list[tuple[str, str]], text: str) -> tuple[str, str]:
 def _unmount(name: str, folder: str, force: bool) -> None:
     import shutil
 
+    _commit_first(name, folder, force)
     tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
     command = [tool, "-u", *(["-z"] if force else [])] if tool else ["umount", *(["-l"] if force else [])]
     done = subprocess.run([*command, "--", folder], check=False, capture_output=True, text=True)  # noqa: S603
@@ -379,7 +391,36 @@ def _unmount(name: str, folder: str, force: bool) -> None:
         error = TryAgain if "busy" in reason else Refused
         raise error(f"cannot unmount {name} from {folder}: {reason}")
     _wait_for_commit(name)
+    _tell_what_is_lost(name, folder)
     _forget(folder)
+
+
+def _commit_first(name: str, folder: str, force: bool) -> None:
+    """Have everything committed before it is unmounted. If that fails, the mount stays, and nothing is lost yet.
+
+    `force`: then it is a warning.
+    """
+    from zkeep.cli.mount_live import commit_mounted
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                try:
+                    commit_mounted(pool, pool.dataset(parsed_name), f"cannot unmount {name} from {folder}")
+                except TryAgain as error:
+                    if not force:
+                        raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+                    say(f"warning: {error}")
+
+
+def _tell_what_is_lost(name: str, folder: str) -> None:
+    """Fail if the last commit did."""
+    lost = _lost_of(folder)
+    with suppress(FileNotFoundError):
+        reason = " ".join(lost.read_text("utf-8", "replace").split())
+        lost.unlink()
+        raise Refused(f"{name} is unmounted, and what was written to it last is lost: {reason}")
 
 
 def _wait_for_commit(name: str) -> None:

@@ -47,16 +47,21 @@ def fuse_options(pool: Pool, dataset: Dataset) -> dict[str, str | bool]:
 
 @contextmanager
 def live_operations(
-    pool: Pool, dataset: Dataset, get_key: GetKey, log: Callable[[str], object], on_mounted: Callable[[], object]
+    pool: Pool,
+    dataset: Dataset,
+    get_key: GetKey,
+    log: Callable[[str], object],
+    on_mounted: Callable[[], object],
+    on_lost: Callable[[Exception], object] = lambda error: None,
 ) -> Iterator[Operations]:
-    """What FUSE calls; all is committed at the end."""
+    """What FUSE calls; all is committed at the end. `on_lost` is called if that fails, under the mount's lock."""
     from zkeep.capture.snapshot import new_snapshot
     from zkeep.live.control import answer_requests, listening
     from zkeep.live.dataset import LiveDataset
     from zkeep.live.files import LiveFiles
     from zkeep.live.fuse import Operations, caller
     new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
-    with LiveDataset(pool, new, recordsize, get_key) as live, listening(socket_of(pool, dataset)) as server:
+    with LiveDataset(pool, new, recordsize, get_key, on_lost) as live, listening(socket_of(pool, dataset)) as server:
 
         def begun() -> None:
             answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
@@ -124,10 +129,8 @@ def is_mounted(pool: Pool, dataset: Dataset) -> bool:
     """Whether a process has a dataset mounted read-write."""
     from zkeep.pool.datasets.head import mount_lock
 
-    if not dataset.doc.get("live"):
-        return False
     try:
-        with pool.store.lock(mount_lock(dataset)):
+        with pool.store.lock(mount_lock(dataset), shared=True):
             return False
     except TryAgain:
         return True
@@ -145,6 +148,19 @@ def committed(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[No
     mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
     with held_still([socket_of(pool, dataset) for dataset in mounted], what):
         yield
+
+
+def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:
+    """Let the mount of a dataset commit, if it is mounted read-write.
+
+    Raises:
+        TryAgain: its mount does not answer, or cannot commit.
+    """
+    from zkeep.live.control import COMMIT, held_still
+
+    if is_mounted(pool, dataset):
+        with held_still([socket_of(pool, dataset)], what, COMMIT):
+            return
 
 
 def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from zkeep.live.inode import Inode
 from zkeep.tree.objects import Objects
@@ -10,16 +10,13 @@ from zkeep.tree.windows import Content
 
 
 class Contents:
-    """Reads and writes files. `dirty`: bytes that wait for the next commit."""
+    """Reads and writes files. `dirty`: bytes that wait for the next commit; `base` gives what has the others."""
 
-    def __init__(self, recordsize: int) -> None:
+    def __init__(self, recordsize: int, base: Callable[[], Objects]) -> None:
         self.dirty = 0
         self._recordsize = recordsize
-        self._base: Content | None = None
-
-    def rebase(self, objects: Objects) -> None:
-        """Read what is not dirty from these objects from now on."""
-        self._base = Content(objects)
+        self._base = base
+        self._content: tuple[Objects, Content] | None = None
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Bytes of a file, zeros where it has holes; fewer where it ends."""
@@ -49,9 +46,12 @@ class Contents:
     def _read_base(self, inode: Inode, start: int, stop: int) -> bytes:
         """What the base has there; fewer bytes where it has no more, or that was cut off."""
         stop = min(stop, inode.cut * inode.block, (inode.last + 1) * inode.width)
-        if not inode.stored or start >= stop or self._base is None:
+        if not inode.stored or start >= stop:
             return b""
-        return self._base.read(inode.number, (inode.last + 1) * inode.width, start, stop - start)
+        objects = self._base()
+        if self._content is None or self._content[0] is not objects:
+            self._content = objects, Content(objects)
+        return self._content[1].read(inode.number, (inode.last + 1) * inode.width, start, stop - start)
 
     def load(self, inode: Inode, number: int) -> bytearray:
         """A block to be changed; it is dirty from now on. Its end may lack zeros."""

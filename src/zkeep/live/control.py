@@ -1,7 +1,7 @@
 """The socket of a mounted dataset: another process asks it to commit, and to hold still while it takes a snapshot.
 
 Who connects gets one line: `ok` once all that was done is committed, and nothing changes until the connection is
-closed; or why that failed. The socket lies in a folder that nobody else may enter.
+closed; or why that failed. The request is one byte. The socket lies in a folder that nobody else may enter.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from zkeep.errors import TryAgain, ZkeepError
+from zkeep.errors import TryAgain
 from zkeep.live.dataset import LiveDataset
 from zkeep.names import shown
+from zkeep.pool.datasets import head
 
 STILL = 20.0
 "Seconds that a mount holds still for one that asked for it."
 ANSWERING = 60.0
 "Seconds that a commit may take."
 MAX_ANSWER = 4096
+COMMIT, SNAPSHOT = b"c", b"s"
+"Requests: commit what waits; and have a head in any case, which a snapshot will name."
 
 
 def path_of(folder: Path, pool_guid: int, dataset_guid: int) -> Path:
@@ -74,14 +77,16 @@ def _answer(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
             return
         with client, suppress(OSError):
             client.settimeout(STILL)
-            _hold_still(client, dataset, still)
+            _hold_still(client, dataset, still, wants_head=client.recv(1) == SNAPSHOT)
 
 
-def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still) -> None:
+def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still, *, wants_head: bool) -> None:
     with still():
         try:
-            dataset.commit()
-        except (ZkeepError, OSError) as error:
+            pool = dataset.pool
+            clean = wants_head and head.unnamed(pool, pool.dataset(dataset.name)) is None
+            dataset.commit(even_if_clean=clean)
+        except Exception as error:  # whatever it is, who asked is told
             client.sendall(f"{error}\n".encode(errors="replace")[:MAX_ANSWER])
             return
         client.sendall(b"ok\n")
@@ -89,12 +94,13 @@ def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still) -> No
 
 
 @contextmanager
-def held_still(paths: Iterable[Path], what: str) -> Iterator[None]:
+def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> Iterator[None]:
     """While this is held, the mounts with these sockets have committed everything, and change nothing.
 
     Raises:
         TryAgain: one does not answer, or cannot commit.
     """
+    clients = []
     with ExitStack() as stack:
         for path in paths:
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -102,9 +108,16 @@ def held_still(paths: Iterable[Path], what: str) -> Iterator[None]:
             try:
                 with _short(path) as short:
                     client.connect(short)
+                client.sendall(request)
                 answer = client.recv(MAX_ANSWER).decode(errors="replace").strip()
             except OSError as error:
                 raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
             if answer != "ok":
                 raise TryAgain(f"{what}: its mount cannot commit: {shown(answer)}")
+            clients.append(client)
+        for client in clients:
+            with suppress(BlockingIOError):  # there is nothing to read as long as it holds still
+                client.setblocking(False)
+                if not client.recv(1):
+                    raise TryAgain(f"{what}: it took too long, and a mount went on")
         yield

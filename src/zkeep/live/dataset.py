@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from threading import RLock
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
-from zkeep.errors import Refused, TryAgain
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.commit import CommitWriter, Pending
@@ -49,8 +49,12 @@ MERGE_AFTER = 32
 "Commits after which the runs that no snapshot keeps apart are merged."
 MERGE_BYTES = 64 << 20
 "Bytes that may be copied then; the rest waits for the next time."
+RETRY = 0.2
+"Seconds between two tries."
 PER_INODE = 1 << 10
 "Bytes that a file that changed takes beside its content, about."
+LAST_TRIES = 30.0
+"Seconds for which the last commit is tried again while another process is in the way."
 SLACK = 1 << 20
 "Bytes that are kept free, so that files can still be removed."
 MAX_LISTED = 1 << 16
@@ -65,11 +69,19 @@ class LiveDataset:
         TryAgain: another process is writing to it, or it is mounted already.
     """
 
-    def __init__(self, pool: Pool, new: NewSnapshot, recordsize: int, get_key: GetKey) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        new: NewSnapshot,
+        recordsize: int,
+        get_key: GetKey,
+        on_lost: Callable[[Exception], object] = lambda error: None,
+    ) -> None:
+        """`on_lost` is called if the last commit fails, while the mount's lock is still held."""
         self.lock = RLock()
         self.pool = pool
         self.recordsize = recordsize
-        self.contents = Contents(recordsize)
+        self.contents = Contents(recordsize, lambda: self.base)
         self.inodes: dict[int, Inode] = {}
         self.changed: dict[int, Inode] = {}
         self.nameless: dict[int, Inode] = {}
@@ -85,26 +97,42 @@ class LiveDataset:
         self._freed: set[int] = set()
         self._queued: set[int] = set()
         "What the delete queue of the base has."
-        self.base: OpenSnapshot
-        self.tree: Filesystem
+        self.is_stale = False
+        "Something else was written to the dataset, so that nothing can be committed any more."
         self.numbers: Numbers
+        self._on_lost = on_lost
+        self._state: Snapshot
+        "What the last commit made."
+        self._base: tuple[OpenSnapshot, Filesystem] | None = None
 
     @property
     def name(self) -> DatasetName:
         return self._new.name.dataset
 
+    @property
+    def base(self) -> OpenSnapshot:
+        """The newest state. If it could not be opened after a commit, it is tried again."""
+        return (self._base or self._open_base())[0]
+
+    @property
+    def tree(self) -> Filesystem:
+        return (self._base or self._open_base())[1]
+
     def __enter__(self) -> LiveDataset:
         with ExitStack() as stack:
-            dataset = self.pool.dataset(self.name)
-            lock = self.pool.store.lock(head.mount_lock(dataset), busy=f"cannot mount '{self.name}': it is mounted")
-            stack.enter_context(lock)
+            dataset = self._locked(stack)
             state = head.newest_state(self.pool, dataset)
             _refuse(dataset, state)
+            with self.pool.transaction() as t:
+                # Whoever destroys the newest snapshot from now on leaves its state as the head. Look again after that.
+                dataset = self.pool.update_dataset(t, dataset, live=True)
+            state = head.newest_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)
             stack.callback(self._close_base)
             if state is None:
                 state = commit_head(self.pool, self._new, self._keys, None, _empty)
-            self._open_base(state)
+            self._state = state
+            self._open_base()
             self.numbers = Numbers(live_objects(self.base))
             self._runs = self.pool.runs.count(dataset.key)
             self._drain()
@@ -114,7 +142,34 @@ class LiveDataset:
     def __exit__(self, kind: object, *_: object) -> None:
         with self._stack:
             if kind is None:
-                self.commit()
+                try:
+                    self._commit_last()
+                except Exception as error:
+                    self._on_lost(error)
+                    raise
+
+    def _commit_last(self) -> None:
+        """Commit at the end. If another process is in the way, try again for a while: what is left then is lost."""
+        deadline = time.monotonic() + LAST_TRIES
+        while True:
+            try:
+                with self.lock:
+                    self.commit()
+                return
+            except TryAgain:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(RETRY)
+
+    def _locked(self, stack: ExitStack) -> Dataset:
+        """The dataset, once its lock shows that it is mounted."""
+        dataset = self.pool.dataset(self.name)
+        busy = f"cannot mount '{self.name}': it is mounted, or written to by another process"
+        stack.enter_context(self.pool.store.lock(head.mount_lock(dataset), wait=RETRY, busy=busy))
+        now = self.pool.dataset(self.name)
+        if now.id != dataset.id:
+            raise TryAgain(f"cannot mount '{self.name}': it was renamed meanwhile")
+        return now
 
     def _unwrapped(self, dataset: Dataset, state: Snapshot | None) -> MasterKeys:
         if state is not None:
@@ -123,14 +178,16 @@ class LiveDataset:
         return unwrap(wrapped, self._get_key(wrapped))
 
     def _close_base(self) -> None:
+        self._base = None
         self._opened.close()
 
-    def _open_base(self, state: Snapshot) -> None:
-        self._opened.close()
-        self._opened = ExitStack()
-        self.base = self._opened.enter_context(OpenSnapshot(self.pool, state, self._get_key, scattered=True))
-        self.tree = Filesystem(self.base)
-        self.contents.rebase(self.base)
+    def _open_base(self) -> tuple[OpenSnapshot, Filesystem]:
+        self._close_base()
+        with ExitStack() as stack:
+            base = stack.enter_context(OpenSnapshot(self.pool, self._state, self._get_key, scattered=True))
+            found = self._base = base, Filesystem(base)
+            self._opened = stack.pop_all()
+        return found
 
     # Inodes
 
@@ -271,9 +328,12 @@ class LiveDataset:
             if self.contents.dirty >= 4 * MAX_DIRTY:
                 raise
 
-    def commit(self) -> None:
-        """Make all that was done so far durable. What fails leaves it waiting."""
-        if not self.is_dirty:
+    def commit(self, *, even_if_clean: bool = False) -> None:
+        """Make all that was done so far durable. What fails leaves it waiting.
+
+        `even_if_clean`: make a head in any case, which the next snapshot names.
+        """
+        if not self.is_dirty and not even_if_clean:
             return
         queue = set(self.nameless)
         pending = Pending(
@@ -283,13 +343,26 @@ class LiveDataset:
         )
         work = CommitWriter(pending, self.base, self.contents, self.recordsize, self.numbers.end)
         assert self._keys is not None
-        made = commit_head(self.pool, self._new, self._keys, self.base, lambda writer, base: work.write(writer))
+        try:
+            made = commit_head(self.pool, self._new, self._keys, self.base, lambda writer, base: work.write(writer))
+        except ZkeepError:
+            self.is_stale = self.is_stale or self._is_superseded()
+            raise
+        # It is durable: from here on this is the base, whatever fails.
+        self._state = made
         self._settle(pending, work.attributes.next_number)
         self._room_known = None
         self._queued = queue
         self._close_base()
         self._merge_runs()
-        self._open_base(made)
+        with suppress(ZkeepError, OSError):
+            self._open_base()  # else who uses it next tries again, and is told
+
+    def _is_superseded(self) -> bool:
+        """Whether the dataset is gone, or its newest state is another one than what was committed here."""
+        dataset = self.pool.find(self.name)
+        state = head.newest_state(self.pool, dataset) if dataset is not None else None
+        return state is None or state.guid != self._state.guid
 
     def _merge_runs(self) -> None:
         """Merge the runs of commits now and then. It is done while nothing is open, so that old files can go."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
 import threading
 import time
@@ -41,6 +42,11 @@ NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
 
 WITH_HANDLE = frozenset({"getattr", "readdir", "read", "release", "releasedir", "lseek", "fsync", "fsyncdir"})
 "Operations that may come without a path."
+CHANGING = {
+    *("chmod", "chown", "utimens", "mkdir", "mknod", "symlink", "link", "rename", "create", "write"),
+    *("truncate", "fallocate", "setxattr", "removexattr", "unlink", "rmdir", "fsync", "fsyncdir")
+}
+"Operations that fail once nothing can be committed any more, as what they do would be lost."
 DONT_MASK, POSIX_ACL = 1 << 6, 1 << 19
 "FUSE_CAP_*: the kernel leaves the umask to us, as default ACLs replace it; and it enforces ACLs."
 
@@ -70,6 +76,8 @@ def answer(method: Callable[P, R]) -> Callable[P, R]:
                 if inside is not None:
                     result: R = me.control.answer(method.__name__, inside, args[1:], me.next_handle())
                     return result
+                if me.files.dataset.is_stale and method.__name__ in CHANGING:
+                    raise Refused("something else was written to the dataset: nothing can be committed any more")
                 return method(*args, **kwargs)
         except Exception as error:
             number = me.errno_of(str(args[1]) if len(args) > 1 else "", error)
@@ -146,6 +154,8 @@ class Operations:
         while not self._ended.wait(INTERVAL):
             try:
                 with self.still():
+                    if self._ended.is_set():
+                        return
                     self.files.dataset.commit()
                     self.files.dataset.forget_unused()
                     self.control.rest()
@@ -165,7 +175,11 @@ class Operations:
 
     @answer
     def destroy(self, path: str) -> None:
-        """The end. A file that somebody gave a name like a hidden one's gets it."""
+        """The end. A file that somebody gave a name like a hidden one's gets it.
+
+        libfuse has taken its handlers of signals away; a second signal must not end the last commit.
+        """
+        ignore_signals()
         self._ended.set()
         for hidden, inode in self._hidden.items():
             if inode.opens == 1:
@@ -387,6 +401,13 @@ def _inside(path: str) -> bytes:
     return _bytes(path).strip(b"/")
 
 
+def ignore_signals() -> None:
+    """Let no signal that may be handled end this process any more."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def caller() -> Caller:
     """Who asks, in an operation that FUSE calls."""
     from zkeep.live.driver import context
@@ -417,6 +438,9 @@ def serve(answers: Operations, folder: str, name: str, options: dict[str, str | 
     except RuntimeError:
         if not answers.has_begun:
             raise OSError(errno.EIO, "FUSE would not") from None
+    finally:
+        if answers.has_begun:
+            ignore_signals()  # mfusepy has put back that of Ctrl-C
 
 
 def _driver() -> Any:

@@ -9,7 +9,7 @@ snapshot is to give the head a name: nothing is written but a few documents.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from zkeep.errors import Damaged
@@ -35,9 +35,8 @@ def not_mounted(pool: Pool, dataset: Dataset, cannot: str) -> AbstractContextMan
     Raises:
         TryAgain: it is mounted so.
     """
-    if not dataset.doc.get("live"):
-        return nullcontext()
-    return pool.store.lock(mount_lock(dataset), busy=f"{cannot}: it is mounted: unmount it first")
+    # A first mount has committed nothing yet, so only the lock tells. It is shared, as many may hold mounts off.
+    return pool.store.lock(mount_lock(dataset), shared=True, busy=f"{cannot}: it is mounted: unmount it first")
 
 
 def unnamed(pool: Pool, dataset: Dataset) -> Snapshot | None:

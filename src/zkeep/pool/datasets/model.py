@@ -408,7 +408,8 @@ class Pool:
         """
         t.delete("snapshot", snapshot.key)
         dataset = snapshot.dataset
-        if dataset.doc.get("live") and not self.catalog.after("run", dataset.key + "/", snapshot.key):
+        now = t.get("dataset", dataset.key) or dataset.doc  # it may have been mounted since it was looked up
+        if now.get("live") and not self.catalog.after("run", dataset.key + "/", snapshot.key):
             t.put(HEAD, dataset.key, {**snapshot.doc, "name": "head", "holds": {}, "local": {}})
         else:
             t.delete("begin", snapshot.key)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
-from zkeep.pool.datasets import contents, properties
+from zkeep.pool.datasets import contents, head, properties
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Bookmark, Dataset, Exists, NotThere, Pool, Snapshot
@@ -20,6 +20,7 @@ from zkeep.pool.datasets.partial import base_of, bases
 from zkeep.pool.datasets.room import refuse_overdraft
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.store.disk import allow_open_files
 
 MOST_DATASETS = 10_000
 "Datasets below a client's root from which on it can make more only by sending them."
@@ -163,13 +164,16 @@ def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapsh
 
 def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
     """Rename a dataset, and with it everything below."""
-    with pool.transaction() as t:
+    with ExitStack() as stack, pool.transaction() as t:
         dataset = pool.dataset(old)
         _check_rename(pool, old, new)
         if parents:
             make_parents(pool, t, new)
         _check_new_parent(pool, new)
         moved = pool.tree().within(dataset)
+        allow_open_files(len(moved))
+        for each in moved:
+            stack.enter_context(head.not_mounted(pool, each, f"cannot rename {each.name}"))
         _check_lengths(pool, moved, old, new)
         roots = {d.id: encryption_root(View(pool), d) for d in moved}
         for each in moved:

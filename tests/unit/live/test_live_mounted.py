@@ -1,0 +1,185 @@
+"""What others may do with a dataset that is mounted, also before its first commit; and what a failed commit leaves."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+from livekit import OWNER, live
+
+from zkeep.cli import mount_live
+from zkeep.cli.mount_live import commit_mounted, socket_of
+from zkeep.errors import Refused, TryAgain
+from zkeep.live import dataset as live_dataset
+from zkeep.live.control import answer_requests, listening
+from zkeep.live.files import LiveFiles
+from zkeep.live.fuse import Caller, Operations
+from zkeep.pool.datasets import head
+
+Zkeep = Callable[..., int]
+
+
+def make(files: LiveFiles, name: bytes) -> None:
+    files.write(files.make(name, stat.S_IFREG | 0o644, OWNER), b"content of " + name, 0)
+
+
+def names(tmp_path: Path) -> list[bytes]:
+    with live(tmp_path) as files:
+        return sorted(files.dataset.entries(files.dataset.root))
+
+
+def operations(files: LiveFiles) -> Operations:
+    return Operations(files, lambda text: None, lambda: None, lambda: Caller(*OWNER, 0o22), acls=False)
+
+
+@contextmanager
+def answering(tmp_path: Path) -> Iterator[LiveFiles]:
+    """A dataset that is mounted, and answers requests as a mount does."""
+    with live(tmp_path) as files:
+        pool = files.dataset.pool
+        with listening(socket_of(pool, pool.dataset(files.dataset.name))) as server:
+            answer_requests(server, files.dataset, operations(files).still)
+            yield files
+
+
+def test_a_first_mount_that_committed_nothing_yet_is_seen(
+    zkeep: Zkeep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "source").mkdir()
+    assert zkeep("snapshot", "v/home@a") == 0
+    with live(tmp_path) as files:
+        make(files, b"one")
+        assert zkeep("snapshot", "v/home@b") == 5, "its mount does not answer: there is no process"
+        assert zkeep("snapshot", "--from", str(tmp_path / "source"), "v/home@b") == 5
+        assert zkeep("destroy", "-r", "v/home") == 5
+        assert zkeep("rollback", "v/home@a") == 5
+        assert "it is mounted" in capsys.readouterr().err
+    assert names(tmp_path) == [b"one"]
+
+
+def test_the_base_of_a_first_mount_may_be_destroyed(zkeep: Zkeep, tmp_path: Path) -> None:
+    assert zkeep("snapshot", "v/home@a") == 0
+    with live(tmp_path) as files:
+        make(files, b"one")
+        assert zkeep("destroy", "v/home@a") == 0
+    assert names(tmp_path) == [b"one"]
+    assert zkeep("pool", "scrub", "v") == 0
+
+
+def test_what_is_written_before_a_first_commit_is_in_the_snapshot(zkeep: Zkeep, tmp_path: Path) -> None:
+    assert zkeep("snapshot", "v/home@a") == 0
+    with answering(tmp_path) as files:
+        make(files, b"one")
+        assert zkeep("snapshot", "v/home@b") == 0
+    assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", "v/home@b", "one") == 0
+
+
+def test_snapshots_are_taken_while_nothing_changes(zkeep: Zkeep, tmp_path: Path) -> None:
+    assert zkeep("snapshot", "v/home@a") == 0
+    with answering(tmp_path) as files:
+        assert zkeep("snapshot", "v/home@b") == 0
+        assert zkeep("snapshot", "v/home@c") == 0
+        make(files, b"one")
+    assert names(tmp_path) == [b"one"]
+    assert zkeep("pool", "scrub", "v") == 0
+
+
+def test_nothing_is_written_any_more_once_nothing_can_be_committed(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert zkeep("snapshot", "v/home@a") == 0
+    mount = live(tmp_path)
+    files = mount.__enter__()
+    answers = operations(files)
+    answers.create("/one", 0o644, 0)
+    with monkeypatch.context() as patched:  # something writes all the same
+        patched.setattr(mount_live, "is_mounted", lambda pool, dataset: False)
+        patched.setattr(head, "not_mounted", lambda pool, dataset, cannot: nullcontext())
+        assert zkeep("snapshot", "v/home@b") == 0
+    answers.create("/two", 0o644, 0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output error"):
+            answers.fsync("/two", 0, 0)
+    with pytest.raises(OSError, match="Input/output error"):
+        answers.create("/three", 0o644, 0)
+    with pytest.raises(Refused):
+        mount.__exit__(None, None, None)
+
+
+def test_a_last_commit_that_fails_is_told_and_one_that_is_disturbed_is_tried_again(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, busy = live_dataset.commit_head, [TryAgain("busy"), TryAgain("busy")]
+
+    def disturbed(*arguments: object) -> object:
+        if busy:
+            raise busy.pop()
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_dataset, "RETRY", 0)
+    with live(tmp_path) as files:
+        make(files, b"one")
+        monkeypatch.setattr(live_dataset, "commit_head", disturbed)
+    assert names(tmp_path) == [b"one"]
+    busy += [Refused("the quota is used up")]  # type: ignore[list-item]
+    lost: list[Exception] = []
+    mount = live(tmp_path)
+    files = mount.__enter__()
+    files.dataset._on_lost = lost.append
+    make(files, b"two")
+    with pytest.raises(Refused):
+        mount.__exit__(None, None, None)
+    assert [str(error) for error in lost] == ["the quota is used up"]
+
+
+def test_what_cannot_be_committed_is_not_unmounted(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = live_dataset.commit_head
+
+    def fails(*arguments: object) -> object:
+        raise Refused("the quota is used up")
+
+    with answering(tmp_path) as files:
+        make(files, b"one")
+        pool = files.dataset.pool
+        monkeypatch.setattr(live_dataset, "commit_head", fails)
+        with pytest.raises(TryAgain, match="the quota is used up"):
+            commit_mounted(pool, pool.dataset(files.dataset.name), "cannot unmount v/home")
+        monkeypatch.setattr(live_dataset, "commit_head", real)
+        commit_mounted(pool, pool.dataset(files.dataset.name), "cannot unmount v/home")
+        assert not files.dataset.is_dirty
+    assert names(tmp_path) == [b"one"]
+
+
+def test_a_dataset_that_is_mounted_is_not_renamed(zkeep: Zkeep, tmp_path: Path) -> None:
+    assert zkeep("create", "v/home/child") == 0
+    with live(tmp_path, "v/home/child") as files:
+        assert zkeep("rename", "v/home/child", "v/home/other") == 5
+        assert zkeep("rename", "v/home", "v/house") == 5
+        make(files, b"one")
+    assert zkeep("rename", "v/home", "v/house") == 0
+
+
+def test_a_base_that_could_not_be_opened_is_opened_later(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = live_dataset.OpenSnapshot
+
+    def fails(*arguments: object, **more: object) -> object:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with live(tmp_path) as files:
+        make(files, b"one")
+        monkeypatch.setattr(live_dataset, "OpenSnapshot", fails)
+        files.dataset.commit()
+        with pytest.raises(OSError, match="too many"):
+            files.read(files.lookup(b"one"), 0, 10)
+        monkeypatch.setattr(live_dataset, "OpenSnapshot", real)
+        assert files.read(files.lookup(b"one"), 0, 20) == b"content of one"
+        make(files, b"two")
+    assert names(tmp_path) == [b"one", b"two"]
