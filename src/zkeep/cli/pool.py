@@ -7,7 +7,7 @@ import pwd
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from zkeep.cli.output import Output, takes_output
 from zkeep.cli.pool_properties import PoolProperty, chosen, find
 from zkeep.cli.terminal import say
 from zkeep.cli.words import chosen_words
-from zkeep.errors import Damaged, Refused, WrongUsage, ZkeepError
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import parse_pool, shown
 from zkeep.pool.datasets import destroyed, lifecycle, properties
 from zkeep.pool.datasets.answers import Answer
@@ -149,9 +149,23 @@ def export(names: Sequence[str]) -> None:
     """Forget pools by name, and their keys; their folders stay as they are."""
     known = registry()
     guids = {name: _guid(known, name) for name in names}
+    for name in names:
+        _refuse_mounted(known, name, f"cannot export '{name}'")
     known.remove(*names)
     for name, guid in guids.items():
         _unload_keys(name, guid)
+
+
+def _refuse_mounted(known: Registry, name: str, cannot: str) -> None:
+    """Raises TryAgain: a dataset of the pool is mounted read-write, which goes on writing to it."""
+    from zkeep.cli.mount_live import is_mounted
+
+    mounted: list[str] = []
+    with suppress(Refused, Damaged, OSError), known.open(name, wait()) as pool:
+        written = [each for each in pool.tree().by_id.values() if each.doc.get("live")]
+        mounted = [each.name.text for each in written if is_mounted(pool, each)]
+    if mounted:
+        raise TryAgain(f"{cannot}: pool is busy: {mounted[0]} is mounted: unmount it first")
 
 
 def _guid(known: Registry, name: str) -> int | None:
@@ -410,6 +424,7 @@ def destroy(force: bool, name: str) -> None:
     _show_contents(known, name, force)
     if not force and sys.stdin.isatty() and not click.confirm(f"destroy {name}?", err=True):
         raise Refused(f"{name} is not destroyed")
+    _refuse_mounted(known, name, f"cannot destroy '{name}'")
     guid = _guid(known, name)
     done = destroyed.destroy(known, name)
     _unload_keys(name, guid)

@@ -30,8 +30,6 @@ def mounted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
         yield folder, process
         if process.poll() is None:
             subprocess.run([*ZKEEP, "unmount", str(folder)], check=True)
-        else:
-            subprocess.run(["fusermount3", "-uz", str(folder)], check=True)
     finally:
         process.kill()
         process.wait()
@@ -97,3 +95,15 @@ def test_what_was_synced_survives_a_killed_process(zkeep: Zkeep, tmp_path: Path)
     with mounted(tmp_path) as (top, _):
         assert (top / "synced").read_bytes() == b"x" * 300_000
     assert zkeep("pool", "scrub", "v") == 0
+
+
+@needs_fuse
+def test_what_cannot_be_committed_stays_mounted_and_what_is_lost_is_told(zkeep: Zkeep, tmp_path: Path) -> None:
+    folder = tmp_path / "mnt"
+    with mounted(tmp_path) as (top, process):
+        (top / "file").write_bytes(os.urandom(3 << 20))
+        assert zkeep("set", "quota=1M", "v/home") == 0
+        assert zkeep("unmount", str(folder)) == 5
+        assert os.path.ismount(folder)
+        assert zkeep("unmount", "-f", str(folder)) == 1, "what was written last is lost"
+        assert process.wait() == 1

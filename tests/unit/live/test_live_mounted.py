@@ -183,3 +183,15 @@ def test_a_base_that_could_not_be_opened_is_opened_later(
         assert files.read(files.lookup(b"one"), 0, 20) == b"content of one"
         make(files, b"two")
     assert names(tmp_path) == [b"one", b"two"]
+
+
+def test_a_pool_with_a_mounted_dataset_is_neither_exported_nor_destroyed(
+    zkeep: Zkeep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with live(tmp_path) as files:
+        assert zkeep("pool", "export", "v") == 5
+        assert zkeep("pool", "destroy", "-f", "v") == 5
+        assert "v/home is mounted" in capsys.readouterr().err
+        make(files, b"one")
+    assert names(tmp_path) == [b"one"]
+    assert zkeep("pool", "export", "v") == 0
