@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import keykit
-from zkeep.cli import open_snapshot, root_key
+from zkeep.cli import changekey, encryption, open_snapshot, root_key
 from zkeep.cli.main import run
 from zkeep.cli.open_snapshot import read_key
 from zkeep.errors import Refused
@@ -122,8 +122,9 @@ def test_p1_a_location_that_was_received_is_not_opened(
         found = next(d for d in opened.tree().by_id.values() if d.name.text.endswith("/jambon"))
         opened.update_dataset(t, found, received={"keylocation": f"file://{key}"})
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-    monkeypatch.setattr(open_snapshot, "read_key", pytest.fail)
-    monkeypatch.setattr(root_key, "read_key", pytest.fail)
+    # Verbs are loaded when they are called: one that is loaded now would keep the replacement.
+    for module in (open_snapshot, root_key, changekey, encryption):
+        monkeypatch.setattr(module, "read_key", pytest.fail)
     capfd.readouterr()
     assert run(words) == 1
     assert capfd.readouterr().err.count("\n") == 1

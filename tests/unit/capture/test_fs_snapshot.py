@@ -112,13 +112,14 @@ def test_it_is_removed_when_the_reading_fails(folder: Path, tmp_path: Path, monk
     run = Programs()
     table = mounts(tmp_path, "zfs", "tank/home")
     monkeypatch.setattr(os.path, "exists", lambda path: True)
+    before = signal.getsignal(signal.SIGHUP)
     with (
         pytest.raises(KeyboardInterrupt),
         snapshot_of(str(folder), "auto", one_file_system=False, warn=print, run=run, mounts=table),
     ):
         signal.raise_signal(signal.SIGHUP)
     assert run.lines[-1] == "zfs destroy tank/home@NAME"
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_one_that_cannot_be_removed_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
