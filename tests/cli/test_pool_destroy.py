@@ -164,6 +164,32 @@ def test_a_pool_in_use_is_busy(shell: Shell, vault: Path) -> None:
     assert not (vault / "DESTROYED").exists()
 
 
+@pytest.mark.parametrize("line", ["pool export vault", "pool destroy -f vault"])
+def test_what_is_received_into_stays_known(shell: Shell, vault: Path, tmp_path: Path, line: str) -> None:
+    full = (STREAMS / "plain-blanc-2018.zfs").read_bytes()
+    environment = {**os.environ, "ZKEEP_HOME": str(tmp_path / "home")}
+    shell("create -o blind=off vault/plain")
+    command = [sys.executable, "-m", "zkeep", "receive", "vault/plain/blanc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        assert process.stdin
+        process.stdin.write(full[:4096])
+        process.stdin.flush()
+        while not list((vault / "lock").glob("receive-*")):
+            assert process.poll() is None
+        assert "pool is busy" in shell(line, 5)
+        process.stdin.write(full[4096:])
+        process.stdin.close()
+        assert process.wait() == 0
+    assert "vault/plain/blanc@2018" in shell("list -r -t all vault")
+    shell(line)
+
+
+def test_a_pool_whose_folder_is_gone_can_be_exported(shell: Shell, vault: Path) -> None:
+    vault.rename(vault.with_name("elsewhere"))
+    shell("pool export vault")
+    assert "no pools" in shell("pool list")
+
+
 def full(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 

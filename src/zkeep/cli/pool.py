@@ -151,6 +151,8 @@ def export(names: Sequence[str]) -> None:
     guids = {name: _guid(known, name) for name in names}
     for name in names:
         _refuse_mounted(known, name, f"cannot export '{name}'")
+        busy = "something is received into it or sent from it; try again when that is done"
+        destroyed.check_idle(known.path(name), f"cannot export '{name}': pool is busy: {busy}")
     known.remove(*names)
     for name, guid in guids.items():
         _unload_keys(name, guid)

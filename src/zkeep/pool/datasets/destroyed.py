@@ -110,6 +110,13 @@ def _is_there(store: LocalStore, file: str, name: str, error: OSError) -> bool:
         raise TryAgain(f"{name}: {error.strerror}: {unsure}") from None
 
 
+def check_idle(path: Path, busy: str) -> None:
+    """Raises TryAgain with `busy` if something is received into the pool in `path`, or sent from it, at this moment."""
+    # A folder that is gone, or that nobody can write to, is not in use.
+    with suppress(OSError), _locked(LocalStore(path), busy):
+        pass
+
+
 @contextmanager
 def _locked(store: LocalStore, busy: str) -> Iterator[None]:
     with store.lock("catalog", wait=1.0, busy=busy), store.lock(READERS, busy=busy):
