@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from zkeep.cli.demo import stream
+from zkeep.cli.demo.demo import stream
 from zkeep.format import kernel
 from zkeep.format.events import SubBegin
 from zkeep.format.nvlist import NvList, encode

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.cli.demo_shell import Outcome, call
+from zkeep.cli.demo.shell import Outcome, call
 from zkeep.cli.main import run
 from zkeep.format.records import RecordType
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zkeep.cli.home import opened
+from zkeep.cli.common.pools import opened
 from zkeep.cli.main import run
 from zkeep.cli.prune import prune_received
 from zkeep.errors import Refused
@@ -458,8 +458,8 @@ def test_properties_are_set_and_pruning_is_done_where_a_file_could_not_be_read(
 
 def _incomplete(pool: Pool, name: SnapshotName, *rest: object) -> None:
     from zkeep.capture.snapshot import take_state
-    from zkeep.cli.open_snapshot import keys_from
-    from zkeep.cli.snapshot_from import NotAllRead
+    from zkeep.cli.common.open_snapshot import keys_from
+    from zkeep.cli.common.snapshot_from import NotAllRead
 
     key = pool.dataset(name.dataset).doc["local"]["keylocation"]
     take_state(pool, name, keys_from([key]))

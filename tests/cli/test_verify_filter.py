@@ -201,7 +201,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_it_shows_how_much_has_come() -> None:
-    always = "from zkeep.cli import progress; progress.Meter._due = lambda self: 1.0"
+    always = "from zkeep.cli.common import progress; progress.Meter._due = lambda self: 1.0"
     command = [sys.executable, "-c", f"{always}; from zkeep.cli.main import main; main()", "verify", "-v", "-L", KEY]
     ours, theirs = pty.openpty()
     with FULL.open("rb") as source:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zkeep.cli.main import VERBS
-from zkeep.cli.pool import pool_verb
+from zkeep.cli.pool.pool import pool_verb
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -36,8 +36,8 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def place_of(path: str, capfd: Output) -> tuple[str, int]:
     """The segment and the byte where the first block of a file lies: damage tells of it."""
-    from zkeep.cli.home import opened as open_pool
-    from zkeep.cli.open_snapshot import keys_from
+    from zkeep.cli.common.open_snapshot import keys_from
+    from zkeep.cli.common.pools import opened as open_pool
     from zkeep.names import SnapshotName
     from zkeep.snapshot.open import OpenSnapshot
     from zkeep.tree.filesystem import Filesystem

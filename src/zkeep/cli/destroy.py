@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from zkeep.cli import text
-from zkeep.cli.give_back import give_back
-from zkeep.cli.home import opened
+from zkeep.cli.common import text
+from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.pools import opened
 from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import destroy

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
-from zkeep.cli.terminal import encoded
+from zkeep.cli.common.open_snapshot import keys_from, snapshots_of, takes_key
+from zkeep.cli.common.terminal import encoded
 from zkeep.errors import WrongUsage
 from zkeep.names import printable_path
 

@@ -20,7 +20,7 @@ def dump_verb(verbose: bool, file: str | None) -> None:
         zkeep dump -v full.zfs | less
         zkeep send -w vault/home@monday | zkeep dump
     """
-    from zkeep.cli.stream_files import STDIN, opened_stream
+    from zkeep.cli.common.stream_files import STDIN, opened_stream
     from zkeep.format.dump import dump
 
     with opened_stream(file or STDIN) as source:

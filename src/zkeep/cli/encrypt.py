@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
-from zkeep.cli import encryption
-from zkeep.cli.home import opened, settings, widen
-from zkeep.cli.reencryption import Intake
-from zkeep.cli.sink import Sink, stream_input
+from zkeep.cli.common.pools import opened, settings, widen
+from zkeep.cli.common.sink import Sink, stream_input
+from zkeep.cli.keys import encryption
+from zkeep.cli.keys.reencryption import Intake
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, properties

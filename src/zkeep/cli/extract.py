@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.below import Errors, Tree
-from zkeep.cli.open_snapshot import keys_from, snapshots_of, takes_key
-from zkeep.cli.progress import Meter
-from zkeep.cli.terminal import say
-from zkeep.cli.text import nice
+from zkeep.cli.common.open_snapshot import keys_from, snapshots_of, takes_key
+from zkeep.cli.common.progress import Meter
+from zkeep.cli.common.recursive import Errors, Tree
+from zkeep.cli.common.terminal import say
+from zkeep.cli.common.text import nice
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage
 from zkeep.pool.datasets.contents import NotHere
 

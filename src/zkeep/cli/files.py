@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.below import Errors
-from zkeep.cli.open_snapshot import opened_snapshot, takes_key
-from zkeep.cli.terminal import encoded
+from zkeep.cli.common.open_snapshot import opened_snapshot, takes_key
+from zkeep.cli.common.recursive import Errors
+from zkeep.cli.common.terminal import encoded
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage, ZkeepError
 from zkeep.names import printable_path
 

@@ -8,10 +8,10 @@ from itertools import chain
 
 import click
 
-from zkeep.cli import asjson, text, usage
-from zkeep.cli.output import Output, takes_output
-from zkeep.cli.select import Item, Selection, depth_of, parse_types
-from zkeep.cli.words import chosen_words, find_property
+from zkeep.cli.common import asjson, text, usage
+from zkeep.cli.common.output import Output, takes_output
+from zkeep.cli.common.select import Item, Selection, depth_of, parse_types
+from zkeep.cli.common.words import chosen_words, find_property
 from zkeep.pool.datasets.answers import Answer
 from zkeep.pool.datasets.properties import Property
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli import text
-from zkeep.cli.home import opened, snapshots_only
+from zkeep.cli.common import text
+from zkeep.cli.common.pools import opened, snapshots_only
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import namespace
 

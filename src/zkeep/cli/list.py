@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli import asjson, text, usage
-from zkeep.cli.output import Output, takes_output
-from zkeep.cli.select import Item, Selection, depth_of, parse_types
-from zkeep.cli.words import find_property
+from zkeep.cli.common import asjson, text, usage
+from zkeep.cli.common.output import Output, takes_output
+from zkeep.cli.common.select import Item, Selection, depth_of, parse_types
+from zkeep.cli.common.words import find_property
 from zkeep.pool.datasets.properties import Property
 
 _COLUMNS = "name,used,available,referenced,mountpoint"

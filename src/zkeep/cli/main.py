@@ -12,8 +12,8 @@ from types import FrameType
 
 import click
 
-from zkeep.cli import as_zfs, usage
-from zkeep.cli.terminal import fill_closed_streams, guarded, program, say, settle
+from zkeep.cli.common import as_zfs, usage
+from zkeep.cli.common.terminal import fill_closed_streams, guarded, program, say, settle
 from zkeep.errors import Interrupted, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -22,53 +22,53 @@ gc.set_threshold(10_000, 10, 10)
 "What is imported stays: looking through it for garbage after every 700 objects is a twentieth of a short command."
 
 VERBS = {
-    "backup": ("backup", "Back up a folder: encrypted here, sent there, only what changed."),
+    "backup": ("backup.backup", "Back up a folder: encrypted here, sent there, only what changed."),
     "bookmark": ("namespace", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
-    "change-key": ("changekey", "Change the key that opens datasets."),
-    "completion": ("completion", "Print what makes a shell complete verbs and names."),
+    "change-key": ("keys.changekey", "Change the key that opens datasets."),
+    "completion": ("help.completion", "Print what makes a shell complete verbs and names."),
     "create": ("namespace", "Create a dataset, empty until something is received below it."),
-    "demo": ("demo", "Play the life of a backup server, with real streams."),
+    "demo": ("demo.demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
     "diff": ("diff", "Show what changed between two snapshots."),
     "dump": ("dump", "Print what a send stream holds, record by record."),
     "encrypt": ("encrypt", "Read a plain send stream, write it encrypted, as a raw one."),
     "extract": ("extract", "Extract files of a snapshot."),
-    "forget-keys": ("keys", "Drop old keys for good."),
+    "forget-keys": ("keys.load", "Drop old keys for good."),
     "get": ("get", "Show properties."),
-    "health": ("health", "Say what is late, damaged, full or unverified."),
-    "help": ("help", "Tell how zkeep, or one of its verbs, is called."),
-    "history": ("history", "Show what clients of a server did."),
+    "health": ("health.health", "Say what is late, damaged, full or unverified."),
+    "help": ("help.help", "Tell how zkeep, or one of its verbs, is called."),
+    "history": ("server.history", "Show what clients of a server did."),
     "hold": ("holds", "Protect snapshots from being destroyed."),
     "holds": ("holds", "List the holds of snapshots."),
     "inherit": ("settings", "Forget a property's own value."),
-    "key": ("key", "Keep a key on paper, and bring it back from there."),
+    "key": ("keys.key", "Keep a key on paper, and bring it back from there."),
     "list": ("list", "List datasets, snapshots and bookmarks."),
-    "load-key": ("keys", "Load keys, so that datasets can be opened."),
+    "load-key": ("keys.load", "Load keys, so that datasets can be opened."),
     "ls": ("files", "List the files of a snapshot."),
-    "metrics": ("metrics", "Print the health of pools for Prometheus."),
-    "mount": ("mount", "Show a snapshot's files in a folder, or list what is mounted."),
-    "pool": ("pool", "Create, find, check and remove pools."),
+    "metrics": ("health.metrics", "Print the health of pools for Prometheus."),
+    "mount": ("mount.mount", "Show a snapshot's files in a folder, or list what is mounted."),
+    "pool": ("pool.pool", "Create, find, check and remove pools."),
     "promote": ("namespace", "Make a clone independent of its origin."),
     "prune": ("prune", "Destroy the snapshots that retention does not keep."),
     "receive": ("receive", "Store the send stream on standard input."),
     "recv": ("receive", "The same as receive."),
     "release": ("holds", "Remove holds from snapshots."),
     "rename": ("namespace", "Rename a dataset or a snapshot."),
-    "restore": ("restore", "Bring files or a dataset back from where their backups are."),
+    "restore": ("backup.restore", "Bring files or a dataset back from where their backups are."),
     "rollback": ("rollback", "Drop all that is newer than a snapshot."),
-    "schedule": ("schedule", "Let a backup run by itself."),
+    "schedule": ("backup.schedule", "Let a backup run by itself."),
     "send": ("send", "Write a send stream to standard output."),
-    "server": ("server", "Serve one ssh key: its roles, on its datasets."),
+    "server": ("server.server", "Serve one ssh key: its roles, on its datasets."),
     "set": ("settings", "Set properties."),
     "shim": ("shim", "Install programs zfs and zpool that are zkeep."),
     "snap": ("snapshot", "The same as snapshot."),
     "snapshot": ("snapshot", "Take a snapshot: of a folder, or of the state that is there."),
-    "unload-key": ("keys", "Forget loaded keys."),
-    "umount": ("mount", "The same as unmount."),
-    "unmount": ("mount", "Take away what is mounted."),
+    "unload-key": ("keys.load", "Forget loaded keys."),
+    "umount": ("mount.mount", "The same as unmount."),
+    "unmount": ("mount.mount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
-    "version": ("version", "Tell which zkeep this is."),
+    "version": ("help.version", "Tell which zkeep this is."),
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
@@ -102,8 +102,8 @@ class Verbs(usage.VerbGroup):
         return usage.with_usage(command, name)
 
     def elsewhere(self) -> list[str]:
-        from zkeep.cli.key import key_verb
-        from zkeep.cli.pool import pool_verb
+        from zkeep.cli.keys.key import key_verb
+        from zkeep.cli.pool.pool import pool_verb
 
         return [f"{group.name} {name}" for group in (pool_verb, key_verb) for name in group.commands]
 
@@ -114,7 +114,7 @@ class Verbs(usage.VerbGroup):
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from zkeep.cli.version import version_text  # a fifth of a short command's time
+        from zkeep.cli.help.version import version_text  # a fifth of a short command's time
 
         click.echo(version_text(ctx.info_name or ""))
         ctx.exit()
@@ -191,7 +191,7 @@ def _run(arguments: list[str] | None = None) -> int:
     """The exit status; whatever goes wrong is one line on standard error."""
     signal.signal(signal.SIGTERM, _interrupt)
     if instruction := os.environ.get("_ZKEEP_COMPLETE"):
-        from zkeep.cli.completion import answer
+        from zkeep.cli.help.completion import answer
 
         return answer(cli, instruction)
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -8,8 +8,8 @@ from functools import partial
 import click
 
 from zkeep.agent import client
-from zkeep.cli import encryption
-from zkeep.cli.home import opened, settings
+from zkeep.cli.common.pools import opened, settings
+from zkeep.cli.keys import encryption
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
 from zkeep.pool.datasets import namespace

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import click
 
-from zkeep.cli import asjson
-from zkeep.cli.below import Errors
-from zkeep.cli.clock import clock
-from zkeep.cli.give_back import give_back
-from zkeep.cli.home import datasets_only, opened, parse
+from zkeep.cli.common import asjson
+from zkeep.cli.common.clock import clock
+from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.pools import datasets_only, opened, parse
+from zkeep.cli.common.recursive import Errors
 from zkeep.errors import Refused
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from zkeep.cli import encryption
-from zkeep.cli.home import Name, dataset_of, is_confined, opened, settings, widen
-from zkeep.cli.progress import Received
-from zkeep.cli.reencryption import Intake, KeylessIntake, refuse_missing_key
-from zkeep.cli.sink import stream_input
-from zkeep.cli.text import nice_bytes
+from zkeep.cli.common.pools import Name, dataset_of, is_confined, opened, settings, widen
+from zkeep.cli.common.progress import Received
+from zkeep.cli.common.sink import stream_input
+from zkeep.cli.common.text import nice_bytes
+from zkeep.cli.keys import encryption
+from zkeep.cli.keys.reencryption import Intake, KeylessIntake, refuse_missing_key
 from zkeep.errors import Damaged, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import properties
@@ -172,7 +172,7 @@ def _check_input(abort: bool) -> None:
 
 def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
     """Replace damaged records by those of the stream; report what it does not have."""
-    from zkeep.cli.terminal import say
+    from zkeep.cli.common.terminal import say
     from zkeep.format.reader import read_events
     from zkeep.pool.maintenance.heal import heal
 
@@ -191,7 +191,7 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
 
 def _give_back(pool: Pool, name: DatasetName) -> None:
     """Give back the space of snapshots that -F may have destroyed."""
-    from zkeep.cli.give_back import give_back
+    from zkeep.cli.common.give_back import give_back
 
     with pool.afterwards("received"):
         top = pool.find(name)

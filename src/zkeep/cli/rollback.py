@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from zkeep.cli.give_back import give_back
-from zkeep.cli.home import opened
+from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.pools import opened
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.destroy import Options, execute
 from zkeep.pool.datasets.rollback import plan_rollback

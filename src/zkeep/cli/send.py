@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from zkeep.cli import usage
-from zkeep.cli.home import opened, registry
-from zkeep.cli.sink import Sink
-from zkeep.cli.text import nice, nice_bytes
+from zkeep.cli.common import usage
+from zkeep.cli.common.pools import opened, registry
+from zkeep.cli.common.sink import Sink
+from zkeep.cli.common.text import nice, nice_bytes
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import DatasetName, parse_any, shown
 from zkeep.pool.datasets.model import NotThere, Pool
@@ -95,7 +95,7 @@ def send_verb(
 
 def _decrypting() -> Decrypting:
     """What sends encrypted snapshots as plain streams, with the keys that are loaded."""
-    from zkeep.cli.open_snapshot import loaded_keys
+    from zkeep.cli.common.open_snapshot import loaded_keys
     from zkeep.restore.plain.send import PlainSender
 
     return PlainSender(loaded_keys())

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from zkeep.cli.give_back import give_back
-from zkeep.cli.home import by_pool, opened, parse, settings
+from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.pools import by_pool, opened, parse, settings
 from zkeep.errors import WrongUsage
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, namespace

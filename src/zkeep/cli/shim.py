@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from zkeep.cli.home import registry
+from zkeep.cli.common.pools import registry
 from zkeep.errors import Refused
 
 NAMES = ("zfs", "zpool")

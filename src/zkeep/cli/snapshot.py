@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from zkeep.cli.home import opened, settings
+from zkeep.cli.common.pools import opened, settings
+from zkeep.cli.common.snapshot_from import FromOptions, NotAllRead, from_options, take
 from zkeep.cli.prune import prune_taken
-from zkeep.cli.snapshot_from import FromOptions, NotAllRead, from_options, take
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import contents, namespace
@@ -96,8 +96,8 @@ def _take(
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:
     """Name the state of a dataset, or of all that were made here below it; returns the names of the snapshots."""
     from zkeep.capture.snapshot import take_state
-    from zkeep.cli.mount_live import committed
-    from zkeep.cli.open_snapshot import keys_from
+    from zkeep.cli.common.open_snapshot import keys_from
+    from zkeep.cli.mount.live import committed
 
     first = pool.dataset(name.dataset)
     datasets = pool.tree().within(first) if recursive else [first]

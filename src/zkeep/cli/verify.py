@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zkeep.cli.below import Errors, Tree, say_left_out
-from zkeep.cli.home import opened as open_pool
-from zkeep.cli.open_snapshot import keys_from, parsed, received_from, takes_key
-from zkeep.cli.progress import Meter
-from zkeep.cli.stream_files import is_stream
-from zkeep.cli.text import nice
+from zkeep.cli.common.open_snapshot import keys_from, parsed, received_from, takes_key
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.progress import Meter
+from zkeep.cli.common.recursive import Errors, Tree, say_left_out
+from zkeep.cli.common.stream_files import is_stream
+from zkeep.cli.common.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, SnapshotName
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
-from zkeep.cli.home import opened as open_pool
-from zkeep.cli.home import widen
-from zkeep.cli.open_snapshot import placed, received
-from zkeep.cli.progress import Received
-from zkeep.cli.sink import Sink
-from zkeep.cli.stream_files import STDIN, is_stream
+from zkeep.cli.common.open_snapshot import placed, received
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.pools import widen
+from zkeep.cli.common.progress import Received
+from zkeep.cli.common.sink import Sink
+from zkeep.cli.common.stream_files import STDIN, is_stream
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import SnapshotName, parse_any, shown
 

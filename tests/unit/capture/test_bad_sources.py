@@ -16,7 +16,7 @@ from capturekit import extracted, listing, make_tree
 
 from zkeep.capture import contents, objects
 from zkeep.capture.report import Watch
-from zkeep.cli import snapshot_from
+from zkeep.cli.common import snapshot_from
 from zkeep.format.znode import APPEND_ONLY, IMMUTABLE, NO_DUMP
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool

@@ -10,7 +10,7 @@ import pytest
 from capturekit import sent
 
 from zkeep.capture import image
-from zkeep.cli import snapshot_from
+from zkeep.cli.common import snapshot_from
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
 from zkeep.format.records import RecordType

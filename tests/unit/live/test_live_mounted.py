@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from livekit import OWNER, live
 
-from zkeep.cli import mount_live
-from zkeep.cli.mount_live import commit_mounted, socket_of
+from zkeep.cli.mount import live as mount_live
+from zkeep.cli.mount.live import commit_mounted, socket_of
 from zkeep.errors import Refused, TryAgain
 from zkeep.live import dataset as live_dataset
 from zkeep.live.control import answer_requests, listening

@@ -1,0 +1,127 @@
+"""zkeep backup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from zkeep.backup.local import Job
+from zkeep.backup.places import Path, parse_destination, parse_source
+from zkeep.cli.backup.events import Events
+from zkeep.cli.backup.ping import check_url, ping
+from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
+from zkeep.cli.common.pools import registry
+from zkeep.cli.common.snapshot_from import NotAllRead
+from zkeep.errors import TryAgain, WrongUsage, ZkeepError
+from zkeep.pool.datasets import properties
+
+
+@click.command("backup")
+@click.option("-n", "dry_run", is_flag=True, help="Change nothing; say what would be done.")
+@click.option("-v", "verbose", is_flag=True, help="Say what is done.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="The same as one JSON object a line.")
+@click.option("--yes", "yes", is_flag=True, help="The first time: the key was or will be kept elsewhere, too.")
+@click.option("--key-file", metavar="FILE", help="The first time: use the key in FILE, or make it there.")
+@passing_options
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DEST")
+@click.pass_context
+def backup_verb(
+    ctx: click.Context,
+    /,
+    *,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+    recursive: bool,
+    yes: bool,
+    key_file: str | None,
+    retention: str | None,
+    url: str | None,
+    sshkey: str | None,
+    ssh_options: Sequence[str],
+    locations: Sequence[str],
+    source: str,
+    destination: str,
+    **excluding: Any,
+) -> None:
+    """Back up a folder, a disk image, a device or a dataset: encrypted here, sent there, only what changed.
+
+    SRC is a path, or a dataset as DEST. DEST is a dataset of a pool, on a host (ssh://[user@]host[:port]/pool/dataset,
+    where zkeep is installed) or on this machine; zfs:pool/dataset is one of ZFS, also ssh://host/zfs:pool/dataset.
+    The same command again sends what changed since; what broke off goes on.
+
+    The first time a key is made and shown on a recovery sheet, of which a part must be typed back; it lies in a file
+    that only you can read. Without the key the backup is worth nothing: keep the sheet elsewhere. In scripts, --yes
+    and --key-file FILE take the place of that. For a DEST on a host, this machine keeps, in its own pool 'local', the
+    metadata that the next increment needs, and no contents once the host lists the snapshot.
+
+    Of a dataset of ZFS a snapshot is taken first; it is held until the next one was sent, and a bookmark stays. It goes
+    raw, with all snapshots since the last time; without encryption it is encrypted on its way, by the pool 'local'. Of
+    a dataset of zkeep, the snapshots that it has are sent.
+
+    Nothing is ever destroyed at DEST; its own rules do that ('retention').
+
+    Exit status: 0 done; 3 done, but some files could not be read; 5 try again: it broke off, or the same backup runs
+    already; 1 refused.
+
+    \b
+        zkeep backup ~/Documents ssh://box/vault/me
+        zkeep backup --exclude '*.iso' --exclude-caches ~ ssh://backup@box:2222/vault/alice/home
+        zkeep backup --yes --key-file /root/backup.key --ping https://hc.example.org/uuid /srv ssh://box/vault/srv
+        zkeep backup ~/Documents usb/documents
+        zkeep backup -r zfs:tank/home ssh://box/vault/home
+        zkeep backup ssh://nas/zfs:tank/home vault/nas
+    """
+    place = parse_destination(destination)
+    job = Job(parse_source(source, registry().pools()), place)
+    policy = properties.check("retention", retention)[1] if retention is not None else None
+    wanted = Wanted(
+        *(job, dry_run, verbose, as_json, yes, key_file, policy, recursive, ssh_words(ssh_options, sshkey)),
+        *(tuple(locations), excluding),
+    )
+    wanted.reading().exclusions()  # a pattern that is none is refused before anything else
+    with told(check_url(url) if not dry_run else None, wanted) as events:
+        _back_up(wanted, events)
+
+
+def _back_up(wanted: Wanted, events: Events) -> None:
+    if isinstance(wanted.job.source, Path):
+        from zkeep.cli.backup.folder import back_up_folder
+
+        if wanted.recursive:
+            raise WrongUsage("-r goes with a dataset: a folder is backed up with all that is in it")
+        back_up_folder(wanted, events)
+        return
+    from zkeep.cli.backup.dataset import back_up_dataset
+
+    back_up_dataset(wanted, events)
+
+
+@contextmanager
+def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
+    """Report the end of a backup: by events, and to the address that is asked for."""
+    events = Events(wanted.as_json, wanted.verbose)
+    ping(url, "start")
+    try:
+        yield events
+    except NotAllRead as error:
+        events.done("", error.status)
+        ping(url, "fail", str(error))
+        raise
+    except BaseException as error:
+        text = str(error) if isinstance(error, ZkeepError) else "interrupted" if _is_stop(error) else repr(error)
+        status = error.status if isinstance(error, ZkeepError) else TryAgain.status if _is_stop(error) else 1
+        events.failed(text, status)
+        ping(url, "fail", text)
+        raise
+    if not wanted.dry_run:
+        events.done(f"backed up {wanted.job.source} to {wanted.job.destination}")
+    ping(url)
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt | click.Abort)

@@ -1,0 +1,331 @@
+"""zkeep schedule."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path as FilePath
+from typing import Any
+
+import click
+
+from zkeep.backup import timers
+from zkeep.backup.local import Job, digest
+from zkeep.backup.places import Path, parse_destination, parse_source
+from zkeep.backup.timers import Entry, When
+from zkeep.cli.backup.ping import check_url
+from zkeep.cli.backup.wanted import passing_options
+from zkeep.cli.common import text
+from zkeep.cli.common.own_path import own_path
+from zkeep.cli.common.pools import registry
+from zkeep.errors import Refused, WrongUsage
+from zkeep.names import shown
+from zkeep.pool.datasets import properties
+
+RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"
+"What is there where systemd runs; the units of the system's administrator."
+SECONDS = 60
+"How long systemctl and crontab may take."
+NOT_RUN = 127
+"The status of a program that could not be run."
+MULTIPLE = {"ssh_options": "--ssh-option", "locations": "-L"}
+PATHS = ("sshkey", "exclude_from")
+
+
+@click.command("schedule")
+@click.option("--hourly", is_flag=True, help="Every hour.")
+@click.option("--daily", metavar="HH:MM", help="Every day at this time.")
+@click.option("--weekly", metavar="'DAY HH:MM'", help="Every week, as 'Sun 03:00'.")
+@click.option("--calendar", metavar="SPEC", help="As systemd.time(7) has it; with cron, its five fields.")
+@click.option("--cron", "cron", is_flag=True, help="With cron, even where there is systemd.")
+@click.option("--remove", "remove", is_flag=True, help="Do it no more. The backups stay.")
+@passing_options
+@click.argument("source", required=False, metavar="[SRC")
+@click.argument("destination", required=False, metavar="DEST]")
+def schedule_verb(
+    *,
+    hourly: bool,
+    daily: str | None,
+    weekly: str | None,
+    calendar: str | None,
+    cron: bool,
+    remove: bool,
+    source: str | None,
+    destination: str | None,
+    **passed: Any,
+) -> None:
+    """Let a backup run by itself, list those that do, or remove one.
+
+    With systemd, a timer is made that also catches up on what was missed while the machine was off: as root for the
+    system, else for this user ('loginctl enable-linger' lets it run while you are not logged in). Elsewhere it is a
+    line of this user's crontab. The other options are those of 'zkeep backup', which has to be run once before: the
+    first time asks for the key.
+
+    \b
+        zkeep schedule ~/Documents ssh://box/vault/me --daily 02:30
+        zkeep schedule --hourly --ping https://hc.example.org/uuid /srv ssh://box/vault/srv
+        zkeep schedule
+        zkeep schedule --remove ~/Documents ssh://box/vault/me
+    """
+    place: Place = Systemd() if not cron and Systemd.is_there() else Cron()
+    if source is None:
+        if remove or hourly or daily or weekly or calendar:
+            raise WrongUsage("name the backup: SRC DEST")
+        _list()
+        return
+    if destination is None:
+        raise WrongUsage("name where it goes: SRC DEST")
+    job = Job(parse_source(source, registry().pools()), parse_destination(destination))
+    name = timers.unit_name(job.base(), digest(job)[:8])
+    if remove:
+        _remove(job, name)
+        return
+    when = timers.parse_when(hourly, daily, weekly, calendar, int(digest(job)[:8], 16))
+    _check_ready(job, passed)
+    words = (own_path(), "backup", *_words(passed), str(job.source), str(job.destination))
+    place.add(Entry(name, str(job.source), str(job.destination), _shown(when), words), when)
+    _say_next(place, when, name)
+
+
+def _shown(when: When) -> str:
+    return when.text if when.kind == "calendar" else when.on_calendar
+
+
+def _check_ready(job: Job, passed: dict[str, Any]) -> None:
+    """Nothing can be confirmed at night: the backup must have run once, and its options must make sense.
+
+    Raises:
+        Refused, WrongUsage: it has not; they do not.
+    """
+    check_url(passed["url"])
+    if passed["retention"] is not None:
+        properties.check("retention", passed["retention"])
+    if not isinstance(job.source, Path):
+        return
+    from zkeep.cli.backup.folder import find_dataset
+
+    if find_dataset(job) is None:
+        way = f"zkeep backup {shown(str(job.source))} {job.destination}"
+        raise Refused(f"cannot schedule the backup of {job.source}: it was never made; run it once here: {way}")
+
+
+def _words(passed: dict[str, Any]) -> list[str]:
+    """The options as they were given, with paths that hold in any folder."""
+    words: list[str] = []
+    for name, value in passed.items():
+        option = {"url": "--ping", **MULTIPLE}.get(name, "-r" if name == "recursive" else f"--{name.replace('_', '-')}")
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif isinstance(value, str):
+            words += [option, os.path.abspath(os.path.expanduser(value)) if name in PATHS else value]
+        elif value is not None:
+            words += [word for each in value for word in (option, os.path.abspath(each) if name in PATHS else each)]
+    return words
+
+
+def environment() -> dict[str, str]:
+    """What a run needs of this one."""
+    return {"ZKEEP_HOME": os.path.abspath(registry().home)}  # which other variables may have decided, too
+
+
+def _say_next(place: Place, when: When, name: str) -> None:
+    at = when.next_after(datetime.now())
+    following = at.strftime("%a %Y-%m-%d %H:%M") if at is not None else place.next_run(when)
+    click.echo(f"made {place.describe(name)}")
+    click.echo(f"next run: {following or 'as the calendar says'}" + place.delay)
+    for line in place.hints():
+        click.echo(line)
+
+
+def _list() -> None:
+    rows = [
+        [entry.source, entry.destination, entry.when, place.kind]
+        for place in (Systemd(), Cron())
+        for entry in place.entries()
+    ]
+    if rows:
+        head = ["SRC", "DEST", "WHEN", "BY"]
+        click.echo(text.table(head, [[text.safe(cell) for cell in row] for row in rows], [False] * 4), nl=False)
+    else:
+        click.echo("no backups are scheduled", err=True)
+
+
+def _remove(job: Job, name: str) -> None:
+    for place in (Systemd(), Cron()):
+        if any(entry.name == name for entry in place.entries()):
+            place.remove(name)
+            click.echo(f"removed {place.describe(name)}")
+            return
+    why = "there is none; 'zkeep schedule' lists those that are"
+    raise Refused(f"cannot remove the schedule of {job.source} to {job.destination}: {why}")
+
+
+def _run(words: Sequence[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of the system; no shell."""
+    content = os.fsencode(given or "")
+    try:
+        done = subprocess.run(words, input=content, capture_output=True, timeout=SECONDS, check=False)  # noqa: S603
+        return subprocess.CompletedProcess(words, done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, NOT_RUN, "", str(error))
+
+
+def _is_out_of_reach(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether systemctl could not ask systemd at all: it is missing, or there is no session, or a container."""
+    signs = ("failed to connect", "not been booted with systemd", "host is down", "no medium found")
+    return done.returncode == NOT_RUN or any(sign in done.stderr.lower() for sign in signs)
+
+
+class Place:
+    """Where schedules are kept."""
+
+    kind = ""
+    delay = ""
+
+    def entries(self) -> list[Entry]:
+        raise NotImplementedError
+
+    def add(self, entry: Entry, when: When) -> None:
+        raise NotImplementedError
+
+    def remove(self, name: str) -> None:
+        raise NotImplementedError
+
+    def describe(self, name: str) -> str:
+        raise NotImplementedError
+
+    def next_run(self, when: When) -> str:
+        return ""
+
+    def hints(self) -> list[str]:
+        return []
+
+
+class Systemd(Place):
+    """Units of the system for root, else of the user."""
+
+    kind = "systemd"
+    delay = ", and up to 20 minutes later"
+
+    def __init__(self) -> None:
+        self._system = os.geteuid() == 0
+        config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        user = FilePath(config) / "systemd" / "user"
+        self.folder = FilePath(SYSTEM_UNITS) if self._system else user
+        self._failed: list[str] = []
+
+    @staticmethod
+    def is_there() -> bool:
+        return os.path.isdir(RUNNING)
+
+    def entries(self) -> list[Entry]:
+        found = []
+        for path in sorted(self.folder.glob("zkeep-backup-*.timer")):
+            with path.open(encoding="utf-8", errors="replace") as file:
+                entry = timers.read_mark(file.readline(1 << 20).rstrip("\n"))
+            found += [entry] if entry is not None else []
+        return found
+
+    def add(self, entry: Entry, when: When) -> None:
+        self._check(when)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        is_new = not (self.folder / f"{entry.name}.timer").exists()
+        unit = timers.service(entry, environment(), system=self._system)
+        self._write(f"{entry.name}.service", unit)
+        self._write(f"{entry.name}.timer", timers.timer(entry, when))
+        for words in (["daemon-reload"], ["enable", "--now", f"{entry.name}.timer"]):
+            done = self._systemctl(*words)
+            if done.returncode and not _is_out_of_reach(done):
+                why = " ".join(done.stderr.split()) or f"status {done.returncode}"
+                if is_new:
+                    self._unlink(entry.name)
+                raise Refused(f"cannot schedule: systemctl {words[0]} failed: {why}")
+
+    def _check(self, when: When) -> None:
+        """Raises WrongUsage: systemd does not take the expression."""
+        if when.kind != "calendar" or shutil.which("systemd-analyze") is None:
+            return
+        done = _run(["systemd-analyze", "calendar", "--", when.text])
+        if done.returncode:
+            raise WrongUsage(f"--calendar: {' '.join(done.stderr.split()) or 'systemd does not take it'}")
+
+    def _write(self, name: str, content: str) -> None:
+        fresh = self.folder / f".{name}.new"
+        fresh.write_text(content, encoding="utf-8", errors="surrogateescape")
+        fresh.replace(self.folder / name)
+
+    def _systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Where it cannot be reached now (no session, a container), the user is told what to call."""
+        called = ["systemctl", *([] if self._system else ["--user"]), *words]
+        done = _run(called)
+        if done.returncode:
+            self._failed.append(" ".join(called))
+        return done
+
+    def remove(self, name: str) -> None:
+        self._systemctl("disable", "--now", f"{name}.timer")
+        self._unlink(name)
+        self._systemctl("daemon-reload")
+
+    def _unlink(self, name: str) -> None:
+        for ending in ("timer", "service"):
+            (self.folder / f"{name}.{ending}").unlink(missing_ok=True)
+
+    def describe(self, name: str) -> str:
+        return f"{self.folder / name}.timer and .service"
+
+    def next_run(self, when: When) -> str:
+        for line in _run(["systemd-analyze", "calendar", "--", when.text]).stdout.splitlines():
+            if line.strip().startswith("Next elapse:"):
+                return line.partition(":")[2].strip()
+        return ""
+
+    def hints(self) -> list[str]:
+        lines = [f"systemd was not reached; then call: {called}" for called in self._failed]
+        name = pwd.getpwuid(os.getuid()).pw_name if not self._system else ""
+        if not self._system and not os.path.exists(f"/var/lib/systemd/linger/{name}"):
+            lines.append("it runs while you are logged in; also otherwise after: loginctl enable-linger")
+        return lines
+
+
+class Cron(Place):
+    """The user's crontab."""
+
+    kind = "cron"
+
+    def entries(self) -> list[Entry]:
+        return list(timers.entries(self._read()))
+
+    def add(self, entry: Entry, when: When) -> None:
+        line = timers.cron_line(entry, when, environment())
+        if shutil.which("crontab") is None:
+            raise Refused("cannot schedule: there is neither systemd nor crontab here")
+        self._write(timers.added(self._read(), entry, line))
+
+    def remove(self, name: str) -> None:
+        self._write(timers.without(self._read(), name))
+
+    def describe(self, name: str) -> str:
+        return "a line of your crontab"
+
+    def _read(self) -> str:
+        """An empty one where there is none yet: `crontab -l` fails then.
+
+        Raises:
+            Refused: there may be one that cannot be read, and must not be replaced.
+        """
+        if shutil.which("crontab") is None:
+            return ""
+        done = _run(["crontab", "-l"])
+        if done.returncode and "no crontab" not in done.stderr.lower():
+            raise Refused(f"cannot read your crontab: {' '.join(done.stderr.split())}")
+        return "" if done.returncode else done.stdout
+
+    def _write(self, content: str) -> None:
+        done = _run(["crontab", "-"], content)
+        if done.returncode:
+            raise Refused(f"cannot write your crontab: {' '.join(done.stderr.split())}")

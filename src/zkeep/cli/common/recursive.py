@@ -1,0 +1,101 @@
+"""The same snapshot of a dataset and of all datasets below it: the option -r."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from zkeep.cli.common.terminal import say
+from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+
+SOME = 4
+"How many datasets a message names."
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A snapshot, and what lies below its dataset, parents first."""
+
+    top: Snapshot
+    below: list[Snapshot]
+    "Snapshots of the same name, below."
+    lacking: list[Dataset]
+    "Datasets that have no such snapshot."
+    wanted: str
+    "What these lack, for messages."
+
+    @classmethod
+    def of(cls, pool: Pool, top: Snapshot) -> Tree:
+        datasets = [d for d in pool.tree().within(top.dataset) if d.id != top.dataset.id]
+        found = [(d, pool.find_snapshot(d.name.snapshot(top.doc["name"]))) for d in _in_order(datasets)]
+        below, lacking = [s for _, s in found if s is not None], [d for d, s in found if s is None]
+        return cls(top, below, lacking, f"@{top.doc['name']}")
+
+    @classmethod
+    def newest(cls, pool: Pool, dataset: Dataset) -> Tree:
+        """The newest snapshot of each dataset. Raises Refused: the topmost has none."""
+        top = pool.newest_snapshot(dataset)
+        if top is None:
+            raise Refused(f"{dataset.name}: it has no snapshot")
+        datasets = [d for d in pool.tree().within(dataset) if d.id != dataset.id]
+        found = [(d, pool.newest_snapshot(d)) for d in _in_order(datasets)]
+        below, lacking = [s for _, s in found if s is not None], [d for d, s in found if s is None]
+        return cls(top, below, lacking, "snapshot")
+
+    def snapshots(self, recursive: bool) -> list[Snapshot]:
+        return [self.top, *(self.below if recursive else [])]
+
+    def say_left_out(self, recursive: bool, verb: str) -> None:
+        """Say what is not included, once the rest was done."""
+        if not recursive:
+            say_left_out(str(self.top.name), [s.dataset for s in self.below], verb)
+        elif self.lacking:
+            say(f"{self.top.name}: not included, as there is no {self.wanted}: {_names(self.lacking)}")
+
+    def place(self, snapshot: Snapshot) -> str:
+        """The path of a dataset relative to the top one, where it would be mounted; empty for the top one."""
+        return snapshot.dataset.name.text[len(self.top.dataset.name.text) + 1 :]
+
+
+def say_left_out(name: str, datasets: list[Dataset], verb: str) -> None:
+    if datasets:
+        say(f"{name}: not included: {_names(datasets)}; {verb} -r takes what lies below, too")
+
+
+def _in_order(datasets: list[Dataset]) -> list[Dataset]:
+    return sorted(datasets, key=lambda dataset: dataset.name.text.split("/"))
+
+
+def _names(datasets: list[Dataset]) -> str:
+    more = len(datasets) - SOME
+    named = ", ".join(d.name.text for d in datasets[:SOME])
+    return f"{named} and {more} more" if more > 0 else named
+
+
+@dataclass
+class Errors:
+    """Collects the errors of some snapshots while the others go on."""
+
+    found: list[ZkeepError] = field(default_factory=list)
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        try:
+            yield
+        except (Damaged, NotAuthentic, Refused) as error:
+            self.found.append(error)
+
+    def conclude(self) -> None:
+        """Print all errors but the worst, and raise that one."""
+        if not self.found:
+            return
+        worst = max(self.found, key=lambda error: error.status)
+        for error in self.found:
+            if error is not worst:
+                say(str(error))
+        raise worst

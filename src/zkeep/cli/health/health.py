@@ -1,0 +1,150 @@
+"""zkeep health: what is late, damaged, full or unverified; and telling somebody when that changes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+
+from zkeep.cli.common import asjson, text
+from zkeep.cli.common.pools import by_pool, datasets_only, parse, registry, wait
+from zkeep.cli.common.terminal import say
+from zkeep.errors import TryAgain, ZkeepError
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.model import NotThere
+from zkeep.pool.datasets.retention import span
+from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, status
+
+_UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+"What opening and reading a pool that is damaged, or that somebody prepared, may raise."
+
+
+@click.command("health")
+@click.option("-v", "verbose", is_flag=True, help="Name datasets that are fine, too.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--notify", "notify", is_flag=True, help="Tell what changed since the last time, as 'notify' says.")
+@click.argument("names", nargs=-1, metavar="[POOL|DATASET]...")
+def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]) -> None:
+    """Say what is late, damaged, full, or was not verified for long. Without a name, of all pools.
+
+    A dataset is late when its newest snapshot was received longer ago than 'max_age' allows; a pool is unverified when
+    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left.
+
+    Exit status: 0 all is well, 1 something is late, full or unverified, 3 something is damaged, 5 somebody could not be
+    told: that is tried again the next time.
+
+    With --notify, run by a timer, the target in 'notify' gets a notice when a dataset or a pool changes to late,
+    damaged, full, unverified, or recovers: a URL gets a POST of JSON, mailto:ADDRESS a mail through sendmail,
+    exec:COMMAND runs with the JSON on standard input, without a shell.
+
+    \b
+        zkeep set max_age=36h vault/clients
+        zkeep set notify=mailto:ann@example.org vault
+        zkeep health -v vault
+    """
+    pools = examined(names)
+    if as_json:
+        objects = {pool.name: _pool_object(pool) for pool in pools}
+        sys.stdout.write(asjson.dump({"output_version": asjson.version("zkeep health"), "pools": objects}))
+    else:
+        for pool in pools:
+            click.echo("\n".join(_lines(pool, verbose)))
+    failed = False
+    if notify:
+        from zkeep.cli.health.notify import notify_changes
+
+        failed = not all([notify_changes(pool) for pool in pools])
+    found = status(pools)
+    click.get_current_context().find_root().meta["status"] = TryAgain.status if failed and found != 3 else found
+
+
+def examined(names: Sequence[str]) -> list[PoolHealth]:
+    """Look at pools or datasets; a pool that cannot be read is a damaged one."""
+    chosen = by_pool(datasets_only(parse(names), "examine")) or {name: [] for name in registry().pools()}
+    return [_examined(pool, [n for n in some if isinstance(n, DatasetName)]) for pool, some in chosen.items()]
+
+
+def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
+    known = registry()
+    known.path(pool)
+    try:
+        with known.open(pool, wait()) as found:
+            for name in names:
+                found.dataset(name)
+            return examine(found, int(time.time()), names)
+    except TryAgain:
+        raise
+    except NotThere as error:
+        if names:
+            raise
+        say(text.safe(str(error)))
+        return PoolHealth(pool, problems=[Problem("unverified", "it is not there")])
+    except _UNREADABLE as error:
+        say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
+        return PoolHealth(pool, problems=[Problem("damaged", "it cannot be read")])
+
+
+# What is printed
+
+
+def _lines(pool: PoolHealth, verbose: bool) -> list[str]:
+    late = [d for d in pool.datasets if d.problems]
+    scrub = "never scrubbed" if pool.scrubbed_at is None else f"scrubbed {_ago(pool.scrubbed_at)}"
+    room = f"{text.nice_bytes(pool.free)} of {text.nice_bytes(pool.size)} free"
+    count = f"{len(pool.datasets) - len(late)} of {text.count(len(pool.datasets), 'dataset')} fine"
+    lines = [f"{pool.name}: {_verdict(pool.problems)}{scrub}, {room}, {count}"]
+    return lines + [f"  {_line(d)}" for d in (pool.datasets if verbose else late)]
+
+
+def _verdict(problems: Sequence[Problem]) -> str:
+    return "".join(f"{p.kind.upper()}: {p.text}; " for p in problems)
+
+
+def _line(dataset: DatasetHealth) -> str:
+    newest = "no snapshot"
+    if dataset.newest is not None:
+        when = "received at an unknown time" if dataset.received_at is None else f"received {_ago(dataset.received_at)}"
+        newest = f"@{text.safe(dataset.newest)} {when}"
+    words = f"{dataset.name}: {_verdict(dataset.problems)}{newest}"
+    if dataset.verified_at is not None:
+        words += f", verified with the key {_ago(dataset.verified_at)}"
+    if dataset.partial:
+        at = dataset.partial.started
+        began = "" if at is None else f", begun {_ago(at)}"
+        words += f"; unfinished receive of {text.nice_bytes(dataset.partial.bytes)} so far{began}"
+    return words
+
+
+def _ago(at: int) -> str:
+    return f"{span(int(time.time()) - at)} ago"
+
+
+def _pool_object(pool: PoolHealth) -> asjson.Object:
+    return {
+        "size": pool.size,
+        "free": pool.free,
+        "scrubbed_at": pool.scrubbed_at,
+        "scrub_errors": pool.scrub_errors,
+        "problems": problems_object(pool.problems),
+        "datasets": {d.name: _dataset_object(d) for d in pool.datasets},
+    }
+
+
+def _dataset_object(dataset: DatasetHealth) -> asjson.Object:
+    partial = dataset.partial
+    return {
+        "newest": dataset.newest,
+        "received_at": dataset.received_at,
+        "max_age": dataset.max_age,
+        "quota": dataset.quota,
+        "quota_used": dataset.quota_used,
+        "verified_at": dataset.verified_at,
+        "partial": {"started": partial.started, "bytes": partial.bytes} if partial else None,
+        "problems": problems_object(dataset.problems),
+    }
+
+
+def problems_object(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    return [{"kind": problem.kind, "text": problem.text} for problem in problems]

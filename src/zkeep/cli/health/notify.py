@@ -1,0 +1,152 @@
+"""Telling somebody that the health of a dataset changed: by a POST, a mail, or a program. Each takes a bounded time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from threading import Thread
+from typing import IO
+from urllib.error import URLError
+
+from zkeep.cli.common.pools import opened
+from zkeep.cli.common.terminal import say
+from zkeep.cli.common.text import safe
+from zkeep.errors import Refused, ZkeepError
+from zkeep.pool.datasets.notify import NONE, canonical, command
+from zkeep.pool.maintenance.health import PoolHealth
+from zkeep.pool.maintenance.notice import Change, changes, gravest, remember
+
+SECONDS = 30
+"How long telling may take; an answer is not waited for beyond it."
+SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
+
+
+def notify_changes(health: PoolHealth) -> bool:
+    """Send notices of what changed in a pool; returns whether all were delivered. The others are sent the next time.
+
+    Everything that goes to one place is one notice, however many datasets it is about.
+    """
+    try:
+        with opened(health.name) as pool:
+            places: dict[str, list[Change]] = {}
+            for change, to in changes(pool, health):
+                places.setdefault(to, []).append(change)
+            delivered = {to: _notify(Notice(pool.name, found), to) for to, found in places.items()}
+            if done := [change for to, found in places.items() if delivered[to] for change in found]:
+                remember(pool, done)
+            return all(delivered.values())
+    except (ZkeepError, OSError) as error:
+        say(safe(f"cannot notify of {health.name}: {error}"))
+        return False
+
+
+@dataclass(frozen=True)
+class Notice:
+    """The changes that one place is notified of."""
+
+    pool: str
+    changes: list[Change]
+
+    @property
+    def event(self) -> str:
+        return gravest(change.event for change in self.changes)
+
+    def subject(self) -> str:
+        first = next(change.name for change in self.changes if change.event == self.event)
+        more = f" and {len(self.changes) - 1} more" if len(self.changes) > 1 else ""
+        return f"zkeep: {self.event}: {first}{more}"
+
+    def json(self) -> bytes:
+        content = {
+            "host": socket.gethostname(),
+            "pool": self.pool,
+            "event": self.event,
+            "subject": self.subject(),
+            "changes": [_as_object(change) for change in self.changes],
+        }
+        return json.dumps(content).encode() + b"\n"
+
+
+def _as_object(change: Change) -> dict[str, object]:
+    problems = [{"kind": problem.kind, "text": problem.text} for problem in change.problems]
+    found = {"event": change.event, "began": change.began, "ended": change.ended, "problems": problems}
+    return {"name": change.name, **found}
+
+
+def _notify(notice: Notice, to: str) -> bool:
+    if to == NONE:
+        return True
+    try:
+        _tell(notice, canonical(to))
+    except (Refused, ValueError, OSError, subprocess.SubprocessError, HTTPException) as error:
+        reason = str(error.reason if isinstance(error, URLError) else error)[:200] or type(error).__name__
+        say(safe(f"cannot notify of {notice.pool}: {to.partition(':')[0]}: {reason}"))
+        return False
+    return True
+
+
+def _tell(notice: Notice, to: str) -> None:
+    if to.startswith("exec:"):
+        _run(command(to), notice.json())
+    elif to.startswith("mailto:"):
+        _mail(to.removeprefix("mailto:"), notice)
+    else:
+        post(to, notice.json(), "application/json")
+
+
+def _run(words: list[str], given: bytes) -> None:
+    """What the program prints goes nowhere, however much that is."""
+    done = subprocess.run(  # noqa: S603 (the administrator's own words; no shell)
+        words, input=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=SECONDS, check=False
+    )
+    if done.returncode:
+        raise Refused(f"{words[0]} ended with status {done.returncode}")
+
+
+def _mail(address: str, notice: Notice) -> None:
+    program = next((path for path in SENDMAIL if os.access(path, os.X_OK)), None)
+    if program is None:
+        raise Refused(f"there is no {SENDMAIL[0]}")
+    lines = [f"To: {address}", f"Subject: {safe(notice.subject())}", ""]
+    for change in notice.changes:
+        what = "; ".join(f"{problem.kind}: {problem.text}" for problem in change.problems) or "all is well again"
+        lines.append(safe(f"{change.name}: {what}"))
+    _run([program, "-oi", "--", address], "\n".join([*lines, ""]).encode())
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: what was set is where it goes."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def post(url: str, body: bytes, kind: str) -> None:
+    """Send a body. An answer that never ends is not waited for: the thread is left to end with the process."""
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            _post_and_wait(url, body, kind)
+        except Exception as error:  # handed on below
+            failed.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if thread.is_alive():
+        raise Refused(f"no answer within {SECONDS} seconds")
+    if failed:
+        raise failed[0]
+
+
+def _post_and_wait(url: str, body: bytes, kind: str) -> None:
+    request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")  # noqa: S310
+    answer: IO[bytes]
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
+        answer.read(1 << 10)

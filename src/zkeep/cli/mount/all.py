@@ -1,0 +1,92 @@
+"""Mounting datasets on the folders that their property mountpoint names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.pools import registry
+from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.names import DatasetName
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.model import Dataset, Pool
+
+
+def mountpoint_of(pool: Pool, dataset: Dataset) -> Path | None:
+    """The folder that was set here, for the dataset or one above it; what came in a stream is the sender's."""
+    for level in (dataset, *pool.tree().ancestors(dataset)):
+        path = level.doc["local"].get("mountpoint")
+        if path is None and level.doc["received"].get("mountpoint") is None:
+            continue
+        if not path or not path.startswith("/"):
+            return None
+        return Path(path + dataset.name.text[len(level.name.text) :])
+    return None
+
+
+def folder_for(pool: Pool, dataset: Dataset) -> str:
+    """The folder of a dataset whose name alone was given; it is made if it is not there.
+
+    Raises:
+        Refused: none was set, or it cannot be made.
+    """
+    path = mountpoint_of(pool, dataset)
+    if path is None:
+        way = f"name a folder to show it in: zkeep mount {dataset.name} DIR, or set its mountpoint here"
+        raise Refused(f"cannot mount '{dataset.name}': {way}")
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"cannot mount '{dataset.name}': {path}: {error.strerror}") from None
+    return str(path)
+
+
+def load_key_of(pool: Pool, dataset: Dataset) -> None:
+    """Load the key that a dataset needs (-l), if it is not loaded."""
+    from zkeep.agent.client import roots
+    from zkeep.cli.keys.load import load_key_verb
+    from zkeep.pool.datasets.derived import encryption_root
+    from zkeep.pool.datasets.view import View
+
+    root = encryption_root(View(pool), dataset)
+    if root is not None and root.id not in roots(pool.doc["guid"]) and load_key_verb.callback is not None:
+        words = {"recursive": False, "every": False, "noop": False, "location": None, "lifetime": None}
+        load_key_verb.callback(names=(str(root.name),), **words)
+
+
+def mount_all(*, load_keys: bool) -> None:
+    """Mount every dataset that can be written to, has a mountpoint set here, and canmount=on.
+
+    Raises:
+        ZkeepError: what the first one could not be mounted for; the others are mounted all the same.
+    """
+    failed: ZkeepError | None = None
+    for name in [name for pool in sorted(registry().pools()) for name in _mountable(pool)]:
+        command = [sys.executable, "-m", "zkeep", "mount", *(["-l"] if load_keys else []), str(name)]
+        done = subprocess.run(command, check=False)  # noqa: S603
+        if done.returncode and failed is None:
+            kind = TryAgain if done.returncode == TryAgain.status else Refused
+            failed = kind(f"cannot mount '{name}': not everything is mounted")
+    if failed is not None:
+        raise failed
+
+
+def _mountable(pool_name: str) -> list[DatasetName]:
+    from zkeep.cli.mount.live import can_write, is_mounted
+    from zkeep.pool.datasets.view import View
+
+    with open_pool(pool_name) as pool:
+        view = View(pool)
+        return [
+            dataset.name
+            for dataset in pool.tree().by_id.values()
+            if can_write(dataset, pool)
+            and view.get(dataset, "canmount").value == "on"
+            and mountpoint_of(pool, dataset) is not None
+            and not is_mounted(pool, dataset)
+        ]
+

@@ -1,0 +1,173 @@
+"""Mounting a dataset read-write, and asking such a mount to commit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zkeep.cli.common.pools import runtime_folder
+from zkeep.errors import TryAgain
+from zkeep.pool.datasets.view import View
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zkeep.crypto.unwrap import GetKey
+    from zkeep.live.fuse import Operations
+    from zkeep.pool.datasets.model import Dataset, Pool
+    from zkeep.restore.mount.fuse import Operations as ReadOnly
+
+IDLE = 60.0
+"Seconds after which snapshots that nobody looks at are closed."
+
+
+def can_write(dataset: Dataset, pool: Pool) -> bool:
+    """Whether a dataset can be mounted read-write: it is an encrypted filesystem, and nothing was received into it."""
+    from zkeep.pool.datasets.head import newest_state
+    from zkeep.snapshot.commit import MADE_HERE
+
+    if View(pool).get(dataset, "readonly").value == "on":
+        return False
+    state = newest_state(pool, dataset)
+    made_here = not dataset.origin if state is None else bool(state.doc.get(MADE_HERE))
+    return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
+
+
+def fuse_options(pool: Pool, dataset: Dataset) -> dict[str, str | bool]:
+    """What the properties setuid, exec and devices are as options of a mount; they are off where a user mounts."""
+    view = View(pool)
+    words = [(name, view.get(dataset, name).value == "on") for name in ("setuid", "exec", "devices")]
+    of = {"setuid": "suid", "exec": "exec", "devices": "dev"}
+    return {of[name] if on else f"no{of[name]}": True for name, on in words if not on or os.geteuid() == 0}
+
+
+@contextmanager
+def live_operations(
+    pool: Pool,
+    dataset: Dataset,
+    get_key: GetKey,
+    log: Callable[[str], object],
+    on_mounted: Callable[[], object],
+    on_lost: Callable[[Exception], object] = lambda error: None,
+) -> Iterator[Operations]:
+    """What FUSE calls; all is committed at the end. `on_lost` is called if that fails, under the mount's lock."""
+    from zkeep.capture.snapshot import new_snapshot
+    from zkeep.live.control import answer_requests, listening
+    from zkeep.live.dataset import LiveDataset
+    from zkeep.live.files import LiveFiles
+    from zkeep.live.fuse import Operations, caller
+    new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
+    with LiveDataset(pool, new, recordsize, get_key, on_lost) as live, listening(socket_of(pool, dataset)) as server:
+
+        def begun() -> None:
+            answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
+            on_mounted()
+
+        view = View(pool)
+        acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
+        files = LiveFiles(live, acls=acls, atime=atime)
+        with closing(_Snapshots(pool, dataset, get_key, log)) as snapshots:
+            operations = Operations(files, log, begun, caller, acls=acls, snapshots=snapshots)
+            yield operations
+
+
+class _Snapshots:
+    """Shows the snapshots of a dataset that is mounted read-write, below .zfs/snapshot, as a read-only mount does."""
+
+    def __init__(self, pool: Pool, dataset: Dataset, get_key: GetKey, log: Callable[[str], object]) -> None:
+        self._pool = pool
+        self._dataset = dataset
+        self._get_key = get_key
+        self._log = log
+        self._stack = ExitStack()
+        self._shown: list[str] = []
+        self._operations: ReadOnly | None = None
+        self._used = 0.0
+
+    def operations(self) -> ReadOnly | None:
+        """None: there is no snapshot."""
+        from zkeep.restore.mount.fuse import Operations as ReadOnly
+        from zkeep.restore.mount.layout import LazySnapshot, MountLayout
+        from zkeep.snapshot.open import OpenSnapshot
+
+        snapshots = self._pool.snapshots(self._dataset)
+        names = [str(snapshot.doc["name"]) for snapshot in snapshots]
+        if names != self._shown or self._operations is None:
+            self.close()
+            lazy = [
+                LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, self._pool, s, self._get_key))
+                for s in snapshots
+            ]
+            if lazy:
+                layout = self._stack.enter_context(MountLayout(lazy[-1], lazy))
+                self._operations = ReadOnly(layout, 0, self._log, lambda: None)
+            self._shown = names
+        self._used = time.monotonic()
+        return self._operations
+
+    def rest(self) -> None:
+        """Close them if nobody looked for a while: as long as they are open, no space comes back."""
+        if self._operations is not None and time.monotonic() - self._used > IDLE:
+            self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+        self._operations = None
+
+
+def socket_of(pool: Pool, dataset: Dataset) -> Path:
+    from zkeep.live.control import path_of
+
+    return path_of(runtime_folder(), int(pool.doc["guid"]), dataset.guid)
+
+
+def is_mounted(pool: Pool, dataset: Dataset) -> bool:
+    """Whether a process has a dataset mounted read-write."""
+    from zkeep.pool.datasets.head import mount_lock
+
+    try:
+        with pool.store.lock(mount_lock(dataset), shared=True):
+            return False
+    except TryAgain:
+        return True
+
+
+@contextmanager
+def committed(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[None]:
+    """While this is held, all that was written to these datasets is committed, and their mounts change nothing.
+
+    Raises:
+        TryAgain: one is mounted, and its mount does not answer.
+    """
+    from zkeep.live.control import held_still
+
+    mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
+    with held_still([socket_of(pool, dataset) for dataset in mounted], what):
+        yield
+
+
+def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:
+    """Let the mount of a dataset commit, if it is mounted read-write.
+
+    Raises:
+        TryAgain: its mount does not answer, or cannot commit.
+    """
+    from zkeep.live.control import COMMIT, held_still
+
+    if is_mounted(pool, dataset):
+        with held_still([socket_of(pool, dataset)], what, COMMIT):
+            return
+
+
+def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:
+    """Wait until the process that had a dataset mounted has committed and ended."""
+    from zkeep.pool.datasets.head import mount_lock
+
+    busy = f"{dataset.name} is unmounted, and its last changes are still being written"
+    with pool.store.lock(mount_lock(dataset), wait=seconds, busy=busy):
+        pass
+

@@ -1,0 +1,443 @@
+"""zkeep mount, unmount: snapshots as folders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from zkeep.cli.common.open_snapshot import keys_from, parsed, snapshots_of, takes_key
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.pools import runtime_folder
+from zkeep.cli.common.recursive import Tree
+from zkeep.cli.common.stream_files import is_stream
+from zkeep.cli.common.terminal import say
+from zkeep.cli.mount.all import folder_for, load_key_of, mount_all
+from zkeep.cli.mount.background import background
+from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
+from zkeep.names import BadName, DatasetName, parse_any, shown
+from zkeep.pool.datasets.model import NotThere
+
+if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey
+    from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+    from zkeep.restore.mount.layout import MountLayout, Place
+
+MOUNTS = Path("/proc/self/mounts")
+KIND = "fuse.zkeep"
+OPTIONS = ("allow_other", "ro")
+COMMITTING = 60.0
+"Seconds that the last commit of a mount may take."
+
+
+@click.command("mount")
+@click.option("-a", "everything", is_flag=True, help="All that were made here, on the mountpoints that were set here.")
+@click.option("-l", "load_keys", is_flag=True, help="Load the key first, from its keylocation.")
+@click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
+@click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro: read-only; allow_other: for all users.")
+@click.option("-r", "recursive", is_flag=True, help="With all datasets below, each in its place.")
+@takes_key
+@click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
+def mount_verb(
+    *,
+    everything: bool,
+    load_keys: bool,
+    foreground: bool,
+    options: tuple[str, ...],
+    recursive: bool,
+    key_locations: tuple[str, ...],
+    arguments: tuple[str, ...],
+) -> None:
+    """Mount an encrypted dataset that was made here on a folder, read-write; show any other, or a snapshot, read-only.
+
+    What is written waits in memory, and is committed to the pool, encrypted, every 5 seconds, at fsync and when it is
+    unmounted. 'zkeep snapshot' takes a snapshot while it is mounted. After a crash it is as the last commit left it.
+    Without DIR, it is mounted on its mountpoint, if one was set here; with -a, all datasets that have one.
+
+    Read-only, of a dataset, the newest snapshot is shown. All snapshots lie below .zfs/snapshot.
+    With -r, read-only, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this
+    name.
+
+    Without arguments, list what is mounted. A block that is damaged or not authentic is an input/output error for
+    who reads it, and a line in a log in the runtime folder ($XDG_RUNTIME_DIR/zkeep, root's /run/zkeep), or on
+    standard error with -f. Only who mounts it sees it, unless allow_other is set.
+
+    \b
+        zkeep mount -L file:///root/key vault/home@monday /mnt/monday
+        zkeep mount vault/work /home/me/work
+        zkeep mount -o ro -L prompt vault/home /mnt/home; ls /mnt/home/.zfs/snapshot
+        zkeep mount -r vault/home@monday /mnt/monday
+        zkeep unmount /mnt/home
+    """
+    chosen = _options(options)
+    if everything:
+        if arguments:
+            raise WrongUsage("-a takes no dataset")
+        mount_all(load_keys=load_keys)
+        return
+    if not arguments:
+        _list()
+        return
+    *what, folder = arguments if len(arguments) > 1 else (arguments[0], _folder_of(arguments[0], load_keys))
+    if load_keys:
+        _load_key(what[0])
+    if not os.path.isdir(folder):
+        raise Refused(f"cannot mount: {folder} is not a folder")
+    folder = os.path.realpath(folder)
+    with background(_log_of(folder), stay=foreground) as ready:
+        request = _Request(what, folder, key_locations, chosen, recursive)
+        if recursive or "ro" in _words(options) or not _mount_live(request, ready):
+            _mount(request, ready)
+
+
+def _folder_of(text: str, load_keys: bool) -> str:
+    """Where a dataset is mounted that is given by its name alone. Its key must be there."""
+    name = None if text.startswith("/") or is_stream(text) else parse_any(text)
+    if not isinstance(name, DatasetName):
+        raise WrongUsage("name what to mount, and a folder")
+    with open_pool(name) as pool:
+        dataset = pool.dataset(name)
+        if load_keys:
+            load_key_of(pool, dataset)
+        _check_key(pool, dataset, any_loaded=False)
+        return folder_for(pool, dataset)
+
+
+def _load_key(text: str) -> None:
+    name = None if is_stream(text) else parsed(text)
+    if name is None:
+        raise WrongUsage("-l goes with a dataset or a snapshot of a pool")
+    dataset = name if isinstance(name, DatasetName) else name.dataset
+    with open_pool(dataset) as pool:
+        load_key_of(pool, pool.dataset(dataset))
+
+
+def _check_key(pool: Pool, dataset: Dataset, *, any_loaded: bool) -> None:
+    """Refuse if the key is not loaded; with `any_loaded`, only if no key at all is loaded."""
+    from zkeep.agent.client import roots
+    from zkeep.pool.datasets.derived import encryption_root
+    from zkeep.pool.datasets.view import View
+
+    root = encryption_root(View(pool), dataset)
+    loaded = roots(pool.doc["guid"])
+    if root and root.id not in loaded and not (any_loaded and loaded):
+        way = f"'zkeep load-key {root.name}' loads it, -L file:///path names it for this call"
+        raise Refused(f"cannot mount '{dataset.name}': encryption key not loaded; {way}")
+
+
+def _log_of(folder: str) -> Path:
+    return runtime_folder() / f"mount-{quote(folder, safe='')[-200:]}.log"
+
+
+def _lost_of(folder: str) -> Path:
+    """The file that says why the last commit of a mount failed; the next mount leaves it, `unmount` tells it once."""
+    log = _log_of(folder)
+    return log.with_name(f"{log.name.removesuffix('.log')}.lost")
+
+
+def _words(given: Sequence[str]) -> list[str]:
+    return [word for text in given for word in text.split(",") if word]
+
+
+def _options(given: Sequence[str]) -> dict[str, str | bool]:
+    words = _words(given)
+    if unknown := [word for word in words if word not in OPTIONS]:
+        raise WrongUsage(f"there is no option {unknown[0]}: -o takes {' and '.join(OPTIONS)}")
+    return {"allow_other": True, "default_permissions": True} if "allow_other" in words else {}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to mount, as typed, and where; with the options of FUSE."""
+
+    what: list[str]
+    folder: str
+    key_locations: Sequence[str]
+    options: dict[str, str | bool]
+    recursive: bool
+
+
+def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
+    """Mount a dataset read-write; False if it is none that was made here."""
+    from zkeep.agent.server import keep_secret
+    from zkeep.cli.mount.live import can_write, fuse_options, live_operations
+
+    name = None if is_stream(request.what[0]) else parsed(request.what[0])
+    if not isinstance(name, DatasetName) or len(request.what) > 1:
+        return False
+    with open_pool(name) as pool:
+        dataset = pool.dataset(name)
+        if not can_write(dataset, pool):
+            return False
+        if not request.key_locations and not sys.stdin.isatty():
+            _check_key(pool, dataset, any_loaded=True)
+        keep_secret(locked=False)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        with _quiet() as (told, loud):
+
+            def on_mounted() -> None:
+                loud()
+                ready()
+
+            from zkeep.live.fuse import serve
+
+            get_key = keys_from(request.key_locations)
+            lost = _lost_of(request.folder)
+
+            def on_lost(error: Exception) -> None:
+                lost.write_text(f"{error}\n", "utf-8", "backslashreplace")
+
+            with live_operations(pool, dataset, get_key, _log, on_mounted, on_lost) as operations:
+                try:
+                    serve(operations, request.folder, str(name), {**fuse_options(pool, dataset), **request.options})
+                except OSError as error:
+                    raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
+    return True
+
+
+def _mount(request: _Request, ready: Callable[[], None]) -> None:
+    from zkeep.agent.server import keep_secret
+    from zkeep.restore.mount.fuse import Operations, serve
+
+    keep_secret(locked=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    with _shown(request) as (name, files, size), _quiet() as (captured, end):
+
+        def on_mounted() -> None:
+            end()
+            ready()
+
+        try:
+            serve(Operations(files, size, _log, on_mounted), request.folder, name, request.options)
+        except OSError as error:
+            raise Refused(f"cannot mount {name}: {captured() or error.strerror}") from None
+
+
+@contextmanager
+def _shown(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
+    """Open what the arguments name: its name, the layout of the mount, and its bytes."""
+    from zkeep.restore.mount.layout import MountLayout
+
+    what, key_locations = request.what, request.key_locations
+    name = None if is_stream(what[0]) else parsed(what[0])
+    whole = isinstance(name, DatasetName)
+    with ExitStack() as stack:
+        if isinstance(name, DatasetName):
+            if len(what) > 1:
+                raise WrongUsage("name one dataset, and a folder")
+            pool = stack.enter_context(open_pool(name))
+            tree = _newest(pool, name)
+            if not key_locations and not sys.stdin.isatty():
+                _check_key(pool, tree.top.dataset, any_loaded=True)
+        else:
+            pool, (snapshot,), rest = stack.enter_context(snapshots_of(what))
+            if rest and "@" in rest[0]:
+                raise Refused(f"cannot open {shown(rest[0])}: the streams bring no snapshot of this name")
+            if rest:
+                raise WrongUsage("name one snapshot, and a folder")
+            tree = Tree.of(pool, snapshot)
+        get_key = keys_from(key_locations)
+        snapshots = tree.snapshots(request.recursive)
+        top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
+        below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
+        files = stack.enter_context(MountLayout(top.top, top.others, below))
+        tree.say_left_out(request.recursive, "mount")
+        _say_what_lacks(pool, snapshots)
+        yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
+
+
+def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
+    """Say of which snapshots files can be listed, and not be read."""
+    from zkeep.pool.datasets.contents import NotHere, lacking
+    from zkeep.pool.datasets.history import history_of
+
+    for snapshot in snapshots:
+        if lacking(history_of(pool, snapshot.dataset).upto(snapshot.txg).runs):
+            say(str(NotHere(str(snapshot.name))))
+
+
+def _newest(pool: Pool, name: DatasetName) -> Tree:
+    try:
+        return Tree.newest(pool, pool.dataset(name))
+    except Refused as error:
+        raise Refused(f"cannot mount {error}") from None
+
+
+def _place(pool: Pool, tree: Tree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> Place:
+    """`whole`: with all snapshots of the dataset below .zfs."""
+    from zkeep.restore.mount.layout import LazySnapshot, Place
+    from zkeep.snapshot.open import OpenSnapshot
+
+    def lazy(s: Snapshot) -> LazySnapshot:
+        return LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
+
+    every = [lazy(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
+    return Place(os.fsencode(tree.place(snapshot)), lazy(snapshot), every)
+
+
+def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:
+    """Whether there is a key for a child dataset; without one, it is left out and the others are mounted."""
+    from zkeep.snapshot.open import OpenSnapshot
+
+    try:
+        OpenSnapshot(pool, snapshot, get_key)
+    except (Refused, Damaged) as error:
+        say(f"{error}; it is left out")
+        return False
+    return True
+
+
+def _referenced(pool: Pool, snapshot: Snapshot) -> int:
+    from zkeep.pool.datasets.view import View
+
+    return int(View(pool).get(snapshot, "referenced").value or 0)
+
+
+@contextmanager
+def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
+    """Capture what libfuse prints on standard error. Yields two functions: one returns it, one ends the capture."""
+    with tempfile.TemporaryFile() as kept, ExitStack() as before:
+        saved = os.dup(2)
+        before.callback(os.close, saved)
+        before.callback(os.dup2, saved, 2)
+
+        def captured() -> str:
+            before.close()
+            kept.seek(0)
+            return " ".join(kept.read(1000).decode(errors="replace").split()).removeprefix("fuse: ")
+
+        os.dup2(kept.fileno(), 2)
+        yield captured, before.close
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} zkeep: {text}", file=sys.stderr, flush=True)
+
+
+# What is mounted
+
+
+def _mounted() -> list[tuple[str, str]]:
+    """Names and folders, oldest first."""
+    try:
+        lines = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        raise Refused("cannot tell what is mounted: this system has no /proc/self/mounts") from None
+    fields = [line.split(" ") for line in lines]
+    return [(_unescaped(words[0]), _unescaped(words[1])) for words in fields if len(words) > 2 and words[2] == KIND]
+
+
+def _unescaped(text: str) -> str:
+    """Blanks, tabs, newlines and backslashes are written there as a backslash and three octal digits."""
+    for byte in b" \t\n\\":
+        text = text.replace(f"\\{byte:03o}", chr(byte))
+    return text
+
+
+def _list() -> None:
+    for name, folder in _mounted():
+        click.echo(f"{name:<30}  {folder}")
+
+
+@click.command("unmount")
+@click.option("-a", "everything", is_flag=True, help="All that is mounted.")
+@click.option("-f", "force", is_flag=True, help="Also when it is in use: it goes when nobody uses it any more.")
+@click.argument("arguments", nargs=-1, metavar="DIR|DATASET[@SNAPSHOT]...")
+def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -> None:
+    """Take away what `zkeep mount` shows, by its folder or by its name.
+
+    \b
+        zkeep unmount /mnt/monday
+    """
+    if everything == bool(arguments):
+        raise WrongUsage("name a folder, or -a for all")
+    mounted = _mounted()
+    chosen = mounted if everything else [_chosen(mounted, text) for text in arguments]
+    for name, folder in sorted(chosen, key=mounted.index, reverse=True):
+        _unmount(name, folder, force)
+
+
+def _chosen(mounted: list[tuple[str, str]], text: str) -> tuple[str, str]:
+    path = os.path.realpath(text)
+    found = [(name, folder) for name, folder in mounted if text == name or path == folder]
+    if not found:
+        raise Refused(f"cannot unmount '{text}': not currently mounted")
+    return found[-1]
+
+
+def _unmount(name: str, folder: str, force: bool) -> None:
+    import shutil
+
+    _commit_first(name, folder, force)
+    tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
+    command = [tool, "-u", *(["-z"] if force else [])] if tool else ["umount", *(["-l"] if force else [])]
+    done = subprocess.run([*command, "--", folder], check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        error = TryAgain if "busy" in reason else Refused
+        raise error(f"cannot unmount {name} from {folder}: {reason}")
+    _wait_for_commit(name)
+    _tell_what_is_lost(name, folder)
+    _forget(folder)
+
+
+def _commit_first(name: str, folder: str, force: bool) -> None:
+    """Have everything committed before it is unmounted. If that fails, the mount stays, and nothing is lost yet.
+
+    `force`: then it is a warning.
+    """
+    from zkeep.cli.mount.live import commit_mounted
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                try:
+                    commit_mounted(pool, pool.dataset(parsed_name), f"cannot unmount {name} from {folder}")
+                except TryAgain as error:
+                    if not force:
+                        raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+                    say(f"warning: {error}")
+
+
+def _tell_what_is_lost(name: str, folder: str) -> None:
+    """Fail if the last commit did."""
+    lost = _lost_of(folder)
+    with suppress(FileNotFoundError):
+        reason = " ".join(lost.read_text("utf-8", "replace").split())
+        lost.unlink()
+        raise Refused(f"{name} is unmounted, and what was written to it last is lost: {reason}")
+
+
+def _wait_for_commit(name: str) -> None:
+    """Return when what was written to a dataset is on disk: its mount commits when it is unmounted."""
+    from zkeep.cli.mount.live import wait_for_commit
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                if (dataset := pool.find(parsed_name)) is not None:
+                    wait_for_commit(pool, dataset, COMMITTING)
+
+
+def _forget(folder: str) -> None:
+    """Remove the log of a mount if it is empty."""
+    with suppress(OSError):
+        log = _log_of(folder)
+        if not log.stat().st_size:
+            log.unlink()

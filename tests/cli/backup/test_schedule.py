@@ -1,0 +1,138 @@
+"""zkeep schedule: what it writes, lists and removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zkeep.cli.backup import schedule
+from zkeep.cli.main import run
+
+CRONTAB = """#!/bin/sh
+if [ "$1" = -l ]; then [ -e {file} ] || {{ echo 'no crontab for me' >&2; exit 1; }}; exec cat {file}; fi
+exec cat > {file}
+"""
+
+
+class Machine:
+    """A home, systemd's folder of units, and programs that note how they were called."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.units, self.tab, self.calls = folder / "systemd" / "user", folder / "tab", folder / "calls"
+        self._capfd = capfd
+
+    def __call__(self, *words: str) -> tuple[int, str, str]:
+        status = run(["schedule", *words])
+        return (status, *self._capfd.readouterr())
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Machine:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "calls"}\n')
+    (programs / "crontab").write_text(CRONTAB.format(file=tmp_path / "tab"))
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(schedule, "RUNNING", str(tmp_path))
+    monkeypatch.setattr(schedule, "SYSTEM_UNITS", str(tmp_path / "systemd" / "user"))
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o600)
+    (tmp_path / "docs").mkdir()
+    assert run(["pool", "create", "usb", str(tmp_path / "pool")]) == 0
+    keys = ["-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation={key.as_uri()}"]
+    assert run(["create", *keys, "usb/docs"]) == 0
+    assert run(["unload-key", "usb/docs"]) == 0
+    capfd.readouterr()
+    return Machine(tmp_path, capfd)
+
+
+def test_units_are_written_listed_and_removed(machine: Machine, tmp_path: Path) -> None:
+    docs = str(tmp_path / "docs")
+    status, out, err = machine(
+        docs, "usb/docs", "--daily", "02:30", "--exclude", "*.o", "--ping", "https://hc.example/1"
+    )
+    assert (status, err) == (0, "")
+    assert "next run: " in out
+    service, timer = sorted(machine.units.iterdir())
+    (exec_start,) = [line for line in service.read_text().splitlines() if line.startswith("ExecStart=")]
+    assert exec_start.endswith(f'backup --exclude "*.o" --ping https://hc.example/1 {docs} usb/docs')
+    assert f"Environment=ZKEEP_HOME={tmp_path / 'home'}" in service.read_text()
+    assert "OnCalendar=*-*-* 02:30:00\nPersistent=true\nRandomizedDelaySec=" in timer.read_text()
+    assert machine.calls.read_text().splitlines()[-1].endswith(f"enable --now {timer.name}")
+    assert machine(docs, "usb/docs", "--hourly")[0] == 0  # in its place
+    status, out, err = machine()
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [[docs, "usb/docs"]]
+    assert machine("--remove", docs, "usb/docs")[0] == 0
+    assert list(machine.units.iterdir()) == []
+    status, out, err = machine("--remove", docs, "usb/docs")
+    assert (status, out) == (1, "")
+    assert machine() == (0, "", "no backups are scheduled\n")
+
+
+def test_a_line_of_cron(machine: Machine, tmp_path: Path) -> None:
+    docs = str(tmp_path / "docs")
+    machine.tab.write_text("0 5 * * * other\n")
+    assert machine("--cron", docs, "usb/docs", "--weekly", "Sun 03:00")[0] == 0
+    other, _, line = machine.tab.read_text().splitlines()
+    assert line.startswith("0 3 * * 7 env ZKEEP_HOME=")
+    assert line.endswith(f"backup {docs} usb/docs")
+    assert machine()[1].split()[-1] == "cron"
+    assert machine("--remove", docs, "usb/docs")[0] == 0
+    assert machine.tab.read_text() == f"{other}\n"
+
+
+def test_what_never_ran_cannot_be_scheduled(machine: Machine, tmp_path: Path) -> None:
+    docs = str(tmp_path / "docs")
+    status, _, err = machine(docs, "usb/other", "--hourly")
+    assert (status, "it was never made; run it once here: zkeep backup" in err) == (1, True)
+    for words in ((docs, "usb/docs"), ("--hourly",), (docs, "--hourly"), (docs, "usb/docs", "--daily", "noon")):
+        assert machine(*words)[0] == 2
+    assert machine(docs, "usb/docs", "--hourly", "--ping", "ftp://x")[0] == 2
+    assert not machine.units.exists()
+
+
+def test_a_crontab_that_cannot_be_read_is_not_replaced(machine: Machine, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "crontab"
+    program.write_text("#!/bin/sh\n[ $1 = -l ] && { echo 'permission denied' >&2; exit 1; }\ntouch $0.written\n")
+    status, _, err = machine("--cron", str(tmp_path / "docs"), "usb/docs", "--hourly")
+    assert (status, "cannot read your crontab: permission denied" in err) == (1, True)
+    assert not (tmp_path / "bin" / "crontab.written").exists()
+
+
+def test_a_run_finds_the_same_home(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "home").rename(tmp_path / "data" / "zkeep")
+    monkeypatch.delenv("ZKEEP_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert machine(str(tmp_path / "docs"), "usb/docs", "--hourly")[0] == 0
+    (service,) = machine.units.glob("*.service")
+    assert f"Environment=ZKEEP_HOME={tmp_path / 'data' / 'zkeep'}\n" in service.read_text()
+
+
+def test_a_timer_that_systemd_does_not_start_is_an_error(machine: Machine, tmp_path: Path) -> None:
+    program, docs = tmp_path / "bin" / "systemctl", str(tmp_path / "docs")
+    program.write_text("#!/bin/sh\necho 'Failed to enable unit: Access denied' >&2; exit 1\n")
+    status, out, err = machine(docs, "usb/docs", "--hourly")
+    assert (status, out, "Failed to enable unit: Access denied" in err) == (1, "", True)
+    assert list(machine.units.iterdir()) == []
+    program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
+    status, out, err = machine(docs, "usb/docs", "--hourly")
+    assert (status, "systemd was not reached; then call: systemctl" in out) == (0, True)
+    assert len(list(machine.units.iterdir())) == 2
+
+
+def test_a_crontab_of_any_bytes_stays_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    before, docs = b"0 5 * * * a\r\n# \xff \x85\n", str(tmp_path / "docs")
+    machine.tab.write_bytes(before)
+    assert machine("--cron", docs, "usb/docs", "--hourly")[0] == 0
+    assert machine.tab.read_bytes().startswith(before)
+    assert machine("--remove", docs, "usb/docs")[0] == 0
+    assert machine.tab.read_bytes() == before
