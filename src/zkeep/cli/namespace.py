@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from zkeep.agent import client
-from zkeep.cli.common.pools import opened, settings
+from zkeep.cli.common.pools import note_settings, opened, settings
 from zkeep.cli.keys import encryption
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
@@ -58,6 +58,8 @@ def create_verb(
         fields = {**keys.fields, **shape} if keys else {}
         also = partial(keys.put, pool) if keys else None
         lines = namespace.create(pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also)
+        if not dry_run:
+            note_settings(pool, [dataset], others)
         if keys is not None and keys.is_root and not dry_run:
             with pool.afterwards(f"{name} is made", f"zkeep load-key {name}"):
                 client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)

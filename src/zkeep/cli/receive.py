@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from zkeep.cli.common.pools import Name, dataset_of, is_confined, opened, settings, widen
+from zkeep.cli.common.pools import Name, dataset_of, is_confined, note_settings, opened, settings, widen
 from zkeep.cli.common.progress import Received
 from zkeep.cli.common.sink import stream_input
 from zkeep.cli.common.text import nice_bytes
@@ -82,6 +82,7 @@ def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str,
             return _heal(pool, source, name, call)
         with arrived.pruned(pool), _explained(target), meter or nullcontext():
             _receive(pool, source, target, wanted)
+            note_settings(pool, {SnapshotName.parse(kept).dataset for kept in arrived.names}, given)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from zkeep.cli.common.give_back import give_back
-from zkeep.cli.common.pools import by_pool, opened, parse, settings
+from zkeep.cli.common.pools import by_pool, note_settings, opened, parse, settings
 from zkeep.errors import WrongUsage
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, namespace
@@ -53,6 +53,7 @@ def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     for pool, things in _things(names).items():
         with opened(pool) as found:
             namespace.set_properties(found, things, wanted)
+            note_settings(found, things, wanted)
             if wanted.get(contents.CONTENTS) == contents.METADATA:
                 give_back(found, _ids(found, things), "set")
 

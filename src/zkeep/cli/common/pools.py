@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -125,6 +125,13 @@ def settings(texts: Iterable[str]) -> dict[str, str]:
             raise WrongUsage(f"bad property list: {name} is given twice")
         found[name] = value
     return found
+
+
+def note_settings(pool: Pool, names: Iterable[Name], made: Mapping[str, str]) -> None:
+    """Remember on this machine that datasets of the pool were given settings that reach out of it."""
+    with pool.afterwards("it is set", "zkeep set"):
+        datasets = [found for name in names if isinstance(name, DatasetName) and (found := pool.find(name))]
+        registry().note_settings(pool, datasets, made)
 
 
 def unencrypted(texts: Iterable[str], cannot: str) -> dict[str, str]:

@@ -8,18 +8,19 @@ import socket
 import subprocess
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from threading import Thread
 from typing import IO
 from urllib.error import URLError
 
-from zkeep.cli.common.pools import opened
+from zkeep.cli.common.pools import opened, registry
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import safe
 from zkeep.errors import Refused, ZkeepError
 from zkeep.pool.datasets.notify import NONE, canonical, command
 from zkeep.pool.maintenance.health import PoolHealth
-from zkeep.pool.maintenance.notice import Change, changes, gravest, remember
+from zkeep.pool.maintenance.notice import Change, Place, changes, gravest, remember
 
 SECONDS = 30
 "How long telling may take; an answer is not waited for beyond it."
@@ -33,11 +34,12 @@ def notify_changes(health: PoolHealth) -> bool:
     """
     try:
         with opened(health.name) as pool:
-            places: dict[str, list[Change]] = {}
-            for change, to in changes(pool, health):
-                places.setdefault(to, []).append(change)
-            delivered = {to: _notify(Notice(pool.name, found), to) for to, found in places.items()}
-            if done := [change for to, found in places.items() if delivered[to] for change in found]:
+            is_ours = partial(registry().was_set_here, pool, name="notify")
+            places: dict[Place, list[Change]] = {}
+            for change, place in changes(pool, health, is_ours):
+                places.setdefault(place, []).append(change)
+            delivered = {place: _notify(Notice(pool.name, found), place) for place, found in places.items()}
+            if done := [change for place, found in places.items() if delivered[place] for change in found]:
                 remember(pool, done)
             return all(delivered.values())
     except (ZkeepError, OSError) as error:
@@ -78,9 +80,14 @@ def _as_object(change: Change) -> dict[str, object]:
     return {"name": change.name, **found}
 
 
-def _notify(notice: Notice, to: str) -> bool:
+def _notify(notice: Notice, place: Place) -> bool:
+    to = place.to
     if to == NONE:
         return True
+    if not place.ours:
+        way = f"look at 'zkeep get notify {place.set_on}', and set it here"
+        say(safe(f"cannot notify of {notice.pool}: {to.partition(':')[0]}: it was set on another machine; {way}"))
+        return False
     try:
         _tell(notice, canonical(to))
     except (Refused, ValueError, OSError, subprocess.SubprocessError, HTTPException) as error:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from zkeep.pool.datasets.model import Dataset, Pool
 
 
-def mountpoint_of(pool: Pool, dataset: Dataset) -> Path | None:
-    """The folder that was set here, for the dataset or one above it; what came in a stream is the sender's."""
+def mountpoint_of(pool: Pool, dataset: Dataset) -> tuple[Path, Dataset] | None:
+    """The folder that was set, for the dataset or one above it, and on which; what came in a stream is the sender's."""
     for level in (dataset, *pool.tree().ancestors(dataset)):
         path = level.doc["local"].get("mountpoint")
         if path is None and level.doc["received"].get("mountpoint") is None:
             continue
         if not path or not path.startswith("/"):
             return None
-        return Path(path + dataset.name.text[len(level.name.text) :])
+        return Path(path + dataset.name.text[len(level.name.text) :]), level
     return None
 
 
@@ -32,12 +32,16 @@ def folder_for(pool: Pool, dataset: Dataset) -> str:
     """The folder of a dataset whose name alone was given; it is made if it is not there.
 
     Raises:
-        Refused: none was set, or it cannot be made.
+        Refused: none was set on this machine, or it cannot be made.
     """
-    path = mountpoint_of(pool, dataset)
-    if path is None:
+    found = mountpoint_of(pool, dataset)
+    if found is None:
         way = f"name a folder to show it in: zkeep mount {dataset.name} DIR, or set its mountpoint here"
         raise Refused(f"cannot mount '{dataset.name}': {way}")
+    path, level = found
+    if not registry().was_set_here(pool, level, "mountpoint"):
+        way = f"look at 'zkeep get mountpoint {level.name}', and set it here"
+        raise Refused(f"cannot mount '{dataset.name}': its mountpoint was set on another machine; {way}")
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
@@ -76,7 +80,7 @@ def mount_all(*, load_keys: bool) -> None:
 
 
 def _mountable(pool_name: str) -> list[DatasetName]:
-    from zkeep.cli.mount.live import can_write, is_mounted
+    from zkeep.cli.mount.live import allows, can_write, is_mounted
     from zkeep.pool.datasets.view import View
 
     with open_pool(pool_name) as pool:
@@ -85,7 +89,7 @@ def _mountable(pool_name: str) -> list[DatasetName]:
             dataset.name
             for dataset in pool.tree().by_id.values()
             if can_write(dataset, pool)
-            and view.get(dataset, "canmount").value == "on"
+            and allows(view, dataset, "canmount")
             and mountpoint_of(pool, dataset) is not None
             and not is_mounted(pool, dataset)
         ]

@@ -25,12 +25,18 @@ IDLE = 60.0
 "Seconds after which snapshots that nobody looks at are closed."
 
 
+def allows(view: View, dataset: Dataset, name: str) -> bool:
+    """Whether a property is `on`. What a stream said may take that away, and not grant what was set here to be off."""
+    return view.get(dataset, name).value == view.policy(dataset, name) == "on"
+
+
 def can_write(dataset: Dataset, pool: Pool) -> bool:
     """Whether a dataset can be mounted read-write: it is an encrypted filesystem, and nothing was received into it."""
     from zkeep.pool.datasets.head import newest_state
     from zkeep.snapshot.commit import MADE_HERE
 
-    if View(pool).get(dataset, "readonly").value == "on":
+    view = View(pool)
+    if "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly")):
         return False
     state = newest_state(pool, dataset)
     made_here = not dataset.origin if state is None else bool(state.doc.get(MADE_HERE))
@@ -40,7 +46,7 @@ def can_write(dataset: Dataset, pool: Pool) -> bool:
 def fuse_options(pool: Pool, dataset: Dataset) -> dict[str, str | bool]:
     """What the properties setuid, exec and devices are as options of a mount; they are off where a user mounts."""
     view = View(pool)
-    words = [(name, view.get(dataset, name).value == "on") for name in ("setuid", "exec", "devices")]
+    words = [(name, allows(view, dataset, name)) for name in ("setuid", "exec", "devices")]
     of = {"setuid": "suid", "exec": "exec", "devices": "dev"}
     return {of[name] if on else f"no{of[name]}": True for name, on in words if not on or os.geteuid() == 0}
 

@@ -14,12 +14,12 @@ import click
 
 from zkeep.cli.common import asjson, text, usage
 from zkeep.cli.common.output import Output, takes_output
-from zkeep.cli.common.pools import registry, unencrypted, wait
+from zkeep.cli.common.pools import note_settings, registry, unencrypted, wait
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.words import chosen_words
 from zkeep.cli.pool.properties import PoolProperty, chosen, find
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
-from zkeep.names import parse_pool, shown
+from zkeep.names import DatasetName, parse_pool, shown
 from zkeep.pool.datasets import destroyed, lifecycle, properties
 from zkeep.pool.datasets.answers import Answer
 from zkeep.pool.datasets.lifecycle import Status
@@ -60,6 +60,8 @@ def create(options: Sequence[str], name: str, path: Path) -> None:
     destroyed.expire(known)
     with _explained(path, f"cannot create pool {name}"):
         destroyed.create(known, parse_pool(name), path, local)
+    with known.open(name, wait()) as pool:
+        note_settings(pool, [DatasetName(name)], local)
 
 
 @contextmanager
@@ -93,7 +95,8 @@ def import_(
     """Make a pool known that was made elsewhere or exported.
 
     PATH is the pool's folder; or NAME is looked for in DIR. Without either, the pools in DIR (default: the
-    current folder) are listed.
+    current folder) are listed. 'notify' and 'mountpoint' as they are set in the pool act only if they were set on this
+    machine.
 
     \b
         zkeep pool import /mnt/disk/vault

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import DatasetName, parse_pool, shown
-from zkeep.pool.datasets.model import Exists, NotThere, Pool
+from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool
 from zkeep.pool.store.disk import open_folder
 from zkeep.pool.store.files import LocalStore
 
@@ -20,6 +21,11 @@ FILE = "pools.json"
 NUMBER = "number.json"
 BURIED = "destroyed.json"
 "The file with the folders of destroyed pools that can be brought back, a list."
+SETTINGS = "settings.json"
+"The file with the settings in OUTWARD that were made on this machine: values by pool, dataset and property."
+OUTWARD = ("mountpoint", "notify")
+"""Properties that reach out of a pool's folder: where files appear, and which program runs. Whoever made the folder
+chose what it says of them, so they are acted on only if they were set on this machine."""
 
 
 class Registry:
@@ -110,6 +116,29 @@ class Registry:
             with self._change():
                 self._write_buried([p for p in self.buried() if p != path])
 
+    def note_settings(self, pool: Pool, datasets: Iterable[Dataset], settings: Mapping[str, str]) -> None:
+        """Remember which settings in OUTWARD were made on this machine; a client of a server makes none of these."""
+        chosen = dict(properties.check(name, settings[name]) for name in OUTWARD if name in settings)
+        if not chosen or self.scope is not None:
+            return
+        with self._change():
+            made = {_setting(pool, dataset, name): value for dataset in datasets for name, value in chosen.items()}
+            self._write_file(SETTINGS, {**self._settings(), **made})
+
+    def was_set_here(self, pool: Pool, dataset: Dataset, name: str) -> bool:
+        """Whether the dataset's own value of a property in OUTWARD was set on this machine."""
+        value = dataset.doc["local"].get(name)
+        return value is not None and self._settings().get(_setting(pool, dataset, name)) == value
+
+    def _settings(self) -> dict[str, str]:
+        try:
+            found = json.loads((self.home / SETTINGS).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError) as error:
+            raise Damaged(f"{self.home / SETTINGS} is not what was stored: {error}") from None
+        return found if isinstance(found, dict) else {}
+
     def _change(self) -> AbstractContextManager[None]:
         if self.scope is not None:
             raise Refused("cannot change which pools are known: permission denied")
@@ -133,6 +162,10 @@ class Registry:
         fresh.replace(self.home / name)
         with suppress(OSError), open_folder(self.home, ()) as folder:
             os.fsync(folder.fd)
+
+
+def _setting(pool: Pool, dataset: Dataset, name: str) -> str:
+    return f"{pool.doc['guid']:x}/{dataset.guid:x}/{name}"
 
 
 def _number(content: bytes) -> str:

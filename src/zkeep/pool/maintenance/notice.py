@@ -9,12 +9,12 @@ The last state that was told lies in the pool, a document for each dataset that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from zkeep.names import DatasetName
-from zkeep.pool.datasets.model import Pool
-from zkeep.pool.datasets.view import View
+from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.notify import NONE
 from zkeep.pool.maintenance.health import PoolHealth, Problem
 
 STATE = "health"
@@ -48,9 +48,20 @@ def gravest(events: Iterable[str]) -> str:
     return next(event for event in (*_GRAVEST_FIRST, "better", "recovered") if event in found)
 
 
-def changes(pool: Pool, found: PoolHealth) -> Iterator[tuple[Change, str]]:
-    """What differs from what was told last, each with whom to tell (a value of `notify`)."""
-    view = View(pool)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whom to tell: a value of `notify`, and the dataset that it was set on. Not `ours`: on another machine."""
+
+    to: str
+    set_on: str
+    ours: bool = True
+
+
+def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -> Iterator[tuple[Change, Place]]:
+    """What differs from what was told last, each with whom to tell.
+
+    `is_ours`: whether a dataset's own value of `notify` was set on this machine.
+    """
     top = pool.dataset(DatasetName(pool.name))
     things = [(pool.name, _POOL, top, found.problems)]
     for each in found.datasets:
@@ -62,7 +73,14 @@ def changes(pool: Pool, found: PoolHealth) -> Iterator[tuple[Change, str]]:
         if told != now:
             began: list[str] = sorted(now - told)
             ended: list[str] = sorted(told - now)
-            yield Change(name, key, problems, began, ended), view.policy(dataset, "notify")
+            yield Change(name, key, problems, began, ended), _place(pool, dataset, is_ours)
+
+
+def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> Place:
+    for level in (dataset, *pool.tree().ancestors(dataset)):
+        if (to := level.doc["local"].get("notify")) is not None:
+            return Place(to, level.name.text, to == NONE or is_ours(level))
+    return Place(NONE, pool.name)
 
 
 def remember(pool: Pool, told: list[Change]) -> None:
