@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from badkit import Box, Record, begin_of, forged, rekeyed, stream, taken_apart
+from badkit import Box, Record, begin_of, forged, names_of, rekeyed, stream, taken_apart
 from packagekit import plain
 
 from zkeep.format.nvlist import NvList, NvType, Pair
@@ -102,6 +102,19 @@ def test_p4_what_is_no_dataset_is_refused(box: Box, kind: int) -> None:
     box.refuses(forged(FULL, put("type", kind)), "v/x", why="neither a filesystem")
     assert box.zkeep("set", "blind=off", "v").status == 0
     box.refuses(forged(PLAIN, put("type", kind)), "v/x", why="neither a filesystem")
+
+
+@pytest.mark.parametrize("name", ["full-s0", "inc-s0-s1"])
+def test_p4_a_snapshot_without_a_guid_is_refused(kept: Box, name: str) -> None:
+    """An increment from guid 0 would be a full stream."""
+
+    def change(records: list[Record]) -> None:
+        for record in records:
+            if "toguid" in names_of(record.rtype):
+                record.put("toguid", 0)
+
+    target = "v/new" if name == "full-s0" else "v/x"
+    kept.refuses(forged(stream("rs512b", name), change), target, why="has the guid 0")
 
 
 def test_p4_keys_in_a_stream_that_is_not_raw_are_refused(box: Box) -> None:

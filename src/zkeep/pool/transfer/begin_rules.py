@@ -101,6 +101,8 @@ def refuse_form(opening: Opening) -> str | None:
     begin = opening.begin
     if begin.type not in DATASET_TYPES:
         return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
+    if begin.toguid == 0:  # which an increment from it would name as its source, and so say that it is full
+        return "its snapshot has the guid 0, and no increment could follow it"
     if broken := _refuse_list(opening.fields, BESIDE, "payload"):
         return broken
     crypt = opening.crypt
