@@ -258,7 +258,7 @@ def test_from_a_pool_here(laptop: Laptop) -> None:
 
 def test_into_real_zfs_goes_only_what_is_authentic(laptop: Laptop) -> None:
     program = laptop.folder / "bin" / "zfs"
-    program.write_text(f"#!/bin/sh\necho \"$@\" > {laptop.folder}/called; cat > {laptop.folder}/stream\n")
+    program.write_text(f'#!/bin/sh\necho "$@" > {laptop.folder}/called; cat > {laptop.folder}/stream\n')
     program.chmod(0o755)
     assert restore(laptop, "--to", "zfs:tank/docs").status == 0
     assert (laptop.folder / "called").read_text() == "receive -u tank/docs\n"

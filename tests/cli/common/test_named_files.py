@@ -52,9 +52,7 @@ def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
         read_small(str(tmp_path / "x"))
 
 
-def test_a_file_is_read_as_far_as_one_of_its_kind_may_be_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_as_far_as_one_of_its_kind_may_be_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named_files, "MOST", 10)
     (tmp_path / "x").write_bytes(b"0123456789")
     assert read_small(str(tmp_path / "x")) == b"0123456789"

@@ -33,9 +33,7 @@ def test_a_client_over_real_ssh(host: Host) -> None:
     assert host.ssh(receive, full) == Answer(0, b"", "")
     assert host.ssh(receive, increment) == Answer(0, b"", "")
     listed = host.ssh("zfs list -H -o name -t all -r vault")
-    assert listed == Answer(
-        0, b"vault\nvault/alice\nvault/alice/home\nvault/alice/home@s0\nvault/alice/home@s1\n", ""
-    )
+    assert listed == Answer(0, b"vault\nvault/alice\nvault/alice/home\nvault/alice/home@s0\nvault/alice/home@s1\n", "")
     # No role for more, no shell, no other folder.
     for line in ("zfs send -w vault/alice/home@s0", "zfs destroy vault/alice/home@s0", "id", "", "zkeep list; id"):
         assert host.ssh(line).status != 0

@@ -188,9 +188,10 @@ def _spool(wanted: _Wanted, chosen: Listed) -> Iterator[Pool]:
     """
     name, local = wanted.place.dataset.pool, {"blind": "off"}
     if wanted.spool is None:
-        with tempfile.TemporaryDirectory(prefix="zkeep-") as folder, Pool.create(
-            FilePath(folder) / "pool", name, local
-        ) as pool:
+        with (
+            tempfile.TemporaryDirectory(prefix="zkeep-") as folder,
+            Pool.create(FilePath(folder) / "pool", name, local) as pool,
+        ):
             yield pool
         return
     digest = sha256(f"{wanted.place}\0{chosen.guid}".encode()).hexdigest()[:16]

@@ -162,9 +162,7 @@ def opened_stream(text: str) -> Iterator[BinaryIO]:
         raise Refused("cannot read: a stream is not read from a terminal; name a file, or redirect standard input")
     with ExitStack() as stack:
         with _reading(name):  # only this: what the caller then does may fail, too, as writing does
-            source = stack.enter_context(
-                open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN)
-            )
+            source = stack.enter_context(open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN))
             head = _head_of(cast(BinaryIO, source))
         plain = cast(BinaryIO, _Headed(head, cast(BinaryIO, source), name))
         packing = packing_of(head)

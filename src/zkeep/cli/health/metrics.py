@@ -57,9 +57,7 @@ def _address(text: str) -> tuple[str, int]:
     except ValueError:
         raise WrongUsage(f"--listen is an address and a port, like 127.0.0.1:9133, not {shown(text)}") from None
     if host not in _LOCAL:
-        raise WrongUsage(
-            f"--listen is for this machine only, as names are told: 127.0.0.1, not {shown(host)}"
-        )
+        raise WrongUsage(f"--listen is for this machine only, as names are told: 127.0.0.1, not {shown(host)}")
     return host, number
 
 

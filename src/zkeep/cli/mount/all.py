@@ -93,4 +93,3 @@ def _mountable(pool_name: str) -> list[DatasetName]:
             and mountpoint_of(pool, dataset) is not None
             and not is_mounted(pool, dataset)
         ]
-

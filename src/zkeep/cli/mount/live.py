@@ -66,6 +66,7 @@ def live_operations(
     from zkeep.live.dataset import LiveDataset
     from zkeep.live.files import LiveFiles
     from zkeep.live.fuse import Operations, caller
+
     new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
     with LiveDataset(pool, new, recordsize, get_key, on_lost) as live, listening(socket_of(pool, dataset)) as server:
 
@@ -176,4 +177,3 @@ def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:
     busy = f"{dataset.name} is unmounted, and its last changes are still being written"
     with pool.store.lock(mount_lock(dataset), wait=seconds, busy=busy):
         pass
-

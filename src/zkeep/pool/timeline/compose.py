@@ -16,7 +16,7 @@ from zkeep.format.records import HEADER, RecordType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.holes import Holes, unseen
 from zkeep.pool.timeline.segment import Key
-from zkeep.pool.timeline.spans import Array, Bools
+from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import FRESH_DATA, MAX_SLOTS, NOTHING, TAILLESS, Table, fold, merge
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 
@@ -38,6 +38,15 @@ STEP = np.dtype(
 )
 "One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."
 
+# The kernel walks the metadnode first and then object by object, so for one number the records come like this:
+#
+# OBJECT_RANGE   the metadnode block that begins at this number (raw streams only)
+# FREEOBJECTS    numbers that became free
+# OBJECT         the dnode: type, block size, bonus ...
+# FREE to end    whatever lay behind the object's last block
+# SPILL          an unchanged spill block, for receivers that would lose it with the old dnode
+# WRITE, FREE    data and holes, by offset
+# SPILL          a changed spill block
 _RANGE, _FREED, _OBJECT, TAIL, _OLD_SPILL, _DATA, _NEW_SPILL = range(7)
 "The order of the steps of one object number (column `turn`)."
 
@@ -90,7 +99,12 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
         if journey.raw:
             steps.append(_frees(_raw_holes(walker, parts, state, delta, objects, whole, cut)))
         else:
-            steps.append(_frees(_kept_holes(delta, objects)))
+            # A plain stream's OBJECT records do not tell the shape of trees: its FREE records are sent as they came,
+            # but for ranges that died behind an object's end, which the FREE to the end frees anyway.
+            holes = delta.holes[np.isin(delta.holes["object"], objects["object"])]
+            died = delta.died[np.isin(delta.died["object"], objects["object"])]
+            tails = objects["tail"][np.searchsorted(objects["object"], died["object"])]
+            steps.append(_frees(sp.subtract(holes, died[died["start"] >= tails])))
         # FREEOBJECTS go between them, and all is sorted into the kernel's order.
         yield from meta.slice(state, delta, low, high, sp.join(steps))
     yield from meta.rest()
@@ -100,6 +114,8 @@ def _sent(state: Table, delta: Table, raw: bool) -> Array:
     """The OBJECT rows to send: in raw streams, all objects of the metadnode blocks that were written."""
     if not raw:
         return state.objects[np.isin(state.objects["object"], delta.objects["object"])]
+    # A raw receiver checks a MAC over the whole metadnode block (32 slots of 512 bytes), so it needs every dnode on
+    # it.
     blocks = sp.lines(delta.ranges["object"], delta.ranges["object"] + delta.ranges["slots"])
     return state.objects[sp.on_lines(blocks, state.objects["object"])]
 
@@ -107,34 +123,21 @@ def _sent(state: Table, delta: Table, raw: bool) -> Array:
 def _raw_holes(
     walker: Holes, parts: list[Table], state: Table, delta: Table, objects: Array, whole: bool, cut: int | None
 ) -> Array:
-    fresh = np.ones(len(objects), bool) if whole else _new_objects(objects, delta)
+    # Every hole of a new object is sent, and of every object in a full stream; of the others only holes born since.
+    begun = delta.objects["object"][delta.objects["fresh"] & FRESH_DATA > 0]
+    fresh = np.ones(len(objects), bool) if whole else np.isin(objects["object"], begun)
     born = delta.holes[np.isin(delta.holes["object"], objects["object"][~fresh])]
+    # Over several increments a file may have grown past holes that none of them had to mention.
     if len(parts) > 1 and not whole:
         born = sp.union(born, unseen(parts, state, objects[~fresh], born))
     return walker.find(state, objects, fresh, born, cut=cut)
-
-
-def _new_objects(objects: Array, delta: Table) -> Bools:
-    """The objects that were newly created in the runs of `delta`."""
-    begun = delta.objects["object"][delta.objects["fresh"] & FRESH_DATA > 0]
-    return np.isin(objects["object"], begun)
-
-
-def _kept_holes(delta: Table, objects: Array) -> Array:
-    """The FREE records as they came, for plain streams, whose OBJECT records do not tell the shape of trees.
-
-    Ranges that died behind an object's end are left out: the FREE to the end frees them.
-    """
-    holes = delta.holes[np.isin(delta.holes["object"], objects["object"])]
-    died = delta.died[np.isin(delta.died["object"], objects["object"])]
-    tails = objects["tail"][np.searchsorted(objects["object"], died["object"])]
-    return sp.subtract(holes, died[died["start"] >= tails])
 
 
 def _stored(
     timeline: Timeline, journey: Journey, state: Table, sent: Array, low: Key, cut: int | None
 ) -> Iterator[Array]:
     """The steps of stored records. An object in several slices has its OBJECT in the first, its SPILL in the last."""
+    # A row's run is new to the receiver if its txg is that of the first new run or later.
     first_new = journey.new[0].txg
     is_new = timeline.newer(first_new)
     objects = sent[sent["object"] > low[0]] if low[1] else sent
@@ -196,9 +199,11 @@ class _Freed:
     def slice(self, state: Table, delta: Table, low: Key, high: Key, steps: Array | None = None) -> Iterator[Array]:
         """Sort the FREEOBJECTS of a slice into its other steps; if it ends with one, that waits for the next slice."""
         steps = np.empty(0, STEP) if steps is None else steps
+        # A slice that begins inside an object (its offset is not 0) leaves that object's number to the slice before.
         first = low[0] if low[1] == 0 else low[0] + 1
         last = high[0] if high[1] == 0 or high == LAST else high[0] + 1
         freed = self._find(state, delta, first, last) if first < last else sp.EMPTY
+        # Make the steps, and let sorting put each between the records of its neighbours.
         made = np.zeros(len(freed), STEP)
         made["object"], made["turn"], made["rtype"] = freed["start"], _FREED, RecordType.FREEOBJECTS
         made["a"], made["b"], made["size"] = freed["start"], freed["end"] - freed["start"], HEADER
@@ -263,6 +268,8 @@ def _split(freed: Array, state: Table) -> Array:
     """Split ranges where a metadnode block begins: its OBJECT_RANGE lies between the parts."""
     if not len(freed) or not len(state.ranges):
         return freed
+    # |------- freed -------|      becomes      |-- freed --| |- freed -|, with the OBJECT_RANGE of the second between
+    #             ^ a metadnode block
     marks = state.ranges["object"]
     marks = marks[sp.on_lines(freed, marks)]
     starts = np.union1d(freed["start"], marks)

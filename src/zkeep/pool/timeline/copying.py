@@ -87,6 +87,7 @@ class Output:
 
     def add(self, table: Table) -> None:
         """Copy the records of a table's rows, and collect the rows for the segment's table."""
+        # A table may be larger than a segment: fill one, cut the table behind the last row that fitted, go on.
         steps, origins = _steps(table)
         first = 0
         while first < len(steps) or (table.rows and not len(steps)):
@@ -105,7 +106,11 @@ class Output:
     def _fill(self, steps: Array) -> int:
         """Copy steps until the segment is full; returns how many were done, at least one."""
         if self._draft is None:
-            self._begin()
+            self._draft = self._store.draft(f"{self._txg:x}-{len(self._made.segments):x}")
+            self._draft.truncate(0)
+            self._draft.write(seg.head((0, 0, 0, 0), big_endian=self._big_endian, bare=self._bare))
+            self._state = kernel.zero_state()
+        # Copy in chunks of bounded size; `ends` finds how many steps fit into one without a loop over them.
         first = 0
         ends = np.cumsum(steps["size"], dtype=np.int64)
         while first < len(steps) and self._size < seg.TARGET and self._rows + first < MAX_ROWS:
@@ -115,12 +120,6 @@ class Output:
             self._copy(steps[first:last])
             first = last
         return first
-
-    def _begin(self) -> None:
-        self._draft = self._store.draft(f"{self._txg:x}-{len(self._made.segments):x}")
-        self._draft.truncate(0)
-        self._draft.write(seg.head((0, 0, 0, 0), big_endian=self._big_endian, bare=self._bare))
-        self._state = kernel.zero_state()
 
     def _copy(self, steps: Array) -> None:
         draft = self._draft
@@ -173,6 +172,10 @@ class Output:
         self, buffer: npt.NDArray[np.uint8], segments: Array, origins: Array, offsets: Array, lengths: Array
     ) -> None:
         """Read records to their places; those that stay adjacent are read in one call."""
+        # Two neighbours can be read together if they lie as far apart on disk as in the buffer, in one segment:
+        #
+        # disk     ..|A|B|..|C|..     shift(A) = shift(B): one call
+        # buffer   |A|B|C|           shift(C) differs: another call
         shift = origins - offsets
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segments[1:] != segments[:-1])) + 1
         marks = [0, *turns.tolist(), len(offsets)]
@@ -186,10 +189,12 @@ class Output:
     def _note(self, piece: Table, steps: Array, origins: Array) -> None:
         """Collect rows, with their new places."""
         placed = {}
+        # `steps` has the rows of all four tables in one order; `origins` says which table each came from.
         for turn, name in enumerate(_RECORDS):
             rows = getattr(piece, name).copy()
             for column in ("pos", "check", "size"):
                 rows[column] = steps[column][origins == turn]
+            # A row without a record (an OBJECT that was killed) has no place.
             rows["pos"][rows["size"] == 0] = 0
             rows["segment"] = 0
             placed[name] = rows
@@ -210,6 +215,7 @@ class Output:
         made.records += self._records
         made.bare += int(np.count_nonzero(table.blocks["bare"]))
         made.file_bytes += draft.size
+        # Only now readers can see the segment: its body, tables and footer are complete.
         draft.publish(segment_name(segment_id))
         self._draft, self._parts, self._rows, self._records = None, [], 0, 0
 
@@ -231,8 +237,10 @@ def _steps(table: Table) -> tuple[Array, Array]:
             steps[name] = rows[name]
         if turn == 2:
             steps["offset"] = rows["offset"]
+            # A block that is marked `bare` and still has more than a header loses its payload on the way.
             steps["drop"] = (rows["bare"] > 0) & (rows["size"] > HEADER)
         parts.append(steps)
+    # The order of a stream: by object; its OBJECT before its blocks, blocks by offset, its spill block last.
     every = np.concatenate(parts)
     every = every[np.lexsort((every["offset"], every["turn"], every["object"]))]
     return every, every["turn"]
@@ -252,8 +260,11 @@ def _split(table: Table, last: Array) -> tuple[Table, Table]:
 def _upto(name: str, rows: Array, key: tuple[int, int, int]) -> int:
     """How many rows of a table do not come after a step's key."""
     number, turn, offset = np.uint64(key[0]), key[1], np.uint64(key[2])
+    # Freed numbers have no object of their own; what starts up to the step's object goes before.
     if name == "freed":
         return int(np.searchsorted(rows["start"], number, "right"))
+    # Rows [low, high) belong to the step's object. Tables that stand before the step's own in the order of a stream
+    # are done with that object, those behind it have not begun it; within its own table the offset decides.
     low = int(np.searchsorted(rows["object"], number, "left"))
     high = int(np.searchsorted(rows["object"], number, "right"))
     if name in _RECORDS and _RECORDS.index(name) != turn:

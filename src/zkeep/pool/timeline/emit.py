@@ -70,11 +70,13 @@ class StreamWriter:
 
     def begin(self, header: bytes, payload: bytes) -> None:
         whole = header + payload
+        # The running checksum starts at BEGIN; every later record carries the sum over all bytes before it.
         self._state = np.array(kernel.fletcher4(whole, (0, 0, 0, 0), self._swap), np.uint64)
         self._outlet.write(memoryview(whole))
 
     def end(self) -> None:
         record = bytearray(End(payloadlen=0, toguid=self._toguid).pack(self._order))
+        # END has no payload, so the sums of payloads are zeros; stamp() writes the stream's checksum into it.
         nothing = np.zeros((1, 4), np.uint64)
         self._stamp(np.frombuffer(record, np.uint8), np.zeros(1, np.int64), np.full(1, HEADER), nothing)
         self._outlet.write(memoryview(record))
@@ -84,9 +86,16 @@ class StreamWriter:
         """Write the records of steps, which come in arrays; the next array is planned meanwhile."""
         ahead: deque[_Chunk] = deque()
         for steps in _one_ahead(plans):
-            self._refuse_mixed(np.unique(steps["segment"][steps["stored"]]))
+            # A stream has one byte order. Records of the other one are not converted: their bytes are what was
+            # checked.
+            for number in np.unique(steps["segment"][steps["stored"]]).tolist():
+                if self._timeline.owner(number)[1].big_endian != (self._order == "big"):
+                    raise Refused("this stream would need records of both byte orders: send its parts one by one")
             if lacks_payload(steps):
                 raise Refused("this stream would need contents that are not here (contents=metadata)")
+            # Cut the steps where a multiple of CHUNK is crossed, and keep two chunks on the way: while the worker
+            # reads the
+            # second from disk, the first gets its headers and checksums.
             ends = np.cumsum(steps["size"], dtype=np.int64)
             turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
             for first, last in _stretches(turns, len(steps)):
@@ -95,11 +104,6 @@ class StreamWriter:
                     self._finish(ahead.popleft())
         while ahead:
             self._finish(ahead.popleft())
-
-    def _refuse_mixed(self, segments: Array) -> None:
-        for number in segments.tolist():
-            if self._timeline.owner(number)[1].big_endian != (self._order == "big"):
-                raise Refused("this stream would need records of both byte orders: send its parts one by one")
 
     def space(self, size: int) -> Array:
         """Memory for records that are made elsewhere; at most two are filled at a time."""
@@ -130,8 +134,14 @@ class StreamWriter:
         sums = np.zeros((len(chunk.steps), 4), np.uint64)
         sums[chunk.stored] = chunk.fetched.result()
         self._make(chunk.buffer, chunk.steps, chunk.offsets)
-        self._mark(chunk.buffer, chunk.steps, chunk.offsets)
-        self._address(chunk.buffer, chunk.steps, chunk.offsets)
+        # Change what depends on this stream: the flag of spill blocks that did not change ...
+        if chunk.steps["unmodified"].any():
+            at = chunk.offsets[chunk.steps["unmodified"]] + _field(RecordType.SPILL, "flags")
+            chunk.buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
+        # ... and toguid, the snapshot that the stream makes, in every record.
+        guid = np.frombuffer(self._toguid.to_bytes(8, self._order), np.uint8)
+        chunk.buffer[(chunk.offsets + _TOGUID[chunk.steps["rtype"]])[:, None] + _EIGHT] = guid
+        # Headers are final now, so the running checksum can be computed over them.
         self._stamp(chunk.buffer, chunk.offsets, chunk.lengths, sums)
         self._outlet.write(chunk.buffer.data)
 
@@ -140,6 +150,8 @@ class StreamWriter:
 
         It runs in a worker, so that one processor reads and checks while another finishes the chunk before.
         """
+        # Neighbours whose distance on disk equals their distance in the stream are read together (compare
+        # Output._read).
         shift, segment = steps["pos"].astype(np.int64) - offsets, steps["segment"]
         turns = np.flatnonzero((shift[1:] != shift[:-1]) | (segment[1:] != segment[:-1])) + 1
         view = buffer.data
@@ -148,14 +160,14 @@ class StreamWriter:
             end = int(offsets[last - 1] + lengths[last - 1])
             blob.readinto(int(steps["pos"][first]), view[int(offsets[first]) : end])
         checks, sums = kernel.check(buffer, offsets, lengths, self._swap)
-        if (checks != steps["check"]).any():
-            self._damaged(steps[checks != steps["check"]][0])
+        # A record whose checksum is not the one in its row is not what was received.
+        wrong = checks != steps["check"]
+        if wrong.any():
+            step = steps[wrong][0]
+            run, owner = self._timeline.owner(int(step["segment"]))
+            where = f"object {step['object']}, txg {run.txg}"
+            raise Damaged(f"{owner.name}: the record at byte {step['pos']} is damaged ({where})")
         return sums
-
-    def _damaged(self, step: Array) -> None:
-        run, segment = self._timeline.owner(int(step["segment"]))
-        where = f"object {step['object']}, txg {run.txg}"
-        raise Damaged(f"{segment.name}: the record at byte {step['pos']} is damaged ({where})")
 
     def _make(self, buffer: Array, steps: Array, offsets: Array) -> None:
         """Build the headers of FREE and FREEOBJECTS records."""
@@ -168,27 +180,19 @@ class StreamWriter:
                 headers = free_headers(steps[mine], rtype, self._order)
                 buffer[offsets[mine][:, None] + np.arange(HEADER)] = headers.view(np.uint8).reshape(-1, HEADER)
 
-    def _mark(self, buffer: Array, steps: Array, offsets: Array) -> None:
-        """Set the flag of spill blocks that did not change."""
-        if steps["unmodified"].any():
-            at = offsets[steps["unmodified"]] + _field(RecordType.SPILL, "flags")
-            buffer[at] |= np.uint8(RecordFlag.SPILL_UNMODIFIED)
-
-    def _address(self, buffer: Array, steps: Array, offsets: Array) -> None:
-        """Set toguid, the snapshot that the stream makes, in every record."""
-        guid = np.frombuffer(self._toguid.to_bytes(8, self._order), np.uint8)
-        buffer[(offsets + _TOGUID[steps["rtype"]])[:, None] + _EIGHT] = guid
-
     def _stamp(self, buffer: Array, offsets: Array, lengths: Array, sums: Array) -> None:
         self._state = kernel.stamp(buffer, offsets, lengths, sums, self._swap, self._state)
 
     def _body(self, segment: Segment) -> None:
         state = np.array(segment.head[0], np.uint64)
         for buffer, offsets, lengths, position in walk_body(segment, self._outlet.space):
+            # Verify each record against the running checksum that it came with.
             after, bad, _, sums = kernel.verify(buffer, offsets, lengths, self._swap, state)
             if bad >= 0:
                 at = position + int(offsets[bad])
                 raise Damaged(f"{segment.name}: the record at byte {at} is damaged")
+            # If this stream's checksum stands where the old stream's did, the stored checksums are right as they are.
+            # Else (another BEGIN before it) every record gets a new one.
             if (state == self._state).all():
                 self._state = after
             else:
@@ -236,6 +240,8 @@ class Outlet:
 
     def space(self, size: int) -> Array:
         """Memory for the next chunk."""
+        # The piece of the ring that is handed out must not be waiting to be written: one in work, one filled
+        # meanwhile.
         while len(self._pending) > RING - 2:
             self._pending.popleft().result()
         self._turn = (self._turn + 1) % RING
@@ -278,6 +284,7 @@ def walk_body(
         found = kernel.walk(buffer, 0, size, swap)
         if found.error or (not len(found.offsets) and size == end - at):
             raise Damaged(f"{segment.name}: the record at byte {at + found.stop} is damaged")
+        # Not one whole record fits: read a larger piece from the same place.
         if not len(found.offsets):
             most += most // 2
             continue

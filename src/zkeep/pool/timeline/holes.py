@@ -48,6 +48,8 @@ class Shape:
 
     @classmethod
     def of(cls, row: Array) -> Shape:
+        # An indirect block holds block pointers of 128 (2^7) bytes: with 2^indblkshift bytes it resolves shift - 7
+        # bits.
         fan = max((int(row["indblkshift"]) or DEFAULT_INDBLKSHIFT) - 7, 1)
         levels, width = max(int(row["nlevels"]), 1), int(row["nblkptr"])
         # A forged maxblkid beyond the tree would make us walk block by block where nothing can be.
@@ -67,6 +69,7 @@ class Shape:
             level 1   |       |  4-7  |  8-11 | 12-15 |     the largest at 4: 4 blocks, from one pointer of level 1
             level 0   |0|1|2|3|                             the largest at 2: itself
         """
+        # From the top down: the aligned range that one pointer of this level spans, if all of it is hole.
         for level in range(self.levels - 1, 0, -1):
             start = block >> (self.fan * level) << (self.fan * level)
             stop = start + (1 << (self.fan * level))
@@ -76,6 +79,8 @@ class Shape:
 
     def tail(self, first: int) -> tuple[int, int] | None:
         """The block numbers to free behind the last live block, if nothing lives from `first` on."""
+        # Metadata blocks are visited up to the tree's end; contents only up to maxblkid, but that last hole is sent
+        # whole.
         if self.metadata:
             return (first, self.blocks) if first < self.blocks else None
         if first > self.maxblkid:
@@ -174,6 +179,7 @@ def _rows_of(objects: Array, numbers: Array) -> Array:
 def _tails(gaps: Array, objects: Array) -> Array:
     """The ranges to free behind the last live block, of objects whose every hole is sent."""
     rows = _rows_of(objects, gaps["object"])
+    # Contents have nothing to free past their last block; metadata has, up to the end of the tree.
     past = gaps["start"] > rows["maxblkid"] * rows["blksz"]
     wanted = holds_metadata(rows["type"]) | ~past
     found = []
@@ -189,6 +195,7 @@ def _reborn(gaps: Array, objects: Array, born: Array) -> Array:
     """The holes of the tree that contain the newly born ranges."""
     if not len(born) or not len(gaps):
         return sp.EMPTY
+    # The gap that holds a born range is the last one that starts at or before it.
     at = np.searchsorted(sp.keys(gaps["object"], gaps["start"]), sp.keys(born["object"], born["start"]), "right") - 1
     found = []
     for index, span in zip(at, born, strict=True):
@@ -196,17 +203,15 @@ def _reborn(gaps: Array, objects: Array, born: Array) -> Array:
         if gap["object"] != span["object"]:
             continue
         shape = Shape.of(_rows_of(objects, gap["object"]))
-        freed = shape.bytes(_stretch(shape, gap, span))
+        # From bytes to block numbers: a gap's start is rounded up (a block that is partly live is no hole), the born
+        # range outward, because a hole is born with any part of it.
+        first, end = -(-int(gap["start"]) // shape.blksz), _block_end(shape, gap)
+        low = max(int(span["start"]) // shape.blksz, first)
+        high = end if int(span["end"]) == sp.END else min(-(-int(span["end"]) // shape.blksz), end)
+        freed = shape.bytes(shape.nodes(first, end, low, high) if low < high else None)
         if freed:
             found.append((int(span["object"]), *freed))
     return np.array(found, sp.SPAN)
-
-
-def _stretch(shape: Shape, gap: Array, span: Array) -> tuple[int, int] | None:
-    first, end = -(-int(gap["start"]) // shape.blksz), _block_end(shape, gap)
-    low = max(int(span["start"]) // shape.blksz, first)
-    high = end if int(span["end"]) == sp.END else min(-(-int(span["end"]) // shape.blksz), end)
-    return shape.nodes(first, end, low, high) if low < high else None
 
 
 def _block_end(shape: Shape, gap: Array) -> int:
@@ -248,6 +253,7 @@ def _grown(runs: list[Table], objects: Array) -> Iterator[Array]:
     for table in runs:
         rows = table.objects
         if len(rows):
+            # searchsorted() finds where the number would stand; equality says whether it is there.
             at = np.minimum(np.searchsorted(rows["object"], files["object"]), len(rows) - 1)
             grown |= (rows["object"][at] == files["object"]) & (rows["maxblkid"][at] < files["maxblkid"])
     yield from files[grown]
@@ -258,6 +264,8 @@ def _windows(runs: list[Table], number: int) -> list[tuple[int, Array]]:
     found = []
     for table in runs:
         rows = table.objects[table.objects["object"] == number]
+        # A birth is a block that was written or a hole that was made: either makes the kernel write the indirect
+        # block above.
         if len(rows):
             blocks = table.blocks[table.blocks["object"] == number]
             births = sp.spans(blocks["object"], blocks["offset"], block_ends(blocks))
@@ -272,6 +280,7 @@ def _late_holes(shape: Shape, state: Table, row: Array, after: int) -> Iterator[
     for gap in _gaps(blocks, np.array([row]), None):
         first, end = -(-int(gap["start"]) // shape.blksz), _block_end(shape, gap)
         at = max(first, after + 1)
+        # Step from hole to hole: node() gives the largest that the tree has at this block.
         while at < min(end, shape.maxblkid + 1):
             start, stop, level = shape.node(at, first, end)
             if start > after:

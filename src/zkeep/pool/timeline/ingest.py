@@ -144,6 +144,7 @@ class SegmentWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Workers first: they use the draft. Then whatever was not published goes.
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._syncer.shutdown(wait=True, cancel_futures=True)
         if self._draft is not None:
@@ -177,7 +178,11 @@ class SegmentWriter:
     def _write_batch(self, batch: Batch) -> None:
         # The bytes are written by a worker; meanwhile their rows are made, and the checksum and place noted.
         draft = self._draft or self._begin_segment()
-        batch = self._restamped(batch) if self._resumed else batch
+        if self._resumed:
+            # A resumed stream counts its checksum from its own BEGIN; stored records carry that of the whole stream.
+            batch = _copy(batch)
+            swap = batch.byteorder != NATIVE
+            kernel.stamp(batch.buffer, batch.offsets, batch.lengths, batch.sums, swap, self._state)
         self._writing.append(self._writer.submit(draft.write, batch.buffer))
         self._rows.add(batch, self._position)
         self._position += len(batch.buffer)
@@ -188,13 +193,6 @@ class SegmentWriter:
         _drain(self._writing, MAX_UNWRITTEN)
         if self._position >= seg.TARGET and self._rows.closable:
             self._close_segment()
-
-    def _restamped(self, batch: Batch) -> Batch:
-        """The records with the running checksums of the uninterrupted stream."""
-        copy = _copy(batch)
-        swap = batch.byteorder != NATIVE
-        kernel.stamp(copy.buffer, copy.offsets, copy.lengths, copy.sums, swap, self._state)
-        return copy
 
     def finish(self) -> Tally:
         """Close the last segment after all batches, and wait until all segments are durable."""
@@ -276,6 +274,10 @@ def _copy(batch: Batch) -> Batch:
 
 def _advance(batch: Batch) -> Array:
     """The running fletcher-4 after the batch: the one in its last record, continued over the rest of that record."""
+    # The last 32 bytes of a header are the sum over all of the stream before them. Only what follows is summed here:
+    #
+    # record  | type, length, fields ... | checksum (32) | payload |
+    #                                    ^ start: the sum so far; it goes on with its own 32 bytes and the payload
     last = len(batch) - 1
     start = int(batch.offsets[last]) + CHECKSUM
     words = "<u8" if batch.byteorder == "little" else ">u8"

@@ -139,6 +139,8 @@ class _Shapes:
         objects = new.objects["object"]
         starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
         ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
+        # An object of several slots may have begun before the number that is overwritten: look back as far as one
+        # can.
         reach = starts % MAX_SLOTS if kind.raw else np.minimum(starts, MAX_SLOTS - 1)
         self._open = sp.union(sp.lines(starts - reach, ends)) if len(starts) else sp.EMPTY
         self._raw = kind.raw
@@ -152,6 +154,7 @@ class _Shapes:
         return {"ranges": rows, "objects": rows, "freed": freed}
 
     def settle(self, found: Table) -> None:
+        # A number is settled when its newest row was found, or a run freed it: older rows of it are dead already.
         rows = found.ranges if self._raw else found.objects
         covered = sp.lines(rows["object"], rows["object"] + rows["slots"])
         self._open = sp.subtract(self._open, sp.join([covered, found.freed]))
@@ -167,7 +170,8 @@ class _Content:
         fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
         whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
         # Ranges of the others that lose something, and objects whose spill block may be replaced.
-        self._open = sp.union(_whole(whole), _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
+        everything = sp.spans(whole, np.zeros(len(whole), np.uint64), np.full(len(whole), sp.END, np.uint64))
+        self._open = sp.union(everything, _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
         mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
         self._spills = sp.unique(shapes.objects["object"][mine])
 
@@ -176,6 +180,7 @@ class _Content:
         rows = _by_object(sp.union(sp.lines(self._spills, self._spills + 1))) if len(self._spills) else ranges[:0]
         if not len(ranges) and not len(rows):
             return {}
+        # The OBJECT rows and freed numbers of the same objects are needed, too: they say where the search ends.
         numbers = sp.union(sp.lines(ranges["object"], ranges["object"] + 1), sp.lines(self._spills, self._spills + 1))
         zero = np.zeros(len(numbers), np.uint64)
         freed = _wants(zero, numbers["start"], zero, numbers["end"])
@@ -183,6 +188,7 @@ class _Content:
         return {"objects": objects, "freed": freed, "blocks": ranges, "holes": ranges, "died": ranges, "spills": rows}
 
     def settle(self, found: Table) -> None:
+        # An object that a run created has nothing older; neither has a range that it wrote or made a hole.
         begun = found.objects["object"][found.objects["fresh"] & FRESH_DATA > 0]
         bare = found.objects["object"][found.objects["fresh"] & FRESH_SPILL > 0]
         gone = np.isin(self._open["object"], begun) | sp.on_lines(found.freed, self._open["object"])
@@ -193,15 +199,12 @@ class _Content:
         ]
 
 
-def _whole(objects: Array) -> Array:
-    return sp.spans(objects, np.zeros(len(objects), np.uint64), np.full(len(objects), sp.END, np.uint64))
-
-
 def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
     """The ranges behind the new end of objects that became shorter."""
     old = shapes.objects
     if not len(old):
         return sp.EMPTY
+    # Pair each new OBJECT with the older one of its number, where there is one.
     at = np.minimum(np.searchsorted(old["object"], new.objects["object"]), len(old) - 1)
     ends, were = _ends(new.objects, kind), _ends(old, kind)[at]
     shorter = (old["object"][at] == new.objects["object"]) & (ends < were)
@@ -239,6 +242,8 @@ def _blocks_resized(was: Array, objects: Array, kind: Kind) -> Bools:
     differs: Bools = was["blksz"] != objects["blksz"]
     if kind.raw or not kind.grows_blocks:
         return differs
+    # A stream with large blocks onto a dataset without them names a larger block size for files that keep their
+    # blocks.
     files = (was["type"] == ObjectType.PLAIN_FILE) & (objects["type"] == ObjectType.PLAIN_FILE)
     return np.asarray(differs & ~(files & (was["tail"] > was["blksz"]) & (objects["blksz"] > was["blksz"])))
 
@@ -251,6 +256,8 @@ def _ends(objects: Array, kind: Kind) -> Array:
     """Where each object's blocks end now."""
     if not kind.raw:
         return objects["tail"]
+    # Raw OBJECTs name their last block; plain ones are followed by a FREE to the end, whose start is in `tail`.
+    # An end past 2^64 is no end.
     ends = (objects["maxblkid"] + 1) * objects["blksz"]
     return np.where(objects["maxblkid"] < np.uint64(sp.END) // np.maximum(objects["blksz"], 1), ends, TAILLESS)
 
@@ -280,6 +287,7 @@ def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
         (old.blocks, kept.blocks),
         (old.spills, kept.spills),
     ):
+        # Count what died by the run that brought it; its document says how much of it later runs killed.
         gone = rows[~alive]
         for number in sp.unique(gone["segment"]):
             txg = timeline.owner(int(number))[0].txg

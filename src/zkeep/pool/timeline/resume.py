@@ -37,6 +37,7 @@ def part(batch: Batch, first: int, last: int) -> Batch:
     """Some consecutive records of a batch, as a batch."""
     if first >= last:
         return _batch(batch.buffer[:0], batch.offset, [c[:0] for c in _columns(batch)], batch.byteorder)
+    # Columns are cut with the records; offsets count from the start of the part's own buffer.
     start = int(batch.offsets[first])
     stop = int(batch.offsets[last - 1] + batch.lengths[last - 1])
     offsets, *others = (column[first:last] for column in _columns(batch))
@@ -65,6 +66,7 @@ def keys(batch: Batch) -> tuple[Array, Array, Array]:
         objects[index], offsets[index] = headers["object"], headers["offset"]
     index, headers = batch.select(RecordType.OBJECT)
     objects[index], turns[index] = headers["object"], _OBJECT
+    # Spill blocks: an unchanged one comes before the data of its object, a changed one after.
     index, headers = batch.select(RecordType.SPILL)
     unmodified = headers["flags"] & RecordFlag.SPILL_UNMODIFIED > 0
     objects[index], turns[index] = headers["object"], np.where(unmodified, _OLD_SPILL, _NEW_SPILL)
@@ -89,6 +91,7 @@ def last_write(batch: Batch) -> tuple[int, int] | None:
 def remainder(batch: Batch, last: Key) -> Batch:
     """The records of a resumed stream's batch that come after `last`."""
     objects, turns, offsets = keys(batch)
+    # Keys compare like tuples (object, turn, offset); here column by column for all records at once.
     known = objects < last[0]
     known |= (objects == last[0]) & (turns < last[1])
     known |= (objects == last[0]) & (turns == last[1]) & (offsets <= last[2])

@@ -53,6 +53,7 @@ class Job:
 def rewrite(store: Store, timeline: Timeline, job: Job, txg: int, made: Made) -> None:
     """Write the segments of a job, named after `txg`; each is added to `made` when it is durable."""
     segments = [s for run in job.chosen for s in timeline.segments(run)]
+    # All segments of a group have one byte order: a run with another one is not grouped with them.
     big = {s.big_endian for s in segments}
     bare = job.drops is not None or any(s.bare for s in segments)
     with Output(store, timeline, txg, big_endian=True in big, made=made, bare=bare) as output:
@@ -72,7 +73,7 @@ def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
         table = _owned(whole, low, high)
         # 2. Add the holes that an increment over the merged run has, and none of its runs had.
         if job.raw and job.before and len(parts) > 1:
-            late = _joined(late, _late_holes(timeline, job, parts, low))
+            late = sp.add(late, _late_holes(timeline, job, parts, low))
             table = replace(table, holes=sp.union(table.holes, _inside(late, low, high)))
         # 3. Drop the rows that later runs killed.
         if job.later and table.rows:
@@ -95,6 +96,8 @@ def slices_of(timeline: Timeline, runs: list[Run], later: list[Run]) -> Iterator
 
 def _owned(table: Table, low: Key, high: Key) -> Table:
     """The table without rows of an object that began in the slice before, and with freed numbers cut to this slice."""
+    # slice        low |---------------| high     `low` cuts object 7: its OBJECT row belongs to the slice before,
+    # objects    |==== 7 ====|== 8 ==|            its blocks from `low` on belong here
     first = low[0] + 1 if low[1] else low[0]
     beyond = high[0] + 1 if high[1] and high != LAST else high[0]
     freed = table.freed.copy()
@@ -118,10 +121,6 @@ def _inside(spans: Array, low: Key, high: Key) -> Array:
     return spans[spans["start"] < spans["end"]]
 
 
-def _joined(one: Array, other: Array) -> Array:
-    return sp.union(one, other) if len(one) and len(other) else other if len(other) else one
-
-
 class _Joiner:
     """Joins spans that the end of a slice cut: the last span of each table waits for the next slice."""
 
@@ -133,6 +132,7 @@ class _Joiner:
     def add(self, table: Table) -> Table:
         whole = {}
         for name in self._NAMES:
+            # All but the last span are final; the last may go on in the next slice.
             rows = sp.union(self._waiting[name], getattr(table, name))
             whole[name], self._waiting[name] = rows[:-1], rows[-1:]
         return replace(table, **whole)
@@ -208,8 +208,9 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
     `objects`: all OBJECT rows of the runs of `table`, those that it leaves to its neighbours included.
     """
     # An object that the slice shares with its neighbour counts only in one of them.
-    own = _numbers(table)
-    objects = _weighed(objects, np.isin(objects["object"], table.objects["object"]))
+    own = sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
+    objects = objects.copy()
+    objects["size"][~np.isin(objects["object"], table.objects["object"])] = 0
     wanted = reach(table, objects)
     state = replace(table, objects=objects)
     # Merge with one later run after the other: what each step removes is what that run killed.
@@ -224,24 +225,16 @@ def shed(timeline: Timeline, table: Table, objects: Array, later: list[Run], mad
         before = after
     # Records of dead objects go, their rows stay.
     alive = state.objects["object"][_is_own(state.objects, own)]
+    left = table.objects.copy()
+    for name in ("pos", "check", "size"):
+        left[name][~np.isin(left["object"], alive)] = 0
     return replace(
         table,
         ranges=state.ranges[_is_own(state.ranges, own)],
-        objects=_ghosts(table.objects, ~np.isin(table.objects["object"], alive)),
+        objects=left,
         blocks=state.blocks[_is_own(state.blocks, own)],
         spills=state.spills[_is_own(state.spills, own)],
     )
-
-
-def _weighed(objects: Array, mine: Bools) -> Array:
-    """Objects with size 0 where another slice counts them."""
-    objects = objects.copy()
-    objects["size"][~mine] = 0
-    return objects
-
-
-def _numbers(table: Table) -> Array:
-    return sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
 
 
 def _is_own(rows: Array, own: Array) -> Bools:
@@ -255,22 +248,17 @@ def amounts(table: Table, own: Array) -> tuple[int, int]:
     return stored, sum(logical_bytes(rows) for rows in mine[2:])
 
 
-def _ghosts(objects: Array, gone: Bools) -> Array:
-    objects = objects.copy()
-    for name in ("pos", "check", "size"):
-        objects[name][gone] = 0
-    return objects
-
-
 def reach(table: Table, objects: Array) -> dict[str, Array]:
     """The key ranges in which rows of later runs can kill rows of `table`."""
     others = [table.ranges["object"], sp.unique(table.blocks["object"]), table.spills["object"]]
+    # An object dies by an OBJECT or FREEOBJECTS of any of its slots, from up to 31 numbers before it ...
     starts = np.concatenate([objects["object"], *others])
     ends = np.concatenate([objects["object"] + np.maximum(objects["slots"], 1), starts[len(objects) :] + 1])
     whole, lines = np.empty(len(starts), WANT), np.empty(len(starts), WANT)
     whole["object"], whole["to_object"] = starts - np.minimum(starts, MAX_SLOTS - 1), ends
     whole["start"], whole["to"] = 0, 0
     lines["object"], lines["start"], lines["to_object"], lines["to"] = 0, starts, 0, ends
+    # ... a block by a block or a hole over its own range.
     filled = extents(table.blocks)
     blocks = np.empty(len(filled), WANT)
     blocks["object"], blocks["to_object"] = filled["object"], filled["object"]
@@ -284,7 +272,10 @@ def reach(table: Table, objects: Array) -> dict[str, Array]:
 
 def _without_payloads(timeline: Timeline, table: Table, objects: Array, drops: Drops, made: Made) -> Table:
     """Mark the blocks of file contents as `bare`; they still have the size of the record that is there."""
-    numbers = objects["object"][_holds_contents(objects)]
+    # Contents are blocks of files and disks. A file with an old kind of bonus (before version 5 of the filesystem)
+    # may be a link whose block is the target: that one stays.
+    files = (objects["type"] == ObjectType.PLAIN_FILE) & (objects["bonustype"] == ObjectType.SA)
+    numbers = objects["object"][files | (objects["type"] == ObjectType.ZVOL)]
     rows = table.blocks
     mine = np.isin(rows["object"], numbers) & (rows["kind"] == RecordType.WRITE) & (rows["size"] > HEADER)
     if not mine.any():
@@ -301,12 +292,3 @@ def _without_payloads(timeline: Timeline, table: Table, objects: Array, drops: D
     rows = rows.copy()
     rows["bare"][mine] = 1
     return replace(table, blocks=rows)
-
-
-def _holds_contents(objects: Array) -> Bools:
-    """Objects whose blocks are the contents of a file or a disk.
-
-    Of a file with an old kind of bonus (before version 5 of the filesystem) a block may be the target of a link.
-    """
-    files = (objects["type"] == ObjectType.PLAIN_FILE) & (objects["bonustype"] == ObjectType.SA)
-    return np.asarray(files | (objects["type"] == ObjectType.ZVOL))

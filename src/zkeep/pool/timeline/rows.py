@@ -60,9 +60,12 @@ class RowBuilder:
         if not self.parts:
             return NOTHING
         made = concat(self.parts)
+        # An object has one spill block: the one that came last.
+        spills = made.spills
+        spills = spills[np.append(spills["object"][1:] != spills["object"][:-1], True)] if len(spills) else spills
         return replace(
             made,
-            spills=_last_of_each(made.spills),
+            spills=spills,
             holes=sp.union(made.holes) if len(made.holes) else sp.EMPTY,
             freed=sp.union(made.freed) if len(made.freed) else sp.EMPTY,
         )
@@ -73,8 +76,10 @@ class RowBuilder:
         for name in ("object", "maxblkid", "blksz", "bonuslen", "indblkshift", "nlevels", "nblkptr", "flags"):
             rows[name] = headers[name]
         rows["type"], rows["bonustype"] = headers["type"], headers["bonustype"]
+        # Senders without the large_dnode feature leave dn_slots 0, which means one.
         rows["slots"] = np.maximum(headers["dn_slots"], 1)
         rows["tail"] = TAILLESS
+        # Such a stream says for each object whether it has a spill block; one without loses an older object's.
         if self.spill_flags:
             rows["fresh"] = np.where(rows["flags"] & RecordFlag.OBJECT_SPILL, 0, FRESH_SPILL)
         return rows
@@ -84,10 +89,12 @@ class RowBuilder:
         index, headers = batch.select(RecordType.FREE)
         if not len(index):
             return sp.EMPTY
+        # OBJECT 7, FREE 7 from 8192 to the end: the shape of object 7. Any other FREE is a hole.
         after = (index > 0) & (batch.types[index - 1] == RecordType.OBJECT)
         tails = after & (headers["length"] == sp.END)
         at = np.searchsorted(objects["object"], headers["object"][tails])
         objects["tail"][at] = headers["offset"][tails]
+        # The OBJECT was the last record of the batch before: its row is waiting for this FREE.
         if self._open is not None and index[0] == 0 and headers["length"][0] == sp.END:
             self._open["tail"] = headers["offset"][0]
             tails[0] = True
@@ -118,14 +125,6 @@ def _with_embedded_spills(batch: Batch, rows: Array, places: Array) -> Array:
     return ordered
 
 
-def _last_of_each(rows: Array) -> Array:
-    """An object has one spill block: the one that came last."""
-    if not len(rows):
-        return rows
-    kept: Array = rows[np.append(rows["object"][1:] != rows["object"][:-1], True)]
-    return kept
-
-
 def _placed(batch: Batch, dtype: np.dtype[np.void], index: Array, places: Array) -> Array:
     rows = np.zeros(len(index), dtype)
     rows["pos"], rows["check"], rows["size"] = places[index], batch.checks[index], batch.lengths[index]
@@ -147,6 +146,7 @@ def _blocks(batch: Batch, places: Array) -> Array:
         (RecordType.REDACT, "length"),
     ):
         index, headers = batch.select(kind)
+        # Embedded spill blocks have impossible offsets; RowBuilder._spills takes them.
         if kind == RecordType.WRITE_EMBEDDED:
             real = headers["offset"] < NO_OFFSET
             index, headers = index[real], headers[real]

@@ -78,6 +78,9 @@ def read_head(content: bytes, name: str) -> tuple[State, bool]:
     """The running fletcher-4 before the first record, and whether records are big-endian."""
     if len(content) < HEAD_SIZE or _digest(content[: HEAD_SIZE - 16]) != content[HEAD_SIZE - 16 : HEAD_SIZE]:
         raise Damaged(f"{name}: the head of the segment is damaged")
+    # 0        8        10     12    16                            48        64
+    # | magic  | version| flags| pad | running fletcher-4: 4 words | digest |
+    #                                                               ^ BLAKE2b-128 of the 48 bytes before it
     magic, version, flags, a, b, c, d, _ = _HEAD.unpack(content[:HEAD_SIZE])
     if magic != MAGIC or version not in (VERSION, BARE_VERSION):
         raise Damaged(f"{name}: not a segment of version {VERSION} or {BARE_VERSION}")
@@ -113,9 +116,11 @@ def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, A
         rows = getattr(table, name)
         if not len(rows):
             continue
+        # One row a line, as DTYPES says: pages are cut by rows, never inside one.
         content = np.ascontiguousarray(rows).tobytes()
         page = PAGE_ROWS * rows.dtype.itemsize
         crcs = [zlib.crc32(content[i : i + page]) for i in range(0, len(content), page)]
+        # The first key on each page is enough to find any row: binary search here, then one page is read.
         objects, offsets = first_keys(name, rows[::PAGE_ROWS])
         tables[name] = {
             "at": draft.size,
@@ -134,6 +139,8 @@ def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, A
         "objects": table.hull,
         "tables": tables,
     }
+    # | pages ... | {"body":[64,n], ... } | length (8) | digest of the JSON (16) | "zkeepseg" |
+    #                                    ^ a reader starts here, at the end of the file
     text = json.dumps(footer, separators=(",", ":")).encode()
     draft.write(text, _TRAIL.pack(len(text), _digest(text), MAGIC), soon=True)
     return footer
@@ -165,6 +172,7 @@ def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> 
     places = [number for part in parts.values() for number in (part.at, part.rows)]
     numbers = [*counts, *places, *footer["body"], *footer["objects"]]
     start, end = footer["body"]
+    # The footer is JSON from a store that need not be ours: `True` is an int, and -1 an offset, if nobody looks.
     if not all(type(n) is int and n >= 0 for n in numbers) or not HEAD_SIZE <= start <= end <= size:
         return False
     inside = all(part.at + part.rows * DTYPES[name].itemsize <= size for name, part in parts.items())
@@ -181,6 +189,7 @@ _KINDS = {
 
 def _is_possible(name: str, rows: Array) -> bool:
     """Whether rows are in order, and records of their kind can lie where they say; an object without one has size 0."""
+    # Searches rely on the order; a table out of order would hide rows instead of failing.
     number, at = first_keys(name, rows)
     same = number[1:] == number[:-1]
     later = (number[1:] > number[:-1]) | (same & (at[1:] > at[:-1]))
@@ -190,6 +199,7 @@ def _is_possible(name: str, rows: Array) -> bool:
         return False
     if "pos" not in (rows.dtype.names or ()):
         return not (rows["start"] >= rows["end"]).any()
+    # A record is a header of 312 bytes and at most MAX_PAYLOAD of payload, in multiples of 4.
     sizes = rows["size"]
     wrong = (sizes % 4 > 0) | (sizes > HEADER + MAX_PAYLOAD) | (sizes < HEADER) | (rows["pos"] >= MAX_FILE)
     if name == "objects":
@@ -199,14 +209,6 @@ def _is_possible(name: str, rows: Array) -> bool:
         bare = rows["bare"] > 0
         wrong |= bare & ((rows["kind"] != RecordType.WRITE) | (sizes != HEADER))
     return not wrong.any()
-
-
-def _wanted(keys: Array, lows: Array, highs: Array) -> Array:
-    """Which keys lie in any of the ranges with these sorted ends, and the key just before each range."""
-    inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
-    before = np.searchsorted(keys, lows, "right") - 1
-    inside[before[before >= 0]] = True
-    return inside
 
 
 class Segment:
@@ -250,6 +252,7 @@ class Segment:
         size = self.blob.size
         if size < HEAD_SIZE + _TRAIL.size:
             raise Damaged(f"{self.name}: cut short at byte {size}")
+        # From the end backwards: the trail says how long the footer is, and what its digest must be.
         length, digest, magic = _TRAIL.unpack(self.blob.read(size - _TRAIL.size, _TRAIL.size))
         if magic != MAGIC or length > size - HEAD_SIZE - _TRAIL.size:
             raise Damaged(f"{self.name}: the end of the segment is damaged")
@@ -315,6 +318,7 @@ class Segment:
         if part is None:
             return np.empty(0, DTYPES[name])
         end_page = len(part.crc) if end_page is None else min(end_page, len(part.crc))
+        # Rows have one width, so a page number gives the byte; the last page may be short.
         first_row = first_page * PAGE_ROWS
         count = min(end_page * PAGE_ROWS, part.rows) - first_row
         if count <= 0:
@@ -322,18 +326,16 @@ class Segment:
         width = DTYPES[name].itemsize
         content = bytearray(count * width)
         self.blob.readinto(part.at + first_row * width, content)
-        self._check_pages(part, name, content, first_page)
-        rows = np.frombuffer(content, DTYPES[name])
-        if not _is_possible(name, rows):
-            raise Damaged(f"{self.name}: its table of {name} makes no sense")
-        return rows
-
-    def _check_pages(self, part: _Part, name: str, content: bytearray, first_page: int) -> None:
+        # No row is looked at before the CRC of its page matches.
         page = PAGE_ROWS * DTYPES[name].itemsize
         view = memoryview(content)
         for i, at in enumerate(range(0, len(content), page), first_page):
             if zlib.crc32(view[at : at + page]) != part.crc[i]:
                 raise Damaged(f"{self.name}: page {i} of its table of {name} is damaged")
+        rows = np.frombuffer(content, DTYPES[name])
+        if not _is_possible(name, rows):
+            raise Damaged(f"{self.name}: its table of {name} makes no sense")
+        return rows
 
     def nearby(self, wanted: dict[str, Array]) -> Table:
         """What near() finds of each wanted table, as one Table."""
@@ -344,6 +346,7 @@ class Segment:
     def near(self, name: str, wanted: Array) -> Array:
         """The rows of one table whose keys lie in any of `wanted` (rows of WANT), and the one before each."""
         part = self.parts.get(name)
+        # Most segments have nothing of the objects in question: the footer's hull says so without reading a page.
         if part is not None and name != "freed":
             first_object, last_object = self.hull
             wanted = wanted[(wanted["to_object"] >= first_object) & (wanted["object"] <= last_object)]
@@ -351,6 +354,9 @@ class Segment:
             return np.empty(0, DTYPES[name])
         lows = np.sort(sp.keys(wanted["object"], wanted["start"]))
         highs = np.sort(sp.keys(wanted["to_object"], wanted["to"]))
+        # A wanted range begins on the last page whose first key is not behind it, and ends before the first page
+        # whose
+        # first key is not in it.
         first = np.maximum(np.searchsorted(part.keys, lows, "right") - 1, 0)
         last = np.maximum(np.searchsorted(part.keys, highs, "left"), 1)
         pages = sp.union(sp.lines(first.astype(np.uint64), last.astype(np.uint64)))
@@ -358,7 +364,13 @@ class Segment:
         for stretch in pages:
             for page in range(int(stretch["start"]), int(stretch["end"]), PAGES_AT_ONCE):
                 rows = self.rows(name, page, min(page + PAGES_AT_ONCE, int(stretch["end"])))
-                found.append(rows[_wanted(sp.keys(*first_keys(name, rows)), lows, highs)])
+                # Of these pages: rows inside a wanted range, and the row just before each (it may reach into the
+                # range).
+                keys = sp.keys(*first_keys(name, rows))
+                inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
+                before = np.searchsorted(keys, lows, "right") - 1
+                inside[before[before >= 0]] = True
+                found.append(rows[inside])
         return sp.join(found)
 
     def between(self, name: str, low: Key, high: Key) -> Array:

@@ -84,6 +84,7 @@ def subtract(base: Array, taken: Array) -> Array:
     """The parts of `base` outside of `taken`; both may be unsorted and may overlap."""
     if not len(base) or not len(taken):
         return base
+    # Objects without anything taken keep their ranges: sorting them again would be the larger part of the work.
     touched = np.isin(base["object"], taken["object"])
     if not touched.any():
         return base
@@ -97,6 +98,15 @@ def subtract(base: Array, taken: Array) -> Array:
 
 def _sweep(base: Array, taken: Array) -> Array:
     """Sweep over all ends of ranges; keep where `base` covers and `taken` does not."""
+    # Each range becomes two points: it adds 1 where it starts and takes 1 away where it ends. The sum so far tells
+    # how
+    # many ranges cover what follows a point:
+    #
+    # base    |-----|     |------|          +1    -1    +1     -1
+    # taken      |-----|                          +1    -1
+    # kept    |--|        |------|
+    #
+    # `step` counts the ranges of `base`, `veto` those of `taken`.
     n, m = len(base), len(taken)
     objects = np.concatenate([base["object"], base["object"], taken["object"], taken["object"]])
     points = np.concatenate([base["start"], base["end"], taken["start"], taken["end"]])
@@ -105,9 +115,11 @@ def _sweep(base: Array, taken: Array) -> Array:
     order = np.lexsort((points, objects))
     objects, points = objects[order], points[order]
     inside = (np.cumsum(step[order]) > 0) & (np.cumsum(veto[order]) == 0)
+    # Of several points at one place only the last knows the whole sum.
     last = np.ones(len(points), bool)
     last[:-1] = (objects[1:] != objects[:-1]) | (points[1:] != points[:-1])
     objects, points, inside = objects[last], points[last], inside[last]
+    # A kept range starts where "inside" turns true, and ends where it turns false.
     rises = inside.copy()
     rises[1:] &= ~inside[:-1]
     falls = ~inside
@@ -120,6 +132,7 @@ def covering(ranges: Array, objects: Array, offsets: Array) -> Ints:
     """For each (object, offset) the row of the sorted, disjoint `ranges` that holds it, or -1."""
     if not len(ranges) or not len(objects):
         return np.full(len(objects), -1, np.int64)
+    # The last range that starts at or before the point is the only one that can hold it.
     row = np.searchsorted(keys(ranges["object"], ranges["start"]), keys(objects, offsets), "right") - 1
     at = np.maximum(row, 0)
     held = (row >= 0) & (ranges["object"][at] == objects) & (offsets < ranges["end"][at])
@@ -138,6 +151,7 @@ def meets(ranges: Array, objects: Array, starts: Array, ends: Array) -> Bools:
     """Whether any of the sorted, disjoint `ranges` has a byte in common with each [start, end)."""
     if not len(ranges) or not len(objects):
         return np.zeros(len(objects), bool)
+    # Ranges are disjoint: only the one that starts at or before `start`, and the one after it, can meet [start, end).
     row = np.searchsorted(keys(ranges["object"], ranges["start"]), keys(objects, starts), "right")
     before = np.maximum(row - 1, 0)
     held = (row > 0) & (ranges["object"][before] == objects) & (starts < ranges["end"][before])

@@ -114,6 +114,8 @@ class _Memory:
 def encode(table: Table, ids: Sequence[str]) -> bytes:
     """The file of a table whose rows have in `segment` the places of their segments in `ids`."""
     text = " ".join(ids).encode()
+    # | head (64, as of a segment) | digest of the ids (16) | "3-0 3-1 5-0" | pages | footer | trail |
+    #                              ^--- the body ---------------------------^
     memory = _Memory(seg.head((0, 0, 0, 0), big_endian=False) + blake2b(text, digest_size=_DIGEST).digest() + text)
     seg.finish(memory, table, (0, 0, 0, 0), 0)
     return b"".join(memory.parts)

@@ -19,6 +19,12 @@ import numpy as np
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array, Bools
 
+# A row has 24 to 64 bytes and is stored as it is here (little-endian, packed). _PLACE says where its record lies:
+#
+# pos (8)      byte of the record in its segment
+# check (8)    the first word of its fletcher-4, with which a copy is compared
+# size (4)     of header and payload; 0: there is no record
+# segment (4)  a number that the timeline gives to the segment when it is loaded; 0 in the file
 _PLACE = [("pos", "<u8"), ("check", "<u8"), ("size", "<u4"), ("segment", "<u4")]
 
 RANGE = np.dtype([("object", "<u8"), *_PLACE, ("slots", "<u4"), ("pad", "<u4")])
@@ -107,6 +113,7 @@ class Table:
         highs = [int(self.freed["end"][-1]) - 1] if len(self.freed) else []
         for name in DTYPES:
             rows = getattr(self, name)
+            # Plus MAX_SLOTS: an object or a metadnode block takes numbers behind its own.
             if name != "freed" and len(rows):
                 lows.append(int(rows["object"][0]))
                 highs.append(int(rows["object"][-1]) + MAX_SLOTS)
@@ -150,6 +157,7 @@ def concat(tables: Iterable[Table]) -> Table:
 def fold(tables: list[Table]) -> Table:
     """Add up tables, oldest first. Neighbours first, so that many small ones do not drag a large one along."""
     while len(tables) > 1:
+        # ((1+2)+(3+4))+((5+6)+(7+8)): each row is copied log2(n) times instead of n times.
         pairs = [tables[i : i + 2] for i in range(0, len(tables), 2)]
         tables = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
     return tables[0] if tables else NOTHING
@@ -181,6 +189,7 @@ class Toll:
 def toll(old: Table, new: Table) -> Toll:
     """Find out which rows of `old` survive what `new` did."""
     # Objects die when one of their slots is freed or becomes part of another object.
+    # An object of n slots takes the numbers from its own to its own + n - 1: `inner` are those past the first.
     inner = _inner(new.objects)
     taken = sp.union(new.freed, inner) if len(inner) else new.freed
     covered = overlapped(old.objects, new.objects["object"])
@@ -217,6 +226,7 @@ def merge(old: Table, new: Table) -> Table:
     if not new.rows:
         return old
     kept = toll(old, new)
+    # A hole of the older table that a new block fills is a hole no longer.
     filled = extents(new.blocks)
     inner = _inner(new.objects)
     before = sp.union(old.freed, kept.lost) if len(kept.lost) else old.freed
@@ -256,6 +266,7 @@ def _touched(numbers: Array, objects: Array) -> Bools:
 def _lost(old: Array, gone: Bools, rewritten: Bools, new: Array) -> Array:
     """Slots that old objects had taken from still older ones, and that no new row accounts for."""
     whole, inner = old[gone], old[rewritten & (old["slots"] > 1)]
+    # An object that was written again with fewer slots gave the others back.
     if len(inner):
         now = new["slots"][np.searchsorted(new["object"], inner["object"])]
         inner = inner[inner["slots"] > now]
@@ -276,6 +287,7 @@ def _replaced(old: Array, new: Array) -> Bools:
 
 def _ranges_alive(old: Array, new: Table) -> Bools:
     """A metadnode block dies when it is written again or when all its object numbers are freed."""
+    # `freed` is disjoint: the range that starts at or before a block's first number must reach to its last.
     row = np.searchsorted(new.freed["start"], old["object"], "right") - 1
     at = np.maximum(row, 0)
     emptied = np.zeros(len(old), bool)

@@ -117,6 +117,9 @@ def groups(runs: Sequence[Doc], pins: Iterable[int], needed: Iterable[int]) -> I
     killed: dict[str, int] = {}
     known = -1
     for i, run in enumerate(runs):
+        # runs     1  2  3  4  5  6  7        pins: snapshot at 3, bookmark at 5, snapshot at 7
+        # groups   |-----|  |--|  |--|        what may become one run
+        # stretch  |-----|  |--------|        what one of its runs killed of another is garbage
         at = bisect_left(ends, txgs[i])
         stop = bisect_left(txgs, ends[at] + 1) if at < len(ends) else len(runs)
         if at != known:  # a stretch begins: all of it is gone through once
@@ -136,6 +139,7 @@ def merges(group: Group) -> Iterator[Group]:
     if len(group) < 2:
         return
     sizes = [max(part.live, FLOOR) for part in group]
+    # The largest run is rewritten only if the others bring enough; else the runs on both sides of it are tried.
     largest = max(range(len(group)), key=sizes.__getitem__)
     if sizes[largest] <= min(CEILING, RATIO * (sum(sizes) - sizes[largest])):
         yield group

@@ -154,6 +154,8 @@ class Timeline:
         return found
 
     def _piece(self, runs: list[Run], at: int) -> Piece:
+        # The longest summary that starts with this run, ends inside of `runs`, and matches the segments they have
+        # today.
         start = self._place(runs[at].txg)
         for name in self._summaries.get(runs[at].txg, ()) if start is not None else ():
             end = self._place(name.last)
@@ -201,12 +203,9 @@ class Timeline:
         if piece.summary is not None:
             with suppress(Damaged):
                 return [look(piece.summary)]
-            self._forget(piece.summary.name)
+            # The summary is damaged: use it no more, and ask its runs instead.
+            self._damaged.add(piece.summary.name)
         return [concat(look(segment) for segment in self.segments(run)) for run in piece.runs]
-
-    def _forget(self, name: str) -> None:
-        """Do not use a damaged summary again."""
-        self._damaged.add(name)
 
     def parts(self, runs: list[Run], look: Callable[[Segment], Table]) -> list[Table]:
         """What `look` finds in each piece of these runs, oldest first; together it is what it finds in all of them."""
@@ -243,12 +242,16 @@ class Timeline:
                     weights.append(np.full(len(part.keys), min(part.rows, 256)))
         if not keys:
             return []
+        # All first keys of pages, sorted, stand for about 256 rows each. Cut where their sum passes a multiple of
+        # `rows`.
         every, weight = np.concatenate(keys), np.concatenate(weights)
         order = np.argsort(every, kind="stable")
         filled = np.cumsum(weight[order]) // rows
         turns = np.flatnonzero(filled[1:] > filled[:-1]) + 1
         pairs = every[order][turns].view(">u8").reshape(-1, 2)
-        return sorted({_cut_at(int(o), int(x)) for o, x in pairs} - {(0, 0)})
+        # Cut between metadnode blocks, but a single large object may be cut at any offset.
+        cuts = {(number, at) if at else (number - number % MAX_SLOTS, 0) for number, at in pairs.tolist()}
+        return sorted(cuts - {(0, 0)})
 
     def slices(self, runs: list[Run], rows: int = SLICE_ROWS) -> Iterator[tuple[Key, Key]]:
         """The key space as consecutive stretches [low, high) of bounded size."""
@@ -266,17 +269,13 @@ class Timeline:
         return self.parts(runs, lambda segment: _between(segment, low, high))
 
 
-def _cut_at(number: int, offset: int) -> Key:
-    """Between metadnode blocks, unless a single object is large."""
-    return (number, offset) if offset else (number - number % MAX_SLOTS, 0)
-
-
 def _between(segment: Segment, low: Key, high: Key) -> Table:
     """The rows of a segment between two keys; an object's own rows are in each slice that it reaches into."""
     first, last = segment.hull
     if first > last or last < low[0] or first > high[0]:
         return NOTHING
     parts = {}
+    # Rows of metadnode blocks, objects and spill blocks have no offset: they come with every slice of their object.
     beyond = high[0] if high[1] == 0 or high == LAST else high[0] + 1
     for name, start in (("ranges", low[0] - low[0] % MAX_SLOTS), ("objects", low[0]), ("spills", low[0])):
         rows = segment.between(name, (start, 0), (beyond, 0))
@@ -301,6 +300,7 @@ def _cut(name: str, rows: Array, low: Key, high: Key) -> Array:
 
 def _clip(rows: Array, low: Key, high: Key) -> Array:
     rows = rows[(rows["object"] >= low[0]) & (rows["object"] <= high[0])].copy()
+    # Only spans of the first and the last object can reach out of the slice.
     first = rows["object"] == low[0]
     rows["start"][first] = np.maximum(rows["start"][first], np.uint64(low[1]))
     last = rows["object"] == high[0]
