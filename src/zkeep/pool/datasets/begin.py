@@ -25,6 +25,7 @@ SHORT = 1 << 16
 
 KEPT = 16
 "Payloads that stay decoded, the last ones."
+# Not a zkeep.cache.Cache: that would need a lock, for threads decode at the same time.
 _decoded: dict[bytes, NvList] = {}
 
 
@@ -41,6 +42,11 @@ def _keep(payload: bytes, fields: NvList) -> NvList:
 class Opening:
     """A BEGIN with its payload."""
 
+    # | type BEGIN | length | magic, versioninfo (features << 2), creation, type, flags, toguid, fromguid, toname |
+    # sum |
+    #                                 ^ drr_begin: header, 312 bytes
+    # | nvlist: crypt_keydata {wrapped keys, mdn_*, portable_mac, ...}, resume_object, redact_snaps, ... |
+    #   ^ payload, `length` bytes; empty in most plain streams
     header: bytes
     payload: bytes
     byteorder: ByteOrder
@@ -140,6 +146,7 @@ def addressed(opening: Opening, address: Address) -> Opening:
     """A snapshot's BEGIN for a stream from another source, or under another name (FREE_RULES A17)."""
     begin = opening.begin
     payload = _payload(opening, address)
+    # Features and type of header share one word: the two lowest bits are the type.
     features = begin.features & ~Feature.RESUMING
     if address.resume:
         features |= Feature.RESUMING
@@ -162,6 +169,7 @@ def _payload(opening: Opening, address: Address) -> bytes:
         if not address.resume:
             return b""
         nvlist = NvList(form=Form(Encoding.NATIVE, opening.byteorder == "little"))
+    # What depends on this stream is taken out and set again: where it resumes, and the source's IV set.
     nvlist.remove("resume_object")
     nvlist.remove("resume_offset")
     crypt = nvlist.get("crypt_keydata")

@@ -121,6 +121,8 @@ def droppable(pool: Pool, dataset: Dataset) -> set[int]:
     dataset = pool.by_id(dataset.id)  # as it is now: the word may have been taken back
     if dataset.doc["local"].get(CONTENTS) != METADATA or not dataset.doc["raw"]:
         return set()
+    # runs       1    2    3    4    5    6     snapshots at 2, 4, 6: those at 2 and 4 are confirmed; a clone began at 1
+    # droppable       ^    ^    ^               after what an origin or an unconfirmed snapshot needs, up to 4
     snapshots = pool.snapshots(dataset)
     marks = [(s.txg, s.doc["local"].get(CONTENTS) == METADATA) for s in snapshots]
     newest = max((txg for txg, confirmed in marks if confirmed), default=0)

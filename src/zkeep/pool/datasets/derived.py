@@ -67,6 +67,7 @@ def _always(value: Value, source: str = "-") -> Derivation:
 def _mountpoint(view: Lookup, thing: Thing) -> Answer:
     """An inherited path is extended by the names below the dataset that set it."""
     answer = view.setting(thing, PROPERTIES["mountpoint"])
+    # tank/home has mountpoint=/srv/home: tank/home/ann/docs shows /srv/home/ann/docs, inherited from tank/home.
     path, name = str(answer.value), str(thing.name)
     if not path.startswith("/") or answer.source in ("local", "received"):
         return answer
@@ -86,11 +87,6 @@ def _clones(view: Lookup, thing: Thing) -> Answer:
         return Answer(None)
     clones = view.tree.clones(thing.dataset, thing.txg)
     return Answer(",".join(c.name.text for c in clones if view.pool.sees(c.name)) or None)
-
-
-def _objsetid(view: Lookup, thing: Thing) -> Answer:
-    """The object set's number; nothing for a client of a server: numbers count the datasets of others, too."""
-    return Answer(thing.doc.get("id")) if view.pool.scope is None else NOTHING
 
 
 def _crypt(thing: Thing) -> dict[str, int] | None:
@@ -145,6 +141,7 @@ def _keylocation(view: Lookup, thing: Thing) -> Answer:
 
 
 def _token(view: Lookup, thing: Thing) -> Answer:
+    # A receive that broke off inside the pool has a document; one that was encrypted on the way, a snapshot's field.
     state = view.pool.catalog.get("receive", head(thing).key)
     if state is None:
         newest = view.pool.newest_snapshot(head(thing))
@@ -165,6 +162,7 @@ def _volblocksize(view: Lookup, thing: Thing) -> Answer:
     dataset = head(thing)
     if dataset.is_volume and "volblocksize" in dataset.doc:
         return Answer(int(dataset.doc["volblocksize"]))
+    # Read the OBJECT row of the volume's only data object; its block size is not encrypted.
     history = history_of(view.pool, dataset)
     if not dataset.is_volume or not history.runs:
         return NOTHING
@@ -199,6 +197,8 @@ def _keyhistory(view: Lookup, thing: Thing) -> Answer:
 def _events(view: Lookup, dataset: Dataset) -> Iterator[str]:
     from zkeep.pool.datasets import keyrecords
 
+    # Snapshots come oldest first, so each wrap lists the first and the last that came with it: `@mon%sun passphrase
+    # 1f2e3d4c`.
     since: dict[str, list[str]] = {}
     for snapshot in view.snapshots[dataset.id]:
         if record := keyrecords.of_snapshot(view.pool, snapshot):
@@ -218,20 +218,12 @@ def _keyguid(view: Lookup, thing: Thing) -> Answer:
     return Answer(crypt.get("guid") if crypt else None)
 
 
-def _available(view: Lookup, thing: Thing) -> Answer:
-    return Answer(view.available(head(thing)))
-
-
-def _defer_destroy(view: Lookup, thing: Thing) -> Answer:
-    return Answer("on" if thing.doc.get("defer_destroy") else "off")
-
-
 TABLE: dict[str, Derivation] = {
     "name": lambda view, thing: Answer(str(thing.name)),
     "type": lambda view, thing: Answer(type_name(thing)),
     "creation": _document("creation"),
     "used": _stored("used"),
-    "available": _available,
+    "available": lambda view, thing: Answer(view.available(head(thing))),
     "referenced": _stored("referenced"),
     "compressratio": _ratio("used"),
     "refcompressratio": _ratio("referenced"),
@@ -245,9 +237,10 @@ TABLE: dict[str, Derivation] = {
     "usedbydataset": _stored("by_dataset"),
     "usedbychildren": _stored("by_children"),
     "usedbyrefreservation": _always(0),
-    "defer_destroy": _defer_destroy,
+    "defer_destroy": lambda view, thing: Answer("on" if thing.doc.get("defer_destroy") else "off"),
     "userrefs": lambda view, thing: Answer(len(thing.doc.get("holds", ()))),
-    "objsetid": _objsetid,
+    # Nothing for a client of a server: numbers count the datasets of others, too.
+    "objsetid": lambda view, thing: Answer(thing.doc.get("id") if view.pool.scope is None else None),
     "written": _stored("written"),
     "inconsistent": _inconsistent,
     "volblocksize": _volblocksize,

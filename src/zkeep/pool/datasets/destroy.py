@@ -7,7 +7,6 @@ without -r, clones without -R.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -54,11 +53,6 @@ class Plan:
             lines += [*own[dataset.id], dataset.name.text]
         return lines
 
-    def add(self, snapshots: Iterable[Snapshot]) -> None:
-        """Add the snapshots that are not in the plan yet."""
-        known = {s.key for s in self.snapshots}
-        self.snapshots += [s for s in snapshots if s.key not in known]
-
 
 # Snapshots
 
@@ -75,6 +69,7 @@ def select(snapshots: list[Snapshot], spec: str) -> list[Snapshot]:
 
 def _range(places: dict[str, int], part: str) -> slice:
     """The positions, by age, that `a` or `a%b` selects; none if one of the names does not exist."""
+    # `a`: that one. `a%b`: from a to b. `a%` and `%b`: from a on, up to b. `%`: all.
     first, between, last = part.partition("%")
     if not between:
         last = first
@@ -117,30 +112,20 @@ def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
     if name.parent is None:
         raise Refused(f"cannot destroy {name}: it is the pool's own; use 'zkeep pool destroy {name}'")
     plan = Plan()
-    _add_datasets(view, plan, view.tree.within(dataset))
+    # Deepest first, so that no child is ever without its parent.
+    plan.datasets = sorted(view.tree.within(dataset), key=lambda d: d.name.text, reverse=True)
+    plan.snapshots = [s for d in plan.datasets for s in view.snapshots[d.id]]
     if not (options.recursive or options.clones):
-        _check_alone(dataset, plan)
+        others = [name for name in plan.names() if name != dataset.name.text]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            kind = "volume" if dataset.is_volume else "filesystem"
+            listed = ", ".join(sorted(others)[:3]) + more
+            raise Refused(f"cannot destroy {dataset.name}: {kind} has children; use -r to destroy also {listed}")
     if options.clones:
         add_clones(view, plan)
     check(view, plan, options)
     return plan
-
-
-def _add_datasets(view: View, plan: Plan, datasets: Iterable[Dataset]) -> None:
-    """Add datasets, deepest first, so that no child is ever without its parent."""
-    known = {d.id for d in plan.datasets}
-    added = [d for d in sorted(datasets, key=lambda d: d.name.text, reverse=True) if d.id not in known]
-    plan.datasets += added
-    plan.add(s for d in added for s in view.snapshots[d.id])
-
-
-def _check_alone(dataset: Dataset, plan: Plan) -> None:
-    others = [name for name in plan.names() if name != dataset.name.text]
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        kind = "volume" if dataset.is_volume else "filesystem"
-        listed = ", ".join(sorted(others)[:3]) + more
-        raise Refused(f"cannot destroy {dataset.name}: {kind} has children; use -r to destroy also {listed}")
 
 
 def add_clones(view: View, plan: Plan) -> None:
@@ -173,6 +158,7 @@ def _clones_outside(view: View, inside: set[int], snapshot: Snapshot) -> list[Da
 
 def check(view: View, plan: Plan, options: Options) -> None:
     known, gone = bases(view.pool), {d.id for d in plan.datasets}
+    # A hold, a clone that stays, or a partial receive that builds on it keeps a snapshot.
     for snapshot in plan.snapshots:
         if snapshot.holds:
             tags = ", ".join(sorted(snapshot.holds)[:3])
@@ -190,6 +176,7 @@ def check(view: View, plan: Plan, options: Options) -> None:
 def reclaims(view: View, plan: Plan) -> int:
     """Bytes by which the pool's `used` shrinks."""
     gone, gone_snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
+    # Compute the figures twice: as they are, and without what goes. The difference counts what only the doomed share.
     runs: dict[int, list[dict[str, object]]] = {}
     for key, run in view.pool.catalog.scan("run"):
         runs.setdefault(int(key.partition("/")[0]), []).append(run)
@@ -238,20 +225,17 @@ def _recheck(pool: Pool, plan: Plan) -> None:
         now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
         if not now or now.doc != snapshot.doc:
             raise Refused(f"cannot destroy {snapshot.name}: it was changed meanwhile")
+    # What came into a doomed dataset since the plan was made was never shown to the user.
     planned = Counter(s.dataset.id for s in plan.snapshots)
     for dataset in plan.datasets:
         fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
         if fresh or len(pool.catalog.keys("snapshot", dataset.key + "/")) != planned[dataset.id]:
             raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
     if plan.back_to:
-        _recheck_newer(pool, plan, plan.back_to)
-
-
-def _recheck_newer(pool: Pool, plan: Plan, snapshot: Snapshot) -> None:
-    newer = {s.key for s in pool.snapshots_after(snapshot.dataset, snapshot.txg)}
-    gone = pool.snapshot_at(snapshot.dataset.id, snapshot.txg) is None
-    if gone or newer - {s.key for s in plan.snapshots}:
-        raise Refused(f"cannot rollback to '{snapshot.name}': the dataset was changed meanwhile")
+        newer = {s.key for s in pool.snapshots_after(plan.back_to.dataset, plan.back_to.txg)}
+        gone = pool.snapshot_at(plan.back_to.dataset.id, plan.back_to.txg) is None
+        if gone or newer - {s.key for s in plan.snapshots}:
+            raise Refused(f"cannot rollback to '{plan.back_to.name}': the dataset was changed meanwhile")
 
 
 def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
@@ -269,7 +253,7 @@ def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
         segments += pool.remove_dataset(t, dataset)
     # A clone that is gone may have been all that kept its origin, if that is marked to be destroyed.
     for dataset in plan.datasets:
-        if dataset.origin and (origin := _origin(pool, dataset)):
+        if dataset.origin and pool.tree().get(dataset.origin[0]) and (origin := pool.snapshot_at(*dataset.origin)):
             remove_if_deferred(pool, t, origin)
     return segments
 
@@ -288,12 +272,6 @@ def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[s
     if state is not None and state.txg > txg:
         head.drop(t, dataset)
     return segments
-
-
-def _origin(pool: Pool, clone: Dataset) -> Snapshot | None:
-    assert clone.origin
-    dataset_id, txg = clone.origin
-    return pool.snapshot_at(dataset_id, txg) if pool.tree().get(dataset_id) else None
 
 
 def destroy_bookmark(pool: Pool, name: BookmarkName) -> None:

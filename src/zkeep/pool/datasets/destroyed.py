@@ -74,6 +74,7 @@ def destroy(registry: Registry, name: str) -> Destroyed | None:
     store = LocalStore(path)
     found = None
     if path.is_dir():
+        # A folder whose POOL is gone already was half destroyed before: only its name is left to forget.
         there = store.exists(IDENTITY)
         found = _mark(store, read_identity(path), name) if there else read_mark(path)
     try:
@@ -88,6 +89,7 @@ def destroy(registry: Registry, name: str) -> Destroyed | None:
 def _mark(store: LocalStore, identity: dict[str, object], name: str) -> Destroyed:
     now = int(time.time())
     text = json.dumps({**identity, "known": name, "destroyed": now}, indent=1)
+    # DESTROYED is written before POOL goes: at no moment is the folder neither a pool nor a destroyed one.
     with _locked(store, f"cannot destroy {shown(name)[1:-1]}: pool is busy"):
         store.delete(MARK)  # of a destruction that was not finished
         store.put(MARK, text.encode() + b"\n")
@@ -166,6 +168,7 @@ def bring_back(registry: Registry, pool: Destroyed, name: str | None = None) -> 
         raise Exists(f"cannot import {chosen}: a pool of this name is known already; give another name behind it")
     store = LocalStore(pool.path)
     with _locked(store, f"cannot import {chosen}: pool is busy"):
+        # POOL first, then the registry, DESTROYED last: until that is gone, the call can be repeated.
         identity = read_identity(pool.path, MARK)
         text = json.dumps({key: identity[key] for key in ("format", "guid", "name")}, indent=1)
         store.delete(IDENTITY)  # of a call that failed halfway
@@ -231,21 +234,12 @@ def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> 
     try:
         registry.add(name, path)
     except BaseException as error:
-        _unmake(path, name, error)
+        try:
+            erase(LocalStore(path))
+        except (OSError, ZkeepError):
+            way = f"'zkeep pool import {path} {name}' makes it known, or remove the folder"
+            raise TryAgain(f"there is a pool in {path}, but it could not be made known ({error}): {way}") from None
         if not was_there:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _unmake(path: Path, name: str, why: BaseException) -> None:
-    """Remove a pool that was just made.
-
-    Raises:
-        TryAgain: the disk does not let it.
-    """
-    try:
-        erase(LocalStore(path))
-    except (OSError, ZkeepError):
-        way = f"'zkeep pool import {path} {name}' makes it known, or remove the folder"
-        raise TryAgain(f"there is a pool in {path}, but it could not be made known ({why}): {way}") from None

@@ -61,6 +61,7 @@ def state_at(pool: Pool, dataset_id: int, txg: int) -> Snapshot | None:
 
 def put(pool: Pool, t: Transaction, dataset: Dataset, doc: Doc) -> Snapshot:
     """Replace the head by a newer one, whose run and BEGIN are there."""
+    # The older head's run stays: its records are still the newest state's. Only its BEGIN is of no use any more.
     before = unnamed(pool, dataset)
     if before is not None:
         t.delete("begin", before.key)
@@ -92,14 +93,12 @@ def give_name(pool: Pool, t: Transaction, name: SnapshotName) -> Snapshot | None
     if begin is None:
         raise Damaged(f"the catalog has lost the BEGIN of {head.dataset.name}")
     t.delete(HEAD, head.dataset.key)
-    opening = _called(Opening.from_doc(begin), name)
+    # The BEGIN under the snapshot's name and with its time; no MAC covers these.
+    came = Opening.from_doc(begin)
+    changed = replace(came.begin, toname=str(name).encode(), creation_time=int(time.time()))
+    opening = replace(came, header=changed.pack(came.byteorder))
     t.put("begin", head.key, opening.doc())
+    # The head's document becomes the snapshot's, but for what a snapshot gets when it is made.
     own = {key: value for key, value in head.doc.items() if key not in ("name", "txg", "guid", "createtxg", "creation")}
     own["begin_bytes"] = charge.of_begin(opening)
     return pool.add_snapshot(t, head.dataset, name.name, head.txg, head.guid, **own)
-
-
-def _called(opening: Opening, name: SnapshotName) -> Opening:
-    """The BEGIN under the snapshot's name and with its time; no MAC covers these."""
-    begin = replace(opening.begin, toname=str(name).encode(), creation_time=int(time.time()))
-    return replace(opening, header=begin.pack(opening.byteorder))

@@ -43,6 +43,7 @@ def history_of(pool: Pool, dataset: Dataset) -> History:
     """All runs that lead to the dataset's newest state."""
     own = pool.runs.of(dataset.key)
     runs, checked = own.runs, {dataset.key: own.checked}
+    # clone:   origin's runs up to the origin's txg | own runs       and so on, for a clone of a clone
     seen = {dataset.id: dataset.key}
     for origin, txg in pool.origins(dataset):
         seen[origin.id] = origin.key

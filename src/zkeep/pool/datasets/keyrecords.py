@@ -35,6 +35,13 @@ WRAP = (*WRAPPED, "keyformat", "pbkdf2iters", "pbkdf2salt")
 class KeyRecord:
     """A dataset's keys, wrapped. `snapshot`: the one that it came with; None: change-key made it here."""
 
+    # What a key record says (nvlist, from BEGIN or a document `key`):
+    #
+    # DSL_CRYPTO_SUITE, _GUID, _VERSION      which cipher, and which keys are inside; the same in every wrap of them
+    # DSL_CRYPTO_MASTER_KEY_1  (32 bytes)    the master key, encrypted with the wrapping key
+    # DSL_CRYPTO_HMAC_KEY_1    (64 bytes)    the HMAC key, likewise
+    # DSL_CRYPTO_IV, DSL_CRYPTO_MAC          of that encryption (12 and 16 bytes)
+    # keyformat, pbkdf2iters, pbkdf2salt     how the wrapping key comes from what a user types
     fields: NvList
     snapshot: Snapshot | None
 
@@ -109,6 +116,7 @@ def by_work(records: Iterator[KeyRecord]) -> Iterator[KeyRecord]:
     The sender chooses how much work a record takes, and how many there are. The newest, those that were made here, and
     the oldest, which came before the sender could have been compromised, are always among the first.
     """
+    # 1. The newest. 2. Those made here. 3. The oldest that came. 4. The others, the least work first.
     yield from islice(records, 1)
     rest = list(records)
     yield from (record for record in rest if record.snapshot is None)
@@ -188,6 +196,7 @@ def plan_forget(pool: Pool, datasets: list[Dataset]) -> list[Forgetting]:
         if not records:
             continue
         kept = records[0]
+        # A clone has its origin's keys: if its newest wrap is dropped there, it gets the one that is kept there.
         first = keeps.get(kept.guid)
         if first and kept.mark in first.dropped:
             kept = first.kept
@@ -233,6 +242,7 @@ def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
     The catalog's files still have them: call Catalog.renew() after the transaction.
     """
     dataset = plan.dataset
+    # Wraps lie in two places: in the BEGINs of snapshots, and in documents of their own.
     for snapshot in _states(pool, dataset):
         doc = pool.catalog.get("begin", snapshot.key)
         record = of_snapshot(pool, snapshot)

@@ -47,6 +47,7 @@ def status(registry: Registry, name: str) -> Status:
     registry.path(name)
     try:
         with registry.open(name) as pool:
+            # Whatever is wrong with a pool is shown as its health; the list of pools never fails because of one.
             return _status(pool) if pool.scope is None else _shared_status(pool, pool.scope)
     except TryAgain:
         raise
@@ -85,11 +86,13 @@ def _shared_status(pool: Pool, scope: DatasetName) -> Status:
     view, scrub = View(pool), _figures(pool, "", ("finished",)) or {}
     own = pool.dataset(scope)
     errors = [error for error in (_own_error(pool, str(text)) for text in scrub.get("errors", ())) if error]
+    # A guid of the client's own: two clients cannot find out by it that they share a pool.
+    digest = sha256(f"{pool.doc['guid']}/{pool.relative(scope)}".encode()).digest()
     return Status(
         name=pool.name,
         path=NO_PATH,
         health="DEGRADED" if errors else "ONLINE",
-        guid=_shared_guid(pool, scope),
+        guid=int.from_bytes(digest[:8], "big") or 1,
         allocated=view.figures(own).used.stored,
         free=view.available(own),
         scrub={"errors": errors, "finished": scrub["finished"]} if scrub else None,
@@ -99,15 +102,10 @@ def _shared_status(pool: Pool, scope: DatasetName) -> Status:
 
 def _own_error(pool: Pool, text: str) -> str | None:
     """An error that a scrub found, as far as it hurts snapshots in the scope (scrub.Finding)."""
+    # "segments/1-0.seg: ...; hurts tank/ann@mon, tank/ben@mon": of this a client is told only its own names.
     names = text.rpartition("; hurts ")[2].split(", ")
     own = [name for name in names if "@" in name and pool.sees(DatasetName(name.partition("@")[0]))]
     return f"stored data is damaged; hurts {', '.join(own)}" if own else None
-
-
-def _shared_guid(pool: Pool, scope: DatasetName) -> int:
-    """A guid of the client's own: two clients cannot find out by it that they share a pool."""
-    digest = sha256(f"{pool.doc['guid']}/{pool.relative(scope)}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") or 1
 
 
 def scrub_runs(pool: Pool) -> bool:

@@ -81,6 +81,7 @@ class Pool:
             raise Exists(f"cannot create pool {name}: there is a pool in {path} already")
         if strangers := sorted(set(os.listdir(path)) - _OURS):
             raise Refused(f"cannot create pool {name}: {path} is not empty ({strangers[0]!a} is there)")
+        # The catalog first, POOL last: a folder without POOL is no pool, whatever an interrupted call left in it.
         store = LocalStore(path)
         with closing_on_error(cls(store, Catalog(store), name)) as pool:
             with pool.transaction() as t:
@@ -187,6 +188,7 @@ class Pool:
     # Lookups
 
     def tree(self) -> Tree:
+        # One tree for each state of the catalog; a change makes a new one when it is next asked for.
         version = self.catalog.version()
         if not self._tree or self._tree[0] != version:
             self._tree = version, Tree(self.catalog, self.name)
@@ -429,6 +431,7 @@ class Pool:
         """Delete a dataset's documents; returns the ids of its segments, whose files may be deleted after commit."""
         runs = t.scan("run", dataset.key + "/")
         segments = [segment for _, run in runs for segment in run["segments"]]
+        # A partial receive has segments, too, that no run names yet.
         partial = t.get("receive", dataset.key)
         segments += partial["tally"]["segments"] if partial else []
         for kind in ("snapshot", "begin", "run", "bookmark", "key", "sent"):
@@ -453,6 +456,7 @@ def read_identity(path: Path, file_name: str = IDENTITY) -> Doc:
         with LocalStore(path).open(file_name) as file:
             text = file.read(0, min(file.size, _LONGEST_IDENTITY))
         identity: Doc = json.loads(text)
+        # The folder may be anybody's: every field is checked, and no message repeats bytes that a terminal obeys.
         version, _, _ = identity["format"], int(identity["guid"]), parse_pool(identity["name"])
     except (FileNotFoundError, NotADirectoryError):
         raise NotThere(f"there is no pool in {path}") from None

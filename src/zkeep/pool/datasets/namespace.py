@@ -52,7 +52,10 @@ def create(
         if parents and name.parent and not pool.find(name.parent):
             done.append(("create_ancestors", name.text))
             make_parents(pool, t, name)
-        _check_count(pool, name)
+        # Bound the empty datasets that a client of a server can make: no quota counts them.
+        own = pool.find(pool.scope) if pool.scope else None
+        if own is not None and len(pool.tree().within(own)) >= MOST_DATASETS:
+            raise Refused(f"cannot create {name}: there are {MOST_DATASETS} datasets already")
         more = dict(fields or {})
         local = {**local, **more.pop("local", {})}
         made = pool.create_dataset(t, name, kind, local=local, **more)
@@ -62,13 +65,6 @@ def create(
         if dry_run:
             raise _OnlyTriedError
     return done
-
-
-def _check_count(pool: Pool, name: DatasetName) -> None:
-    """Bound the empty datasets that a client of a server can make: no quota counts them."""
-    own = pool.find(pool.scope) if pool.scope else None
-    if own is not None and len(pool.tree().within(own)) >= MOST_DATASETS:
-        raise Refused(f"cannot create {name}: there are {MOST_DATASETS} datasets already")
 
 
 class _OnlyTriedError(Exception):
@@ -99,16 +95,13 @@ def set_properties(
             _check_quotas(pool, thing, checked)
             _put_local(pool, t, thing, {**thing.doc["local"], **checked})
             if checked.get(contents.CONTENTS) == contents.METADATA:
-                _confirm(pool, t, find_thing(pool, name))
+                changed = find_thing(pool, name)
+                if isinstance(changed, Snapshot):
+                    contents.confirm(pool, t, changed)
+                else:
+                    contents.confirm_all(pool, t, changed)
             if isinstance(thing, Snapshot):
                 refuse_overdraft(pool, [thing.dataset], f"cannot set property for {name}")
-
-
-def _confirm(pool: Pool, t: Transaction, thing: Dataset | Snapshot) -> None:
-    if isinstance(thing, Snapshot):
-        contents.confirm(pool, t, thing)
-    else:
-        contents.confirm_all(pool, t, thing)
 
 
 def _check_quotas(pool: Pool, thing: Dataset | Snapshot, checked: Mapping[str, str]) -> None:
@@ -133,19 +126,16 @@ def inherit(
         raise Refused(f"cannot inherit {found.name}: property cannot be inherited; {hint}")
     with pool.transaction() as t:
         for name in names:
+            # A local value goes; where there is a received one, None hides it, or -S lets it show.
             first = find_thing(pool, name)
             below = pool.tree().within(first) if recursive and isinstance(first, Dataset) else [first]
             for thing in below:
-                _inherit_one(pool, t, thing, found.name, received)
-
-
-def _inherit_one(pool: Pool, t: Transaction, thing: Dataset | Snapshot, prop: str, received: bool) -> None:
-    local = dict(thing.doc["local"])
-    local.pop(prop, None)
-    if not received and prop in thing.doc["received"]:
-        local[prop] = None
-    if local != thing.doc["local"]:
-        _put_local(pool, t, thing, local)
+                local = dict(thing.doc["local"])
+                local.pop(found.name, None)
+                if not received and found.name in thing.doc["received"]:
+                    local[found.name] = None
+                if local != thing.doc["local"]:
+                    _put_local(pool, t, thing, local)
 
 
 def _put_local(pool: Pool, t: Transaction, thing: Dataset | Snapshot, local: dict[str, str]) -> None:
@@ -169,17 +159,27 @@ def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False
         _check_rename(pool, old, new)
         if parents:
             make_parents(pool, t, new)
-        _check_new_parent(pool, new)
+        above = new.parent and pool.find(new.parent)
+        if not above:
+            raise NotThere(f"cannot rename to {new}: parent does not exist")
+        if above.is_volume:
+            raise Refused(f"cannot rename to {new}: its parent is a volume")
         moved = pool.tree().within(dataset)
         allow_open_files(len(moved))
         for each in moved:
             stack.enter_context(head.not_mounted(pool, each, f"cannot rename {each.name}"))
         _check_lengths(pool, moved, old, new)
+        # The encryption roots before; the same ones must hold afterwards, or a key would not open what moved.
         roots = {d.id: encryption_root(View(pool), d) for d in moved}
         for each in moved:
             relative = pool.relative(DatasetName(new.text + each.name.text[len(old.text) :]))
             t.put("dataset", each.key, {**each.doc, "name": relative})
-        _check_roots(pool, old, roots)
+        # Refuse to move a dataset out of its encryption root, as zfs does.
+        view = View(pool)
+        for dataset_id, root in roots.items():
+            now = encryption_root(view, pool.by_id(dataset_id))
+            if (now and now.id) != (root and root.id):
+                raise Refused(f"cannot rename {old}: it would leave its encryption root")
 
 
 def _check_rename(pool: Pool, old: DatasetName, new: DatasetName) -> None:
@@ -195,14 +195,6 @@ def _check_rename(pool: Pool, old: DatasetName, new: DatasetName) -> None:
         raise Exists(f"cannot rename {old}: dataset {new} already exists")
 
 
-def _check_new_parent(pool: Pool, new: DatasetName) -> None:
-    above = new.parent and pool.find(new.parent)
-    if not above:
-        raise NotThere(f"cannot rename to {new}: parent does not exist")
-    if above.is_volume:
-        raise Refused(f"cannot rename to {new}: its parent is a volume")
-
-
 def _check_lengths(pool: Pool, moved: Iterable[Dataset], old: DatasetName, new: DatasetName) -> None:
     """Every name below must still be one; those of snapshots and bookmarks too."""
     for dataset in moved:
@@ -214,15 +206,6 @@ def _check_lengths(pool: Pool, moved: Iterable[Dataset], old: DatasetName, new: 
             raise Refused(
                 f"cannot rename {old}: the name of a snapshot of {shown(name.text)} would be too long"
             )
-
-
-def _check_roots(pool: Pool, old: DatasetName, before: Mapping[int, Dataset | None]) -> None:
-    """Refuse to move a dataset out of its encryption root, as zfs does."""
-    view = View(pool)
-    for dataset_id, root in before.items():
-        now = encryption_root(view, pool.by_id(dataset_id))
-        if (now and now.id) != (root and root.id):
-            raise Refused(f"cannot rename {old}: it would leave its encryption root")
 
 
 def rename_snapshot(pool: Pool, old: SnapshotName, new: SnapshotName, recursive: bool = False) -> None:
@@ -293,6 +276,7 @@ def _check_tags(held: Iterable[Snapshot], tag: str) -> None:
 
 def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:
     """Destroy what `destroy -d` left for later, if no hold, clone or partial receive is left."""
+    # All three must be gone: holds, clones, and partial receives that build on it.
     if not snapshot.doc.get("defer_destroy") or snapshot.holds or base_of(bases(pool), snapshot):
         return
     if not pool.tree().clones(snapshot.dataset, snapshot.txg):

@@ -46,6 +46,9 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     Raises:
         Refused: it is no clone, or a snapshot or bookmark of its origin has a name that it has given itself.
     """
+    # before    fs@a --- fs@b --- fs@c         after    clone@a --- clone@b --- clone
+    #                   \                                                 \
+    #                    clone                                            fs@c   (fs is a clone of clone@b)
     if clone.origin is None:
         raise Refused(f"cannot promote {clone.name}: not a cloned filesystem")
     origin_id, txg = clone.origin
@@ -58,34 +61,21 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     _redirect(pool, t, origin, clone, txg)
     # 2. The clone takes the origin's place in the chain of clones, and in the tree of keys.
     grandparent = {"dataset": origin.origin[0], "txg": origin.origin[1]} if origin.origin else None
-    _copy_keys(pool, t, origin, clone)
-    mine, theirs = _key_roots(clone, origin)
-    pool.update_dataset(t, clone, origin=grandparent, **_promotions(t, clone, origin), **mine)
-    pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **theirs)
-
-
-def _promotions(t: Transaction, clone: Dataset, origin: Dataset) -> dict[str, int]:
-    """When the clone was promoted, and up to when a receiver's older state needs two promotions in one chain of clones
-    to follow: the origin was a clone, or was promoted itself.
-    """
-    now = t.next_txg()
-    chained = now if origin.origin else origin.doc.get("promoted", 0)
-    return {"promoted": now, "chain_promoted": max(chained, clone.doc.get("chain_promoted", 0))}
-
-
-def _copy_keys(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset) -> None:
-    """Copy the wraps that were made here: they open what moves, because a clone has its origin's keys."""
+    # Copy the wraps that were made here: they open what moves, because a clone has its origin's keys.
     if not any(keyrecords.local(pool, clone)):
         for record in reversed(list(keyrecords.local(pool, origin))):
             keyrecords.add(pool, t, clone, record.fields)
-
-
-def _key_roots(clone: Dataset, origin: Dataset) -> tuple[dict[str, bool], dict[str, bool]]:
-    """The key fields of both documents afterwards: the new origin is the encryption root."""
+    # The origin's key, if it was a root, is the clone's from now on, and the origin inherits it.
     fields = [name for name in ("encroot", "own_key") if origin.doc.get(name) and not clone.doc.get(name)]
-    if not clone.doc.get("crypt"):
-        return {}, {}
-    return dict.fromkeys(fields, True), dict.fromkeys(fields, False)
+    fields = fields if clone.doc.get("crypt") else []
+    mine, theirs = dict.fromkeys(fields, True), dict.fromkeys(fields, False)
+    # When the clone was promoted; and up to when a receiver's older state needs two promotions in one chain of clones
+    # to follow, because the origin was a clone or was promoted itself.
+    now = t.next_txg()
+    chained = now if origin.origin else origin.doc.get("promoted", 0)
+    chained = max(chained, clone.doc.get("chain_promoted", 0))
+    pool.update_dataset(t, clone, origin=grandparent, promoted=now, chain_promoted=chained, **mine)
+    pool.update_dataset(t, origin, origin={"dataset": clone.id, "txg": txg}, **theirs)
 
 
 def _check_names(pool: Pool, clone: Dataset, origin: Dataset, txg: int) -> None:

@@ -81,6 +81,7 @@ def _index(text: str) -> dict[str, int]:
 def _compressions() -> dict[str, int]:
     codes = _index("on=1 off lzjb gzip=10 gzip-1=5 gzip-2 gzip-3 gzip-4 gzip-5 gzip-6 gzip-7 gzip-8 gzip-9")
     codes |= _index("zle=14 lz4 zstd")
+    # zstd's level stands above the code of zstd (16), in bits 7 and up; -fast- levels count from 103.
     codes["zstd-fast"] = 16 | 103 << 7
     codes |= {f"zstd-{level}": 16 | level << 7 for level in range(1, 20)}
     fast = [*range(1, 11), *range(20, 101, 10), 500, 1000]
@@ -90,6 +91,7 @@ def _compressions() -> dict[str, int]:
 def _dedups() -> dict[str, int]:
     plain = _index("on=1 off sha256=8 sha512=11 skein blake3=14")
     names = ("sha256", "sha512", "skein", "blake3")
+    # Bit 8 says that a block with the same checksum is compared before it is shared.
     verify = {f"{name},verify": plain[name] | 256 for name in names} | {"edonr,verify": 13 | 256}
     return plain | {"verify": 1 | 256} | verify
 
@@ -248,6 +250,7 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(text)
     whole, fraction, unit = match.groups()
+    # Each unit is 2^10 times the one before; a fraction is scaled as an integer, so that 1.1G is exact.
     scale = 1 << 10 * _UNITS.index(unit.upper() or " ")
     size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
     if size > MAX_UINT64:
@@ -269,7 +272,11 @@ def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
     if not prop or _is_written_since(name):
         raise BadProperty(f"bad property {shown(name)}: there is none of this name{_meant(name)}")
     if is_user(prop):
-        return name, _check_user(name, text)
+        if len(text.encode("utf-8", "surrogateescape")) > MAX_USER_VALUE:
+            raise BadProperty(f"bad value for property {name}: more than {MAX_USER_VALUE} bytes")
+        if "\0" in text:
+            raise BadProperty(f"bad value for property {name}: NUL in it")
+        return name, text
     if not prop.can_be_set:
         why = "it is set once, by what is received" if prop.how == "once" else "it is read-only"
         raise BadProperty(f"cannot set property {prop.name}: {why}")
@@ -281,15 +288,8 @@ def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
         raise BadProperty(f"bad value {shown(text)} for property {prop.name}: {error}") from None
 
 
-def _check_user(name: str, text: str) -> str:
-    if len(text.encode("utf-8", "surrogateescape")) > MAX_USER_VALUE:
-        raise BadProperty(f"bad value for property {name}: more than {MAX_USER_VALUE} bytes")
-    if "\0" in text:
-        raise BadProperty(f"bad value for property {name}: NUL in it")
-    return text
-
-
 def _canonical(prop: Property, text: str) -> str:
+    # By kind: one of a few words, a number, what has a syntax of its own, or plain text.
     if prop.kind == "index":
         if text not in prop.codes:
             raise ValueError("must be one of " + " ".join(list(prop.codes)[:12]))
@@ -345,16 +345,18 @@ def from_stream(name: str, value: int | str) -> str | None:
     if not prop or not prop.can_be_set or prop.is_own or _is_written_since(name):
         return None
     if isinstance(value, str):
-        return value if prop.kind == "text" and _is_short_text(value) else None
+        return (
+            value
+            if prop.kind == "text"
+            and ("\0" not in value and len(value.encode("utf-8", "surrogateescape")) <= MAX_USER_VALUE)
+            else None
+        )
+    # An enum of libzfs: a number that this zkeep has no name for is dropped.
     if prop.kind == "index":
         return next((text for text, code in prop.codes.items() if code == value), None)
     if prop.name in _UNLIMITED and value == MAX_UINT64:
         return "none"
     return str(value) if prop.kind in ("size", "count") and 0 <= value <= MAX_UINT64 else None
-
-
-def _is_short_text(value: str) -> bool:
-    return "\0" not in value and len(value.encode("utf-8", "surrogateescape")) <= MAX_USER_VALUE
 
 
 def to_stream(name: str, text: str) -> int | str:

@@ -86,6 +86,7 @@ def _by_rules(counted: list[tuple[int, int]], policy: Policy, offset: Offset) ->
 
 def _by_rule(counted: list[tuple[int, int]], rule: Rule, offset: Offset) -> tuple[list[int], int]:
     """The places that one rule keeps, and how many snapshots are older than its periods."""
+    # keep=all: everything that is younger than so many periods before the newest.
     if rule.keep is None:
         length = rule.period.seconds or rule.period.days * _DAY
         since = counted[-1][1] - rule.count * length if counted else 0
@@ -114,6 +115,7 @@ def number(period: Period, time: int, offset: Offset) -> _Key:
 
     An hour that the clock shows twice, when summer ends, is two; a day is one, however many hours it has.
     """
+    # The offset is part of the key, so that the hour that comes twice in autumn counts as two.
     east = offset(time)
     if period.seconds:
         return (time + east) // period.seconds, east
@@ -154,11 +156,14 @@ def _longest_ascent(times: Sequence[int]) -> list[int]:
     tops: list[int] = []  # the smallest last time of an ascent of each length
     ends: list[int] = []  # and its place
     before: list[int] = []
+    # times    5 9 6 7 3 8     the longest ascent is 5 6 7 8; 9 and 3 are of a wrong clock
+    # tops     after 8: [3, 6, 7, 8]: of all ascents of length n, the smallest last time
     for place, time in enumerate(times):
         at = bisect_right(tops, time)
         before.append(ends[at - 1] if at else -1)
         tops[at : at + 1] = [time]
         ends[at : at + 1] = [place]
+    # Walk back from the end of the longest ascent.
     found = []
     place = ends[-1] if ends else -1
     while place >= 0:

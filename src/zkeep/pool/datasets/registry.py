@@ -44,6 +44,7 @@ class Registry:
         """Where each known pool lies, by name."""
         try:
             content = json.loads((self.home / FILE).read_bytes())
+            # The file is the user's and may have been edited: names and paths are checked like any input.
             found = {parse_pool(name): _path(text) for name, text in sorted(content.items())}
             return {name: path for name, path in found.items() if self.scope is None or name == self.scope.pool}
         except FileNotFoundError:
@@ -153,6 +154,7 @@ class Registry:
 
     def _write_file(self, name: str, content: object) -> None:
         """Replace the file, all or nothing."""
+        # Write beside it, sync, rename over it, sync the folder: the file is the old or the new one at any moment.
         fresh = self.home / f"{name}.new"
         with fresh.open("w") as file:
             json.dump(content, file, indent=1)

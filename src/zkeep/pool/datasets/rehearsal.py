@@ -51,6 +51,7 @@ class _ScratchCatalog(Catalog):
 
     @contextmanager
     def transaction(self, urgent: bool = False) -> Iterator[Transaction]:
+        # As a Catalog does, without lock and journal: what is committed is in memory only.
         self._index.begin()
         try:
             yield Transaction(self._index)

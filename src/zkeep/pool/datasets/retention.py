@@ -101,6 +101,7 @@ def _named(text: str) -> Policy:
         if not word:
             continue
         match = _NAMED.fullmatch(word)
+        # sanoid writes `frequently`, some of its users `frequent`.
         name = {"frequent": "frequently"}.get(match[1], match[1]) if match else ""
         if not match or name not in NAMES:
             raise BadRetention(f"must be like hourly=24,daily=30, of {' '.join(NAMES)}, each up to {MOST_COUNT}")
@@ -122,19 +123,16 @@ def _grid(text: str) -> Policy:
         match = _TERM.fullmatch(term.strip())
         if not match:
             raise BadRetention("must be like hourly=24,daily=30 or like 1x1h(keep=all) | 24x1h | 14x1d")
-        length = int(match[2]) * _UNITS[match[3]]
-        if not shortest <= length <= _LONGEST or int(match[1]) * length > _LONGEST:
+        # 24 x 1 h (keep=1): `count` periods of `number` `unit`s each.
+        count, number, unit, keep = int(match[1]), int(match[2]), match[3], match[4]
+        length = number * _UNITS[unit]
+        if not shortest <= length <= _LONGEST or count * length > _LONGEST:
             raise BadRetention("the periods of its terms must have a length, and may not become shorter or too long")
         shortest = length
-        rules.append(_grid_rule(int(match[1]), int(match[2]), match[3], match[4]))
+        period = Period(seconds=length) if length % _DAY else Period(days=length // _DAY)
+        name = f"{count}x{number}{unit}" + (f"(keep={keep})" if keep else "")
+        rules.append(Rule(name, count, period, None if keep == "all" else int(keep or 1)))
     return Policy(" | ".join(rule.name for rule in rules), tuple(rules), chained=True)
-
-
-def _grid_rule(count: int, number: int, unit: str, keep: str | None) -> Rule:
-    length = number * _UNITS[unit]
-    period = Period(seconds=length) if length % _DAY else Period(days=length // _DAY)
-    name = f"{count}x{number}{unit}" + (f"(keep={keep})" if keep else "")
-    return Rule(name, count, period, None if keep == "all" else int(keep or 1))
 
 
 def parse_age(text: str) -> int | None:

@@ -23,6 +23,7 @@ def plan_rollback(view: View, name: SnapshotName, options: Options) -> Plan:
         Refused: more would go than the options allow, one is held, or an interrupted receive needs one.
     """
     snapshot = view.pool.snapshot(name)
+    # Everything newer goes: snapshots, bookmarks, and with -R clones of them with all that is below.
     newer = [s for s in view.snapshots[snapshot.dataset.id] if s.txg > snapshot.txg]
     plan = Plan(snapshots=list(newer), back_to=snapshot)
     bookmarks = [b for b in view.pool.bookmarks(snapshot.dataset) if b.txg > snapshot.txg]

@@ -60,13 +60,11 @@ class Runs:
         for key in changed or ():
             dataset, _, txg = key.partition("/")
             if (kept := self._kept.get(dataset)) is not None:
-                self._update(kept, key, int(txg))
-
-    def _update(self, kept: Kept, key: str, txg: int) -> None:
-        """A run came, went or changed. One more at the end leaves summaries of those before it as they are."""
-        at = bisect_left(kept.runs, txg, key=lambda run: run.txg)
-        there = at < len(kept.runs) and kept.runs[at].txg == txg
-        if at < len(kept.runs):
-            kept.checked = {}
-        doc = self._catalog.get("run", key)
-        kept.runs[at : at + there] = [run_of(doc)] if doc else []
+                # A run came, went or changed. One more at the end leaves summaries of those before it as they are.
+                number = int(txg)
+                at = bisect_left(kept.runs, number, key=lambda run: run.txg)
+                there = at < len(kept.runs) and kept.runs[at].txg == number
+                if at < len(kept.runs):
+                    kept.checked = {}
+                doc = self._catalog.get("run", key)
+                kept.runs[at : at + there] = [run_of(doc)] if doc else []

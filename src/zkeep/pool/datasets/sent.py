@@ -39,6 +39,8 @@ def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
     before: Doc = t.get(SENT, key) or {"to": [], "at": _next_at(t, snapshot.dataset)}
     if to in before["to"]:
         return
+    # The portable MAC covers the contents and says nothing of the key's wrap: it is the same wherever the snapshot
+    # is.
     begin = pool.catalog.get("begin", snapshot.key)
     crypt = Opening.from_doc(begin).crypt if begin is not None else None
     mac = crypt.get("portable_mac") if isinstance(crypt, NvList) else None

@@ -98,6 +98,7 @@ class SpaceHistory:
     "What a clone referred to when it began."
 
     def referenced(self, txg: int) -> Amount:
+        # All bytes born by then, less all that died by then; both are sums that are there already.
         births = self._born[bisect_right(self.txgs, txg)]
         return self.base.plus(births).minus(self._dead[bisect_right(self.deaths, txg, key=_died)])
 
@@ -180,6 +181,10 @@ def _layer(
 
 def figures(past: SpaceHistory, pins: Sequence[int]) -> DatasetSpace:
     """`pins`: the txgs of the snapshots, ascending. What lies below the dataset is not in it yet."""
+    # Number the intervals between snapshots, and say for each birth and death in which one it lies:
+    #
+    # pins        |    10    |    20    |   head          births at 3, 12; the run at 12 killed 50 bytes of 3:
+    # interval    0          1          2                 born in 0, died in 1: only the snapshot at 10 has them
     where = {txg: bisect_left(pins, txg) for txg in {*past.txgs, *(d.born for d in past.deaths)}}
     born = [(where[txg], amount) for txg, amount in zip(past.txgs, past.births, strict=True)]
     died = [(where[d.born], where[d.died], d.foreign) for d in past.deaths]
@@ -223,7 +228,13 @@ def compute(
     for dataset_id in datasets:
         _add_history(dataset_id, datasets, runs, histories)
     found = {i: figures(histories[i], pins.get(i, ())) for i in datasets}
-    _add_children(datasets, found)
+    # From the deepest to the top: each adds what it uses to the dataset above it.
+    by_name = {str(doc["name"]): found[i] for i, doc in datasets.items()}
+    deepest_first = sorted(by_name, key=lambda name: -name.count("/") if name else 1)
+    for name in deepest_first:
+        above = by_name.get(name.rpartition("/")[0])
+        if name and above:
+            above.by_children = above.by_children.plus(by_name[name].used)
     return Space(found, histories)
 
 
@@ -234,6 +245,7 @@ def _add_history(
     histories: dict[int, SpaceHistory],
 ) -> None:
     """Compute the history of a dataset, and first that of its origin: chains of clones begin with the oldest."""
+    # Down to an origin whose history is known or to a dataset that is no clone, then back up.
     chain = {dataset_id: None}
     last = dataset_id
     while (origin := datasets[last]["origin"]) and origin["dataset"] not in histories:
@@ -245,12 +257,3 @@ def _add_history(
         origin = datasets[current]["origin"]
         base = histories[origin["dataset"]].referenced(origin["txg"]) if origin else NOTHING
         histories[current] = history(runs.get(current, ()), base)
-
-
-def _add_children(datasets: Mapping[int, ReadOnlyDoc], found: Mapping[int, DatasetSpace]) -> None:
-    by_name = {str(doc["name"]): found[i] for i, doc in datasets.items()}
-    deepest_first = sorted(by_name, key=lambda name: -name.count("/") if name else 1)
-    for name in deepest_first:
-        above = by_name.get(name.rpartition("/")[0])
-        if name and above:
-            above.by_children = above.by_children.plus(by_name[name].used)

@@ -53,6 +53,10 @@ class Unit:
 def missing(runs: list[Run], have: Iterable[tuple[int, int, Name]]) -> Iterator[Unit]:
     """The summaries that runs should have and do not, those of few runs first. Pure."""
     # Level by level: what is summed up at one level are the units of the next.
+    # runs     0 1 2 ... 15 | 16 ... 31 | ... | 240 ... 255 | 256 257 258
+    # level 1  |---- 16 ----|---- 16 ----|     |---- 16 -----|                 one summary of 16 runs each
+    # level 2  |------------------------ 256 -----------------|                 one of 16 such summaries
+    # units at the end: the level 2 summary, and three runs that wait for thirteen more
     known = {(start, count, name.level) for start, count, name in have}
     units = list(_settled(runs, known))
     level, most = 1, max((unit.level for unit in units), default=0)
@@ -78,6 +82,7 @@ def _settled(runs: list[Run], known: set[tuple[int, int, int]]) -> Iterator[Unit
             at += below[at][0]
         if level == 1 or at == end:
             complete[start] = count, level
+    # Walk over the runs, from summary to summary.
     at = 0
     while at < len(runs):
         count, level = complete.get(at, (1, 0))
@@ -136,6 +141,7 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
     Not at each call: the longer the timeline, the more runs come between two looks at all of it.
     """
     count = pool.runs.count(dataset.key)
+    # With 1000 runs every 4th receive looks, with 10,000 every 32nd.
     if count % max(FAN // 4, min(count >> 8, 2 * FAN), 1):
         return
     with suppress(ZkeepError, OSError), reading(pool):
@@ -199,6 +205,7 @@ def slim(pool: Pool, room: int) -> None:
     for text in pool.store.names(FOLDER):
         with suppress(FileNotFoundError):
             sizes[text] = pool.store.size(text)
+    # They are a cache: if they take more than what is allowed, all go, and come back as they are needed.
     left = sum(size for text, size in sizes.items() if text in valid)
     for text in sizes:
         if text not in valid or left > room:

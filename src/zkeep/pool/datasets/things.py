@@ -139,6 +139,7 @@ class Tree:
     def _dataset(self, doc: Doc) -> Dataset:
         found = self._known.get(int(doc["id"]))
         if found is None:
+            # Documents have names without the pool's: a pool may be imported under another one.
             relative = doc["name"]
             found = Dataset(DatasetName(f"{self._pool}/{relative}" if relative else self._pool), doc)
             self._known[found.id] = self._names[found.name.text] = found
@@ -186,6 +187,7 @@ class Tree:
     def clones(self, dataset: Dataset, txg: int | None = None) -> list[Dataset]:
         """The clones of `dataset`: of the snapshot at `txg`, or of any."""
         if dataset.id not in self._clones:
+            # The index finds clones by the term ORIGIN/TXG of their origin, without reading other datasets.
             rows = self._catalog.below("dataset", "origin", origin_term(dataset.id, ""))
             by_txg: dict[int, list[Dataset]] = {}
             for clone in sorted((self._dataset(doc) for _, doc in rows), key=lambda d: d.name.text):

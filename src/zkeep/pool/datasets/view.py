@@ -62,19 +62,14 @@ class View:
     def applicable(self, thing: Thing) -> Iterator[str]:
         """The properties that `get all` prints, in its order: native ones, then those of the user."""
         for prop in PROPERTIES.values():
-            if prop.name not in properties.HIDDEN and self._says(thing, prop):
+            if prop.name not in properties.HIDDEN and (
+                applies(prop, thing) and (prop.can_be_set or self.get(thing, prop.name).value is not None)
+            ):
                 yield prop.name
-        yield from sorted(self._user_properties(thing))
-
-    def _says(self, thing: Thing, prop: Property) -> bool:
-        """Whether `get all` prints it: a computed property only where it has a value."""
-        return applies(prop, thing) and (prop.can_be_set or self.get(thing, prop.name).value is not None)
-
-    def _user_properties(self, thing: Thing) -> set[str]:
         docs = [thing.doc, *(d.doc for d in self._above(thing))]
         names = {name for doc in docs for key in ("local", "received") for name in doc.get(key, ())}
         found = {n for n in names if n not in PROPERTIES}
-        return {n for n in found if self.get(thing, n).value is not None}
+        yield from sorted({n for n in found if self.get(thing, n).value is not None})
 
     def _above(self, thing: Thing) -> Iterator[Dataset]:
         """The datasets that it inherits from, nearest first."""
@@ -86,6 +81,7 @@ class View:
 
     def get(self, thing: Thing, name: str) -> Answer:
         """The value of the property `name` (see properties.find); None where it does not apply."""
+        # What a client of a server may see of datasets above its own is next to nothing.
         if self.pool.is_above_scope(head(thing).name):
             return self._get_above(head(thing), name)
         if name.startswith(("written@", "written#")):
@@ -171,6 +167,7 @@ class View:
 
     def available(self, dataset: Dataset) -> int:
         """What the disk and the quotas on the way up leave."""
+        # A client sees only its own quotas: what others leave on the disk would tell of them.
         levels = [level for level, _ in self.quotas(dataset) if self.pool.sees(level.name)]
         if self.pool.scope is not None and levels:  # what others leave of the disk, or of a common quota, is not told
             seen = [(level, limit) for level, limit in self.quotas(dataset) if level in levels]
@@ -221,6 +218,7 @@ class View:
         """The bytes reserved for receives into the dataset or below it."""
         docs = dict(self.pool.catalog.scan("reserve"))
         total = sum(int(d["bytes"]) for k, d in docs.items() if k != apart_from and self._is_in(level, d["dataset"]))
+        # Partial receives count what they keep, also where no reservation was written for them.
         for key in set(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
             if key.isdecimal() and self._is_in(level, int(key)):  # a partial receive of a version without reservations
                 partial = self.pool.catalog.get("receive", key)
@@ -263,6 +261,7 @@ def _local(thing: Thing, name: str) -> tuple[str, str] | None:
 
 def _own(thing: Thing, name: str) -> tuple[str, str] | None:
     """The value of the thing itself, local or received. A local null hides a received one (`inherit`, `receive -x`)."""
+    # The key may be there with None: hidden, and the ancestors' value shows.
     if name in thing.doc.get("local", {}):
         return _local(thing, name)
     received = thing.doc.get("received", {}).get(name)

@@ -94,6 +94,7 @@ def admit(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None)
 
 def nearest(pool: Pool, name: DatasetName) -> Dataset:
     """The closest ancestor that exists."""
+    # From the parent upwards.
     above = name.parent
     while above is not None:
         found = pool.find(above)
@@ -121,6 +122,7 @@ def _admit_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | N
         raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin.name}")
     if begin.flags & BeginFlag.CLONE:
         raise Refused(f"{where}: the stream is of a clone, and names no origin")
+    # A new dataset, or an empty one that -F overwrites: nothing that has a past is overwritten by a full stream.
     if dataset is None:
         _refuse_orphan(pool, where, target)
         return ReceivePlan(opening, begin, None, None, False, [])
@@ -151,10 +153,12 @@ def _admit_increment(
     pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target
 ) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
+    # A clone makes a dataset of its own.
     newest = head.newest_state(pool, dataset) if dataset is not None else None
     wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
     if dataset is None or wants_new or (newest is None and not dataset.origin):
         return _admit_clone(pool, opening, begin, dataset, target)
+    # The source: the snapshot with the guid that the stream names, or the unnamed state of a mounted dataset.
     source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
     state = head.unnamed(pool, dataset)
     if state is not None and state.guid == begin.fromguid and target.head:
@@ -195,6 +199,7 @@ def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, 
         raise Refused(f"{where}: {other}; go on with its receive_resume_token, or give it up with zkeep receive -A")
     if opening.crypt is not None:  # change-key may have changed the wrap at the source: the newest one counts
         first = rewrapped(first, wrap_fields(opening.crypt))
+    # The source as it is now; everything that may have changed since the receive began is checked again.
     source = pool.snapshot_at(*begun["source"]) if begun["source"] else None
     if begun["source"] and source is None:
         raise Refused(f"{where}: the incremental source was destroyed meanwhile")
@@ -230,6 +235,7 @@ def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapsh
     if doc is None:
         raise Damaged(f"the catalog has lost the BEGIN of {source.name}")
     before = Opening.from_doc(doc)
+    # A raw increment's blocks are encrypted with its dataset's key, so the source must have the same one.
     other_key = opening.begin.raw and number(opening.crypt, KEY_GUID) != number(before.crypt, KEY_GUID)
     if other_key and source.doc.get("reencrypted"):
         raise Refused(

@@ -122,6 +122,7 @@ def _refuse_list(nvlist: NvList | None, types: dict[str, NvType], what: str) -> 
         return None
     if not nvlist.flags & (UNIQUE_NAME | UNIQUE_NAME_TYPE):
         return f"no kernel would take the stream back: the names in the {what} of its BEGIN need not be unique"
+    # The kernel looks fields up by name and type together: one of another type is as if it were missing.
     for field, kind in types.items():
         pair = nvlist.find(field)
         if pair is not None and pair.type != kind:
@@ -132,6 +133,7 @@ def _refuse_list(nvlist: NvList | None, types: dict[str, NvType], what: str) -> 
 def _refuse_keydata(crypt: NvList) -> str | None:
     if broken := _refuse_list(crypt, OPTIONAL, "crypt_keydata"):
         return broken
+    # Only a passphrase has an iteration count and a salt.
     passphrase = number(crypt, "keyformat") == _PASSPHRASE
     for rule in KEYDATA:
         pair = crypt.find(rule.field)
@@ -147,6 +149,7 @@ def refuse_after(opening: Opening, source: Opening, name: str) -> str | None:
     if begin.type != before.type:
         kinds: dict[int, str] = {ObjsetType.FILESYSTEM: "a filesystem", ObjsetType.VOLUME: "a volume"}
         return f"the stream is of {kinds.get(begin.type)}, {name} is of {kinds.get(before.type)}"
+    # Blocks that are encrypted and blocks that are not cannot follow each other in one dataset.
     if before.raw and not begin.raw:
         return f"{name} was received raw, so the increment must be raw, too: zfs send -w -i"
     if begin.raw and not before.raw:

@@ -53,6 +53,7 @@ def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
             f'receive -s".: go on with its receive_resume_token, or the same stream and -s, or give it up with '
             f"zkeep receive -A {target.name}"
         )
+    # The sender may have renamed the snapshot; everything else of the two BEGINs must be equal, byte by byte.
     begun = Opening.from_doc(state["begin"])
     mine, theirs = replace(event.begin, toname=b""), replace(begun.begin, toname=b"")
     return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
@@ -65,6 +66,7 @@ def begun_target(target: Target, state: Doc, dataset: Dataset) -> Target:
     meanwhile: setting `blind` or a quota after a receive broke off has the last word, whatever -o said at first.
     """
     fields = dict(state["fields"])
+    # `local` as it was when the receive began, and as it is now: what differs was set in between.
     before, now = state.get("local", {}), dataset.doc["local"]
     then = {name: text for name, text in fields.pop("local", {}).items() if before.get(name) == now.get(name)}
     if local := {**then, **target.fields.get("local", {})}:

@@ -46,10 +46,12 @@ def received_names(top: Dataset, datasets: Sequence[Dataset]) -> dict[int, str]:
     Where names that came do not make the tree that is here (they came from several places, or something was moved
     since), what is below the top is called below the top's name as it is here.
     """
+    # `here`: the tree as it is here, below the sender's name of the top. `came`: what the streams said.
     base = str(top.doc["received_name"] or top.name.text)
     here = {d.id: base + d.name.text[len(top.name.text) :] for d in (top, *datasets)}
     came = {d.id: str(d.doc["received_name"] or here[d.id]) for d in (top, *datasets)}
     ids = {d.name: d.id for d in (top, *datasets)}
+    # The names that came make a tree if all differ, and each lies below that of the dataset's parent.
     fits = len(set(came.values())) == len(came) and all(
         came[d.id].rpartition("/")[0] == came[ids[d.name.parent]]
         if d.name.parent in ids
@@ -62,6 +64,7 @@ def received_names(top: Dataset, datasets: Sequence[Dataset]) -> dict[int, str]:
 
 def outer_header(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> bytes:
     """BEGIN, nvlist and END that come before the substreams."""
+    # | BEGIN: COMPOUND, features << 2, name of the top | nvlist | END: checksum of both |   substreams ... | END |
     payload = b""
     if request.replicate or request.props or request.holds or request.backup:
         payload = encode(_header_nvlist(pool, request, legs))
@@ -84,6 +87,8 @@ def conclusion() -> bytes:
 def _header_nvlist(pool: Pool, request: Wrapping, legs: Sequence[Leg]) -> NvList:
     """The nvlist of the outer header: which datasets, with which snapshots and properties."""
     nvlist = NvList()
+    # {fromsnap, tosnap, not_recursive, raw, fss: {GUID: {name, parentfromsnap, origin, props, snaps: {NAME: guid},
+    # snapprops: {NAME: {...}}, snapholds: {NAME: {TAG: time}}, is_encroot}, ...}}
     if request.source is not None:
         nvlist.set("fromsnap", request.source)
     nvlist.set("tosnap", request.snapshot.rpartition("@")[2])
@@ -112,9 +117,15 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     if origin is not None:
         entry.set("origin", origin.guid)
-    is_root = bool(dataset.doc.get("crypt") and _is_root(request, dataset)) and not request.decrypted
+    # An encryption root in the stream: by the wraps that came, or (newest_key) by those made here.
+    root = dataset.has_own_key if request.newest_key else bool(dataset.doc.get("encroot"))
+    is_root = bool(dataset.doc.get("crypt")) and root and not request.decrypted
     if request.replicate or request.props or request.backup:
-        entry.set("props", _with_keylocation(_props(dataset, request)) if is_root else _props(dataset, request))
+        props = _props(dataset, request)
+        # Without a keylocation libzfs's recv_fix_encryption_hierarchy() aborts at an encryption root.
+        if is_root and props.get("keylocation", "none") == "none":
+            props.set("keylocation", "prompt", NvType.STRING)
+        entry.set("props", props)
     if is_root:
         entry.set("is_encroot", True, NvType.BOOLEAN)
     # A receiver destroys (-F), renames and holds snapshots by these lists.
@@ -132,11 +143,6 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
     return entry
 
 
-def _is_root(request: Wrapping, dataset: Dataset) -> bool:
-    """Whether it is an encryption root in the stream: by the wraps that came, or (newest_key) those made here."""
-    return dataset.has_own_key if request.newest_key else bool(dataset.doc.get("encroot"))
-
-
 def _holds(snapshot: Snapshot) -> NvList:
     nvlist = NvList()
     for tag, when in snapshot.holds.items():
@@ -144,15 +150,9 @@ def _holds(snapshot: Snapshot) -> NvList:
     return nvlist
 
 
-def _with_keylocation(props: NvList) -> NvList:
-    """Set keylocation, without which libzfs's recv_fix_encryption_hierarchy() aborts at an encryption root."""
-    if props.get("keylocation", "none") == "none":
-        props.set("keylocation", "prompt", NvType.STRING)
-    return props
-
-
 def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:
     """The guid of the parent's snapshot that the receiver finds the parent by; 0 for the top."""
+    # A receiver finds the parent by the snapshot that both have: the source of an increment, or else the new one.
     top, _, tosnap = request.snapshot.partition("@")
     if dataset.name.text == top or dataset.name.parent is None:
         return 0
@@ -164,6 +164,7 @@ def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:
 def _props(thing: Dataset | Snapshot, request: Wrapping) -> NvList:
     """What was set, or received and is not hidden, as a real pool knows it; with -b all that was received."""
     nvlist = NvList()
+    # Received values, and over them those that were set here; None hides a received one (zfs inherit).
     own = dict(thing.doc.get("received", {}))
     if not request.backup:
         own |= thing.doc.get("local", {})

@@ -48,6 +48,7 @@ class PackageDataset:
     def snapshot_fields(self, snapshot: str) -> Doc:
         """Received properties of one of its snapshots."""
         fields: Doc = {}
+        # The header is the sender's: every value is looked at before its type is relied on.
         props = self.nvlist.get("snapprops")
         mine = props.get(snapshot) if isinstance(props, NvList) else None
         if isinstance(mine, NvList) and len(mine):
@@ -71,6 +72,7 @@ def _texts(nvlist: object) -> dict[str, str]:
         return {}
     found = {}
     for name, held in nvlist.items():
+        # libzfs writes {name: value} for received properties and {name: {value, source}} for others.
         value = held.get("value", "") if isinstance(held, NvList) else held
         text = properties.from_stream(name, value) if isinstance(value, int | str) else None
         if text is not None:

@@ -48,6 +48,7 @@ def plain_opening(stored: Opening, form: Form, name: object) -> Opening:
     features = form.features(begin.features)
     if features & Feature.LARGE_MICROZAP and not features & Feature.LARGE_BLOCKS:
         raise Refused(f"cannot send {name}: it has large directories (large_microzap), which are sent with -L only")
+    # The raw BEGIN's payload without its keys; what remains (resume point, redaction) goes along.
     nvlist = stored.nvlist
     if nvlist is not None:
         nvlist.remove("crypt_keydata")

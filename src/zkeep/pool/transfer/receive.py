@@ -145,17 +145,16 @@ class _Receiver:
     def run(self, events: Iterator[Event]) -> None:
         for event in events:
             if isinstance(event, Package):
-                self._open_package(event)
+                self._header = PackageHeader.of(event)
+                self._names.top = self._header.top
+                if self._names.snapshot:
+                    raise Refused(
+                        "cannot receive: a package of several snapshots goes to a dataset, not to one snapshot"
+                    )
+                self._replicate_names(force=self._options.force and not self._options.append_only)
             elif isinstance(event, SubBegin):
                 self._receive_substream(event, events)
         self._replicate_names(force=False)
-
-    def _open_package(self, package: Package) -> None:
-        self._header = PackageHeader.of(package)
-        self._names.top = self._header.top
-        if self._names.snapshot:
-            raise Refused("cannot receive: a package of several snapshots goes to a dataset, not to one snapshot")
-        self._replicate_names(force=self._options.force and not self._options.append_only)
 
     def _replicate_names(self, *, force: bool) -> None:
         if self._header.incremental:
@@ -169,17 +168,22 @@ class _Receiver:
 
     def _receive_substream(self, begin: SubBegin, events: Iterator[Event]) -> None:
         """Receive the snapshot whose BEGIN was read; `events` goes on behind it."""
+        # 1. Its name here. Datasets that could not be renamed before may have their parents now.
         sent, snapshot = _sent_name(begin)
         if not self._names_settled:
             self._replicate_names(force=False)
         if not self._options.dry_run:
             steps.make_way(self._pool, begin.begin, self._names.dataset(sent))
+        # 2. What is here already is read, verified and skipped.
         target = self._target(begin, sent, snapshot)
         if existing := self._existing(begin, target):
             name = str(existing.name)
             self._options.on_snapshot(Arrival(name, name, bool(begin.begin.fromguid), ignored=True))
-            _skip_substream(events)
+            for event in events:  # its records were read and verified for nothing
+                if isinstance(event, SubEnd):
+                    break
             return
+        # 3. Receive: encrypted on the way by the intake, if there is one that takes it; else as it came.
         arrival = Arrival(f"{sent}@{snapshot}", f"{target.name}@{target.snapshot}", bool(begin.begin.fromguid))
         self._options.on_snapshot(arrival)
         began = time.monotonic()
@@ -189,16 +193,13 @@ class _Receiver:
         else:
             end = self._receive_as_it_came(begin, target, arrival.kept, events)
         if not self._options.dry_run:
-            self._remove_steps(target)
+            # When a snapshot of this package is there, the step before it is not needed any more.
+            if target.name in self._stepped:
+                steps.remove_older(self._pool, target.name)
+            if steps.RECEIVED_STEP in target.snapshot_fields:
+                self._stepped.add(target.name)
             size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
             self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
-
-    def _remove_steps(self, target: Target) -> None:
-        """When a snapshot of this package is there, the step before it is not needed any more."""
-        if target.name in self._stepped:
-            steps.remove_older(self._pool, target.name)
-        if steps.RECEIVED_STEP in target.snapshot_fields:
-            self._stepped.add(target.name)
 
     def _intake(self, substream: Substream) -> Intake | None:
         """What takes the substream; None: it is kept as it comes."""
@@ -214,6 +215,7 @@ class _Receiver:
         try:
             return intake.receive(self._pool, substream, self._charges, self._records(name, events))
         except (Refused, OSError, KeyboardInterrupt) as error:
+            # Where the intake has kept a part, the error says how to go on with it.
             token = intake.kept(self._pool, target)
             if token is None or not target.resumable or self._options.dry_run:
                 raise
@@ -247,8 +249,11 @@ class _Receiver:
                 if self._options.on_progress:
                     self._options.on_progress(name, size)
             elif isinstance(event, SubEnd):
+                # END is passed on only when the stream is known to be whole: with it the snapshot is committed.
                 if not self._header.is_package:
-                    _read_to_end(events)
+                    # A plain stream ends behind its snapshot's END: the reader raises BadStream if anything follows.
+                    for _ in events:
+                        pass
                 yield event
                 return
         raise BadStream("it ends before the END of its snapshot", size, "END")
@@ -269,6 +274,7 @@ class _Receiver:
         fields: Doc = {}
         snapshot_fields: Doc = {}
         header = self._header
+        # What the package's header says of this dataset and snapshot: properties, holds, encryption root.
         outlined = header.find(sent)
         if outlined is not None:
             snapshot_fields = outlined.snapshot_fields(snapshot)
@@ -318,18 +324,6 @@ class _Receiver:
             fields["local"] = local
 
 
-def _skip_substream(events: Iterator[Event]) -> None:
-    for event in events:
-        if isinstance(event, SubEnd):
-            return
-
-
-def _read_to_end(events: Iterator[Event]) -> None:
-    """A plain stream ends behind its snapshot's END: the reader raises BadStream if anything follows."""
-    for _ in events:
-        pass
-
-
 def _interrupted(error: BaseException, kind: str, name: str, dataset: DatasetName, token: str) -> Interrupted:
     """What zfs says of a partial receive, with the reason, and the dataset that keeps it.
 
@@ -361,6 +355,7 @@ def _named_origin(pool: Pool, text: str | None) -> Snapshot | None:
 
 def _kind(event: SubBegin) -> str:
     """The kind of a stream in zfs's messages of failed receives."""
+    # These are libzfs's words; scripts look for them.
     if event.begin.features & Feature.RESUMING:
         return "resume"
     return "incremental" if event.begin.fromguid and not event.begin.flags & BeginFlag.CLONE else "new filesystem"
@@ -395,6 +390,10 @@ class _Names:
 
     def dataset(self, sent: str) -> DatasetName:
         """The dataset here for the one that the sender calls `sent`."""
+        # sent        pool/home/ann, of a stream whose top is pool/home; the target is tank/in
+        # -d          tank/in/home/ann     all but the sender's pool
+        # -e          tank/in/home/ann     from the last component of the top on
+        # neither     tank/in/ann          the target is the top
         if self._from == "d":
             rest = sent.partition("/")[2]
         else:

@@ -67,6 +67,7 @@ class Registration:
 
     def note(self, mark: Mark) -> None:
         """Register a finished segment of a resumable receive: from here on it survives this process."""
+        # The tally, the checksum and the last key are of the same moment: a resumed stream goes on exactly there.
         doc = {**self.doc, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
         if mark.write:
             doc["object"], doc["offset"] = mark.write
@@ -119,6 +120,7 @@ def register(
             dataset = make_dataset(pool, t, plan, target)
             charges.forget()
             locks.enter_context(pool.store.lock(lock_name(dataset)))
+        # A resumable receive is found again by its dataset, any other only by this process, by its txg.
         key = dataset.key if target.resumable and dataset else f"txg/{txg:020d}"
         doc = _document(plan, target, txg, made=dataset is not plan.dataset)
         doc["local"] = dict(dataset.doc["local"]) if dataset else {}
@@ -168,15 +170,11 @@ def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) 
     return pool.create_dataset(t, target.name, kind, origin=origin, **target.fields)
 
 
-def _opening_bytes(plan: ReceivePlan, target: Target, *, made: bool) -> int:
-    """What quotas count of everything before the records. `made`: a new dataset has its properties in its document."""
-    received = {} if made else target.fields.get("received", {})
-    fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(received)
-    return charge.of_begin(plan.opening) + fields
-
-
 def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc:
     begin = plan.begin
+    # Everything before the records counts, too; a new dataset has its properties in its own document.
+    received = {} if made else target.fields.get("received", {})
+    fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(received)
     doc = {
         "txg": txg,
         "snapshot": target.snapshot,
@@ -191,7 +189,7 @@ def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc
         "new": plan.dataset is None,
         "fields": target.fields,
         "snapshot_fields": target.snapshot_fields,
-        "base": _opening_bytes(plan, target, made=made),
+        "base": charge.of_begin(plan.opening) + fields,
         "started": int(time.time()),
         "tally": Tally().doc(),
         "state": None,
@@ -219,6 +217,7 @@ def under_way(pool: Pool) -> list[DatasetName]:
     """The datasets in the pool's scope that are being received into now."""
     found = set()
     for key, doc in pool.catalog.scan("receive"):
+        # A receive into a new dataset has no id yet: its reservation names the nearest dataset above.
         level = (pool.catalog.get(KIND, key) or {}).get("dataset", 0)
         dataset = pool.tree().get(int(key) if key.isdecimal() else int(level))
         if dataset is None or not pool.sees(dataset.name) or (doc["new"] and not doc["resumable"]):

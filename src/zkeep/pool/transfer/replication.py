@@ -74,7 +74,7 @@ def _promote_as_there(
     Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
     and one at least, but no more, whatever the header says.
     """
-    left = Counter({d.id: max(1, len(list(_origins(pool, d)))) for d in pool.tree().within(top)})
+    left = Counter({d.id: max(1, len(list(pool.origins(d)))) for d in pool.tree().within(top)})
     while True:
         local = pool.tree().within(top)
         found = next((d for d in local if left[d.id] > 0 and _is_promoted(pool, header, d, within)), None)
@@ -85,18 +85,16 @@ def _promote_as_there(
         promote_in(pool, t, found)
 
 
-def _origins(pool: Pool, dataset: Dataset) -> Iterator[Dataset]:
-    """The dataset that it is a clone of, the one that this is a clone of, and so on."""
-    while dataset.origin:
-        dataset = pool.by_id(dataset.origin[0])
-        yield dataset
-
-
 def _is_promoted(pool: Pool, header: PackageHeader, dataset: Dataset, within: DatasetName) -> bool:
     """Whether the dataset was promoted at the source: its origin there is older than its origin here, or none.
 
     A promotion takes snapshots away from the origin: one outside of `within` keeps them.
     """
+    # here                                  there, after `zfs promote clone`
+    #
+    # fs@a --- fs@b --- fs                  clone@a --- clone@b --- clone
+    #             \                                         \
+    #              clone (origin fs@b)                       fs (origin clone@b)
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
     there = next((entry for _, entry in _matches(pool, header, [dataset])), None)
     if origin is None or there is None or there.origin == origin.guid or not _is_in(origin, within):
@@ -157,6 +155,7 @@ def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterato
     """
     guids = header.by_guid
     for dataset in local:
+        # Newest first: after a promotion both datasets have the old snapshots, and only the newest tells them apart.
         mine = [s.guid for s in reversed(pool.snapshots(dataset))]
         partial = pool.catalog.get("receive", dataset.key) if not mine else None
         mine += [partial["toguid"]] if partial else []
@@ -172,6 +171,7 @@ def _destroy_gone(
     guids = header.by_guid
     segments: list[str] = []
     for dataset in _leaves_first(local):
+        # Of a dataset that the source has, single snapshots go; one that it has not goes whole, but never the top.
         gone = [s for s in pool.snapshots(dataset) if s.guid not in guids]
         whole = dataset.id not in matched and dataset is not local[0]
         for snapshot in gone:
@@ -190,6 +190,7 @@ def _leaves_first(datasets: list[Dataset]) -> Iterator[Dataset]:
     while todo:
         origins = {d.origin[0] for d in todo if d.origin}
         parents = {d.name.parent for d in todo}
+        # Take what has neither clone nor child left. If there is none (a clone above its origin), take any.
         free = [d for d in todo if d.id not in origins and d.name not in parents] or todo[:1]
         yield from free
         done = {d.id for d in free}
@@ -213,6 +214,7 @@ def _rename_snapshots(pool: Pool, t: Transaction, header: PackageHeader, matched
         dataset = pool.tree().get(dataset_id)
         if dataset is None:
             continue
+        # By guid: the name may have changed at the source, the guid never does.
         wanted = {s.txg: guids[s.guid][1] for s in pool.snapshots(dataset) if s.guid in guids}
         kept = {s.doc["name"] for s in pool.snapshots(dataset) if s.txg not in wanted}
         for snapshot in pool.snapshots(dataset):
@@ -265,6 +267,7 @@ def _rename_datasets(
 
 def _moved(top: str, below: list[Dataset], wanted: dict[int, str], aside: set[int]) -> dict[int, str]:
     """The name of each by id: as wanted, or below what its parent is called then; if that is gone, below the top."""
+    # Parents come first in `below`, so `moved` knows where a parent went when its children are looked at.
     moved = {top: top}
     names: dict[int, str] = {}
     for dataset in below:

@@ -8,8 +8,8 @@ The document of a process that died counts until its files are removed, which ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName
@@ -45,6 +45,7 @@ class Charges:
         self.exact = True
 
     def of(self, view: View, level: Dataset) -> int:
+        # `changed` is None when another process may have made or removed runs: then nothing that is known counts.
         self._mark, changed = self._pool.catalog.changes("run", self._mark)
         if changed is None:
             self.forget()
@@ -55,6 +56,7 @@ class Charges:
     def add(self, dataset: Dataset, size: int) -> None:
         """A snapshot was committed that counts no more than `size`."""
         try:
+            # The dataset's own amount grows, and that of every dataset above it.
             levels = [dataset, *self._pool.tree().ancestors(dataset)]
         except BaseException:
             self.forget()
@@ -140,20 +142,18 @@ class Reservation:
 
     def _limits(self) -> list[tuple[Dataset | None, int]]:
         """The quotas in force, each with its dataset; None for one that does not exist yet."""
-        level, settings = self._now(), self._settings
-        limits: list[tuple[Dataset | None, int]] = list(View(self._pool).quotas(level, settings if self._own else {}))
+        now = self._pool.tree().get(self._level.id)
+        if now is None:
+            raise Refused(f"cannot receive {self._name}: {self._level.name} was destroyed meanwhile")
+        settings = self._settings
+        limits: list[tuple[Dataset | None, int]] = list(View(self._pool).quotas(now, settings if self._own else {}))
         if not self._own and (quota := int(settings.get("quota") or 0)):
             limits.append((None, quota))
         return limits
 
-    def _now(self) -> Dataset:
-        now = self._pool.tree().get(self._level.id)
-        if now is None:
-            raise Refused(f"cannot receive {self._name}: {self._level.name} was destroyed meanwhile")
-        return now
-
     def _room_for(self, total: int) -> int | None:
         """What _room() says, if that is enough for `total`; before refusing, everything is counted again."""
+        # The cache rounds up, so only an exact count may refuse.
         room = self._room()
         if room is not None and total > room and not self._charges.exact:
             self._charges.forget()
@@ -173,6 +173,7 @@ class Reservation:
             if level is None:
                 rooms.append(limit)
                 continue
+            # For each quota: what it allows, less what is there already, less what other receives have reserved.
             rooms.append(limit - self._charges.of(view, level) - view.reserved(level, self._key))
         return min(rooms)
 
@@ -194,7 +195,7 @@ def remove_leftovers(pool: Pool) -> bool:
     """
     found = False
     for key, doc in pool.catalog.scan("receive"):
-        with suppress(TryAgain), _idle(pool, doc):
+        with suppress(TryAgain), pool.store.lock(f"receive-{doc['txg']:x}", passing=True):
             # Only now it is certain that no process works on it: look at its document again.
             now, reserved = pool.catalog.get("receive", key), pool.catalog.get(KIND, key)
             if now is None or now["txg"] != doc["txg"]:
@@ -207,6 +208,7 @@ def remove_leftovers(pool: Pool) -> bool:
 
 def _forget(pool: Pool, key: str, doc: Doc, reserved: Doc | None) -> bool:
     """Reduce the reservation to what is kept, or remove it; returns whether that gave room."""
+    # A partial receive keeps its document, and room for the segments that it can go on from.
     kept = kept_bytes(doc)
     if doc["resumable"]:
         if reserved is None or reserved["bytes"] <= kept:
@@ -226,6 +228,7 @@ def kept_bytes(doc: Doc) -> int:
 
 
 def _remove_files(pool: Pool, txg: int, kept: set[str]) -> None:
+    # Segments are called TXG-NUMBER, and a txg belongs to one receive: all that begins so was written by this one.
     mine = f"{txg:x}-"
     folder = segment_name(mine).rpartition("/")[0]
     for name in pool.store.names(folder):
@@ -235,10 +238,3 @@ def _remove_files(pool: Pool, txg: int, kept: set[str]) -> None:
     for draft in pool.store.drafts():
         if draft.startswith(mine):
             pool.store.draft(draft).discard()
-
-
-@contextmanager
-def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
-    """Keep other processes from going on with a receive. TryAgain if it is under way."""
-    with pool.store.lock(f"receive-{doc['txg']:x}", passing=True):
-        yield

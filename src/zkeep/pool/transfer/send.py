@@ -133,6 +133,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         if request.dry_run:
             return
         packaged = request.is_package
+        # Everything that can be refused was refused: from here on bytes are written.
         names = _names(pool, request, legs) if packaged and request.received_name else {}
         if packaged:
             pairs = [(leg.snapshot, leg.source) for leg in legs]
@@ -144,7 +145,9 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
             name = f"{given}@{leg.snapshot.doc['name']}" if given is not None else None
             options = LegOptions(name, request.received_name, request.newest_key)
             if leg.form is not None and decrypting is not None:
-                opening = _plain_opening(pool, leg, leg.form, options)
+                # The BEGIN of an encrypted snapshot's plain stream.
+                plain = plain_opening(_opening(pool, leg.snapshot), leg.form, leg.snapshot.name)
+                opening = addressed(plain, _address(leg, plain.begin, options))
                 decrypting.write(pool, leg, opening, _opening(pool, leg.snapshot).maxblkid, sink.write)
                 continue
             write_leg(pool, leg, sink.write, options)
@@ -225,6 +228,7 @@ def _check_contents(pool: Pool, leg: Leg) -> None:
 
 
 def _address(leg: Leg, begin: Begin, options: LegOptions) -> Address:
+    # What a stream must say of its own: its name, its source, and for raw increments the source's IV set.
     toname = begin.toname if options.received_name else str(leg.snapshot.name).encode()
     return Address(
         toname=options.name.encode() if options.name is not None else toname,
@@ -233,12 +237,6 @@ def _address(leg: Leg, begin: Begin, options: LegOptions) -> Address:
         clone=leg.clone,
         resume=leg.resume,
     )
-
-
-def _plain_opening(pool: Pool, leg: Leg, form: Form, options: LegOptions) -> Opening:
-    """The BEGIN of an encrypted snapshot's plain stream."""
-    plain = plain_opening(_opening(pool, leg.snapshot), form, leg.snapshot.name)
-    return addressed(plain, _address(leg, plain.begin, options))
 
 
 def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
@@ -280,6 +278,7 @@ def _chosen_legs(pool: Pool, request: SendRequest) -> Iterator[Leg]:
 
 def _source(pool: Pool, snapshot: Snapshot, text: str) -> Snapshot | Bookmark:
     """What -i or -I names, checked: it lies in the snapshot's past."""
+    # `a` and `@a`: a snapshot of the same dataset; `#b`: its bookmark; `pool/fs@a`: as it stands, for clones.
     name = text if "@" in text or "#" in text else f"@{text}"
     if name[0] in "@#":
         name = f"{snapshot.dataset.name}{name}"
@@ -292,12 +291,14 @@ def _source(pool: Pool, snapshot: Snapshot, text: str) -> Snapshot | Bookmark:
 
 def is_past(pool: Pool, source: Snapshot | Bookmark, snapshot: Snapshot) -> bool:
     """Whether `source` lies on the way to `snapshot`: earlier in its dataset, or in its origin's past."""
+    # The dataset itself up to the snapshot before, then each origin's dataset up to the origin.
     past = ((snapshot.dataset, snapshot.txg - 1), *pool.origins(snapshot.dataset))
     return any(dataset.id == source.dataset.id and source.txg <= last for dataset, last in past)
 
 
 def _between(pool: Pool, snapshot: Snapshot, source: Snapshot | Bookmark | None) -> Iterator[Leg]:
     """Every snapshot after `source` up to `snapshot`, each from the one before."""
+    # A source in another dataset is an origin: then all snapshots of this one come after it.
     first = source.txg if source is not None and source.dataset.id == snapshot.dataset.id else 0
     for each in pool.snapshots(snapshot.dataset):
         if first < each.txg <= snapshot.txg:
@@ -316,24 +317,19 @@ def _replication(pool: Pool, snapshot: Snapshot, request: SendRequest) -> Iterat
         last = chosen[dataset.name.text]
         source = pool.find_snapshot(dataset.name.snapshot(fromsnap)) if fromsnap is not None else None
         if source is not None and source.txg < dataset.doc.get("chain_promoted", 0):
-            request.warn(_chain_was_promoted(snapshot, dataset, source))
+            # OpenZFS's recv_incremental_replication() leaves such a promotion out without a message, or does and
+            # undoes two promotions for ever, by the order in which it lists its own datasets. No header prevents
+            # that: warn, with the way out.
+            request.warn(
+                f"WARNING: {dataset.name} was promoted in a chain of clones since @{source.doc['name']}: zkeep receive "
+                "follows that, but zfs receive may never return, or leave it out without a word. Stop it then; "
+                f"'zfs promote' there until the origins are as 'zkeep list -o name,origin -r {snapshot.dataset.name}' "
+                "shows; and receive again"
+            )
         if source is not None and request.from_all is None:
             yield Leg(last, source)
         else:
             yield from _between(pool, last, source or origin)
-
-
-def _chain_was_promoted(snapshot: Snapshot, dataset: Dataset, source: Snapshot) -> str:
-    """The warning, with the way out where the receiver is OpenZFS.
-
-    There recv_incremental_replication() leaves the promotion out without a message, or does and undoes two promotions
-    for ever, by the order in which it lists its own datasets. No header prevents that.
-    """
-    return (
-        f"WARNING: {dataset.name} was promoted in a chain of clones since @{source.doc['name']}: zkeep receive follows "
-        "that, but zfs receive may never return, or leave it out without a word. Stop it then; 'zfs promote' there "
-        f"until the origins are as 'zkeep list -o name,origin -r {snapshot.dataset.name}' shows; and receive again"
-    )
 
 
 def _chosen(pool: Pool, snapshot: Snapshot, request: SendRequest) -> dict[str, Snapshot]:
@@ -418,6 +414,7 @@ def _resumed_leg(pool: Pool, token: Token, request: SendRequest) -> Leg:
 
 
 def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
+    # The dataset and its origins, snapshots before bookmarks; nothing else may be looked up by a peer's guid.
     candidates: list[Snapshot | Bookmark] = []
     for dataset in (snapshot.dataset, *(origin for origin, _ in pool.origins(snapshot.dataset))):
         candidates += [*pool.snapshots_by_guid(guid, dataset), *pool.bookmarks_by_guid(guid, dataset)]
@@ -466,6 +463,7 @@ def _estimate(view: View, leg: Leg) -> Amount:
         size = history.referenced(leg.snapshot.txg)
     else:
         size = history.written(leg.source.txg, leg.snapshot.txg)
+    # A plain stream without -c has blocks uncompressed.
     if leg.form is not None and not leg.form.compressed:
         return Amount(max(0, size.logical - leg.sent), size.logical)
     return Amount(max(0, size.stored - leg.sent), size.logical)

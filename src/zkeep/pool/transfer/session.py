@@ -108,6 +108,7 @@ class ReceiveSession:
 
     def add(self, batch: Batch) -> None:
         """Write the records of one batch. Raises QuotaExceeded."""
+        # Room is reserved before the bytes are written: a quota cannot be passed by even one batch.
         batch = self._writer.new_part(batch)
         self._registration.grow(len(batch.buffer))
         refuse_full_disk(self._pool, self._target.name)
@@ -123,16 +124,11 @@ class ReceiveSession:
     def _refquota(self) -> str | None:
         settings: dict[str, str | None] = self._target.fields.get("local", {})
         dataset = self._registration.dataset
+        # -o of this receive has the last word; else the property as it is now, which may have been set meanwhile.
         if "refquota" in settings or dataset is None:
             return settings.get("refquota")
         now = self._pool.tree().get(dataset.id)
         return View(self._pool).policy(now, "refquota") if now else None
-
-    def _referred(self, tally: Tally) -> int:
-        """Bytes that the snapshot refers to: what its source does, less what died, and what came."""
-        source = self._plan.source
-        before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
-        return before + tally.bytes - sum(stored for stored, _ in tally.dead.values())
 
     @property
     def snapshot_name(self) -> str:
@@ -160,14 +156,21 @@ class ReceiveSession:
         with self._pool.transaction() as t:
             # Check again what may have changed since the BEGIN.
             self._registration.check()
+            source = self._plan.source
             if int(self._refquota() or 0):
-                self._check_refquota(self._referred(tally))
+                # What the source refers to, less what died, and what came.
+                before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
+                self._check_refquota(before + tally.bytes - sum(stored for stored, _ in tally.dead.values()))
             dataset = self._current_dataset(t)
             # Then the dataset, its newer snapshots (-F), the run and the snapshot; the registration goes with them.
             dataset = self._update_dataset(t, dataset)
             dropped = self._roll_back(t, dataset)
             snapshot = self._put_snapshot(t, dataset, tally)
-            self._unregister(t)
+            # End the receive; a source whose destruction waited for it is destroyed now.
+            self._registration.remove(t)
+            now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
+            if now is not None:
+                remove_if_deferred(self._pool, t, now)
         # From here on the snapshot names the segments: whatever fails or is interrupted must leave them.
         self._committed = True
         with self._pool.afterwards(f"{snapshot.name} is received"):
@@ -177,14 +180,6 @@ class ReceiveSession:
             if not self._target.dry_run:
                 sum_up(self._pool, snapshot.dataset)
         return snapshot
-
-    def _unregister(self, t: Transaction) -> None:
-        """End the receive; a source whose destruction waited for it is destroyed now."""
-        self._registration.remove(t)
-        source = self._plan.source
-        now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
-        if now is not None:
-            remove_if_deferred(self._pool, t, now)
 
     def _current_dataset(self, t: Transaction) -> Dataset:
         """The dataset as it is now, if what was checked at the BEGIN still holds; it is made if need be."""
@@ -208,10 +203,12 @@ class ReceiveSession:
         """Put into the dataset's document what the stream brings: properties, keys, and for a new one its type."""
         plan, target = self._plan, self._target
         fields: Doc = {**target.fields, "raw": plan.begin.raw}
+        # The BEGIN of a raw stream says which keys the blocks are encrypted with, and how those are wrapped.
         crypt = plan.opening.crypt
         if crypt is not None:
             fields["crypt"] = {name: number(crypt, key) for name, key in DSL_CRYPTO.items()}
             fields.setdefault("encroot", dataset.doc.get("encroot", True))
+        # A stream onto an existing empty dataset makes it what the stream is of: a volume, or a clone.
         if plan.dataset is not None and (plan.source is None or plan.clone):
             fields["type"] = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
         if plan.dataset is not None and plan.clone and plan.source:
@@ -234,6 +231,8 @@ class ReceiveSession:
     def _put_snapshot(self, t: Transaction, dataset: Dataset, tally: Tally) -> Snapshot:
         plan, begin = self._plan, self._plan.begin
         key = txg_key(dataset.id, self.txg)
+        # Three documents: the run (which segments hold the records), its BEGIN (needed to send it again), the
+        # snapshot.
         run = {
             "txg": self.txg,
             "whole": self._whole,
@@ -258,6 +257,7 @@ class ReceiveSession:
 
     def _abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
+        # A resumable receive closes its segment, so that what is durable can be gone on from.
         if self._target.resumable:
             self._writer.flush()
             self._registration.settle()
@@ -282,9 +282,11 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
     charges = charges or Charges(pool)
     with ExitStack() as locks:
         # 1. No other process may receive into the dataset, or destroy it.
-        for name in _lock_names(pool, target):
-            busy = f"cannot receive into {target.name}: dataset is busy"
-            locks.enter_context(pool.store.lock(name, busy=busy, passing=name.startswith("name-")))
+        #    Where there is no dataset yet, its name is locked.
+        there = pool.find(target.name)
+        name = lock_name(there) if there else f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"
+        busy = f"cannot receive into {target.name}: dataset is busy"
+        locks.enter_context(pool.store.lock(name, busy=busy, passing=there is None))
         if (there := pool.find(target.name)) is not None and not target.head:
             locks.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
         # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
@@ -348,13 +350,17 @@ def _open_writer(
     work: ExitStack,
 ) -> SegmentWriter:
     opening, begin, past = plan.opening, plan.begin, plan.source
+    # The first stream with large blocks onto a dataset without: files keep their old blocks.
+    large = Feature.LARGE_BLOCKS
+    grows_blocks = bool(past and begin.features & large and not Feature(past.doc["features"]) & large)
     history = history_of(pool, past.dataset).upto(past.txg) if past else History([])
     timeline = work.enter_context(history.timeline(pool.store))
     source = Source(
         big_endian=opening.byteorder == "big",
         spill_flags=bool(begin.flags & BeginFlag.SPILL_BLOCK),
-        kind=Kind(begin.raw, _grows_blocks(plan)),
+        kind=Kind(begin.raw, grows_blocks),
     )
+    # Records carry the running checksum of the stream, which begins with BEGIN.
     state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
     note = registration.note if target.resumable else None
     writer = RecordCounter if target.dry_run else SegmentWriter
@@ -363,19 +369,6 @@ def _open_writer(
     return work.enter_context(
         writer(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed)
     )
-
-
-def _grows_blocks(plan: ReceivePlan) -> bool:
-    """Whether it is the first stream with large blocks onto a dataset without."""
-    source, large = plan.source, Feature.LARGE_BLOCKS
-    return bool(source and plan.begin.features & large and not Feature(source.doc["features"]) & large)
-
-
-def _lock_names(pool: Pool, target: Target) -> list[str]:
-    dataset = pool.find(target.name)
-    if dataset:
-        return [lock_name(dataset)]
-    return [f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"]
 
 
 def give_up(pool: Pool, dataset: Dataset) -> None:

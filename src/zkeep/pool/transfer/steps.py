@@ -47,6 +47,7 @@ def make_way(pool: Pool, begin: Begin, name: DatasetName) -> None:
         return
     snapshots = pool.snapshots(dataset)
     steps = [snapshot for snapshot in snapshots if RECEIVED_STEP in snapshot.doc]
+    # The stream goes on from a step, or brings it again: then the steps are needed.
     if {begin.fromguid, begin.toguid} & {step.guid for step in steps}:
         return
     with suppress(Refused):  # something holds one: the stream is refused for what is there
@@ -54,7 +55,11 @@ def make_way(pool: Pool, begin: Begin, name: DatasetName) -> None:
             destroy.execute(pool, destroy.plan_dataset(View(pool), name, destroy.Options(recursive=True)))
         else:
             _remove(pool, dataset, steps)
-            _roll_back(pool, dataset)
+            # What came after the newest snapshot is no part of anything.
+            last = pool.newest_snapshot(dataset)
+            with pool.transaction() as t:
+                dropped = destroy.drop_after(pool, t, pool.by_id(dataset.id), last.txg if last is not None else 0)
+            discard(pool, dropped)
 
 
 def remove_older(pool: Pool, name: DatasetName) -> None:
@@ -70,11 +75,3 @@ def remove_older(pool: Pool, name: DatasetName) -> None:
 def _remove(pool: Pool, dataset: Dataset, steps: list[Snapshot]) -> None:
     names = ",".join(str(step.doc["name"]) for step in steps)
     destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options()))
-
-
-def _roll_back(pool: Pool, dataset: Dataset) -> None:
-    """What came after the newest snapshot is no part of anything."""
-    newest = pool.newest_snapshot(dataset)
-    with pool.transaction() as t:
-        dropped = destroy.drop_after(pool, t, pool.by_id(dataset.id), newest.txg if newest is not None else 0)
-    discard(pool, dropped)

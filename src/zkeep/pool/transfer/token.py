@@ -108,6 +108,7 @@ def _unpack(text: str) -> NvList:
     if _checksum(squeezed) != checksum:
         raise Refused("the resume token is corrupt: its checksum differs")
     try:
+        # At most MAX_TOKEN bytes come out, whatever the compressed bytes would give.
         packed = zlib.decompressobj().decompress(squeezed, MAX_TOKEN)
         if len(packed) != size:
             raise Refused("the resume token is corrupt: its length differs")
@@ -132,4 +133,5 @@ def _text(nvlist: NvList, name: str) -> str:
 
 def _checksum(squeezed: bytes) -> int:
     """The first word of fletcher-4 over the whole words."""
+    # fletcher-4 works on 32-bit words; zfs leaves out the last bytes that do not fill one.
     return fletcher4(squeezed[: len(squeezed) // 4 * 4])[0]
