@@ -34,7 +34,6 @@ from typing import (
     Self,
     TypeVar,
     dataclass_transform,
-    get_type_hints,
 )
 
 if TYPE_CHECKING:
@@ -239,11 +238,11 @@ def layout(rtype: RecordType, size: int) -> Callable[[type[_L]], type[_L]]:
     """Turn a class of annotated fields into a record of this type, whose struct in C has `size` bytes."""
 
     def declare(cls: type[_L]) -> type[_L]:
-        own = inspect.get_annotations(cls)
+        # Only its own annotations: those of the base as well, for each record, would be most of the start of a process.
+        own = inspect.get_annotations(cls, eval_str=True)
         made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
-        hints = get_type_hints(made, include_extras=True)
         made.RTYPE = rtype
-        made._codes, made._fields = _place({name: hints[name].__metadata__[0] for name in own})
+        made._codes, made._fields = _place({name: hint.__metadata__[0] for name, hint in own.items()})
         made._values = attrgetter("payloadlen", *(field.name for field in made._fields))
         made._is_flat = all(field.count == 1 or field.code == "s" for field in made._fields)
         if struct.calcsize("=" + made._codes) != size:
