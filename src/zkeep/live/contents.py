@@ -106,8 +106,8 @@ class Contents:
         for number in numbers:
             self.dirty -= len(inode.blocks.pop(number) or b"")
 
-    def punch(self, inode: Inode, offset: int, end: int) -> None:
-        """Make a hole; the size stays."""
+    def punch(self, inode: Inode, offset: int, end: int, stored: Iterator[tuple[int, int]]) -> None:
+        """Make a hole; the size stays. `stored`: stretches of the base that are no holes, from `offset` on."""
         end = min(end, inode.fields.size)
         first, last = -(-offset // inode.block), end // inode.block
         if end == inode.fields.size:
@@ -118,7 +118,12 @@ class Contents:
         self._blank(inode, offset, first * inode.block)
         self._blank(inode, last * inode.block, end)
         self._drop(inode, [number for number in inode.blocks if first <= number < last])
-        inode.blocks.update(dict.fromkeys(range(first, min(last, inode.cut))))
+        # What is a hole in the base needs no note, however large the file says that it is.
+        for number in (start // inode.block for start, _ in stored):
+            if number >= min(last, inode.cut):
+                break
+            if number >= first:
+                inode.blocks[number] = None
 
     def _blank(self, inode: Inode, start: int, end: int) -> None:
         """Zeros within a block or two."""

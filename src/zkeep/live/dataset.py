@@ -37,7 +37,7 @@ from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.numbers import live_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
-from zkeep.tree.filesystem import OBJECT_BITS, Filesystem
+from zkeep.tree.filesystem import OBJECT_BITS, Filesystem, Name, elsewhere
 
 MAX_DIRTY = 64 << 20
 "Bytes of files that wait in memory: then a commit happens at once."
@@ -200,7 +200,10 @@ class LiveDataset:
         found = self.inodes.get(number)
         if found is None:
             dnode = self.base.dnode(number)
-            found = inode_of(self.tree.znode(number), dnode.blksz, dnode.maxblkid, self.recordsize)
+            node = self.tree.znode(number)
+            if not node.is_folder:
+                self.tree.check_size(node)
+            found = inode_of(node, dnode.blksz, dnode.maxblkid, self.recordsize)
             self.inodes[number] = found
         return found
 
@@ -263,6 +266,11 @@ class LiveDataset:
     # Folders
 
     def find(self, folder: Inode, name: bytes) -> Inode | None:
+        """The inode that a name in a folder leads to.
+
+        Raises:
+            BadTree: it is a folder that lies in another one: who walks down might never come to an end.
+        """
         value = folder.entries.get(name)
         if value is None and not folder.complete and name not in folder.entries:
             if folder.fields.size <= MAX_LISTED:
@@ -270,7 +278,12 @@ class LiveDataset:
                 value = folder.entries.get(name)
             elif (entry := self.tree.find(folder.number, name)) is not None:
                 value = folder.entries[name] = entry.number | entry.kind << 60
-        return self.inode(value & OBJECT_BITS) if value is not None else None
+        if value is None:
+            return None
+        found = self.inode(value & OBJECT_BITS)
+        if found.is_folder and (found.fields.parent != folder.number or found.number == self.tree.root):
+            raise elsewhere(folder.number, Name(name, found.number, value >> 60))
+        return found
 
     def entries(self, folder: Inode) -> dict[bytes, int]:
         """All entries of a folder: number and kind, by name."""

@@ -104,16 +104,16 @@ class LiveFiles:
 
     def _enter(self, folder: Inode, name: bytes, inode: Inode) -> None:
         self.dataset.set_entry(folder, name, inode)
-        folder.fields.size += 1
+        folder.fields.size = _counted(folder.fields.size + 1)
         if inode.is_folder:
-            folder.fields.links += 1
+            folder.fields.links = _counted(folder.fields.links + 1)
         self._changed_content(folder)
 
     def _leave(self, folder: Inode, name: bytes, inode: Inode) -> None:
         self.dataset.set_entry(folder, name, None)
-        folder.fields.size -= 1
+        folder.fields.size = _counted(folder.fields.size - 1)
         if inode.is_folder:
-            folder.fields.links -= 1
+            folder.fields.links = _counted(folder.fields.links - 1)
         self._changed_content(folder)
 
     def unlink(self, path: bytes) -> None:
@@ -124,7 +124,7 @@ class LiveFiles:
         self._lose_name(inode)
 
     def _lose_name(self, inode: Inode) -> None:
-        inode.fields.links = 0 if inode.is_folder else inode.fields.links - 1
+        inode.fields.links = 0 if inode.is_folder else _counted(inode.fields.links - 1)
         self._changed(inode)
         self.dataset.drop_if_unused(inode)
 
@@ -282,7 +282,7 @@ class LiveFiles:
         if offset + size > MAX_SIZE:
             fail(errno.EFBIG)
         if mode & (PUNCH_HOLE | ZERO_RANGE):
-            self.dataset.contents.punch(inode, offset, offset + size)
+            self.dataset.contents.punch(inode, offset, offset + size, self.dataset.stored_data(inode, offset))
         if not mode & KEEP_SIZE and offset + size > inode.fields.size:
             self.dataset.contents.truncate(inode, offset + size)
         self._changed_content(inode)
@@ -313,6 +313,11 @@ class LiveFiles:
     def release(self, inode: Inode) -> None:
         inode.opens -= 1
         self.dataset.drop_if_unused(inode)
+
+
+def _counted(number: int) -> int:
+    """A number of entries or links as it can be stored, whatever the base said that it was before."""
+    return min(max(number, 0), MAX_SIZE)
 
 
 def _check_replace(inode: Inode, other: Inode) -> None:

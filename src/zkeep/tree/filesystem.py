@@ -379,7 +379,7 @@ class Filesystem:
 
     def read(self, node: Znode, start: int, size: int) -> bytes:
         """Bytes of a file, holes as zeros; fewer where it ends."""
-        self._check_size(node)
+        self.check_size(node)
         end = min(start + size, node.size)
         out = bytearray(max(end - start, 0))
         for offset, content in self.objects.data(node.number, start, end):
@@ -389,14 +389,15 @@ class Filesystem:
 
     def extents(self, node: Znode) -> Iterator[Extent]:
         """A file's data without holes, cut off at its size."""
-        self._check_size(node)
+        self.check_size(node)
         for offset, content in self.objects.data(node.number, 0, node.size):
             if offset + len(content) > node.size:
                 yield Extent(offset, memoryview(content)[: node.size - offset])
             else:
                 yield Extent(offset, content)
 
-    def _check_size(self, node: Znode) -> None:
+    def check_size(self, node: Znode) -> None:
+        """Raises BadTree: a file is larger than any system can tell."""
         if node.size >= MAX_SIZE:
             raise BadTree(f"object {node.number}: a file of {node.size} bytes")
 

@@ -195,7 +195,9 @@ class Twins:
     def punch(self, path: bytes) -> None:
         offset, size = self.chance.choice([(0, 5), (100, RECORD), (RECORD, 2 * RECORD), (RECORD - 1, 700_000)])
         if self._regular(path):
-            self.files.dataset.contents.punch(self.files.lookup(path), offset, offset + size)
+            inode = self.files.lookup(path)
+            stored = self.files.dataset.stored_data(inode, offset)
+            self.files.dataset.contents.punch(inode, offset, offset + size, stored)
             self.files.dataset.touch(self.files.lookup(path))
             with open(self.at(path), "r+b") as file:
                 end = min(offset + size, os.fstat(file.fileno()).st_size)
