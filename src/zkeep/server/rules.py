@@ -174,6 +174,8 @@ def check_setting(text: str, access: Access, dataset: DatasetName, cannot: str) 
         return  # the verb says so
     if prop.name in _ENCRYPTION and (prop.name, value) != ("encryption", "off"):
         raise Denied(f"{cannot}: {KEYLESS}")
+    if prop.name.startswith(properties.OWN_PREFIX):  # by these the server's own backups find their datasets
+        raise Denied(f"{cannot}: {prop.name}: permission denied: it is set by the server's administrator")
     if prop.is_policy or prop.is_own:
         access.require("admin", f"{cannot}: {prop.name}")
         if dataset == access.root or prop.name == "notify":  # which runs programs on the server

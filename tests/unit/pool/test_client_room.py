@@ -65,7 +65,16 @@ def large_settings(pool: Pool, n: int) -> None:
     namespace.set_properties(pool, [SNAP], {f"a:{n}": "x" * 8000})
 
 
+def settings_of_a_dataset(pool: Pool, n: int) -> None:
+    namespace.set_properties(pool, [DATA], {f"a:{n:0200}": "x" * 500})
+
+
+def datasets_with_settings(pool: Pool, n: int) -> None:
+    namespace.create(pool, ROOT.child(f"n{n}"), {f"a:{n:0200}": "x" * 500})
+
+
 ATTACKS = [
+    settings_of_a_dataset, datasets_with_settings,
     many_tags, tags_of_a_tree, tags_of_several, bookmarks, bookmarks_of_bookmarks, settings_of_snapshots,
     large_settings,
 ]  # fmt: skip
@@ -109,6 +118,17 @@ def test_the_administrator_is_not_bound(attack: Attack, pool: Pool) -> None:
     namespace.set_properties(pool, [ROOT], {"quota": str(View(pool).charged(pool.dataset(ROOT)))})
     for n in range(3):
         attack(pool, n)
+
+
+def test_settings_that_shrink_are_taken_where_the_quota_is_used_up(pool: Pool) -> None:
+    pool.scope = None
+    with pool.transaction() as t:
+        pool.update_dataset(t, pool.dataset(DATA), local={"a:b": "x" * 8_000})
+    namespace.set_properties(pool, [ROOT], {"quota": str(View(pool).charged(pool.dataset(ROOT)))})
+    pool.scope = ROOT
+    with pytest.raises(Refused, match="the quota is used up"):
+        namespace.set_properties(pool, [DATA], {"a:b": "x" * 8_001})
+    namespace.set_properties(pool, [DATA], {"a:b": "x"})
 
 
 def test_a_full_disk_is_left_what_destroying_needs(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

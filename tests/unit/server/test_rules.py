@@ -178,6 +178,19 @@ def test_what_runs_programs_is_the_administrators(line: str) -> None:
     assert "notify: permission denied" in str(words(f"zfs {line}", "admin"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set zkeep:backup-source=/home vault/alice/x", "create -o zkeep:backup-source=/home vault/alice/y",
+        "receive -o zkeep:backup-destination=ann@host:v/x vault/alice/x", "inherit zkeep:backup-source vault/alice/x",
+        "snapshot -o zkeep:x=y vault/alice/x@s",
+    ],
+)  # fmt: skip
+def test_a_client_does_not_give_its_dataset_out_as_one_of_the_servers_backups(line: str) -> None:
+    assert ": permission denied" in str(words(f"zfs {line}", "admin"))
+    assert isinstance(words(f"zfs {line.replace('zkeep:', 'org.example:')}", "admin"), list)
+
+
 @pytest.mark.parametrize("line", ["prune vault/alice", "health", "metrics -o /tmp/x", "metrics --listen 127.0.0.1:1"])
 def test_retention_and_health_are_not_asked_for_by_clients(line: str) -> None:
     assert isinstance(words(f"zkeep {line}", "admin"), str)

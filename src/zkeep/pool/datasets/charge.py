@@ -4,7 +4,7 @@ It is counted in bytes of the stream, so a stream of N bytes needs no more room 
 
     a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction rewrites it
     a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it, or were set here
-    a dataset     the properties that came
+    a dataset     the properties that came or were set here, but for those that zkeep acts on
     a bookmark    its document
     a receive     that is under way or partial: what its `reserve` document says, taken before anything is written
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.types import ReadOnlyDoc
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ _NUMBER = 8
 
 def of_properties(texts: Mapping[str, str | None]) -> int:
     return sum(_size(name) + _size(text or "") for name, text in texts.items())
+
+
+def of_settings(local: Mapping[str, str | None]) -> int:
+    """Bytes of a dataset's own settings. What zkeep acts on is the administrator's, and short."""
+    own = {name: text for name, text in local.items() if name not in PROPERTIES or not PROPERTIES[name].is_policy}
+    return of_properties(own)
 
 
 def of_holds(holds: Mapping[str, int]) -> int:
@@ -56,7 +63,7 @@ def of_dataset(
     bookmarks: Iterable[ReadOnlyDoc],
 ) -> int:
     """Everything but the bytes of runs that the space figures count."""
-    total = of_properties(doc.get("received", {}))
+    total = of_properties(doc.get("received", {})) + of_settings(doc.get("local", {}))
     total += sum(int(run.get("extra", 0)) for run in runs)
     total += sum(of_snapshot(snapshot) for snapshot in snapshots)
     return total + sum(map(of_bookmark, bookmarks))

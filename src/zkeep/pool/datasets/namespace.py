@@ -12,7 +12,8 @@ from typing import Any
 
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
-from zkeep.pool.datasets import contents, head, properties
+from zkeep.pool.datasets import charge, contents, head, properties
+from zkeep.pool.datasets.answers import head as head_of
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Bookmark, Dataset, Exists, NotThere, Pool, Snapshot
@@ -59,6 +60,8 @@ def create(
         more = dict(fields or {})
         local = {**local, **more.pop("local", {})}
         made = pool.create_dataset(t, name, kind, local=local, **more)
+        if charge.of_settings(local):
+            refuse_overdraft(pool, [made], f"cannot create {name}")
         if also is not None:
             also(t, made)
         done += [("create", name.text), *(("property", *pair) for pair in local.items())]
@@ -100,8 +103,9 @@ def set_properties(
                     contents.confirm(pool, t, changed)
                 else:
                     contents.confirm_all(pool, t, changed)
-            if isinstance(thing, Snapshot):
-                refuse_overdraft(pool, [thing.dataset], f"cannot set property for {name}")
+            now = find_thing(pool, name).doc["local"]
+            if charge.of_settings(now) > charge.of_settings(thing.doc["local"]):
+                refuse_overdraft(pool, [head_of(thing)], f"cannot set property for {name}")
 
 
 def _check_quotas(pool: Pool, thing: Dataset | Snapshot, checked: Mapping[str, str]) -> None:

@@ -221,6 +221,8 @@ _TABLE = [
 ]
 PROPERTIES = {p.name: p for p in _TABLE}
 "All native properties by name, in the order in which `get all` prints them."
+OWN_PREFIX = "zkeep:"
+"User properties that zkeep sets itself begin with it (backup/local.py); they count only where they were set here."
 HIDDEN = ("name", "ivsetguid", "keyguid", "inconsistent", "received_at")
 "Shown only if requested by name."
 _SHORT = {p.column.lower(): p.name for p in _TABLE}

@@ -173,8 +173,9 @@ def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) 
 def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc:
     begin = plan.begin
     # Everything before the records counts, too; a new dataset has its properties in its own document.
-    received = {} if made else target.fields.get("received", {})
-    fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(received)
+    given = {} if made else target.fields
+    fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(given.get("received", {}))
+    fields += charge.of_settings(given.get("local", {}))
     doc = {
         "txg": txg,
         "snapshot": target.snapshot,
