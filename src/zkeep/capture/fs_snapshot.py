@@ -213,17 +213,20 @@ def _keeper(path: str, kind: str, run: Run, mounts: Sequence[Mount]) -> Keeper:
     except OSError as error:
         raise Refused(str(error.strerror)) from None
     mount = Mount(real, "", real) if is_device else _mount_of(real, mounts)
-    found = mount.kind if mount.kind in ("btrfs", "zfs") else "lvm" if _may_be_lvm(mount.source) else ""
+    maybe_lvm = mount.source.startswith("/dev/mapper/") or os.path.realpath(mount.source).startswith("/dev/dm-")
+    found = mount.kind if mount.kind in ("btrfs", "zfs") else "lvm" if maybe_lvm else ""
     if not found or kind not in ("auto", found):
         on = f"it is on {printable(mount.kind or 'a device')} ({printable(mount.source)})"
         raise Refused(f"{on}, and not on {'btrfs, LVM or ZFS' if kind == 'auto' else kind}")
     if found == "btrfs":
-        return _Btrfs(run, real, _subvolume(real, mount))
+        # Climb to the topmost folder of the subvolume: btrfs gives it one inode number, whichever it is.
+        at = real if os.path.isdir(real) else os.path.dirname(real)
+        while os.stat(at).st_ino != SUBVOLUME:
+            if at in (mount.point, "/"):
+                raise Refused(f"only a folder of its subvolume is mounted at {shown(mount.point)}")
+            at = os.path.dirname(at)
+        return _Btrfs(run, real, at)
     return _Zfs(run, real, mount) if found == "zfs" else _Lvm.of(run, real, mount)
-
-
-def _may_be_lvm(source: str) -> bool:
-    return source.startswith("/dev/mapper/") or os.path.realpath(source).startswith("/dev/dm-")
 
 
 def _check_whole(path: str, keeper: Keeper, mounts: Sequence[Mount], one_file_system: bool) -> None:
@@ -236,16 +239,6 @@ def _check_whole(path: str, keeper: Keeper, mounts: Sequence[Mount], one_file_sy
     if others:
         which = shown(min(others)) + (f" and {len(others) - 1} more" if len(others) > 1 else "")
         raise Refused(f"{which} is another file system: leave it out with --one-file-system, and back it up by itself")
-
-
-def _subvolume(real: str, mount: Mount) -> str:
-    """The topmost folder of the btrfs subvolume that a path is in."""
-    at = real if os.path.isdir(real) else os.path.dirname(real)
-    while os.stat(at).st_ino != SUBVOLUME:
-        if at in (mount.point, "/"):
-            raise Refused(f"only a folder of its subvolume is mounted at {shown(mount.point)}")
-        at = os.path.dirname(at)
-    return at
 
 
 # The kinds

@@ -200,7 +200,9 @@ class ObjectWriter:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(0, "it is no regular file any more")
-                cut = _Cut(0, status, *self._described(node, status, folder, fd))
+                fields = self._fields(node, status, status.st_size, folder)
+                fields.flags = flags_of(fd)
+                cut = _Cut(0, status, *self.attributes.encode(node.number, fields, self._xattrs(node, fd)))
         held, size = self._held(node), cut.status.st_size
         blksz = self._blksz(size, held)
         change = ObjectChange(
@@ -260,11 +262,6 @@ class ObjectWriter:
         for block in blocks:
             yield block
             self._watch.bytes(len(block.content or b""))
-
-    def _described(self, node: Node, status: os.stat_result, folder: int, fd: int) -> tuple[bytes, bytes | None]:
-        fields = self._fields(node, status, status.st_size, folder)
-        fields.flags = flags_of(fd)
-        return self.attributes.encode(node.number, fields, self._xattrs(node, fd))
 
     def _xattrs(self, node: Node, place: int | str) -> dict[bytes, bytes]:
         """Extended attributes. Of those that cannot be read, the last snapshot's stay, and it is said."""

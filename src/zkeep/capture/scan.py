@@ -193,7 +193,12 @@ class Scanner:
             except OSError as error:
                 if node is root:
                     raise
-                self._unreadable_folder(node, found, error)
+                # What the last snapshot has of it stays; a new one stays empty
+                found.problems.append(Problem(node.path, error.strerror or str(error)))
+                if node.number:
+                    found.kept.append(node.number)
+                elif node.children is None:
+                    node.children = []
                 continue
             below = self._take(node, entries, found, visited) if as_before is None else as_before
             waiting += reversed(below)
@@ -239,7 +244,13 @@ class Scanner:
                 except FileNotFoundError:
                     continue  # it went while the folder was read
                 except OSError as error:
-                    entries.append(_without_status(entry, name, error))
+                    # What a folder tells of an entry whose status cannot be had: its inode, and mostly its kind
+                    kind, reason = 0, error.strerror or str(error)
+                    with suppress(OSError):
+                        tests = (entry.is_dir, FOLDER), (entry.is_file, stat.S_IFREG >> 12)
+                        kind = next((kind for test, kind in tests if test(follow_symlinks=False)), 0)
+                        kind = kind or (LINK if entry.is_symlink() else 0)
+                    entries.append(Seen(name, kind, None, entry.inode(), reason))
                     continue
                 entries.append(Seen(name, stat.S_IFMT(status.st_mode) >> 12, status))
         return self._choose(node.path, fd, entries)
@@ -339,21 +350,3 @@ class Scanner:
         names = found.links.setdefault(child.inode, [])
         child.single = not names
         names.append(child)
-
-    def _unreadable_folder(self, node: Node, found: Scan, error: OSError) -> None:
-        """What the last snapshot has of it stays; a new one stays empty."""
-        found.problems.append(Problem(node.path, error.strerror or str(error)))
-        if node.number:
-            found.kept.append(node.number)
-        elif node.children is None:
-            node.children = []
-
-
-def _without_status(entry: os.DirEntry[str], name: bytes, error: OSError) -> Seen:
-    """What a folder tells of an entry whose status cannot be had: its inode, and mostly its kind."""
-    kind, reason = 0, error.strerror or str(error)
-    with suppress(OSError):
-        tests = (entry.is_dir, FOLDER), (entry.is_file, stat.S_IFREG >> 12)
-        kind = next((kind for test, kind in tests if test(follow_symlinks=False)), 0)
-        kind = kind or (LINK if entry.is_symlink() else 0)
-    return Seen(name, kind, None, entry.inode(), reason)

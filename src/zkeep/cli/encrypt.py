@@ -18,7 +18,7 @@ from zkeep.pool.datasets import contents, properties
 
 if TYPE_CHECKING:
     from zkeep.format.events import Event
-    from zkeep.pool.datasets.model import Pool, Snapshot
+    from zkeep.pool.datasets.model import Pool
     from zkeep.pool.transfer.package_header import PackageHeader
     from zkeep.pool.transfer.receive import Arrival
     from zkeep.pool.transfer.send import SendRequest
@@ -86,8 +86,13 @@ class _Taken:
         sender = StepSender(self.sink.write, lambda: self._leaves_in_steps, lambda: self._header is not None)
         intake = Intake(asked, (), follower=sender)
         with stream_input() as source:
+            # Whether the dataset is there and holds nothing, as zkeep create makes it: a full stream may go there
+            dataset = self._pool.find(self._target)
             options = ReceiveOptions(
-                set_properties=local, intake=intake, on_snapshot=self._note, force=_is_empty(self._pool, self._target)
+                set_properties=local,
+                intake=intake,
+                on_snapshot=self._note,
+                force=(dataset is not None and self._pool.newest_snapshot(dataset) is None),
             )
             receive_events(self._pool, self._watched(read_events(source)), self._target.text, options)
         sender.finish()
@@ -125,7 +130,10 @@ class _Taken:
         if not self._names or self._leaves_in_steps:
             return []
         first, last = self._names[0], self._names[-1]
-        source = _source_of(pool, pool.snapshot(first))
+        # The snapshot before; None: it is the first one
+        snapshot = pool.snapshot(first)
+        before = [each for each in pool.snapshots(snapshot.dataset) if each.txg < snapshot.txg]
+        source = before[-1] if before else None
         mark = f"@{source.doc['name']}" if source is not None else None
         if self._header is None:
             return [SendRequest(snapshot=str(last), raw=True, from_=mark)]
@@ -135,19 +143,7 @@ class _Taken:
         return [SendRequest(snapshot=str(last), raw=True, from_all=mark, props=True)]
 
 
-def _is_empty(pool: Pool, target: DatasetName) -> bool:
-    """Whether the dataset is there and holds nothing, as zkeep create makes it: a full stream may go there."""
-    dataset = pool.find(target)
-    return dataset is not None and pool.newest_snapshot(dataset) is None
-
-
 def _keeps_metadata(pool: Pool, target: DatasetName, local: dict[str, str]) -> bool:
     """Whether contents=metadata is set on the dataset, or will be when it is made."""
     dataset = pool.find(target)
     return (dataset.doc["local"] if dataset is not None else local).get(contents.CONTENTS) == contents.METADATA
-
-
-def _source_of(pool: Pool, snapshot: Snapshot) -> Snapshot | None:
-    """The snapshot before; None: it is the first one."""
-    before = [each for each in pool.snapshots(snapshot.dataset) if each.txg < snapshot.txg]
-    return before[-1] if before else None

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool
-    from zkeep.restore.files.extract import Extraction
     from zkeep.restore.files.report import Report
     from zkeep.snapshot.open import OpenSnapshot
     from zkeep.tree.filesystem import Filesystem
@@ -143,7 +142,11 @@ class Request:
             if shows:
                 shows.end()
         if self.verbose:
-            _report_done(work, place, time.monotonic() - started)
+            done = work.progress
+            of = f"{place}: " if place else ""
+            kept = f", {done.kept} of them there already" if done.kept else ""
+            took = time.monotonic() - started
+            click.echo(f"{of}extracted {done.files} files{kept}, {nice(done.bytes)} in {took:.1f} s", err=True)
         _conclude(work.report, place, verbose=self.verbose)
 
     def _wanted(self, filesystem: Filesystem) -> list[bytes]:
@@ -164,13 +167,6 @@ def _logical(opened: OpenSnapshot) -> int:
     from zkeep.pool.datasets.view import View
 
     return int(View(opened.pool).get(opened.snapshot, "logicalreferenced").value or 0)
-
-
-def _report_done(work: Extraction, place: str, seconds: float) -> None:
-    done = work.progress
-    of = f"{place}: " if place else ""
-    kept = f", {done.kept} of them there already" if done.kept else ""
-    click.echo(f"{of}extracted {done.files} files{kept}, {nice(done.bytes)} in {seconds:.1f} s", err=True)
 
 
 def _note(place: str, path: bytes, kind: str) -> None:

@@ -106,7 +106,11 @@ class _Lister:
 
     def _read_line(self, columns: _Columns, path: bytes, number: int) -> bytes:
         try:
-            return self._line(columns, path, self.filesystem.znode(number))
+            node = self.filesystem.znode(number)
+            text = self._shown(path)
+            if node.is_link:
+                text += b" -> " + self._shown(node.target or b"")
+            return columns.of(node) + text + self._end
         except (Damaged, NotAuthentic, Refused) as error:
             self._failed(path, error)
             return UNKNOWN + self._shown(path) + self._end
@@ -118,12 +122,6 @@ class _Lister:
         self._failed_paths.add(path)
         with _spared(self.errors, path):
             raise error
-
-    def _line(self, columns: _Columns, path: bytes, node: Znode) -> bytes:
-        text = self._shown(path)
-        if node.is_link:
-            text += b" -> " + self._shown(node.target or b"")
-        return columns.of(node) + text + self._end
 
     def _shown(self, path: bytes) -> bytes:
         return path if self._end == b"\0" else _printable(path)
@@ -267,16 +265,14 @@ def _skip(out: int, count: int, seekable: bool) -> None:
         _zeros(out, count)
     elif count:
         at = os.lseek(out, 0, os.SEEK_CUR)
-        _blank(out, at, min(at + count, os.fstat(out).st_size))
-        os.lseek(out, at + count, os.SEEK_SET)
-
-
-def _blank(out: int, at: int, end: int) -> None:
-    """Overwrite data of the output file with zeros; its holes stay holes."""
-    while at < end and (start := _next(out, at, os.SEEK_DATA, end)) < end:
-        at = _next(out, start, os.SEEK_HOLE, end)
-        os.lseek(out, start, os.SEEK_SET)
-        _zeros(out, at - start)
+        after = at + count
+        # Overwrite data that the output file has there with zeros; its holes stay holes.
+        end = min(after, os.fstat(out).st_size)
+        while at < end and (start := _next(out, at, os.SEEK_DATA, end)) < end:
+            at = _next(out, start, os.SEEK_HOLE, end)
+            os.lseek(out, start, os.SEEK_SET)
+            _zeros(out, at - start)
+        os.lseek(out, after, os.SEEK_SET)
 
 
 def _next(out: int, at: int, what: int, end: int) -> int:

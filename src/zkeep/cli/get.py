@@ -54,7 +54,10 @@ def get_verb(
     items = Selection(names, parse_types(types) or "fvsb", limit).items()
     answers = [(item, list(_answers(item, wanted, kept))) for item in items]
     if output.as_json:
-        sys.stdout.write(_json(answers, output.exact_json, output.as_int))
+        datasets: asjson.Object = {}
+        for item, found in answers:
+            datasets[str(item.thing.name)] = asjson.thing(item.thing, found, output.exact_json, output.as_int)
+        sys.stdout.write(asjson.dump({"output_version": asjson.version("zfs get"), "datasets": datasets}))
     else:
         sys.stdout.write(_text(answers, chosen, output.scripted, output.exact))
 
@@ -93,10 +96,3 @@ def _row(item: Item, prop: Property, answer: Answer, fields: Sequence[str], exac
         "source": answer.source,
     }
     return [cells[field] for field in fields]
-
-
-def _json(answers: Sequence[tuple[Item, Sequence[tuple[Property, Answer]]]], exact: bool, as_int: bool) -> str:
-    datasets: asjson.Object = {}
-    for item, found in answers:
-        datasets[str(item.thing.name)] = asjson.thing(item.thing, found, exact, as_int)
-    return asjson.dump({"output_version": asjson.version("zfs get"), "datasets": datasets})

@@ -62,23 +62,21 @@ def list_verb(
         zkeep list -Hp -o name,guid -t all -S creation
     """
     props = _columns(columns)
-    selection = _selection(names, types, recursive, depth, "space" in columns)
-    items = _sorted(selection.items(), ctx.meta["keys"])
-    if output.as_json:
-        sys.stdout.write(_json(items, props, output.exact_json, output.as_int))
-    else:
-        sys.stdout.write(_text(items, props, output.scripted, output.exact))
-
-
-def _selection(
-    names: Sequence[str], types: Sequence[str], recursive: bool, depth: int | None, space: bool
-) -> Selection:
-    """Asking a dataset for its snapshots alone means those one level below it."""
+    # Asking a dataset for its snapshots alone means those one level below it
     letters = parse_types(types)
     limit = depth_of(recursive or not names, depth)
     if letters and not set(letters) & set("fv") and limit == 0 and depth is None:
         limit = 1
-    return Selection(names, letters or "fv", limit)
+    selection = Selection(names, letters or "fv", limit)
+    items = _sorted(selection.items(), ctx.meta["keys"])
+    if output.as_json:
+        datasets: asjson.Object = {}
+        for item in items:
+            answers = [(p, item.view.get(item.thing, p.name)) for p in props if p.name != "name"]
+            datasets[str(item.thing.name)] = asjson.thing(item.thing, answers, output.exact_json, output.as_int)
+        sys.stdout.write(asjson.dump({"output_version": asjson.version("zfs list"), "datasets": datasets}))
+    else:
+        sys.stdout.write(_text(items, props, output.scripted, output.exact))
 
 
 def _columns(texts: Sequence[str]) -> Sequence[Property]:
@@ -107,11 +105,3 @@ def _text(items: Sequence[Item], props: Sequence[Property], scripted: bool, exac
         return ""
     right = [text.flush_right(p) for p in props]
     return text.table([p.column for p in props], rows, right, [text.least_width(p) for p in props])
-
-
-def _json(items: Sequence[Item], props: Sequence[Property], exact: bool, as_int: bool) -> str:
-    datasets: asjson.Object = {}
-    for item in items:
-        answers = [(p, item.view.get(item.thing, p.name)) for p in props if p.name != "name"]
-        datasets[str(item.thing.name)] = asjson.thing(item.thing, answers, exact, as_int)
-    return asjson.dump({"output_version": asjson.version("zfs list"), "datasets": datasets})

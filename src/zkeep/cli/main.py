@@ -230,7 +230,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _report(error: BaseException) -> int:
     if isinstance(error, SystemExit | click.exceptions.Exit):
-        return _exit_code(error)
+        code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
+        return code if isinstance(code, int) else 1
     if isinstance(error, BrokenPipeError):
         return TryAgain.status
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -252,11 +253,6 @@ def _say_usage(error: click.UsageError) -> None:
         print("usage:", *(f"\t{line}" for line in calls), sep="\n", file=sys.stderr)
 
 
-def _exit_code(error: SystemExit | click.exceptions.Exit) -> int:
-    code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
-    return code if isinstance(code, int) else 1
-
-
 def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ZkeepError):
         return str(error), error.status
@@ -265,7 +261,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", TryAgain.status
     if isinstance(error, OSError):
-        return _explain_os(error), 1
+        what = error.strerror or str(error)
+        return (f"{error.filename}: {what}" if error.filename else what), 1
     if isinstance(error, MemoryError):
         return "out of memory", 1
     return f"unexpected {type(error).__name__}: {error}; ZKEEP_DEBUG=1 shows where", 1
@@ -282,8 +279,3 @@ def _explain_usage(error: click.ClickException) -> str:
     if calls:
         return f"{text}; usage: {ways}" if program() == "zkeep" else text
     return f"{text}; see '{command} --help'"
-
-
-def _explain_os(error: OSError) -> str:
-    what = error.strerror or str(error)
-    return f"{error.filename}: {what}" if error.filename else what

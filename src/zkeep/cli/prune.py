@@ -18,7 +18,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance import prune
-from zkeep.pool.maintenance.prune import Clock, Decision, Verdict
+from zkeep.pool.maintenance.prune import Clock, Verdict
 
 
 @dataclass(frozen=True)
@@ -98,26 +98,18 @@ def _prune_one(
         return False
     decision = prune.consider(view, dataset, policy, now)
     if wanted.as_json:
-        found[dataset.name.text] = _as_object(decision)
+        found[dataset.name.text] = {
+            "retention": decision.policy.text,
+            "snapshots": [_verdict(verdict) for verdict in decision.verdicts],
+        }
     else:
-        _say(decision, wanted)
+        will = "would" if wanted.dry_run else "will"
+        for verdict in decision.verdicts:
+            if verdict.reasons and wanted.verbose:
+                click.echo(f"keep {verdict.snapshot.name}: {', '.join(verdict.reasons)}")
+            elif not verdict.reasons and (wanted.verbose or wanted.dry_run):
+                click.echo(f"{will} destroy {verdict.snapshot.name}: no rule of {decision.policy.text} keeps it")
     return not wanted.dry_run and bool(list(prune.execute(pool, decision)))
-
-
-def _say(decision: Decision, wanted: _Wanted) -> None:
-    will = "would" if wanted.dry_run else "will"
-    for verdict in decision.verdicts:
-        if verdict.reasons and wanted.verbose:
-            click.echo(f"keep {verdict.snapshot.name}: {', '.join(verdict.reasons)}")
-        elif not verdict.reasons and (wanted.verbose or wanted.dry_run):
-            click.echo(f"{will} destroy {verdict.snapshot.name}: no rule of {decision.policy.text} keeps it")
-
-
-def _as_object(decision: Decision) -> asjson.Object:
-    return {
-        "retention": decision.policy.text,
-        "snapshots": [_verdict(verdict) for verdict in decision.verdicts],
-    }
 
 
 def _verdict(verdict: Verdict) -> asjson.Object:

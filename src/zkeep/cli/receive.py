@@ -76,7 +76,9 @@ def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str,
         intake=KeylessIntake() if is_confined() else Intake(asked, excluded),
         on_snapshot=arrived.then(tell),
     )
-    _check_input(call.abort)
+    if not call.abort and sys.stdin.isatty():
+        raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
+    widen(0)
     with opened(name) as pool, stream_input() as source:
         if call.corrective:
             return _heal(pool, source, name, call)
@@ -130,7 +132,12 @@ def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) 
     if isinstance(wanted.intake, Intake):
         wanted.intake.say_mended(target)
     if wanted.force and not wanted.dry_run:
-        _give_back(pool, name)
+        # Give back the space of snapshots that -F may have destroyed
+        from zkeep.cli.common.give_back import give_back
+
+        with pool.afterwards("received"):
+            top = pool.find(name)
+            give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
 
 
 class _Arrived:
@@ -165,12 +172,6 @@ class _Arrived:
             prune_received(pool, self.names)
 
 
-def _check_input(abort: bool) -> None:
-    if not abort and sys.stdin.isatty():
-        raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
-    widen(0)
-
-
 def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
     """Replace damaged records by those of the stream; report what it does not have."""
     from zkeep.cli.common.terminal import say
@@ -188,15 +189,6 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
         say(f"cannot heal {name}: {line}")
     if done.left:
         raise Damaged(f"cannot heal {name}: {done.left[0]}")
-
-
-def _give_back(pool: Pool, name: DatasetName) -> None:
-    """Give back the space of snapshots that -F may have destroyed."""
-    from zkeep.cli.common.give_back import give_back
-
-    with pool.afterwards("received"):
-        top = pool.find(name)
-        give_back(pool, {d.id for d in pool.tree().within(top)} if top else set())
 
 
 def _arrival_printer(dry_run: bool, meter: Received | None) -> Callable[[Arrival], None]:
@@ -230,15 +222,13 @@ def _explained(target: str) -> Iterator[None]:
 def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Check what -o sets, first what concerns encryption, and what -x excludes."""
     asked, others = encryption.split(settings(options))
-    given, excluded = _checked(others), [_known(prop) for prop in exclude]
+    # The origin is no property that has a value to check: it names a snapshot.
+    origin = {"origin": others.pop("origin")} if "origin" in others else {}
+    given = origin | dict(properties.check(name, value) for name, value in others.items())
+    excluded = [_known(prop) for prop in exclude]
     if twice := [prop for prop in excluded if prop in {**given, **asked} or excluded.count(prop) > 1]:
         raise WrongUsage(f"property '{twice[0]}' specified multiple times")
     return asked, given, excluded
-
-
-def _checked(given: dict[str, str]) -> dict[str, str]:
-    origin = {"origin": given.pop("origin")} if "origin" in given else {}
-    return origin | dict(properties.check(name, value) for name, value in given.items())
 
 
 def _known(name: str) -> str:

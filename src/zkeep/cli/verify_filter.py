@@ -39,7 +39,10 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
     from zkeep.restore.filter.authenticate import AuthenticatingFilter
     from zkeep.restore.filter.sanitize import Allowed
 
-    _check_ends()
+    if sys.stdin.isatty():
+        raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
+    if sys.stdout.isatty():
+        raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
     meter = Received() if sys.stderr.isatty() else None
     allowed, say = Allowed.of(allow), _sayer(verbose, meter)
     widen(0)
@@ -54,16 +57,13 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
         def checked(snapshot: Snapshot, sent: str) -> None:
             say(check(pool, snapshot, sent))
 
-        reporter = _header_reporter(say)
-        passing = AuthenticatingFilter(pool, cast(BinaryIO, Sink()), aside, checked, allowed, reporter, meter)
+        def report_dropped(sanitized: SanitizedHeader) -> None:
+            for of, what in sanitized.dropped:
+                say(f"{of}: {what if what.isprintable() else shown(what)} is left out")
+
+        sink = cast(BinaryIO, Sink())
+        passing = AuthenticatingFilter(pool, sink, aside, checked, allowed, report_dropped, meter)
         _run(passing.run, pool, source)
-
-
-def _check_ends() -> None:
-    if sys.stdin.isatty():
-        raise WrongUsage("verify needs a snapshot, a dataset, stream files, or a stream on standard input")
-    if sys.stdout.isatty():
-        raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
 
 
 def _run(run: Callable[[Iterable[Event], str], None], pool: Pool, source: BinaryIO) -> None:
@@ -100,13 +100,3 @@ def _sayer(verbose: bool, meter: Received | None) -> Callable[[str], None]:
             click.echo(line, err=True)
 
     return say
-
-
-def _header_reporter(say: Callable[[str], None]) -> Callable[[SanitizedHeader], None]:
-    """A callback that reports the parts of the outer header that are left out."""
-
-    def tell(sanitized: SanitizedHeader) -> None:
-        for of, what in sanitized.dropped:
-            say(f"{of}: {what if what.isprintable() else shown(what)} is left out")
-
-    return tell

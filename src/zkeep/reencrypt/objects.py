@@ -327,15 +327,12 @@ class _KeptBlocks:
 
     def content(self, number: int) -> bytes | None:
         try:
-            return self._content(number)
+            for leaves in self._base.blocks.leaves(self._held, number, number + 1):
+                for _, content in self._base.blocks.contents(self._held.dnode.type, leaves):
+                    return bytes(content)
+            return None
         except NotHere as error:
             raise Refused(f"a part of a block changes, and {error}; or send with -L") from None
-
-    def _content(self, number: int) -> bytes | None:
-        for leaves in self._base.blocks.leaves(self._held, number, number + 1):
-            for _, content in self._base.blocks.contents(self._held.dnode.type, leaves):
-                return bytes(content)
-        return None
 
     def live(self, first: int, end: int) -> Iterator[int]:
         for leaves in self._base.blocks.leaves(self._held, first, end):

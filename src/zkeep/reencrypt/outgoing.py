@@ -52,7 +52,8 @@ class StepSender:
         if not self._begun:
             self._begun, self._packaged = True, self.is_package() or not last
             if self._packaged:
-                write_fully(self.write, _outer_header(made))
+                header = Begin(versioninfo=HeaderType.COMPOUND, toname=str(made.name).encode()).pack("little")
+                write_fully(self.write, header + End(body_checksum=fletcher4(header)).pack("little"))
         with reading(pool):
             write_leg(pool, Leg(made, base), self.write, LegOptions())
         if last:
@@ -69,11 +70,6 @@ class StepSender:
         """All snapshots were sent."""
         if self._packaged:
             write_fully(self.write, conclusion())
-
-
-def _outer_header(made: Snapshot) -> bytes:
-    header = Begin(versioninfo=HeaderType.COMPOUND, toname=str(made.name).encode()).pack("little")
-    return header + End(body_checksum=fletcher4(header)).pack("little")
 
 
 def remove_unsent(pool: Pool, name: DatasetName) -> None:

@@ -128,7 +128,13 @@ class Reencryption:
             Refused, BadStream: nothing of it is kept.
         """
         event, target = substream.event, substream.target
-        _refuse_forms(event, target)
+        where = f"cannot receive {target.name}"
+        if event.byteorder == "big":
+            raise Refused(f"{where}: the stream is of a big-endian host, and cannot be encrypted here")
+        if event.begin.features & Feature.REDACTED:
+            raise Refused(
+                f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact"
+            )
         if target.dry_run:
             return self._rehearse(pool, substream, charges, events)
         lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
@@ -141,7 +147,11 @@ class Reencryption:
                 target = continued(target, step)
                 substream = replace(substream, target=target)
             records = Records(events, keeps=target.resumable)
-            translator = Translator(event.begin, records, self._step_of(pool, event, target))
+            # No steps where -F destroys snapshots: they are there until all of the stream is
+            dataset = pool.find(target.name)
+            source = _source_in(pool, event.begin, dataset)
+            newer = dataset is not None and source is not None and pool.snapshots_after(dataset, source.txg)
+            translator = Translator(event.begin, records, UNLIMITED if newer else self.step)
             # If this one breaks off, too, its steps go again unless it can be resumed (-s).
             with _Undo(pool, target) as undo:
                 self._write(pool, substream, charges, translator, step)
@@ -183,13 +193,6 @@ class Reencryption:
             session.commit(end)
         return end
 
-    def _step_of(self, pool: Pool, event: SubBegin, target: Target) -> int:
-        """No steps where -F destroys snapshots: they are there until all of the stream is."""
-        dataset = pool.find(target.name)
-        source = _source_in(pool, event.begin, dataset)
-        newer = dataset is not None and source is not None and pool.snapshots_after(dataset, source.txg)
-        return UNLIMITED if newer else self.step
-
     def _write(
         self, pool: Pool, substream: Substream, charges: Charges, translator: Translator, step: Snapshot | None
     ) -> None:
@@ -229,9 +232,10 @@ class Reencryption:
         target = _encrypted_target(substream.target, found.fields)
         if self._follower is not None:
             target = replace(target, snapshot_fields={**target.snapshot_fields, STEP: True, UNSENT: True})
+        zstd = Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
         return Group(
             begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
-            features=begin.features & FORMS | _zstd(pool, target),
+            features=begin.features & FORMS | zstd,
             target=target,
             compress=_compress(pool, target),
             wrapped=found.wrapped,
@@ -280,14 +284,6 @@ def encrypted_above(pool: Pool, name: DatasetName) -> Dataset | None:
             return found
         above = above.parent
     return None
-
-
-def _refuse_forms(event: SubBegin, target: Target) -> None:
-    where = f"cannot receive {target.name}"
-    if event.byteorder == "big":
-        raise Refused(f"{where}: the stream is of a big-endian host, and cannot be encrypted here")
-    if event.begin.features & Feature.REDACTED:
-        raise Refused(f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact")
 
 
 def _after(group: Group, step: Snapshot) -> Group:
@@ -372,10 +368,6 @@ def _compress(pool: Pool, target: Target) -> Compress:
         return compressor(_compression(pool, target))
     except ValueError:  # lzjb is only read here
         return compressor("lz4")
-
-
-def _zstd(pool: Pool, target: Target) -> Feature:
-    return Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
 
 
 class _Undo:

@@ -90,18 +90,14 @@ def judge(program: str, words: Sequence[str], access: Access) -> Call:
         raise BadCall(str(error.msg), verb) from None
     if any(name == "--help" for name, _ in given):
         return Call(program, verb, (("--help", None),))
-    valued = _valued(rule)
+    # The options that take a value
+    letters = {f"-{letter}" for letter, mark in zip(rule.letters, rule.letters[1:], strict=False) if mark == ":"}
+    valued = letters | {f"--{name[:-1]}" for name in rule.longs if name.endswith("=")}
     options = tuple((name, value if name in valued else None) for name, value in given)
     # The role comes before the names: without it, a client learns nothing about any name.
     about = f" {shown_name(arguments[-1])}" if arguments else ""
     access.require(rule.role, f"cannot {ALIASES.get(verb, verb)}{about}")
     return rule.judge(Call(program, verb, options, tuple(arguments)), access)
-
-
-def _valued(rule: Rule) -> set[str]:
-    """The options that take a value."""
-    letters = {f"-{letter}" for letter, mark in zip(rule.letters, rule.letters[1:], strict=False) if mark == ":"}
-    return letters | {f"--{name[:-1]}" for name in rule.longs if name.endswith("=")}
 
 
 def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denied:

@@ -175,25 +175,26 @@ class _Lexer:
     def _piece(self, character: str, token: _Token, *, first: bool) -> str:
         """The next part of a word: quoted, escaped, or one plain character."""
         if character == "'":
-            return self._single(token)
+            end = self._line.find("'", self._at + 1)
+            if end < 0:
+                raise CannotParse("a quote is not closed")
+            text = self._line[self._at + 1 : end]
+            self._at, token.quoted = end + 1, True
+            return _without_nul(text)
         if character == '"':
             return self._double(token)
         if character == "\\":
-            return self._escaped(token)
+            following = self._line[self._at + 1 : self._at + 2]
+            if not following or _is_control(following):
+                raise CannotParse("a backslash is not allowed there")
+            self._at, token.quoted = self._at + 2, True
+            return following
         if first and (found := self._path_assignment()):
             return found
         if character in _UNQUOTED or (first and character in "~#") or _is_control(character):
             raise CannotParse(f"{character!a} is not allowed in a command line")
         self._at += 1
         return character
-
-    def _single(self, token: _Token) -> str:
-        end = self._line.find("'", self._at + 1)
-        if end < 0:
-            raise CannotParse("a quote is not closed")
-        text = self._line[self._at + 1 : end]
-        self._at, token.quoted = end + 1, True
-        return _without_nul(text)
 
     def _double(self, token: _Token) -> str:
         parts: list[str] = []
@@ -222,13 +223,6 @@ class _Lexer:
             return following
         self._at += 1
         return character
-
-    def _escaped(self, token: _Token) -> str:
-        following = self._line[self._at + 1 : self._at + 2]
-        if not following or _is_control(following):
-            raise CannotParse("a backslash is not allowed there")
-        self._at, token.quoted = self._at + 2, True
-        return following
 
     def _path_assignment(self) -> str | None:
         """`PATH=$PATH:/usr/sbin` before a command, which some tools write; it has no effect here."""
@@ -276,7 +270,7 @@ class _Parser:
         """Steps up to the end, or to a word that ends them."""
         steps: list[Step] = []
         after = ";"
-        while self.peek() is not None and not self._at_end_word():
+        while self.peek() is not None and not any(self._is(word, "word") for word in ("then", "else", "fi")):
             # What runs, and after which result of the step before.
             steps.append(Step(after, self._choice(depth) if self._take("if", "word") else self._pipeline()))
             found = next((text for text in _OPERATORS[:3] if self._take(text)), None)
@@ -287,9 +281,6 @@ class _Parser:
             if after != ";":
                 raise CannotParse(f"nothing follows {after}")
         return Script(tuple(steps))
-
-    def _at_end_word(self) -> bool:
-        return any(self._is(word, "word") for word in ("then", "else", "fi"))
 
     def _choice(self, depth: int) -> Choice:
         if depth >= DEEPEST:

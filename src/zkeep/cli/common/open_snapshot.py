@@ -96,7 +96,10 @@ def read_key(location: str) -> bytes:
         why = error.strerror or str(error)
     if why:
         raise Refused(f"cannot read the key {shown(path)}: {why}")
-    _warn_of_readers(path, status)
+    # Say that others can read a key file, once. It is used: zfs takes it, too.
+    if status.st_mode & OTHERS_READ and path not in _warned():
+        _warned().add(path)
+        say(f"warning: others can read the key {shown(path)} (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 it")
     return _of_sheet(material)
 
 
@@ -113,13 +116,6 @@ def _of_sheet(material: bytes) -> bytes:
 def _warned() -> set[str]:
     """The key files that this process has warned of."""
     return set()
-
-
-def _warn_of_readers(path: str, status: os.stat_result) -> None:
-    """Say that others can read a key file, once. It is used: zfs takes it, too."""
-    if status.st_mode & OTHERS_READ and path not in _warned():
-        _warned().add(path)
-        say(f"warning: others can read the key {shown(path)} (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 it")
 
 
 def _no_key_file(status: os.stat_result) -> str:
@@ -372,18 +368,14 @@ def target_of(pool: Pool, events: Iterable[Event]) -> str:
         if isinstance(event, SubBegin):
             sent = _dataset(event.begin.name)
             below = sent[len(top) :] if top and sent.startswith(top) else ""
-            return _holder(pool, event.begin.fromguid).removesuffix(below)
+            # The dataset with the snapshot of a guid
+            found = pool.snapshots_by_guid(event.begin.fromguid) if event.begin.fromguid else []
+            return (found[0].dataset.name.text if found else TOP).removesuffix(below)
     return TOP
 
 
 def _dataset(name: bytes) -> str:
     return name.split(b"@")[0].decode("utf-8", "replace")
-
-
-def _holder(pool: Pool, guid: int) -> str:
-    """The dataset with the snapshot of a guid."""
-    found = pool.snapshots_by_guid(guid) if guid else []
-    return found[0].dataset.name.text if found else TOP
 
 
 def _given(pool: Pool, rest: list[str], count: int, paths: bool) -> list[Snapshot]:

@@ -50,7 +50,12 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
         sys.stdout.write(asjson.dump({"output_version": asjson.version("zkeep health"), "pools": objects}))
     else:
         for pool in pools:
-            click.echo("\n".join(_lines(pool, verbose)))
+            late = [d for d in pool.datasets if d.problems]
+            scrub = "never scrubbed" if pool.scrubbed_at is None else f"scrubbed {_ago(pool.scrubbed_at)}"
+            room = f"{text.nice_bytes(pool.free)} of {text.nice_bytes(pool.size)} free"
+            count = f"{len(pool.datasets) - len(late)} of {text.count(len(pool.datasets), 'dataset')} fine"
+            lines = [f"{pool.name}: {_verdict(pool.problems)}{scrub}, {room}, {count}"]
+            click.echo("\n".join(lines + [f"  {_line(d)}" for d in (pool.datasets if verbose else late)]))
     failed = False
     if notify:
         from zkeep.cli.health.notify import notify_changes
@@ -87,15 +92,6 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
 
 
 # What is printed
-
-
-def _lines(pool: PoolHealth, verbose: bool) -> list[str]:
-    late = [d for d in pool.datasets if d.problems]
-    scrub = "never scrubbed" if pool.scrubbed_at is None else f"scrubbed {_ago(pool.scrubbed_at)}"
-    room = f"{text.nice_bytes(pool.free)} of {text.nice_bytes(pool.size)} free"
-    count = f"{len(pool.datasets) - len(late)} of {text.count(len(pool.datasets), 'dataset')} fine"
-    lines = [f"{pool.name}: {_verdict(pool.problems)}{scrub}, {room}, {count}"]
-    return lines + [f"  {_line(d)}" for d in (pool.datasets if verbose else late)]
 
 
 def _verdict(problems: Sequence[Problem]) -> str:

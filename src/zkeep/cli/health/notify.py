@@ -139,7 +139,10 @@ def post(url: str, body: bytes, kind: str) -> None:
 
     def work() -> None:
         try:
-            _post_and_wait(url, body, kind)
+            request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")  # noqa: S310
+            answer: IO[bytes]
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
+                answer.read(1 << 10)
         except Exception as error:  # handed on below
             failed.append(error)
 
@@ -150,10 +153,3 @@ def post(url: str, body: bytes, kind: str) -> None:
         raise Refused(f"no answer within {SECONDS} seconds")
     if failed:
         raise failed[0]
-
-
-def _post_and_wait(url: str, body: bytes, kind: str) -> None:
-    request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")  # noqa: S310
-    answer: IO[bytes]
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
-        answer.read(1 << 10)

@@ -45,7 +45,12 @@ class Intake:
         known: Sequence[bytes] = (),
         follower: Follower | None = None,
     ) -> None:
-        _check(asked)
+        if asked.get("encryption") == "off":
+            raise Refused(
+                "cannot receive: encryption=off: what lies below an encrypted dataset is encrypted: leave it out"
+            )
+        if "keyformat" in asked and asked.get("keylocation", "prompt") == "prompt":
+            raise WrongUsage("standard input is the stream, no key: name its file with -o keylocation=file:///path")
         named = [*asked, *(name for name in excluded if name in encryption.OPTIONS)]
         why = f"encryption property '{named[0]}' cannot be set or excluded for raw streams" if named else None
         self.refuses_raw = why
@@ -110,13 +115,6 @@ class KeylessIntake:
 
     def gives_up(self, pool: Pool, name: DatasetName) -> bool:
         return False
-
-
-def _check(asked: dict[str, str]) -> None:
-    if asked.get("encryption") == "off":
-        raise Refused("cannot receive: encryption=off: what lies below an encrypted dataset is encrypted: leave it out")
-    if "keyformat" in asked and asked.get("keylocation", "prompt") == "prompt":
-        raise WrongUsage("standard input is the stream, no key: name its file with -o keylocation=file:///path")
 
 
 class _Keys:

@@ -113,7 +113,11 @@ def import_(
         return
     found = lifecycle.importable(place)
     if which:
-        lifecycle.adopt(known, _one(found, which, place), name or which)
+        paths = [path for path, known in found.items() if known == which]
+        if len(paths) != 1:
+            why = "there is none" if not paths else "there are several; give the path"
+            raise Refused(f"cannot import {shown(which)[1:-1]}: {why} in {place}")
+        lifecycle.adopt(known, paths[0], name or which)
     elif everything:
         for path in found:
             lifecycle.adopt(known, path)
@@ -136,14 +140,6 @@ def _import_destroyed(
         raise Refused(f"cannot import {shown(which)[1:-1]}: {why}; 'zkeep pool import -D' lists those that can be")
     for pool in chosen:
         destroyed.bring_back(known, pool, name)
-
-
-def _one(found: dict[Path, str], name: str, place: Path) -> Path:
-    paths = [path for path, known in found.items() if known == name]
-    if len(paths) != 1:
-        why = "there is none" if not paths else "there are several; give the path"
-        raise Refused(f"cannot import {shown(name)[1:-1]}: {why} in {place}")
-    return paths[0]
 
 
 @pool_verb.command("export")
@@ -298,16 +294,16 @@ def _report(pool: Status, verbose: bool) -> str:
     errors = pool.scrub.get("errors", []) if pool.scrub else []
     lines = [f"  pool: {pool.name}", f" state: {pool.health}"]
     for head, words in _advice(pool):
-        lines += _wrapped(f"{head}: {text.safe(words)}") if words != pool.trouble else [f"{head}: {text.safe(words)}"]
+        line = f"{head}: {text.safe(words)}"
+        if words == pool.trouble:  # holds names, at which it must not be broken
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(line, 80, subsequent_indent="\t", break_long_words=False, break_on_hyphens=False)
     lines += [f"  scan: {line}" if at == 0 else f"\t{line}" for at, line in enumerate(scan_lines(pool))]
     lines += [f"config: {text.safe(str(pool.path))}", "", f"errors: {_errors(errors, verbose)}"]
     if verbose:
         lines += [f"        {text.safe(str(error))}" for error in errors]
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(words: str) -> list[str]:
-    return textwrap.wrap(words, 80, subsequent_indent="\t", break_long_words=False, break_on_hyphens=False)
 
 
 def _advice(pool: Status) -> Sequence[tuple[str, str]]:

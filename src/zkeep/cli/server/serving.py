@@ -85,18 +85,14 @@ def serve(line: str, settings: Settings) -> int:
     """Do what a command line asks for; returns the exit status."""
     os.environ.pop("ZKEEP_DEBUG", None)
     os.environ.setdefault("ZKEEP_WAIT", f"{_PATIENCE:g}")
-    _set_zone(settings.zone)
+    # Take the time zone that the administrator says, or the system's: sshd may pass on a client's TZ (AcceptEnv)
+    os.environ.pop("TZ", None)
+    if settings.zone:
+        os.environ["TZ"] = settings.zone
+    time.tzset()
     watch(settings.idle)
     with _blind(), _without_paths(), _counted(settings), confined(settings.access.root):
         return _Connection(settings).script(parse(line))
-
-
-def _set_zone(zone: str) -> None:
-    """Take the time zone that the administrator says, or the system's: sshd may pass on a client's TZ (AcceptEnv)."""
-    os.environ.pop("TZ", None)
-    if zone:
-        os.environ["TZ"] = zone
-    time.tzset()
 
 
 @contextmanager
@@ -190,14 +186,26 @@ class _Connection:
             sys.stdout.flush()
             return action.status
         if isinstance(action, Receives):
-            return self._list_receives()
+            # Print receives as ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`.
+            from zkeep.pool.transfer.registration import under_way
+
+            with opened(self._access.root) as pool:
+                names = under_way(pool)
+            sys.stdout.write("".join(f"zfs receive {name}\n" for name in names))
+            return 0
         return self._call(action, flow)
 
     def _call(self, call: Call, flow: Flow) -> int:
         if call is NOTHING:
             return 0
         if call.verb in ("mount", "umount", "unmount"):
-            return _mount(call)
+            # Nothing is mounted for a client; tools that try are told so in zfs's words
+            for text in call.arguments:
+                with opened(DatasetName.parse(text)) as pool:
+                    name = pool.dataset(DatasetName.parse(text)).name
+                why = "encryption key not loaded" if call.verb == "mount" else "not currently mounted"
+                raise Refused(f"cannot {call.verb.replace('um', 'unm')} '{name}': {why}")
+            return 0
         wire = Wire(self._settings.idle, self._settings.rate, flow.filters)
         words, began = call.words(), time.time()
         with wired(wire):
@@ -218,25 +226,6 @@ class _Connection:
             sizes = wire.received, wire.sent, taken, status
             entry = Entry(int(began), told[0], told[1], pool.relative(root), told[2], *sizes)
             record(pool, root, entry, refused=refused)
-
-    def _list_receives(self) -> int:
-        """Print receives as ps would show them: syncoid and bzfs look for `zfs receive ... DATASET`."""
-        from zkeep.pool.transfer.registration import under_way
-
-        with opened(self._access.root) as pool:
-            names = under_way(pool)
-        sys.stdout.write("".join(f"zfs receive {name}\n" for name in names))
-        return 0
-
-
-def _mount(call: Call) -> int:
-    """Nothing is mounted for a client; tools that try are told so in zfs's words."""
-    for text in call.arguments:
-        with opened(DatasetName.parse(text)) as pool:
-            name = pool.dataset(DatasetName.parse(text)).name
-        why = "encryption key not loaded" if call.verb == "mount" else "not currently mounted"
-        raise Refused(f"cannot {call.verb.replace('um', 'unm')} '{name}': {why}")
-    return 0
 
 
 def _print_usage(verb: str) -> None:

@@ -27,7 +27,7 @@ from zkeep.restore.files.target import Folder, InTheWay, Place
 from zkeep.restore.files.writing import write_file
 from zkeep.restore.workers import WorkerPool
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
-from zkeep.tree.xattrs import Value, each_xattr
+from zkeep.tree.xattrs import each_xattr
 
 PORTION = 32
 "Files in a portion. With more, a worker with large files would still be busy when all others are done."
@@ -357,18 +357,16 @@ class Extraction:
                     set_project(target, node, self.report)
             finally:
                 staging.drop(made)
-            self._set_flags(target, folder, name, node)
+            # Set flags last: an immutable file can be neither changed nor linked. One with several names waits for
+            # all.
+            if node.links < 2 or target.fd is None:
+                set_flags(target, node, self.report)
+            elif linux_flags(node):
+                self._flagged.append((folder.place, name, node, os.fstat(target.fd)))
         finally:
             if fd is not None:
                 os.close(fd)
         return True
-
-    def _set_flags(self, target: Target, folder: Folder, name: bytes, node: Znode) -> None:
-        """Set flags last: an immutable file can be neither changed nor linked. One with several names waits for all."""
-        if node.links < 2 or target.fd is None:
-            set_flags(target, node, self.report)
-        elif linux_flags(node):
-            self._flagged.append((folder.place, name, node, os.fstat(target.fd)))
 
     def _set_flags_of_linked(self, top: Folder) -> None:
         for place, name, node, status in self._flagged:
@@ -454,10 +452,12 @@ class Extraction:
     def _dress(self, target: Target, node: Znode, error: ZkeepError | None) -> None:
         if error is not None:
             self.report.lost.append((target.path, error))
-        dress(target, node, self._xattrs(node), self.report)
-
-    def _xattrs(self, node: Znode) -> Iterable[tuple[bytes, Value]]:
-        return each_xattr(self.filesystem, node) if node.packed_xattrs or node.xattr_folder else ()
+        dress(
+            target,
+            node,
+            each_xattr(self.filesystem, node) if node.packed_xattrs or node.xattr_folder else (),
+            self.report,
+        )
 
 
 def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, bytes] | None:

@@ -222,13 +222,10 @@ def _clear(fd: int) -> None:
         with suppress(OSError):
             inner = os.open(process, FOLDER, dir_fd=fd)
             try:
-                _clear_process(inner)
+                for name in map(os.fsencode, os.listdir(inner)):
+                    mode = os.stat(name, dir_fd=inner, follow_symlinks=False).st_mode if _MADE.fullmatch(name) else 0
+                    if mode and not stat.S_ISDIR(mode):
+                        os.unlink(name, dir_fd=inner)
             finally:
                 os.close(inner)
             os.rmdir(process, dir_fd=fd)
-
-
-def _clear_process(fd: int) -> None:
-    for name in map(os.fsencode, os.listdir(fd)):
-        if _MADE.fullmatch(name) and not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=fd)

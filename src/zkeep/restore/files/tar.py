@@ -20,7 +20,7 @@ from typing import BinaryIO
 from unicodedata import is_normalized
 
 from zkeep.errors import ZkeepError
-from zkeep.format.acl import Ace, BadAcl, decode
+from zkeep.format.acl import BadAcl, decode
 from zkeep.format.znode import Znode
 from zkeep.restore.files.report import Report
 from zkeep.restore.files.sparse import Gathered
@@ -228,29 +228,22 @@ def _text(name: bytes) -> str:
 
 def _records(filesystem: Filesystem, path: bytes, node: Znode, report: Report) -> dict[bytes, bytes]:
     """The records of the extended header of a file."""
-    records = {b"mtime": _decimal(node.mtime)}
+    # Nanoseconds as seconds; the sign is the whole number's, so that -0.5 is half a second before 1970
+    records = {b"mtime": (b"%s%d.%09d" % (b"-" * (node.mtime < 0), *divmod(abs(node.mtime), _SECOND)))}
     for name, value in each_xattr(filesystem, node):
         if isinstance(value, ZkeepError):
             report.lacks(path, name, value)
             continue
-        records[b"SCHILY.xattr." + _keyword(name)] = value
+        # Escape what would end a keyword, as GNU tar does
+        records[b"SCHILY.xattr." + name.replace(b"%", b"%25").replace(b"=", b"%3D")] = value
         if name in _POSIX_ACLS and (text := _posix_acl(value)):
             records[_POSIX_ACLS[name]] = text
     if node.has_acl:
         with suppress(BadAcl):
-            aces = ",".join(_with_number(ace) for ace in decode(node.acl, node.order))
+            # Write an entry of an NFSv4 ACL as bsdtar and star do: with the number at the end, as names can differ
+            aces = ",".join((f"{ace}:{ace.who}" if ace.who >= 0 else str(ace)) for ace in decode(node.acl, node.order))
             records[b"SCHILY.acl.ace"] = aces.encode()
     return records
-
-
-def _decimal(time: int) -> bytes:
-    """Nanoseconds as seconds; the sign is the whole number's, so that -0.5 is half a second before 1970."""
-    return b"%s%d.%09d" % (b"-" * (time < 0), *divmod(abs(time), _SECOND))
-
-
-def _keyword(name: bytes) -> bytes:
-    """Escape what would end a keyword, as GNU tar does."""
-    return name.replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
 def _posix_acl(value: bytes) -> bytes:
@@ -266,11 +259,6 @@ def _posix_acl(value: bytes) -> bytes:
 def _posix_entry(tag: int, access: int, who: int) -> str:
     letters = "".join(c if access & bit else "-" for c, bit in (("r", 4), ("w", 2), ("x", 1)))
     return f"{_POSIX_TAGS[tag]}:{who if tag & _POSIX_NAMED else ''}:{letters}"
-
-
-def _with_number(ace: Ace) -> str:
-    """Write an entry of an NFSv4 ACL as bsdtar and star do: with the number at the end, as names can differ."""
-    return f"{ace}:{ace.who}" if ace.who >= 0 else str(ace)
 
 
 def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:

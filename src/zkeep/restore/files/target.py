@@ -180,7 +180,13 @@ class Folder:
                 drop_inherited_acls(found.fd)
             else:
                 found._unlock()
-            return self._pin(found)
+            # Remember the inode of a folder, if it lies where others could put another one in its place
+            if not is_exposed(self.fd):
+                return found
+            found.place = Place(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
+            if len(self._shared.pinned) < _PINNED_MOST and found.path not in self._shared.pinned:
+                self._shared.pinned[found.path] = os.dup(found.fd)
+            return found
         except BaseException:
             os.close(found.fd)
             raise
@@ -216,19 +222,16 @@ class Folder:
             try:
                 fd = os.open(name, FOLDER, dir_fd=self.fd)
             except PermissionError:
-                self._make_readable(name)
+                # Change the mode of a folder of ours that we may not open. Raises OSError if it is not ours.
+                found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+                change_mode(name, self.fd, stat.S_IMODE(found.st_mode) | _ALL)
+                self._shared.modes.setdefault(self.below(name), stat.S_IMODE(found.st_mode))
                 fd = os.open(name, FOLDER, dir_fd=self.fd)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise Refused("something else is there") from None
             raise
         return Folder(fd, Place(self.below(name), self.place.seen), self._shared)
-
-    def _make_readable(self, name: bytes) -> None:
-        """Change the mode of a folder of ours that we may not open. Raises OSError if it is not ours."""
-        found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        change_mode(name, self.fd, stat.S_IMODE(found.st_mode) | _ALL)
-        self._shared.modes.setdefault(self.below(name), stat.S_IMODE(found.st_mode))
 
     def _unlock(self) -> None:
         """Make a folder of ours writable, until restore_mode()."""
@@ -242,15 +245,6 @@ class Folder:
         mode = self._shared.modes.pop(self.path, None)
         if mode is not None:
             os.fchmod(self.fd, mode)
-
-    def _pin(self, found: Folder) -> Folder:
-        """Remember the inode of a folder, if it lies where others could put another one in its place."""
-        if not is_exposed(self.fd):
-            return found
-        found.place = Place(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
-        if len(self._shared.pinned) < _PINNED_MOST and found.path not in self._shared.pinned:
-            self._shared.pinned[found.path] = os.dup(found.fd)
-        return found
 
     # Names in it
 

@@ -65,7 +65,10 @@ class AuthenticatingFilter:
         for event in events:
             # The outer header is not put aside: it is rebuilt, and goes out with the first authentic substream.
             if isinstance(event, Package):
-                self._open(event)
+                sanitized = sanitize(event, self._allowed)
+                self._on_header(sanitized)
+                self._writer = Writer(event.byteorder)
+                self._header = sanitized.written(self._writer)
             elif isinstance(event, SubBegin):
                 self._check_begin(event)
                 self._aside.write(event.header + event.payload)
@@ -74,12 +77,6 @@ class AuthenticatingFilter:
             elif isinstance(event, SubEnd):
                 self._aside.write(event.header)
             yield event
-
-    def _open(self, package: Package) -> None:
-        sanitized = sanitize(package, self._allowed)
-        self._on_header(sanitized)
-        self._writer = Writer(package.byteorder)
-        self._header = sanitized.written(self._writer)
 
     def _check_begin(self, event: SubBegin) -> None:
         """Refuse what could not be authenticated, before it is received."""

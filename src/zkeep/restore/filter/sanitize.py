@@ -129,18 +129,15 @@ class _Sanitizer:
             if isinstance(guid := old.get(name), int) and _is_guid(guid):
                 new.set(name, guid, NvType.UINT64)
         if outlined.has_properties or outlined.is_encroot:
-            new.set("props", self._with_keylocation(outlined))
+            # zfs receive aborts where an encryption root has none; a path of the sender's choice is not passed on
+            props = self._props(outlined.name, outlined.nvlist.get("props"))
+            if outlined.is_encroot:
+                props.set("keylocation", "prompt", NvType.STRING)
+            new.set("props", props)
         if outlined.is_encroot:
             new.set("is_encroot", True, NvType.BOOLEAN)
         self._snapshots(outlined, new)
         return new
-
-    def _with_keylocation(self, outlined: PackageDataset) -> NvList:
-        """zfs receive aborts where an encryption root has none; a path of the sender's choice is not passed on."""
-        props = self._props(outlined.name, outlined.nvlist.get("props"))
-        if outlined.is_encroot:
-            props.set("keylocation", "prompt", NvType.STRING)
-        return props
 
     def _snapshots(self, outlined: PackageDataset, new: NvList) -> None:
         snaps, props, holds = NvList(), NvList(), NvList()

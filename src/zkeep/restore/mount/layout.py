@@ -77,7 +77,11 @@ class _Map:
         "By folder: names that are child datasets or lead to one, and the inode number if the folder has to be made up."
         for place in places:
             self._add(place.path, place.top)
-            self._lead(place.path)
+            path = place.path
+            while path:
+                path, _, name = path.rpartition(b"/")
+                number = _MADE_NUMBER - len(self.leads)
+                self.leads.setdefault(path, {}).setdefault(name, number)
         for place in places:
             if place.others is not None:
                 self._control(place.path, place.others)
@@ -91,12 +95,6 @@ class _Map:
             self.control[_below(path, inner)] = number, names if inner == CONTROL else [b"snapshot"]
         for name, other in zip(names, others, strict=True):
             self._add(_below(path, CONTROL + b"/" + name), other)
-
-    def _lead(self, path: bytes) -> None:
-        while path:
-            path, _, name = path.rpartition(b"/")
-            number = _MADE_NUMBER - len(self.leads)
-            self.leads.setdefault(path, {}).setdefault(name, number)
 
     def holder(self, path: bytes) -> tuple[bytes, bytes]:
         """The path of the snapshot in which a path lies, and the rest of it.

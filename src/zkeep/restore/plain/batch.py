@@ -110,7 +110,10 @@ class Verifier:
             kinds[written] = dnode.type
         spilled = mine[rtypes == RecordType.SPILL]
         if len(spilled):
-            leaves[spilled], kinds[spilled] = self._spill(obj), dnode.bonustype
+            if len(obj.spill) != 1:
+                raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its spill block is gone")
+            spill: Array = obj.spill[0]
+            leaves[spilled], kinds[spilled] = spill, dnode.bonustype
         # An OBJECT brings the decrypted bonus, padded to 8 bytes; the FREE behind it begins after the last block.
         if rtypes[0] == RecordType.OBJECT:
             sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
@@ -133,12 +136,6 @@ class Verifier:
         if not np.array_equal(found["offset"], offsets):
             raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its blocks changed while they were read")
         return found
-
-    def _spill(self, obj: VerifiedObject) -> Array:
-        if len(obj.spill) != 1:
-            raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its spill block is gone")
-        spill: Array = obj.spill[0]
-        return spill
 
     def _sized(
         self, steps: Array, objects: dict[int, VerifiedObject], leaves: Array, kinds: Array, sizes: Array

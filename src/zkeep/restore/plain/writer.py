@@ -66,20 +66,19 @@ class PlainWriter:
         ahead: deque[_Chunk] = deque()
         for batch in (batch for steps in plans for batch in self._verifier.batches(steps)):
             for first, last in cuts(batch):
-                ahead.append(self._submit(batch, first, last))
+                # Begin a chunk: make its headers, and let threads fill in the blocks
+                layout = Layout(batch, first, last)
+                buffer = self._out.space(layout.size)
+                self._headers.make(buffer, layout)
+                fill = partial(self._fill, batch, buffer)
+                ahead.append(
+                    _Chunk(layout, buffer, [self._threads.submit(fill, *portion) for portion in _portions(layout)])
+                )
                 if len(ahead) > 1:
                     self._finish(ahead.popleft())
         self._verifier.finish()
         while ahead:
             self._finish(ahead.popleft())
-
-    def _submit(self, batch: Batch, first: int, last: int) -> _Chunk:
-        """Begin a chunk: make its headers, and let threads fill in the blocks."""
-        layout = Layout(batch, first, last)
-        buffer = self._out.space(layout.size)
-        self._headers.make(buffer, layout)
-        fill = partial(self._fill, batch, buffer)
-        return _Chunk(layout, buffer, [self._threads.submit(fill, *portion) for portion in _portions(layout)])
 
     def _finish(self, chunk: _Chunk) -> None:
         for filled in chunk.filled:
