@@ -195,6 +195,8 @@ def fields_of(
     """The fields of a file's attributes, from its status. `birth`: in nanoseconds, 0 if it is not known."""
     times = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
     device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    # FUSE and many filesystems know no time of birth: then the earliest of the others stands for it. Devices are packed
+    # as ZFS does: the major number above 20 bits of the minor one.
     return FileFields(
         status.st_mode,
         status.st_uid,

@@ -126,10 +126,12 @@ class Exclusions:
     def _why_not(self, prefix: bytes, entry: Seen, device: int) -> str | None:
         status, options = entry.stat, self.options
         if status is not None:
+            # The pool must not be stored in itself: each snapshot would make the next one larger.
             if (status.st_dev, status.st_ino) in options.own:
                 return "it is the pool's own folder"
             if options.one_file_system and entry.kind != FOLDER and status.st_dev != device:
                 return "it is on another file system"
+            # Only plain files are large: a folder's size is that of its list.
             large = options.larger_than is not None and status.st_size > options.larger_than
             if large and entry.kind == stat.S_IFREG >> 12:
                 return f"it is larger than {options.larger_than} bytes"
@@ -178,11 +180,13 @@ def parse_patterns(lines: Sequence[str]) -> list[Rule]:
 
     found = []
     for line in lines:
+        # Spaces at the end do not count unless they are escaped; a file from Windows ends its lines with a return.
         text = line.rstrip(" \r") if not line.endswith("\\ ") else line
         try:
             pattern = GitIgnoreSpecPattern(text.rstrip("/"))
         except ValueError:
             raise WrongUsage(f"{line!r} is no pattern of gitignore") from None
+        # Empty lines and comments are no patterns; the rest is kept in order, as the last match decides.
         if pattern.include is not None:
             found.append(Rule(text, pattern, bool(pattern.include), text.endswith("/")))
     return found
@@ -214,6 +218,7 @@ def mounts_of_zkeep(path: str = "/proc/self/mountinfo") -> frozenset[int]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as source:
             for line in source:
+                # A line is: id, parent, major:minor, root, mount point, options ... - type, source, options.
                 fields, _, kind = line.partition(" - ")
                 if kind.startswith("fuse.zkeep "):
                     major, _, minor = fields.split(" ")[2].partition(":")

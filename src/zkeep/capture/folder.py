@@ -134,10 +134,12 @@ class FolderWriter:
         found = set(self._scan.seen) if waiting else set()
         alone = {n.number for n in self._scan.written if n.number and n.kind != FOLDER and n.inode is None}
         while waiting:
+            # Go through the last snapshot's folders, from the one that cannot be read down.
             above = waiting.pop()
             for entry in tree.names(above):
                 is_folder = tree.znode(entry.number).is_folder
                 if entry.number in (found if is_folder else alone):
+                    # It was seen under its new name, so the name here is an old one: drop it from the kept folder.
                     self._objects.moved_out.setdefault(above, set()).add(entry.name)
                     continue
                 if is_folder and entry.number not in self._scan.seen:
@@ -161,11 +163,13 @@ class FolderWriter:
         Files that have only names left in folders that cannot be read, and had others: how many there are, and in
         which folder, changed. And such folders, from which something was moved away.
         """
+        # Folders that stay as they were, but lose what was found elsewhere.
         for number in sorted(self._objects.moved_out.keys() - {node.number for node in self._scan.written}):
             assert base is not None
             yield self._objects.without_moved(base.object(number))
         written = {names[0].number for names in self._scan.links.values()}
         written |= {node.number for node in self._scan.written if node.kind != FOLDER}
+        # Files that stay as they were, but have gained or lost names: their link count and parent follow.
         for number in sorted(self._kept_in.keys() - written):
             assert base is not None
             assert tree is not None

@@ -97,11 +97,13 @@ def snapshot_of(
         return
     with ExitStack() as stack:
         try:
+            # Find out which of btrfs, LVM and ZFS can make the snapshot, and whether it would have all of the folder.
             keeper = _keeper(path, kind, run, _mounts(mounts))
             _check_whole(path, keeper, _mounts(mounts), one_file_system)
             stack.enter_context(_hangup_is_an_end())
             there = stack.enter_context(_kept(keeper, warn))
         except Refused as error:
+            # Asked for by name it must work; else files are read as they are, with a warning.
             if kind != "auto":
                 raise Refused(f"no snapshot of the file system of {shown(path)}: {error}") from None
             warn(f"warning: no snapshot of the file system is taken, files are read as they are: {error}")
@@ -112,6 +114,7 @@ def snapshot_of(
 @contextmanager
 def _kept(keeper: Keeper, warn: Warn) -> Iterator[str]:
     """Make a snapshot; remove it in the end, and do not let a second signal interrupt that."""
+    # A snapshot that an earlier call left takes up disk space until somebody removes it.
     for left, way in keeper.names():
         if _is_leftover(left):
             warn(f"warning: {shown(left)} is a snapshot that an earlier call could not remove: {way}")
@@ -181,6 +184,7 @@ def _mounts(path: str) -> list[Mount]:
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}") from None
     for line in lines:
+        # A line is: id, parent, major:minor, root, mount point, options ... - type, source, options.
         fields, _, more = line.partition(" - ")
         kind, source = more.split(" ")[:2]
         root, point = fields.split(" ")[3:5]

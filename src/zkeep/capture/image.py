@@ -112,10 +112,12 @@ def _open(name: SnapshotName, source: str, size: int) -> tuple[int, int]:
     mode = os.fstat(fd).st_mode
     length = 0
     with suppress(OSError):
+        # stat() gives 0 for a block device; the end of it is where seeking gets to.
         length = os.lseek(fd, 0, os.SEEK_END)
     why = ""
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         why = f"{name.dataset} is a volume: name a disk image or a block device"
+    # A larger source than the volume would be cut off; a smaller one is filled up with a hole.
     elif length > size:
         why = f"it has {length} bytes, the volume {size}: zkeep set volsize={length} {name.dataset}"
     if why:

@@ -182,11 +182,13 @@ class ObjectWriter:
         with reading():
             fd = open_file(node.name, folder)
         try:
+            # A file that changes while it is read is read again, up to a few times; the last attempt takes it as it is.
             for attempt in range(ATTEMPTS):
                 marks = len(self.attributes.pending), len(self._result.extras), self.attributes.next_number
                 try:
                     return self._write_content(node, fd, folder, last=attempt == ATTEMPTS - 1)
                 except Changed:
+                    # Forget the extended attributes that the attempt had begun.
                     self._take_back(*marks)
         finally:
             os.close(fd)
@@ -304,11 +306,13 @@ class ObjectWriter:
         """A link, device, fifo or socket: all of it is attributes."""
         with reading():
             status = os.stat(node.name, dir_fd=folder, follow_symlinks=False)
+            # The scan was some time ago: the name may lead to something else by now.
             if stat.S_IFMT(status.st_mode) >> 12 != node.kind:
                 raise OSError(0, "something else has its name now")
             target = os.readlink(node.name, dir_fd=folder) if node.kind == LINK else None
             fields = self._fields(node, status, len(target or b""), folder)
             fields.target = target
+            # Links and devices cannot be opened for their attributes, so they are named, through the open folder.
             place = f"/proc/self/fd/{folder}/{os.fsdecode(node.name)}"
             bonus, spill = self.attributes.encode(node.number, fields, self._xattrs(node, place))
         self._writer.write(ObjectChange(node.number, ObjectType.PLAIN_FILE, 512, 0, bonus=bonus, spill=spill))

@@ -286,15 +286,19 @@ def load(path: Path, mark: dict[str, Any]) -> Previous | None:
             status = os.fstat(source.fileno())
             if not stat.S_ISREG(status.st_mode) or source.readline(len(MAGIC)) != MAGIC:
                 return None
+            # A line of JSON says which snapshot the rows are of, and how many there are.
             head = json.loads(source.readline(1 << 16))
             root, count, extra = (int(head.pop(name)) for name in ("root", "rows", "extras"))
+            # A cache of another snapshot would call changed files unchanged.
             if head != mark or min(root, count, extra) < 0:
                 return None
+            # Rows and extras are arrays behind it, to the byte.
             if count * ROW.itemsize + extra * EXTRA.itemsize != status.st_size - source.tell():
                 return None
             rows = np.frombuffer(source.read(count * ROW.itemsize), ROW)
             extras = np.frombuffer(source.read(extra * EXTRA.itemsize), EXTRA)
             return Previous(rows, extras, root)
+    # It is only a cache: without it, every file is read.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 

@@ -57,6 +57,7 @@ def file_changes(scan: Scan, tree: Filesystem | None) -> Iterator[FileChange]:
                 gone += list(_lost(scan, tree, node, paths, moved))
     yield from gone
     for node in scan.written:
+        # Whatever has a number was there before; what is new gets its number later.
         what = "M" if tree is not None and node.number else "+"
         yield moved.get(node.number) or FileChange(what, KINDS.get(node.kind, "file"), node.path)
 

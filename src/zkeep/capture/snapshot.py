@@ -76,6 +76,7 @@ def new_snapshot(pool: Pool, name: SnapshotName) -> tuple[NewSnapshot, int]:
         compress = compressor(compression)
     except ValueError as error:
         raise Refused(f"cannot create snapshot {name}: {error}: set another") from None
+    # A stream must say which features its blocks need, so that a receiver without them refuses it.
     features = Feature(0)
     if recordsize > LARGE:
         features |= Feature.LARGE_BLOCKS
@@ -223,9 +224,11 @@ def _matched(tree: Filesystem, top: int) -> Previous:
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
     """Name the state that is there: what was written where it is mounted, what the last snapshot has, or nothing."""
     with pool.transaction() as t:
+        # What a read-write mount committed has no name yet: it gets this one, and nothing else is to be done.
         made = head.give_name(pool, t, name)
     if made is not None:
         return made
+    # Otherwise the new snapshot has the contents of the last one, under a new name.
     last = next(reversed(pool.snapshots(pool.dataset(name.dataset))), None)
     if last is not None and last.doc.get(STEP):
         raise Refused(
@@ -233,6 +236,7 @@ def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
             "run that again, or destroy it"
         )
     new, _ = new_snapshot(pool, name)
+    # A volume without an image, and a filesystem without files, still need their fixed objects.
     if pool.dataset(name.dataset).is_volume:
         return take_image(pool, new, None, get_key)[0]
 

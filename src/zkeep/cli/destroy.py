@@ -45,6 +45,7 @@ def destroy_verb(
         zkeep destroy vault/home@monday,tuesday
         zkeep destroy -r vault/old
     """
+    # The mark in the name says what it is: # a bookmark, @ snapshots, none a dataset.
     if "#" in name:
         _destroy_bookmark(BookmarkName.parse(name), dry_run)
         return
@@ -57,6 +58,7 @@ def destroy_verb(
     options = destroy.Options(recursive or clones, clones, defer)
     with opened(dataset) as pool:
         view = View(pool)
+        # Plan first: the plan is what -n and -v show, and what is carried out.
         plan = (
             destroy.plan_snapshots(view, dataset, spec, options)
             if mark

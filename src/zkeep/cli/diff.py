@@ -56,6 +56,7 @@ def _line(change: Change, classify: bool, scripted: bool, timestamp: bool, plain
     if classify:
         parts.append(change.letter.encode())
     text = shown(change.path)
+    # Columns are those of zfs diff -t and -F, so that scripts for it read ours.
     if change.renamed is not None:
         text += (b"\t" if scripted else b" -> ") + shown(change.renamed)
     parts.append(text)

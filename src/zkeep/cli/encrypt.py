@@ -55,6 +55,7 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
     with opened(target) as pool:
         taken = _Taken(pool, target, local, Sink())
         try:
+            # Two passes: the stream is stored encrypted, then sent raw. With contents=metadata it leaves step by step.
             taken.receive(local, asked)
         except BrokenPipeError:
             raise TryAgain("cannot encrypt: nobody reads the stream any more; nothing is kept: run it again") from None

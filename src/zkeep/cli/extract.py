@@ -132,6 +132,7 @@ class Request:
         from zkeep.tree.filesystem import Filesystem
 
         started = time.monotonic()
+        # How much there is to do is known for a whole snapshot only.
         shows = Meter(0 if self.paths else _logical(opened)) if sys.stderr.isatty() else None
         note = partial(_note, place) if self.verbose else None
         options = ExtractOptions(force=self.force, on_progress=shows or (lambda progress: None), note=note)
@@ -141,6 +142,7 @@ class Request:
         finally:
             if shows:
                 shows.end()
+        # What was done, in one line; what could not be, from _conclude().
         if self.verbose:
             done = work.progress
             of = f"{place}: " if place else ""

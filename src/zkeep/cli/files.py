@@ -222,6 +222,7 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
     with opened_snapshot(arguments, key_locations) as (opened, paths):
         sys.stdout.flush()
         sys.stdout.fileno()  # that there is none is no matter of one file
+        # A volume has one content and no paths.
         if opened.is_volume:
             _has_no_paths(paths)
             volume = Volume(opened)
@@ -231,6 +232,7 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
             raise WrongUsage("name the files to write")
         filesystem = Filesystem(opened)
         errors = Errors()
+        # A file that cannot be read is reported, and the others are written.
         for path in _found(filesystem, paths, errors):
             with _spared(errors, path):
                 node = filesystem.lookup(path, follow=True)

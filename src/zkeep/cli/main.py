@@ -229,16 +229,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _report(error: BaseException) -> int:
+    # A verb that ended itself has said all.
     if isinstance(error, SystemExit | click.exceptions.Exit):
         code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
         return code if isinstance(code, int) else 1
+    # The reader went away: that needs no message, but it was not done.
     if isinstance(error, BrokenPipeError):
         return TryAgain.status
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         print(error.format_message(), file=sys.stderr)
         return 2
+    # Everything else is one line and a status.
     text, status = _explain(error)
     say(text)
+    # Tools that drive zfs look for its usage lines.
     if program() != "zkeep" and isinstance(error, click.UsageError):
         _say_usage(error)
     if isinstance(error, Interrupted):

@@ -50,6 +50,7 @@ def create_verb(
     asked, others = encryption.split(settings(options))
     kind, shape = _volume(name, volume, sparse, blocksize, others)
     with opened(dataset) as pool:
+        # Make the keys before the dataset: a wrong option or a passphrase that is not repeated leaves nothing.
         keys = encryption.new_keys(pool, dataset, asked) if not (parents and pool.find(dataset)) else None
         if kind == "volume" and keys is None and not pool.find(dataset):
             raise Refused(
@@ -60,6 +61,7 @@ def create_verb(
         lines = namespace.create(pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also)
         if not dry_run:
             note_settings(pool, [dataset], others)
+        # As with zfs, the key of a new encryption root is loaded.
         if keys is not None and keys.is_root and not dry_run:
             with pool.afterwards(f"{name} is made", f"zkeep load-key {name}"):
                 client.load(pool.doc["guid"], pool.dataset(dataset).id, keys.wrapping_key)
@@ -81,8 +83,10 @@ def _volume(
         size = parse_size(volume)
     except ValueError as error:
         raise WrongUsage(f"bad volume size {shown(str(error))}: it is a number, like 512M or 20G") from None
+    # The rules of ZFS for volblocksize and volsize.
     if blksz & (blksz - 1) or not 512 <= blksz <= 16 << 20:
         raise Refused(f"cannot create '{name}': 'volblocksize' must be power of 2 from 512B to 16M")
+    # A volume has whole blocks.
     size = -(-size // blksz) * blksz
     if not 0 < size < 1 << 63:
         raise Refused(f"cannot create '{name}': volume size must be greater than zero, and less than 8E")

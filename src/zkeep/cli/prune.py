@@ -96,6 +96,7 @@ def _prune_one(
             way = f"zkeep set retention=hourly=24,daily=30 {dataset.name}"
             raise Refused(f"cannot prune {dataset.name}: no retention is set: {way}")
         return False
+    # Decided for all snapshots at once: which rule keeps one depends on the others.
     decision = prune.consider(view, dataset, policy, now)
     if wanted.as_json:
         found[dataset.name.text] = {
@@ -104,6 +105,7 @@ def _prune_one(
         }
     else:
         will = "would" if wanted.dry_run else "will"
+        # Say what is kept and why with -v, and what goes with -v or -n.
         for verdict in decision.verdicts:
             if verdict.reasons and wanted.verbose:
                 click.echo(f"keep {verdict.snapshot.name}: {', '.join(verdict.reasons)}")

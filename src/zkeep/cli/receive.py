@@ -62,6 +62,7 @@ def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str,
     tell, arrived = _arrival_printer(call.dry_run, meter) if call.verbose else None, _Arrived()
     call.check(name, sets=bool(options or exclude))
     asked, given, excluded = _wishes(options, exclude)
+    # Options of zfs receive become one object, which is checked here and carried out below.
     wanted = ReceiveOptions(
         dry_run=call.dry_run,
         resumable=call.resumable,
@@ -80,6 +81,7 @@ def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str,
         raise Refused("cannot receive: a stream is not read from a terminal; redirect standard input")
     widen(0)
     with opened(name) as pool, stream_input() as source:
+        # -c heals damaged records of a snapshot that is there, and receives nothing new.
         if call.corrective:
             return _heal(pool, source, name, call)
         with arrived.pruned(pool), _explained(target), meter or nullcontext():
@@ -185,6 +187,7 @@ def _heal(pool: Pool, source: BinaryIO, name: Name, call: _Letters) -> None:
     if call.verbose:
         verb = "would heal" if call.dry_run else "healed"
         click.echo(f"{verb} {done.healed} of {done.damaged} damaged records of {name}")
+    # All that is left is named; the first one with the status.
     for line in done.left[1:]:
         say(f"cannot heal {name}: {line}")
     if done.left:
@@ -199,6 +202,7 @@ def _arrival_printer(dry_run: bool, meter: Received | None) -> Callable[[Arrival
             meter.clear()
         if arrival.ignored:
             click.echo(f"snap {arrival.kept} already exists; ignoring")
+        # Called twice for a snapshot: when it begins, and when it is there.
         elif arrival.bytes is None:
             verb = "would receive" if dry_run else "receiving"
             kind = "incremental" if arrival.incremental else "full"

@@ -70,15 +70,18 @@ def snapshot_verb(
         raise WrongUsage("-n, -v, -j, --one-file-system, --fs-snapshot and --exclude... go with --from")
     if source.source is not None and (recursive or len(names) > 1):
         raise WrongUsage("--from takes one snapshot, without -r")
+    # Snapshots of several pools may be named: each pool is opened by itself.
     for text in names:
         name = SnapshotName.parse(text)
         with opened(name) as pool:
+            # In a process that serves a client there are no keys.
             if pool.scope is not None:
                 raise Refused(f"cannot create snapshot {pool.dataset(name.dataset).name}@{name.name}: {_NO_KEY}")
             taken, incomplete = _take(pool, name, source, recursive, locations)
             if local and taken:
                 with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
                     namespace.set_properties(pool, [name], local)
+            # Retention may drop older ones now; that some files are missing is said last, as it does not undo anything.
             prune_taken(pool, taken)
             if incomplete:
                 raise incomplete
@@ -108,6 +111,7 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
         if pool.find_snapshot(dataset.name.snapshot(name.name)):
             raise Refused(f"cannot create snapshot {dataset.name}@{name.name}: dataset already exists")
     keys = keys_from(locations)
+    # Where a dataset is mounted read-write, its mount writes what it holds back, and waits.
     with committed(pool, wanted, f"cannot create snapshot {name}"):
         for dataset in wanted:
             take_state(pool, dataset.name.snapshot(name.name), keys)

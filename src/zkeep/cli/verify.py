@@ -65,6 +65,7 @@ def verify_verb(
     if not arguments and "prompt" in key_locations:
         raise WrongUsage("-L prompt reads standard input, on which the stream comes: name a file with -L file:///path")
     get_key = keys_from(key_locations)
+    # Without a name it is a filter: what is authentic in the stream goes on to standard output.
     if not arguments:
         from zkeep.cli.verify_filter import pass_on
 
@@ -169,6 +170,7 @@ def check_snapshot(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -
     except Damaged as error:
         raise Damaged(str(error) if name in str(error) else f"{name}: {error}") from None
     seconds = max(time.monotonic() - started, 1e-6)
+    # Without encryption there are no MACs: then checksums say that it is whole, not that nobody changed it.
     how = "authentic" if opened.begin.raw else "whole (it is not encrypted)"
     rate = nice(int(done.bytes / seconds))
     apart = f", {done.elsewhere} blocks are not here" if done.elsewhere else ""

@@ -44,11 +44,14 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
     if sys.stdout.isatty():
         raise Refused("cannot pass a stream on: it is not written to a terminal; redirect standard output")
     meter = Received() if sys.stderr.isatty() else None
+    # What the header may keep: properties and holds are not authenticated by the stream.
     allowed, say = Allowed.of(allow), _sayer(verbose, meter)
     widen(0)
     with ExitStack() as stack:
+        # An increment is checked against its source, which is received from --base into a pool of its own.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
         pool = stack.enter_context(received([_file(text, Path(folder), n) for n, text in enumerate(bases)]))
+        # A snapshot goes on only after all of it was verified: meanwhile its records lie in this file.
         aside = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(prefix="zkeep-")))
         source = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
 

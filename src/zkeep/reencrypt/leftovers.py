@@ -38,6 +38,7 @@ class Partial:
     def fields(self, translator: Translator) -> Doc:
         """Where it goes on behind what the translator has written."""
         begin, (at, offset) = self.begin, translator.point or (1, 0)
+        # What zfs send -t takes: the sender goes on behind the object and offset that are stored here.
         token = Token(
             toname=begin.name.decode("utf-8", "surrogateescape"),
             toguid=begin.toguid,

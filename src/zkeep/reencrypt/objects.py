@@ -267,14 +267,17 @@ class Translator:
     def _take(self, head: _Head, joiner: BlockJoiner, record: Record) -> Iterator[Block]:
         if record.type == RecordType.REDACT:
             raise Refused("the stream is redacted: what it lacks cannot be encrypted: send it without --redact")
+        # A spill block is the object's own, not part of its data; some senders mark it by an impossible offset.
         if record.type == RecordType.SPILL or (
             record.type == RecordType.WRITE_EMBEDDED and record.fields[1] >= NO_OFFSET
         ):
             self._spill(head, record)
             return
+        # When the room is used up, the transaction group ends and is committed, so that memory stays bounded.
         self._room -= len(record.payload)
         self.bytes += len(record.payload)
         self._blocks -= 1
+        # Where a resumed stream has to begin, if this one breaks off.
         if record.type != RecordType.FREE:
             self.point = record.fields[0], record.fields[1]
         yield from joiner.add(record)

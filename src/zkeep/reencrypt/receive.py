@@ -229,7 +229,9 @@ class Reencryption:
         begin = substream.event.begin
         found = self._keys(pool, substream, base)
         made_for = pool.find(substream.target.name) is None
+        # Where the stream says plain, the dataset is encrypted from its first transaction group on.
         target = _encrypted_target(substream.target, found.fields)
+        # If what is received leaves at once, each transaction group is a snapshot of its own until it was sent.
         if self._follower is not None:
             target = replace(target, snapshot_fields={**target.snapshot_fields, STEP: True, UNSENT: True})
         zstd = Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
@@ -250,14 +252,17 @@ class Reencryption:
         """
         target = substream.target
         dataset = pool.find(target.name)
+        # An increment keeps its source's keys; a clone shares its origin's.
         if base is not None:
             fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
             return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, base.dataset, target), fields)
+        # An empty dataset that was created with a key gets its first contents.
         if dataset is not None and dataset.doc.get("crypt") and any(keyrecords.of_dataset(pool, dataset)):
             return NewKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
         try:
             return self.source.for_new(pool, target.name, top=substream.top)
         except Refused as error:
+            # Where a blind pool may not take plain streams either, say the way that works without a key.
             if View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on":
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
             raise
@@ -311,12 +316,14 @@ def _source_of(pool: Pool, begin: Begin, target: Target) -> Snapshot | None:
     if not begin.fromguid:
         return None
     dataset = pool.find(target.name)
+    # A clone's source is a snapshot of another dataset.
     wants_new = bool(begin.flags & BeginFlag.CLONE) or target.origin is not None
     if dataset is None or wants_new:
         where = f"cannot receive incremental stream into {target.name}"
         found: Snapshot | None = clone_source(pool, where, begin, target)
     else:
         found = _source_in(pool, begin, dataset)
+    # Only what was encrypted here can be followed: the blocks of the increment are encrypted with the same keys.
     if found is None or found.doc.get(REENCRYPTED) or found.doc.get(MADE_HERE):
         return found
     why = "was received raw, so the increment must be raw, too: zfs send -w -i"

@@ -64,6 +64,7 @@ class Records:
         while True:
             try:
                 event = next(events)
+            # What came whole before the stream broke off is kept, if it can be resumed later.
             except (BadStream, OSError, KeyboardInterrupt) as error:
                 if not self._keeps:
                     raise

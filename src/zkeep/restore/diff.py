@@ -98,12 +98,14 @@ class _Side:
         """
         found: dict[int, list[tuple[int, bytes]]] = {}
         folders, seen = [self.filesystem.root], {self.filesystem.root}
+        # Walk down from the root, each folder once: a forged tree may lead round in circles.
         while folders:
             folder = folders.pop()
             for name, node in self._inside(folder):
                 if node.is_folder and node.parent == folder and node.number not in seen:
                     seen.add(node.number)
                     folders.append(node.number)
+                # The file says that it lies elsewhere, so this name is another hard link of it.
                 elif node.parent != folder:
                     found.setdefault(node.number, []).append((folder, name))
         return found
@@ -152,6 +154,7 @@ def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[Change]:
 
 
 def _compare(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[Change]:
+    # Only one side has the file: it was made or removed.
     if was is None or now is None:
         if now is not None:
             yield Change("+", *now)
@@ -159,14 +162,18 @@ def _compare(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -
             yield Change("-", *was)
         return
     (old, old_path), (new, new_path) = was, now
+    # ZFS gives a freed object number to a new file: another generation or type is another file.
     if old.generation != new.generation or stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
         yield Change("-", old, old_path)
         yield Change("+", new, new_path)
+    # A file whose ctime is the same did not change, even if its dnode was moved or compressed again.
     elif old.ctime != new.ctime:
+        # A folder's links count its subfolders, which are reported themselves.
         links = 0 if old.is_folder else new.links - old.links
         if links:
             yield Change("M", new, old_path if links > 0 else new_path, links=links)
         elif old_path == new_path:
             yield Change("M", new, new_path)
+        # Same file, another path.
         else:
             yield Change("R", new, old_path, renamed=new_path)

@@ -125,6 +125,7 @@ class _Verifier:
         """Rebuild the MAC trees of a block of dnodes here, and share out its data; stop if an earlier place failed."""
         try:
             for portion in _portions(self._opened, number):
+                # What comes later cannot be the first failure any more.
                 if self._failed and min(self._failed) < portion.place:
                     return
                 if self._is_shared:
@@ -154,6 +155,7 @@ def _portions(opened: OpenSnapshot, number: int) -> Iterator[Portion]:
 def _is_large(opened: OpenSnapshot, number: int) -> bool:
     """Whether the objects of a block of dnodes have more data blocks than one portion, as far as their rows say."""
     try:
+        # The rows of the table are not authenticated; here they only decide who does the work.
         size = opened.state.bytes_of(number * SLOTS, SLOTS)
     except Damaged:
         return False  # reading the block of dnodes itself will say what is damaged
@@ -206,6 +208,7 @@ def _check_dnode_block(opened: OpenSnapshot, number: int, report: Report) -> Non
 
 def _check_portion(opened: OpenSnapshot, portion: Portion) -> Checked:
     place, encrypted, leaves = portion
+    # Bare blocks have no payload here; the MAC tree above has vouched for their MACs.
     here = leaves[leaves["bare"] == 0]
     try:
         if len(here):
@@ -218,11 +221,14 @@ def _check_portion(opened: OpenSnapshot, portion: Portion) -> Checked:
 def _authenticate(opened: OpenSnapshot, encrypted: bool, leaves: npt.NDArray[Any]) -> None:
     """Check the MACs of blocks, without decompressing them. Raises Forgery for the first one that fails."""
     blocks = opened.blocks
+    # Without encryption the records' own checksums are all there is.
     if blocks.keys is None:
         blocks.stored_records(leaves)
         return
     plain = memoryview(bytearray(int(leaves["size"].max())))  # written to, never read
     failed: list[int] = []
+    # Check all, even after one fails: they come in the order of the disk, and the first in the snapshot's order is
+    # named.
     for index, row, stored in stored_blocks(blocks.records, leaves):
         try:
             if encrypted:

@@ -192,13 +192,16 @@ def _receive(call: Call, access: Access) -> Call:
     target = dataset_of(access.owned(call.arguments[0]))
     cannot = f"cannot receive {target}"
     for text in call.values("-o"):
+        # Each -o is checked as zkeep set would be; an origin must be the client's own.
         name, _, value = text.partition("=")
         if name == "origin":
             access.owned(value)
         else:
             check_setting(text, access, target, cannot)
+    # Encryption needs a key, and none is ever used for a client.
     if set(call.values("-x")) & {"encryption", "keyformat", "keylocation"}:
         raise Denied(f"{cannot}: {KEYLESS}")
+    # What a role lacks becomes an option of the call, so that receive itself refuses it, whatever the stream says.
     extra: list[Option] = []
     if not access.may("destroy"):
         extra.append((APPEND_ONLY, None))

@@ -174,6 +174,7 @@ class _Lexer:
 
     def _piece(self, character: str, token: _Token, *, first: bool) -> str:
         """The next part of a word: quoted, escaped, or one plain character."""
+        # Single quotes: all up to the next one, as it stands.
         if character == "'":
             end = self._line.find("'", self._at + 1)
             if end < 0:
@@ -181,16 +182,20 @@ class _Lexer:
             text = self._line[self._at + 1 : end]
             self._at, token.quoted = end + 1, True
             return _without_nul(text)
+        # Double quotes: a backslash counts there, and of expansions only "$SHELL" is known.
         if character == '"':
             return self._double(token)
+        # A backslash makes the next character an ordinary one.
         if character == "\\":
             following = self._line[self._at + 1 : self._at + 2]
             if not following or _is_control(following):
                 raise CannotParse("a backslash is not allowed there")
             self._at, token.quoted = self._at + 2, True
             return following
+        # Tools write PATH=... before a program: read, and dropped later.
         if first and (found := self._path_assignment()):
             return found
+        # Everything that a shell would act on is refused, not passed on.
         if character in _UNQUOTED or (first and character in "~#") or _is_control(character):
             raise CannotParse(f"{character!a} is not allowed in a command line")
         self._at += 1
@@ -308,6 +313,7 @@ class _Parser:
         while (token := self.peek()) is not None and token.kind != "operator":
             if token.kind == "redirect":
                 redirects.append(_REDIRECTS[token.text])
+            # An assignment of PATH at the beginning changes nothing here: no program is looked up.
             elif words or token.text != "PATH=" or token.quoted:
                 words.append(token.text)
             self.at += 1

@@ -25,15 +25,18 @@ def clock() -> Clock:
 
 def _offset() -> Offset:
     name = os.environ.get("TZ", "").removeprefix(":")
+    # Without TZ, or with a file, the system's own functions answer.
     if not name or os.path.isabs(name):
         return _of_the_system
     try:
         zone = ZoneInfo(name)
     except (LookupError, ValueError, OSError):
+        # 'CET-1CEST' and the like: the C library knows them, zoneinfo does not.
         if _POSIX.fullmatch(name):
             return _of_the_system
         raise WrongUsage(f"TZ must be a time zone, like Europe/Berlin, not {shown(name)}") from None
 
+    # Lists have many snapshots, and most dates are asked for again and again.
     @lru_cache(1 << 16)
     def offset(at: int) -> int:
         east = datetime.fromtimestamp(at, zone).utcoffset()

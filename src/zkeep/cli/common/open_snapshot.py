@@ -146,6 +146,7 @@ class _Keys:
         from zkeep.crypto.unwrap import WrongKey
 
         self.in_use.hold(wrapped.guid)
+        # In this order: a key that is loaded, what -L gave, and then ask, but only once.
         if self._may_be_loaded and (key := self._loaded_key(wrapped)) is not None:
             return key
         try:
@@ -162,9 +163,11 @@ class _Keys:
         from zkeep.crypto.unwrap import WrongKey, key_that_opens, unwrap
 
         with suppress(WrongKey):
+            # Most often the same key opens the next dataset, too.
             if self._loaded is not None:
                 unwrap(wrapped, self._loaded)
                 return self._loaded
+        # The agent lends all that it has; only the one that opens this is kept.
         with suppress(WrongKey), borrowed() as loaded:
             self._asks = None if loaded else self._asks
             self._loaded = bytes(key_that_opens(loaded, wrapped))
@@ -212,11 +215,13 @@ def typed_groups(of: str, first: str | None = None, *, tell: Callable[[str], Non
     while not reading.complete:
         number = len(reading.lines) + 1
         whose = f" for {shown(of)}" if of else ""
+        # The first line may have been typed already, where a hex key was asked for.
         typed_line = first or getpass.getpass(f"Enter line {number} of the recovery sheet{whose}: ")
         first = None
         try:
             line = reading.add(typed_line)
         except WrongGroups as error:
+            # A wrong line is asked for again, a few times: the person may have the wrong sheet.
             tries += 1
             if tries == TRIES:
                 raise
@@ -241,6 +246,7 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
     material = getpass.getpass(f"Enter {enter}").encode()
     if again and getpass.getpass(f"Re-enter {enter}").encode() != material:
         raise Refused("the two keys that were typed are not the same")
+    # A recovery sheet in the hand is as good as a hex key: take its lines instead.
     if keyformat == KeyFormat.HEX and not again and _begins_sheet(material):
         return typed_groups(of, material.decode()).material()
     return material
@@ -271,14 +277,17 @@ def snapshots_of(
     streams, rest = parted(arguments)
     with ExitStack() as stack:
         if not streams:
+            # Snapshots of a pool, by name.
             names = [_snapshot_name(text) for text in rest[:count]]
             if len(names) < count:
                 raise WrongUsage("name a snapshot (pool/dataset@snapshot) or stream files")
             pool = stack.enter_context(open_pool(names[0]))
             yield pool, [pool.snapshot(name) for name in names], rest[count:]
             return
+        # Or of stream files, which are received into a pool that lasts as long as this.
         pool = stack.enter_context(received(streams))
         given = _given(pool, rest, count, paths)
+        # Unnamed, the newest that the streams bring are meant.
         yield pool, given or _newest(pool, count), rest[len(given) :]
 
 

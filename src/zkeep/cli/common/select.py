@@ -63,6 +63,7 @@ class Selection:
 
     def _found(self) -> Iterator[tuple[View, Thing]]:
         views: dict[str, View] = {}
+        # A name that is not there is reported, and the others are listed all the same.
         for name in parse(self.names) or _all_pools(views):
             pool = dataset_of(name).pool
             try:

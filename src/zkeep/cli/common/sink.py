@@ -63,10 +63,12 @@ class Sink(io.RawIOBase):
     def write(self, content: Any) -> int:
         view = memoryview(content).cast("B")
         total = len(view)
+        # For a client of zkeep server: what limits its speed and watches for silence does the writing.
         if _Wiring.wire:
             _Wiring.wire.write(view)
             self._at += total
             return total
+        # Write up to the next whole stride, so that the file behind standard output is written in aligned pieces.
         while len(view):
             done = os.write(1, view[: self._stride - self._at % self._stride])
             self._at += done

@@ -96,6 +96,7 @@ class FromOptions:
         lines = list(self.exclude)
         for name in self.exclude_from:
             lines += os.fsdecode(read_small(name)).split("\n")
+        # Only to refuse bad patterns now, before anything is read.
         parse_patterns(lines)
         for name in self.exclude_if_present:
             if not name or "/" in name:
@@ -142,11 +143,13 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     from zkeep.capture.snapshot import Request, take_folder
 
     assert options.source is not None
+    # A volume is made of one image, not of a folder.
     if pool.dataset(name.dataset).is_volume:
         _take_image(pool, name, options, locations)
         return
     printer = Printer(options)
     exclusions, step, get_key = options.exclusions(), _step(), keys_from(locations)
+    # Read from a snapshot of the file system where there is one: files do not change meanwhile.
     with options.read_at() as at:
         request = Request(
             *(name, options.source, registry().home / "capture", exclusions, printer.left_out, printer.watch()),
@@ -158,6 +161,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
             taken = take_folder(pool, request, get_key)
         finally:
             printer.end()
+    # The snapshot is there; but whoever asked must learn that it lacks something.
     for problem in taken.problems:
         printer.problem(problem)
     printer.summary(name, taken)

@@ -98,13 +98,16 @@ class Unpacked(io.RawIOBase):
 
     def readinto(self, room: Any) -> int:
         while not self._ready:
+            # Several compressed files may follow one another: what is left of one begins the next.
             piece = self._left or self._source.read(PIECE)
             self._left = b""
             if not piece:
+                # The end of the file within its compressed data is no end of the stream.
                 if self._begun:
                     raise Refused(f"cannot read {self._name}: it is cut short within its {self._packing.name} data")
                 return 0
             self._ready = memoryview(self._unpacked(piece))
+        # Hand out what was unpacked, in the pieces that the reader asks for.
         count = min(len(room), len(self._ready))
         room[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -198,15 +201,18 @@ def is_stream(text: str) -> bool:
         mode = os.stat(text).st_mode
         if stat.S_ISREG(mode):
             with open(text, "rb") as source:
+                # The first bytes tell: of a packing, or a BEGIN record in either byte order.
                 head = source.read(HEADER)
             return packing_of(head) is not None or (len(head) == HEADER and begins_a_stream(head))
     except (OSError, ValueError):
         return False
+    # A pipe cannot be looked into without taking from it; nobody names one that is none.
     return stat.S_ISFIFO(mode)
 
 
 def why_no_stream(text: str) -> str:
     """What is wrong with a file that an argument seems to name; nothing if it seems to name none."""
+    # A word without a slash is taken for the name of a dataset, and there is nothing to say.
     is_path = text.startswith(("/", "./", "../"))
     try:
         mode = os.stat(text).st_mode

@@ -112,6 +112,7 @@ def discard(stream: TextIO) -> None:
 def guarded(*, matters: bool) -> Iterator[None]:
     """Print through Output inside; `matters`: whether standard output is what was asked for."""
     before = sys.stdout, sys.stderr
+    # A closed standard output is an error only if the answer was to go there.
     wanted = matters or not isinstance(sys.stdout, Closed)
     out = Output(_tolerant(sys.stdout if wanted else os.fdopen(1, "w", closefd=False)), matters=matters)
     err = Output(_tolerant(sys.stderr), matters=False)
@@ -119,8 +120,10 @@ def guarded(*, matters: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        # Put back what was there: tests, and verbs within verbs, go on with it.
         sys.stdout, sys.stderr = before
         settle(out, err)
+        # What was done is done; but say that its report did not arrive. A reader that went away wants no more.
         if out.lost and not isinstance(out.lost, BrokenPipeError):
             why = out.lost.strerror or out.lost
             with suppress(OSError):

@@ -23,14 +23,17 @@ def nice(number: int, unit: str = "") -> str:
     """At most five characters: 0, 1023, 1.50K, 20.4M, 131K; `unit` follows a number below 1024."""
     index = 0
     whole = number
+    # The largest unit of which there is at least one.
     while whole >= 1024 and index < len(_UNITS) - 1:
         whole //= 1024
         index += 1
     if index == 0:
         return f"{number}{unit}"
+    # Exact multiples have no decimals.
     if number % (1 << 10 * index) == 0:
         return f"{whole}{_UNITS[index]}"
     value = number / (1 << 10 * index)
+    # Of two, one or no decimals the most that fit into five characters, as zfs has it.
     texts = [f"{value:.{places}f}{_UNITS[index]}" for places in (2, 1, 0)]
     return next((text for text in texts if len(text) <= 5), texts[-1])
 

@@ -52,9 +52,11 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     with _folder(keep) as folder, _known_at(folder):
         stage = Stage(Console(highlight=False), folder)
         stage.console.print(INTRODUCTION)
+        # The blind half: no key is in this process.
         for scene in (_create, _receive, _refuse, _increment, _send_back, _prune, _compact):
             scene(stage)
         stage.passed(f"{nice_bytes(stage.compared)} were sent back, each byte as the kernel sends it; no key was here")
+        # The half with the key: emergency, migration, and a source without ZFS.
         if not blind:
             _emergency(stage)
             _migration(stage)
@@ -212,11 +214,13 @@ def _emergency(stage: Stage) -> None:
     try:
         stage.run(f"load-key {top}", f"zfs load-key {MIRROR}")
         stage.run(f"get -o property,value keystatus {top}", f"zfs get keystatus {MIRROR}")
+        # Authenticate before reading: then what is extracted is what the source had.
         stage.run(f"verify -v {newest}")
         stage.run(f"ls -l {newest}", "ls -l /zbackups/encrypted/jambon/blanc")
         stage.run(f"extract -C {stage.folder}/restored {newest}", show=False)
         stage.run(f"unload-key {top}", f"zfs unload-key {MIRROR}")
     finally:
+        # Even if a step fails, the key must not stay in an agent.
         call(f"unload-key {top}")
     count = _check_files(stage.folder / "restored")
     stage.passed(f"{count} files, another-file among them, have the source's SHA-256")
@@ -255,6 +259,7 @@ def _migration(stage: Stage) -> None:
         _in_clear(stage)
         options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
         stage.run(f"create {options} home/encrypted", "zfs create -o encryption=on ... zdata/encrypted")
+        # The first stream in full, each year after it as an increment.
         for before, year in zip(("", *YEARS), YEARS, strict=False):
             send = f"send -i @{before} home/blanc@{year}" if before else f"send -R home/blanc@{year}"
             _piped(stage, send, f"receive {'-F' if before else '-x encryption'} home/encrypted/blanc")
@@ -322,6 +327,7 @@ def _without_zfs(stage: Stage) -> None:
         options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
         stage.run(f"create {options} local/site", "zfs create -o encryption=on ... zdata/site")
         _day(stage, site, "monday", "send -w local/site@monday")
+        # A day later a little has changed in a large file: the increment is small.
         with (site / "orders.db").open("r+b") as orders:
             orders.seek(1 << 20)
             orders.write(b"one more order")

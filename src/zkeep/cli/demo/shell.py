@@ -52,6 +52,7 @@ def _plumbed(source: IO[bytes], out: IO[bytes], err: IO[bytes]) -> Iterator[None
     sys.stdout.flush()
     sys.stderr.flush()
     try:
+        # Verbs write streams to descriptor 1 and text to sys.stdout: both must lead to the same files.
         for fd, file in enumerate((source, out, err)):
             os.dup2(file.fileno(), fd)
         with (

@@ -54,9 +54,11 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
             scrub = "never scrubbed" if pool.scrubbed_at is None else f"scrubbed {_ago(pool.scrubbed_at)}"
             room = f"{text.nice_bytes(pool.free)} of {text.nice_bytes(pool.size)} free"
             count = f"{len(pool.datasets) - len(late)} of {text.count(len(pool.datasets), 'dataset')} fine"
+            # A line for the pool, then one for each dataset that is not fine; with -v for all.
             lines = [f"{pool.name}: {_verdict(pool.problems)}{scrub}, {room}, {count}"]
             click.echo("\n".join(lines + [f"  {_line(d)}" for d in (pool.datasets if verbose else late)]))
     failed = False
+    # The status says both: what was found, and whether telling somebody failed.
     if notify:
         from zkeep.cli.health.notify import notify_changes
 
@@ -76,6 +78,7 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
     known.path(pool)
     try:
         with known.open(pool, wait()) as found:
+            # A dataset that is named and not there is an error, before anything is examined.
             for name in names:
                 found.dataset(name)
             return examine(found, int(time.time()), names)
@@ -86,6 +89,7 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
             raise
         say(text.safe(str(error)))
         return PoolHealth(pool, problems=[Problem("unverified", "it is not there")])
+    # A pool that cannot be opened is itself the finding: report it, and go on with the next.
     except _UNREADABLE as error:
         say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
         return PoolHealth(pool, problems=[Problem("damaged", "it cannot be read")])

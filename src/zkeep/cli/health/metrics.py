@@ -44,6 +44,7 @@ def metrics_verb(file: str | None, listen: str | None, names: Sequence[str]) -> 
         return
     content = generate_latest(_registry(names))
     if file:
+        # Replaced whole, so that a collector never reads half of it.
         replace_file(Path(file), content)
     else:
         sys.stdout.write(content.decode())
@@ -56,6 +57,7 @@ def _address(text: str) -> tuple[str, int]:
         number = whole_number(port, 65535, 1)
     except ValueError:
         raise WrongUsage(f"--listen is an address and a port, like 127.0.0.1:9133, not {shown(text)}") from None
+    # There is no password: names of datasets are not for the network.
     if host not in _LOCAL:
         raise WrongUsage(f"--listen is for this machine only, as names are told: 127.0.0.1, not {shown(host)}")
     return host, number
@@ -90,6 +92,7 @@ def families(pools: Sequence[PoolHealth]) -> Iterator[GaugeMetricFamily]:
     """The metrics; a figure that is not known is left out."""
     from prometheus_client.core import GaugeMetricFamily
 
+    # Prometheus wants all samples of a metric together, each with its label.
     def family(name: str, text: str, label: str, values: Sequence[tuple[str, int | None]]) -> GaugeMetricFamily:
         made = GaugeMetricFamily(f"zkeep_{name}", text, labels=[label])
         for thing, value in values:

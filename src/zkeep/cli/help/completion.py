@@ -45,10 +45,12 @@ def answer(cli: click.Command, instruction: str) -> int:
     kind = get_completion_class(shell)
     if kind is None or what != "complete":
         return 1
+    # click knows verbs and options; names of datasets come from the pools.
     completer = kind(cli, {}, "zkeep", VARIABLE)
     words, incomplete = completer.get_completion_args()
     items = completer.get_completions(words, incomplete)
     plain = items and items[0].type != "plain"
+    # Files are completed by the shell; names go before them.
     if (not items or plain) and not incomplete.startswith("-"):
         items = [*_names(words, incomplete), *items]
     for item in items:

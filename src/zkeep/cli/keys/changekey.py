@@ -107,6 +107,7 @@ class _Present:
     def key(self, root: Dataset) -> bytes:
         """Find the key of an encryption root: named with -L, loaded, or loaded first with -l."""
         wrong: Refused | None = None
+        # What was given with -L goes first, as it is meant for this call.
         for location in self.locations:
             try:
                 return opening_key(self.pool, root, location)
@@ -116,6 +117,7 @@ class _Present:
             return loaded
         if wrong is not None:
             raise wrong
+        # As zfs does, ask for a key only with -l.
         if not self.load_first:
             way = "zkeep load-key it, or say -l, or -L file:///path"
             raise Refused(f"Key change error: Key of '{root.name}' must be loaded: {way}.")
@@ -161,15 +163,18 @@ def _inherit(pool: Pool, dataset: Dataset, root: Dataset, present: _Present, wan
     """Re-wrap with the parent's key. Both keys are needed: one to unwrap, one to wrap."""
     if dataset != root:
         raise Refused(f"Key change error: '{dataset.name}' inherits from '{root.name}' as it is.")
+    # The key of the nearest encryption root above is the one to wrap with.
     above = dataset.name.parent and pool.dataset(dataset.name.parent)
     above_root = encryption_root(View(pool), above) if above else None
     if above_root is None:
         raise Refused(f"Key change error: the parent of '{dataset.name}' is not encrypted.")
+    # Unwrap with the old key first: a wrong one must fail before anything is changed.
     members = _unwrapped(pool, dataset, root, present.key(root))
     wrapping = _wrapping_of(pool, above_root, present.key(above_root))
     guid = pool.doc["guid"]
     _rewrap(pool, dataset, members, wrapping, wanted, own=False)
     with _afterwards(pool, f"{dataset.name} inherits its parent's key, but its old one stays loaded"):
+        # The old key opens nothing any more: let the agent forget it.
         client.unload(guid, dataset.id)
 
 
@@ -247,6 +252,7 @@ class _NewKey:
     @classmethod
     def of(cls, dataset: Dataset, wanted: dict[str, str], *, is_root: bool) -> _NewKey:
         """A root keeps what is not given; a dataset that becomes one must give its keyformat."""
+        # A root keeps its format where none is given.
         now = next((text for text, code in CODES.items() if code == dataset.doc["crypt"]["keyformat"]), "none")
         keyformat = wanted.get("keyformat", now if is_root else "")
         if not keyformat:
@@ -257,6 +263,7 @@ class _NewKey:
         if "pbkdf2iters" in wanted and keyformat != "passphrase":
             raise WrongUsage("Cannot specify pbkdf2iters with a non-passphrase keyformat.")
         try:
+            # Too few rounds make a passphrase easy to guess, too many keep the owner out.
             rounds = whole_number(iterations, MAX_ITERATIONS, least=MIN_ITERATIONS)
         except ValueError:
             most = f"from {MIN_ITERATIONS} to {MAX_ITERATIONS}"

@@ -75,13 +75,16 @@ def new_keys(pool: Pool, name: DatasetName, asked: dict[str, str]) -> NewKeys | 
     if root is not None and root.doc["received_name"] is not None and asked in ({}, {"encryption": "off"}):
         # Below what was received, and whose key may never be here, it is a place to receive into, as any other.
         return None
+    # Below an encrypted dataset all is encrypted.
     if encryption == "off" and root is not None:
         raise Refused(f"{where}: Invalid encryption value. Dataset must be encrypted.")
     others = [option for option in OPTIONS[1:] if option in asked]
+    # Nothing asks for encryption: other options of it would be forgotten silently.
     if encryption in (None, "off") and root is None:
         if others:
             raise Refused(f"{where}: encryption must be on to set {others[0]}: add -o encryption=on")
         return None
+    # The cipher: the one that is named, else the parent's.
     suite = SUITES[encryption or "on"] if encryption or root is None else _suite_of(root)
     if "keyformat" not in asked:
         if root is None:
@@ -104,8 +107,10 @@ def keys_below(pool: Pool, name: DatasetName, asked: dict[str, str], known: Sequ
     encryption = asked.get("encryption", "on")
     if encryption not in SUITES:
         raise Refused(f"{where}: 'encryption' must be one of 'on | {' | '.join(list(SUITES)[1:])}'")
+    # With a key format of its own it becomes an encryption root.
     if "keyformat" in asked:
         return _own({"keylocation": "prompt", **asked}, SUITES[encryption], name)
+    # Otherwise it inherits its parent's wrapping key.
     root = _root_above(pool, name)
     if root is None:
         raise Refused(f"{where}: Keyformat required for new encryption root: add -o keyformat=raw|hex|passphrase")

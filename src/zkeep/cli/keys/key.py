@@ -105,6 +105,7 @@ def sheet(
     made = _sheet(name, location, destination)
     if png_file and made.secret is None:
         raise Refused(f"there is no QR code: the key of {made.dataset} is its passphrase; give it with -L prompt")
+    # Without a file the sheet goes to the terminal, after a question: anyone who looks over the shoulder sees the key.
     if not (text_file or pdf_file or png_file):
         if made.secret is not None:
             _confirm(made, yes)
@@ -257,16 +258,19 @@ def _read_lines(text: str, told: bool) -> Secret:
         if reading.complete:
             raise Refused(f"there is something behind line {number - 1}, which is the last one")
         try:
+            # Each line has check characters, so that a mistyped one is known by itself.
             found = read_line(line, number)
         except WrongGroups as error:
             say(str(error))
             wrong += 1
             continue
         reading.lines.append(found)
+        # One wrong character can be put right; the person should know which.
         if found.mended:
             say(f"{found.mended}; read as that")
         if told:
             click.echo(f"line {number} is {'put right' if found.mended else 'right'}")
+    # All wrong lines were named by now; none of them is guessed.
     if wrong:
         raise Refused("the lines are not all right; look at the sheet again" if wrong > 1 else "one line is not right")
     return reading.secret()

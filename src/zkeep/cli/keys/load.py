@@ -134,8 +134,10 @@ def _run(names: Sequence[str], recursive: bool, every: bool, work: Work) -> None
     counts, many = KeyCounts(), recursive or every
     for pool_name, chosen in _chosen(names, every).items():
         with opened(pool_name) as pool:
+            # Only encryption roots have keys; those below inherit theirs.
             roots = list(_roots(pool, chosen, many, work.what))
             loaded = client.roots(pool.doc["guid"]) if many and roots else set()
+            # With -a or -r, leave out the roots that are in the wanted state already.
             wanted = [root for root in roots if not many or (root.id in loaded) != work.loads]
             counts.each([(pool, root) for root in wanted], work.what, work.act)
     if work.noop or (many and counts.attempted):
@@ -157,6 +159,7 @@ def _roots(pool: Pool, names: Sequence[DatasetName], recursive: bool, what: str)
         first = pool.dataset(name)
         for dataset in view.tree.within(first) if recursive else [first]:
             root = encryption_root(view, dataset)
+            # With -r, datasets that inherit or are not encrypted are passed over; named themselves, they are an error.
             if root == dataset:
                 yield dataset
             elif not recursive and root is None:
@@ -187,9 +190,11 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
     dataset_name = DatasetName.parse(name)
     with opened(dataset_name) as pool:
         members = [d for root in _roots(pool, [dataset_name], recursive, "Key load") for d in family(pool, root)]
+        # Tell first what would be dropped: afterwards nothing brings it back.
         plans = keyrecords.plan_forget(pool, members)
         for plan in plans:
             _tell_forgetting(plan)
+        # Clones and received copies have the same keys under their own wraps.
         for dataset, mark in keyrecords.still_wrapped(pool, plans):
             say(f"{dataset.name} holds the same keys, and keeps {mark}: zkeep forget-keys it, too")
         if not plans:
@@ -210,6 +215,7 @@ def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
 
 def _forget(pool: Pool, plans: list[keyrecords.Forgetting]) -> None:
     """Drop the old wraps, and rewrite the catalog's files, in which an interrupted call may have left some."""
+    # A receive that goes on later needs the wrap with which it began.
     for dataset in [plan.dataset for plan in plans]:
         if pool.catalog.get("receive", dataset.key):
             raise Refused(f"cannot forget keys of {dataset.name}: a receive is in progress; end it or zkeep receive -A")
@@ -218,6 +224,7 @@ def _forget(pool: Pool, plans: list[keyrecords.Forgetting]) -> None:
             for plan in plans:
                 keyrecords.forget(pool, t, plan)
     try:
+        # Dropped rows may still lie in free pages of SQLite and in the journal: both files are written again.
         pool.catalog.renew()
     except (OSError, TryAgain) as error:
         raise TryAgain(f"dropped, but files of the catalog still have them: {error}; call it again") from None

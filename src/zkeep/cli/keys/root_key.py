@@ -71,14 +71,17 @@ def opened_by(pool: Pool, root: Dataset, material: bytes) -> bytes:
     records = records_of(pool, root)
     key_of = Materials([material])
     reasons: list[Refused | Damaged] = []
+    # The newest wrap first. A damaged record does not end the search: another one may open.
     for record in records:
         try:
             return key_of(WrappedKeys.of(record.fields))
         except (WrongKey, Damaged) as error:
             reasons.append(error)
+    # Damage of the newest record is worth more than "incorrect key".
     if isinstance(reasons[0], Damaged):
         raise reasons[0]
     _tell_damage(pool, root, key_of)
+    # A passphrase of too many rounds was never tried, so it may well be the right one.
     untried = next((reason for reason in reasons if isinstance(reason, TooManyRounds)), None)
     why = untried or ("" if "not that of key guid" in str(reasons[0]) else reasons[0])
     raise Refused(f"Incorrect key provided for '{root.name}'." + (f" ({why})" if why else ""))

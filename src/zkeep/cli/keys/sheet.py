@@ -172,10 +172,12 @@ def pdf(sheet: Sheet) -> bytes:
     lines = text(sheet).rstrip("\n").split("\n")
     if sheet.secret is not None:
         lines += ["", "The same lines as a QR code:"]
+    # Text from the top, as large as it fits beside the code.
     below = _print_lines(page, lines, CODE + 2 * MARGIN if sheet.secret is not None else 2 * MARGIN)
     if sheet.secret is not None:
         _print_code(page, _matrix(sheet.secret), below)
     document.add_object(page)
+    # Courier is one of the fonts that every reader of PDF has: nothing needs to be embedded.
     font = pydyf.Dictionary({"Type": "/Font", "Subtype": "/Type1", "BaseFont": "/Courier"})
     document.add_object(font)
     fonts = pydyf.Dictionary({"Font": pydyf.Dictionary({"F1": font.reference})})
@@ -197,11 +199,13 @@ def _print_lines(page: object, lines: Sequence[str], taken: int) -> float:
 
     assert isinstance(page, pydyf.Stream)
     widest = max(map(len, lines))
+    # As large as the widest line and the number of lines allow.
     size = min(10.0, (PAGE[0] - 2 * MARGIN) / (WIDE * widest), (PAGE[1] - taken) / (1.25 * len(lines)))
     page.begin_text()
     page.set_font_size("F1", f"{size:.2f}")
     page.set_text_matrix(1, 0, 0, 1, MARGIN, PAGE[1] - MARGIN - size)
     for line in lines:
+        # Names may have any character; Courier here has ASCII only.
         plain = line.encode("ascii", "backslashreplace").decode()
         page.show_text_string(plain)
         page.move_text_to(0, f"{-1.25 * size:.2f}")
@@ -314,6 +318,7 @@ def show(sheet: Sheet) -> None:
         print(text(sheet, code_lines(sheet.secret, encoding=encoding)), end="")
         return
     print(text(sheet))
+    # The guarded terminal escapes control characters; draw() lets these colours through.
     draw = getattr(sys.stdout, "draw", sys.stdout.write)
     for line in code_lines(sheet.secret, encoding=encoding):
         draw(f"    \x1b[30;107m{line}\x1b[0m\n")

@@ -104,20 +104,23 @@ def import_(
         zkeep pool import -D vault
     """
     known = registry()
+    # -D: pools that were destroyed, as long as their files are there.
     if buried:
         _import_destroyed(known, folder, everything, which, name)
         return
     place = folder or Path()
+    # A path names the pool itself.
     if which and folder is None:
         lifecycle.adopt(known, Path(which), name)
         return
     found = lifecycle.importable(place)
     if which:
-        paths = [path for path, known in found.items() if known == which]
+        paths = [path for path, called in found.items() if called == which]
         if len(paths) != 1:
             why = "there is none" if not paths else "there are several; give the path"
             raise Refused(f"cannot import {shown(which)[1:-1]}: {why} in {place}")
         lifecycle.adopt(known, paths[0], name or which)
+    # Otherwise look through a folder: for one name, for all, or to list them.
     elif everything:
         for path in found:
             lifecycle.adopt(known, path)
@@ -311,6 +314,7 @@ def _advice(pool: Status) -> Sequence[tuple[str, str]]:
     name = pool.name
     if pool.health == "ONLINE":
         return ()
+    # Each state has its trouble and the way out of it, as zpool status has.
     if pool.health == "DEGRADED":
         trouble = (
             "The last scrub found data that is not what was stored. The snapshots that it hurts are named below "
@@ -378,8 +382,10 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
     from zkeep.pool.maintenance import compact as work
 
     known = registry()
+    # Pools that were destroyed long enough ago go for good.
     destroyed.expire(known)
     for name in names:
+        # A destroyed pool, named: all of its space comes back.
         if name not in known.pools() and (gone := [p for p in destroyed.known(known) if p.name == name]):
             freed = sum(destroyed.remove(known, pool) for pool in gone)
             if verbose:

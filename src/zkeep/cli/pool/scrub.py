@@ -22,6 +22,7 @@ def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
     """Damaged if there is anything that is not what was stored; each fault is a line on standard error."""
     from zkeep.pool.maintenance.scrub import rebuild_catalog, scrub
 
+    # The catalog first, from the pool's other files: without it no pool opens.
     lost = rebuild_catalog(registry.path(name), wait()) if rebuild else []
     meter = Meter(0) if sys.stderr.isatty() else None
     try:
@@ -31,6 +32,7 @@ def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
         if meter:
             meter.end()
     faults = [*lost, *report.errors]
+    # Every fault is named; the status says that there are any.
     for fault in faults:
         say(safe(str(fault)))
     if faults:

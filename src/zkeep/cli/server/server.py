@@ -67,6 +67,7 @@ def server_verb(
         return
     if key_files:
         raise WrongUsage("KEYFILE goes with --print-authorized-keys")
+    # sshd runs us instead of what the client asked for, which it puts here.
     line = os.environ.get(LINE)
     if line is None:
         raise Refused(

@@ -246,6 +246,7 @@ def _redirected(redirects: Sequence[Redirect]) -> Iterator[None]:
         return
     sys.stdout.flush()
     sys.stderr.flush()
+    # As a shell does it: keep copies, point the descriptors elsewhere, put them back.
     saved = {fd: os.dup(fd) for fd in (0, 1, 2)}
     try:
         for redirect in redirects:

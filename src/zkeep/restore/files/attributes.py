@@ -156,10 +156,12 @@ def without_acl(mode: int, acl: bytes) -> int:
 def set_acl(target: Target, node: Znode, report: Report) -> None:
     """Set the NFSv4 ACL, under the first name that the target takes."""
     try:
+        # Linux has no attribute of its own for NFSv4 ACLs: ZFS of TrueNAS takes one name, NFS mounts another.
         choices = as_xattrs(decode(node.acl, node.order), node.acl_state)
     except BadAcl:
         report.add("broken NFSv4 ACLs", target.path)
         return
+    # The first filesystem attribute that is accepted is enough.
     for name, value in choices.items():
         try:
             target.set_xattr(name, value)
@@ -177,6 +179,7 @@ def set_project(target: Target, node: Znode, report: Report) -> None:
     import fcntl
 
     try:
+        # Only the number and the inherit flag are ours: keep the rest of the struct as the kernel gave it.
         flags, extsize, nextents, _, cowextsize = _FSXATTR.unpack(fcntl.ioctl(target.fd, _GET, bytes(_FSXATTR.size)))
         flags = flags | _INHERIT if node.flags & PROJINHERIT else flags & ~_INHERIT
         fcntl.ioctl(target.fd, _SET, _FSXATTR.pack(flags, extsize, nextents, node.project, cowextsize))
@@ -202,6 +205,7 @@ def set_flags(target: Target, node: Znode, report: Report) -> None:
     try:
         if target.fd is None:
             raise OSError
+        # Add to the flags that are set: those of the target's own filesystem stay.
         now = int.from_bytes(fcntl.ioctl(target.fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
         fcntl.ioctl(target.fd, _SET_FLAGS, (now | wanted).to_bytes(4, sys.byteorder) + bytes(4))
     except _ERRORS:

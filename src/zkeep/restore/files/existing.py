@@ -60,13 +60,16 @@ def has_content(folder: int, name: bytes, extents: Iterable[Extent], size: int) 
     fd = os.open(name, _READ, dir_fd=folder)
     try:
         found = os.fstat(fd)
+        # Another kind or size of file cannot have this content.
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             return False
         at = 0
+        # Compare extent by extent, so that a large file need not fit into memory; between extents there must be zeros.
         for extent in extents:
             if not _is_blank(fd, at, extent.offset) or not _holds(fd, extent):
                 return False
             at = extent.offset + len(extent.content)
+        # Behind the last extent comes a hole up to the end of the file.
         return _is_blank(fd, at, size)
     finally:
         os.close(fd)

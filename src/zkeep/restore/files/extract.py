@@ -112,12 +112,14 @@ class Extraction:
         """Extract some files and folders, each below the target with its whole path."""
         if self.options.note is not None:
             self.report.notes = []
+        # First the files, in staging folders on the same filesystem, from which they are renamed into place.
         with Folder.top_below(target, place) as top:
             self._stagings = Stagings(top.fd)
             try:
                 self._all(top, paths)
             finally:
                 self._stagings.close()
+            # Then what would have stood in the way before: immutable flags, and modes and times of folders.
             self._set_flags_of_linked(top)
             self._dress_folders(top)
             top.restore_mode()
@@ -164,6 +166,7 @@ class Extraction:
                     if node.project:
                         set_project(Target(place.path, folder.fd), node, self.report)
                     set_flags(Target(place.path, folder.fd), node, self.report)
+                # Interrupted half way, a folder of ours must not stay as open as we needed it.
                 except BaseException:
                     folder.restore_mode()
                     raise
@@ -175,17 +178,21 @@ class Extraction:
         """Extract what a path names; the folders on the way get their attributes, too."""
         place, number = top.place, self.filesystem.root
         for i, part in enumerate(parts):
+            # Follow the path in the snapshot, part by part: no link in it is followed.
             name = self.filesystem.find(number, part)
             if name is None:
                 raise Refused("no such file or directory")
             if not self.filesystem.is_folder(name):
+                # Only the last part may be a file.
                 if parts[i + 1 :]:
                     raise Refused(f"{shown(name.name)}: not a directory")
                 self._submit(workers, place, name)
                 return
+            # Make the same folder in the target, or enter the one that is there.
             with top.inner(place) as folder, folder.enter(name.name) as inner:
                 place, number = inner.place, name.number
             self._folders.setdefault(place, number)
+        # The path names a folder: extract all that is in it.
         self._below(workers, top, place, number)
 
     def _below(self, workers: WorkerPool[Portion], top: Folder, place: Place, number: int) -> None:
@@ -412,11 +419,13 @@ class Extraction:
         Report the file if another of its names exists too, and is not the same inode.
         """
         kept = self._linked.get(number)
+        # Another name of it was there before: it must be the same file, or the link would be lost.
         if kept is not None:
             staging, first = kept
             if not os.path.samestat(found, os.stat(first, dir_fd=staging.fd, follow_symlinks=False)):
                 self.report.add("hard links", folder.below(name))
             return
+        # Not every filesystem has hard links: without one, the other names become files of their own.
         self._linked[number] = None
         with suppress(OSError):
             staging, first = self._stagings.of(folder.fd, folder.path, folder.device), b"link-%d" % number
@@ -432,15 +441,19 @@ class Extraction:
 
     def _special(self, staging: Staging, path: bytes, made: bytes, node: Znode) -> bool:
         """Make a symbolic link, pipe, socket or device; False (and reported) if the target does not allow it."""
+        # A link is made whatever it points to: it is only ever read as text here.
         if node.is_link:
             if b"\0" in (node.target or b""):
                 raise BadTree(f"object {node.number}: a link with a zero byte in it")
             os.symlink(node.target or b"", made, dir_fd=staging.fd)
             return True
+        # What is forged or damaged can claim any mode.
         kind = stat.S_IFMT(node.mode)
         if kind not in _KINDS:
             raise BadTree(f"object {node.number}: no kind of file has mode {node.mode:o}")
         try:
+            # Devices take root; pipes and sockets do not everywhere. Not to be allowed is reported, a full disk is an
+            # error.
             os.mknod(made, kind | 0o600, os.makedev(*node.device), dir_fd=staging.fd)
         except (OSError, OverflowError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -35,6 +35,8 @@ class Gathered:
         kept: list[Extent] | None = []
         spans: list[tuple[int, int]] = []
         total = 0
+        # The archive's header needs the map of the holes before the content, so all is read once for the map; a file
+        # that is small is kept, so that it need not be read again.
         for extent in read():
             total += len(extent.content)
             _append(spans, extent.offset, len(extent.content))

@@ -44,11 +44,13 @@ class Staging:
     @classmethod
     def within(cls, parent: int) -> Staging:
         """Make a staging folder in an open folder. Raises OSError if nothing can be made there."""
+        # What a killed call left is removed first, as nothing else ever would.
         _remove_left_behind(parent)
         for tries in range(_TRIES):
             name = PREFIX + secrets.token_hex(8).encode()
             os.mkdir(name, 0o700, dir_fd=parent)
             fd = os.open(name, FOLDER, dir_fd=parent)
+            # Between making it and locking it, a cleaning neighbour may have taken it away: look again, and try again.
             if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or tries + 1 == _TRIES):
                 drop_inherited_acls(fd)
                 return cls(parent, name, fd)
@@ -138,11 +140,13 @@ class Stagings:
 def _folding(fd: int) -> Folding | None:
     """Try in an open folder: exFAT and APFS ignore case; HFS+ and APFS take an accented letter for its two parts."""
     first, capital, apart = "zk\u00e9".encode(), "ZK\u00e9".encode(), "zke\u0301".encode()
+    # Make a file, and look whether it also answers to the other spellings.
     os.close(os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd))
     try:
         has_case, has_form = not _is_there(fd, capital), not _is_there(fd, apart)
     finally:
         os.unlink(first, dir_fd=fd)
+    # Names are taken byte by byte, as ZFS stores them: nothing can collide.
     if has_case and has_form:
         return None
 
@@ -197,6 +201,7 @@ def _is_private(fd: int) -> bool:
 def _remove_left_behind(parent: int) -> None:
     """Remove the leftovers of killed calls in a folder, but none that is locked, which is in use."""
     with suppress(OSError):
+        # A folder that its owner holds open is locked, and _remove_one() leaves it alone.
         for name in os.listdir(parent):
             if _OURS.fullmatch(os.fsencode(name)):
                 _remove_one(parent, os.fsencode(name))
@@ -217,6 +222,7 @@ def _remove_one(parent: int, name: bytes) -> None:
 def _clear(fd: int) -> None:
     """Remove the files in an open staging folder."""
     for process in map(os.fsencode, os.listdir(fd)):
+        # Each worker process has a folder of its own; only names that we give are touched.
         if not _PROCESS.fullmatch(process):
             continue
         with suppress(OSError):

@@ -92,8 +92,10 @@ class Member:
         name = self.info.name.encode("utf-8", "surrogateescape")
         self.records |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": name}
         self.records[b"GNU.sparse.realsize"] = b"%d" % content.size
+        # Programs that do not know the format make a file of this name, with the map before the content.
         short = _ODD.sub(b"_", name.rpartition(b"/")[2])[: _NAME - len(_SPARSE_FOLDER)]
         self.info.name = _SPARSE_FOLDER + short.decode()
+        # The map of data comes first, then the data without the holes, then zeros up to a whole block.
         sparse_map = content.sparse_map()
         self.info.size = len(sparse_map) + content.stored
         sink.write(_head(self.info, self.records) + sparse_map)
@@ -105,14 +107,17 @@ class Member:
 def _member(filesystem: Filesystem, path: bytes, number: int, linked: dict[int, str], report: Report) -> Member | None:
     """Prepare a file; None if an archive cannot hold it. `linked`: by object, the name under which it was written."""
     node, error = filesystem.znode_if_spill_is_lost(number)
+    # Sockets and doors have no place in an archive.
     kind = _without_place(node)
     if kind:
         report.add(kind, path)
         return None
     info = _info(path, node)
+    # A second name of a file becomes a hard link to the first in the archive.
     if node.links > 1 and number in linked:
         info.type, info.linkname, info.size = tarfile.LNKTYPE, linked[number], 0
     content = None
+    # Read it once before anything is written: a damaged file must not break the archive in the middle.
     if info.isreg() and info.size:
         content = Gathered.of(partial(filesystem.extents, node), node.size)
     if error is not None:
@@ -166,11 +171,13 @@ def _entries(filesystem: Filesystem, path: bytes, number: int, report: Report) -
     found: list[tuple[bytes, int, bool]] = []
     with report.spared(path):
         is_folder = filesystem.znode(number).is_folder
+        # In the order of object numbers, which is mostly that of their records in the pool.
         names = sorted(filesystem.names(number), key=lambda name: name.number) if is_folder else []
         for name in names:
             with report.spared(path + b"/" + name.name if path else name.name):
                 below = filesystem.below(path, name.name)
                 if filesystem.is_folder(name):
+                    # A folder must say that this is its parent: otherwise a forged tree could lead in circles.
                     filesystem.check_inside(number, name)
                 found.append((below, name.number, filesystem.is_folder(name)))
     return found
@@ -193,12 +200,14 @@ def _settled(filesystem: Filesystem, path: bytes) -> bytes:
     filesystem.lookup(path)
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     found, number = b"", filesystem.root
+    # Go down part by part, keeping both the path so far and the object that it names.
     for i, part in enumerate(parts, 1):
         name = None if part == b".." else filesystem.find(number, part)
         if name is None:
             found = found.rpartition(b"/")[0]
         else:
             found, number = found + b"/" + name.name if found else name.name, name.number
+        # A link in the middle is followed; at the end it is the link itself that is meant.
         if i < len(parts) and name and filesystem.znode(number).is_link:
             found = filesystem.path_of(filesystem.lookup(found, follow=True).number)
             name = None
@@ -266,11 +275,13 @@ def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:
 
     tarfile makes no keywords that are not UTF-8, as names of extended attributes may be.
     """
+    # Names that are too long or not ASCII go into the extended header, and a cut one into the old field.
     for keyword, field in _TEXTS:
         name = getattr(info, field).encode("utf-8", "surrogateescape")
         if len(name) > _NAME or not name.isascii():
             records[keyword] = name
             setattr(info, field, _text(name[:_NAME]))
+    # The same for numbers: old fields are octal, and a few digits wide.
     for keyword, field, digits in _NUMBERS:
         number = getattr(info, field)
         if not 0 <= number < 8**digits:

@@ -117,6 +117,7 @@ class Folder:
             folder = stack.enter_context(cls.top(path))
             stack.callback(folder.restore_mode)
             for name in place.split(b"/") if place else ():
+                # Enter or make each folder; making one must not change the times of the one above.
                 before = os.fstat(folder.fd)
                 is_new = folder.status(name) is None
                 try:
@@ -126,8 +127,10 @@ class Folder:
                     raise Refused(f"cannot extract into {shown(place)}: {why}") from None
                 if is_new:
                     os.utime(folder.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+                # On the way out, folders that were opened up for us get their modes back, inner ones first.
                 stack.callback(inner.restore_mode)
                 folder = inner
+            # The stack closes all folders on the way; the innermost is kept open.
             fd = os.dup(folder.fd)
         return cls._top(fd)
 

@@ -23,6 +23,7 @@ def extract_volume(volume: Volume, target: str, name: str, *, force: bool = Fals
             found = None if force else top.status(file)
             if found is None:
                 _put_volume(volume, top, file, force=force)
+            # The same image is there already: extracting again changes nothing.
             elif not has_content(top.fd, file, volume.extents(), volume.size):
                 raise InTheWay(f"cannot extract {name}: {InTheWay()}")
             top.restore_mode()

@@ -143,11 +143,13 @@ class _Sanitizer:
         snaps, props, holds = NvList(), NvList(), NvList()
         every = outlined.nvlist.get("snapprops")
         for name, guid in outlined.snaps.items():
+            # The header is not authenticated: what the receiver will store from it is checked and built again.
             if not _is_guid(guid):
                 raise _bad(self._package, f"its header gives {shown(name)} the guid {guid}")
             full = f"{outlined.name}@{name}"
             snaps.set(name, guid, NvType.UINT64)
             props.set(name, self._props(full, every.get(name) if isinstance(every, NvList) else None))
+            # Properties and holds are passed on only as far as they were allowed.
             holds.set(name, self._held(full, outlined.holds(name)))
         new.set("snaps", snaps)
         new.set("snapprops", props)

@@ -211,12 +211,15 @@ class MountLayout:
 
     def _listed(self, path: bytes) -> tuple[list[Name], list[Name], SnapshotView | None, int]:
         """Names that the snapshot stores in a folder, names that the layout adds; the snapshot, and its inode bits."""
+        # .zfs and .zfs/snapshot exist only here.
         if path in self._map.control:
             return [], list(self._control_names(path)), None, 0
         leads = self._map.leads.get(path, {})
+        # So does a folder that only leads to a dataset further down.
         if self._made_up(path) is not None:
             return [], [_folder(name, number) for name, number in leads.items()], None, 0
         view, rest, base = self._route(path)
+        # Everywhere else the snapshot says what is there; mounted children replace the folders of their names.
         stored = view.names(rest)
         if leads:
             stored = [_folder(each.name, each.number) if each.name in leads else each for each in stored]

@@ -132,10 +132,13 @@ class Headers:
     def _writes(self, layout: Layout, mine: Array, _: RecordType) -> Array:
         batch, at = layout.batch, layout.step[mine]
         leaves, packed = batch.leaves[at], batch.packed[at]
+        # All headers of the chunk at once, as arrays: `mine` are the rows that are WRITE records.
         payloads = layout.lengths[mine] - HEADER
         headers = self._empty(Write.RTYPE, len(mine))
         headers["object"], headers["type"] = batch.steps["object"][at], batch.kinds[at]
+        # A block larger than 128 KiB goes as several records where the receiver does not know large blocks.
         headers["offset"] = leaves["offset"] + (layout.part[mine] * OLD_LARGEST).astype(np.uint64)
+        # Blocks that leave as they are stored say how they are compressed; others are plain content.
         headers["checksumtype"] = CHECKSUM_OFF
         headers["logical_size"] = np.where(packed, leaves["logical"], payloads)
         headers["compressiontype"] = np.where(packed, leaves["compression"], 0)

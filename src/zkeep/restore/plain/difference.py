@@ -125,15 +125,18 @@ class Difference:
 
     def object(self, obj: VerifiedObject, steps: Array) -> None:
         """Some steps of one object: those of one go before those of the next."""
+        # Steps come in ascending order: a new object number closes the one before.
         if self._open is None or self._open.obj.dnode.number != obj.dnode.number:
             self._turn_to(obj)
         assert self._open is not None
         here, rtypes = self._open, steps["rtype"]
         here.told |= bool((rtypes == RecordType.OBJECT).any())
         here.spill |= bool((rtypes == RecordType.SPILL).any())
+        # What the stream calls a hole must be one in the authenticated tree.
         for row in steps[rtypes == RecordType.FREE]:
             self._check_hole(here, int(row["a"]), min(int(row["a"]) + int(row["b"]), END))
         written = steps["offset"][rtypes == RecordType.WRITE]
+        # Behind the last block that is sent here nothing more is known yet, so compare only up to it.
         if len(written):
             self._compare(here, int(written[-1]) + obj.dnode.blksz, written)
 
@@ -191,9 +194,11 @@ class Difference:
     def _compare(self, here: _Open, end: int, written: Array) -> None:
         """Compare the blocks up to `end`. `written`: offsets of those that are sent there, ascending."""
         start, here.done = here.done, max(end, here.done)
+        # The object is the same in both snapshots: nothing can be missing.
         if here.before is here.obj:
             return
         size = here.obj.dnode.blksz
+        # Compare MACs range by range: a block whose MAC differs from the source's must be among those sent.
         for low, high in self._ranges(here, start, end):
             old = here.before and self._leaves_of(self._source, here.before, low, high)
             for new in self._target.blocks.leaves(here.obj, low // size, -(-high // size)):
@@ -202,6 +207,7 @@ class Difference:
                 if len(lacking):
                     offset = int(lacking["offset"][0])
                     raise self._forgery("its change is left out", here.obj.dnode.number, offset)
+            # And what only the source has must be freed by the stream.
             if old is not None and len(old):
                 self._check_gone(here, old, low, high)
 

@@ -44,17 +44,21 @@ class PlainSender:
             Forgery: something is not authentic; the stream breaks off without an END.
             Damaged: the pool's own data is not what was stored; likewise.
         """
+        # The runs that the receiver has already, and those that are sent.
         _, before, new = runs_of(pool, leg)
         source = opened_source(pool, leg)
         with ExitStack() as stack:
+            # Opened with the key, so that only what is authentic leaves.
             snapshot = stack.enter_context(OpenSnapshot(pool, leg.snapshot, self._get_key))
             old = stack.enter_context(OpenSnapshot(pool, source, self._get_key)) if source is not None else None
             timeline, order, toguid = snapshot.state.timeline, opening.byteorder, opening.begin.toguid
+            # A resumed stream begins in the middle; what came before it was compared then.
             resume = _block(snapshot, leg.resume)
             complete = leg.source is None or source is not None
             difference = Difference(snapshot, old, complete=complete, resume=resume)
             out = stack.enter_context(StreamWriter(timeline, write, order, toguid))
             writer = stack.enter_context(PlainWriter(snapshot, opening, out, difference))
+            # BEGIN, the records in the order that a plain stream has, END with the checksum of all.
             out.begin(opening.header, opening.payload)
             journey = Journey(before, new, True, maxblkid, resume)
             writer.steps(plain_steps(plan(timeline, journey)) if new else ())

@@ -89,14 +89,17 @@ class PlainWriter:
         """Read the blocks of some steps, and put their contents into their places."""
         leaves, view = batch.leaves[steps], buffer.data
         blocks = self._snapshot.blocks
+        # Read the records in the order in which they lie on the disk, all in one go.
         records = blocks.stored_records(leaves)
         for index, step in enumerate(steps):
             leaf, kind, place = leaves[index], int(batch.kinds[step]), places[index]
+            # The receiver takes compressed blocks: decrypt, and leave compressed. Otherwise decompress too.
             if batch.packed[step]:
                 content = blocks.stored_content(kind, leaf, records[index])
             else:
                 content = blocks.content(kind, leaf, records[index])
             at = 0
+            # One block may lie in several records, each with its own place in the buffer.
             for start, end in place:
                 view[start:end] = content[at : at + end - start]
                 at += end - start
@@ -104,6 +107,7 @@ class PlainWriter:
 
 def _portions(layout: Layout) -> Iterator[tuple[list[int], list[Place]]]:
     """The blocks of a chunk, in portions for threads."""
+    # Large enough that threads are not busy handing over; as many portions as there are cores, at least.
     least = max(PORTION, layout.size // (os.cpu_count() or 1))
     steps: list[int] = []
     places: list[Place] = []
