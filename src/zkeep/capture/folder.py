@@ -112,7 +112,10 @@ class FolderWriter:
         #    objects that every filesystem has.
         folders = [(node.number, node) for node in self._scan.written if node.kind == FOLDER]
         files = [(node.number, node) for node in self._scan.written if node.kind != FOLDER]
-        gone = [(number, None) for number in self._gone(live)]
+        seen = self._scan.seen
+        keep = seen | self._previous.extras_of(seen) | FIXED | {ROOT}
+        nothing_leads_there = ~np.isin(live, np.fromiter(keep, np.uint64, len(keep)))
+        gone = [(int(number), None) for number in live[nothing_leads_there].tolist()]
         if base is not None:
             base.expect(number for number, _ in [*folders, *files, *gone])
         fewer = [(change.number, change) for change in self._recounted(base, tree)]
@@ -205,13 +208,6 @@ class FolderWriter:
         above.update(self._folders_of_kept(names[0].number))
         count = len(names) + self._objects.names_kept[names[0].number]
         return row is None or int(row["links"]) != count or int(row["parent"]) not in above
-
-    def _gone(self, live: np.ndarray) -> list[int]:
-        """Objects of the last snapshot that nothing leads to any more."""
-        seen = self._scan.seen
-        keep = seen | self._previous.extras_of(seen) | FIXED | {ROOT}
-        mask = ~np.isin(live, np.fromiter(keep, np.uint64, len(keep)))
-        return [int(number) for number in live[mask].tolist()]
 
     def _correct(self, live: np.ndarray) -> None:
         """Plan what only now is known: names of what could not be read, and attributes that nothing leads to."""

@@ -117,7 +117,10 @@ class Previous:
     root: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_sorted(self.rows):
+        # Look-ups search by halves, so the rows must ascend by device and inode.
+        devs, inodes = self.rows["dev"], self.rows["ino"]
+        ascends = (devs[1:] > devs[:-1]) | ((devs[1:] == devs[:-1]) & (inodes[1:] >= inodes[:-1]))
+        if not ascends.all():
             self.rows = self.rows[np.lexsort((self.rows["ino"], self.rows["dev"]))]
         # Columns that lie apart from the others: searchsorted() copies what does not, all of it at each call.
         self._inodes = np.ascontiguousarray(self.rows["ino"])
@@ -237,13 +240,6 @@ class Previous:
     def extras_of(self, owners: set[int]) -> set[int]:
         """The objects with extended attributes of these files."""
         return {int(number) for owner, number in self.extras.tolist() if owner in owners}
-
-
-def _is_sorted(rows: Array) -> bool:
-    """Whether rows ascend by device and inode."""
-    devices, inodes = rows["dev"], rows["ino"]
-    ascends = (devices[1:] > devices[:-1]) | ((devices[1:] == devices[:-1]) & (inodes[1:] >= inodes[:-1]))
-    return bool(ascends.all())
 
 
 class Rows:

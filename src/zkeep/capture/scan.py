@@ -263,7 +263,9 @@ class Scanner:
         matches = self._previous.match([entry.stat for entry in entries if entry.stat is not None], node.number)
         kept = [child for entry in lost if (child := self._keep(node, entry, found))]
         # 2. A folder that did not change has the same names; then only what changed in it needs a node.
-        whole = self._has_other_names(node, [entry.name for entry in entries] + [child.name for child in kept])
+        #    It has to be written as well if other names in it are left out than last time.
+        names = [entry.name for entry in entries] + [child.name for child in kept]
+        whole = node.changed or self._previous.check_of_names(node.number) != check_of(names)
         children: list[Node] = []
         for at, (entry, match) in enumerate(zip(entries, matches, strict=True)):
             if match.number in found.seen and entry.stat is not None and entry.stat.st_nlink == 1:
@@ -339,10 +341,6 @@ class Scanner:
         if not stat.S_ISREG(status.st_mode) or self._reads_all:
             return True
         return os.access(name, os.R_OK, dir_fd=self.folders.fd(node), effective_ids=True)
-
-    def _has_other_names(self, node: Node, names: list[bytes]) -> bool:
-        """Whether a folder has to be written: it changed, or other names in it are left out than last time."""
-        return node.changed or self._previous.check_of_names(node.number) != check_of(names)
 
     def _link(self, child: Node, status: os.stat_result, found: Scan) -> None:
         """One of several names of a file: they share one object, which is written once."""

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +22,7 @@ from zkeep.names import printable_path
 
 if TYPE_CHECKING:
     from zkeep.format.znode import Znode
-    from zkeep.tree.filesystem import Extent, Filesystem, Name
+    from zkeep.tree.filesystem import Extent, Filesystem
 
 HALF_YEAR = 182 * 86400
 ZEROS = bytes(1 << 20)
@@ -85,15 +85,15 @@ class _Lister:
         node = self.filesystem.lookup(path)
         entries: Iterable[tuple[bytes, int]] = [(path or b".", node.number)]
         if node.is_folder and not self._itself:
-            walk = partial(self.filesystem.walk, failed=self._failed)
-            found = walk(node.number, path) if self._recursive else self._flat(node.number, path, many)
-            entries = ((inner, name.number) for inner, name in found)
+            if self._recursive:
+                walk = self.filesystem.walk(node.number, path, failed=self._failed)
+                entries = ((inner, name.number) for inner, name in walk)
+            else:
+                # Below one folder the names alone; where several are listed, with the folder before them.
+                prefix = path + b"/" if many and path else b""
+                entries = ((prefix + name.name, name.number) for name in self.filesystem.ordered(node.number))
         for batch in _batches(entries):
             _write(b"".join(self._lines(batch)))
-
-    def _flat(self, number: int, path: bytes, many: bool) -> Iterator[tuple[bytes, Name]]:
-        prefix = path + b"/" if many and path else b""
-        return ((prefix + name.name, name) for name in self.filesystem.ordered(number))
 
     def _lines(self, entries: list[tuple[bytes, int]]) -> Iterator[bytes]:
         """Print in the given order, but read in the order in which the pool has them."""
@@ -244,8 +244,12 @@ def cat_verb(*, key_locations: tuple[str, ...], arguments: tuple[str, ...]) -> N
 
 def _pour(extents: Iterator[Extent], size: int) -> None:
     """Content and zeros to standard output; over holes a file is skipped, where it holds nothing."""
+    import fcntl
+
     out = sys.stdout.fileno()
-    seekable = stat.S_ISREG(os.fstat(out).st_mode) and not _appends(out)
+    # A file that is appended to (>>) writes at its end, wherever one seeks to.
+    appends = bool(fcntl.fcntl(out, fcntl.F_GETFL) & os.O_APPEND)
+    seekable = stat.S_ISREG(os.fstat(out).st_mode) and not appends
     at = 0
     for extent in extents:
         _skip(out, extent.offset - at, seekable)
@@ -254,12 +258,6 @@ def _pour(extents: Iterator[Extent], size: int) -> None:
     _skip(out, size - at, seekable)
     if seekable:
         os.ftruncate(out, max(os.fstat(out).st_size, os.lseek(out, 0, os.SEEK_CUR)))
-
-
-def _appends(out: int) -> bool:
-    import fcntl
-
-    return bool(fcntl.fcntl(out, fcntl.F_GETFL) & os.O_APPEND)
 
 
 def _skip(out: int, count: int, seekable: bool) -> None:

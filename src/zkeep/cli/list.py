@@ -61,7 +61,8 @@ def list_verb(
         zkeep list -r -t snapshot -o name,used,refer,creation vault/home
         zkeep list -Hp -o name,guid -t all -S creation
     """
-    props = _columns(columns)
+    wanted = ",".join(columns or [_COLUMNS]).replace("space", _SPACE).split(",")
+    props = [find_property(name) for name in wanted]
     # Asking a dataset for its snapshots alone means those one level below it
     letters = parse_types(types)
     limit = depth_of(recursive or not names, depth)
@@ -77,11 +78,6 @@ def list_verb(
         sys.stdout.write(asjson.dump({"output_version": asjson.version("zfs list"), "datasets": datasets}))
     else:
         sys.stdout.write(_text(items, props, output.scripted, output.exact))
-
-
-def _columns(texts: Sequence[str]) -> Sequence[Property]:
-    names = ",".join(texts or [_COLUMNS]).replace("space", _SPACE).split(",")
-    return [find_property(name) for name in names]
 
 
 def _sorted(items: Sequence[Item], keys: Sequence[tuple[bool, str]]) -> Sequence[Item]:

@@ -76,7 +76,11 @@ def send_verb(
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
     if token is not None and (letters["verbose"] or parsable):
-        _print_token(token, err=not dry_run)
+        # What the token says comes first, even if its snapshot is not here.
+        from zkeep.pool.transfer.token import contents
+
+        for line in contents(token):
+            click.echo(line, err=not dry_run)
     sink = Sink()
     shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
     request = replace(
@@ -119,14 +123,6 @@ def _check(request: SendRequest) -> None:
         raise WrongUsage("-s and -X go with -R")
     if request.from_ and request.from_all:
         raise WrongUsage("-i and -I exclude each other")
-
-
-def _print_token(token: str, *, err: bool) -> None:
-    """Print the content of the token first, even if its snapshot is not here."""
-    from zkeep.pool.transfer.token import contents
-
-    for line in contents(token):
-        click.echo(line, err=err)
 
 
 def _excluded(lists: Sequence[str]) -> tuple[str, ...]:

@@ -196,8 +196,11 @@ class Translator:
             raise BadStream(f"nothing says where object {change.number} ends", head.at, "OBJECT")
         # What the base has under this number, and whether it is the same object as far as blocks are concerned.
         held = self._held(change.number)
+        # A group later the object goes on: its shape was settled when it began.
         if not head.begun:
-            self._settle_shape(head, held)
+            if held is not None and self._keeps_small_blocks(head, held):
+                change.blksz = held.dnode.blksz
+            change.last = -(-head.end // change.blksz) - 1
         change.keep = head.begun or self._lives_on(change, held)
         stays = head.has_spill or not self._spills_told  # senders that do not tell send a spill block if it changed
         if change.spill is None and stays and change.keep and held is not None and len(held.spill):
@@ -209,13 +212,6 @@ class Translator:
         change.blocks = self._blocks_of(head, kept)
         head.begun = True
         self._writer.write(change)
-
-    def _settle_shape(self, head: _Head, held: VerifiedObject | None) -> None:
-        change = head.change
-        assert head.end is not None
-        if held is not None and self._keeps_small_blocks(head, held):
-            change.blksz = held.dnode.blksz
-        change.last = -(-head.end // change.blksz) - 1
 
     def _keeps_small_blocks(self, head: _Head, held: VerifiedObject) -> bool:
         """Whether it is a file that only seems to have larger blocks, as the streams before were sent without -L."""

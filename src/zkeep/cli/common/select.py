@@ -84,17 +84,14 @@ class Selection:
         for dataset in view.within(first, self.depth):
             if letter(dataset) in self.types:
                 yield dataset
+            # Snapshots and bookmarks count as one level below their dataset.
             level = dataset.name.depth - first.name.depth + 1
-            if self.depth is None or level <= self.depth:
-                yield from self._hanging(view, dataset)
-
-    def _hanging(self, view: View, dataset: Dataset) -> Iterator[Thing]:
-        if not view.pool.sees(dataset.name):
-            return
-        if "s" in self.types:
-            yield from view.snapshots[dataset.id]
-        if "b" in self.types:
-            yield from view.pool.bookmarks(dataset)
+            if not view.pool.sees(dataset.name) or (self.depth is not None and level > self.depth):
+                continue
+            if "s" in self.types:
+                yield from view.snapshots[dataset.id]
+            if "b" in self.types:
+                yield from view.pool.bookmarks(dataset)
 
 
 def _missing(error: ZkeepError) -> None:

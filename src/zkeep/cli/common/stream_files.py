@@ -166,7 +166,10 @@ def opened_stream(text: str) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
         with _reading(name):  # only this: what the caller then does may fail, too, as writing does
             source = stack.enter_context(open(0 if text == STDIN else text, "rb", buffering=0, closefd=text != STDIN))
-            head = _head_of(cast(BinaryIO, source))
+            # A pipe gives what it has: read until there is enough to tell what it is.
+            head = b""
+            while len(head) < HEAD and (more := source.read(HEAD - len(head))):
+                head += more
         plain = cast(BinaryIO, _Headed(head, cast(BinaryIO, source), name))
         packing = packing_of(head)
         yield cast(BinaryIO, Unpacked(plain, packing, name)) if packing else plain
@@ -178,13 +181,6 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise Refused(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _head_of(source: BinaryIO) -> bytes:
-    head = b""
-    while len(head) < HEAD and (more := source.read(HEAD - len(head))):
-        head += more
-    return head
 
 
 # What an argument is

@@ -128,19 +128,15 @@ def _parameters(command: click.Command) -> str:
     letters = _letters(command)
     words = [f"[-{letters}]"] if letters else []
     words += [f"[{p.opts[0]}]" for p in options if p.is_flag and p.opts[0].startswith("--")]
-    words += [_valued(p) for p in options if not p.is_flag]
-    words += [_argument(p) for p in command.params if isinstance(p, click.Argument)]
+    # Options with a value, then arguments: brackets mean that one may be left out.
+    for option in options:
+        if not option.is_flag:
+            words.append(f"[{option.opts[0]} {option.metavar or 'VALUE'}]" + (" ..." if option.multiple else ""))
+    for argument in command.params:
+        if isinstance(argument, click.Argument):
+            metavar = argument.metavar or (argument.name or "").upper()
+            words.append(metavar if argument.required or metavar.startswith("[") else f"[{metavar}]")
     return " ".join(words)
-
-
-def _valued(option: click.Option) -> str:
-    metavar = option.metavar or "VALUE"
-    return f"[{option.opts[0]} {metavar}]" + (" ..." if option.multiple else "")
-
-
-def _argument(argument: click.Argument) -> str:
-    metavar = argument.metavar or (argument.name or "").upper()
-    return metavar if argument.required or metavar.startswith("[") else f"[{metavar}]"
 
 
 class VerbGroup(click.Group):

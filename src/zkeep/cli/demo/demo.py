@@ -256,7 +256,12 @@ def _migration(stage: Stage) -> None:
     stage.prompt = PRODUCTION
     stage.run(f"pool create home {folder}/home-pool")
     try:
-        _in_clear(stage)
+        # The dataset as it was for years
+        stage.run("create -o blind=off home/blanc", show=False)
+        for each in YEARS:
+            stage.quietly("receive -F home/blanc", stream(f"jambon-blanc-plain-{each}"))
+        if not _holding(stage.folder / "home-pool", b"ledger.csv"):
+            raise Damaged("demo: what is in clear is not found in clear")
         options = f"-o encryption=on -o keyformat=raw -o keylocation=file://{key}"
         stage.run(f"create {options} home/encrypted", "zfs create -o encryption=on ... zdata/encrypted")
         # The first stream in full, each year after it as an increment.
@@ -271,15 +276,6 @@ def _migration(stage: Stage) -> None:
     finally:
         call("unload-key -a")
     _moved(stage, SERVER, key)
-
-
-def _in_clear(stage: Stage) -> None:
-    """The dataset as it was for years."""
-    stage.run("create -o blind=off home/blanc", show=False)
-    for year in YEARS:
-        stage.quietly("receive -F home/blanc", stream(f"jambon-blanc-plain-{year}"))
-    if not _holding(stage.folder / "home-pool", b"ledger.csv"):
-        raise Damaged("demo: what is in clear is not found in clear")
 
 
 def _piped(stage: Stage, send: str, receive: str, over: str = "") -> None:

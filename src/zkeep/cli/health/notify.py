@@ -64,20 +64,24 @@ class Notice:
         return f"zkeep: {self.event}: {first}{more}"
 
     def json(self) -> bytes:
+        changes = [
+            {
+                "name": change.name,
+                "event": change.event,
+                "began": change.began,
+                "ended": change.ended,
+                "problems": [{"kind": problem.kind, "text": problem.text} for problem in change.problems],
+            }
+            for change in self.changes
+        ]
         content = {
             "host": socket.gethostname(),
             "pool": self.pool,
             "event": self.event,
             "subject": self.subject(),
-            "changes": [_as_object(change) for change in self.changes],
+            "changes": changes,
         }
         return json.dumps(content).encode() + b"\n"
-
-
-def _as_object(change: Change) -> dict[str, object]:
-    problems = [{"kind": problem.kind, "text": problem.text} for problem in change.problems]
-    found = {"event": change.event, "began": change.began, "ended": change.ended, "problems": problems}
-    return {"name": change.name, **found}
 
 
 def _notify(notice: Notice, place: Place) -> bool:

@@ -32,7 +32,9 @@ def help_verb(ctx: click.Context, as_man: bool, folder: str | None, words: tuple
     if folder is not None:
         if words or as_man:
             raise WrongUsage("--man-pages goes with nothing else: it writes those of all verbs")
-        _write_pages(top, Path(folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for each in _all(top):
+            replace_file(Path(folder) / f"{each.command_path.replace(' ', '-')}.1", page(each).encode())
         return
     chosen = context_of(top, words)
     click.echo(page(chosen) if as_man else f"{chosen.get_help()}\n", nl=False)
@@ -47,14 +49,6 @@ def context_of(top: click.Context, words: tuple[str, ...]) -> click.Context:
         assert command is not None
         top = click.Context(command, top, name or word)
     return top
-
-
-def _write_pages(top: click.Context, folder: Path) -> None:
-    from zkeep.cli.help.manpage import page
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for ctx in _all(top):
-        replace_file(folder / f"{ctx.command_path.replace(' ', '-')}.1", page(ctx).encode())
 
 
 def _all(ctx: click.Context) -> Iterator[click.Context]:

@@ -70,20 +70,15 @@ def text(sheet: Sheet, code: Sequence[str] = ()) -> str:
 
 
 def _head(sheet: Sheet) -> list[str]:
-    form = KeyFormat(sheet.keyformat).name.lower()
+    form, more = KeyFormat(sheet.keyformat).name.lower(), len(sheet.below) - 3
     rows = [
         ("dataset", f"{sheet.dataset} (encryption root, guid {sheet.guid})"),
-        ("opens also", _names(sheet.below)),
+        ("opens also", ", ".join(sheet.below[:3]) + (f" and {more} more" if more > 0 else "")),
         ("backups", sheet.destination or f"in the pool {sheet.dataset.partition('/')[0]}"),
         ("encryption", f"{SUITES[sheet.suite].name}, keyformat {form}, key guid {sheet.key_guid:#x}"),
         ("printed", time.strftime("%Y-%m-%d %H:%M", time.localtime(sheet.made))),
     ]
     return ["zkeep recovery sheet", "", *(f"  {name:11} {value}" for name, value in rows if value)]
-
-
-def _names(names: Sequence[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _key(sheet: Sheet) -> list[str]:
@@ -127,18 +122,17 @@ def _matrix(secret: Secret) -> list[list[bool]]:
     return [[bool(module) for module in row] for row in segno.make(content, error="m", micro=False).matrix]
 
 
-def _framed(matrix: list[list[bool]]) -> list[list[bool]]:
-    blank, side = [False] * (len(matrix) + 2 * QUIET), [False] * QUIET
-    return [*[blank] * QUIET, *([*side, *row, *side] for row in matrix), *[blank] * QUIET]
-
-
 def code_lines(secret: Secret, *, dark: bool = True, encoding: str = "utf-8") -> list[str]:
     """The QR code in characters, two rows of modules in one line.
 
     `dark`: whether what is written is darker than what is not, as on paper and unlike on most terminals.
     `encoding`: if it lacks block characters, each module is two characters.
     """
-    matrix = [[module == dark for module in row] for row in _framed(_matrix(secret))]
+    # Scanners need a quiet zone of light modules all around.
+    modules = _matrix(secret)
+    blank, side = [False] * (len(modules) + 2 * QUIET), [False] * QUIET
+    framed = [*[blank] * QUIET, *([*side, *row, *side] for row in modules), *[blank] * QUIET]
+    matrix = [[module == dark for module in row] for row in framed]
     try:
         "".join(_BLOCKS.values()).encode(encoding)
     except (UnicodeEncodeError, LookupError):

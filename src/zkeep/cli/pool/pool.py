@@ -257,16 +257,16 @@ def get(
     if output.as_json:
         sys.stdout.write(_json_list(pools, props, output, "zpool get"))
         return
-    rows = [_get_row(pool, prop, columns, output.exact) for pool in pools for prop in props]
+    rows: list[list[str]] = []
+    for pool in pools:
+        for prop in props:
+            value = prop.of(pool, output.exact)
+            cells = {"name": pool.name, "property": prop.name, "value": value, "source": prop.source}
+            rows.append([cells[column] for column in columns])
     if output.scripted:
         sys.stdout.write(text.tabbed(rows))
     elif rows:
         sys.stdout.write(text.table([column.upper() for column in columns], rows, [False] * len(columns)))
-
-
-def _get_row(pool: Status, prop: PoolProperty, columns: Sequence[str], exact: bool) -> Sequence[str]:
-    cells = {"name": pool.name, "property": prop.name, "value": prop.of(pool, exact), "source": prop.source}
-    return [cells[column] for column in columns]
 
 
 @pool_verb.command("status")
@@ -278,17 +278,17 @@ def status(verbose: bool, only_sick: bool, as_json: bool, names: Sequence[str]) 
     """Say how pools do, and what their last scrub found."""
     pools = [p for p in _statuses(names) if not only_sick or p.health != "ONLINE"]
     if as_json:
-        states = {p.name: {**_json_head(p, False), **_json_scrub(p)} for p in pools}
+        states: asjson.Object = {}
+        for pool in pools:
+            state: asjson.Object = {**_json_head(pool, False), "path": str(pool.path), "scrub": pool.scrub}
+            if pool.begun:
+                state["scanning"] = {**pool.begun, "active": pool.scrubbing}
+            states[pool.name] = state
         sys.stdout.write(asjson.dump({"output_version": asjson.version("zpool status"), "pools": states}))
     elif pools:
         click.echo("\n".join(_report(pool, verbose) for pool in pools), nl=False)
     else:
         click.echo("all pools are healthy" if only_sick else "no pools available")
-
-
-def _json_scrub(pool: Status) -> asjson.Object:
-    found: asjson.Object = {"path": str(pool.path), "scrub": pool.scrub}
-    return found | ({"scanning": {**(pool.begun or {}), "active": pool.scrubbing}} if pool.begun else {})
 
 
 def _report(pool: Status, verbose: bool) -> str:

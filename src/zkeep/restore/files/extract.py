@@ -146,15 +146,12 @@ class Extraction:
         self.options = replace(self.options, force=False)
         for place, name in self._alike:
             with self._spared(place, name), top.inner(place) as folder:
-                self._extract_unless_alike(folder, name)
-
-    def _extract_unless_alike(self, folder: Folder, name: Name) -> None:
-        """Extract a file unless the target takes its name for that of another one, which must not be replaced."""
-        node, error = self._node(folder.below(name.name), name)
-        found = folder.status(name.name)
-        if found is not None and not is_same(self.filesystem, node, folder.fd, name.name, found, by_content=True):
-            raise NotTaken(ALIKE)
-        self._extract_file(folder, name, node, error)
+                # The target may take its name for that of another one (exFAT ignores case): that is not replaced.
+                node, error = self._node(folder.below(name.name), name)
+                there, at = folder.status(name.name), folder.fd
+                if there and not is_same(self.filesystem, node, at, name.name, there, by_content=True):
+                    raise NotTaken(ALIKE)
+                self._extract_file(folder, name, node, error)
 
     def _dress_folders(self, top: Folder) -> None:
         """Set the attributes of folders, inner ones first: an outer one may lock us out afterwards."""
@@ -301,14 +298,11 @@ class Extraction:
         with folder:
             for name in names:
                 with self._spared(place, name):
-                    self._extract_or_defer(folder, name)
-
-    def _extract_or_defer(self, folder: Folder, name: Name) -> None:
-        node, error = self._node(folder.below(name.name), name)
-        if node.links > 1:
-            self._many_names.append((folder.place, name))
-        else:
-            self._extract_file(folder, name, node, error)
+                    node, lost = self._node(folder.below(name.name), name)
+                    if node.links > 1:
+                        self._many_names.append((folder.place, name))
+                    else:
+                        self._extract_file(folder, name, node, lost)
 
     def _node(self, path: bytes, name: Name) -> tuple[Znode, ZkeepError | None]:
         node, error = self.filesystem.znode_if_spill_is_lost(name.number)

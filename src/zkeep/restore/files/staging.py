@@ -45,7 +45,12 @@ class Staging:
     def within(cls, parent: int) -> Staging:
         """Make a staging folder in an open folder. Raises OSError if nothing can be made there."""
         # What a killed call left is removed first, as nothing else ever would.
-        _remove_left_behind(parent)
+        # Remove the leftovers of killed calls in a folder, but none that is locked, which is in use
+        with suppress(OSError):
+            # A folder that its owner holds open is locked, and _remove_one() leaves it alone.
+            for left in os.listdir(parent):
+                if _OURS.fullmatch(os.fsencode(left)):
+                    _remove_one(parent, os.fsencode(left))
         for tries in range(_TRIES):
             name = PREFIX + secrets.token_hex(8).encode()
             os.mkdir(name, 0o700, dir_fd=parent)
@@ -196,15 +201,6 @@ def _is_private(fd: int) -> bool:
     """Whether this is the folder that we made, not one that another user put there. Some filesystems have no modes."""
     found = os.fstat(fd)
     return found.st_uid == os.geteuid() and not found.st_mode & 0o077
-
-
-def _remove_left_behind(parent: int) -> None:
-    """Remove the leftovers of killed calls in a folder, but none that is locked, which is in use."""
-    with suppress(OSError):
-        # A folder that its owner holds open is locked, and _remove_one() leaves it alone.
-        for name in os.listdir(parent):
-            if _OURS.fullmatch(os.fsencode(name)):
-                _remove_one(parent, os.fsencode(name))
 
 
 def _remove_one(parent: int, name: bytes) -> None:

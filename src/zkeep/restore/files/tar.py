@@ -24,7 +24,7 @@ from zkeep.format.acl import BadAcl, decode
 from zkeep.format.znode import Znode
 from zkeep.restore.files.report import Report
 from zkeep.restore.files.sparse import Gathered
-from zkeep.tree.filesystem import BadTree, Extent, Filesystem
+from zkeep.tree.filesystem import BadTree, Filesystem
 from zkeep.tree.xattrs import each_xattr
 
 _KINDS = {
@@ -84,7 +84,12 @@ class Member:
             self._write_sparse(self.content, sink)
         else:
             sink.write(_head(self.info, self.records))
-            at = _content(self.content.extents(), sink)
+            # Write the content, with zeros for its holes.
+            at = 0
+            for extent in self.content.extents():
+                _zeros(extent.offset - at, sink)
+                sink.write(extent.content)
+                at = extent.offset + len(extent.content)
             _zeros(self.content.size - at + -self.content.size % tarfile.BLOCKSIZE, sink)
 
     def _write_sparse(self, content: Gathered, sink: BinaryIO) -> None:
@@ -287,16 +292,14 @@ def _head(info: tarfile.TarInfo, records: dict[bytes, bytes]) -> bytes:
         if not 0 <= number < 8**digits:
             records.setdefault(keyword, b"%d" % number)
             setattr(info, field, 0)
-    return _extended(records) + info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
-
-
-def _extended(records: dict[bytes, bytes]) -> bytes:
-    payload = b"".join(_record(keyword, value) for keyword, value in records.items())
-    if not all(_is_plain(records.get(keyword, b"")) for keyword in _NAMES):
+    # pax: a member of its own before the file, with a line "LENGTH KEYWORD=VALUE" for each record.
+    payload = b"".join(_record(key, value) for key, value in records.items())
+    if not all(_is_plain(records.get(key, b"")) for key in _NAMES):
         payload = _record(b"hdrcharset", b"BINARY") + payload
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type, info.size = tarfile.XHDTYPE, len(payload)
-    return info.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
+    extended = tarfile.TarInfo("././@PaxHeader")
+    extended.type, extended.size = tarfile.XHDTYPE, len(payload)
+    before = extended.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
+    return before + info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
 
 
 def _is_plain(name: bytes) -> bool:
@@ -317,16 +320,6 @@ def _record(keyword: bytes, value: bytes) -> bytes:
 
 
 # Content
-
-
-def _content(extents: Iterable[Extent], sink: BinaryIO) -> int:
-    """Write content, with zeros for holes; returns where it ends."""
-    at = 0
-    for extent in extents:
-        _zeros(extent.offset - at, sink)
-        sink.write(extent.content)
-        at = extent.offset + len(extent.content)
-    return at
 
 
 def _zeros(count: int, sink: BinaryIO) -> None:
