@@ -54,7 +54,7 @@ class Shape:
 
 
 def guid(number: int) -> int:
-    """Of snapshot `number`; its IV set's is one more."""
+    """The guid of snapshot `number`; its IV set's is one more."""
     return 0x5EED_0000_0000_0000 + 2 * number
 
 

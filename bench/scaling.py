@@ -68,7 +68,7 @@ def new_pool(home: Path, folder: Path) -> Pool:
 
 
 def add_snapshots(pool: Pool, count: int, name: str = "b/data") -> None:
-    """As many increments that changed nothing, called @n1, @n2, ..."""
+    """Make as many increments that changed nothing, called @n1, @n2, ..."""
     dataset = pool.dataset(DatasetName(name))
     last = pool.snapshots(dataset)[-1]
     docs = {kind: pool.catalog.get(kind, last.key) or {} for kind in KINDS}
@@ -95,7 +95,7 @@ def _put_snapshot(t: Transaction, dataset: Dataset, docs: dict[str, Doc], number
 
 
 def add_datasets(pool: Pool, count: int) -> None:
-    """As many datasets below b/many, which has, like each of them, a snapshot @s0."""
+    """Make as many datasets below b/many, which has, like each of them, a snapshot @s0."""
     dataset = pool.dataset(DatasetName("b/data"))
     last = pool.snapshots(dataset)[-1]
     docs = {kind: pool.catalog.get(kind, last.key) or {} for kind in KINDS}
@@ -125,7 +125,7 @@ def add_holds(pool: Pool, count: int) -> None:
 
 
 def add_retention(pool: Pool, count: int) -> None:
-    """As many snapshots, one received each hour, and a policy by which the oldest one goes."""
+    """Make as many snapshots, one received each hour, and a policy by which the oldest one goes."""
     add_snapshots(pool, count)
     dataset, now = pool.dataset(DatasetName("b/data")), int(time.time())
     with pool.transaction() as t:
@@ -282,7 +282,7 @@ def table(folder: Path, kind: str, counts: list[int], rounds: int) -> str:
 
 
 def _cells(verb: Verb, counts: list[int], times: list[float]) -> tuple[list[str], float]:
-    """Of a verb that is about all: what each more than in the first column costs, and how that grows."""
+    """A verb that is about all: what each more than in the first column costs, and how that grows."""
     if not verb.each:
         return [f"{t:.2f} s" for t in times], times[-1] / times[0]
     more = [1000 * (t - times[0]) / (n - counts[0]) for t, n in zip(times[1:], counts[1:], strict=True)]

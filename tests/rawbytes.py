@@ -31,7 +31,7 @@ def _inflated(content: bytes, *, sql: bool, gz: bool) -> list[bytes]:
 
 
 def _prefix(content: bytes) -> bytes:
-    """As much as can be decompressed."""
+    """The content, as far as it can be decompressed."""
     unpacker, text = zlib.decompressobj(), b""
     for at in range(0, min(len(content), 1 << 16), 256):
         try:

@@ -80,7 +80,7 @@ def is_a_dry_run(pool: Pool, source: io.BytesIO) -> None:
 
 
 def leaves_in_steps(pool: Pool, source: io.BytesIO) -> None:
-    """As zkeep encrypt sends it: what leaves has no mark either."""
+    """A stream as zkeep encrypt sends it: what leaves has no mark either."""
     out = io.BytesIO()
     sender = StepSender(out.write, lambda: True, lambda: False)
     try:

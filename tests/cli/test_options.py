@@ -139,7 +139,7 @@ def test_a_property_given_twice_is_refused(box: Box) -> None:
 
 
 def test_an_origin_may_be_named(full: Box) -> None:
-    """Of two that would do."""
+    """Two snapshots would do as the origin; one of them is named."""
     full("receive vault/k", full(f"send -Rw {TOP}"))
     clone = full("send -w -i @2018 vault/j/blanc@2019")
     for name in ("vault/j/blanc@2018", "vault/k/blanc@2018"):

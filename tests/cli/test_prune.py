@@ -315,7 +315,7 @@ def test_a_document_with_a_policy_that_is_none_is_one_line(shell: Shell) -> None
 
 
 def test_it_goes_in_steps_each_of_which_is_whole(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if killed behind the first: the next call does the rest."""
+    """Killed behind the first: the next call does the rest."""
     days(9)
     shell("set", "retention=daily=2", "v")
     monkeypatch.setattr(prune, "STEP", 3)

@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 
 def sealed_keys(stream: Path) -> list[bytes]:
-    """What of a stream's key records a key opens."""
+    """The key records of a stream that a key opens."""
     with stream.open("rb") as source:
         found = [event.nvlist["crypt_keydata"] for event in read_events(source) if isinstance(event, SubBegin)]
     return [bytes(crypt["DSL_CRYPTO_MASTER_KEY_1"]) for crypt in found if isinstance(crypt, NvList)]

@@ -185,7 +185,7 @@ class Lab:
 
         A snapshot of the source is looked at once: it does not change. Who has its guid elsewhere is looked at.
         """
-        told = self._told(snapshots)
+        told = self._reply(snapshots)
         guids = {name: (told[name]["guid"], digest) for name in snapshots}
         found = {name: self._seen[guid] for name, guid in guids.items() if _at_source(name) and guid in self._seen}
         new = [name for name in guids if name not in found]
@@ -196,7 +196,7 @@ class Lab:
                 self._seen[guids[name]] = tree
         return [found[name] for name in snapshots]
 
-    def _told(self, snapshots: Sequence[str]) -> dict[str, dict[str, str]]:
+    def _reply(self, snapshots: Sequence[str]) -> dict[str, dict[str, str]]:
         """guid, type and mountpoint of snapshots and their datasets, by name."""
         names = [*snapshots, *sorted({name.split("@")[0] for name in snapshots})]
         told: dict[str, dict[str, str]] = {}

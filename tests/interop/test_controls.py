@@ -97,7 +97,7 @@ def takes_any_portable_mac(version: str) -> bool:
 
 @pytest.fixture
 def key(lab: Lab) -> Key:
-    """Of tank/d, which has a file in two states; zkeep has both, and what it sends is good."""
+    """The key of tank/d, which has a file in two states; zkeep has both, and what it sends is good."""
     key = lab.key(RAW)
     write = "dd if=/dev/urandom of=/tank/d/file bs=128k count=6 conv=notrunc status=none"
     lab.guest.run(f"zfs create -o encryption=on {key.creating} -o compression=off tank/d")

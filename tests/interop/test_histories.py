@@ -105,7 +105,7 @@ class History:
         return bool(old)
 
     def clone(self) -> bool:
-        """Of a snapshot that was replicated, or of one that was not yet; not of the root of encryption."""
+        """A clone of a snapshot that was replicated, or of one that was not yet; not of the root of encryption."""
         old = [name for name in self._old("extra", "r") if not name.startswith(f"{TOP}@")]
         if old:
             self.run(f"zfs clone {self.chance.choice(old)} {TOP}/{self.new_name('clone')}")

@@ -14,7 +14,7 @@ FORMS = ("", "-L", "-c", "-Lec")
 
 @pytest.fixture
 def key(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Key:
-    """Of an encrypted tree with large records, four snapshots of which zkeep has raw; its key is loaded there."""
+    """The key of an encrypted tree with large records, of which zkeep has four snapshots raw, and its key loaded."""
     monkeypatch.setenv("ZKEEP_AGENT", str(lab.folder / "agent"))
     run, key = lab.guest.run, lab.key(RAW)
     run(f"zfs create -o encryption=on {key.creating} -o recordsize=1M -o compression=lz4 {TOP}; zfs create {TOP}/a")

@@ -111,13 +111,13 @@ def received(case: Case, path: Path) -> Pool:
 
 
 def snapshots(pool: Pool, case: Case) -> list[tuple[Snapshot, dict[str, Any]]]:
-    """Those that the case tells of."""
+    """The snapshots that the case names."""
     every = [s for found in pool.all_snapshots().values() for s in found]
     return [(s, case.snapshots[s.guid]) for s in every if s.guid in case.snapshots]
 
 
 def told(files: Files) -> Files:
-    """What of a manifest an extracted copy must show."""
+    """The fields of a manifest that an extracted copy must show."""
     return {path: {k: v for k, v in entry.items() if k not in UNTOLD} for path, entry in files.items()}
 
 

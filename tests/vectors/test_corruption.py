@@ -41,7 +41,7 @@ def chosen() -> list[Case]:
 
 
 def benches(folder: Path) -> list[Bench]:
-    """Of the cases that a key at hand opens."""
+    """The streams of the cases that a key at hand opens."""
     found = []
     for case in chosen():
         (folder / case.name).mkdir()

@@ -1,4 +1,4 @@
-"""As root, what is extracted equals the manifest in every field."""
+"""Extracted by root, a tree equals the manifest in every field."""
 
 from __future__ import annotations
 

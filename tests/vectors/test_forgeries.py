@@ -37,7 +37,7 @@ Forge = Callable[[list[Record]], list[Record]]
 
 @pytest.fixture(autouse=True)
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a large snapshot, several processes authenticate."""
+    """Several processes authenticate, as they do with a large snapshot."""
     monkeypatch.setattr("zkeep.restore.verify.ALONE_BYTES", 0)
 
 

@@ -46,7 +46,7 @@ def store(kept: Store) -> Iterator[Store]:
 
 
 def told(store: Store) -> list[bool]:
-    """Of each snapshot, whether it is said that it is not what it was; nothing false is shown of the others."""
+    """By snapshot, whether it is said that it is not what it was; nothing false is shown of the others."""
     seen = store.seen()
     assert len(seen) == len(store.truth)
     for got, true in zip(seen, store.truth, strict=True):

@@ -162,7 +162,7 @@ def test_paths_end_where_no_system_could_follow(tmp_path: Path) -> None:
 
 
 def attributes(count: int, size: int, parent: int = XATTR_FOLDER) -> list[Thing]:
-    """As many of holes."""
+    """A file with `count` extended attributes, each of them a hole."""
     names: Entries = [(b"user.%d" % i, XATTR_FOLDER + 1 + i, FILE) for i in range(count)]
     numbers = range(XATTR_FOLDER + 1, XATTR_FOLDER + 1 + count)
     inner = [Thing(n, ObjectType.PLAIN_FILE, 131072, 0, [], bonus(0o100644, size, parent)) for n in numbers]

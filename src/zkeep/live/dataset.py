@@ -124,7 +124,7 @@ class LiveDataset:
             state = head.newest_state(self.pool, dataset)
             _refuse(dataset, state)
             with self.pool.transaction() as t:
-                # Whoever destroys the newest snapshot from now on leaves its state as the head. Look again after that.
+                # From now on, destroying the newest snapshot leaves its state as the head. Look again after that.
                 dataset = self.pool.update_dataset(t, dataset, live=True)
             state = head.newest_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)

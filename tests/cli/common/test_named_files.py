@@ -62,7 +62,7 @@ def test_a_file_is_read_as_far_as_one_of_its_kind_may_be_long(tmp_path: Path, mo
 
 
 def test_a_pipe_is_read() -> None:
-    """As `--exclude-from <(...)` is one."""
+    """A pipe, as `--exclude-from <(...)` is one."""
     reads, writes = os.pipe()
     os.write(writes, b"*.o\n")
     os.close(writes)

@@ -45,7 +45,7 @@ def listed(capfd: Output, *arguments: str, status: int = 0) -> str:
 
 
 def in_two(pack: Pack) -> Pack:
-    """As `pzstd`, `pigz` or `cat a.gz b.gz` make a file of several compressed streams."""
+    """Compressed pieces, as `pzstd`, `pigz` or `cat a.gz b.gz` make a file of several compressed streams."""
     return lambda data: pack(data[:1000]) + pack(data[1000:])
 
 

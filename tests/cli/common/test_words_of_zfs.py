@@ -107,7 +107,7 @@ def test_what_is_not_mounted(box: Vault, verb: str) -> None:
 
 
 def test_prompt_reads_standard_input_where_nobody_types(box: Vault) -> None:
-    """As load-key does."""
+    """A key may come by a pipe, as for load-key."""
     stream, key = STORY / "full-Rw.zfs", (STORY / "jambon-zfs-key").read_bytes()
     assert "jambons/2019/scan.raw" in box.text(f"ls -R {stream} blanc@to-remote-server -L prompt", key)
     done = box.run(f"ls {stream} -L prompt", b"x" * len(key))

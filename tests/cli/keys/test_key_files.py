@@ -132,7 +132,7 @@ def test_p1_a_location_that_was_received_is_not_opened(
 
 
 def test_a_key_that_others_can_read_is_taken_with_one_warning(pool: Path, tmp_path: Path, capfd: Output) -> None:
-    """As ssh warns; but it is taken, as zfs takes it."""
+    """A warning, as ssh has it; but the file is taken, as zfs takes it."""
     key = tmp_path / "key"
     keykit.write(key, (STORY / "jambon-zfs-key").read_bytes())
     for mode, warns in ((0o600, False), (0o400, False), (0o644, True), (0o640, True), (0o604, True), (0o622, False)):
@@ -146,7 +146,7 @@ def test_a_key_that_others_can_read_is_taken_with_one_warning(pool: Path, tmp_pa
 
 
 def test_a_file_that_waits_for_an_event_is_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As /proc/kmsg: a regular file to look at, of no bytes, and a read of it says to try again."""
+    """A file like /proc/kmsg: a regular file to look at, of no bytes, and a read of it says to try again."""
     keykit.write(tmp_path / "key", b"")
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)

@@ -271,7 +271,7 @@ def test_what_the_administrator_notes_above_the_root_is_not_told() -> None:
 def test_the_line_for_authorized_keys_runs_in_a_shell(
     tmp_path: Path, capfd: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As sshd does it: by the shell, with the client's words in the environment alone."""
+    """Run it as sshd does: by the shell, with the client's words in the environment alone."""
     import base64
     import os
     import shlex

@@ -82,7 +82,7 @@ def test_systemd_takes_the_units_whatever_the_words(tmp_path: Path) -> None:
 
 
 def test_words_of_a_unit_come_out_as_they_went_in() -> None:
-    """As systemd reads them: C escapes in double quotes, `$$` and `%%` for `$` and `%`."""
+    """Words as systemd reads them: C escapes in double quotes, `$$` and `%%` for `$` and `%`."""
     for word in ODD:
         text = timers.quoted(word).replace("$$", "$").replace("%%", "%")
         if text.startswith('"'):

@@ -308,7 +308,7 @@ def test_an_inode_that_became_another_kind_of_file(
     real = Previous.match
 
     def confused(self: Previous, statuses: Any, parent: int) -> list[Match]:
-        """As if the inodes of both had been given to the other."""
+        """A scan as if the inodes of both had been given to the other."""
         found = real(self, statuses, parent)
         objects = {status.st_ino: match for status, match in zip(statuses, found, strict=True)}
         return [

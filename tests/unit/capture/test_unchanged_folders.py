@@ -169,7 +169,7 @@ def test_a_pool_that_lies_there_now_is_left_out(source: Path, before: Previous, 
 
 @pytest.mark.parametrize("other", ["b/0", "a/1"])
 def test_one_file_at_two_places_is_two(source: Path, before: Previous, other: str) -> None:
-    """As where one is mounted over the other."""
+    """One inode at two places, as where a folder is mounted a second time."""
     rows = before.rows.copy()
     one, two = (rows["ino"] == (source / name).stat().st_ino for name in ("b/1", other))
     rows["object"][one] = rows["object"][two]

@@ -67,7 +67,7 @@ def test_a_leaf_to_which_all_pointers_lead_is_read_once() -> None:
 
 
 def test_a_table_of_any_size_costs_no_more_than_its_leaves() -> None:
-    """As large as a head can claim, and 2^40 pointers lead to two leaves."""
+    """A ZAP as large as a head can claim, and 2^40 pointers lead to two leaves."""
     blocks = Blocks(head(40, 3, 1 << 33), named(b"a", length=1), named(b"b", prefix=1, length=1))
     blocks.blocks += (struct.pack("<Q", 1).ljust(SIZE, b"\0"),)
     with pytest.raises(BadZap, match="points to block 0"):

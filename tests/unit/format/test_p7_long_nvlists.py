@@ -10,7 +10,7 @@ from zkeep.format.nvlist import BadNvlist, NvList, Pair, decode, encode
 
 
 def header(snapshots: int) -> bytes:
-    """As of send -R: a dataset, its snapshots with their guids and their properties."""
+    """The header of send -R: a dataset, its snapshots with their guids and their properties."""
     snaps, props = NvList(), NvList()
     for number in range(snapshots):
         snaps.set(f"snapshot-{number:06}", number)

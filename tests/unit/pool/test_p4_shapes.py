@@ -49,7 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def change(home: Path, kind: str, key: str, document: dict[str, Any]) -> None:
-    """As who makes a pool would write it: it proves itself."""
+    """A document as a pool's maker would write it: it proves itself."""
     with Pool.open(home / "pool") as pool, pool.transaction() as t:
         t.put(kind, key, document)
 

@@ -43,7 +43,7 @@ def sent(pool: Pool, snapshot: str, **letters: Any) -> bytes:
 
 
 def names(content: bytes) -> tuple[str, list[str], list[str]]:
-    """Of the package, of the datasets in its outer header, of its substreams."""
+    """The names of the package, of the datasets in its outer header, of its substreams."""
     package, subs = "", []
     listed: list[str] = []
     for event in read_events(io.BytesIO(content)):

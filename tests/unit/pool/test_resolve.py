@@ -1,4 +1,4 @@
-"""What of an older object lives on when a stream has it again: a table of shapes."""
+"""Which blocks of an older object live on when a stream has it again: a table of shapes."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def spoil(pool: Pool, record: bytes) -> None:
 
 @pytest.fixture
 def answers(pool: Pool, key: GetKey) -> Operations:
-    """Of a mounted dataset; what is logged lies in its `lines`."""
+    """The operations of a mounted dataset; what is logged lies in its `lines`."""
     every = [lazy(pool.path, snapshot, key) for snapshot in snapshots(pool)]
     lines: list[str] = []
     found = Operations(MountLayout(every[-1], every), 1 << 20, lines.append, lambda: None)

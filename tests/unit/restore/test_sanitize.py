@@ -1,4 +1,4 @@
-"""What of an outer header that nobody vouches for reaches a restoring host."""
+"""An outer header is authenticated by nothing: what reaches a restoring host is harmless."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Tree(Filesystem):
 
 
 def packed(attributes: dict[bytes, bytes]) -> bytes:
-    """As they lie among the system attributes."""
+    """Extended attributes as they lie among the system attributes."""
     nvlist = NvList()
     for name, value in attributes.items():
         nvlist.pairs.append(Pair(name.decode("utf-8", "surrogateescape"), NvType.BYTE_ARRAY, value))

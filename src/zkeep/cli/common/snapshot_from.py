@@ -161,7 +161,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
             taken = take_folder(pool, request, get_key)
         finally:
             printer.end()
-    # The snapshot is there; but whoever asked must learn that it lacks something.
+    # The snapshot is there; but the exit status must say that it lacks something.
     for problem in taken.problems:
         printer.problem(problem)
     printer.summary(name, taken)

@@ -32,7 +32,7 @@ class ClockInDoubt(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """What of the outer world a decision depends on; the command line asks for it."""
+    """The time and the time zone, on which decisions depend; the command line asks for them."""
 
     now: int
     offset: Offset
