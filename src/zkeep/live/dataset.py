@@ -269,7 +269,7 @@ class LiveDataset:
         """The inode that a name in a folder leads to.
 
         Raises:
-            BadTree: it is a folder that lies in another one: who walks down might never come to an end.
+            BadTree: it is a folder that lies in another one: a walk down might never end.
         """
         value = folder.entries.get(name)
         if value is None and not folder.complete and name not in folder.entries:

@@ -24,7 +24,7 @@ BURIED = "destroyed.json"
 SETTINGS = "settings.json"
 "The file with the settings in OUTWARD that were made on this machine: values by pool, dataset and property."
 OUTWARD = ("mountpoint", "notify")
-"""Properties that reach out of a pool's folder: where files appear, and which program runs. Whoever made the folder
+"""Properties that reach out of a pool's folder: where files appear, and which program runs. The maker of the folder
 chose what it says of them, so they are acted on only if they were set on this machine."""
 
 
