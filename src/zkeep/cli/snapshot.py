@@ -70,7 +70,6 @@ def snapshot_verb(
         raise WrongUsage("-n, -v, -j, --one-file-system, --fs-snapshot and --exclude... go with --from")
     if source.source is not None and (recursive or len(names) > 1):
         raise WrongUsage("--from takes one snapshot, without -r")
-    # Snapshots of several pools may be named: each pool is opened by itself.
     for text in names:
         name = SnapshotName.parse(text)
         with opened(name) as pool:
@@ -81,8 +80,7 @@ def snapshot_verb(
             if local and taken:
                 with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
                     namespace.set_properties(pool, [name], local)
-            # Retention may drop older ones now; that some files are missing is said last, as it does not undo anything.
-            prune_taken(pool, taken)
+                prune_taken(pool, taken)
             if incomplete:
                 raise incomplete
 
