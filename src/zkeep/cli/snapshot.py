@@ -80,7 +80,7 @@ def snapshot_verb(
             if local and taken:
                 with pool.afterwards(f"{name} is there", f"zkeep set ... {name}"):
                     namespace.set_properties(pool, [name], local)
-                prune_taken(pool, taken)
+            prune_taken(pool, taken)
             if incomplete:
                 raise incomplete
 
