@@ -12,7 +12,7 @@ from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.model import Dataset, Pool, new_guid
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.pool.transfer.send import SendRequest, send
-from zkeep.reencrypt.receive import NewKeys, Reencryption
+from zkeep.reencrypt.receive import ReceiveKeys, Reencryption
 
 KEY = bytes(range(32))
 GCM = 8
@@ -27,9 +27,9 @@ class Keys:
         self.suite = suite
         self.get_key: GetKey = first_that_opens([KEY])
 
-    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> NewKeys:
+    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> ReceiveKeys:
         keys = new_keys(self.suite)
-        return NewKeys(wrap(keys, KEY, 1), keys, {"crypt": crypt_of(keys), "encroot": False})
+        return ReceiveKeys(wrap(keys, KEY, 1), keys, {"crypt": crypt_of(keys), "encroot": False})
 
     def made(self, pool: Pool, dataset: Dataset) -> None:
         """Nothing: the key is loaded already."""

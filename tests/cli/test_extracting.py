@@ -12,7 +12,7 @@ import keykit
 from zkeep.cli import extract
 from zkeep.cli.main import run
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
-from zkeep.restore.files.report import NotTaken, Report
+from zkeep.restore.files.report import NotTaken, RestoreReport
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
 KEY = keykit.location(STORY / "jambon-zfs-key")
@@ -20,7 +20,7 @@ BLANC = [str(STORY / "full-Rw.zfs"), "blanc@to-remote-server", "-L", KEY]
 Output = pytest.CaptureFixture[str]
 
 
-def concluded(report: Report, *, verbose: bool = False) -> ZkeepError | None:
+def concluded(report: RestoreReport, *, verbose: bool = False) -> ZkeepError | None:
     try:
         extract._conclude(report, "", verbose=verbose)
     except ZkeepError as error:
@@ -29,7 +29,7 @@ def concluded(report: Report, *, verbose: bool = False) -> ZkeepError | None:
 
 
 def test_what_holds_no_data_is_counted_and_all_is_well(capsys: Output) -> None:
-    report = Report()
+    report = RestoreReport()
     for kind in ("owners", "owners", "devices"):
         report.add(kind)
     assert concluded(report) is None
@@ -38,7 +38,7 @@ def test_what_holds_no_data_is_counted_and_all_is_well(capsys: Output) -> None:
 
 @pytest.mark.parametrize(("verbose", "named"), [(False, 0), (True, 2)])
 def test_lost_attributes_of_the_users_are_a_failure(verbose: bool, named: int, capsys: Output) -> None:
-    report = Report()
+    report = RestoreReport()
     for path in (b"a", b"b\x1b[31m"):
         report.lacks(path, b"user.note", NotTaken("extended attribute user.note: No space left on device"))
     error = concluded(report, verbose=verbose)
@@ -52,7 +52,7 @@ def test_lost_attributes_of_the_users_are_a_failure(verbose: bool, named: int, c
 @pytest.mark.parametrize("kind", [Refused, Damaged, NotAuthentic])
 def test_the_worst_gives_the_status(kind: type[ZkeepError], capsys: Output) -> None:
     """What cannot be read of an attribute is always named."""
-    report = Report()
+    report = RestoreReport()
     report.failed.append((b"a", NotTaken("File too large")))
     report.lost.append((b"b", kind("bad")))
     error = concluded(report)

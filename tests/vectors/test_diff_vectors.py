@@ -11,7 +11,7 @@ from manifests import Case, cases, received, snapshots
 
 from zkeep.format.znode import Znode
 from zkeep.restore import diff as differ
-from zkeep.restore.diff import Change, diff
+from zkeep.restore.diff import DiffEntry, diff
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import BadTree, Filesystem
 
@@ -36,7 +36,7 @@ def names(opened: OpenSnapshot, files: dict[str, dict[str, Any]]) -> Names:
     return found
 
 
-def check(was: Names, now: Names, changes: list[Change]) -> None:
+def check(was: Names, now: Names, changes: list[DiffEntry]) -> None:
     kinds = {kind: [c for c in changes if c.kind == kind] for kind in "+-MR"}
     for kind, here, other in (("-", was, now), ("+", now, was)):
         assert sorted(identity(c.node) for c in kinds[kind]) == sorted(here.keys() - other.keys())

@@ -16,8 +16,8 @@ import pytest
 import keykit
 from zkeep.cli.main import run
 from zkeep.format.znode import Znode
-from zkeep.restore.files.attributes import Target, dress
-from zkeep.restore.files.report import Report
+from zkeep.restore.files.attributes import TargetFile, dress
+from zkeep.restore.files.report import RestoreReport
 
 STORY = Path(__file__).parent.parent / "data" / "opened" / "story"
 KEY = keykit.location(STORY / "jambon-zfs-key")
@@ -118,9 +118,9 @@ def test_who_cannot_give_files_away_makes_none_that_act_for_another(
         raise PermissionError(errno.EPERM, "not yours")
 
     monkeypatch.setattr(os, "fchown", refused)
-    report = Report()
+    report = RestoreReport()
     node = Znode(*[0] * len(Znode._fields))._replace(mode=stat.S_IFREG | 0o6755)  # type: ignore[arg-type]
     with (tmp_path / "file").open("wb") as file:
-        dress(Target(b"file", file.fileno()), node, [], report)
+        dress(TargetFile(b"file", file.fileno()), node, [], report)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o755
     assert str(report) == "1 owners"

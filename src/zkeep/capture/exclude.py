@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from zkeep.capture.contents import open_file
-from zkeep.capture.scan import FOLDER, Problem, Seen
+from zkeep.capture.scan import FOLDER, ReadProblem, Seen
 from zkeep.errors import WrongUsage
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IGNORE_FILE = b".zkeepignore"
 MAX_IGNORE_FILE = 1 << 20
 CACHE_TAG, CACHE_SIGNATURE = b"CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55"
-class Rule(NamedTuple):
+class IgnoreRule(NamedTuple):
     """One pattern. `leaves_out`: False if it begins with an exclamation mark."""
 
     text: str
@@ -43,7 +43,7 @@ OnLeftOut = Callable[[bytes, str], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class ExcludeOptions:
     """What the user wants to leave out. `own`: device and inode of folders that are never stored: the pool's."""
 
     patterns: tuple[str, ...] = ()
@@ -60,11 +60,11 @@ class Options:
 class Exclusions:
     """Chooses among the entries of each folder that is scanned. `problems`: what could not be followed."""
 
-    options: Options = Options()
+    options: ExcludeOptions = ExcludeOptions()
     on_left_out: OnLeftOut = lambda path, why: None
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ReadProblem] = field(default_factory=list)
     _device: int = -1
-    _ignore_files: dict[bytes, list[Rule]] = field(default_factory=dict)
+    _ignore_files: dict[bytes, list[IgnoreRule]] = field(default_factory=dict)
     "By the path of their folder, with a slash behind it."
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class Exclusions:
             return f"it matches {rule.text} of {source}" if rule.leaves_out else None
         return None
 
-    def _rules(self, path: bytes) -> Iterable[tuple[bytes, list[Rule]]]:
+    def _rules(self, path: bytes) -> Iterable[tuple[bytes, list[IgnoreRule]]]:
         if self._patterns is not None:
             yield b"", self._patterns
         if not self._ignore_files:
@@ -167,12 +167,12 @@ class Exclusions:
         try:
             self._ignore_files[prefix] = parse_patterns(_lines_of(fd))
         except OSError as error:
-            self.problems.append(Problem(path, f"its patterns are not followed: {error.strerror or error}"))
+            self.problems.append(ReadProblem(path, f"its patterns are not followed: {error.strerror or error}"))
         except WrongUsage as error:
-            self.problems.append(Problem(path, f"its patterns are not followed: {error}"))
+            self.problems.append(ReadProblem(path, f"its patterns are not followed: {error}"))
 
 
-def parse_patterns(lines: Sequence[str]) -> list[Rule]:
+def parse_patterns(lines: Sequence[str]) -> list[IgnoreRule]:
     """Raises WrongUsage: one of them is no pattern."""
     if not lines:
         return []
@@ -188,7 +188,7 @@ def parse_patterns(lines: Sequence[str]) -> list[Rule]:
             raise WrongUsage(f"{line!r} is no pattern of gitignore") from None
         # Empty lines and comments are no patterns; the rest is kept in order, as the last match decides.
         if pattern.include is not None:
-            found.append(Rule(text, pattern, bool(pattern.include), text.endswith("/")))
+            found.append(IgnoreRule(text, pattern, bool(pattern.include), text.endswith("/")))
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zkeep.capture.contents import SourceError, blocks_of, read_blocks
-from zkeep.capture.scan import Problem
+from zkeep.capture.scan import ReadProblem
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType, ObjsetType
@@ -48,7 +48,7 @@ def shape_of(dataset: Dataset) -> tuple[int, int]:
 
 def take_image(
     pool: Pool, new: NewSnapshot, source: str | None, get_key: GetKey, on_read: Callable[[int], None] = lambda n: None
-) -> tuple[Snapshot, list[Problem]]:
+) -> tuple[Snapshot, list[ReadProblem]]:
     """Store a disk image, or with None the state that is there, as the next snapshot.
 
     Raises:
@@ -60,7 +60,7 @@ def take_image(
     # Without a source the disk stays as it is: only its size may have changed.
     if source is None:
         return commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None)), []
-    problems: list[Problem] = []
+    problems: list[ReadProblem] = []
     fd, length = _open(new.name, source, size)
     try:
         # A large image is read once, while it is stored: if it changed meanwhile, that is reported afterwards.
@@ -71,7 +71,9 @@ def take_image(
         except SourceError as error:
             raise Refused(f"cannot create snapshot {new.name}: {source}: {error.reason}") from None
         if _signs_of_writing(fd) != before:
-            problems.append(Problem(os.fsencode(source), "it changed while it was read, and is kept as it was read"))
+            problems.append(
+                ReadProblem(os.fsencode(source), "it changed while it was read, and is kept as it was read")
+            )
     finally:
         os.close(fd)
     return snapshot, problems

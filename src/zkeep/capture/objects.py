@@ -28,7 +28,7 @@ from zkeep.capture.contents import (
 )
 from zkeep.capture.previous import UNKNOWN, Rows, check_of
 from zkeep.capture.report import Watch
-from zkeep.capture.scan import FOLDER, LINK, Folders, Node, Problem, Scan
+from zkeep.capture.scan import FOLDER, LINK, Folders, Node, ReadProblem, Scan
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa_writer import with_numbers
 from zkeep.format.zap_writer import BLOCK, FatZap
@@ -54,7 +54,7 @@ class Result:
 
     rows: Rows = field(default_factory=Rows)
     extras: list[tuple[int, int]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ReadProblem] = field(default_factory=list)
     names: dict[int, tuple[int, int]] = field(default_factory=dict)
     "Files of which nothing else was written: how many names they have now, and the folder of one."
 
@@ -443,7 +443,7 @@ class ObjectWriter:
                 self._row(node, node.status, UNKNOWN, again=True)
 
     def _report(self, node: Node, reason: str) -> None:
-        self._result.problems.append(Problem(node.path, reason))
+        self._result.problems.append(ReadProblem(node.path, reason))
 
     def _row(self, node: Node, status: os.stat_result, names: int = UNKNOWN, *, again: bool = False) -> None:
         """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""

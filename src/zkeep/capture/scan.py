@@ -58,7 +58,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ReadProblem:
     """What could not be read, and why."""
 
     path: bytes
@@ -71,7 +71,7 @@ class Scan:
 
     root: Node
     written: list[Node] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ReadProblem] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     "Objects of last time that are still there."
     kept: list[int] = field(default_factory=list)
@@ -194,7 +194,7 @@ class Scanner:
                 if node is root:
                     raise
                 # What the last snapshot has of it stays; a new one stays empty
-                found.problems.append(Problem(node.path, error.strerror or str(error)))
+                found.problems.append(ReadProblem(node.path, error.strerror or str(error)))
                 if node.number:
                     found.kept.append(node.number)
                 elif node.children is None:
@@ -295,7 +295,7 @@ class Scanner:
         """An entry whose status cannot be had; what the last snapshot has of it, and of all below it, stays."""
         # The folder still tells the inode, and by that the object is found.
         path = node.path + b"/" + entry.name if node.parent else entry.name
-        found.problems.append(Problem(path, entry.reason))
+        found.problems.append(ReadProblem(path, entry.reason))
         device = os.fstat(self.folders.fd(node)).st_dev
         number = self._previous.object_of(device, entry.inode, entry.kind, node.number)
         row = self._previous.row_of(number)
@@ -316,11 +316,11 @@ class Scanner:
         if child.kind == FOLDER:
             at = status.st_dev, status.st_ino
             if at in visited:
-                found.problems.append(Problem(child.path, "this folder was visited already: it is mounted twice"))
+                found.problems.append(ReadProblem(child.path, "this folder was visited already: it is mounted twice"))
                 return True
             visited.add(at)
         elif child.changed and child.parent is not None and not self._may_be_read(child.parent, name, status):
-            found.problems.append(Problem(child.path, "Permission denied"))
+            found.problems.append(ReadProblem(child.path, "Permission denied"))
             child.changed = False  # what the last snapshot has of it stays
             row = self._previous.row_of(child.number)
             return row is None or not row["links"]

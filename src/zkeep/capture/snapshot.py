@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from zkeep.capture import previous as cache
-from zkeep.capture.exclude import Exclusions, OnLeftOut, Options, mounts_of_zkeep
+from zkeep.capture.exclude import ExcludeOptions, Exclusions, OnLeftOut, mounts_of_zkeep
 from zkeep.capture.folder import STEP as STEP_BYTES
 from zkeep.capture.folder import FolderWriter
 from zkeep.capture.image import take_image
 from zkeep.capture.previous import Previous
 from zkeep.capture.report import Watch, file_changes
-from zkeep.capture.scan import READ_FOLDER, Problem, Scan, Scanner
+from zkeep.capture.scan import READ_FOLDER, ReadProblem, Scan, Scanner
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.format.compress_writer import compressor
@@ -35,13 +35,13 @@ from zkeep.tree.filesystem import Filesystem
 
 
 @dataclass
-class Request:
+class CaptureRequest:
     """What to store. `cache`: the folder in which the state of files is kept between captures."""
 
     name: SnapshotName
     folder: str
     cache: Path
-    options: Options = field(default_factory=Options)
+    options: ExcludeOptions = field(default_factory=ExcludeOptions)
     on_left_out: OnLeftOut = lambda path, why: None
     watch: Watch = field(default_factory=Watch)
     dry_run: bool = False
@@ -57,7 +57,7 @@ class Taken:
     """A snapshot that was made (None: a dry run), and what could not be stored in it as it is."""
 
     snapshot: Snapshot | None
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ReadProblem] = field(default_factory=list)
     written: int = 0
     bytes: int = 0
     "Sizes of the files that were read."
@@ -85,7 +85,7 @@ def new_snapshot(pool: Pool, name: SnapshotName) -> tuple[NewSnapshot, int]:
     return NewSnapshot(name, compress, features), recordsize
 
 
-def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
+def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
     """Store the files of a folder as the next snapshot.
 
     Raises:
@@ -131,7 +131,7 @@ def take_folder(pool: Pool, request: Request, get_key: GetKey) -> Taken:
     return Taken(snapshot, list(problems.values()), len(scan.written), scan.bytes)
 
 
-def _open_top(pool: Pool, request: Request, where: str) -> int:
+def _open_top(pool: Pool, request: CaptureRequest, where: str) -> int:
     """Raises Refused: the folder cannot be opened, or the pool lies around it."""
     try:
         inside = Path(request.folder).resolve().is_relative_to(pool.path.resolve())
@@ -144,7 +144,7 @@ def _open_top(pool: Pool, request: Request, where: str) -> int:
     return top
 
 
-def _with_own(pool: Pool, request: Request, top: int) -> Options:
+def _with_own(pool: Pool, request: CaptureRequest, top: int) -> ExcludeOptions:
     """Add what is never stored: the pool that it would be stored in, and snapshots that are mounted."""
     status = os.stat(pool.path)
     own = request.options.own | {(status.st_dev, status.st_ino)}

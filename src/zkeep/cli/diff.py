@@ -13,7 +13,7 @@ from zkeep.errors import WrongUsage
 from zkeep.names import printable_path
 
 if TYPE_CHECKING:
-    from zkeep.restore.diff import Change
+    from zkeep.restore.diff import DiffEntry
 
 
 @click.command("diff")
@@ -47,7 +47,7 @@ def diff_verb(
                 sys.stdout.buffer.write(_line(change, classify, scripted, timestamp, plain))
 
 
-def _line(change: Change, classify: bool, scripted: bool, timestamp: bool, plain: bool) -> bytes:
+def _line(change: DiffEntry, classify: bool, scripted: bool, timestamp: bool, plain: bool) -> bytes:
     shown = _same if plain else _escaped
     parts = []
     if timestamp:

@@ -11,7 +11,7 @@ import click
 from zkeep.cli.common.pools import opened, settings, widen
 from zkeep.cli.common.sink import Sink, stream_input
 from zkeep.cli.keys import encryption
-from zkeep.cli.keys.reencryption import Intake
+from zkeep.cli.keys.reencryption import EncryptingIntake
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, properties
@@ -85,7 +85,7 @@ class _Taken:
 
         remove_unsent(self._pool, self._target)
         sender = StepSender(self.sink.write, lambda: self._leaves_in_steps, lambda: self._header is not None)
-        intake = Intake(asked, (), follower=sender)
+        intake = EncryptingIntake(asked, (), follower=sender)
         with stream_input() as source:
             # Whether the dataset is there and holds nothing, as zkeep create makes it: a full stream may go there
             dataset = self._pool.find(self._target)

@@ -13,7 +13,7 @@ import click
 
 from zkeep.cli.common.open_snapshot import keys_from, snapshots_of, takes_key
 from zkeep.cli.common.progress import Meter
-from zkeep.cli.common.recursive import Errors, Tree
+from zkeep.cli.common.recursive import Errors, SnapshotTree
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import nice
 from zkeep.errors import Damaged, NotAuthentic, Refused, WrongUsage
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Pool
-    from zkeep.restore.files.report import Report
+    from zkeep.restore.files.report import RestoreReport
     from zkeep.snapshot.open import OpenSnapshot
     from zkeep.tree.filesystem import Filesystem
 
@@ -66,12 +66,12 @@ def extract_verb(
     with snapshots_of(arguments, paths=True) as (pool, (snapshot,), paths):
         if recursive and paths:
             raise WrongUsage("-r extracts whole datasets: name no path in them")
-        request = Request(target, paths, force=force, recursive=recursive, to_stdout=to_stdout, verbose=verbose)
-        request.extract(pool, Tree.of(pool, snapshot), keys_from(key_locations))
+        request = ExtractRequest(target, paths, force=force, recursive=recursive, to_stdout=to_stdout, verbose=verbose)
+        request.extract(pool, SnapshotTree.of(pool, snapshot), keys_from(key_locations))
 
 
 @dataclass(frozen=True)
-class Request:
+class ExtractRequest:
     """The options of the call. `paths`: what is extracted of each dataset, as typed; empty for all."""
 
     target: str
@@ -81,7 +81,7 @@ class Request:
     to_stdout: bool
     verbose: bool
 
-    def extract(self, pool: Pool, tree: Tree, get_key: GetKey) -> None:
+    def extract(self, pool: Pool, tree: SnapshotTree, get_key: GetKey) -> None:
         """Extract each dataset to its place; if one fails, the others go on."""
         from zkeep.snapshot.open import OpenSnapshot
 
@@ -114,14 +114,14 @@ class Request:
         click.echo(extract_volume(Volume(opened), self.target, name, force=self.force, place=place))
 
     def _archive(self, opened: OpenSnapshot) -> None:
-        from zkeep.restore.files.report import Report
+        from zkeep.restore.files.report import RestoreReport
         from zkeep.restore.files.tar import write_tar
         from zkeep.tree.filesystem import Filesystem
 
         if sys.stdout.isatty():
             raise Refused("cannot extract: an archive is not written to a terminal; redirect standard output")
         filesystem = Filesystem(opened)
-        report = Report(notes=[] if self.verbose else None)
+        report = RestoreReport(notes=[] if self.verbose else None)
         write_tar(filesystem, self._wanted(filesystem), sys.stdout.buffer, report)
         for path, kind in report.notes or ():
             _note("", path, kind)
@@ -176,7 +176,7 @@ def _note(place: str, path: bytes, kind: str) -> None:
     click.echo(f"{_path(place, path)}: could not be made here: {kind}", err=True)
 
 
-def _conclude(report: Report, place: str, *, verbose: bool) -> None:
+def _conclude(report: RestoreReport, place: str, *, verbose: bool) -> None:
     """Say what could not be restored of the dataset at a place; raises if data is missing."""
     if report.counts:
         click.echo(f"zkeep: could not be made here: {report}", err=True)
@@ -203,7 +203,7 @@ def _path(place: str, path: bytes) -> str:
     return printed(b"/".join(part for part in (os.fsencode(place), path) if part))
 
 
-def _summary(report: Report, *, verbose: bool) -> Iterator[str]:
+def _summary(report: RestoreReport, *, verbose: bool) -> Iterator[str]:
     failed, lost = len(report.failed), len(report.lost)
     if failed:
         yield f"{failed} of the files could not be extracted" if failed > 1 else "one file could not be extracted"

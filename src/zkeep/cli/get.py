@@ -9,7 +9,7 @@ from itertools import chain
 import click
 
 from zkeep.cli.common import asjson, text, usage
-from zkeep.cli.common.output import Output, takes_output
+from zkeep.cli.common.output import OutputOptions, takes_output
 from zkeep.cli.common.select import Item, Selection, depth_of, parse_types
 from zkeep.cli.common.words import chosen_words, find_property
 from zkeep.pool.datasets.answers import Answer
@@ -32,7 +32,7 @@ def get_verb(
     *,
     recursive: bool,
     depth: int | None,
-    output: Output,
+    output: OutputOptions,
     fields: str | None,
     sources: str | None,
     types: Sequence[str],

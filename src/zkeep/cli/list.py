@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from zkeep.cli.common import asjson, text, usage
-from zkeep.cli.common.output import Output, takes_output
+from zkeep.cli.common.output import OutputOptions, takes_output
 from zkeep.cli.common.select import Item, Selection, depth_of, parse_types
 from zkeep.cli.common.words import find_property
 from zkeep.pool.datasets.properties import Property
@@ -46,7 +46,7 @@ def list_verb(
     *,
     recursive: bool,
     depth: int | None,
-    output: Output,
+    output: OutputOptions,
     columns: Sequence[str],
     types: Sequence[str],
     names: Sequence[str],

@@ -22,7 +22,7 @@ from zkeep.pool.maintenance.prune import Clock, Verdict
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _PruneOptions:
     """The letters of the verb."""
 
     dry_run: bool
@@ -58,7 +58,7 @@ def prune_verb(
         zkeep prune -nv vault/home
         zkeep prune vault
     """
-    wanted, errors = _Wanted(dry_run, verbose, recursive, as_json, trust_clock), Errors()
+    wanted, errors = _PruneOptions(dry_run, verbose, recursive, as_json, trust_clock), Errors()
     found: asjson.Object = {}
     for name in datasets_only(parse(names), "prune"):
         with errors.spared(), opened(name) as pool:
@@ -69,7 +69,7 @@ def prune_verb(
 
 
 def _prune_below(
-    pool: Pool, name: DatasetName, now: Clock, wanted: _Wanted, errors: Errors, found: asjson.Object
+    pool: Pool, name: DatasetName, now: Clock, wanted: _PruneOptions, errors: Errors, found: asjson.Object
 ) -> None:
     chosen = prune.datasets(pool, name, wanted.recursive)
     if not wanted.trust_clock:
@@ -86,7 +86,7 @@ def _prune_below(
 
 
 def _prune_one(
-    pool: Pool, dataset: Dataset, now: Clock, wanted: _Wanted, found: asjson.Object, *, required: bool
+    pool: Pool, dataset: Dataset, now: Clock, wanted: _PruneOptions, found: asjson.Object, *, required: bool
 ) -> bool:
     """Prune one dataset that has a policy; whether anything was destroyed."""
     view = View(pool)

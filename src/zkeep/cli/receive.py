@@ -15,7 +15,7 @@ from zkeep.cli.common.progress import Received
 from zkeep.cli.common.sink import stream_input
 from zkeep.cli.common.text import nice_bytes
 from zkeep.cli.keys import encryption
-from zkeep.cli.keys.reencryption import Intake, KeylessIntake, refuse_missing_key
+from zkeep.cli.keys.reencryption import EncryptingIntake, KeylessIntake, refuse_missing_key
 from zkeep.errors import Damaged, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, parse_any
 from zkeep.pool.datasets import properties
@@ -74,7 +74,7 @@ def receive_verb(*, options: Sequence[str], exclude: Sequence[str], target: str,
         skip_holds=call.skip_holds,
         append_only=call.append_only,
         on_progress=meter,
-        intake=KeylessIntake() if is_confined() else Intake(asked, excluded),
+        intake=KeylessIntake() if is_confined() else EncryptingIntake(asked, excluded),
         on_snapshot=arrived.then(tell),
     )
     if not call.abort and sys.stdin.isatty():
@@ -131,7 +131,7 @@ def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) 
     if "encryption" in wanted.exclude:
         refuse_missing_key(pool, name, below=wanted.name_from is not None)
     receive(pool, source, target, wanted)
-    if isinstance(wanted.intake, Intake):
+    if isinstance(wanted.intake, EncryptingIntake):
         wanted.intake.say_mended(target)
     if wanted.force and not wanted.dry_run:
         # Give back the space of snapshots that -F may have destroyed

@@ -82,7 +82,7 @@ def send_verb(
         for line in contents(token):
             click.echo(line, err=not dry_run)
     sink = Sink()
-    shows = Progress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
+    shows = SendProgress(sink, parsable=parsable) if letters["verbose"] and not dry_run else None
     request = replace(
         request,
         exclude=_excluded(exclude),
@@ -132,7 +132,7 @@ def _excluded(lists: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-class Progress:
+class SendProgress:
     """Each second a line on standard error, as zfs prints it: the time, the bytes sent of a snapshot, its name.
 
     Source: OpenZFS lib/libzfs/libzfs_sendrecv.c send_progress_thread().

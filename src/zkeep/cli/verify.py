@@ -15,7 +15,7 @@ import click
 from zkeep.cli.common.open_snapshot import keys_from, parsed, received_from, takes_key
 from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.progress import Meter
-from zkeep.cli.common.recursive import Errors, Tree, say_left_out
+from zkeep.cli.common.recursive import Errors, SnapshotTree, say_left_out
 from zkeep.cli.common.stream_files import is_stream
 from zkeep.cli.common.text import nice
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
@@ -116,7 +116,7 @@ class _Verification:
 
     def _tree(self, pool: Pool, snapshot: Snapshot) -> None:
         """Verify a snapshot, and with -r those of the same name below its dataset."""
-        tree = Tree.of(pool, snapshot)
+        tree = SnapshotTree.of(pool, snapshot)
         self._each(pool, tree.snapshots(self.recursive))
         tree.say_left_out(self.recursive, "verify")
 
@@ -184,11 +184,11 @@ def _metered(opened: OpenSnapshot) -> Totals:
     if not sys.stderr.isatty():
         return verify(opened)
     from zkeep.pool.datasets.view import View
-    from zkeep.restore.files.extract import Progress
+    from zkeep.restore.files.extract import ExtractProgress
 
     meter = Meter(int(View(opened.pool).get(opened.snapshot, "referenced").value or 0), "objects")
     try:
-        return verify(opened, lambda done: meter(Progress(done.objects, done.bytes)))
+        return verify(opened, lambda done: meter(ExtractProgress(done.objects, done.bytes)))
     finally:
         meter.end()
 

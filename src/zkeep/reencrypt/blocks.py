@@ -15,7 +15,7 @@ from zkeep.format.compress import BadCompression, Compression, decompress
 from zkeep.format.limits import TO_THE_END
 from zkeep.format.records import RecordType
 from zkeep.names import MAX_UINT64
-from zkeep.reencrypt.records import Record
+from zkeep.reencrypt.records import StreamRecord
 from zkeep.snapshot.changes import Block
 
 Buffer = bytes | bytearray | memoryview
@@ -23,7 +23,7 @@ EMBEDDED_DATA = 0
 "BP_EMBEDDED_TYPE_DATA: the one embedded type that holds a block's content."
 
 
-class Kept(Protocol):
+class BlockSource(Protocol):
     """The blocks of an object of the base, which stay unless the stream replaces them."""
 
     def content(self, number: int) -> bytes | None:
@@ -48,7 +48,7 @@ class NothingKept:
 class BlockJoiner:
     """Makes blocks of `blksz` bytes of the records of one object; they come out in ascending order."""
 
-    def __init__(self, blksz: int, end: int, kept: Kept) -> None:
+    def __init__(self, blksz: int, end: int, kept: BlockSource) -> None:
         """`end`: bytes to the end of its last block, as the sender has it."""
         self._blksz = blksz
         self._end = end
@@ -58,7 +58,7 @@ class BlockJoiner:
         self._part = bytearray()
         "The block `_number`, as far as it was put together."
 
-    def add(self, record: Record) -> Iterator[Block]:
+    def add(self, record: StreamRecord) -> Iterator[Block]:
         """The blocks that are complete when this record is taken.
 
         Raises:
@@ -135,7 +135,7 @@ class BlockJoiner:
             yield Block(number, None)
 
 
-def _content_of(record: Record) -> tuple[int, Buffer, int | None]:
+def _content_of(record: StreamRecord) -> tuple[int, Buffer, int | None]:
     """Offset, content and compression of a WRITE or WRITE_EMBEDDED; an embedded block is expanded."""
     if record.type == RecordType.WRITE:
         _, offset, logical, code, _ = record.fields
@@ -147,7 +147,7 @@ def _content_of(record: Record) -> tuple[int, Buffer, int | None]:
     return record.fields[1], embedded_content(record), None
 
 
-def embedded_content(record: Record) -> bytes:
+def embedded_content(record: StreamRecord) -> bytes:
     """The block that a WRITE_EMBEDDED is, with zeros behind what is stored."""
     _, _, length, code, etype, lsize, psize = record.fields
     if etype != EMBEDDED_DATA:
@@ -155,7 +155,7 @@ def embedded_content(record: Record) -> bytes:
     return bytes(_decompressed(record, bytes(record.payload[:psize]), code, lsize)).ljust(length, b"\0")
 
 
-def _decompressed(record: Record, content: Buffer, code: int, size: int) -> Buffer:
+def _decompressed(record: StreamRecord, content: Buffer, code: int, size: int) -> Buffer:
     try:
         return decompress(content, code, size)
     except BadCompression as error:

@@ -29,7 +29,7 @@ MADE_FOR = "made_for"
 
 
 @dataclass(frozen=True)
-class Partial:
+class PartialStream:
     """A receive that can be resumed, as the documents of its steps record it."""
 
     begin: Begin

@@ -24,8 +24,8 @@ from zkeep.format.limits import TO_THE_END
 from zkeep.format.objtypes import ObjectType, is_encrypted
 from zkeep.format.records import Begin, BeginFlag, RecordFlag, RecordType
 from zkeep.pool.datasets.contents import NotHere
-from zkeep.reencrypt.blocks import BlockJoiner, Kept, NothingKept, embedded_content
-from zkeep.reencrypt.records import Record, Records
+from zkeep.reencrypt.blocks import BlockJoiner, BlockSource, NothingKept, embedded_content
+from zkeep.reencrypt.records import StreamRecord, StreamRecords
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
@@ -60,7 +60,7 @@ class _Head:
 
 
 @dataclass(slots=True)
-class _Freed:
+class _FreedRange:
     """A range of FREEOBJECTS that waits behind an OBJECT."""
 
     first: int
@@ -70,13 +70,13 @@ class _Freed:
 class Translator:
     """Gives a SnapshotWriter the changes that a plain stream brings. `fill` is that of snapshot/commit.py."""
 
-    def __init__(self, begin: Begin, records: Records, step: int = STEP) -> None:
+    def __init__(self, begin: Begin, records: StreamRecords, step: int = STEP) -> None:
         self._begin = begin
         self._records = records
         self._step = step
         self._room = step
         self._blocks = MOST_BLOCKS
-        self._queue: deque[_Head | _Freed] = deque()
+        self._queue: deque[_Head | _FreedRange] = deque()
         self._cut: _Head | None = None
         "The object in the middle of whose data the last transaction group ended."
         self._writer: SnapshotWriter
@@ -103,7 +103,7 @@ class Translator:
             elif record.type == RecordType.FREEOBJECTS:
                 self._records.take()
                 first, count = record.fields
-                self._queue.append(_Freed(first, first + count))
+                self._queue.append(_FreedRange(first, first + count))
                 if not any(isinstance(item, _Head) for item in self._queue):
                     self._settle()
             else:
@@ -125,7 +125,7 @@ class Translator:
 
     # The queue
 
-    def _object(self, record: Record) -> None:
+    def _object(self, record: StreamRecord) -> None:
         self._records.take()
         number, kind, bonustype, blksz, bonuslen, checksum, compress, slots, flags = record.fields
         # No sender mixes the data of two blocks of dnodes: what waits from the one before has none.
@@ -146,7 +146,7 @@ class Translator:
         change.slots, change.checksum, change.compress = max(slots, 1), checksum, compress
         self._queue.append(_Head(change, record.at, bool(flags & RecordFlag.OBJECT_SPILL)))
 
-    def _data(self, record: Record) -> None:
+    def _data(self, record: StreamRecord) -> None:
         """A record that belongs to an object: write those before it, and then this one with all its data."""
         number = record.fields[0]
         head = next((item for item in self._queue if isinstance(item, _Head) and item.change.number == number), None)
@@ -206,7 +206,7 @@ class Translator:
         if change.spill is None and stays and change.keep and held is not None and len(held.spill):
             change.spill = "keep"
         # The blocks are read from the stream while the writer asks for them: an object may be larger than memory.
-        kept: Kept = NothingKept()
+        kept: BlockSource = NothingKept()
         if change.keep and held is not None and self._base is not None:
             kept = _KeptBlocks(self._base, held)
         change.blocks = self._blocks_of(head, kept)
@@ -238,7 +238,7 @@ class Translator:
         pointers = pointers_beside(change.bonustype, len(change.bonus), change.slots)
         return mine == theirs and pointers >= held.dnode.nblkptr
 
-    def _blocks_of(self, head: _Head, kept: Kept) -> Iterator[Block]:
+    def _blocks_of(self, head: _Head, kept: BlockSource) -> Iterator[Block]:
         """Its blocks, taken from the stream as they are asked for."""
         change = head.change
         assert head.end is not None
@@ -260,7 +260,7 @@ class Translator:
         if head.has_spill and change.spill is None:
             raise BadStream(f"the spill block of object {change.number} is missing", head.at, "OBJECT")
 
-    def _take(self, head: _Head, joiner: BlockJoiner, record: Record) -> Iterator[Block]:
+    def _take(self, head: _Head, joiner: BlockJoiner, record: StreamRecord) -> Iterator[Block]:
         if record.type == RecordType.REDACT:
             raise Refused("the stream is redacted: what it lacks cannot be encrypted: send it without --redact")
         # A spill block is the object's own, not part of its data; some senders mark it by an impossible offset.
@@ -279,7 +279,7 @@ class Translator:
         yield from joiner.add(record)
         self._records.take()
 
-    def _spill(self, head: _Head, record: Record) -> None:
+    def _spill(self, head: _Head, record: StreamRecord) -> None:
         """Take a spill block; one that did not change stays as the base has it, if that has it."""
         change = head.change
         # A broken sender makes a WRITE_EMBEDDED of a spill block that compresses well; it is put back where it belongs.

@@ -31,10 +31,10 @@ from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
-from zkeep.reencrypt.leftovers import MADE_FOR, Partial, continued, partial_of, remove_leftovers, resume
+from zkeep.reencrypt.leftovers import MADE_FOR, PartialStream, continued, partial_of, remove_leftovers, resume
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
-from zkeep.reencrypt.records import Records
+from zkeep.reencrypt.records import StreamRecords
 from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, STEP, Group, opening_of, remove_steps, write_group
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
@@ -49,7 +49,7 @@ UNSENT = "unsent"
 
 
 @dataclass(frozen=True)
-class NewKeys:
+class ReceiveKeys:
     """The keys of a dataset that is made, and the fields of its document that say so."""
 
     wrapped: WrappedKeys
@@ -68,7 +68,7 @@ class KeySource(Protocol):
         """Whether the topmost dataset gets a key of its own."""
         ...
 
-    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> NewKeys:
+    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> ReceiveKeys:
         """Make the keys of a new dataset. Raises Refused: the key above is not loaded."""
         ...
 
@@ -146,7 +146,7 @@ class Reencryption:
             else:
                 target = continued(target, step)
                 substream = replace(substream, target=target)
-            records = Records(events, keeps=target.resumable)
+            records = StreamRecords(events, keeps=target.resumable)
             # No steps where -F destroys snapshots: they are there until all of the stream is
             dataset = pool.find(target.name)
             source = _source_in(pool, event.begin, dataset)
@@ -202,7 +202,7 @@ class Reencryption:
         is_new = base is None
         group = self._group(pool, substream, base)
         fields = group.step_fields()
-        token_of = Partial(begin, target) if target.resumable else None
+        token_of = PartialStream(begin, target) if target.resumable else None
         group = replace(group, step_fields=lambda: fields | (token_of.fields(translator) if token_of else {}))
         if step is not None:
             group = _after(group, step)
@@ -245,7 +245,7 @@ class Reencryption:
             step_fields=lambda: {REENCRYPTED: True, MADE_FOR: made_for},
         )
 
-    def _keys(self, pool: Pool, substream: Substream, base: Snapshot | None) -> NewKeys:
+    def _keys(self, pool: Pool, substream: Substream, base: Snapshot | None) -> ReceiveKeys:
         """The keys of the dataset: those of the snapshot before, of the empty dataset that is there, or new ones.
 
         Where all snapshots were destroyed, their key records went with them.
@@ -255,10 +255,10 @@ class Reencryption:
         # An increment keeps its source's keys; a clone shares its origin's.
         if base is not None:
             fields = {} if dataset is not None else _clone_fields(pool, base, target.name)
-            return NewKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, base.dataset, target), fields)
+            return ReceiveKeys(_newest_wrap(pool, base.dataset), self._opened(pool, base, base.dataset, target), fields)
         # An empty dataset that was created with a key gets its first contents.
         if dataset is not None and dataset.doc.get("crypt") and any(keyrecords.of_dataset(pool, dataset)):
-            return NewKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
+            return ReceiveKeys(_newest_wrap(pool, dataset), self._opened(pool, None, dataset, target), {})
         try:
             return self.source.for_new(pool, target.name, top=substream.top)
         except Refused as error:

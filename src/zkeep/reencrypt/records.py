@@ -23,7 +23,7 @@ FIELDS = {
 "The fields that are read from headers. All but those of FREEOBJECTS begin with the number of the object."
 
 
-class Record(NamedTuple):
+class StreamRecord(NamedTuple):
     """One record. `at`: the byte of the stream at which it begins. `payload` is valid until the next is requested."""
 
     type: int
@@ -36,21 +36,21 @@ class Record(NamedTuple):
         return RecordType(self.type).name
 
 
-class Records:
+class StreamRecords:
     """The records of one substream; the next one can be looked at before it is taken."""
 
     def __init__(self, events: Iterator[Batch | SubEnd], *, keeps: bool = False) -> None:
         """`keeps`: when the stream breaks off, what came is to be kept."""
         self._keeps = keeps
         self._records = self._read(events)
-        self._next: Record | None = None
+        self._next: StreamRecord | None = None
         self._begun = False
         self.end: SubEnd | None = None
         "The END, when all records were taken: the Reader has verified all of them."
         self.broken: BaseException | None = None
         "Why there is no END: the stream broke off."
 
-    def peek(self) -> Record | None:
+    def peek(self) -> StreamRecord | None:
         """The next record; None behind the last one."""
         if not self._begun:
             self._begun, self._next = True, next(self._records, None)
@@ -60,7 +60,7 @@ class Records:
         """Go on behind the record that peek() gave."""
         self._begun = False
 
-    def _read(self, events: Iterator[Batch | SubEnd]) -> Iterator[Record]:
+    def _read(self, events: Iterator[Batch | SubEnd]) -> Iterator[StreamRecord]:
         while True:
             try:
                 event = next(events)
@@ -76,7 +76,7 @@ class Records:
             yield from _records_of(event)
 
 
-def _records_of(batch: Batch) -> Iterator[Record]:
+def _records_of(batch: Batch) -> Iterator[StreamRecord]:
     # Headers become tuples column by column, which costs far less than record by record.
     columns = {
         int(rtype): iter(batch.select(rtype)[1][list(FIELDS[rtype])].tolist())
@@ -85,4 +85,4 @@ def _records_of(batch: Batch) -> Iterator[Record]:
     }
     starts = (batch.offset + batch.offsets).tolist()
     for i, rtype in enumerate(batch.types.tolist()):
-        yield Record(rtype, starts[i], next(columns[rtype]), batch.payload(i))
+        yield StreamRecord(rtype, starts[i], next(columns[rtype]), batch.payload(i))

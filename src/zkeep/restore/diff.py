@@ -36,7 +36,7 @@ SOME = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class DiffEntry:
     """A changed file. `kind`: + - M R. `renamed`: its new path. `links`: how many names it gained or lost."""
 
     kind: str
@@ -126,7 +126,7 @@ class _Side:
         return {folder, *(name.number for name in self.filesystem.names(folder))} if folder else set()
 
 
-def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[Change]:
+def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[DiffEntry]:
     """Changes by object number.
 
     Raises:
@@ -153,27 +153,27 @@ def diff(before: OpenSnapshot, after: OpenSnapshot) -> Iterator[Change]:
             raise BadTree(f"{side.opened.name}: cannot tell the path of what changed as object {what}")
 
 
-def _compare(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[Change]:
+def _compare(was: tuple[Znode, bytes] | None, now: tuple[Znode, bytes] | None) -> Iterator[DiffEntry]:
     # Only one side has the file: it was made or removed.
     if was is None or now is None:
         if now is not None:
-            yield Change("+", *now)
+            yield DiffEntry("+", *now)
         elif was is not None:
-            yield Change("-", *was)
+            yield DiffEntry("-", *was)
         return
     (old, old_path), (new, new_path) = was, now
     # ZFS gives a freed object number to a new file: another generation or type is another file.
     if old.generation != new.generation or stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
-        yield Change("-", old, old_path)
-        yield Change("+", new, new_path)
+        yield DiffEntry("-", old, old_path)
+        yield DiffEntry("+", new, new_path)
     # A file whose ctime is the same did not change, even if its dnode was moved or compressed again.
     elif old.ctime != new.ctime:
         # A folder's links count its subfolders, which are reported themselves.
         links = 0 if old.is_folder else new.links - old.links
         if links:
-            yield Change("M", new, old_path if links > 0 else new_path, links=links)
+            yield DiffEntry("M", new, old_path if links > 0 else new_path, links=links)
         elif old_path == new_path:
-            yield Change("M", new, new_path)
+            yield DiffEntry("M", new, new_path)
         # Same file, another path.
         else:
-            yield Change("R", new, old_path, renamed=new_path)
+            yield DiffEntry("R", new, old_path, renamed=new_path)

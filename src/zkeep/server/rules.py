@@ -58,7 +58,7 @@ Judge = Callable[[Call, Access], Call]
 
 
 @dataclass(frozen=True)
-class Rule:
+class VerbRule:
     """What a verb asks for: the client's role, its options as getopt writes them, and a check of options and names."""
 
     role: str
@@ -315,28 +315,28 @@ _SEND_LONGS = (
     *("backup", "skip-missing", "exclude=", "dedup", "proctitle", "received-name", "newest-key"),
 )
 RULES = {
-    "receive": Rule("receive", "vnsuFdeo:x:hMcA", _receive),
-    "create": Rule("receive", "puo:nvPV:sb:", _create),
-    "list": Rule("list", "rd:Hpjo:s:S:t:", _seen, _OUTPUT),
-    "get": Rule("list", "rd:Hpjo:s:t:", _get, _OUTPUT),
-    "holds": Rule("list", "rHp", _names),
-    "history": Rule("list", "Hj", _seen, ("json",)),
-    "mount": Rule("list", "", _names),
-    "unmount": Rule("list", "fu", _names),
-    "send": Rule("send", "wRpi:I:t:nvPLechbsX:DV", _send, _SEND_LONGS),
-    "hold": Rule("hold", "r", _tagged),
-    "release": Rule("hold", "r", _tagged),
-    "destroy": Rule("destroy", "rRdfnpv", _destroy),
-    "rollback": Rule("destroy", "rRf", _names),
-    "snapshot": Rule("snapshot", "ro:", _snapshot),
-    "bookmark": Rule("snapshot", "r", _bookmark),
-    "rename": Rule("admin", "pruf", _rename),
-    "promote": Rule("admin", "", _promote),
-    "set": Rule("admin", "u", _set),
-    "inherit": Rule("admin", "rS", _inherit),
+    "receive": VerbRule("receive", "vnsuFdeo:x:hMcA", _receive),
+    "create": VerbRule("receive", "puo:nvPV:sb:", _create),
+    "list": VerbRule("list", "rd:Hpjo:s:S:t:", _seen, _OUTPUT),
+    "get": VerbRule("list", "rd:Hpjo:s:t:", _get, _OUTPUT),
+    "holds": VerbRule("list", "rHp", _names),
+    "history": VerbRule("list", "Hj", _seen, ("json",)),
+    "mount": VerbRule("list", "", _names),
+    "unmount": VerbRule("list", "fu", _names),
+    "send": VerbRule("send", "wRpi:I:t:nvPLechbsX:DV", _send, _SEND_LONGS),
+    "hold": VerbRule("hold", "r", _tagged),
+    "release": VerbRule("hold", "r", _tagged),
+    "destroy": VerbRule("destroy", "rRdfnpv", _destroy),
+    "rollback": VerbRule("destroy", "rRf", _names),
+    "snapshot": VerbRule("snapshot", "ro:", _snapshot),
+    "bookmark": VerbRule("snapshot", "r", _bookmark),
+    "rename": VerbRule("admin", "pruf", _rename),
+    "promote": VerbRule("admin", "", _promote),
+    "set": VerbRule("admin", "u", _set),
+    "inherit": VerbRule("admin", "rS", _inherit),
 }
 POOL_RULES = {
-    "list": Rule("list", "Hpjo:", _pools, _OUTPUT),
-    "get": Rule("list", "Hpjo:", _pool_get, _OUTPUT),
-    "status": Rule("list", "vxj", _pools, ("json",)),
+    "list": VerbRule("list", "Hpjo:", _pools, _OUTPUT),
+    "get": VerbRule("list", "Hpjo:", _pool_get, _OUTPUT),
+    "status": VerbRule("list", "vxj", _pools, ("json",)),
 }

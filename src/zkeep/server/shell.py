@@ -78,7 +78,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Step:
+class ScriptStep:
     """`after` says when it runs: always (`;`), or if the step before it succeeded (`&&`) or failed (`||`)."""
 
     after: str
@@ -87,7 +87,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Script:
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScriptStep, ...] = ()
 
 
 @dataclass
@@ -273,11 +273,11 @@ class _Parser:
 
     def script(self, depth: int) -> Script:
         """Steps up to the end, or to a word that ends them."""
-        steps: list[Step] = []
+        steps: list[ScriptStep] = []
         after = ";"
         while self.peek() is not None and not any(self._is(word, "word") for word in ("then", "else", "fi")):
             # What runs, and after which result of the step before.
-            steps.append(Step(after, self._choice(depth) if self._take("if", "word") else self._pipeline()))
+            steps.append(ScriptStep(after, self._choice(depth) if self._take("if", "word") else self._pipeline()))
             found = next((text for text in _OPERATORS[:3] if self._take(text)), None)
             if found is None:
                 break

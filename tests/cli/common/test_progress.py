@@ -13,27 +13,27 @@ from zkeep.cli.common.progress import Meter, amount
 from zkeep.cli.common.sink import Sink
 from zkeep.cli.pool.pool import _report as pool_report
 from zkeep.cli.pool.scrub import scan_lines
-from zkeep.cli.send import Progress as Ticker
+from zkeep.cli.send import SendProgress as Ticker
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.lifecycle import Status
 from zkeep.pool.datasets.model import Dataset, Snapshot
 from zkeep.pool.transfer.send import Leg
-from zkeep.restore.files.extract import Progress
+from zkeep.restore.files.extract import ExtractProgress
 
 
 @pytest.mark.parametrize(
     ("total", "progress", "seconds", "line"),
     [
-        (10 << 20, Progress(3, 1 << 20), 1.0, "3 files, 1M of 10M, 1M/s, 0:09 left"),
-        (10 << 20, Progress(3, 1 << 20, 1, 5 << 20), 1.0, "3 files, 1M of 10M, 1M/s, 0:04 left"),
-        (1 << 40, Progress(3, 1 << 30), 10.0, "3 files, 1G of 1T, 102M/s, 2:50:30 left"),
-        (0, Progress(3, 1 << 20), 2.0, "3 files, 1M, 512K/s"),
-        (1 << 20, Progress(3, 2 << 20), 2.0, "3 files, 2M, 1M/s"),
-        (1 << 20, Progress(0, 0), 0.0, "0 files, 0 of 1M, 0/s"),
+        (10 << 20, ExtractProgress(3, 1 << 20), 1.0, "3 files, 1M of 10M, 1M/s, 0:09 left"),
+        (10 << 20, ExtractProgress(3, 1 << 20, 1, 5 << 20), 1.0, "3 files, 1M of 10M, 1M/s, 0:04 left"),
+        (1 << 40, ExtractProgress(3, 1 << 30), 10.0, "3 files, 1G of 1T, 102M/s, 2:50:30 left"),
+        (0, ExtractProgress(3, 1 << 20), 2.0, "3 files, 1M, 512K/s"),
+        (1 << 20, ExtractProgress(3, 2 << 20), 2.0, "3 files, 2M, 1M/s"),
+        (1 << 20, ExtractProgress(0, 0), 0.0, "0 files, 0 of 1M, 0/s"),
     ],
 )
 def test_it_tells_how_much_how_fast_and_how_long_still(
-    total: int, progress: Progress, seconds: float, line: str
+    total: int, progress: ExtractProgress, seconds: float, line: str
 ) -> None:
     assert Meter(total).line(progress, seconds) == line
 

@@ -16,7 +16,7 @@ from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.main import run
 from zkeep.names import SnapshotName
 from zkeep.pool.maintenance.verified import last
-from zkeep.restore.mount.layout import LazySnapshot, MountLayout, Place
+from zkeep.restore.mount.layout import LazySnapshot, MountLayout, MountPlace
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
@@ -160,8 +160,8 @@ def test_a_mounted_tree_shows_each_dataset_in_its_place(page: int, pool: Path, m
     """Where the parent has such a folder, a file, or nothing; and below a folder that is only a name."""
     monkeypatch.setattr("zkeep.restore.mount.layout.PAGE", page)
     bayonne, pays, blanc = (at(pool, f"v/jambon/{c}@to-remote-server") for c in ("bayonne", "pays", "blanc"))
-    below = [Place(b"photos", pays, [pays]), Place(b"recipe.txt", pays), Place(b"x/y/z", pays)]
-    below.append(Place(b"photos/in", blanc))
+    below = [MountPlace(b"photos", pays, [pays]), MountPlace(b"recipe.txt", pays), MountPlace(b"x/y/z", pays)]
+    below.append(MountPlace(b"photos/in", blanc))
     with MountLayout(bayonne, [bayonne], below) as shown:
         own = names(shown, b".zfs/snapshot/to-remote-server")
         assert names(shown, b"") == own | {b"x"}

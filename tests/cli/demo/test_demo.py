@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zkeep.cli.demo import demo
-from zkeep.cli.demo.shell import Stage, call
+from zkeep.cli.demo.shell import DemoShell, call
 from zkeep.cli.main import run
 
 
@@ -43,13 +43,13 @@ SENT = "send -w --received-name "
 def test_one_wrong_bit_is_a_failure(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = Stage.run
+    real = DemoShell.run
 
-    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+    def bent(self: DemoShell, asked: str, *rest: Any, **options: Any) -> bytes:
         out = real(self, asked, *rest, **options)
         return out[:5000] + bytes([out[5000] ^ 1]) + out[5001:] if asked.startswith(command) else out
 
-    monkeypatch.setattr(Stage, "run", bent)
+    monkeypatch.setattr(DemoShell, "run", bent)
     assert run(["demo"]) in (1, 3)
     assert capsys.readouterr().err.startswith("zkeep: ")
 
@@ -57,15 +57,15 @@ def test_one_wrong_bit_is_a_failure(
 def test_a_file_that_does_not_come_back_from_a_folder_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = Stage.run
+    real = DemoShell.run
 
-    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+    def bent(self: DemoShell, asked: str, *rest: Any, **options: Any) -> bytes:
         out = real(self, asked, *rest, **options)
         if asked.startswith("extract -L") and asked.endswith("vault/site@tuesday"):
             (self.folder / "back" / "orders.db").write_bytes(b"")
         return out
 
-    monkeypatch.setattr(Stage, "run", bent)
+    monkeypatch.setattr(DemoShell, "run", bent)
     assert run(["demo"]) == 3
     assert "orders.db is not what it was" in capsys.readouterr().err
 
@@ -75,14 +75,14 @@ def test_what_is_in_clear_after_the_migration_is_a_failure(
     word: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file's name is left in a pool, or what was in clear at first was not found at all."""
-    real = Stage.run
+    real = DemoShell.run
 
-    def bent(self: Stage, asked: str, *rest: Any, **options: Any) -> bytes:
+    def bent(self: DemoShell, asked: str, *rest: Any, **options: Any) -> bytes:
         if asked.startswith("destroy -r home"):
             (self.folder / "home-pool" / "tmp" / "left").write_bytes(b"...ledger.csv")
         return real(self, asked, *rest, **options)
 
-    monkeypatch.setattr(Stage, "run", bent)
+    monkeypatch.setattr(DemoShell, "run", bent)
     if not word:
         monkeypatch.setattr(demo, "_holding", lambda folder, word: [])
     assert run(["demo"]) == 3

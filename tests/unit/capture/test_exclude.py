@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from capturekit import extracted
 
-from zkeep.capture.exclude import Exclusions, Options, mounts_of_zkeep
+from zkeep.capture.exclude import ExcludeOptions, Exclusions, mounts_of_zkeep
 from zkeep.capture.previous import Previous
 from zkeep.capture.scan import READ_FOLDER, Node, Scanner, Seen
 
@@ -24,7 +24,7 @@ def fill(top: Path, *paths: str) -> None:
         (top / path).write_bytes(os.fsencode(path))
 
 
-def stored(top: Path, options: Options) -> set[str]:
+def stored(top: Path, options: ExcludeOptions) -> set[str]:
     """The paths of what would be stored."""
     fd = os.open(top, READ_FOLDER)
     try:
@@ -57,8 +57,8 @@ def test_patterns_are_those_of_gitignore(tmp_path: Path, patterns: tuple[str, ..
     files = ("a.o", "x", " y", "z\udcff", "d/b.o", "d/x", "d/e/c.o")
     fill(tmp_path, *files)
     every = {*files, "d", "d/e"}
-    assert stored(tmp_path, Options()) == every
-    assert stored(tmp_path, Options(patterns)) == every - gone
+    assert stored(tmp_path, ExcludeOptions()) == every
+    assert stored(tmp_path, ExcludeOptions(patterns)) == every - gone
 
 
 def test_an_ignore_file_counts_below_its_folder_and_the_nearest_counts_first(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_an_ignore_file_counts_below_its_folder_and_the_nearest_counts_first(tmp
     (tmp_path / ".zkeepignore").write_bytes(b"*.o\n")
     (tmp_path / "d" / ".zkeepignore").write_bytes(b"!*.o\n*.tmp\n")
     kept = {"d", "d/e", ".zkeepignore", "d/.zkeepignore", "b.tmp"}
-    assert stored(tmp_path, Options()) == kept | {"d/a.o", "d/e/a.o"}
-    assert stored(tmp_path, Options(("*.o",))) == kept, "the command line counts before them"
+    assert stored(tmp_path, ExcludeOptions()) == kept | {"d/a.o", "d/e/a.o"}
+    assert stored(tmp_path, ExcludeOptions(("*.o",))) == kept, "the command line counts before them"
 
 
 def test_an_ignore_file_that_cannot_be_followed_is_reported(zkeep: Zkeep, tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_caches_tagged_folders_and_large_files(tmp_path: Path) -> None:
     fill(tmp_path, "c/CACHEDIR.TAG", "c/x", "t/CACHEDIR.TAG", "t/x", "n/.nobackup", "n/sub/x", "large")
     (tmp_path / "c" / "CACHEDIR.TAG").write_bytes(CACHE_TAG)
     (tmp_path / "large").write_bytes(bytes(1001))
-    every = stored(tmp_path, Options())
-    assert every - stored(tmp_path, Options(caches=True)) == {"c/x"}, "t has no right signature"
-    assert every - stored(tmp_path, Options(if_present=(b".nobackup",))) == {"n/sub", "n/sub/x"}
-    assert every - stored(tmp_path, Options(larger_than=1000)) == {"large"}
-    assert every == stored(tmp_path, Options(larger_than=1001))
+    every = stored(tmp_path, ExcludeOptions())
+    assert every - stored(tmp_path, ExcludeOptions(caches=True)) == {"c/x"}, "t has no right signature"
+    assert every - stored(tmp_path, ExcludeOptions(if_present=(b".nobackup",))) == {"n/sub", "n/sub/x"}
+    assert every - stored(tmp_path, ExcludeOptions(larger_than=1000)) == {"large"}
+    assert every == stored(tmp_path, ExcludeOptions(larger_than=1001))
 
 
 def test_other_file_systems_and_mounted_snapshots_are_left_out(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_other_file_systems_and_mounted_snapshots_are_left_out(tmp_path: Path) -
     elsewhere = os.stat_result((*status[:2], status.st_dev + 1, *status[3:10]))
     fd = os.open(tmp_path, READ_FOLDER)
     try:
-        one = Exclusions(Options(one_file_system=True))
+        one = Exclusions(ExcludeOptions(one_file_system=True))
         assert one.choose(b"", fd, [Seen(b"x", 8, elsewhere), Seen(b"d", 4, elsewhere)]) == [Seen(b"d", 4, elsewhere)]
         one._device += 1
         assert one.choose(b"d", fd, [Seen(b"x", 8, status)]) == []
-        own = Exclusions(Options(own_devices=frozenset([status.st_dev])))
+        own = Exclusions(ExcludeOptions(own_devices=frozenset([status.st_dev])))
         assert own.choose(b"d", fd, [Seen(b"x", 8, status)]) == []
     finally:
         os.close(fd)

@@ -13,14 +13,14 @@ import pytest
 from capturekit import extracted, listing
 
 from zkeep.capture import objects, previous
-from zkeep.capture.exclude import Exclusions, Options
+from zkeep.capture.exclude import ExcludeOptions, Exclusions
 from zkeep.capture.previous import ROW, UNKNOWN, Previous, Unchanged, check_of, rows_of
 from zkeep.capture.scan import Scan, Scanner
 
 Zkeep = Callable[..., int]
 Found = tuple[object, ...]
 HOUR = 3600 * 10**9
-NOTHING = Options()
+NOTHING = ExcludeOptions()
 
 pytestmark = pytest.mark.skipif(previous._listing is None, reason="it is not compiled here")
 
@@ -72,7 +72,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     return answers
 
 
-def scanned(top: Path, before: Previous, *, in_one: bool, options: Options = NOTHING) -> Found:
+def scanned(top: Path, before: Previous, *, in_one: bool, options: ExcludeOptions = NOTHING) -> Found:
     """All that a scan finds."""
     fd = os.open(top, os.O_RDONLY)
     exclusions = Exclusions(options)
@@ -151,17 +151,22 @@ def test_nothing_is_looked_at_twice_where_nothing_changed(
 
 @pytest.mark.parametrize(
     "options",
-    [Options(("1",)), Options(caches=True), Options(if_present=(b"1",)), Options(larger_than=0)],
+    [
+        ExcludeOptions(("1",)),
+        ExcludeOptions(caches=True),
+        ExcludeOptions(if_present=(b"1",)),
+        ExcludeOptions(larger_than=0),
+    ],
     ids=["pattern", "caches", "if present", "larger"],
 )
-def test_what_is_left_out_now_is_left_out(source: Path, before: Previous, options: Options) -> None:
+def test_what_is_left_out_now_is_left_out(source: Path, before: Previous, options: ExcludeOptions) -> None:
     found = [scanned(source, before, in_one=way, options=options) for way in (True, False)]
     assert found[0] == found[1]
 
 
 def test_a_pool_that_lies_there_now_is_left_out(source: Path, before: Previous, done: list[bool]) -> None:
     status = (source / "a" / "deep").stat()
-    options = Options(own=frozenset({(status.st_dev, status.st_ino)}))
+    options = ExcludeOptions(own=frozenset({(status.st_dev, status.st_ino)}))
     found = [scanned(source, before, in_one=way, options=options) for way in (True, False)]
     assert found[0] == found[1]
     assert any(done)

@@ -14,8 +14,8 @@ from commandkit import create_encrypted, own_state
 from zkeep.cli.main import run
 from zkeep.format.znode import APPEND_ONLY, IMMUTABLE, NO_DUMP, Znode
 from zkeep.restore.files import attributes
-from zkeep.restore.files.attributes import Target, set_flags
-from zkeep.restore.files.report import Report
+from zkeep.restore.files.attributes import TargetFile, set_flags
+from zkeep.restore.files.report import RestoreReport
 
 Zkeep = Callable[..., int]
 
@@ -40,8 +40,8 @@ def test_flags_are_added_to_those_of_the_target(
 
     monkeypatch.setattr("fcntl.ioctl", ioctl)
     fd = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
-    report = Report()
-    set_flags(Target(b"file", fd), node(flags), report)
+    report = RestoreReport()
+    set_flags(TargetFile(b"file", fd), node(flags), report)
     os.close(fd)
     assert calls == ([] if linux is None else [(1, 0), (2, 0x80000 | linux)])
     assert not report.counts
@@ -56,9 +56,9 @@ def test_flags_that_the_target_does_not_take_are_counted(
 
     monkeypatch.setattr("fcntl.ioctl", ioctl)
     fd = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
-    report = Report(notes=[])
-    set_flags(Target(b"file", fd), node(IMMUTABLE), report)
-    set_flags(Target(b"link", None), node(NO_DUMP), report)
+    report = RestoreReport(notes=[])
+    set_flags(TargetFile(b"file", fd), node(IMMUTABLE), report)
+    set_flags(TargetFile(b"link", None), node(NO_DUMP), report)
     os.close(fd)
     assert report.notes == [(b"file", "file flags"), (b"link", "file flags")]
 

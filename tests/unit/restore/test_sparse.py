@@ -15,7 +15,7 @@ from test_tar import Tree, extracted, members, names
 from zkeep.errors import Damaged
 from zkeep.format.znode import Znode
 from zkeep.restore.files import sparse
-from zkeep.restore.files.report import Report
+from zkeep.restore.files.report import RestoreReport
 from zkeep.restore.files.sparse import Gathered
 from zkeep.restore.files.tar import write_tar
 from zkeep.tree.filesystem import BadTree, Extent, Name
@@ -73,7 +73,7 @@ def content_of(layout: str) -> bytes:
     return bytes(content)
 
 
-def archive_of(tree: Holey) -> tuple[bytes, Report]:
+def archive_of(tree: Holey) -> tuple[bytes, RestoreReport]:
     sink = io.BytesIO()
     report = write_tar(tree, [b""], sink)
     return sink.getvalue(), report

@@ -13,14 +13,14 @@ import pytest
 
 from zkeep.errors import Damaged, Refused
 from zkeep.restore.files.staging import PREFIX, Staging, Stagings
-from zkeep.restore.files.target import Folder, Place, change_mode
+from zkeep.restore.files.target import TargetFolder, TargetPlace, change_mode
 from zkeep.restore.files.volume import extract_volume
 from zkeep.restore.files.writing import write_file
 from zkeep.tree.filesystem import Extent
 from zkeep.tree.volume import Volume
 
 
-def put(top: Folder, name: bytes, *, replace: bool = False, content: bytes = b"new") -> None:
+def put(top: TargetFolder, name: bytes, *, replace: bool = False, content: bytes = b"new") -> None:
     staging = Staging.within(top.fd)
     try:
         made = staging.new_name()
@@ -32,9 +32,9 @@ def put(top: Folder, name: bytes, *, replace: bool = False, content: bytes = b"n
 
 @pytest.mark.parametrize("name", [b"..", b".", b"", b"a/b", b"/etc", b"a\0b"])
 def test_names_that_lead_elsewhere_are_refused(name: bytes, tmp_path: Path) -> None:
-    with Folder.top(str(tmp_path)) as top, pytest.raises(Refused):
+    with TargetFolder.top(str(tmp_path)) as top, pytest.raises(Refused):
         put(top, name)
-    with Folder.top(str(tmp_path)) as top, pytest.raises(Refused):
+    with TargetFolder.top(str(tmp_path)) as top, pytest.raises(Refused):
         top.enter(name)
     assert not list(tmp_path.iterdir())
 
@@ -45,7 +45,7 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "folder").symlink_to(outside)
     (inside / "file").symlink_to(outside / "file")
-    with Folder.top(str(inside)) as top:
+    with TargetFolder.top(str(inside)) as top:
         with pytest.raises(Refused):
             top.enter(b"folder")
         with pytest.raises(FileExistsError):
@@ -61,7 +61,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None
     (tmp_path / "b").mkdir()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "full").touch()
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         with pytest.raises(FileExistsError):
             put(top, b"a")
         assert (tmp_path / "a").read_text() == "mine"
@@ -80,7 +80,7 @@ def test_without_links_a_file_is_renamed_and_still_replaces_nothing(
 
     monkeypatch.setattr(os, "link", no_links)
     (tmp_path / "a").write_text("mine")
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         put(top, b"b")
         with pytest.raises(FileExistsError):
             put(top, b"a")
@@ -91,7 +91,7 @@ def test_without_links_a_file_is_renamed_and_still_replaces_nothing(
 def test_a_folder_that_was_put_in_the_place_of_another_is_not_entered(tmp_path: Path) -> None:
     """Where others can write they can rename what is there, and what they put there may be anything."""
     tmp_path.chmod(0o777)
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         with top.enter(b"d") as made, made.enter(b"inner") as inner:
             places = made.place, inner.place
         (tmp_path / "d").rename(tmp_path / "away")
@@ -110,7 +110,7 @@ def test_a_mode_is_not_changed_through_a_link(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch(0o600)
     (tmp_path / "pipe").symlink_to(secret)
-    with Folder.top(str(tmp_path)) as top, pytest.raises(OSError, match="symbolic links"):
+    with TargetFolder.top(str(tmp_path)) as top, pytest.raises(OSError, match="symbolic links"):
         change_mode(b"pipe", top.fd, 0o777)
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
 
@@ -119,7 +119,7 @@ def test_a_mode_is_not_changed_through_a_link(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_call_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         live = Staging.within(top.fd)
         os.close(write_file(live.fd, live.new_name(), [], 0))
         dead = Staging.within(top.fd)
@@ -142,7 +142,7 @@ def test_a_staging_folder_can_be_written_to_by_nobody_else(tmp_path: Path) -> No
     tmp_path.chmod(0o777)
     before = os.umask(0)
     try:
-        with Folder.top(str(tmp_path)) as top:
+        with TargetFolder.top(str(tmp_path)) as top:
             staging = Staging.within(top.fd)
             assert stat.S_IMODE(os.fstat(staging.fd).st_mode) == 0o700
             assert stat.S_IMODE(os.fstat(staging._fd).st_mode) == 0o700
@@ -163,7 +163,7 @@ def test_a_staging_folder_lies_where_it_can_be_made(tmp_path: Path, monkeypatch:
         return within(parent)
 
     monkeypatch.setattr(Staging, "within", not_at_the_top)
-    with Folder.top(str(tmp_path)) as top, top.inner(Place(b"mine")) as folder:
+    with TargetFolder.top(str(tmp_path)) as top, top.inner(TargetPlace(b"mine")) as folder:
         stagings = Stagings(top.fd)
         with pytest.raises(PermissionError):
             stagings.of(top.fd, b"", top.device)
@@ -178,7 +178,7 @@ def test_what_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
         yield Extent(0, b"half")
         raise KeyboardInterrupt
 
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         staging = Staging.within(top.fd)
         with pytest.raises(KeyboardInterrupt):
             write_file(staging.fd, b"0", torn(), 9000)
@@ -198,10 +198,10 @@ def test_the_next_folder_is_reached_from_the_last_one(tmp_path: Path, monkeypatc
         opened += 1
         return real(*args, **kwargs)
 
-    with Folder.top(str(tmp_path)) as top:
+    with TargetFolder.top(str(tmp_path)) as top:
         monkeypatch.setattr(os, "open", counted)
         for path in [*paths, *reversed(paths)]:
-            with top.inner(Place(path)) as found:
+            with top.inner(TargetPlace(path)) as found:
                 assert os.fstat(found.fd).st_ino == os.stat(tmp_path / os.fsdecode(path)).st_ino
     assert opened < 12 * depth
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zkeep.server.shell import CannotParse, Choice, Command, Pipeline, Redirect, Script, Step, parse
+from zkeep.server.shell import CannotParse, Choice, Command, Pipeline, Redirect, Script, ScriptStep, parse
 
 
 def words(line: str) -> list[str]:
@@ -126,7 +126,9 @@ def test_steps_and_pipelines() -> None:
     ],
 )
 def test_redirects(text: str, redirect: Redirect) -> None:
-    assert parse(f"zfs list {text}; exit").steps[0] == Step(";", Pipeline((Command(("zfs", "list"), (redirect,)),)))
+    assert parse(f"zfs list {text}; exit").steps[0] == ScriptStep(
+        ";", Pipeline((Command(("zfs", "list"), (redirect,)),))
+    )
 
 
 def test_quoted_words_are_no_words_of_the_shell() -> None:

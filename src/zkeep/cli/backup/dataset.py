@@ -188,7 +188,7 @@ def _encrypt(wanted: Wanted, pool: Pool, source: Side, zfs: ZfsSource, top: Data
 
 
 def _encrypt_one(wanted: Wanted, pool: Pool, source: Side, step: Step, top: DatasetName) -> None:
-    from zkeep.cli.keys.reencryption import Intake
+    from zkeep.cli.keys.reencryption import EncryptingIntake
     from zkeep.format.reader import read_events
     from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
 
@@ -197,7 +197,7 @@ def _encrypt_one(wanted: Wanted, pool: Pool, source: Side, step: Step, top: Data
     words = ["send", "-L", *since, source.full(step.to)]
     with source.peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as sender:
         assert sender.process.stdout is not None
-        options = ReceiveOptions(intake=Intake({}, (), [key]))
+        options = ReceiveOptions(intake=EncryptingIntake({}, (), [key]))
         try:
             receive_events(pool, read_events(cast(BinaryIO, sender.process.stdout)), f"{top}/zfs", options)
         except Refused:

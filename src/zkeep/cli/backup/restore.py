@@ -24,7 +24,7 @@ from zkeep.cli.backup.wanted import ssh_words
 from zkeep.cli.common.open_snapshot import keys_from, takes_key
 from zkeep.cli.common.pools import opened, registry, wait
 from zkeep.cli.common.progress import Received
-from zkeep.cli.common.recursive import Tree
+from zkeep.cli.common.recursive import SnapshotTree
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import date
 from zkeep.errors import NotAuthentic, Refused, WrongUsage, ZkeepError
@@ -227,10 +227,10 @@ def _fetched(peer: Peer, chosen: Listed, pool: Pool, wanted: _Wanted) -> Snapsho
 def _into_files(
     pool: Pool, snapshot: Snapshot, get_key: GetKey, target: str, paths: list[str], *, force: bool, verbose: bool
 ) -> None:
-    from zkeep.cli.extract import Request
+    from zkeep.cli.extract import ExtractRequest
 
-    request = Request(target, paths, force=force, recursive=False, to_stdout=False, verbose=verbose)
-    request.extract(pool, Tree.of(pool, snapshot), get_key)
+    request = ExtractRequest(target, paths, force=force, recursive=False, to_stdout=False, verbose=verbose)
+    request.extract(pool, SnapshotTree.of(pool, snapshot), get_key)
 
 
 def _into_dataset(pool: Pool, snapshot: Snapshot, get_key: GetKey | None, to: Place) -> None:

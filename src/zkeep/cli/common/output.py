@@ -18,7 +18,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputOptions:
     """What these letters ask for."""
 
     scripted: bool
@@ -37,7 +37,7 @@ def takes_output(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def called(*args: Any, scripted: bool, exact: bool, as_json: bool, as_int: bool, **others: Any) -> Any:
-        return function(*args, output=Output(scripted, exact, as_json, as_int), **others)
+        return function(*args, output=OutputOptions(scripted, exact, as_json, as_int), **others)
 
     for option in reversed(_OPTIONS):
         called = option(called)

@@ -10,7 +10,7 @@ from zkeep.cli.common.terminal import draw
 from zkeep.cli.common.text import nice
 
 if TYPE_CHECKING:
-    from zkeep.restore.files.extract import Progress
+    from zkeep.restore.files.extract import ExtractProgress
 
 
 class Meter:
@@ -22,7 +22,7 @@ class Meter:
         self._unit = unit
         self._started = self._last = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: ExtractProgress) -> None:
         if seconds := self._due():
             self._show(self.line(progress, seconds))
 
@@ -47,7 +47,7 @@ class Meter:
     def _show(self, line: str) -> None:
         draw(line, to=sys.stderr)
 
-    def line(self, progress: Progress, seconds: float) -> str:
+    def line(self, progress: ExtractProgress, seconds: float) -> str:
         total = self._total and max(self._total - progress.kept_bytes, 0)
         ahead = self._total and self._total - progress.kept_bytes - progress.bytes >= 0
         return f"{progress.files} {self._unit}, " + amount(

@@ -18,7 +18,7 @@ SOME = 4
 
 
 @dataclass(frozen=True)
-class Tree:
+class SnapshotTree:
     """A snapshot, and what lies below its dataset, parents first."""
 
     top: Snapshot
@@ -30,14 +30,14 @@ class Tree:
     "What these lack, for messages."
 
     @classmethod
-    def of(cls, pool: Pool, top: Snapshot) -> Tree:
+    def of(cls, pool: Pool, top: Snapshot) -> SnapshotTree:
         datasets = [d for d in pool.tree().within(top.dataset) if d.id != top.dataset.id]
         found = [(d, pool.find_snapshot(d.name.snapshot(top.doc["name"]))) for d in _in_order(datasets)]
         below, lacking = [s for _, s in found if s is not None], [d for d, s in found if s is None]
         return cls(top, below, lacking, f"@{top.doc['name']}")
 
     @classmethod
-    def newest(cls, pool: Pool, dataset: Dataset) -> Tree:
+    def newest(cls, pool: Pool, dataset: Dataset) -> SnapshotTree:
         """The newest snapshot of each dataset. Raises Refused: the topmost has none."""
         top = pool.newest_snapshot(dataset)
         if top is None:

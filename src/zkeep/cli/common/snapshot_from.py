@@ -24,9 +24,9 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.properties import parse_size
 
 if TYPE_CHECKING:
-    from zkeep.capture.exclude import Options
+    from zkeep.capture.exclude import ExcludeOptions
     from zkeep.capture.report import FileChange, Watch
-    from zkeep.capture.scan import Problem, Scan
+    from zkeep.capture.scan import ReadProblem, Scan
     from zkeep.capture.snapshot import Taken
 
 KINDS = ("auto", "none", "btrfs", "lvm", "zfs")
@@ -89,9 +89,9 @@ class FromOptions:
         kind = self.fs_snapshot or "none"
         return snapshot_of(self.source, kind, one_file_system=self.one_file_system, warn=say)
 
-    def exclusions(self) -> Options:
+    def exclusions(self) -> ExcludeOptions:
         """Raises WrongUsage, Refused: a pattern is none, a file of them cannot be read."""
-        from zkeep.capture.exclude import Options, parse_patterns
+        from zkeep.capture.exclude import ExcludeOptions, parse_patterns
 
         lines = list(self.exclude)
         for name in self.exclude_from:
@@ -103,7 +103,7 @@ class FromOptions:
                 raise WrongUsage(f"--exclude-if-present takes the name of a file, not {shown(name)}")
         largest = parse_size(self.exclude_larger_than) if self.exclude_larger_than is not None else None
         names = tuple(map(os.fsencode, self.exclude_if_present))
-        return Options(tuple(lines), self.one_file_system, self.exclude_caches, names, largest, _own())
+        return ExcludeOptions(tuple(lines), self.one_file_system, self.exclude_caches, names, largest, _own())
 
 
 def _own() -> frozenset[tuple[int, int]]:
@@ -140,7 +140,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     Raises:
         NotAllRead: the snapshot was taken, but not all files are in it as they are.
     """
-    from zkeep.capture.snapshot import Request, take_folder
+    from zkeep.capture.snapshot import CaptureRequest, take_folder
 
     assert options.source is not None
     # A volume is made of one image, not of a folder.
@@ -151,7 +151,7 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     exclusions, step, get_key = options.exclusions(), _step(), keys_from(locations)
     # Read from a snapshot of the file system where there is one: files do not change meanwhile.
     with options.read_at() as at:
-        request = Request(
+        request = CaptureRequest(
             *(name, options.source, registry().home / "capture", exclusions, printer.left_out, printer.watch()),
             dry_run=options.dry_run,
             at=at,
@@ -233,7 +233,7 @@ class Printer:
         elif self.options.verbose:
             _line("x", path, why.encode(errors="surrogateescape"))
 
-    def problem(self, problem: Problem) -> None:
+    def problem(self, problem: ReadProblem) -> None:
         if self.options.as_json:
             _json(what="problem", path=os.fsdecode(problem.path), why=problem.reason)
         say(f"{shown(os.fsdecode(problem.path or b'.'))}: {problem.reason}")

@@ -20,7 +20,7 @@ from zkeep.cli.common.text import nice_bytes
 from zkeep.errors import Damaged
 
 if TYPE_CHECKING:
-    from zkeep.cli.demo.shell import Stage
+    from zkeep.cli.demo.shell import DemoShell
 
 ANYWHERE, PRODUCTION = "anywhere$", "production$"
 SOURCE = "zdata/encrypted/jambon"
@@ -46,11 +46,11 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     """
     from rich.console import Console
 
-    from zkeep.cli.demo.shell import Stage
+    from zkeep.cli.demo.shell import DemoShell
 
     began = time.monotonic()
     with _folder(keep) as folder, _known_at(folder):
-        stage = Stage(Console(highlight=False), folder)
+        stage = DemoShell(Console(highlight=False), folder)
         stage.console.print(INTRODUCTION)
         # The blind half: no key is in this process.
         for scene in (_create, _receive, _refuse, _increment, _send_back, _prune, _compact):
@@ -101,12 +101,12 @@ def stream(name: str) -> bytes:
     return lzma.decompress(data(f"{name}.zfs.xz"))
 
 
-def _create(stage: Stage) -> None:
+def _create(stage: DemoShell) -> None:
     stage.title("A pool is a folder on any disk: no ZFS, no root, no key")
     stage.run(f"pool create vault {stage.folder}/vault", "zpool create zbackups /dev/vdb1")
 
 
-def _receive(stage: Stage) -> None:
+def _receive(stage: DemoShell) -> None:
     stage.title("The first backup: a tree of datasets, encrypted at the source")
     stage.elsewhere(f"zfs send -Rw {SOURCE}@to-remote-server | ssh server ...")
     sent = stream("jambon-full-Rw")
@@ -116,13 +116,13 @@ def _receive(stage: Stage) -> None:
     stage.run("list -r -o name,used,refer,encryption,keystatus vault/jambon", "zfs list -r ...")
 
 
-def _refuse(stage: Stage) -> None:
+def _refuse(stage: DemoShell) -> None:
     stage.title("What this server could read, it turns away")
     stage.elsewhere("zfs send -R zdata/jambon/blanc@2018 | ssh server ...")
     stage.refused("receive vault/readable", stream("jambon-blanc-plain-2018"))
 
 
-def _increment(stage: Stage) -> None:
+def _increment(stage: DemoShell) -> None:
     stage.title("A day of changes: only those travel")
     stage.elsewhere("dd if=/dev/zero of=/zdata/jambon/blanc/another-file bs=1M count=5")
     stage.elsewhere(f"zfs snapshot {SOURCE}/blanc@work-of-the-day")
@@ -132,7 +132,7 @@ def _increment(stage: Stage) -> None:
     _scrub(stage)
 
 
-def _send_back(stage: Stage) -> None:
+def _send_back(stage: DemoShell) -> None:
     stage.title("The source burned down: everything goes back as it came")
     stage.elsewhere("ssh server zkeep send ... | zfs receive zdata/encrypted/jambon")
     made = stage.run(f"send -R {AS_SENT} vault/jambon@to-remote-server", "zfs send -Rw ...", show=False)
@@ -158,7 +158,7 @@ def _substreams(package: bytes) -> list[bytes]:
     return [found[guid] for guid in sorted(found)]
 
 
-def _prune(stage: Stage) -> None:
+def _prune(stage: DemoShell) -> None:
     stage.title("Seven snapshots come, the five in the middle go: still no key")
     stage.elsewhere("zfs send -w tank/rs512b@s0 | ...")
     stage.elsewhere("zfs send -w -i @s0 tank/rs512b@s1 | ...       and so on, six times")
@@ -169,14 +169,14 @@ def _prune(stage: Stage) -> None:
     _compare_week(stage)
 
 
-def _compare_week(stage: Stage) -> None:
+def _compare_week(stage: DemoShell) -> None:
     made = stage.run(f"send {AS_SENT} vault/week@s6", show=False)
     stage.compare(made, stream("week-full-s6"), "the full stream that the kernel sends for it")
     made = stage.run(f"send {AS_SENT} -i @s0 vault/week@s6", show=False)
     stage.compare(made, stream("week-inc-s0-s6"), "the kernel's increment: it never came here")
 
 
-def _compact(stage: Stage) -> None:
+def _compact(stage: DemoShell) -> None:
     from zkeep.pool.datasets.registry import Registry
     from zkeep.pool.maintenance.compact import compact
 
@@ -192,7 +192,7 @@ def _compact(stage: Stage) -> None:
     _scrub(stage)
 
 
-def _scrub(stage: Stage) -> None:
+def _scrub(stage: DemoShell) -> None:
     stage.run("pool scrub vault", "zpool scrub zbackups")
 
 
@@ -200,7 +200,7 @@ def _segment_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "vault" / "segments").rglob("*.seg"))
 
 
-def _emergency(stage: Stage) -> None:
+def _emergency(stage: DemoShell) -> None:
     """The key comes; what is read is compared with what the source's kernel showed."""
     from zkeep.cli.demo.shell import call
 
@@ -246,7 +246,7 @@ YEARS = "2018", "2019", "2020", "migration"
 "Snapshots of the dataset that was in clear."
 
 
-def _migration(stage: Stage) -> None:
+def _migration(stage: DemoShell) -> None:
     """A dataset in clear, with its snapshots, becomes an encrypted one; that leaves raw for the blind server."""
     from zkeep.cli.demo.shell import SERVER, call
 
@@ -278,13 +278,13 @@ def _migration(stage: Stage) -> None:
     _moved(stage, SERVER, key)
 
 
-def _piped(stage: Stage, send: str, receive: str, over: str = "") -> None:
+def _piped(stage: DemoShell, send: str, receive: str, over: str = "") -> None:
     """One snapshot, or several, from a dataset to another."""
     made = stage.run(f"{send} | {over}zkeep {receive}", show=False, runs=send)
     stage.quietly(receive, made)
 
 
-def _moved(stage: Stage, server: str, key: Path) -> None:
+def _moved(stage: DemoShell, server: str, key: Path) -> None:
     stage.prompt = server
     stage.run("get -o property,value encryption,keystatus vault/moved")
     for name in ("home-pool", "vault"):
@@ -308,7 +308,7 @@ def _write_key(path: Path, key: bytes) -> None:
     path.write_bytes(key)
 
 
-def _without_zfs(stage: Stage) -> None:
+def _without_zfs(stage: DemoShell) -> None:
     """A folder of a machine without ZFS: stored encrypted, sent to the blind server, and restored with the key."""
     from zkeep.cli.demo.shell import SERVER, call
 
@@ -343,7 +343,7 @@ def _without_zfs(stage: Stage) -> None:
     stage.passed("every file is as it was; and zfs receive takes the same streams")
 
 
-def _day(stage: Stage, site: Path, name: str, send: str) -> None:
+def _day(stage: DemoShell, site: Path, name: str, send: str) -> None:
     """One snapshot of the folder, and its way to the server."""
     stage.run(f"snapshot -v --from {site} local/site@{name}")
     made = stage.run(f"{send} | ssh server zkeep receive vault/site", show=False, runs=send)

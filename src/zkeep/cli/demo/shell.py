@@ -71,7 +71,7 @@ def _plumbed(source: IO[bytes], out: IO[bytes], err: IO[bytes]) -> Iterator[None
 
 
 @dataclass
-class Stage:
+class DemoShell:
     """Shows commands, runs them, compares what they give. The first thing that is not as it must be raises Damaged."""
 
     console: Console

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from zkeep.pool.transfer.admit import Target
     from zkeep.pool.transfer.receive import Substream
     from zkeep.pool.transfer.reserve import Charges
-    from zkeep.reencrypt.receive import Follower, NewKeys, Reencryption
+    from zkeep.reencrypt.receive import Follower, ReceiveKeys, Reencryption
 
 
 _NO_KEY = "no key is ever used for clients"
 
 
-class Intake:
+class EncryptingIntake:
     """What receive does with plain streams. It loads what can encrypt when the first one comes: see the pool's Intake.
 
     `asked`: the options -o that concern encryption; `excluded`: those of -x; `known`: keys that need not be loaded.
@@ -83,7 +83,7 @@ class Intake:
             from zkeep.reencrypt.receive import Reencryption
 
             step = whole_number(os.environ.get("ZKEEP_STEP", str(STEP)), 1 << 62, 1)
-            self._made = Reencryption(_Keys(self._asked, self._known), step, self._follower)
+            self._made = Reencryption(_IntakeKeys(self._asked, self._known), step, self._follower)
         return self._made
 
 
@@ -117,7 +117,7 @@ class KeylessIntake:
         return False
 
 
-class _Keys:
+class _IntakeKeys:
     """Loaded keys, and those that this receive makes."""
 
     def __init__(self, asked: dict[str, str], known: Sequence[bytes]) -> None:
@@ -127,15 +127,15 @@ class _Keys:
         self.get_key: GetKey = _GetKey(self._made)
         self.makes_root = "keyformat" in asked
 
-    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> NewKeys:
+    def for_new(self, pool: Pool, name: DatasetName, *, top: bool) -> ReceiveKeys:
         from zkeep.crypto.unwrap import unwrap
-        from zkeep.reencrypt.receive import NewKeys
+        from zkeep.reencrypt.receive import ReceiveKeys
 
         made = encryption.keys_below(pool, name, self._asked if top else {}, self._made)
         if made.is_root:
             self._new_root = name, made.wrapping_key
         self._made.append(made.wrapping_key)
-        return NewKeys(made.wrapped, unwrap(made.wrapped, made.wrapping_key), made.fields)
+        return ReceiveKeys(made.wrapped, unwrap(made.wrapped, made.wrapping_key), made.fields)
 
     def made(self, pool: Pool, dataset: Dataset) -> None:
         """A new encryption root's key is loaded, as zkeep create loads it."""

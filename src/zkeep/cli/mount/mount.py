@@ -21,7 +21,7 @@ import click
 from zkeep.cli.common.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.pools import runtime_folder
-from zkeep.cli.common.recursive import Tree
+from zkeep.cli.common.recursive import SnapshotTree
 from zkeep.cli.common.stream_files import is_stream
 from zkeep.cli.common.terminal import say
 from zkeep.cli.mount.all import folder_for, load_key_of, mount_all
@@ -33,7 +33,7 @@ from zkeep.pool.datasets.model import NotThere
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-    from zkeep.restore.mount.layout import MountLayout, Place
+    from zkeep.restore.mount.layout import MountLayout, MountPlace
 
 MOUNTS = Path("/proc/self/mounts")
 KIND = "fuse.zkeep"
@@ -249,7 +249,7 @@ def _shown(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
                 raise Refused(f"cannot open {shown(rest[0])}: the streams bring no snapshot of this name")
             if rest:
                 raise WrongUsage("name one snapshot, and a folder")
-            tree = Tree.of(pool, snapshot)
+            tree = SnapshotTree.of(pool, snapshot)
         get_key = keys_from(key_locations)
         snapshots = tree.snapshots(request.recursive)
         top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
@@ -270,23 +270,23 @@ def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
             say(str(NotHere(str(snapshot.name))))
 
 
-def _newest(pool: Pool, name: DatasetName) -> Tree:
+def _newest(pool: Pool, name: DatasetName) -> SnapshotTree:
     try:
-        return Tree.newest(pool, pool.dataset(name))
+        return SnapshotTree.newest(pool, pool.dataset(name))
     except Refused as error:
         raise Refused(f"cannot mount {error}") from None
 
 
-def _place(pool: Pool, tree: Tree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> Place:
+def _place(pool: Pool, tree: SnapshotTree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> MountPlace:
     """`whole`: with all snapshots of the dataset below .zfs."""
-    from zkeep.restore.mount.layout import LazySnapshot, Place
+    from zkeep.restore.mount.layout import LazySnapshot, MountPlace
     from zkeep.snapshot.open import OpenSnapshot
 
     def lazy(s: Snapshot) -> LazySnapshot:
         return LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
 
     every = [lazy(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
-    return Place(os.fsencode(tree.place(snapshot)), lazy(snapshot), every)
+    return MountPlace(os.fsencode(tree.place(snapshot)), lazy(snapshot), every)
 
 
 def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from zkeep.cli.common import asjson, text, usage
-from zkeep.cli.common.output import Output, takes_output
+from zkeep.cli.common.output import OutputOptions, takes_output
 from zkeep.cli.common.pools import note_settings, registry, unencrypted, wait
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.words import chosen_words
@@ -196,7 +196,7 @@ def _unload_keys(name: str, guid: int | None) -> None:
 @takes_output
 @click.option("-o", "columns", metavar="P,...", help="Columns: any property of 'zkeep pool get all'.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def list_(*, output: Output, columns: str | None, names: Sequence[str]) -> None:
+def list_(*, output: OutputOptions, columns: str | None, names: Sequence[str]) -> None:
     """List pools: what their files take, what the disk below has left, and how they do."""
     wanted = [find(word) for word in (columns or _COLUMNS).split(",")]
     pools = _statuses(names)
@@ -217,7 +217,7 @@ def _statuses(names: Sequence[str]) -> list[Status]:
     return [lifecycle.status(known, name) for name in names or known.pools()]
 
 
-def _json_list(pools: Sequence[Status], wanted: Sequence[PoolProperty], output: Output, command: str) -> str:
+def _json_list(pools: Sequence[Status], wanted: Sequence[PoolProperty], output: OutputOptions, command: str) -> str:
     found: asjson.Object = {}
     for pool in pools:
         answers = [(p.name, Answer(None, p.source), p.of(pool, output.exact_json)) for p in wanted if p.name != "name"]
@@ -238,7 +238,7 @@ def _json_head(pool: Status, as_int: bool) -> asjson.Object:
 @click.argument("names", nargs=-1, metavar="[POOL]...")
 def get(
     *,
-    output: Output,
+    output: OutputOptions,
     fields: str | None,
     wanted: str,
     names: Sequence[str],

@@ -25,7 +25,7 @@ from zkeep.pool.store.files import LocalStore
 from zkeep.server.access import DEFAULT, Access, Denied, parse_roles
 from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
 from zkeep.server.rules import NOTHING, BadCall, Call
-from zkeep.server.shell import Choice, Pipeline, Redirect, Script, Step, parse
+from zkeep.server.shell import Choice, Pipeline, Redirect, Script, ScriptStep, parse
 from zkeep.server.wire import Wire, watch
 
 MOST_CONNECTIONS = 16
@@ -157,7 +157,7 @@ class _Connection:
                 status = self._step(step, depth)
         return status
 
-    def _step(self, step: Step, depth: int) -> int:
+    def _step(self, step: ScriptStep, depth: int) -> int:
         if isinstance(step.what, Choice):
             condition = self.script(step.what.condition, depth)
             return self.script(step.what.otherwise if condition else step.what.then, depth)

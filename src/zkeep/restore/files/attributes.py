@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from zkeep.errors import ZkeepError
 from zkeep.format.acl import BadAcl, as_xattrs, decode
 from zkeep.format.znode import LINUX_FLAGS, PROJINHERIT, Znode
-from zkeep.restore.files.report import NotTaken, Report
+from zkeep.restore.files.report import NotTaken, RestoreReport
 from zkeep.restore.files.target import change_mode
 from zkeep.tree.filesystem import shown
 
@@ -38,7 +38,7 @@ _ERRORS = (OSError, OverflowError, ValueError)
 Xattrs = Iterable[tuple[bytes, bytes | ZkeepError]]
 
 
-class Target:
+class TargetFile:
     """A new file that gets its attributes: by its descriptor, or by its name if it cannot be opened (a link, a device).
 
     `path` is its name in reports.
@@ -82,7 +82,7 @@ class Target:
             os.setxattr(b"/proc/self/fd/%d/%s" % (self.folder, self.name), name, value, follow_symlinks=False)
 
 
-def dress(target: Target, node: Znode, xattrs: Xattrs, report: Report) -> None:
+def dress(target: TargetFile, node: Znode, xattrs: Xattrs, report: RestoreReport) -> None:
     """Set owner, extended attributes, times, mode and NFSv4 ACL, in an order in which none undoes another.
 
     If the stored owner cannot be set, the file must not act for the wrong one: no setuid, setgid or capabilities.
@@ -106,7 +106,7 @@ def dress(target: Target, node: Znode, xattrs: Xattrs, report: Report) -> None:
         set_acl(target, node, report)  # last, as changing a mode may change the ACL
 
 
-def _set_owner(target: Target, node: Znode) -> bool:
+def _set_owner(target: TargetFile, node: Znode) -> bool:
     """Set owner and group; returns whether the file has them now. Some filesystems report success and do nothing."""
     if _LEAVE in (node.uid, node.gid):
         return False
@@ -120,7 +120,7 @@ def _set_owner(target: Target, node: Znode) -> bool:
     return True
 
 
-def _set_mode(target: Target, node: Znode, mode: int, report: Report) -> None:
+def _set_mode(target: TargetFile, node: Znode, mode: int, report: RestoreReport) -> None:
     if node.is_link:
         return
     try:
@@ -129,7 +129,7 @@ def _set_mode(target: Target, node: Znode, mode: int, report: Report) -> None:
         report.add("modes", target.path)
 
 
-def _set_xattr(target: Target, name: bytes, value: bytes | ZkeepError, report: Report) -> bool:
+def _set_xattr(target: TargetFile, name: bytes, value: bytes | ZkeepError, report: RestoreReport) -> bool:
     try:
         if isinstance(value, ZkeepError):
             raise value
@@ -153,7 +153,7 @@ def without_acl(mode: int, acl: bytes) -> int:
     return mode & (~stat.S_IRWXG | (allowed & 7) << 3)
 
 
-def set_acl(target: Target, node: Znode, report: Report) -> None:
+def set_acl(target: TargetFile, node: Znode, report: RestoreReport) -> None:
     """Set the NFSv4 ACL, under the first name that the target takes."""
     try:
         # Linux has no attribute of its own for NFSv4 ACLs: ZFS of TrueNAS takes one name, NFS mounts another.
@@ -171,7 +171,7 @@ def set_acl(target: Target, node: Znode, report: Report) -> None:
     report.add("NFSv4 ACLs", target.path)
 
 
-def set_project(target: Target, node: Znode, report: Report) -> None:
+def set_project(target: TargetFile, node: Znode, report: RestoreReport) -> None:
     """Set the project number. Only files that can be opened, and folders, have one."""
     if target.fd is None:
         report.add("project numbers", target.path)
@@ -192,7 +192,7 @@ def linux_flags(node: Znode) -> int:
     return sum(flag for flag, stored in LINUX_FLAGS.items() if node.flags & stored)
 
 
-def set_flags(target: Target, node: Znode, report: Report) -> None:
+def set_flags(target: TargetFile, node: Znode, report: RestoreReport) -> None:
     """Set the flags of a file that has its name already, and all other attributes: an immutable one takes no more.
 
     Only root may set the first two, and only files that can be opened, and folders, have any.

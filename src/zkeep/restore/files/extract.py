@@ -19,11 +19,11 @@ from itertools import groupby
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
-from zkeep.restore.files.attributes import Target, dress, linux_flags, set_flags, set_project
+from zkeep.restore.files.attributes import TargetFile, dress, linux_flags, set_flags, set_project
 from zkeep.restore.files.existing import is_same
-from zkeep.restore.files.report import NotTaken, Report
+from zkeep.restore.files.report import NotTaken, RestoreReport
 from zkeep.restore.files.staging import Folding, Staging, Stagings
-from zkeep.restore.files.target import Folder, InTheWay, Place
+from zkeep.restore.files.target import InTheWay, TargetFolder, TargetPlace
 from zkeep.restore.files.writing import write_file
 from zkeep.restore.workers import WorkerPool
 from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
@@ -38,7 +38,7 @@ _KINDS = {stat.S_IFCHR: "devices", stat.S_IFBLK: "devices", stat.S_IFIFO: "pipes
 
 
 @dataclass
-class Progress:
+class ExtractProgress:
     """How far an extraction has got."""
 
     files: int = 0
@@ -49,7 +49,7 @@ class Progress:
     kept_bytes: int = 0
     "Their sizes."
 
-    def add(self, more: Progress) -> None:
+    def add(self, more: ExtractProgress) -> None:
         self.files += more.files
         self.bytes += more.bytes
         self.kept += more.kept
@@ -61,14 +61,14 @@ class ExtractOptions:
     """What the caller wants, and the callbacks."""
 
     force: bool = False
-    on_progress: Callable[[Progress], object] = lambda progress: None
+    on_progress: Callable[[ExtractProgress], object] = lambda progress: None
     note: Callable[[bytes, str], object] | None = None
     "Called for each attribute, device and the like that could not be made: path and kind."
 
 
-Portion = list[tuple[Place, Name]]
+Portion = list[tuple[TargetPlace, Name]]
 "Files to be extracted, each with its folder."
-Result = tuple[Progress, Report, Portion]
+Result = tuple[ExtractProgress, RestoreReport, Portion]
 "Progress since the last report, what is missing, and files with several names, which are left to the parent."
 
 
@@ -83,19 +83,19 @@ class Extraction:
 
     filesystem: Filesystem
     options: ExtractOptions
-    progress: Progress = field(default_factory=Progress)
-    report: Report = field(default_factory=Report)
+    progress: ExtractProgress = field(default_factory=ExtractProgress)
+    report: RestoreReport = field(default_factory=RestoreReport)
     _portion: Portion = field(default_factory=list)
     "The portion that is being filled."
     _many_names: Portion = field(default_factory=list)
     "Files with several names."
     _linked: dict[int, tuple[Staging, bytes] | None] = field(default_factory=dict)
     "By object: where a link to a file with several names is kept; None: the target has no links."
-    _folders: dict[Place, int] = field(default_factory=dict)
+    _folders: dict[TargetPlace, int] = field(default_factory=dict)
     "Folders that were made, outer ones first, and their object numbers."
     _alike: Portion = field(default_factory=list)
     "Files whose names the target may not tell from those of others (upper and lower case)."
-    _flagged: list[tuple[Place, bytes, Znode, os.stat_result]] = field(default_factory=list)
+    _flagged: list[tuple[TargetPlace, bytes, Znode, os.stat_result]] = field(default_factory=list)
     "Files with several names that get flags when they have all of them."
     _fold: Folding | None = None
     _stagings: Stagings = field(init=False)
@@ -113,7 +113,7 @@ class Extraction:
         if self.options.note is not None:
             self.report.notes = []
         # First the files, in staging folders on the same filesystem, from which they are renamed into place.
-        with Folder.top_below(target, place) as top:
+        with TargetFolder.top_below(target, place) as top:
             self._stagings = Stagings(top.fd)
             try:
                 self._all(top, paths)
@@ -125,7 +125,7 @@ class Extraction:
             top.restore_mode()
         self._pass_notes()
 
-    def _all(self, top: Folder, paths: Iterable[bytes]) -> None:
+    def _all(self, top: TargetFolder, paths: Iterable[bytes]) -> None:
         # A staging folder at the top. If it cannot be made there, one may be possible further down.
         with suppress(OSError):
             self._stagings.of(top.fd, b"", top.device)
@@ -153,25 +153,25 @@ class Extraction:
                     raise NotTaken(ALIKE)
                 self._extract_file(folder, name, node, error)
 
-    def _dress_folders(self, top: Folder) -> None:
+    def _dress_folders(self, top: TargetFolder) -> None:
         """Set the attributes of folders, inner ones first: an outer one may lock us out afterwards."""
         for place, number in reversed(self._folders.items()):
             with self.report.spared(place.path), top.inner(place) as folder:
                 try:
                     node, error = self.filesystem.znode_if_spill_is_lost(number)
-                    self._dress(Target(place.path, folder.fd), node, error)
+                    self._dress(TargetFile(place.path, folder.fd), node, error)
                     if node.project:
-                        set_project(Target(place.path, folder.fd), node, self.report)
-                    set_flags(Target(place.path, folder.fd), node, self.report)
+                        set_project(TargetFile(place.path, folder.fd), node, self.report)
+                    set_flags(TargetFile(place.path, folder.fd), node, self.report)
                 # Interrupted half way, a folder of ours must not stay as open as we needed it.
                 except BaseException:
                     folder.restore_mode()
                     raise
 
-    def _spared(self, place: Place, name: Name) -> AbstractContextManager[None]:
+    def _spared(self, place: TargetPlace, name: Name) -> AbstractContextManager[None]:
         return self.report.spared(place.path + b"/" + name.name if place.path else name.name)
 
-    def _path(self, workers: WorkerPool[Portion], top: Folder, parts: list[bytes]) -> None:
+    def _path(self, workers: WorkerPool[Portion], top: TargetFolder, parts: list[bytes]) -> None:
         """Extract what a path names; the folders on the way get their attributes, too."""
         place, number = top.place, self.filesystem.root
         for i, part in enumerate(parts):
@@ -192,7 +192,7 @@ class Extraction:
         # The path names a folder: extract all that is in it.
         self._below(workers, top, place, number)
 
-    def _below(self, workers: WorkerPool[Portion], top: Folder, place: Place, number: int) -> None:
+    def _below(self, workers: WorkerPool[Portion], top: TargetFolder, place: TargetPlace, number: int) -> None:
         """Walk through a folder, however deep; only one is open at a time."""
         todo = [(place, number)]
         while todo:
@@ -201,7 +201,7 @@ class Extraction:
             with self.report.spared(place.path), top.inner(place) as folder:
                 todo += reversed(self._folder(workers, folder, number))
 
-    def _folder(self, workers: WorkerPool[Portion], folder: Folder, number: int) -> list[tuple[Place, int]]:
+    def _folder(self, workers: WorkerPool[Portion], folder: TargetFolder, number: int) -> list[tuple[TargetPlace, int]]:
         """Share out the files of a folder, ordered as they lie in the pool; make the folders in it, and return them."""
         # In the order of object numbers: that is the order in which their records lie.
         made = []
@@ -231,7 +231,7 @@ class Extraction:
 
     # Sharing the work
 
-    def _submit(self, workers: WorkerPool[Portion], place: Place, name: Name) -> None:
+    def _submit(self, workers: WorkerPool[Portion], place: TargetPlace, name: Name) -> None:
         """Add a file in the folder `place` to the portion; submit the portion when it is full."""
         self._portion.append((place, name))
         if len(self._portion) == PORTION:
@@ -239,11 +239,11 @@ class Extraction:
             workers.submit(self._portion)
             self._portion = []
 
-    def _do_in_worker(self, top: Folder, portion: Portion, report: Callable[[Result], object]) -> None:
+    def _do_in_worker(self, top: TargetFolder, portion: Portion, report: Callable[[Result], object]) -> None:
         """Do a portion in a worker, and report progress now and then."""
         reported = time.monotonic()
 
-        def now_and_then(_: Progress) -> None:
+        def now_and_then(_: ExtractProgress) -> None:
             nonlocal reported
             if time.monotonic() - reported > OFTEN:
                 reported = time.monotonic()
@@ -260,7 +260,7 @@ class Extraction:
 
     def _take_result(self) -> Result:
         taken = self.progress, self.report.take(), self._many_names
-        self.progress, self._many_names = Progress(), []
+        self.progress, self._many_names = ExtractProgress(), []
         return taken
 
     def _on_result(self, done: Result) -> None:
@@ -280,14 +280,14 @@ class Extraction:
 
     # Files
 
-    def _do(self, top: Folder, portion: Portion) -> None:
+    def _do(self, top: TargetFolder, portion: Portion) -> None:
         """Extract files; those with several names are set aside."""
         with suppress(ZkeepError):  # only prefetching: the error is raised again where the file is read
             self.filesystem.objects.prefetch(name.number for _, name in portion)
         for place, found in groupby(portion, key=lambda found: found[0]):
             self._in_folder(top, place, [name for _, name in found])
 
-    def _in_folder(self, top: Folder, place: Place, names: list[Name]) -> None:
+    def _in_folder(self, top: TargetFolder, place: TargetPlace, names: list[Name]) -> None:
         try:
             folder = top.inner(place)
         except (OSError, Refused) as error:
@@ -310,7 +310,7 @@ class Extraction:
             raise BadTree(f"object {node.number}: a folder whose entry says that it is none")
         return node, error
 
-    def _extract_file(self, folder: Folder, name: Name, node: Znode, error: ZkeepError | None) -> None:
+    def _extract_file(self, folder: TargetFolder, name: Name, node: Znode, error: ZkeepError | None) -> None:
         """Extract a file, unless it is there; if it has several names, the others become links to the first."""
         if not self._is_there(folder, name.name, node):
             made = node.number in self._linked and self._link(folder, name.name, node.number)
@@ -319,7 +319,7 @@ class Extraction:
         self.progress.files += 1
         self.options.on_progress(self.progress)
 
-    def _is_there(self, folder: Folder, name: bytes, node: Znode) -> bool:
+    def _is_there(self, folder: TargetFolder, name: bytes, node: Znode) -> bool:
         """Whether the same file exists already. Raises InTheWay if another one does, unless it is to be replaced."""
         found = None if self.options.force else folder.status(name)
         if found is None:
@@ -332,7 +332,7 @@ class Extraction:
         self.progress.kept_bytes += node.size if node.is_file else 0
         return True
 
-    def _make(self, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
+    def _make(self, folder: TargetFolder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
         """Make a file in a staging folder and move it to its place; False if the target has no files of this type."""
         staging = self._stagings.of(folder.fd, folder.path, folder.device)
         try:
@@ -342,7 +342,9 @@ class Extraction:
                 raise
         return self._make_in(self._stagings.apart(folder.fd, folder.path), folder, name, node, error)
 
-    def _make_in(self, staging: Staging, folder: Folder, name: bytes, node: Znode, error: ZkeepError | None) -> bool:
+    def _make_in(
+        self, staging: Staging, folder: TargetFolder, name: bytes, node: Znode, error: ZkeepError | None
+    ) -> bool:
         made = staging.new_name()
         fd = None
         try:
@@ -351,7 +353,7 @@ class Extraction:
                     fd = write_file(staging.fd, made, self._counted(self.filesystem.extents(node)), node.size)
                 elif not self._special(staging, folder.below(name), made, node):
                     return False
-                target = Target(folder.below(name), fd, made, staging.fd)
+                target = TargetFile(folder.below(name), fd, made, staging.fd)
                 self._dress(target, node, error)
                 self._put(staging, folder, made, name, node)
                 if node.project:  # not before: a file of another project than the folder's could not be moved
@@ -369,16 +371,16 @@ class Extraction:
                 os.close(fd)
         return True
 
-    def _set_flags_of_linked(self, top: Folder) -> None:
+    def _set_flags_of_linked(self, top: TargetFolder) -> None:
         for place, name, node, status in self._flagged:
             path = place.path + b"/" + name if place.path else name
             with self.report.spared(path), top.inner(place) as folder:
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
                 with os.fdopen(fd, "rb"):
                     if os.path.samestat(status, os.fstat(fd)):
-                        set_flags(Target(path, fd), node, self.report)
+                        set_flags(TargetFile(path, fd), node, self.report)
 
-    def _put(self, staging: Staging, folder: Folder, made: bytes, name: bytes, node: Znode) -> None:
+    def _put(self, staging: Staging, folder: TargetFolder, made: bytes, name: bytes, node: Znode) -> None:
         kept = _one_more(staging, made, node.number) if node.links > 1 else None
         try:
             folder.put(staging, made, name, replace=self.options.force)
@@ -389,7 +391,7 @@ class Extraction:
                 self.report.add("hard links", folder.below(name))
             self._linked[node.number] = kept
 
-    def _link(self, folder: Folder, name: bytes, number: int) -> bool:
+    def _link(self, folder: TargetFolder, name: bytes, number: int) -> bool:
         """Try to link another name to a file that was extracted."""
         kept = self._linked[number]
         if kept is None:
@@ -407,7 +409,7 @@ class Extraction:
             staging.drop(made)
         return True
 
-    def _keep_link(self, folder: Folder, name: bytes, number: int, found: os.stat_result) -> None:
+    def _keep_link(self, folder: TargetFolder, name: bytes, number: int, found: os.stat_result) -> None:
         """Keep a link to a file that existed already, so that its other names become links to it.
 
         Report the file if another of its names exists too, and is not the same inode.
@@ -456,7 +458,7 @@ class Extraction:
             return False
         return True
 
-    def _dress(self, target: Target, node: Znode, error: ZkeepError | None) -> None:
+    def _dress(self, target: TargetFile, node: Znode, error: ZkeepError | None) -> None:
         if error is not None:
             self.report.lost.append((target.path, error))
         dress(
@@ -478,4 +480,4 @@ def _one_more(staging: Staging, made: bytes, number: int) -> tuple[Staging, byte
     return staging, name
 
 
-__all__ = ["ALIKE", "ExtractOptions", "Extraction", "Progress"]
+__all__ = ["ALIKE", "ExtractOptions", "ExtractProgress", "Extraction"]

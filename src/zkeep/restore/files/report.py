@@ -20,7 +20,7 @@ class NotTaken(Refused):
 
 
 @dataclass
-class Report:
+class RestoreReport:
     """Everything that is missing in a restored tree. If data is lost (`failed`, `lost`), the exit status is not 0."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,16 +55,16 @@ class Report:
         except OSError as error:
             self.failed.append((path, NotTaken(error.strerror or str(error))))
 
-    def update(self, more: Report) -> None:
+    def update(self, more: RestoreReport) -> None:
         self.counts.update(more.counts)
         self.failed += more.failed
         self.lost += more.lost
         if self.notes is not None:
             self.notes += more.notes or []
 
-    def take(self) -> Report:
+    def take(self) -> RestoreReport:
         """Return what was reported since the last call, and start again."""
-        taken = Report(self.counts, self.failed, self.lost, self.notes)
+        taken = RestoreReport(self.counts, self.failed, self.lost, self.notes)
         self.counts, self.failed, self.lost = Counter(), [], []
         self.notes = None if self.notes is None else []
         return taken

@@ -22,7 +22,7 @@ from unicodedata import is_normalized
 from zkeep.errors import ZkeepError
 from zkeep.format.acl import BadAcl, decode
 from zkeep.format.znode import Znode
-from zkeep.restore.files.report import Report
+from zkeep.restore.files.report import RestoreReport
 from zkeep.restore.files.sparse import Gathered
 from zkeep.tree.filesystem import BadTree, Filesystem
 from zkeep.tree.xattrs import each_xattr
@@ -54,9 +54,11 @@ _POSIX_TAGS = {1: "user", 2: "user", 4: "group", 8: "group", 16: "mask", 32: "ot
 _POSIX_NAMED = 2 | 8
 
 
-def write_tar(filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO, report: Report | None = None) -> Report:
+def write_tar(
+    filesystem: Filesystem, paths: Iterable[bytes], sink: BinaryIO, report: RestoreReport | None = None
+) -> RestoreReport:
     """Write files, and folders with all below them. The report says what an archive cannot hold or lacks."""
-    report = Report() if report is None else report
+    report = RestoreReport() if report is None else report
     linked: dict[int, str] = {}
     for path, number in _all(filesystem, paths, report):
         member = None
@@ -109,7 +111,9 @@ class Member:
         _zeros(-self.info.size % tarfile.BLOCKSIZE, sink)
 
 
-def _member(filesystem: Filesystem, path: bytes, number: int, linked: dict[int, str], report: Report) -> Member | None:
+def _member(
+    filesystem: Filesystem, path: bytes, number: int, linked: dict[int, str], report: RestoreReport
+) -> Member | None:
     """Prepare a file; None if an archive cannot hold it. `linked`: by object, the name under which it was written."""
     node, error = filesystem.znode_if_spill_is_lost(number)
     # Sockets and doors have no place in an archive.
@@ -149,7 +153,7 @@ def _without_place(node: Znode) -> str:
 # Paths
 
 
-def _all(filesystem: Filesystem, paths: Iterable[bytes], report: Report) -> Iterator[tuple[bytes, int]]:
+def _all(filesystem: Filesystem, paths: Iterable[bytes], report: RestoreReport) -> Iterator[tuple[bytes, int]]:
     """Yield every path once, even if the wanted ones overlap: a second time, it would become a hard link to itself."""
     for path in _outermost([_settled(filesystem, path) for path in paths]):
         number = filesystem.lookup(path).number
@@ -157,7 +161,7 @@ def _all(filesystem: Filesystem, paths: Iterable[bytes], report: Report) -> Iter
         yield from _below(filesystem, path, number, report)
 
 
-def _below(filesystem: Filesystem, path: bytes, number: int, report: Report) -> Iterator[tuple[bytes, int]]:
+def _below(filesystem: Filesystem, path: bytes, number: int, report: RestoreReport) -> Iterator[tuple[bytes, int]]:
     """Walk through a folder, each folder before its content, ordered as they lie in the pool."""
     todo = [iter([(path, number, True)])]
     while todo:
@@ -171,7 +175,7 @@ def _below(filesystem: Filesystem, path: bytes, number: int, report: Report) -> 
             todo.append(iter(_entries(filesystem, path, number, report)))
 
 
-def _entries(filesystem: Filesystem, path: bytes, number: int, report: Report) -> list[tuple[bytes, int, bool]]:
+def _entries(filesystem: Filesystem, path: bytes, number: int, report: RestoreReport) -> list[tuple[bytes, int, bool]]:
     """List a folder as far as it can be read: path, object number, whether it is a folder."""
     found: list[tuple[bytes, int, bool]] = []
     with report.spared(path):
@@ -240,7 +244,7 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _records(filesystem: Filesystem, path: bytes, node: Znode, report: Report) -> dict[bytes, bytes]:
+def _records(filesystem: Filesystem, path: bytes, node: Znode, report: RestoreReport) -> dict[bytes, bytes]:
     """The records of the extended header of a file."""
     # Nanoseconds as seconds; the sign is the whole number's, so that -0.5 is half a second before 1970
     records = {b"mtime": (b"%s%d.%09d" % (b"-" * (node.mtime < 0), *divmod(abs(node.mtime), _SECOND)))}

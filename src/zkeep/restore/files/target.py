@@ -37,7 +37,7 @@ class Identity(NamedTuple):
     inode: int
 
 
-class Place(NamedTuple):
+class TargetPlace(NamedTuple):
     """A folder below the top, and the inodes through which it must be reached.
 
     `seen` has, by depth, those folders on the way that lie where other users can write. They could put another folder
@@ -80,10 +80,10 @@ class Shared:
             self._near.put(path, os.dup(fd))
 
 
-class Folder:
+class TargetFolder:
     """An open folder of the target. Close it, or use it as a context manager."""
 
-    def __init__(self, fd: int, place: Place, shared: Shared) -> None:
+    def __init__(self, fd: int, place: TargetPlace, shared: Shared) -> None:
         self.fd = fd
         self.place = place
         self.path = place.path
@@ -91,7 +91,7 @@ class Folder:
         self._is_top = False
 
     @classmethod
-    def top(cls, path: str) -> Folder:
+    def top(cls, path: str) -> TargetFolder:
         """Open the folder to extract into, and make it if need be. Its own path may contain links.
 
         Raises:
@@ -108,7 +108,7 @@ class Folder:
             raise Refused(f"cannot extract into {path}: {error.strerror}") from None
 
     @classmethod
-    def top_below(cls, path: str, place: bytes) -> Folder:
+    def top_below(cls, path: str, place: bytes) -> TargetFolder:
         """Open a folder below the one that was named; no link on the way from there is followed.
 
         Folders on the way keep their times and modes.
@@ -135,8 +135,8 @@ class Folder:
         return cls._top(fd)
 
     @classmethod
-    def _top(cls, fd: int, mode: int | None = None) -> Folder:
-        top = cls(fd, Place(b""), Shared())
+    def _top(cls, fd: int, mode: int | None = None) -> TargetFolder:
+        top = cls(fd, TargetPlace(b""), Shared())
         top._is_top = True
         if mode is None:
             top._unlock()
@@ -144,7 +144,7 @@ class Folder:
             top._shared.modes[b""] = mode
         return top
 
-    def __enter__(self) -> Folder:
+    def __enter__(self) -> TargetFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,7 +161,7 @@ class Folder:
 
     # Folders in it
 
-    def enter(self, name: bytes) -> Folder:
+    def enter(self, name: bytes) -> TargetFolder:
         """Open a folder in this one, made if need be. If it is ours and read-only, it becomes writable.
 
         Raises:
@@ -186,7 +186,7 @@ class Folder:
             # Remember the inode of a folder, if it lies where others could put another one in its place
             if not is_exposed(self.fd):
                 return found
-            found.place = Place(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
+            found.place = TargetPlace(found.path, (*self.place.seen, (found.path.count(b"/") + 1, _identity(found.fd))))
             if len(self._shared.pinned) < _PINNED_MOST and found.path not in self._shared.pinned:
                 self._shared.pinned[found.path] = os.dup(found.fd)
             return found
@@ -194,13 +194,13 @@ class Folder:
             os.close(found.fd)
             raise
 
-    def inner(self, place: Place) -> Folder:
+    def inner(self, place: TargetPlace) -> TargetFolder:
         """Open a folder that was made before. Raises Refused if another one is in its place now."""
         # Begin at the nearest folder that is still open, and go down name by name.
         parts = place.path.split(b"/") if place.path else []
         path, fd = self._shared.nearest(place.path) or (b"", os.dup(self.fd))
         start = path.count(b"/") + 1 if path else 0
-        found = Folder(fd, Place(path, self.place.seen), self._shared)
+        found = TargetFolder(fd, TargetPlace(path, self.place.seen), self._shared)
         seen = dict(place.seen)
         for depth in range(start, len(parts) + 1):
             if depth > start:
@@ -213,14 +213,14 @@ class Folder:
         found.place = place
         return found
 
-    def _next(self, name: bytes) -> Folder:
+    def _next(self, name: bytes) -> TargetFolder:
         """Open a folder in this one, and close this one."""
         try:
             return self._open(name)
         finally:
             os.close(self.fd)
 
-    def _open(self, name: bytes) -> Folder:
+    def _open(self, name: bytes) -> TargetFolder:
         try:
             try:
                 fd = os.open(name, FOLDER, dir_fd=self.fd)
@@ -234,7 +234,7 @@ class Folder:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise Refused("something else is there") from None
             raise
-        return Folder(fd, Place(self.below(name), self.place.seen), self._shared)
+        return TargetFolder(fd, TargetPlace(self.below(name), self.place.seen), self._shared)
 
     def _unlock(self) -> None:
         """Make a folder of ours writable, until restore_mode()."""

@@ -7,7 +7,7 @@ import os
 from zkeep.errors import Refused
 from zkeep.restore.files.existing import has_content
 from zkeep.restore.files.staging import Staging
-from zkeep.restore.files.target import Folder, InTheWay
+from zkeep.restore.files.target import InTheWay, TargetFolder
 from zkeep.restore.files.writing import write_file
 from zkeep.tree.volume import Volume
 
@@ -19,7 +19,7 @@ def extract_volume(volume: Volume, target: str, name: str, *, force: bool = Fals
     """
     file = os.fsencode(name)
     try:
-        with Folder.top_below(target, os.fsencode(place)) as top:
+        with TargetFolder.top_below(target, os.fsencode(place)) as top:
             found = None if force else top.status(file)
             if found is None:
                 _put_volume(volume, top, file, force=force)
@@ -32,7 +32,7 @@ def extract_volume(volume: Volume, target: str, name: str, *, force: bool = Fals
     return os.path.join(target, place, name)
 
 
-def _put_volume(volume: Volume, top: Folder, name: bytes, *, force: bool) -> None:
+def _put_volume(volume: Volume, top: TargetFolder, name: bytes, *, force: bool) -> None:
     staging = Staging.within(top.fd)
     try:
         made = staging.new_name()

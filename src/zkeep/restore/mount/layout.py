@@ -47,7 +47,7 @@ class LazySnapshot:
 
 
 @dataclass(frozen=True)
-class Place:
+class MountPlace:
     """A dataset in the mount: its path from the top, the snapshot shown there, and those below its .zfs/snapshot."""
 
     path: bytes
@@ -68,7 +68,7 @@ def view_of(opened: OpenSnapshot) -> SnapshotView:
 class _Map:
     """Maps paths to snapshots, and knows the folders on the way to them that no snapshot has."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[MountPlace]) -> None:
         self.at: dict[bytes, tuple[int, LazySnapshot]] = {}
         "By path: the snapshot, and its place in the list, which goes above bit 48 of the inode numbers there."
         self.control: dict[bytes, tuple[int, list[bytes]]] = {}
@@ -120,9 +120,9 @@ class MountLayout:
     """
 
     def __init__(
-        self, top: LazySnapshot, others: list[LazySnapshot] | None = None, below: Sequence[Place] = ()
+        self, top: LazySnapshot, others: list[LazySnapshot] | None = None, below: Sequence[MountPlace] = ()
     ) -> None:
-        self._map = _Map([Place(b"", top, others), *below])
+        self._map = _Map([MountPlace(b"", top, others), *below])
         self._stack = ExitStack()
         self._top = view_of(self._stack.enter_context(top.open()))
         self._created = top.created

@@ -53,7 +53,7 @@ class SnapshotView(Protocol):
         ...
 
 
-class Folder(NamedTuple):
+class CachedFolder(NamedTuple):
     """The entries of a folder, in the order in which the pool has them: programs look at each after a listing."""
 
     names: list[Name]
@@ -69,7 +69,7 @@ class FileView:
         self._content = Content(filesystem.objects)
         self._paths: Cache[bytes, int] = Cache(PATHS)
         self._nodes: Cache[int, Znode] = Cache(NODES)
-        self._folders: Cache[int, Folder] = Cache(ENTRIES, lambda folder: len(folder.names) + 1)
+        self._folders: Cache[int, CachedFolder] = Cache(ENTRIES, lambda folder: len(folder.names) + 1)
         self._xattrs: Cache[int, dict[bytes, bytes]] = Cache(ATTRIBUTES, _weight)
         self._places: Cache[int, int] = Cache(PLACES)
 
@@ -122,11 +122,11 @@ class FileView:
         found = listed.by_name.get(name) if listed is not None else None
         return found or self._filesystem.find(folder, name)
 
-    def _listed(self, folder: int) -> Folder:
+    def _listed(self, folder: int) -> CachedFolder:
         found = self._folders.get(folder)
         if found is None:
             names = sorted(self._filesystem.names(folder), key=lambda name: name.number)
-            found = self._folders.put(folder, Folder(names, {name.name: name for name in names}))
+            found = self._folders.put(folder, CachedFolder(names, {name.name: name for name in names}))
         return found
 
     def names(self, path: bytes) -> list[Name]:

@@ -32,7 +32,7 @@ _LITTLE = np.uint64(63)
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlainBatch:
     """Some steps. All columns are beside `steps`; those about blocks are 0 where a step sends none.
 
     `leaves`: the blocks of WRITE and SPILL. `kinds`: their object types. `packed`: sent compressed, as stored.
@@ -68,7 +68,7 @@ class Verifier:
         self._large = large
         self._compressed = compressed
 
-    def batches(self, steps: Array) -> Iterator[Batch]:
+    def batches(self, steps: Array) -> Iterator[PlainBatch]:
         for first in range(0, len(steps), STEPS):
             yield self._batch(steps[first : first + STEPS].copy())
 
@@ -76,7 +76,7 @@ class Verifier:
         """All steps came. Raises Forgery: some are missing."""
         self._difference.finish()
 
-    def _batch(self, steps: Array) -> Batch:
+    def _batch(self, steps: Array) -> PlainBatch:
         freed = steps["rtype"] == RecordType.FREEOBJECTS
         leaves, kinds = np.zeros(len(steps), LEAF), np.zeros(len(steps), np.uint8)
         sizes = np.zeros(len(steps), np.int64)
@@ -139,7 +139,7 @@ class Verifier:
 
     def _sized(
         self, steps: Array, objects: dict[int, VerifiedObject], leaves: Array, kinds: Array, sizes: Array
-    ) -> Batch:
+    ) -> PlainBatch:
         """How each block is sent: in one record or in several, compressed or not."""
         # 1. Without -L, blocks of more than 128 KiB are cut into several WRITEs.
         is_data, is_spill = steps["rtype"] == RecordType.WRITE, steps["rtype"] == RecordType.SPILL
@@ -158,7 +158,7 @@ class Verifier:
         stored = leaves["size"].astype(np.int64) - HEADER
         blocks = is_data | is_spill
         sizes[blocks] = np.where(packed, stored, logical)[blocks]
-        return Batch(steps, objects, leaves, kinds, packed, sizes, parts)
+        return PlainBatch(steps, objects, leaves, kinds, packed, sizes, parts)
 
 
 def _runs(values: Array) -> Iterator[tuple[int, int]]:

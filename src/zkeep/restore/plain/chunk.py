@@ -27,23 +27,23 @@ from zkeep.format.records import (
 from zkeep.pool.timeline.emit import CHUNK, free_headers
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.transfer.plain import OLD_LARGEST
-from zkeep.restore.plain.batch import Batch
+from zkeep.restore.plain.batch import PlainBatch
 
 CHECKSUM_OFF = 2
 "ZIO_CHECKSUM_OFF: the block's checksum on disk was that of its ciphertext."
 
 
-def cuts(batch: Batch) -> Iterator[tuple[int, int]]:
+def cuts(batch: PlainBatch) -> Iterator[tuple[int, int]]:
     """Cut the steps of a batch into chunks of about CHUNK bytes, each as [first, last)."""
     ends = np.cumsum(batch.sizes + batch.parts * HEADER)
     turns = np.flatnonzero(np.diff(ends // CHUNK)) + 1
     yield from ((a, b) for a, b in pairwise([0, *turns.tolist(), len(ends)]) if a < b)
 
 
-class Layout:
+class ChunkLayout:
     """Where the records of the steps [first, last) of a batch lie in a buffer of `size` bytes."""
 
-    def __init__(self, batch: Batch, first: int, last: int) -> None:
+    def __init__(self, batch: PlainBatch, first: int, last: int) -> None:
         self.batch = batch
         steps = np.arange(first, last)
         parts = batch.parts[first:last]
@@ -85,7 +85,7 @@ class Headers:
     toguid: int
     large: bool
 
-    def make(self, buffer: Array, layout: Layout) -> None:
+    def make(self, buffer: Array, layout: ChunkLayout) -> None:
         """Make all headers and bonus buffers, but no running checksums."""
         for rtype, make in (
             (RecordType.OBJECT, self._objects),
@@ -106,10 +106,10 @@ class Headers:
     def _empty(self, rtype: RecordType, count: int) -> Array:
         return np.zeros(count, LAYOUTS[rtype].dtype(self.order))
 
-    def _frees(self, layout: Layout, mine: Array, rtype: RecordType) -> Array:
+    def _frees(self, layout: ChunkLayout, mine: Array, rtype: RecordType) -> Array:
         return free_headers(layout.batch.steps[layout.step[mine]], rtype, self.order)
 
-    def _objects(self, layout: Layout, mine: Array, _: RecordType) -> Array:
+    def _objects(self, layout: ChunkLayout, mine: Array, _: RecordType) -> Array:
         batch = layout.batch
         dnodes = [batch.objects[n].dnode for n in batch.steps["object"][layout.step[mine]].tolist()]
         headers = self._empty(Object.RTYPE, len(mine))
@@ -120,7 +120,7 @@ class Headers:
             headers["blksz"] = np.minimum(headers["blksz"], OLD_LARGEST)
         return headers
 
-    def _bonuses(self, buffer: Array, layout: Layout) -> None:
+    def _bonuses(self, buffer: Array, layout: ChunkLayout) -> None:
         view, batch = buffer.data, layout.batch
         mine = np.flatnonzero(layout.rtypes == RecordType.OBJECT)
         numbers = batch.steps["object"][layout.step[mine]].tolist()
@@ -129,7 +129,7 @@ class Headers:
             bonus = batch.objects[number].dnode.bonus
             view[start + HEADER : start + length] = bonus.ljust(length - HEADER, b"\0")
 
-    def _writes(self, layout: Layout, mine: Array, _: RecordType) -> Array:
+    def _writes(self, layout: ChunkLayout, mine: Array, _: RecordType) -> Array:
         batch, at = layout.batch, layout.step[mine]
         leaves, packed = batch.leaves[at], batch.packed[at]
         # All headers of the chunk at once, as arrays: `mine` are the rows that are WRITE records.
@@ -145,7 +145,7 @@ class Headers:
         headers["compressed_size"] = np.where(packed, payloads, 0)
         return headers
 
-    def _spills(self, layout: Layout, mine: Array, _: RecordType) -> Array:
+    def _spills(self, layout: ChunkLayout, mine: Array, _: RecordType) -> Array:
         steps = layout.batch.steps[layout.step[mine]]
         headers = self._empty(Spill.RTYPE, len(mine))
         headers["object"], headers["length"] = steps["object"], layout.lengths[mine] - HEADER

@@ -17,8 +17,8 @@ from zkeep.format.records import Feature
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.timeline.emit import StreamWriter
 from zkeep.pool.timeline.spans import Array
-from zkeep.restore.plain.batch import Batch, Verifier
-from zkeep.restore.plain.chunk import Headers, Layout, cuts
+from zkeep.restore.plain.batch import PlainBatch, Verifier
+from zkeep.restore.plain.chunk import ChunkLayout, Headers, cuts
 from zkeep.restore.plain.difference import Difference
 from zkeep.snapshot.open import OpenSnapshot
 
@@ -28,8 +28,8 @@ PORTION = 512 << 10
 "Bytes of contents that a thread is given at a time, at least."
 
 
-class _Chunk(NamedTuple):
-    layout: Layout
+class _PlainChunk(NamedTuple):
+    layout: ChunkLayout
     buffer: Array
     filled: list[Future[None]]
 
@@ -63,16 +63,16 @@ class PlainWriter:
 
     def steps(self, plans: Iterable[Array]) -> None:
         """Write the records of all steps, which come in arrays."""
-        ahead: deque[_Chunk] = deque()
+        ahead: deque[_PlainChunk] = deque()
         for batch in (batch for steps in plans for batch in self._verifier.batches(steps)):
             for first, last in cuts(batch):
                 # Begin a chunk: make its headers, and let threads fill in the blocks
-                layout = Layout(batch, first, last)
+                layout = ChunkLayout(batch, first, last)
                 buffer = self._out.space(layout.size)
                 self._headers.make(buffer, layout)
                 fill = partial(self._fill, batch, buffer)
                 ahead.append(
-                    _Chunk(layout, buffer, [self._threads.submit(fill, *portion) for portion in _portions(layout)])
+                    _PlainChunk(layout, buffer, [self._threads.submit(fill, *portion) for portion in _portions(layout)])
                 )
                 if len(ahead) > 1:
                     self._finish(ahead.popleft())
@@ -80,12 +80,12 @@ class PlainWriter:
         while ahead:
             self._finish(ahead.popleft())
 
-    def _finish(self, chunk: _Chunk) -> None:
+    def _finish(self, chunk: _PlainChunk) -> None:
         for filled in chunk.filled:
             filled.result()
         self._out.made(chunk.buffer, chunk.layout.offsets, chunk.layout.lengths)
 
-    def _fill(self, batch: Batch, buffer: Array, steps: list[int], places: list[Place]) -> None:
+    def _fill(self, batch: PlainBatch, buffer: Array, steps: list[int], places: list[Place]) -> None:
         """Read the blocks of some steps, and put their contents into their places."""
         leaves, view = batch.leaves[steps], buffer.data
         blocks = self._snapshot.blocks
@@ -105,7 +105,7 @@ class PlainWriter:
                 at += end - start
 
 
-def _portions(layout: Layout) -> Iterator[tuple[list[int], list[Place]]]:
+def _portions(layout: ChunkLayout) -> Iterator[tuple[list[int], list[Place]]]:
     """The blocks of a chunk, in portions for threads."""
     # Large enough that threads are not busy handing over; as many portions as there are cores, at least.
     least = max(PORTION, layout.size // (os.cpu_count() or 1))
