@@ -50,3 +50,33 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_documents_that_the_code_cites_exist() -> None:
     cited = {name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"docs/[\w/]+\.md", path.read_text())}
     assert not [name for name in cited if not (ROOT / name).exists()]
+
+
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+SOURCE = ROOT / "src" / "zkeep"
+
+
+def test_where_is_names_files_and_functions_that_exist() -> None:
+    """A newcomer looks there first: `room/file.py`, and after it what is in that file."""
+    table = ARCHITECTURE.split("## Where is ...?")[1].split("\n## ")[0]
+    missing = [name for name in re.findall(r"`([a-z_/]+\.py)`", table) if not (SOURCE / name).exists()]
+    for name, inside in re.findall(r"`([a-z_/]+\.py)` \(([^)]*)\)", table):
+        text = (SOURCE / name).read_text()
+        words = re.findall(r"`(\w+)`", inside)
+        missing += [f"{name}: {word}" for word in words if not re.search(rf"\b(?:def|class) {word}\b", text)]
+    assert not missing
+
+
+def test_every_file_of_a_room_is_in_the_tables_of_rooms() -> None:
+    text = ARCHITECTURE.split("## Rooms")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    rooms = ("backup", "capture", "pool", "reencrypt", "restore", "server", "snapshot", "cli/common", "cli/keys")
+    files = {path.name for room in rooms for path in (SOURCE / room).rglob("*.py")} - {"__init__.py"}
+    assert not files - named
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_each_promise_of_the_readme_has_tests_of_its_number(number: int) -> None:
+    assert re.search(rf"^- \*\*P{number} ", README, re.MULTILINE)
+    if number < 8:  # P8 is for the real kernel to say: tests/interop/test_source.py
+        assert [path for path in (ROOT / "tests").rglob("test_*.py") if f"def test_p{number}_" in path.read_text()]
