@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from zkeep.cli.common.pools import opened
+from zkeep.cli.common.pruning import prune_received
 from zkeep.cli.main import run
-from zkeep.cli.prune import prune_received
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.model import CLOCK, Pool, txg_key

@@ -169,7 +169,7 @@ class _Arrived:
 
     def _prune(self, pool: Pool) -> None:
         if self.names:
-            from zkeep.cli.prune import prune_received
+            from zkeep.cli.common.pruning import prune_received
 
             prune_received(pool, self.names)
 

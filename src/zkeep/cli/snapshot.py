@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from zkeep.cli.common.pools import opened, settings
+from zkeep.cli.common.pruning import prune_taken
 from zkeep.cli.common.snapshot_from import FromOptions, NotAllRead, from_options, take
-from zkeep.cli.prune import prune_taken
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import contents, namespace

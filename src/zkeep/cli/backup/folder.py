@@ -26,10 +26,10 @@ from zkeep.cli.backup.keys import NewKey, file_of, prepare
 from zkeep.cli.backup.wanted import Wanted, locked
 from zkeep.cli.common.give_back import give_back
 from zkeep.cli.common.pools import opened, registry
+from zkeep.cli.common.pruning import prune_received
 from zkeep.cli.common.snapshot_from import NotAllRead, take
 from zkeep.cli.common.terminal import say
 from zkeep.cli.keys.root_key import key_location, opening_key
-from zkeep.cli.prune import prune_received
 from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, printable, shown
 from zkeep.pool.datasets import destroyed, lifecycle, namespace
