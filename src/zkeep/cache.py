@@ -45,6 +45,7 @@ class Cache(Generic[K, V]):
             self._drop(self._values.pop(key))
         self._values[key] = value
         self._weight += self._weigh(value)
+        # The oldest go first; the newest stays in any case, or a large value could never be used.
         while self._weight > self._room and len(self._values) > 1:
             self._drop(self._values.popitem(last=False)[1])
         return value

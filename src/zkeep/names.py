@@ -67,12 +67,14 @@ _ESCAPE = re.compile(rb"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|\\)")
 
 def printable(text: str, keep: str = "") -> str:
     """`text` with everything escaped that could steer a terminal or break a line, but for the characters `keep`."""
+    # Nearly every name is plain: no regular expression then.
     if text.isascii() and text.isprintable():
         return text
     return _STEERING.sub(lambda found: found.group() if found.group() in keep else _escaped(found.group()), text)
 
 
 def _escaped(character: str) -> str:
+    # Bytes that are no UTF-8 came in as U+DC80 to U+DCFF (surrogateescape); show the byte.
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"  # a byte that is no UTF-8
@@ -82,6 +84,7 @@ def _escaped(character: str) -> str:
 def printable_path(path: bytes) -> str:
     """A path for a person, whatever it holds; unescaped() gives it back. `/` for an empty one."""
     text = path.decode("utf-8", "surrogateescape")
+    # A backslash is doubled only where there are escapes, so that plain names stay as they are.
     return printable(text.replace("\\", "\\\\") if _STEERING.search(text) else text) or "/"
 
 

@@ -35,16 +35,12 @@ Request = dict[str, Any]
 
 def path() -> Path:
     """The path of the agent's socket; a short one below /tmp if the system cannot take one that long."""
-    wanted = _wanted()
+    given = os.environ.get("ZKEEP_AGENT")
+    wanted = Path(given) if given else own_folder() / "agent"
     text = os.fsencode(wanted)
     if len(text) <= LONGEST:
         return wanted
     return Path(f"/tmp/zkeep-{os.geteuid()}") / f"agent-{blake2b(text, digest_size=8).hexdigest()}"  # noqa: S108
-
-
-def _wanted() -> Path:
-    given = os.environ.get("ZKEEP_AGENT")
-    return Path(given) if given else own_folder() / "agent"
 
 
 def own_folder() -> Path:
@@ -138,6 +134,7 @@ class _Answer:
 
     def complete(self) -> Request | None:
         """The JSON object, once it and all keys are complete; raises ValueError if it is not one."""
+        # {"keys": 2}\n | 32 bytes | 32 bytes
         end = self._buffer.find(b"\n", 0, self._filled)
         if end < 0:
             return None
@@ -159,6 +156,7 @@ def _ask(request: Request, key: bytes | bytearray = b"", answer: _Answer | None 
     where = path()
     if not where.is_socket() or not is_ours(where.parent):
         return None
+    # The key goes behind the line as it is, never into JSON, which would be copied.
     line = json.dumps(request).encode() + b"\n"
     end = time.monotonic() + ANSWERING
     while (left := end - time.monotonic()) > 0:
@@ -172,7 +170,9 @@ def _ask(request: Request, key: bytes | bytearray = b"", answer: _Answer | None 
         except OSError:
             break
         if found is not None:
-            return _checked(found)
+            if "error" in found:
+                raise Refused(f"the agent refuses: {found['error']}")
+            return found
         time.sleep(0.02)
     raise TryAgain("the agent that holds the keys does not answer")
 
@@ -188,18 +188,13 @@ def _talk(where: Path, pieces: Sequence[bytes | bytearray], seconds: float, answ
         for piece in pieces:
             if piece:
                 listener.sendall(piece)
+        # The deadline is for all of it: an agent that sends a byte a second is no answer.
         while found is None:
             listener.settimeout(max(end - time.monotonic(), 0.001))
             if not answer.receive(listener):
                 return None
             found = answer.complete()
     return found
-
-
-def _checked(answer: Request) -> Request:
-    if "error" in answer:
-        raise Refused(f"the agent refuses: {answer['error']}")
-    return answer
 
 
 def is_ours(folder: Path) -> bool:
@@ -218,6 +213,7 @@ def _start(end: float) -> None:
         raise Refused(f"cannot keep a key in memory: {where.parent} belongs to somebody else or is open to others")
     if os.path.lexists(where) and not where.is_socket():
         raise Refused(f"cannot keep a key in memory: {where} is no socket")
+    # Nothing secret is in its arguments or environment; the key follows through the socket.
     agent = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
         [sys.executable, "-m", "zkeep.agent.server", str(where)],
         stdin=subprocess.DEVNULL,

@@ -66,11 +66,14 @@ class Connections:
 
     def serve(self, wait: float) -> None:
         """Wait until something arrives, `wait` seconds at most, and do what can be done without waiting."""
+        # Wait no longer than until the first client's time is up.
         first = min((connection.until - time.monotonic() for connection in self._connections), default=LONGEST)
         ready = [key.data for key, _ in self._selector.select(max(min(wait, first, LONGEST), 0))]
         for connection in filter(None, ready):
             self._serve_one(connection)
-        self._drop_the_late()
+        now = time.monotonic()
+        for late in [each for each in self._connections if each.until <= now]:
+            self._drop(late)
         if None in ready:
             self._accept()
 
@@ -105,6 +108,7 @@ class Connections:
         answer = self._answer(view[: connection.filled]) if count else []
         if answer is None:
             return connection.filled == MAX_REQUEST
+        # The key has been copied into its slot: nothing of the request is needed any more.
         wipe(connection.buffer)
         connection.answer = answer
         self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
@@ -117,11 +121,6 @@ class Connections:
             if not connection.answer[0]:
                 connection.answer.pop(0)
         return True
-
-    def _drop_the_late(self) -> None:
-        now = time.monotonic()
-        for connection in [connection for connection in self._connections if connection.until <= now]:
-            self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
         wipe(connection.buffer)

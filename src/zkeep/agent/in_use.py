@@ -44,6 +44,7 @@ class InUse:
         """Mark all keys as no longer in use."""
         for guid, fd in self._locks.items():
             with suppress(OSError):  # the last user removes the file
+                # A process that gets the lock alone is the last user, and removes the file.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (_folder() / f"{guid:016x}").unlink()
             os.close(fd)

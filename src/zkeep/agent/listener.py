@@ -70,6 +70,7 @@ def _listening(path: str) -> socket.socket:
     listener.bind(made)
     os.umask(before)
     listener.listen(QUEUE)
+    # rename() puts a socket that listens already in the place of a dead one.
     os.rename(made, path)
     return listener
 

@@ -41,6 +41,7 @@ class KeyMemory:
         view = self[slot]
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(view))), KEY)
+        # Locked first, then written: the key is never in a page that can be swapped out.
         view[:] = key
         return slot
 

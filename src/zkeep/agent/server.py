@@ -87,11 +87,16 @@ class Agent:
         return [self._memory[entry.slot] for entry in self.entries]
 
     def _load(self, pool: int, root: int, key: memoryview, seconds: object) -> dict[str, Any]:
-        if seconds is not None and not _is_lifetime(seconds):
+        # Not a bool, which is an int to Python, and not NaN, which lies in no range.
+        is_number = (
+            isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= LONGEST_LIFETIME
+        )
+        if seconds is not None and not is_number:
             return {"error": f"a lifetime is from 0 to {LONGEST_LIFETIME} seconds"}
         slot = self._memory.put(key)
         if slot is None:
             return {"error": "the agent holds as many keys as it can"}
+        # Only now the old key goes: where there is no room for the new one, it stays.
         self._unload(pool, root)
         until = now() + seconds if isinstance(seconds, int | float) else None
         self.entries.append(Entry(pool, root, slot, until))
@@ -124,13 +129,9 @@ class Agent:
         return not self.entries and now() >= self._empty_until
 
 
-def _is_lifetime(seconds: object) -> bool:
-    """Whether a number is a valid lifetime; NaN is not."""
-    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= LONGEST_LIFETIME
-
-
 def answered(agent: Agent, received: memoryview) -> Answer | None:
     """The answer to a request as received so far; None: it is not complete."""
+    # | {"do": "load", ...}\n | 32 bytes of key |       incomplete until the key is there, too
     end = next((at for at, byte in enumerate(received) if byte == NEWLINE), None)
     if end is None:
         return None

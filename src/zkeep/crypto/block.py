@@ -33,6 +33,7 @@ class Forged(Exception):
 
 def expand(master: bytes, salt: bytes) -> bytes:
     """A block's key, as long as the master key: HKDF-SHA512 with the block's salt as info (and no HKDF salt)."""
+    # HKDF: extract with a salt of zeros, then one round of expand, which gives 64 bytes.
     prk = hmac.digest(bytes(64), master, "sha512")
     return hmac.digest(prk, salt + b"\x01", "sha512")[: len(master)]
 
@@ -51,6 +52,7 @@ class BlockKeys:
 
     def aead(self, salt: bytes) -> Any:
         """The cipher of all blocks with this salt."""
+        # Deriving the key happens outside the lock: two threads may do it at once, with the same result.
         with self._lock:
             found = self._aeads.get(salt)
         if found is None:

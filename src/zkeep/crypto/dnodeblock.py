@@ -52,6 +52,7 @@ def stretch_of(dnode: Dnode, pointers: bytes, spill: bytes) -> Stretch:
     Raises:
         Forged: its bonus buffer is not as long as its shape says.
     """
+    # A dnode without bonus counts with zeros for all its room.
     bonus = dnode.bonus or bytes(dnode.bonus_room)
     if len(bonus) != dnode.bonus_room:
         raise Forged
@@ -88,6 +89,8 @@ def _covered(first: int, stretches: Iterable[Stretch]) -> tuple[bytes, bytes]:
     """The AAD of a whole block, with zeros for its free slots, and its encrypted bonus buffers."""
     aad: list[bytes | memoryview] = []
     bonuses: list[bytes | memoryview] = []
+    # slots       | 0 dnode | 1 free | 2 dnode of two slots | 4 free ... 31 |
+    # goes in as  | aad     | 512 x 0| aad                  | 28 x 512 x 0  |
     at = first
     for each in stretches:
         if each.first < at:
@@ -117,6 +120,7 @@ class Metadnode:
     maxblkid: int
 
     def core(self) -> bytes:
+        # The metadnode is a dnode of 16 KiB blocks, which has no bonus and is not in any block of dnodes itself.
         shape = (ObjectType.DNODE, self.indblkshift, self.nlevels, self.nblkptr, 0, self.checksum, self.compress)
         order: ByteOrder = "little"
         return core_of(*shape, 0, SLOTS, 0, 0, self.maxblkid, byteorder=order)
@@ -127,5 +131,7 @@ def portable_mac(keys: BlockKeys, objset_type: int, metadnode: Metadnode, pointe
 
     All of it is little-endian, but for the type, which OpenZFS byte-swaps.
     """
+    # | type, u64 big-endian | flags, always 0 here | core of the metadnode, 64 | its pointers, 32 each | ->
+    # HMAC-SHA512, 32 bytes
     head = objset_type.to_bytes(8, "big") + bytes(8)
     return keys.digest(head, metadnode.core(), pointers)[:32]

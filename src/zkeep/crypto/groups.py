@@ -48,6 +48,7 @@ class Secret:
         """Read the content of a key file, or what a person typed. Raises WrongKey: it cannot be such a key."""
         if keyformat == KeyFormat.RAW:
             return cls(keyformat, material)
+        # As zfs reads key files: the first line counts, without its line end.
         line = material.split(b"\n", 1)[0].removesuffix(b"\r")
         if keyformat == KeyFormat.PASSPHRASE:
             return cls(keyformat, line)
@@ -84,14 +85,10 @@ class Line:
 
 def lines_of(secret: Secret) -> list[str]:
     """The lines that stand for a key, without their numbers."""
-    symbols = _symbols(_content(secret))
+    head = bytes([VERSION << 4 | secret.keyformat]) + secret.content
+    symbols = _symbols(head + _checksum(head))
     parts = [symbols[at : at + DATA] for at in range(0, len(symbols), DATA)]
     return [_written(part, number, number == len(parts)) for number, part in enumerate(parts, 1)]
-
-
-def _content(secret: Secret) -> bytes:
-    head = bytes([VERSION << 4 | secret.keyformat]) + secret.content
-    return head + _checksum(head)
 
 
 def _checksum(head: bytes) -> bytes:
@@ -135,7 +132,11 @@ def read_line(text: str, number: int) -> Line:
     Raises:
         WrongGroups: it is wrong in more than one place, or another line.
     """
-    symbols = _typed(text, number)
+    characters = [c for c in text.upper() if c not in " \t\r-"]
+    if wrong := [c for c in characters if c not in READ_AS]:
+        place = _place(characters.index(wrong[0]))
+        raise WrongGroups(f"line {number}, {place}: no sheet has the character {wrong[0]!a}")
+    symbols = [READ_AS[c] for c in characters]
     for last in (False, True):
         if _fits(symbols, number, last):
             return Line(tuple(symbols), last)
@@ -144,14 +145,6 @@ def read_line(text: str, number: int) -> Line:
             if _fits(mended, number, last):
                 return Line(tuple(mended), last, f"line {number}, {_place(at)}: {what}")
     raise WrongGroups(f"line {number} {_why_wrong(symbols, number)}")
-
-
-def _typed(text: str, number: int) -> list[int]:
-    characters = [c for c in text.upper() if c not in " \t\r-"]
-    if wrong := [c for c in characters if c not in READ_AS]:
-        place = _place(characters.index(wrong[0]))
-        raise WrongGroups(f"line {number}, {place}: no sheet has the character {wrong[0]!a}")
-    return [READ_AS[c] for c in characters]
 
 
 def _place(at: int) -> str:
@@ -166,10 +159,12 @@ def _fits(symbols: Sequence[int], number: int, last: bool) -> bool:
 def _repairs(symbols: list[int], number: int, last: bool) -> Iterator[tuple[list[int], int, str]]:
     """Lines of which this may be a slip of the pen: each with the place and the kind of the slip, in words."""
     hidden, name = _hidden(number, last), ALPHABET.__getitem__
+    # One wrong symbol: the code says where and by how much.
     if len(symbols) <= LINE and (found := _one_wrong([*hidden, *symbols])) and found[0] >= HIDDEN:
         at = found[0] - HIDDEN
         mended = [*symbols[:at], symbols[at] ^ found[1], *symbols[at + 1 :]]
         yield mended, at, f"it is {name(mended[at])}, not {name(symbols[at])}"
+    # Two that changed places, one too many, one missing: try each place, and let the code judge.
     for at in range(len(symbols) - 1):
         swapped = [*symbols[:at], symbols[at + 1], symbols[at], *symbols[at + 2 :]]
         yield swapped, at, f"{name(symbols[at])} and {name(symbols[at + 1])} have changed places"
@@ -217,6 +212,7 @@ class Reading:
         if not self.complete:
             raise WrongGroups(f"line {len(self.lines) + 1} is missing")
         content = _bytes([symbol for line in self.lines for symbol in line.symbols[:-CHECK]])
+        # Each line proves itself; the checksum proves that they belong together.
         head, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
         if len(head) < 2 or _checksum(head) != checksum:
             raise WrongGroups("each line is right, but they are not all from the same sheet")
@@ -266,6 +262,7 @@ def _tables() -> tuple[list[int], list[int]]:
     powers, value = [], 1
     for _ in range(31):
         powers.append(value)
+        # Multiply by x: shift left, and reduce by x^5 + x^2 + 1 where the fifth bit falls out.
         value = value << 1 ^ (0b100101 if value & 16 else 0)
     logs = [0] * 32
     for exponent, value in enumerate(powers):
@@ -299,6 +296,7 @@ _GENERATOR = _generator()
 
 def _check_symbols(message: Sequence[int]) -> list[int]:
     """The remainder of the message, moved up by the check symbols, divided by the generator."""
+    # Long division in GF(32), where subtraction is xor.
     rest = [*message, *[0] * CHECK]
     for at in range(len(message)):
         factor = rest[at]

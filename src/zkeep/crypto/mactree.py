@@ -85,15 +85,14 @@ class MacTree:
         # Leaves are collected until their indirect block is complete; then only its MAC is kept.
         groups = numbers >> np.uint64(self.shape.fanout)
         for start, end in runs_of(groups):
-            self._group(int(groups[start]), numbers[start:end], leaves[start:end])
-
-    def _group(self, group: int, numbers: Numbers, leaves: Array) -> None:
-        if group != self._open:
-            self._close()
-            if group <= self._open:
-                raise OutOfTree
-            self._open = group
-        self._leaves.append((numbers, leaves))
+            # The indirect block before this one is complete when the first leaf of a later one comes.
+            group = int(groups[start])
+            if group != self._open:
+                self._close()
+                if group <= self._open:
+                    raise OutOfTree
+                self._open = group
+            self._leaves.append((numbers[start:end], leaves[start:end]))
 
     def _close(self) -> None:
         if self._leaves:
@@ -104,6 +103,8 @@ class MacTree:
 
     def digest(self, numbers: Numbers, pointers: Array) -> bytes:
         """The MAC of the indirect block that has these pointers."""
+        # pointer, 32 bytes:  | blk_prop | MAC of what it points to | 0 |     a hole: 32 zeros
+        # indirect block:     | pointer 0 | pointer 1 | ... | pointer 1023 |  -> SHA-512, 16 bytes
         block = np.zeros(1 << self.shape.fanout, POINTER)
         block[numbers & np.uint64(len(block) - 1)] = pointers
         return hashlib.sha512(block.data).digest()[:16]
@@ -128,7 +129,9 @@ class MacTree:
         # Pointers to the blocks of one level, then the MACs of the blocks above that hold these pointers, and so on.
         macs = self.first
         for level in range(1, self.shape.nlevels):
-            numbers, pointers = self._pointers(macs, level)
+            numbers, pointers = np.fromiter(macs, np.uint64, len(macs)), np.zeros(len(macs), POINTER)
+            pointers["prop"] = indirect_prop(self.shape.indblkshift, self.shape.kind, level)
+            pointers["mac"] = np.frombuffer(b"".join(macs.values()), "V16")
             if level == self.shape.nlevels - 1:
                 break
             groups = numbers >> np.uint64(self.shape.fanout)
@@ -137,12 +140,6 @@ class MacTree:
                 for start, end in runs_of(groups)
             }
         return numbers, pointers
-
-    def _pointers(self, macs: dict[int, bytes], level: int) -> tuple[Numbers, Array]:
-        pointers = np.zeros(len(macs), POINTER)
-        pointers["prop"] = indirect_prop(self.shape.indblkshift, self.shape.kind, level)
-        pointers["mac"] = np.frombuffer(b"".join(macs.values()), "V16")
-        return np.fromiter(macs, np.uint64, len(macs)), pointers
 
 
 def _joined(parts: list[tuple[Numbers, Array]]) -> tuple[Numbers, Array]:

@@ -102,6 +102,7 @@ class WrappedKeys:
         version = _number(crypt, "DSL_CRYPTO_VERSION")
         if version != 1:
             raise Damaged(f"the key record is of version {version}")
+        # The field of the master key always has 32 bytes; a suite with shorter keys uses the first of them.
         return cls(
             suite=suite,
             guid=_number(crypt, "DSL_CRYPTO_GUID"),
@@ -176,19 +177,15 @@ def from_material(material: bytes, wrapped: WrappedKeys) -> bytes:
         WrongKey: it does not have the form that the key record's keyformat asks for.
     """
     if wrapped.keyformat == KeyFormat.RAW:
-        return _raw(material)
+        if len(material) != WRAPPING_KEY:
+            raise WrongKey(f"a raw key has {WRAPPING_KEY} bytes, not {len(material)}")
+        return material
     line = material.split(b"\n", 1)[0].removesuffix(b"\r")
     if wrapped.keyformat == KeyFormat.HEX:
         return _hex(line)
     if wrapped.keyformat == KeyFormat.PASSPHRASE:
         return _passphrase(line, wrapped)
     raise Damaged(f"the key record has keyformat {wrapped.keyformat}, which there is not")
-
-
-def _raw(material: bytes) -> bytes:
-    if len(material) != WRAPPING_KEY:
-        raise WrongKey(f"a raw key has {WRAPPING_KEY} bytes, not {len(material)}")
-    return material
 
 
 def _hex(line: bytes) -> bytes:
@@ -207,6 +204,7 @@ def _passphrase(line: bytes, wrapped: WrappedKeys) -> bytes:
     if not 0 < wrapped.iterations <= MAX_ITERATIONS:
         most = f"at most {MAX_ITERATIONS} are done"
         raise TooManyRounds(f"the key record asks for {wrapped.iterations} rounds of PBKDF2; {most}")
+    # The salt travels as a number, and is hashed as its 8 bytes in little-endian order.
     salt = wrapped.salt.to_bytes(8, "little")
     return hashlib.pbkdf2_hmac("sha1", line, salt, wrapped.iterations, WRAPPING_KEY)
 
@@ -217,6 +215,7 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes | bytearray) -> MasterKeys:
     Raises:
         WrongKey: its MAC does not verify under this key.
     """
+    # One AEAD call opens both keys: ciphertext = master key | HMAC key, authenticated with guid, suite and version.
     aad = b"".join(word.to_bytes(8, "little") for word in (wrapped.guid, wrapped.suite, wrapped.version))
     aead, invalid = SUITES[wrapped.suite].aead(wrapping_key)
     try:
@@ -284,6 +283,7 @@ class Materials:
         last: WrongKey = WrongKey("no key is here")
         for material in self.materials if wrapped not in self._known else ():
             try:
+                # The first that opens the record is remembered for it.
                 self._known[wrapped] = self._key(material, wrapped)
                 break
             except WrongKey as error:

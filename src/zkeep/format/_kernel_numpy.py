@@ -56,6 +56,7 @@ def walk(
     sizer = _Sizer(_order(swap))
     at, n = start, 0
     while end - at >= HEADER and n < len(offsets):
+        # A header says how long its payload is, and so where the next header begins.
         rtype, size = sizer(view, at)
         code = _refuse(rtype, size, max_begin if rtype == RecordType.BEGIN else max_payload)
         if code:
@@ -86,6 +87,13 @@ class _Sizer:
         self._u64 = struct.Struct(order + "Q").unpack_from
 
     def __call__(self, view: memoryview, at: int) -> tuple[int, int]:
+        # Where the size of the payload stands depends on the type (offsets from the record's start):
+        #
+        # WRITE            96 compressed_size if compressiontype (50) is set, else 32 logical_size
+        # OBJECT           36 raw_bonuslen, or 28 bonuslen rounded up to 8
+        # SPILL            40 compressed_size, or 16 length
+        # WRITE_EMBEDDED   52 psize rounded up to 8
+        # BEGIN             4 payloadlen
         rtype, payloadlen = self._prefix(view, at)
         if rtype == RecordType.WRITE:
             return rtype, self._u64(view, at + (96 if view[at + 50] else 32))[0]
@@ -115,8 +123,15 @@ def verify(buffer: Any, offsets: I64s, lengths: I64s, swap: bool, state: U64s, c
         raise ValueError("records are not contiguous")
     start, end = int(offsets[0]), int(offsets[-1] + lengths[-1])
     raw = np.frombuffer(buffer, np.uint8)
+    # Sum the whole buffer once; the sum of any stretch of it follows from the sums at both ends.
     states = _states(_words(raw[start:end], swap), offsets - start, lengths, state)
-    bad = _first_bad(raw, offsets, swap, states.at_sum)
+    order = _order(swap)
+    # Compare each header's checksum field with the sum before it; a field of zeros, and a BEGIN's, are not compared.
+    fields = _rows(raw, offsets + CHECKSUM, 32).view(order + "u8").reshape(-1, 4)
+    rtypes = _rows(raw, offsets, 4).view(order + "u4").ravel()
+    differ = (fields != states.at_sum).any(axis=1) & fields.any(axis=1) & (rtypes != RecordType.BEGIN)
+    found = np.flatnonzero(differ)
+    bad = int(found[0]) if len(found) else -1
     good = n if bad < 0 else bad
     _summaries(states, lengths[:good], checks[:good], sums[:good])
     state[:] = states.before[bad] if bad >= 0 else states.after[-1]
@@ -129,6 +144,7 @@ def check(buffer: Any, offsets: I64s, lengths: I64s, swap: bool, checks: U64s, s
     ends = np.cumsum(lengths)
     first = 0
     while first < len(offsets):
+        # The records lie anywhere: copy some together, then they can be summed in one go.
         base = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, base + _GATHER, "right")))
         chosen = slice(first, last)
@@ -195,15 +211,6 @@ def _sample(words: NDArray[np.uint32], marks: I64s, state: U64s) -> U64s:
     return out
 
 
-def _first_bad(raw: NDArray[np.uint8], offsets: I64s, swap: bool, at_sum: U64s) -> int:
-    order = _order(swap)
-    fields = _rows(raw, offsets + CHECKSUM, 32).view(order + "u8").reshape(-1, 4)
-    rtypes = _rows(raw, offsets, 4).view(order + "u4").ravel()
-    differ = (fields != at_sum).any(axis=1) & fields.any(axis=1) & (rtypes != RecordType.BEGIN)
-    found = np.flatnonzero(differ)
-    return int(found[0]) if len(found) else -1
-
-
 def _rows(raw: NDArray[np.uint8], starts: I64s, width: int) -> NDArray[np.uint8]:
     items = np.ndarray((len(raw) - width + 1,), f"V{width}", raw.data, 0, (1,))
     return np.frombuffer(items[starts].tobytes(), np.uint8).reshape(-1, width)
@@ -213,6 +220,7 @@ def _summaries(states: _States, lengths: I64s, checks: U64s, sums: U64s) -> None
     """Each record's check and its payload's own sum, for as many records as there are lengths."""
     good = len(lengths)
     payload = ((lengths - HEADER) >> 2).astype(np.uint64)
+    # The header's own sum is that of its 280 bytes, as if the sum had started at zero.
     header = _alone(states.before[:good], states.at_sum[:good], np.full(good, CHECKSUM >> 2, np.uint64))
     sums[:] = _alone(states.at_payload[:good], states.after[:good], payload)
     content = _shift(header, payload) + sums
@@ -226,6 +234,7 @@ def _alone(before: U64s, after: U64s, words: U64s) -> U64s:
 def _shift(state: U64s, n: U64s) -> U64s:
     """fletcher.shift for many states; n counts words."""
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    # n(n+1)/2 and n(n+1)(n+2)/6 mod 2^64: divide first, in the factor that is divisible, or the product wraps.
     t2 = n * (n + one) // two
     t3 = np.where(t2 % three == 0, t2 // three * (n + two), t2 * ((n + two) // three))
     a, b, c, d = state.T
@@ -236,7 +245,12 @@ def _shift(state: U64s, n: U64s) -> U64s:
 
 
 def stamp(buffer: Any, offsets: I64s, lengths: I64s, sums: U64s, swap: bool, state: U64s) -> None:
-    _validate_headers(buffer, offsets, lengths, sums)
+    size = memoryview(buffer).nbytes
+    if not len(offsets) == len(lengths) == len(sums):
+        raise ValueError("as many lengths and sums as offsets are needed")
+    if ((lengths < HEADER) | (lengths & 3 != 0) | (offsets < 0) | (offsets > size - HEADER)).any():
+        raise ValueError("record outside the buffer")
+    # Only sums are computed with, never payloads: each record costs the same however large it is.
     view = memoryview(buffer).cast("B")
     order = _order(swap)
     words, quads, rtype = struct.Struct(order + "8I"), struct.Struct(order + "4Q"), struct.Struct(order + "I")
@@ -261,18 +275,11 @@ def stamp(buffer: Any, offsets: I64s, lengths: I64s, sums: U64s, swap: bool, sta
     state[:] = running
 
 
-def _validate_headers(buffer: Any, offsets: I64s, lengths: I64s, sums: U64s) -> None:
-    size = memoryview(buffer).nbytes
-    if not len(offsets) == len(lengths) == len(sums):
-        raise ValueError("as many lengths and sums as offsets are needed")
-    if ((lengths < HEADER) | (lengths & 3 != 0) | (offsets < 0) | (offsets > size - HEADER)).any():
-        raise ValueError("record outside the buffer")
-
-
 def _head_sums(raw: NDArray[np.uint8], offsets: I64s, swap: bool) -> U64s:
     if not len(offsets):
         return np.zeros((0, 4), np.uint64)
     words = _rows(raw, offsets, CHECKSUM).view(_order(swap) + "u4").astype(np.uint64)
+    # The k-th word from the end counts 1, k, k(k+1)/2, k(k+1)(k+2)/6 times in a, b, c, d: a product with a table.
     n = np.uint64(CHECKSUM >> 2) - np.arange(CHECKSUM >> 2, dtype=np.uint64)
     one, two = np.uint64(1), np.uint64(2)
     t2 = n * (n + one) // two

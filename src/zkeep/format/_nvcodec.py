@@ -66,6 +66,7 @@ def _align(size: int, to: int) -> int:
 def decode_list(data: bytes) -> NvList:
     if len(data) < 12:
         raise BadNvlist("it is cut short", len(data))
+    # | encoding 0/1 | 1: little-endian host | 0 | 0 | version, i32 | flags, u32 | pairs ...
     if data[0] not in (0, 1) or data[1] not in (0, 1):
         raise BadNvlist(f"there is no encoding {data[0]}/{data[1]}", 0)
     # The first bytes say which codec reads the rest.
@@ -101,6 +102,7 @@ class _Codec:
         self.order = "<" if form.little and form.encoding == Encoding.NATIVE else ">"
 
     def take(self, size: int) -> bytes:
+        # Nothing is read outside of the data, whatever sizes it names.
         if size < 0 or size > len(self.data) - self.at:
             raise BadNvlist("it is cut short", self.at)
         self.at += size
@@ -189,6 +191,9 @@ class _Native(_Codec):
     terminator = bytes(4)
 
     def pair(self, depth: int) -> Pair | None:
+        # 0         4        6     8        12      16           to 8         size
+        # | size    | name   | 0   | values | type  | name, \0   | value ...   |
+        # |         | size   |     |        |       |            |             |
         start = self.at
         (size,) = self.numbers("i", 4)
         if size == 0:
@@ -262,6 +267,7 @@ class _Native(_Codec):
     def packed_value(self, pair: Pair) -> tuple[bytes, int, bytes]:
         lists = pair.lists()
         if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+            # In memory a list in a list is a struct with a pointer; both travel, the pointer without meaning.
             pointers = bytes(8 * len(lists)) if pair.type == NvType.NVLIST_ARRAY else b""
             heads = b"".join(inner.head or self.packed_start(inner).ljust(_LIST_HEAD, b"\0") for inner in lists)
             return pointers + heads, len(lists), b"".join(self.packed_pairs(inner) for inner in lists)
@@ -289,6 +295,8 @@ class _Xdr(_Codec):
         """`end`: the end of the pair, if this list is all that it holds."""
         if len(self.data) <= LARGE:
             return super().embedded(nvlist, depth)
+        # A large list is checked now and decoded when it is used: a header of a million snapshots takes little
+        # memory.
         at = self.at
         if self.is_checked and end is not None:
             self.at = end  # it was checked before: skip it
@@ -313,6 +321,9 @@ class _Xdr(_Codec):
         return codec
 
     def pair(self, depth: int) -> Pair | None:
+        # 0          4           8            to 4     +4       +8
+        # | packed   | size in   | name size, | type   | values | value ...
+        # | size     | memory    | name       |        |        |
         start = self.at
         encoded, decoded = self.two()
         if decoded == 0:
@@ -412,6 +423,7 @@ class _Xdr(_Codec):
 
 def _narrow(code: str, words: tuple[int, ...]) -> tuple[int, ...]:
     """Small integers from XDR's 32-bit words."""
+    # XDR has no small integers: they travel in 32 bits, and only the low ones count.
     bits = 8 * struct.calcsize("=" + code)
     sign = 1 << bits - 1 if code.islower() else 0
     mask = (1 << bits) - 1

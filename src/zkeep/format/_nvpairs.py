@@ -96,6 +96,7 @@ class Pair:
 
     def kept(self, form: Form) -> bytes | None:
         """The bytes as they came, if this pair still has the value in them."""
+        # An unchanged pair is copied: what zkeep does not understand comes out as it came in.
         if self._form != form or any(inner.changed for inner in self.lists()):
             return None
         return self._source[self._start : self._end]
@@ -180,6 +181,7 @@ class NvList(MutableMapping[str, Value]):
         return any(inner.changed for pair in self._pairs for inner in pair.lists())
 
     def find(self, name: str) -> Pair | None:
+        # The index is built at the first search, and again when pairs were appended since.
         if self._index is None or self._indexed != len(self.pairs):
             self._index, self._indexed = {}, len(self.pairs)
             for pair in self.pairs:

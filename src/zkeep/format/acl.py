@@ -56,6 +56,9 @@ def decode(data: bytes, order: ByteOrder) -> list[Ace]:
 
 
 def _entries(data: bytes, order: ByteOrder) -> Iterator[Ace]:
+    # 0      2       4        8                     16
+    # | type | flags | mask   | user or group, u64  | 32 bytes more for object types
+    #                         ^ missing for owner@, group@ and everyone@
     mark = "<" if order == "little" else ">"
     at = 0
     try:
@@ -84,6 +87,7 @@ def as_xattrs(entries: list[Ace], state: int) -> dict[bytes, bytes]:
     native = [struct.pack(">II", state, len(entries))]
     over_nfs = [struct.pack(">I", len(entries))]
     for ace in entries:
+        # TrueNAS numbers owner@, group@, everyone@ 1, 2, 3; NFS names them, and users by their digits.
         special, name = _SPECIAL.get(ace.flags & _WHO, (0, b"")) if ace.who < 0 else (0, b"%d" % ace.who)
         flags, who = ace.flags & _NFS_FLAGS, special or max(ace.who, 0) & 0xFFFFFFFF
         native.append(struct.pack(">5I", ace.type, flags, int(special > 0), ace.mask, who))

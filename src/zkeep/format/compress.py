@@ -48,6 +48,7 @@ def decompress(data: Buffer, compression: int, size: int) -> Buffer:
     """
     if size > MAX_PAYLOAD:
         raise BadCompression(f"{size} bytes are more than any block has")
+    # Each branch gives at most `size` bytes; what it really gave is compared at the end.
     if compression in _PLAIN:
         result = data
     elif compression == Compression.EMPTY:
@@ -69,20 +70,15 @@ def decompress(data: Buffer, compression: int, size: int) -> Buffer:
     return result
 
 
-def _prefixed(data: Buffer) -> memoryview:
-    """The bytes behind a length of 4 big-endian bytes, as many as it says."""
-    view = memoryview(data)
-    length = int.from_bytes(view[:4], "big")
-    if len(view) < 4 or length > len(view) - 4:
-        raise BadCompression(f"{length} bytes are said to lie in {len(view)}")
-    return view[4 : 4 + length]
-
-
 def _lz4(data: Buffer, size: int) -> bytes:
     import lz4.block
 
     try:
-        result: bytes = lz4.block.decompress(_prefixed(data), uncompressed_size=size)
+        view = memoryview(data)
+        length = int.from_bytes(view[:4], "big")
+        if len(view) < 4 or length > len(view) - 4:
+            raise BadCompression(f"{length} bytes are said to lie in {len(view)}")
+        result: bytes = lz4.block.decompress(view[4 : 4 + length], uncompressed_size=size)
     except lz4.block.LZ4BlockError as error:
         raise BadCompression(f"lz4: {error}") from None
     return result
@@ -100,6 +96,9 @@ def _gzip(data: Buffer, size: int) -> bytes:
 
 def _zstd(data: Buffer, size: int) -> bytes:
     """Length (big-endian), version and level, then a frame without its magic number."""
+    # 0              4                        8
+    # | length, u32  | version << 8 | level    | frame without its magic number | zeros to the sector's end
+    #   big-endian
     view = memoryview(data)
     length = int.from_bytes(view[:4], "big")
     if len(view) < 8 or length > len(view) - 8:
@@ -165,6 +164,7 @@ def _repeat(out: bytearray, back: int, length: int) -> None:
     if back == 0 or start < 0:
         raise BadCompression(f"lzjb: a match {back} bytes back, after {len(out)}")
     piece = bytes(out[start : start + length])
+    # A match may reach into what it makes itself (back < length): then the piece repeats.
     while len(piece) < length:
         piece += piece
     out += piece[:length]

@@ -68,6 +68,7 @@ def _stored(block: Buffer) -> tuple[Buffer, int]:
 def _whole_sectors(pack: Callable[[Buffer], bytes], code: int) -> Compress:
     def compress(block: Buffer) -> tuple[Buffer, int]:
         packed = pack(block)
+        # A block is stored compressed only if that saves a sector.
         size = -(-len(packed) // SECTOR) * SECTOR
         if size >= len(block):
             return block, Compression.OFF
@@ -94,12 +95,10 @@ class _Zstd:
     def compress(self, block: Buffer) -> bytes:
         """Length (big-endian), version and level, then a frame without its magic number."""
         packed: bytes = self._compressor().compress(block)
-        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | self._code()) + packed
-
-    def _code(self) -> int:
-        """The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on."""
+        # The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on.
         fast = (*range(1, 11), *range(20, 101, 10), 500, 1000)
-        return self._level if self._level > 0 else 103 + fast.index(-self._level)
+        code = self._level if self._level > 0 else 103 + fast.index(-self._level)
+        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | code) + packed
 
     def _compressor(self) -> Any:
         made = getattr(self._local, "made", None)

@@ -122,6 +122,7 @@ class Dnode(NamedTuple):
 
     def check_shape(self) -> None:
         """Raises BadDnode if no tree of blocks can have the shape of this raw dnode."""
+        # A raw dnode's shape is the sender's word, and decides how large the trees are that are built for its MAC.
         if not 1 <= self.nblkptr <= MAX_POINTERS:
             raise BadDnode(f"object {self.number}: {self.nblkptr} block pointers")
         if not 1 <= self.nlevels <= MAX_LEVELS or not 7 < self.indblkshift <= 20:
@@ -140,6 +141,9 @@ def core_of(*fields: int, byteorder: ByteOrder) -> bytes:
     `fields`: type, indblkshift, nlevels, nblkptr, bonustype, checksum, compress, flags, sectors, bonuslen, extra
     slots, maxblkid.
     """
+    # 0    1    2    3    4     5    6    7     8       10       12         16        24       32
+    # |type|ind |levl|nblk|bonus|csum|comp|flags|sectors|bonuslen|extra | 0 |maxblkid|used = 0| 32 bytes of 0 |
+    # |    |shift     |ptr |type |    |    |     | u16   | u16    |slots |   | u64    | u64    |               |
     return _CORE[byteorder].pack(*fields, 0)
 
 
@@ -156,6 +160,11 @@ def core_dtype(byteorder: ByteOrder) -> np.dtype[np.void]:
 
 def pointer_prop(logical: int, physical: int, compress: int, kind: int, *, little: bool) -> int:
     """The authenticated part of a level 0 block pointer's blk_prop. `little`: the block's own byte order."""
+    # 63     62   61      56      48        40        39     32          16           0
+    # |order |dedup| 1 |level | type  | checksum|embed |compress| physical   | logical    |
+    # |  B   |  D  |   | 0    |       | 0       | 0    |        | size - 1   | size - 1   |
+    #
+    # Sizes in sectors. Checksum and dedup are not authenticated: a receiver may choose others.
     return (
         (logical // SECTOR - 1)
         | (physical // SECTOR - 1) << 16

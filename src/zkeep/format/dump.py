@@ -18,7 +18,6 @@ from zkeep.format.records import (
     HEADER,
     LAYOUTS,
     Begin,
-    ByteOrder,
     End,
     Layout,
     RecordType,
@@ -114,12 +113,14 @@ class _Printer:
 
     def _batch(self, batch: Batch) -> None:
         types, payloads = batch.types.tolist(), (batch.lengths - HEADER).tolist()
+        # Counting needs no headers: type and length of each record are columns already.
         self._records.update(types)
         for rtype, payload in zip(types, payloads, strict=True):
             self._bytes[rtype] += payload
         if self._verbose:
             for start, rtype, payload in zip(batch.offsets.tolist(), types, payloads, strict=True):
-                self._print(_line(batch.buffer[start : start + HEADER], rtype, payload, batch.byteorder))
+                layout = LAYOUTS[RecordType(rtype)].unpack(batch.buffer[start : start + HEADER], batch.byteorder)
+                self._print(_LINES[layout.RTYPE].format_map(_Fields(layout, payload)))
 
     def summary(self) -> None:
         headers, payloads = HEADER * self._records.total(), self._bytes.total()
@@ -148,11 +149,6 @@ def _begin_lines(begin: Begin) -> Iterator[str]:
         yield f"{name} = {getattr(begin, name):x}"
     yield "toname = " + printable(begin.name.decode("utf-8", "surrogateescape"))
     yield f"payloadlen = {begin.payloadlen}"
-
-
-def _line(header: memoryview, rtype: int, payload: int, byteorder: ByteOrder) -> str:
-    layout = LAYOUTS[RecordType(rtype)].unpack(header, byteorder)
-    return _LINES[layout.RTYPE].format_map(_Fields(layout, payload))
 
 
 class _Fields(dict[str, Any]):

@@ -70,6 +70,8 @@ class Batch:
     def headers(self) -> NDArray[np.void]:
         """All headers as they came, one item per record."""
         if self._rows is None:
+            # A view of every 312 bytes in the buffer, at every byte; indexing it with the offsets copies the headers
+            # out.
             places = max(0, len(self.buffer) - HEADER + 1)
             self._rows = np.ndarray((places,), f"V{HEADER}", self.buffer, 0, (1,))[self.offsets]
         rows: NDArray[np.void] = self._rows
@@ -78,6 +80,7 @@ class Batch:
     def select(self, rtype: RecordType) -> tuple[Index, Headers]:
         """The records of one type: their indices in this batch, and their headers in this machine's byte order."""
         if rtype not in self._selected:
+            # Columns of one type are made once for all rules that look at them.
             index = np.flatnonzero(self.types == rtype)
             rows = self.headers()[index].view(LAYOUTS[rtype].dtype(self.byteorder))
             if self.byteorder != NATIVE:

@@ -20,6 +20,7 @@ def shift(state: Words, nbytes: int) -> Words:
     """The state after `nbytes` zero bytes; a multiple of 4."""
     a, b, c, d = state
     n = nbytes >> 2
+    # n zero words: a stays, b grows by n times a, c by n times b and by 1 + 2 + ... + n times a, d likewise.
     t2 = n * (n + 1) >> 1
     t3 = n * (n + 1) * (n + 2) // 6
     return a, b + n * a & MAX_UINT64, c + n * b + t2 * a & MAX_UINT64, d + n * c + t2 * b + t3 * a & MAX_UINT64

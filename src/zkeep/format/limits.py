@@ -99,11 +99,13 @@ def pointers_beside(bonustype: NDArray[Any], bonuslen: NDArray[Any], dnode_slots
 
 
 def _raw_bonus_room(h: Columns) -> I64s:
+    # Behind the first block pointer: more pointers, the bonus, and at the very end the spill block's pointer.
     spill = (h["flags"] & RecordFlag.OBJECT_SPILL) != 0
     return _bonus_room(h) - (_nblkptr(h) - 1) * POINTER - np.where(spill, POINTER, 0)
 
 
 def _bad_type(kind: NDArray[np.uint32]) -> Mask:
+    # An old type is a number in a table; a new one has 0x80 set, two flags, and in its low bits how to swap it.
     new = kind & NEW_TYPE != 0
     bad: Mask = (kind > 255) | np.where(new, (kind & 0x1F) >= _BYTESWAPS, kind >= _OBJECT_TYPES)
     return bad
@@ -118,6 +120,7 @@ def _bonus_mismatch(h: Columns) -> Mask:
 
 def _overflows(offset: NDArray[np.uint64], length: NDArray[np.uint64]) -> Mask:
     """Whether the end lies beyond 2^64."""
+    # Unsigned sums wrap: an end before its start passed 2^64. An end of exactly 0 is 2^64 itself.
     end = offset + length
     beyond: Mask = (end < offset) & (end != 0)
     return beyond
@@ -356,19 +359,18 @@ class Limits:
     def check(self, batch: Batch) -> Violation | None:
         """The first record that breaks a rule."""
         found = None
+        # Type by type, rule by rule, over all records of the type at once; the earliest record that breaks one
+        # counts.
         for number in np.flatnonzero(np.bincount(batch.types)).tolist():
             rtype = RecordType(number)
             index, headers = batch.select(rtype)
             for rule in self._rules[rtype]:
-                found = earliest(found, self._broken(rule, index, headers))
+                broken = rule.broken(headers, self._begin)
+                if broken.any():
+                    i = int(np.argmax(broken))
+                    violation = Violation(int(index[i]), rule.reason.format_map(_Row(headers[i])))
+                    found = earliest(found, violation)
         return found
-
-    def _broken(self, rule: Rule, index: NDArray[np.int64], headers: Columns) -> Violation | None:
-        broken = rule.broken(headers, self._begin)
-        if not broken.any():
-            return None
-        i = int(np.argmax(broken))
-        return Violation(int(index[i]), rule.reason.format_map(_Row(headers[i])))
 
 
 class _Row(dict[str, Any]):
@@ -386,6 +388,7 @@ def refuse_begin(begin: Begin, nvlist: NvList | None) -> str | None:
     features = begin.features
     if features & DEDUPLICATED:
         return REDUP
+    # A feature that is not known may change what records mean, so one unknown bit refuses the stream.
     unknown = int(features) & ~int(SUPPORTED)
     if unknown:
         return f"it needs features that are not known: {unknown:#x}"

@@ -107,6 +107,7 @@ class Order:
         """OBJECT_RANGEs ascend strictly; in a raw stream each OBJECT lies in the latest."""
         if not self._raw:
             return None
+        # The OBJECT_RANGE that is in force at each record: the highest start so far.
         is_object = batch.types[index] == RecordType.OBJECT
         before = _ZERO if self._range is None else np.array([self._range])
         latest = np.maximum.accumulate(np.concatenate([before, np.where(is_range, start, 0)]))
@@ -126,6 +127,7 @@ class Order:
 
     def _check_data(self, data: _Data, known: _Known) -> Violation | None:
         """Check that data ascend by object, and within one object by offset, without overlap."""
+        # First by object, then within each object by offset.
         moving = data.pick(data.moving(self._data_object))
         if not len(moving.index):
             return None
@@ -135,19 +137,19 @@ class Order:
         self._data_object = moving.object[-1]
         placed = moving.pick(moving.placed())
         if len(placed.index):
-            found = earliest(found, self._check_offsets(placed))
+            same = placed.object == _before(self._placed_object, placed.object)
+            reached = _before(self._placed_end, placed.end)
+            self._placed_object, self._placed_end = placed.object[-1], placed.end[-1]
+            overlap = same & (placed.start < reached)
+            found = earliest(
+                found, _where(overlap, placed.index, "offset {} comes after data up to {}", placed.start, reached)
+            )
         return earliest(found, _check_blocks(placed, known)) if self._raw else found
-
-    def _check_offsets(self, data: _Data) -> Violation | None:
-        same = data.object == _before(self._placed_object, data.object)
-        reached = _before(self._placed_end, data.end)
-        self._placed_object, self._placed_end = data.object[-1], data.end[-1]
-        overlap = same & (data.start < reached)
-        return _where(overlap, data.index, "offset {} comes after data up to {}", data.start, reached)
 
 
 def _check_owner(batch: Batch, data: _Data, known: _Known) -> Violation | None:
     """Check that data belong to the latest OBJECT, or to another one of its block of dnodes."""
+    # Nearly always data belong to the OBJECT just before; only where not, the older ones are searched.
     latest = known.latest(batch, data.index)
     odd = np.flatnonzero(data.object != latest)
     if not len(odd):
@@ -207,6 +209,7 @@ class _Known:
     def last_block(self) -> tuple[U64s, U64s]:
         if not len(self._objects):
             return self._objects, self._blksz
+        # Data of the next batch may belong to any OBJECT in the last one's block of 32 slots.
         recent = self._objects >> _BLOCK_SHIFT == self._objects[-1] >> _BLOCK_SHIFT
         return self._objects[recent], self._blksz[recent]
 
@@ -227,6 +230,7 @@ class _Data:
     def of(cls, batch: Batch, count: int) -> _Data:
         columns = [_placed(batch, rtype) for rtype in _DATA]
         index = np.concatenate([column[0] for column in columns])
+        # Types were selected one by one: sort them back into the order of the stream, up to the first fault.
         order = np.argsort(index)
         order = order[: np.searchsorted(index[order], count)]
         objects, start, length, still = (np.concatenate([c[i] for c in columns])[order] for i in range(1, 5))
@@ -254,6 +258,7 @@ class _Data:
     def moving(self, data_object: np.uint64) -> Mask:
         """All records but unmodified SPILLs, and FREEs to the end that come before their object's data."""
         moving = ~self.still
+        # A FREE to the end follows its OBJECT before there are data; behind data of its object it is data, too.
         to_end = np.flatnonzero(self.still & (self.type == RecordType.FREE))
         if len(to_end):
             owner = np.concatenate([np.array([data_object], np.uint64), self.object[moving]])

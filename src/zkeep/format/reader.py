@@ -130,28 +130,23 @@ class Reader:
         """
         left = self._end - self._start
         if self._start:
-            self._turn(left)
+            # Change to the buffer that was unused longest, with the bytes that are left: batches that were yielded
+            # stay as they are.
+            rested = self._resting.popleft() if len(self._resting) >= RESTING else None
+            if rested is None or len(rested) < max(self._size, left):
+                rested = np.empty(max(self._size, left), np.uint8).data
+            rested[:left] = self._memory[self._start : self._end]
+            self._resting.append(self._memory)
+            self._memory = rested
             self._base += self._start
             self._start, self._end = 0, left
+        # Grow by half, as the buffer is full: memory follows what was received, not the size that a record claims.
         if len(self._memory) - left < minimum:
-            self._grow(left + minimum)
+            size = max(left + minimum, min(len(self._memory) * 3 // 2, _MAX_BUFFER))
+            memory = np.empty(size, np.uint8).data
+            memory[: self._end] = self._memory[: self._end]
+            self._memory = memory
         return self._memory[left:]
-
-    def _turn(self, left: int) -> None:
-        """Change to the buffer that was unused longest, with the bytes that are left."""
-        rested = self._resting.popleft() if len(self._resting) >= RESTING else None
-        if rested is None or len(rested) < max(self._size, left):
-            rested = np.empty(max(self._size, left), np.uint8).data
-        rested[:left] = self._memory[self._start : self._end]
-        self._resting.append(self._memory)
-        self._memory = rested
-
-    def _grow(self, needed: int) -> None:
-        """Grow by half, as the buffer is full: memory follows what was received, not the size a record claims."""
-        size = max(needed, min(len(self._memory) * 3 // 2, _MAX_BUFFER))
-        memory = np.empty(size, np.uint8).data
-        memory[: self._end] = self._memory[: self._end]
-        self._memory = memory
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes were read into the space."""
@@ -181,16 +176,13 @@ class Reader:
         if self._error is not None:
             raise self._error
         try:
-            yield from self._all()
+            before = -1
+            while before != self._start and not (self._several and self.is_done):
+                before = self._start
+                yield from self._inside() if self._stage == _Stage.INSIDE else self._outside()
         except BadStream as error:
             self._error = error
             raise
-
-    def _all(self) -> Iterator[Event]:
-        before = -1
-        while before != self._start and not (self._several and self.is_done):
-            before = self._start
-            yield from self._inside() if self._stage == _Stage.INSIDE else self._outside()
 
     def finish(self) -> None:
         """Say that the stream has ended.
@@ -228,7 +220,13 @@ class Reader:
             return
         self._find_byteorder()
         if self._stage == _Stage.BETWEEN and self._name(self._start) == "END":
-            yield self._conclusion()
+            # The last record of a compound stream is zero but for its type (libzfs_sendrecv.c,
+            # send_conclusion_record()).
+            at = self._start
+            if any(self._memory[at + 4 : at + HEADER]):
+                raise self._bad(at, "the END of the whole stream is not empty")
+            self._start, self._stage = at + HEADER, _Stage.DONE
+            yield PackageEnd(self._base + at)
             return
         begin = Begin.unpack(self._header(self._start), self._byteorder)
         if begin.hdrtype == HeaderType.COMPOUND and self._stage == _Stage.START:
@@ -240,6 +238,7 @@ class Reader:
 
     def _find_byteorder(self) -> None:
         header = self._header(self._start)
+        # The magic number reads right in only one of the two orders.
         for order in (NATIVE, other(NATIVE)):
             rtype = int.from_bytes(header[:4], order)
             magic = int.from_bytes(header[_MAGIC_AT : _MAGIC_AT + 8], order)
@@ -259,6 +258,7 @@ class Reader:
         walk = kernel.walk(self._memory, self._start, self._end, self._swap, MAX_PAYLOAD, max_payload)
         if walk.error:
             raise self._bad(walk.error[0], kernel.REASONS[walk.error[1]])
+        # The header behind the BEGIN must be there, too: its checksum proves the BEGIN.
         if not len(walk.offsets) or self._end - walk.stop < HEADER:
             return None
         state, *_ = kernel.verify(self._memory, walk.offsets, walk.lengths, self._swap, kernel.zero_state())
@@ -275,6 +275,7 @@ class Reader:
         stop, state = opening
         if self._name(stop) != "END":
             raise self._bad(stop, "the outer header of a compound stream must end here")
+        # | BEGIN, type 2 | nvlist | END with the sum of both | BEGIN of the first substream ... | END, all zeros |
         end = End.unpack(self._header(stop), self._byteorder)
         if end.body_checksum != _words(state) or self._differs(stop, state):
             raise self._bad(stop, _CHECKSUM)
@@ -311,14 +312,6 @@ class Reader:
         if refusal:
             raise self._bad(self._start, refusal)
         return nvlist
-
-    def _conclusion(self) -> PackageEnd:
-        """The last record of a compound stream, zero but for its type (libzfs_sendrecv.c, send_conclusion_record())."""
-        at = self._start
-        if any(self._memory[at + 4 : at + HEADER]):
-            raise self._bad(at, "the END of the whole stream is not empty")
-        self._start, self._stage = at + HEADER, _Stage.DONE
-        return PackageEnd(self._base + at)
 
     # inside a substream
 
@@ -373,6 +366,7 @@ class Reader:
         offsets, lengths = walk.offsets[:count], walk.lengths[:count]
         state, bad, checks, sums = kernel.verify(self._memory, offsets, lengths, self._swap, self._state)
         fault = None
+        # A checksum that differs says that its header or the record before it is damaged: neither is yielded.
         if bad >= 0:
             fault, count = _Fault(int(offsets[bad]), _CHECKSUM), max(0, bad - 1)
         elif self._differs(follower, state):
@@ -410,6 +404,7 @@ class Reader:
         header = self._header(at)
         end = End.unpack(header, self._byteorder)
         state = _words(self._state)
+        # END has the sum twice: as its body, and like any record in its checksum field.
         if end.body_checksum != state:
             return None, self._bad(at, "the checksum of the whole substream differs")
         if end.toguid != self._begin.toguid:
@@ -469,6 +464,7 @@ def fill(reader: Reader, source: BinaryIO, *, once: bool = False) -> bool:
     """Read until the reader's space is full, or `once`; False at the end of the source."""
     space = reader.space()
     while len(space):
+        # A pipe may give less than was asked for: read until the space is full, because full batches cost least.
         count = source.readinto(space)  # type: ignore[attr-defined]
         if not count:
             return False

@@ -169,6 +169,7 @@ class Layout:
     def pack(self, byteorder: ByteOrder = NATIVE) -> bytes:
         """The 312 bytes, with a checksum field of zeros (BEGIN has none)."""
         values = type(self)._values(self)
+        # struct.pack() takes the words of a sum one by one.
         if not self._is_flat:
             values = tuple(flat for value in values for flat in (value if isinstance(value, tuple) else (value,)))
         return _padded(self._codes, byteorder).pack(self.RTYPE, *values)
@@ -216,6 +217,7 @@ def _dtype(rtype: RecordType, byteorder: ByteOrder) -> np.dtype[np.void]:
 
     cls = LAYOUTS[rtype]
     order = "<" if byteorder == "little" else ">"
+    # The same fields as columns of many headers: numpy reads them in place.
     names = ["rtype", "payloadlen", *(field.name for field in cls._fields)]
     formats: list[Any] = [order + "u4", order + "u4", *(field.dtype(order) for field in cls._fields)]
     offsets = [0, 4, *(field.offset for field in cls._fields)]
@@ -242,6 +244,7 @@ def layout(rtype: RecordType, size: int) -> Callable[[type[_L]], type[_L]]:
         own = inspect.get_annotations(cls, eval_str=True)
         made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
         made.RTYPE = rtype
+        # The annotations say how each field lies in C; where their sizes do not add up to the struct's, import fails.
         made._codes, made._fields = _place({name: hint.__metadata__[0] for name, hint in own.items()})
         made._values = attrgetter("payloadlen", *(field.name for field in made._fields))
         made._is_flat = all(field.count == 1 or field.code == "s" for field in made._fields)
@@ -273,6 +276,9 @@ class Begin(Layout):
     Source: OpenZFS include/sys/zfs_ioctl.h, struct drr_begin; this and all below.
     """
 
+    # 8       16            24              32    36     40       48         56                     312
+    # | magic | versioninfo | creation_time | type| flags| toguid | fromguid | toname, 256 bytes     |
+    #           ^ features << 2 | 1 substream, 2 compound
     magic: U64 = MAGIC
     versioninfo: U64 = HeaderType.SUBSTREAM
     creation_time: U64 = 0
@@ -306,6 +312,10 @@ class Begin(Layout):
 class Object(Layout):
     """DRR_OBJECT: a dnode. Its bonus buffer follows (raw: encrypted)."""
 
+    # 8       16    20        24     28        32    33    34     35     36            40      48         56
+    # | object| type| bonustype| blksz| bonuslen| csum| comp| slots| flags| raw_bonuslen| toguid| ind, lvl,| maxblkid
+    # |
+    #                                                                                         | nblkptr  |
     object: U64 = 0
     type: U32 = 0
     bonustype: U32 = 0
@@ -338,6 +348,9 @@ class FreeObjects(Layout):
 class Write(Layout):
     """DRR_WRITE: one block of one object. The block itself follows."""
 
+    # 8       16    24      32            40      48 49 50    56             88        96              104
+    # | object| type| offset| logical_size| toguid| c| f| comp| key_checksum | key_prop| compressed_size |
+    # 104: salt (8) | iv (12) | mac (16)
     object: U64 = 0
     type: Annotated[int, "I4x"] = 0
     offset: U64 = 0
@@ -428,6 +441,8 @@ class WriteEmbedded(Layout):
 class ObjectRange(Layout):
     """DRR_OBJECT_RANGE: salt, IV and MAC of one block of dnodes, in raw streams."""
 
+    # 8         16        24      32      40       52        68
+    # | firstobj| numslots| toguid| salt  | iv     | mac     | flags |      the MAC covers all 32 dnodes of the block
     firstobj: U64 = 0
     numslots: U64 = 0
     toguid: U64 = 0

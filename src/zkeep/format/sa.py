@@ -66,6 +66,7 @@ class _Layout:
 
     def begins(self, at: int, order: ByteOrder, columns: Sequence[str]) -> _Beginning:
         """Prepare to unpack the layout's first attributes, as far as they are numbers or times, in one go."""
+        # The first attributes of every file are numbers and times: one struct unpacks them all at once.
         count = next((i for i, size in enumerate(self.sizes) if size not in (8, 16)), len(self.sizes))
         names: list[str] = []
         for name, size in zip(self.names[:count], self.sizes, strict=False):
@@ -108,6 +109,7 @@ class Schema:
         self._columns = columns
         self._attributes: dict[int, tuple[str, int]] = dict(enumerate(LEGACY))
         for entry in registry:
+            # A registry entry: attribute's number in 16 bits, how to swap it in 8, its size in 16 (0: it varies).
             value = entry.number
             self._attributes[value & 0xFFFF] = entry.name.decode("latin-1"), value >> 24 & 0xFFFF
         self._begins: dict[bytes, _Beginning] = {}
@@ -153,6 +155,7 @@ class Schema:
 
     def _begin(self, buffer: bytes) -> _Beginning:
         index, at, order = self._head(buffer)
+        # No zkeep.cache.Cache: this is looked up for every file, and hardly ever full.
         if len(self._begins) >= BEGINNINGS:
             self._begins.clear()
         begins = self._begins[buffer[:6]] = self._layouts[index].begins(at, order, self._columns)
@@ -163,6 +166,9 @@ class Schema:
         order: ByteOrder = "little" if buffer[:4] == _LITTLE else "big"
         if len(buffer) < 8 or int.from_bytes(buffer[:4], order) != MAGIC:
             raise BadAttributes("a buffer does not begin as system attributes do")
+        # 0        4            6                 8
+        # | magic  | size, layout| first size, ... | attributes ...
+        #            ^ header size / 8 in 6 bits, the layout's number in 10
         info = int.from_bytes(buffer[4:6], order)
         index = info & 0x3FF or 1
         if index not in self._layouts:
@@ -174,6 +180,7 @@ def _split(buffer: bytes, layout: _Layout, at: int, order: ByteOrder) -> Attribu
     found: Attributes = {}
     varying = 0
     for name, fixed in zip(layout.names, layout.sizes, strict=True):
+        # Sizes of those that vary stand in the header, in the order of the layout; each attribute ends on 8 bytes.
         size = fixed
         if not size:
             size = int.from_bytes(buffer[6 + 2 * varying : 8 + 2 * varying], order)
@@ -194,6 +201,7 @@ def decode_legacy(bonus: bytes, order: ByteOrder) -> Attributes:
     for name, size in LEGACY:
         found[name] = bonus[at : at + size]
         at += size
+    # A short link's target lies right behind the znode.
     mode = int.from_bytes(found["ZPL_MODE"], order)
     if mode & 0o170000 == 0o120000:
         found["ZPL_SYMLINK"] = bonus[at:]

@@ -114,6 +114,7 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
         return whole, None
     # The bonus keeps what lies before the first attribute that would reach past 192 bytes; the rest spills.
     cut = next(n for n in range(len(attributes), 0, -1) if _size(attributes[:n], values) <= BONUS_WITH_SPILL)
+    # With a spill block the dnode has a pointer less of room: 320 - 128 = 192 bytes of bonus.
     bonus = _buffer(attributes[:cut], values).ljust(BONUS_WITH_SPILL, b"\0")
     spill = _buffer(attributes[cut:], values)
     if len(spill) > 128 << 10:
@@ -152,6 +153,7 @@ def _size(attributes: tuple[int, ...], values: Mapping[int, bytes]) -> int:
 def _buffer(attributes: tuple[int, ...], values: Mapping[int, bytes]) -> bytes:
     size = _header_size(attributes)
     lengths = [len(values[attribute]) for attribute in _varying(attributes)]
+    # Ten bits for the layout, six for the header's size in units of 8.
     info = LAYOUTS[attributes] | size // 8 << 10
     head = struct.pack(f"<IH{len(lengths)}H", MAGIC, info, *lengths).ljust(size, b"\0")
     parts = [values[attribute] for attribute in attributes]

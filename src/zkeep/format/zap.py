@@ -140,6 +140,7 @@ class Zap:
         while index < 1 << self._bits:
             block = self._leaf_block(self._pointer(index))
             prefix, length = _leaf_prefix(block)
+            # With 3 bits in the table a leaf of prefix 10 has two pointers, 100 and 101; the next leaf begins at 110.
             if length > self._bits or prefix << self._bits - length != index:
                 raise BadZap("a leaf lies where its names do not belong")
             yield block
@@ -158,6 +159,7 @@ class Zap:
         """The entry of exactly this name."""
         if self.is_micro:
             return _micro_entry(self._first, self._order, name)
+        # Where names are folded, or hashed elsewhere, the hash here would be another: search all.
         if self.normalization or self.flags & (FLAG_UINT64_KEY | FLAG_PRE_HASHED):
             return next((entry for entry in self if entry.name == name), None)
         bits = 48 if self.flags & FLAG_HASH64 else HASH_BITS
@@ -178,6 +180,7 @@ class Zap:
         return _leaf_entries(leaf, self._shift, bool(self.flags & FLAG_UINT64_KEY))
 
     def _leaf_block(self, number: int) -> bytes:
+        # A pointer into nowhere must not make the caller read petabytes of holes.
         if not 0 < number < max(self._free, 1 << 20) or number >= 1 << 40:
             raise BadZap(f"it points to block {number}")
         block = self._read(number)
@@ -199,6 +202,9 @@ def _kind(block: bytes) -> tuple[ByteOrder, int]:
 
 def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
     """Entries of 64 bytes behind a head of 64; free ones have no name."""
+    # 0        8      16     24            64            72   76  78             128
+    # | kind   | salt | norm | 0           | value, u64  | cd | 0 | name, 50    | next entry ...
+    # |<------- head ------------------->|<------------ entry ------------->|
     for at in range(MICRO_ENTRY, len(block) - MICRO_ENTRY + 1, MICRO_ENTRY):
         name = block[at + 14 : at + MICRO_ENTRY].split(b"\0", 1)[0]
         if name:
@@ -247,6 +253,10 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
     """
     mark, start, count = _leaf_shape(block, shift)
     unpack = struct.Struct(mark + "BBHHHHHIQ").unpack_from
+    # 0      1       2        4         6         8         10         12      16     24
+    # | 252  | width | next   | name at | name    | value at| value    | cd    | hash | ENTRY
+    # |      |       | in row | chunk   | length  | chunk   | integers |       |      |
+    # | 251  | 21 bytes of a name or value                 ... | next chunk            | ARRAY
     used = 0
     for at in range(start, start + count * CHUNK, CHUNK):
         if block[at] != ENTRY:
@@ -331,6 +341,7 @@ def _crc_table() -> tuple[int, ...]:
 
 def hash_of(name: bytes, salt: int, bits: int) -> int:
     """The hash by which a name is found, its ending zero not included (so is no normalization)."""
+    # CRC-64 of the name, seeded with the ZAP's salt; the high bits choose the leaf, so the low ones can be dropped.
     table = _crc_table()
     value = salt
     for byte in name:

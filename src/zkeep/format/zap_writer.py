@@ -246,6 +246,9 @@ class FatZap:
         for entry in entries.values():
             (upper if entry.hashed >> 64 - leaf.bits & 1 else leaf).add(entry)
         self._leaves[upper.block] = upper
+        # table, 3 bits   000 001 010 011 100 101 110 111      the leaf with prefix 0 is split into 00 and 01:
+        # before           A   A   A   A   B   B   C   C
+        # after            A   A   D   D   B   B   C   C
         span = 1 << self._bits - leaf.bits
         self._table[upper.prefix * span : (upper.prefix + 1) * span] = [upper.block] * span
         self._table_changed = True
@@ -274,6 +277,8 @@ class FatZap:
             spread = 1 << EMBEDDED_BITS - bits
             table = [number for number in table for _ in range(spread)]
             bits = EMBEDDED_BITS
+        # 0      8       16      24       32     40  48  56     64       72        80     88     96     104   8192
+        # | kind | magic | table | blocks | bits | 0 | 0 | free | leaves | entries | salt | norm | flag | ... | pointers
         fields = (HEADER, MAGIC, first, blocks, bits, 0, 0, self._next, self._leaf_count, self.count, self.salt, 0, 0)
         head = struct.pack("<13Q", *fields).ljust(BLOCK // 2, b"\0")
         embedded = struct.pack(f"<{len(table)}Q", *table) if not blocks else b""
@@ -282,6 +287,7 @@ class FatZap:
 
 def _leaf_block(leaf: _Leaf, width: int) -> bytes:
     buckets: list[list[_Entry]] = [[] for _ in range(BUCKETS)]
+    # The bucket: the nine bits of the hash behind those that all names in the leaf share.
     for entry in leaf.entries.values():
         buckets[entry.hashed >> 64 - 9 - leaf.bits & BUCKETS - 1].append(entry)
     table = [CHAIN_END] * BUCKETS
@@ -303,6 +309,7 @@ def _leaf_block(leaf: _Leaf, width: int) -> bytes:
             shape = (ENTRY, width, table[bucket], name_at, len(entry.name) + 1, value_at, len(entry.value) // width)
             table[bucket] = len(chunks) // CHUNK
             chunks += struct.pack("<BBHHHHHIQ", *shape, entry.differentiator, entry.hashed)
+    # What is left is one chain of free chunks.
     used = len(chunks) // CHUNK
     for number in range(used, CHUNKS):
         chunks += struct.pack("<B21xH", FREE, number + 1 if number + 1 < CHUNKS else CHAIN_END)

@@ -95,7 +95,9 @@ def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order
     """Make a Znode of the COLUMNS, and of the rest of its attributes."""
     mode, uid, gid, size, links, a, a_nano, m, m_nano, c, c_nano, cr, cr_nano, *others = columns
     parent, flags, generation, rdev, xattr_folder, project = others
+    # decode gives signed numbers; a size has 64 bits without a sign.
     size &= MAX_UINT64
+    # A link's target lies among its attributes, or, if it is not here, in its first block.
     target = None
     if stat.S_ISLNK(mode):
         kept = rest.get("ZPL_SYMLINK", b"")

@@ -64,6 +64,10 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
     """
     # Attributes that every file has.
     mode, aces = fields.mode, trivial_acl(fields.mode)
+    flags = fields.flags | ARCHIVE | MODIFIED | ACL_TRIVIAL
+    flags |= HAS_PROJID if _has_project(mode) else 0
+    flags |= ACL_AUTO_INHERIT if stat.S_ISDIR(mode) and not fields.flags & IS_XATTR else 0
+    flags |= NO_EXECS_DENIED if mode & 0o111 == 0o111 else 0
     values = {
         sa.MODE: _u64(mode),
         sa.SIZE: _u64(fields.size),
@@ -71,7 +75,7 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
         sa.UID: _u64(fields.uid),
         sa.GID: _u64(fields.gid),
         sa.PARENT: _u64(fields.parent),
-        sa.FLAGS: _u64(_flags(fields)),
+        sa.FLAGS: _u64(flags),
         sa.ATIME: _time(fields.atime),
         sa.MTIME: _time(fields.mtime),
         sa.CTIME: _time(fields.ctime),
@@ -135,14 +139,6 @@ def trivial_acl(mode: int) -> bytes:
 def _mask(bits: int, folder: bool) -> int:
     write = _WRITE_FOLDER if folder else _WRITE
     return (_READ if bits & 4 else 0) | (write if bits & 2 else 0) | (_EXECUTE if bits & 1 else 0)
-
-
-def _flags(fields: FileFields) -> int:
-    mode = fields.mode
-    flags = fields.flags | ARCHIVE | MODIFIED | ACL_TRIVIAL
-    flags |= HAS_PROJID if _has_project(mode) else 0
-    flags |= ACL_AUTO_INHERIT if stat.S_ISDIR(mode) and not fields.flags & IS_XATTR else 0
-    return flags | (NO_EXECS_DENIED if mode & 0o111 == 0o111 else 0)
 
 
 def _has_project(mode: int) -> bool:

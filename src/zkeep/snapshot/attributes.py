@@ -89,6 +89,7 @@ def new_directory(entries: dict[bytes, int]) -> tuple[int, int, list[Block]]:
     if fits_micro(entries, len(entries)):
         block = micro_block(entries, new_salt())
         return len(block), 0, [Block(0, block)]
+    # Long names, or many: a hash table of leaves.
     zap = FatZap(new_salt())
     for name, value in entries.items():
         zap.put(name, value)

@@ -60,6 +60,7 @@ class RecordBatches:
             while stop < len(lengths) and (size == 0 or size + lengths[stop] <= BATCH):
                 size += lengths[stop]
                 stop += 1
+            # Pieces are cut where the batch ends; what is left of one waits for the next batch.
             taken = 0
             while taken < size:
                 if not pending:
@@ -82,6 +83,7 @@ class RecordBatches:
         lengths = np.array(self._lengths, np.int64)
         offsets = np.cumsum(lengths) - lengths
         swap = NATIVE != "little"
+        # As a Reader gives them: the records' checks and payload sums, and the running checksum in each header.
         checks, sums = kernel.check(buffer, offsets, lengths, swap)
         self.state = kernel.stamp(buffer, offsets, lengths, sums, swap, self.state)
         types = np.array(self._types, np.uint8)

@@ -95,6 +95,7 @@ class BlockReader:
             return cached
         size = dnode.blksz << fanout
         leaves = self._state.leaves(dnode.number, group * size, min(group * size + size, END))
+        # Rebuild the MAC of this indirect block from the leaves; only the one that the dnode covers will do.
         again = MacTree(tree.shape)
         add_leaves(self.name, again, dnode, leaves)
         again.finish()
@@ -106,7 +107,9 @@ class BlockReader:
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, Content]]:
         """Each leaf with its block's content. `kind`: their object type; for spill blocks, the bonus type."""
-        self._check_here(leaves)
+        if leaves["bare"].any():
+            raise NotHere(self.name)
+        # Batches are bounded twice: in stored bytes, and in what they decompress to.
         for batch in chain.from_iterable(batches(part, INFLATED, "logical") for part in batches(leaves, BATCH)):
             records = self.stored_records(batch)
             if len(batch) > 1 and int(batch["logical"].sum()) > WORTHWHILE:
@@ -114,11 +117,6 @@ class BlockReader:
                 continue
             for leaf, record in zip(batch, records, strict=True):
                 yield leaf, self.content(kind, leaf, record)
-
-    def _check_here(self, leaves: Array) -> None:
-        """Raises NotHere: the payload of one of the blocks was dropped."""
-        if leaves["bare"].any():
-            raise NotHere(self.name)
 
     def spill(self, obj: VerifiedObject) -> bytes | None:
         """The content of an object's spill block, if it has one."""
@@ -170,6 +168,7 @@ class BlockReader:
         assert self.keys is not None
         mac = leaf["pointer"]["mac"].tobytes()
         try:
+            # A type that is not encrypted has an HMAC over its bytes as they are stored.
             if not is_encrypted(kind):
                 self.keys.authenticate(mac, stored[:-MAC])
                 return stored[:-MAC]

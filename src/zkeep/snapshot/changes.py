@@ -55,6 +55,7 @@ class HoleRun:
         self._first = self._end = -1
 
     def add(self, first: int, end: int) -> None:
+        # It goes on where the last one ended: one record for both.
         if first == self._end:
             self._end = end
             return

@@ -70,39 +70,34 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     leaves = np.zeros(len(rows), LEAF)
     for name in ("object", "offset", "pos", "check", "size", "segment", "kind", "bare"):
         leaves[name] = rows[name]
+    # What the table knows of a block: where its record lies. What its record's header has: how it is encrypted.
     leaves["logical"] = rows["length"]
     if rtype == RecordType.SPILL:
         leaves["offset"] = 0
     # Rows of other kinds (embedded, redacted) have no encryption to take from a header.
     mine = rows["kind"] == rtype
     if mine.any():
-        headers = records.headers(rows[mine], rtype)
-        _match(rows[mine], headers, records, rtype)
-        filled = _filled(leaves[mine], headers, little_of(rows[mine], headers, records), rtype)
+        rows = rows[mine]
+        headers = records.headers(rows, rtype)
+        # Check that each row leads to the record of its own block.
+        wrong = headers["object"] != rows["object"]
+        if rtype == RecordType.WRITE:
+            wrong |= headers["offset"] != rows["offset"]
+        if wrong.any():
+            raise Damaged(f"{records.where(rows[np.flatnonzero(wrong)[0]])}: the record is of another block")
+        filled = _filled(leaves[mine], headers, little_of(rows, headers, records), rtype)
         if len(filled) == len(leaves):
             return filled
         leaves[mine] = filled
     return leaves
 
 
-def _match(rows: Array, headers: Array, records: Records, rtype: RecordType) -> None:
-    """Check that each row leads to the record of its own block."""
-    wrong = headers["object"] != rows["object"]
-    if rtype == RecordType.WRITE:
-        wrong |= headers["offset"] != rows["offset"]
-    if wrong.any():
-        raise Damaged(f"{records.where(rows[np.flatnonzero(wrong)[0]])}: the record is of another block")
-
-
 def little_of(rows: Array, headers: Array, records: Records) -> Array:
     """Whether each block was in little-endian byte order on the sender's disk."""
-    big = np.array([records.byteorder(row) == "big" for row in rows[_firsts(rows["segment"])]], bool)
-    _, index = np.unique(rows["segment"], return_inverse=True)
+    # A segment has the byte order of its stream, and the flag says that the block was written in the other one.
+    _, firsts, index = np.unique(rows["segment"], return_index=True, return_inverse=True)
+    big = np.array([records.byteorder(row) == "big" for row in rows[firsts]], bool)
     return np.asarray(~big[index] ^ (headers["flags"] & RecordFlag.RAW_BYTESWAP > 0))
-
-
-def _firsts(values: Array) -> Array:
-    return np.unique(values, return_index=True)[1]
 
 
 def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> Array:
@@ -127,6 +122,8 @@ def _filled(leaves: Array, headers: Array, little: Array, rtype: RecordType) -> 
 
 def _prop(headers: Array, logical: Array, physical: Array, little: Array) -> Array:
     """format.dnode.pointer_prop() for columns of blocks."""
+    # size - 1 in sectors (16 bits), stored size - 1 (16), compression (8 of 16), type at 48, "encrypted" at 61, order
+    # at 63
     one = np.uint64(1)
     prop = ((logical >> np.uint64(9)) - one) & np.uint64(0xFFFF)
     prop |= (((physical >> np.uint64(9)) - one) & np.uint64(0xFFFF)) << np.uint64(16)
@@ -156,7 +153,8 @@ class State:
         wanted = unique(indices)
         if len(wanted) < GATHERED_BLOCKS or self.timeline.rows(self.runs) > GATHERED_FROM:
             return
-        table = fold(self.timeline.parts(self.runs, lambda segment: _in_blocks(segment, wanted)))
+        parts = self.timeline.parts(self.runs, lambda segment: _picked(segment.table(), wanted))
+        table = fold(parts)
         # A large file would bring rows of all its blocks, of which few are read: it is looked up as it is needed.
         indices, counts = _counted(table.blocks["object"] // np.uint64(SLOTS))
         wanted = wanted[~_are_in(wanted, indices[counts > SCATTERED_ROWS])]
@@ -173,6 +171,7 @@ class State:
 
     def over(self, low: Key, high: Key) -> Iterator[Chunk]:
         """The chunks that may have rows between two keys, in order."""
+        # Rows that were gathered for this block of dnodes serve; else the chunks that the keys fall into.
         index = low[0] // SLOTS
         if self._gathered is not None and index in self._gathered_blocks and high <= ((index + 1) * SLOTS, 0):
             yield self._gathered
@@ -189,7 +188,11 @@ class State:
 
     def ranges(self) -> Array:
         """The rows of all OBJECT_RANGE records, without making chunks."""
-        return fold(self.timeline.parts(self.runs, _lines)).ranges
+        # Rows of metadnode blocks, and freed numbers, by which such blocks die.
+        parts = self.timeline.parts(
+            self.runs, lambda segment: replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
+        )
+        return fold(parts).ranges
 
     def numbers(self) -> Array:
         """The numbers of all objects, ascending, without making chunks."""
@@ -200,7 +203,10 @@ class State:
         """An object's blocks with first <= offset < end."""
         found = []
         for chunk in self.over((number, first), (number, end)):
-            found.append(_between(chunk, number, first, min(end, LAST[1])))
+            blocks = chunk.table.blocks
+            ends = np.array([[number, first], [number, min(end, LAST[1])]], np.uint64)
+            low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
+            found.append(chunk.leaves[low:high])
         return np.concatenate(found) if found else np.empty(0, LEAF)
 
     def bytes_of(self, number: int, count: int = 1) -> int | None:
@@ -217,19 +223,9 @@ def _of(rows: Array, number: int, count: int) -> slice:
     return slice(int(first), int(end))
 
 
-def _lines(segment: Segment) -> Table:
-    """The rows of a segment that are about whole metadnode blocks."""
-    return replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
-
-
 def _objects(segment: Segment) -> Table:
     """The rows of a segment that say which objects there are."""
     return replace(NOTHING, objects=segment.rows("objects"), freed=segment.rows("freed"))
-
-
-def _in_blocks(segment: Segment, wanted: Array) -> Table:
-    """The rows of a segment that are about these blocks of dnodes."""
-    return _picked(Table(**{name: segment.rows(name) for name in DTYPES}), wanted)
 
 
 def _picked(table: Table, wanted: Array) -> Table:
@@ -252,10 +248,3 @@ def _counted(values: Array) -> tuple[Array, Array]:
     """Each value once, and how often it is there. `values` ascend."""
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.empty(0, np.int64)
     return values[starts], np.diff(np.append(starts, len(values)))
-
-
-def _between(chunk: Chunk, number: int, first: int, end: int) -> Array:
-    blocks = chunk.table.blocks
-    ends = np.array([[number, first], [number, end]], np.uint64)
-    low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
-    return chunk.leaves[low:high]

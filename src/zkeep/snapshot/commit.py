@@ -103,6 +103,7 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
     if head.unnamed(pool, dataset) is not None:
         where = f"cannot create snapshot {new.name}: {dataset.name}"
         raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
+    # A step that was just made must be the newest: else somebody else has written in between.
     if step is not None and (last is None or last.guid != step.guid):
         raise TryAgain(f"cannot create snapshot {new.name}: {dataset.name} was written to meanwhile")
     wrapped, keys = _keys(pool, dataset, last, get_key)
@@ -208,12 +209,14 @@ def write_group(
         writer = SnapshotWriter(group.keys, toguid, group.compress, session.add, base, group.begin.type, spool)
         stack.enter_context(writer)
         writer.start(fletcher4(opening.header + opening.payload, swap=False))
+        # Whatever fill() writes goes into segments that nothing names yet.
         more = fill(writer, base)
         mac, last_block = writer.finish()
         if more:
             toguid = new_guid()
             session.rename(f"step-{toguid:016x}", {**group.step_fields(), STEP: True})
         name = target.name.snapshot(session.snapshot_name)
+        # Now the portable MAC is known: complete the BEGIN, and commit as if an END had come.
         session.complete(_with_mac(opening, mac, last_block, toguid, name))
         end = End(toguid=toguid)
         return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
@@ -237,6 +240,7 @@ def opening_of(group: Group, features: Feature, ivset_guid: int) -> Opening:
     """The BEGIN, but for what only the end knows. `features`, `ivset_guid`: those of the snapshot that it follows."""
     features |= Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | group.features
     features &= ~Feature.RESUMING
+    # The key record as it is, the shape of the metadnode, a new IV set, and zeros where the portable MAC will be.
     crypt = group.wrapped.fields()
     shape = "mdn_indblkshift", "mdn_nlevels", "mdn_nblkptr", "mdn_checksum", "mdn_compress"
     numbers = dict(zip(shape, METADNODE, strict=True)) | {

@@ -57,6 +57,8 @@ class Comparison:
         return numbers
 
     def _differing(self, portion: list[Block], leaves: Array) -> Iterator[Block]:
+        # Three kinds of numbers: given and known (compare), given and new (write, unless zeros), known and not given
+        # (a hole).
         known = self._numbers(leaves)
         before = set(known)
         given = {block.number: block for block in portion if block.content is not None}
@@ -73,6 +75,7 @@ class Comparison:
         """The numbers of the blocks that are as they were."""
         kind = self._held.dnode.type
         plain = leaves["kind"] == RecordType.WRITE
+        # Compressed blocks that are here are compared by content, the others by MAC.
         alone = plain & ((leaves["compression"] == Compression.OFF) | (leaves["bare"] > 0))
         same = set()
         for leaf, content in self._base.blocks.contents(kind, leaves[~alone]):
@@ -90,6 +93,7 @@ class Comparison:
     def _has_mac(self, leaf: Array, block: Block) -> bool:
         content, code = block.content, int(leaf["compression"])
         assert content is not None
+        # The MAC is over the stored form: compress as before, and the size must be the same.
         if code != Compression.OFF:
             content, made = self._compress(content)
             if made != code:

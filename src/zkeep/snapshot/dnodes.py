@@ -110,6 +110,7 @@ class DnodeBlocks:
                 return self._decrypt(index, keys, seal, chunks[0], order)
             return self._decrypt_across_chunks(index, keys, seal, order)
         except (Forged, Forgery) as error:
+            # Is it the disk's fault? Then the error is Damaged, and nobody is accused of forgery.
             recheck.dnodes(self._state, index)
             if isinstance(error, Forgery):
                 raise
@@ -140,6 +141,7 @@ class DnodeBlocks:
         self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder
     ) -> dict[int, VerifiedObject]:
         objects = self._objects(index, order)
+        # The decrypted bonus buffers come back to back, as they went in: cut them apart again.
         bonuses = decrypt_dnodes(keys, seal, index * SLOTS, map(_stretch, objects))
         found = {}
         for obj in objects:
@@ -156,6 +158,7 @@ class DnodeBlocks:
         for chunk in chunks:
             for row in range(*_rows_of(chunk.table.objects, index * SLOTS, SLOTS)):
                 dnode = self._dnode(chunk, row, order)
+                # An object that reaches over several chunks has its row in each.
                 dnodes.setdefault(dnode.number, dnode)
         return [self._with_blocks(dnodes[number], chunks) for number in sorted(dnodes)]
 
@@ -163,6 +166,7 @@ class DnodeBlocks:
         row, (heads, bodies) = chunk.table.objects[at], chunk.objects
         sender = self._state.records.byteorder(row)
         try:
+            # What the record says must make a possible dnode, and be the one that its row names.
             header = Object.unpack(heads[at].tobytes())
             dnode = Dnode.of(header, bytes(bodies.at(at)), order if self._raw else sender)
             if self._raw:
@@ -208,6 +212,7 @@ class DnodeBlocks:
         """The dnode's own pointers, which point to its blocks: there are no indirect ones."""
         if len(leaves) == 0:
             return bytes(HOLE * dnode.nblkptr)
+        # Most files: one block, one pointer. Nothing needs to be built then.
         alone = len(leaves) == 1 and dnode.nblkptr == 1 and not leaves["offset"][0]
         if alone and leaves["kind"][0] == RecordType.WRITE:
             return bytes(leaves["pointer"].tobytes())

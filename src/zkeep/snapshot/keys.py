@@ -33,6 +33,7 @@ def master_keys(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> MasterKeys:
     except WrongKey as error:
         if own.guid in opened:
             return opened[own.guid]
+        # The snapshot's own record first; else any record of the same keys, likely ones first (by_work).
         others = keyrecords.distinct(keyrecords.of_dataset(pool, snapshot.dataset))
         found = first_opened((r for r in keyrecords.by_work(others) if r.mark != own.mark), get_key, own.guid)
         if found is None:

@@ -29,6 +29,8 @@ class Seals:
 
     def __init__(self, rows: Array, records: Records) -> None:
         headers = records.headers(rows, RecordType.OBJECT_RANGE)
+        # A record's header must be of the block that its row says: else MACs of other blocks would be taken for
+        # these.
         wrong = np.flatnonzero((headers["firstobj"] != rows["object"]) | (headers["firstobj"] % SLOTS > 0))
         if len(wrong):
             raise Damaged(f"{records.where(rows[wrong[0]])}: a block of dnodes lies where another should")

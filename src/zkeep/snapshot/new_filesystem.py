@@ -28,6 +28,9 @@ def new_salt() -> int:
 
 def fixed_objects() -> Iterator[ObjectChange]:
     """These objects but for the root folder, which the caller writes at number ROOT, between QUEUE and REGISTRY."""
+    # 1 master node: where the others are      2 system attributes: where registry and layouts are
+    # 3 delete queue, empty                    4 the root folder, written by the caller
+    # 5 registry of attributes                 6 layouts of attributes
     master = {"ROOT": ROOT, "DELETE_QUEUE": QUEUE, "VERSION": ZPL_VERSION, "SA_ATTRS": ATTRIBUTES}
     master |= {"normalization": 0, "utf8only": 0, "casesensitivity": 0}
     yield _micro(MASTER, ObjectType.MASTER_NODE, master)

@@ -115,6 +115,7 @@ class OpenSnapshot:
     def __enter__(self) -> OpenSnapshot:
         keep_freed_memory()
         with ExitStack() as stack:
+            # From here on no segment that the catalog names is deleted.
             stack.enter_context(reading(self.pool))
             history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
             timeline = stack.enter_context(history.timeline(self.pool.store))
@@ -138,6 +139,9 @@ class OpenSnapshot:
         """Read salt, IV and MAC of all dnode blocks, and check them against the portable MAC."""
         crypt = self.crypt
         assert crypt is not None
+        # portable MAC = HMAC(type of object set | core of the metadnode | its pointers), and each pointer has the MAC
+        # over what
+        # it points to: so this one MAC covers every block of dnodes.
         shape = _metadnode(crypt)
         self._seals = Seals(self.state.ranges(), self.state.records)
         tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
@@ -205,6 +209,7 @@ class OpenSnapshot:
 
     def same(self, one: VerifiedObject, another: VerifiedObject) -> bool:
         """Whether an object of this snapshot and one of another agree in everything that MACs cover."""
+        # Equal roots: equal MACs of all blocks, so nothing need be read.
         if one.dnode != another.dnode or one.roots != another.roots:
             return False
         if self._keys is None:
@@ -263,6 +268,7 @@ class OpenSnapshot:
         if self._keys is None:
             return
         parts = [NO_LEAVES]
+        # Only blocks of dnodes that were opened are looked into: their objects are authentic.
         for index, numbers_there in groupby(numbers, key=lambda number: number // SLOTS):
             block = self.dnodes(index)
             if isinstance(block, Block):
@@ -285,6 +291,7 @@ def _metadnode(crypt: NvList) -> Metadnode:
         compress=number(crypt, "mdn_compress"),
         maxblkid=number(crypt, "mdn_maxblkid"),
     )
+    # The shape decides how much memory its tree takes, so it is bounded before the MAC is computed.
     sound = 1 <= shape.nlevels <= 13 and 7 < shape.indblkshift <= 20 and 1 <= shape.nblkptr <= 3
     if not sound or max(shape.checksum, shape.compress) > 255:
         raise Damaged("the key record tells of a metadnode that cannot be")

@@ -37,7 +37,11 @@ def stored_blocks(records: Records, leaves: Array) -> Iterator[tuple[int, BlockR
 
     That room overlaps the header of the next record, which is not needed any more.
     """
-    rows = _rows(leaves)
+    numbers = [leaves[name].tolist() for name in ("object", "size", "compression", "logical")]
+    parameters = [_cut(leaves["salt"], 8), _cut(leaves["iv"], 12), _cut(leaves["pointer"]["mac"], MAC)]
+    rows = list(map(BlockRow._make, zip(*numbers, *parameters, strict=True)))
+    # | header | ciphertext | header | ciphertext | ...      one read for many records
+    #          |<--- view --------->|                       ends with 16 bytes of the next header, where the MAC is put
     for indices, buffer, starts in records.pieces(leaves, leaves["size"].astype(np.int64), MAC):
         view = buffer.data
         for index, start in zip(indices.tolist(), starts.tolist(), strict=True):
@@ -65,12 +69,6 @@ def decrypt_row(keys: BlockKeys, row: BlockRow, stored: memoryview, out: bytearr
     """
     stored[-MAC:] = row.mac
     keys.decrypt_into(row.salt, row.iv, stored, out)
-
-
-def _rows(leaves: Array) -> list[BlockRow]:
-    numbers = [leaves[name].tolist() for name in ("object", "size", "compression", "logical")]
-    parameters = [_cut(leaves["salt"], 8), _cut(leaves["iv"], 12), _cut(leaves["pointer"]["mac"], MAC)]
-    return list(map(BlockRow._make, zip(*numbers, *parameters, strict=True)))
 
 
 def _cut(column: Array, size: int) -> list[bytes]:

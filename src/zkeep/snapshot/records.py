@@ -79,6 +79,7 @@ class Records:
         """Convert headers, read back to back, to this machine's byte order."""
         layout = LAYOUTS[rtype]
         headers: Array = raw.view(layout.dtype(NATIVE))
+        # Each segment has one byte order; most pools have only this machine's.
         for number in unique(rows["segment"]):
             order: ByteOrder = "big" if self._timeline.owner(int(number))[1].big_endian else "little"
             if order != NATIVE:
@@ -99,6 +100,7 @@ class Records:
         sizes = rows["size"].astype(np.int64)
         if len(rows) == 1 and not check:
             return [self._one(rows[0], int(sizes[0]), slack)]
+        # One read for neighbours; each record is a view of its part.
         for mine, buffer, starts in self.pieces(rows, sizes, slack):
             view = buffer.data
             ends = (starts + sizes[mine] + slack).tolist()
@@ -184,6 +186,7 @@ def _in_order(rows: Array, sizes: Array) -> tuple[Array, Array, Array, Array]:
     places = rows["pos"][order].astype(np.int64)
     ends = places + sizes[order]
     segments = rows["segment"][order]
+    # Another segment, a gap that is not worth reading, or an overlap begins another read.
     apart = (segments[1:] != segments[:-1]) | (places[1:] - ends[:-1] > GAP) | (places[1:] < ends[:-1])
     return order, places, ends, np.flatnonzero(apart) + 1
 
@@ -192,6 +195,7 @@ def _are_alone(rows: Array, sizes: Array) -> Array:
     """Rows whose records have no others near them."""
     order, _, _, turns = _in_order(rows, sizes)
     alone = np.empty(len(rows), bool)
+    # Between two turns lie the records of one read; a read of one record is alone.
     counts = np.diff([0, *turns, len(rows)])
     alone[order] = np.repeat(counts == 1, counts)
     return alone

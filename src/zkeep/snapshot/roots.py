@@ -31,10 +31,12 @@ def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None
         return tree.finish()
     if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
         return held.roots
+    # 1. All old pointers are in the dnode or below one indirect block: merge them with the new ones.
     if held.tree is None:
         end = held.dnode.maxblkid + 1
         tree.add(*_merged(blocks, held, (0, end), numbers, pointers))
         return tree.finish()
+    # 2. Only indirect blocks with new children get a new MAC; the others keep the one that they had.
     fanout = tree.shape.fanout
     groups = numbers >> np.uint64(fanout)
     first = dict(held.tree.first)

@@ -94,6 +94,8 @@ class SmallObjects:
         """What a run of small objects adds to the MAC of their block, whose byte order is `order`."""
         aad = self._aad.get(order) or self._aad.setdefault(order, self._make_aad(order))
         first, last = self._fields[start], self._fields[stop - 1]
+        # | core 64 | pointer 32 | core 64 | pointer 32 | ...   the AAD of consecutive small dnodes; their bonus buffers
+        #                                                       lie back to back in the chunk, too
         low, high = int(self._bodies.starts[start]), int(self._bodies.starts[stop - 1] + self._bodies.sizes[stop - 1])
         end = int(last["object"]) + int(last["slots"])
         return Stretch(int(first["object"]), end, aad[start * ROW : stop * ROW], self._bodies.content.data[low:high])
@@ -101,6 +103,7 @@ class SmallObjects:
     def _make_aad(self, order: ByteOrder) -> bytes:
         """The cores and pointers of all rows' dnodes; those that are not small have a row that is not used."""
         aad = np.zeros(len(self._headers), [("core", core_dtype(order)), ("pointer", POINTER)])
+        # One numpy record per object: the dnode's core as on disk, and the authenticated part of its only pointer.
         core, heads = aad["core"], self._headers
         for name in ("type", "indblkshift", "nlevels", "nblkptr", "bonustype", "checksumtype", "compress"):
             core[name] = heads[name]
@@ -145,6 +148,7 @@ def _has_encrypted_bonus(heads: Array) -> Array:
 
 def _is_plain(heads: Array, rows: Array, sizes: Array) -> Array:
     """Dnode.check_shape() in columns, and: one level, one pointer, no spill block, a whole encrypted bonus buffer."""
+    # Whatever differs from the plain shape goes the long way, where each check has an error of its own.
     room = _slots(heads).astype(np.int64) * SLOT - CORE - ON_DISK
     plain = (heads["rtype"] == RecordType.OBJECT) & (heads["object"] == rows["object"]) & (heads["nlevels"] == 1)
     plain &= (heads["nblkptr"] == 1) & (heads["indblkshift"] > 7) & (heads["indblkshift"] <= 20)

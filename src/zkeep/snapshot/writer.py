@@ -126,8 +126,12 @@ class SnapshotWriter:
     def write(self, change: ObjectChange) -> None:
         """Write an object. Its number is larger than all before."""
         self._go_to(change.number // SLOTS)
-        held = self._held_in_base(change.number) if change.keep else None
+        held = None
+        if change.keep:
+            assert self._base is not None
+            held = self._base.object(change.number)
         waiting = self._begun(change, held)
+        # Data first: the MAC tree over it gives the dnode's pointers.
         leaves = self._write_blocks(change, waiting)
         waiting.roots = roots_of(waiting.dnode, leaves, held, self._base.blocks if self._base else None)
         # Only now it is known whether it has a spill block, which takes room from the bonus.
@@ -158,10 +162,6 @@ class SnapshotWriter:
         return portable_mac(self._keys, self._objset_type, shape, tree.finish()), self.last_block
 
     # One object
-
-    def _held_in_base(self, number: int) -> VerifiedObject:
-        assert self._base is not None
-        return self._base.object(number)
 
     def _begun(self, change: ObjectChange, held: VerifiedObject | None) -> _Waiting:
         pointers = pointers_beside(change.bonustype, len(change.bonus), change.slots)
@@ -225,6 +225,7 @@ class SnapshotWriter:
         most = 2 * THREADS
         for block in change.blocks:
             if block.content is None or len(block.content) <= INLINE:
+                # A small block is not worth a thread, but must come behind those that are still at work.
                 while ahead:
                     number, future = ahead.pop(0)
                     yield number, future.result()
@@ -243,7 +244,9 @@ class SnapshotWriter:
             return None
         logical = change.blksz
         if code is None:
-            content, code = self._compressor(change.type)(content)
+            # Contents as the dataset's property says; metadata by lz4, as every kernel can read it.
+            contents = change.type in (ObjectType.PLAIN_FILE, ObjectType.ZVOL)
+            content, code = self.compress(content) if contents else self._compress_metadata(content)
         salt, iv, ciphertext, mac = self._ciphertext(change.type, content)
         header = Write(
             object=change.number,
@@ -258,12 +261,9 @@ class SnapshotWriter:
             iv=iv,
             mac=mac,
         )
+        # The pointer's authenticated part: blk_prop (8) | MAC (16) | padding (8).
         prop = pointer_prop(logical, len(content), code, change.type, little=True)
         return header.pack("little"), ciphertext, prop.to_bytes(8, "little") + mac + bytes(8)
-
-    def _compressor(self, kind: int) -> Compress:
-        """Contents as the dataset's property says; metadata by lz4, as every kernel can read it."""
-        return self.compress if kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL) else self._compress_metadata
 
     def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
@@ -305,6 +305,7 @@ class SnapshotWriter:
         waiting.lengths.append(size)
         waiting.types.append(rtype)
         self._held += size
+        # Ciphertext may lie in a file; plain text never does.
         if self._held > SPOOL and self._spool is not None:
             self._spill_to_disk(waiting)
 
@@ -365,6 +366,8 @@ class SnapshotWriter:
         """The objects of the block as they will be: changed ones, and those of the base that stay."""
         every = dict(self._waiting)
         if self._base is not None and index in self._dnode_blocks:
+            # One MAC covers the whole block, so unchanged dnodes of the base are written again beside the changed
+            # ones.
             taken = {slot for each in self._waiting.values() for slot in _slots(each.dnode)}
             for number, held in self._base.dnodes(index).items():
                 if number in every or number in self._freed:
@@ -422,6 +425,7 @@ class SnapshotWriter:
             maxblkid=dnode.maxblkid,
         )
         self._out.add(RecordType.OBJECT, header.pack("little"), bonus)
+        # The FREE to the end tells a receiver that nothing lives behind the last block.
         end = (dnode.maxblkid + 1) * dnode.blksz
         tail = Free(object=dnode.number, offset=end, length=TO_THE_END, toguid=self._toguid)
         self._out.add(RecordType.FREE, tail.pack("little"))
@@ -478,6 +482,7 @@ def _base_blocks(base: OpenSnapshot | None) -> dict[int, bytes]:
 def levels_of(last: int, pointers: int) -> int:
     """Levels of the tree over blocks 0 to `last` under so many pointers in the dnode."""
     levels, reach = 1, pointers
+    # Each level multiplies by 1024 pointers of 128 bytes in 128 KiB.
     while last >= reach:
         levels, reach = levels + 1, reach * FANOUT
     return levels
@@ -485,6 +490,7 @@ def levels_of(last: int, pointers: int) -> int:
 
 def is_zeros(content: Buffer) -> bool:
     view = memoryview(content)
+    # Most blocks are known not to be zeros by their first bytes.
     if view[:64] != bytes(len(view[:64])):
         return False
     return not np.frombuffer(view, np.uint8).any()

@@ -123,6 +123,8 @@ class Filesystem:
         master = self._entries(number)
         registry, layouts = master.get(b"REGISTRY"), master.get(b"LAYOUTS")
         try:
+            # SA_ATTRS names two ZAPs: the registry (attribute -> number, size) and the layouts (number ->
+            # attributes).
             known, layered = (self.zap(number) if number else () for number in (registry, layouts))
             return sa.Schema(known, layered, COLUMNS)
         except (BadZap, sa.BadAttributes) as error:
@@ -158,7 +160,10 @@ class Filesystem:
         except sa.BadAttributes as error:
             raise BadTree(f"object {number}: {error}") from None
         if node.is_link and node.target is None:
-            node = node._replace(target=self._long_target(node))
+            # The target of a link from before ZPL version 5, too long for the znode, lies in the first block.
+            if node.size > MAX_TARGET:
+                raise BadTree(f"object {node.number}: a link of {node.size} bytes")
+            node = node._replace(target=self.read(node, 0, node.size))
         return node
 
     def znode_if_spill_is_lost(self, number: int) -> tuple[Znode, ZkeepError | None]:
@@ -173,6 +178,7 @@ class Filesystem:
             if not dnode.has_spill or dnode.bonustype != ObjectType.SA:
                 raise
             try:
+                # Try with the bonus buffer alone: it has everything but what did not fit.
                 node = znode_of(number, *self._schema.decode(dnode.bonus))
             except sa.BadAttributes:
                 raise error from None
@@ -195,15 +201,10 @@ class Filesystem:
                 attributes |= self._schema.decode(spill)[0]
         return attributes, order
 
-    def _long_target(self, node: Znode) -> bytes:
-        """The target of a link from before ZPL version 5, too long for the znode: it lies in the first block."""
-        if node.size > MAX_TARGET:
-            raise BadTree(f"object {node.number}: a link of {node.size} bytes")
-        return self.read(node, 0, node.size)
-
     def names(self, folder: int) -> list[Name]:
         """The entries of a folder, in no order; without `.` and `..`."""
         try:
+            # An entry's value: the object's number in the low 48 bits, the file's type (d_type) in the top four.
             found = [Name(name, value & OBJECT_BITS, value >> 60) for name, value in self.zap(folder).numbers()]
         except BadZap as error:
             raise BadTree(f"folder {folder}: {error}") from None
@@ -216,6 +217,7 @@ class Filesystem:
         Without the last, a few bytes could name one large file very often.
         """
         names = {name.name for name in found}
+        # A name with a slash, or `..`, would lead out of the folder that it is extracted into.
         odd = next((name for name in names if name in (b"", b".", b"..") or b"/" in name), None)
         if odd is not None:
             raise BadTree(f"folder {folder}: there is an entry {odd[:100]!r}")
@@ -234,6 +236,7 @@ class Filesystem:
     def find(self, folder: int, name: bytes) -> Name | None:
         """The entry of exactly this name, else one that is equal by the dataset's normalization or casesensitivity."""
         try:
+            # Most datasets compare bytes; where names are normalized the hash of the typed name may be another.
             zap = self.zap(folder)
             if zap.normalization:
                 return self._find_equal(folder, zap.normalization, name)
@@ -322,6 +325,7 @@ class Filesystem:
 
         `failed` is called with a folder that cannot be read, and the walk goes on; without it the error is raised.
         """
+        # A stack instead of recursion: folders may lie deeper than Python calls can.
         stack = [(folder, len(path), iter(self.ordered(folder, as_stored=as_stored)))]
         while stack:
             number, length, items = stack[-1]
@@ -381,6 +385,7 @@ class Filesystem:
         """Bytes of a file, holes as zeros; fewer where it ends."""
         self.check_size(node)
         end = min(start + size, node.size)
+        # Zeros where no block comes: those are holes.
         out = bytearray(max(end - start, 0))
         for offset, content in self.objects.data(node.number, start, end):
             low, high = max(offset, start), min(offset + len(content), end)
@@ -419,6 +424,7 @@ class Filesystem:
         size = zeros = 0
         for entry in self.names(node.xattr_folder):
             each = self.znode(entry.number)
+            # Bounded in sum, for many names can lead to one large file, and holes take no room in the pool.
             size += each.size
             if each.size > MAX_XATTR or size > MAX_XATTRS:
                 raise BadTree(f"object {node.number}: {max(each.size, size)} bytes of extended attributes")

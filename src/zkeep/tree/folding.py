@@ -28,6 +28,7 @@ def folding(flags: int, case: int) -> Callable[[bytes], bytes] | None:
 
     `flags`: the normflags of the folder's ZAP. `case`: the dataset's casesensitivity.
     """
+    # As the kernel: first decompose or compose, then upper case, where the dataset asks for it.
     form = _FORMS.get(flags & (CANONICAL | COMPATIBLE | COMPOSED))
     upper = bool(flags & UPPER) and case != MIXED
     if form is None and not upper:

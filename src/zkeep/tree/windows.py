@@ -61,7 +61,9 @@ class Content:
             if (found := self._windows.get(key)) is not None:
                 return key[1], found
         # Read the widest that makes sense. If it has a bad block, remember that and try a narrower one.
-        for key in keys if self._reads_on(number, at) else keys[1:]:
+        last = self._next.get(number)
+        is_sequential = last is not None and at - WIDE <= last <= at + NARROW
+        for key in keys if is_sequential else keys[1:]:
             if key[2] != block and not self._bad.get(key):
                 try:
                     return key[1], self._windows.put(key, self._open(key, end))
@@ -69,10 +71,6 @@ class Content:
                     self._bad.put(key, True)
         # Last, the block alone: only a read that meets the bad block itself fails.
         return keys[-1][1], self._block(keys[-1], end)
-
-    def _reads_on(self, number: int, at: int) -> bool:
-        last = self._next.get(number)
-        return last is not None and at - WIDE <= last <= at + NARROW
 
     def _block(self, key: tuple[int, int, int], end: int) -> bytes:
         try:
@@ -82,6 +80,7 @@ class Content:
 
     def _open(self, key: tuple[int, int, int], end: int) -> bytes:
         number, start, size = key
+        # Holes stay zeros; blocks that reach beyond the window are cut.
         stop = min(start + size, end)
         out = bytearray(stop - start)
         for offset, content in self._objects.data(number, start, stop):

@@ -36,6 +36,7 @@ def each_xattr(filesystem: Filesystem, node: Znode) -> Iterator[tuple[bytes, Val
     except sa.BadAttributes as error:
         yield b"user.*", BadTree(f"object {node.number}: {error}")
     in_folder = _in_folder(filesystem, node) if node.xattr_folder else iter(())
+    # Those among the system attributes come first and hide files of the same name, as on Linux.
     for name, value in stored.items():
         if (linux_name := shown_xattr(name)) is not None:
             yield linux_name, value

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from zkeep.errors import Damaged
 from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.maintenance.check_segment import Flaw
 from zkeep.pool.timeline.rewrite import reach
-from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold, merge
+from zkeep.pool.timeline.table import DTYPES, NOTHING, fold, merge
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 FOREVER = MAX_UINT64
@@ -22,6 +20,7 @@ FOREVER = MAX_UINT64
 def family(pool: Pool, dataset: Dataset, txg: int) -> list[Dataset]:
     """The dataset, and the clones in whose past its run of `txg` is."""
     found = [dataset]
+    # The list grows while it is gone through: clones of clones come behind.
     for one in found:
         since = txg if one.id == dataset.id else 0
         found += [c for c in pool.tree().clones(one) if c.origin and c.origin[1] >= since]
@@ -61,6 +60,8 @@ def _killer(timeline: Timeline, run: Run, segment_id: str, flaw: Flaw) -> int:
     numbers = [segment.number for segment in timeline.segments(run)]
     rows = flaw.rows
     assert rows is not None
+    # Put the row into a table by itself, and merge it with one later run after the other: the run after which it is
+    # gone killed it.
     row = rows.copy()
     row["segment"] = numbers[run.segments.index(segment_id)]
     table = replace(NOTHING, **{flaw.table: row})
@@ -70,14 +71,10 @@ def _killer(timeline: Timeline, run: Run, segment_id: str, flaw: Flaw) -> int:
     wanted = reach(table, table.objects)
     for later in timeline.after(run.txg, FOREVER):
         table = merge(table, timeline.near([later], DTYPES, wanted)[0])
-        if not _lives(table, flaw.table, row):
+        left = getattr(table, flaw.table)
+        if not ((left["segment"] == row["segment"][0]) & (left["pos"] == row["pos"][0])).any():
             return later.txg
     return FOREVER
-
-
-def _lives(table: Table, name: str, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> bool:
-    rows = getattr(table, name)
-    return bool(((rows["segment"] == row["segment"][0]) & (rows["pos"] == row["pos"][0])).any())
 
 
 def names(pool: Pool, snapshots: Iterable[Snapshot]) -> list[str]:

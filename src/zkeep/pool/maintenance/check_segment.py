@@ -67,6 +67,8 @@ def _check(segment: Segment, found: SegmentReport, on_bytes: Callable[[int], obj
     found.stored, found.logical, found.records = footer["stored"], footer["logical"], footer["records"]
     segment.head  # noqa: B018 (verified when it is read)
     found.flaws += _layout(segment)
+    # 1. The layout of the file and its tables. 2. The body from its start, against the rows. 3. If anything differs,
+    # every record by itself, to know which rows it concerns.
     tables = {}
     for name in DTYPES:
         tables[name], bad = _rows(segment, name)
@@ -118,6 +120,7 @@ def places_of(tables: list[Array]) -> Array:
     """Where the records of rows lie, in the order of the body."""
     parts = []
     for number, rows in enumerate(tables):
+        # Rows of all four tables in one order, that of the body; each remembers its table and its place in it.
         part = np.empty(len(rows), _PLACE)
         for name in ("pos", "size", "check"):
             part[name] = rows[name]
@@ -145,12 +148,14 @@ def _body(segment: Segment, places: Array, on_bytes: Callable[[int], object]) ->
         space = _buffer(size)
         here = min(len(space), end - at)
         blob.readinto(at, memoryview(space.data)[:here])
+        # Find whole records; read a larger piece where not even one fits.
         found = by_rows(places, at, here) if segment.bare else kernel.walk(space, 0, here, swap)
         if not len(found.offsets) and not found.error and here < end - at:
             size = len(space) * 2
             continue
         if found.error or not len(found.offsets):
             return at + found.stop, "it is no record"
+        # Each must carry the sum of all before it, and must be the record of its row.
         state, bad, checks, _ = kernel.verify(space, found.offsets, found.lengths, swap, state)
         if bad >= 0:
             return at + int(found.offsets[bad]), "the checksum differs"
@@ -187,6 +192,7 @@ def _differ(places: Array, positions: Array, lengths: Array, checks: Array) -> B
     """Which rows do not have their record here."""
     if not len(places):
         return np.zeros(0, bool)
+    # A row and the record at its position must agree in place, size and check.
     at = np.minimum(np.searchsorted(positions, places["pos"].astype(np.int64)), len(positions) - 1)
     same = (positions[at] == places["pos"]) & (lengths[at] == places["size"]) & (checks[at] == places["check"])
     return np.asarray(~same)
@@ -220,6 +226,7 @@ def _damaged(segment: Segment, places: Array) -> Bools:
             segment.blob.readinto(int(place["pos"]), memoryview(space.data)[offset : offset + int(place["size"])])
         except Damaged:
             whole[index] = False
+    # Records that can be read are copied together; those that cannot are damaged in any case.
     checks, _ = kernel.check(space, offsets[whole], lengths[whole], segment.big_endian != (NATIVE == "big"))
     wrong = ~whole
     wrong[whole] = checks != places["check"][whole]

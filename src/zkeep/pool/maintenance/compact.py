@@ -161,6 +161,7 @@ class _Work:
         try:
             with reading(self.pool), Timeline(self.pool.store, history) as timeline:
                 raw = is_raw(dataset, parts)
+                # Readers keep what they read: the old files go when nobody reads.
                 step = Step(self.pool, dataset, timeline, parts, raw, drops=kind == _DROPPING)
                 chosen = step.wasteful(wasted, self.left) if kind == _TRIMMING else step.all_segments()
                 if not chosen:
@@ -208,6 +209,9 @@ def sweep(pool: Pool) -> int:
         owners = {int(doc["txg"]): ("receive", key, doc) for key, doc in pool.catalog.scan("receive")}
         owners |= {int(doc["txg"]): ("compact", key, doc) for key, doc in pool.catalog.scan("compact")}
     freed = 0
+    # A txg has an owner if a document registers it: then its lock says whether the process lives. Files of no owner
+    # that
+    # no run names are orphans.
     with suppress(TryAgain), pool.store.lock(READERS):
         for txg, owner in owners.items():
             with suppress(TryAgain), _abandoned(pool, *owner) as kept:

@@ -135,6 +135,7 @@ def _examine(pool: Pool, dataset: Dataset, run: Run, segment_id: str) -> _Damage
         return damaged
     with blob:
         segment = Segment(lambda: blob, damaged.name)
+        # Which rows are damaged, and which guids their records may have had (a header names its snapshot).
         flaws = check_segment(segment, lambda _: None).flaws
         if not flaws:
             return None
@@ -203,6 +204,7 @@ def _take(batch: Batch, damaged: _DamagedSegment) -> None:
         index, headers = batch.select(rtype)
         if not len(index):
             continue
+        # Of a batch only records of wanted objects are looked at one by one.
         numbers = headers[_NUMBERS.get(rtype, "object")]
         wanted = np.array([key[1] for key in damaged.missing if key[0] == rtype], np.uint64)
         for at in np.flatnonzero(np.isin(numbers, wanted)).tolist():
@@ -225,7 +227,9 @@ def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
         whole[place : place + 8] = guid.to_bytes(8, batch.byteorder)
         left = []
         for row in damaged.missing.get(key, []):
-            content = whole[:HEADER] if _is_bare(row) else whole
+            # Of a bare WRITE only the header is stored (contents=metadata).
+            is_bare = "bare" in (row.dtype.names or ()) and row["bare"][0]
+            content = whole[:HEADER] if is_bare else whole
             ends = np.array([0], np.int64), np.array([len(content)], np.int64)
             checks, _ = kernel.check(np.frombuffer(content, np.uint8), *ends, batch.byteorder != NATIVE)
             if int(row["size"][0]) == len(content) and int(row["check"][0]) == int(checks[0]):
@@ -236,11 +240,6 @@ def _try(batch: Batch, at: int, damaged: _DamagedSegment, key: Key) -> None:
             damaged.missing[key] = left
         else:
             damaged.missing.pop(key, None)
-
-
-def _is_bare(row: Array) -> bool:
-    """Whether of a WRITE only the header is stored (contents=metadata)."""
-    return "bare" in (row.dtype.names or ()) and bool(row["bare"][0])
 
 
 # The healed segment
@@ -291,11 +290,14 @@ def _write(pool: Pool, damaged: _DamagedSegment, made: str) -> None:
         state = np.array(segment.head[0], np.uint64)
         carry, at = b"", segment.body[0]
         places = places_of([segment.rows(name) for name in RECORDS]) if segment.bare else None
+        # Sound pieces from disk and records from the stream, in the order of the body; what is cut off waits for
+        # more.
         for piece in _pieces(segment, damaged.sound):
             carry += piece
             here = by_rows(places, at, len(carry)) if places is not None else None
             used, state = _stamped(carry, segment.big_endian, state, draft.write, here)
             carry, at = carry[used:], at + used
+        # The running checksum at the end must be the one in the footer: then it is the very body that was stored.
         if carry or tuple(state.tolist()) != segment.end_state:
             draft.discard()
             raise Damaged(f"{damaged.name}: its records, healed, are not what the segment ends with")

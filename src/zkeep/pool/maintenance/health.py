@@ -86,6 +86,7 @@ def status(pools: Iterable[PoolHealth]) -> int:
 def examine(pool: Pool, now: int, names: Iterable[DatasetName] = ()) -> PoolHealth:
     """Look at a pool; of its datasets, at those named and what lies below them, or at all."""
     view = View(pool)
+    # One look at each kind of document, then one dataset after the other.
     chosen = {d.id: d for name in names for d in pool.tree().within(pool.dataset(name))} or view.tree.by_id
     ordered = sorted(chosen.values(), key=lambda dataset: dataset.name.text)
     partials = {key: doc for key, doc in pool.catalog.scan("receive") if key.isdecimal()}

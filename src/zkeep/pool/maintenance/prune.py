@@ -84,17 +84,17 @@ def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Deci
         way = f"heal or destroy what is damaged ('zkeep pool status -v {pool.name}' names it), then scrub again"
         raise Damaged(f"cannot prune {dataset.name}: the last scrub found damage in it; {way}")
     snapshots = view.snapshots[dataset.id]
-    needed = _needed(pool)
+    # The snapshots (dataset's id, txg) that receives build on, partial ones and those under way.
+    sources = [doc["source"] for _, doc in pool.catalog.scan("receive")]
+    needed = {(int(source[0]), int(source[1])) for source in sources if source}
     candidates = [Candidate(s.received_at, _pins(view, s, needed), not s.doc.get(_STEP_FIELD)) for s in snapshots]
     reasons = decide(candidates, clock.now, policy, _least_age(view, dataset), clock.offset)
-    verdicts = [Verdict(s, why or _bookmarked(pool, s)) for s, why in zip(snapshots, reasons, strict=True)]
+    # Where its source is only a bookmark in this pool, the next increment from that needs this snapshot.
+    verdicts = []
+    for s, why in zip(snapshots, reasons, strict=True):
+        marked = not why and pool.catalog.lookup("bookmark", "guid", str(s.guid), "")
+        verdicts.append(Verdict(s, ("bookmark",) if marked else why))
     return Decision(dataset, policy, verdicts)
-
-
-def _needed(pool: Pool) -> set[tuple[int, int]]:
-    """Dataset's id and txg of the snapshots that receives build on, partial ones and those under way."""
-    sources = [doc["source"] for _, doc in pool.catalog.scan("receive")]
-    return {(int(source[0]), int(source[1])) for source in sources if source}
 
 
 def _pins(view: View, snapshot: Snapshot, needed: set[tuple[int, int]]) -> Reasons:
@@ -105,11 +105,6 @@ def _pins(view: View, snapshot: Snapshot, needed: set[tuple[int, int]]) -> Reaso
         "step of a snapshot": bool(snapshot.doc.get(_STEP_FIELD)),
     }
     return tuple(name for name, holds in pins.items() if holds)
-
-
-def _bookmarked(pool: Pool, snapshot: Snapshot) -> Reasons:
-    """Where its source is only a bookmark in this pool, the next increment from that needs this snapshot."""
-    return ("bookmark",) if pool.catalog.lookup("bookmark", "guid", str(snapshot.guid), "") else ()
 
 
 # The clock
@@ -161,6 +156,7 @@ def execute(pool: Pool, decision: Decision) -> Iterator[Snapshot]:
     """
     gone = decision.gone
     for start in range(0, len(gone), STEP):
+        # Check again in each step: holds and clones may have come since the decision.
         plan = destroy.Plan(snapshots=gone[start : start + STEP])
         destroy.check(View(pool), plan, destroy.Options())
         destroy.execute(pool, plan)

@@ -79,12 +79,16 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
     report = Report()
     notes = Notes(pool)
     notes.begin()
+    # 1. The catalog: its rows, the journal, and whether both agree. 2. Segments and what documents say of them.
     for line in [] if pool.catalog.read_only else pool.catalog.verify():
         report.errors.append(Finding(line, -1, "what it says is in doubt"))
         report.damaged = None
     try:
         with reading(pool):
-            _check_origins(pool)
+            # Damaged: what a clone began with is not there, or is a clone of itself.
+            for dataset in pool.tree().by_id.values():
+                for _ in pool.origins(dataset):
+                    pass
             _Scrub(pool, report, progress, notes).all()
         report.errors += [Finding(name, -1, f"{what}; it was only a shortcut") for name, what in faults(pool)]
     except TryAgain:
@@ -95,13 +99,6 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
     report.seconds = time.monotonic() - started
     _note(pool, report)
     return report
-
-
-def _check_origins(pool: Pool) -> None:
-    """Damaged: what a clone began with is not there, or is a clone of itself."""
-    for dataset in pool.tree().by_id.values():
-        for _ in pool.origins(dataset):
-            pass
 
 
 def _note(pool: Pool, report: Report) -> None:
@@ -155,8 +152,12 @@ class _Scrub:
                 jobs += [_Job(dataset, run, segment_id) for run in runs for segment_id in run.segments]
                 self._total += sum(int(run.doc["file_bytes"]) for run in runs)
                 for run in runs:
-                    self._empty_run(dataset, run)
+                    if not run.segments and (run.doc["bytes"] or run.doc["file_bytes"]):
+                        where = f"catalog: run of txg {run.txg} of {dataset.name}"
+                        self._find(dataset, where, -1, "it has lost its segments")
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+            # Workers read segments in any order; results are used in the order of runs, so that reports are the same
+            # each time.
             looks = [(job, threads.submit(self._look, job)) for job in jobs]
             try:
                 results = ((job, self._result(look)) for job, look in looks)
@@ -194,10 +195,6 @@ class _Scrub:
                 self._find(dataset, f"catalog: begin {snapshot.key}", -1, fault, [snapshot])
             if snapshot.txg not in txgs:
                 self._find(dataset, f"catalog: run {snapshot.key}", -1, "it is missing", [snapshot])
-
-    def _empty_run(self, dataset: Dataset, run: Run) -> None:
-        if not run.segments and (run.doc["bytes"] or run.doc["file_bytes"]):
-            self._find(dataset, f"catalog: run of txg {run.txg} of {dataset.name}", -1, "it has lost its segments")
 
     # Segments
 
@@ -245,6 +242,7 @@ class _Scrub:
             amounts = (found.stored, found.logical, found.records, size)
             for name, amount in zip(sums, amounts, strict=True):
                 sums[name] += amount
+        # Figures can be compared only where every segment could be read.
         if sound:
             for name, amount in sums.items():
                 if int(job.run.doc[name]) != amount:
@@ -258,6 +256,7 @@ class _Scrub:
         run = self._pool, job.dataset, job.run, job.segment_id
         found = [(flaw, affected.affected_snapshots(*run, flaw)) for flaw in flaws]
         for _, same in groupby(found, lambda pair: (pair[0].table, pair[0].what, [s.key for s in pair[1]])):
+            # A bad sector hits many records alike: one line for all that hurt the same snapshots.
             alike = list(same)
             (flaw, snapshots), count = alike[0], len(alike)
             what = _described(flaw) + (f", and {count - 1} more up to byte {alike[-1][0].at}" if count > 1 else "")

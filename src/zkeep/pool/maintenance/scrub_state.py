@@ -85,10 +85,8 @@ class Notes:
         cancelled = self.pool.catalog.get(SCRUB, CANCEL) is not None
         if cancelled or time.monotonic() >= self._due:
             self._due = time.monotonic() + EVERY
-            self._put({"started": int(self.started), "at": time.time(), "done": done, "total": total})
+            with suppress(ZkeepError, OSError), self.pool.transaction() as t:
+                doc = {"started": int(self.started), "at": time.time(), "done": done, "total": total}
+                t.put(SCRUB, SCRUB_RUNNING, {**doc, "pid": os.getpid()})
         if cancelled:
             raise Cancelled(f"the scrub of {self.pool.name} was cancelled")
-
-    def _put(self, doc: dict[str, float]) -> None:
-        with suppress(ZkeepError, OSError), self.pool.transaction() as t:
-            t.put(SCRUB, SCRUB_RUNNING, {**doc, "pid": os.getpid()})

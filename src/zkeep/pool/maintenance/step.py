@@ -7,8 +7,8 @@ orphan. It is refused if anything that it was made from has changed meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ class Step:
             return {s.number: int(s.footer["stored"]) for s in self._timeline.segments(run)}
         found: dict[int, int] = {}
         for table, objects in slices_of(self._timeline, [run], self._later):
+            # Merge with the later runs, slice by slice, and add up what is left in each segment.
             kept = shed(self._timeline, table, objects, self._later)
             for rows in kept.records():
                 for number in np.unique(rows["segment"]):
@@ -121,11 +122,9 @@ class Step:
                 undo(self._pool, "compact", key, self.made.segments)
             raise
         self.dropped = chosen
-        return sum(self._sizes(chosen)) - self.made.file_bytes
-
-    def _sizes(self, chosen: Iterable[str]) -> list[int]:
         wanted = set(chosen)
-        return [s.blob.size for run in self.group for i, s in self._named(run) if i in wanted]
+        before = sum(int(s.blob.size) for run in self.group for i, s in self._named(run) if i in wanted)
+        return before - self.made.file_bytes
 
     def _named(self, run: Run) -> Iterator[tuple[str, Any]]:
         yield from zip(run.segments, self._timeline.segments(run), strict=True)
@@ -161,6 +160,8 @@ class Step:
         stored = sum(int(s.footer["stored"]) for run in self.group for i, s in self._named(run) if i in wanted)
         inner = sum(amount[0] for amount in self._inner())
         killed = sum(amount[0] for amount in self.made.kills.values())
+        # stored in the segments - killed within the group - killed by later runs - payloads dropped = what must be
+        # left
         left = stored - inner - killed - self.made.dropped[0]
         if self.made.bytes != left:
             raise Damaged(f"{self.made.bytes} bytes of records are left where the figures say {left}")
@@ -195,6 +196,7 @@ class Step:
     # The transaction
 
     def _replace(self, t: Transaction, segments: list[str]) -> None:
+        # Nothing may have changed since the step was planned: compare document by document.
         for run in (*self.group, *self._later):
             if t.get("run", txg_key(self._dataset.id, run.txg)) != run.doc:
                 raise ChangedError("they were changed meanwhile")
@@ -233,6 +235,8 @@ class Step:
         inner, killed = list(self._inner()), list(self.made.kills.values())
         new = set(self.made.segments)
         old = [(i, s) for run in self.group for i, s in self._named(run) if i in segments and i not in new]
+        # The figures of the new run follow from those of the old ones, and are compared with what was written
+        # (_check).
         bytes_, logical = (
             sum(int(run.doc[name]) for run in self.group)
             - sum(a[i] for a in inner)
@@ -275,6 +279,8 @@ class Step:
     def _renamed(self, dead: dict[str, list[int]], kills: list[int]) -> dict[str, list[int]] | None:
         """`dead` of a later run, with the group under its new name; None if it says nothing of the group."""
         txgs = {str(run.txg) for run in self.group}
+        # later run: dead {"3": 10, "4": 20, "7": 5}, runs 3 and 4 become one with the txg 4: dead {"4": 30 - kills,
+        # "7": 5}
         mine = [amount for txg, amount in dead.items() if txg in txgs]
         if not mine:
             return None
@@ -303,15 +309,9 @@ class Step:
             source = doc.get("source")
             if not source or source[0] not in family:
                 continue
-            with _idle(self._pool, doc):
+            # TryAgain if it is under way; while the lock is held, nobody goes on with it.
+            busy = "a receive that needs them is under way"
+            with self._pool.store.lock(f"receive-{doc['txg']:x}", busy=busy, passing=True):
                 dead = self._renamed(doc["tally"]["dead"], [0, 0])
                 if dead is not None:
                     t.put("receive", key, {**doc, "tally": {**doc["tally"], "dead": dead}})
-
-
-@contextmanager
-def _idle(pool: Pool, doc: Doc) -> Iterator[None]:
-    """Keep other processes from going on with a receive. TryAgain if it is under way."""
-    busy = "a receive that needs them is under way"
-    with pool.store.lock(f"receive-{doc['txg']:x}", busy=busy, passing=True):
-        yield

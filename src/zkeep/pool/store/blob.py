@@ -28,6 +28,7 @@ def _read_exactly(fd: int, name: str, offset: int, buffers: Sequence[bytearray |
     position = offset
     while views := [v for v in views if len(v)]:
         try:
+            # One call may fill only a part, and takes at most 1024 buffers: go on where it stopped.
             got = os.preadv(fd, views[:_IOV], position)
         except OSError as error:
             raise _read_error(name, error) from None
@@ -80,6 +81,7 @@ class LocalBlob(OpenFile):
             content = os.pread(self._fd, length, offset)
         except OSError as error:
             raise _read_error(self.name, error) from None
+        # Nearly always one call is enough.
         if len(content) == length:
             return content
         buffer = bytearray(length)

@@ -203,6 +203,7 @@ class Catalog:
         except OSError as error:
             if not urgent or error.errno not in _FULL or not self._store.exists(RESERVE):
                 raise
+        # The disk is full and this transaction is to free space: the reserve's blocks are for its line.
         self._store.delete(RESERVE)
         return self._journal.append(place, operations)
 
@@ -225,7 +226,11 @@ class Catalog:
             self._index.commit()
         except (OSError, ZkeepError):
             self._index.close()
-            self._index = self._in_memory_or_lost()
+            try:
+                self._index = self._in_memory()
+            except (OSError, ZkeepError) as error:
+                lost = _LostIndex(f"{self._store.root}: the catalog cannot be read any more: {error}")
+                self._index = cast(Index, lost)
         except BaseException:
             self._index.rollback()  # interrupted: the next transaction reads the line from the journal
             raise
@@ -233,13 +238,8 @@ class Catalog:
             if self._journal.is_long(place.generation):
                 self._checkpoint(place)
 
-    def _in_memory_or_lost(self) -> Index:
-        try:
-            return self._in_memory()
-        except (OSError, ZkeepError) as error:
-            return cast(Index, _LostIndex(f"{self._store.root}: the catalog cannot be read any more: {error}"))
-
     def _checkpoint(self, place: Place) -> Place:
+        # journal/0.log   |--- 5000 lines ---|      becomes      journal/5000.ckpt.gz + journal/5000.log, empty
         place = self._journal.checkpoint(place, self._index.rows())
         self._index.move(place)
         self._journal.prune(place.generation)
@@ -293,6 +293,7 @@ class Catalog:
         try:
             return self._in_memory()
         except Damaged:
+            # The index's own file serves only if SQLite may read it as it is: no links, nothing left in its log.
             if not _is_plain(self._store) or (self._store.exists(_LOG) and self._store.size(_LOG)):
                 raise
             with suppress(Damaged, OSError), closing_on_error(Index(str(self._path), self._wait, frozen=True)) as index:
@@ -366,6 +367,8 @@ class Catalog:
     def _in_memory(self) -> Index:
         with closing_on_error(Index(MEMORY, self._wait)) as index:
             for _ in range(4):
+                # Load the checkpoint, then apply every line after it; a writer that prunes meanwhile makes us begin
+                # again.
                 with suppress(FileNotFoundError), index.change():  # a writer may prune what is being read
                     index.move(self._follow(index, self._load(index)))
                     return index
@@ -384,6 +387,7 @@ class Catalog:
             faults = list(self._index.faults())
             try:
                 self._catch_up(self._index)
+                # Make a second index from the journal alone, and compare row by row.
                 with closing(self._in_memory()) as truth:
                     return faults or _differences(truth, self._index)
             except Damaged as error:
@@ -424,6 +428,7 @@ def _mend_journal(store: Store, wait: float) -> None:
     trouble: Damaged | None = None
     number = -1
     try:
+        # A sound index that is ahead of the journal has what the journal lost.
         number = journal.end().number
     except Damaged as error:
         trouble = error

@@ -131,6 +131,7 @@ def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | No
             raise Damaged(_not_regular(entry.path)) from None
         raise _named(error, entry.path) from None
     try:
+        # Look again at what was opened: between the two calls another file may have come in its place.
         _refuse_special(os.fstat(fd), entry)
     except BaseException:
         os.close(fd)
@@ -169,6 +170,7 @@ def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
     folder = Folder(os.open(root, _FOLDER), root)
     try:
         for name in names:
+            # openat() from folder to folder: a link in the middle of a path cannot lead out of the pool.
             below = _open_below(folder, name)
             os.close(folder.fd)
             folder = below

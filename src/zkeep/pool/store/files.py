@@ -176,6 +176,7 @@ class LocalStore:
                 try:
                     _write_all(self.disk, fd, 0, content)
                     self.disk.sync(fd)
+                    # Its blocks are durable before it has a name; the name is durable when the folder is synced.
                     self._publish(temporary, name)
                 finally:
                     with suppress(OSError):  # it was synced, and sweep() finds what is left
@@ -244,6 +245,7 @@ class LocalStore:
             if fresh:
                 self._sync_folder_of(name)
         except BaseException:
+            # What is torn off here would be taken for a crash's rest by later readers; better to leave none.
             self._undo_append(fd, name, before)
             raise
         return after
@@ -276,6 +278,7 @@ class LocalStore:
             if os.fstat(fd).st_nlink <= 1:
                 return fd
             try:
+                # A hard link elsewhere would be changed with it: give the pool a copy of its own.
                 self._replace_by_copy(fd, entry)
             finally:
                 self.disk.close(fd)
@@ -334,6 +337,7 @@ class LocalStore:
         """Take a shared lock without writing; -1 where there is no lock file, or we may not open it."""
         try:
             with self._entry(name) as entry:
+                # Where nothing can be written no process can write, so a missing lock file means that there is none.
                 fd = open_file(entry, os.O_RDONLY)
         except (FileNotFoundError, PermissionError):
             return -1
@@ -373,6 +377,7 @@ class LocalStore:
     def _publish(self, source: str, name: str) -> None:
         """Let the synced file `source` appear as `name`, once."""
         with self._entry(source) as old, self._entry(name, make=True) as new:
+            # link() refuses a name that is taken, rename() would replace it: link where the disk can do that.
             linked = self._link_or_rename(old, new)
             try:
                 self.disk.sync_folder(new.folder)
@@ -417,6 +422,7 @@ def _flock(fd: int, mode: int, wait: float, busy: str) -> None:
     deadline = time.monotonic() + wait
     while True:
         try:
+            # flock() cannot wait for a limited time, so ask again every few milliseconds.
             return fcntl.flock(fd, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             left = deadline - time.monotonic()

@@ -61,6 +61,10 @@ _SUMS = "SELECT 0, count(*), coalesce(sum(sum), 0), coalesce(sum(place(kind, key
 """How many rows there are, the sum of their sums, and that of the keys by which they are found: a damaged page may
 lose rows silently, or hide one where no search finds it. The table `tally` keeps what they should be."""
 _COUNTED = f"INSERT INTO tally {_SUMS}"
+# doc       one row a document:           kind 'snapshot' | key '000000000003/00000000000000000012' | JSON | CRC-32
+# and one for each term of it:  kind '@snapshot.name' | key 'mon\n000000000003/...' | null | CRC-32
+# applied   one row: how far in the journal the rows are
+# tally     one row: how many rows there must be, and the sums of their CRCs
 _TABLES = (
     "CREATE TABLE doc (kind TEXT, key TEXT, value TEXT, sum INTEGER, PRIMARY KEY (kind, key)) WITHOUT ROWID",
     "CREATE TABLE applied (id INTEGER PRIMARY KEY, generation INTEGER, offset INTEGER, number INTEGER, digest TEXT)",
@@ -162,10 +166,12 @@ class Index:
     def _prepare(self) -> None:
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST + (1 << 20))
         self._db.set_progress_handler(self._is_too_much, _PROGRESS_STEP)
+        # The file may be hostile: bound what SQLite does with it, before the first statement reads it.
         for setting in _SETTINGS[: _SAFE if self._frozen else None]:
             self._run(f"PRAGMA {setting}")
         if self._path != MEMORY:
             self._allowed = os.path.getsize(self._path) * _WORK
+        # An empty file gets our tables; one of an older zkeep its new triggers; any other schema is foreign.
         if not self._schema() and not self._frozen:
             self._create()
         if self._schema() == _FORMER and not self._frozen:
@@ -222,6 +228,7 @@ class Index:
         try:
             yield
         except sqlite3.Error as error:
+            # The low byte is the primary code; the rest says in which call it happened.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in _BUSY:
                 raise TryAgain(f"{self._path} is busy: another process holds it") from None
@@ -304,7 +311,9 @@ class Index:
         """Put and delete documents. Needs a transaction, because the tally changes with them."""
         for kind, key, value in operations:
             if kind in FIELDS:
-                self._replace_terms(self._terms_of(kind, key), terms(kind, key, value))
+                rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
+                self._replace_terms(terms(kind, key, _text(*rows[0])) if rows else set(), terms(kind, key, value))
+            # Rows of terms follow from documents; a journal that has such a row is not ours.
             if kind.startswith(MARK):
                 continue
             if kind in FOLLOWED:
@@ -317,7 +326,9 @@ class Index:
 
     def _put(self, kind: str, key: str, value: str) -> None:
         self._delete(kind, key)
-        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, _packed(value), _sum(kind, key, value))
+        # Compress a long document: a snapshot's BEGIN is mostly zeros and names.
+        packed = zlib.compress(value.encode(), 1) if len(value) > _LONG else value
+        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, packed, _sum(kind, key, value))
         self._places += _sum(kind, key)
 
     def _delete(self, kind: str, key: str) -> None:
@@ -329,10 +340,6 @@ class Index:
         change, self._places = self._places, 0
         if change:
             self._run("UPDATE tally SET places = places + ?", change)
-
-    def _terms_of(self, kind: str, key: str) -> set[tuple[str, str]]:
-        rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
-        return terms(kind, key, _text(*rows[0])) if rows else set()
 
     def _replace_terms(self, old: set[tuple[str, str]], new: set[tuple[str, str]]) -> None:
         for kind, key in old - new:
@@ -360,6 +367,7 @@ class Index:
         start = f"{term}\n{prefix}"
         if not _is_utf8(start):
             return []  # every document is UTF-8, so none has it
+        # A term's row leads to the document's key, which follows the term and a line feed.
         found = self._run(_LOOKUP, len(term) + 2, kind_of(kind, field), start, start + _LAST, kind)
         return [(row[1], _checked(*row)) for row in found]
 
@@ -408,11 +416,6 @@ class Index:
                     yield str(error)
 
 
-def _packed(text: str) -> str | bytes:
-    """Compress a long document: a snapshot's BEGIN is mostly zeros and names."""
-    return zlib.compress(text.encode(), 1) if len(text) > _LONG else text
-
-
 def _text(kind: str, key: str, value: str | bytes, total: int) -> str:
     """The JSON of a document. Raises Damaged: it is not what was stored."""
     with suppress(zlib.error, UnicodeDecodeError, AttributeError, TypeError):
@@ -428,6 +431,7 @@ def _shown(text: object) -> str:
 
 def _unpacked(value: bytes) -> str:
     unpacker = zlib.decompressobj()
+    # Bounded: a few bytes could unpack to gigabytes.
     text = unpacker.decompress(value, MOST)
     if not unpacker.eof:
         raise zlib.error("it is longer than a document, or has no end")
@@ -447,6 +451,7 @@ def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
     """The document of a row. Raises Damaged: it is not what was stored, or not what one of its kind is."""
     text = _text(kind, key, value, total)
     try:
+        # The CRC shows damage, the shape shows a forgery that is otherwise whole.
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None

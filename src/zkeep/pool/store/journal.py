@@ -69,13 +69,6 @@ def _digest(before: str, body: bytes) -> str:
     return blake2b(before.encode() + body, digest_size=8).hexdigest()
 
 
-def _line(place: Place, operations: Iterable[Operation]) -> tuple[bytes, str]:
-    ops = ",".join(f"[{encode(kind)},{encode(key)},{value or 'null'}]" for kind, key, value in operations)
-    body = f'{{"n":{place.number + 1},"ops":[{ops}]}}'.encode()
-    digest = _digest(place.digest, body)
-    return f"{place.digest} {digest} ".encode() + body + b"\n", digest
-
-
 def _parse(line: bytes) -> tuple[str, str, int, list[Operation]] | None:
     """Parse a line; None if its digest is wrong. Damaged if the digest is right and the content is no transaction."""
     before, digest, body = line[:16].decode("latin-1"), line[17:33].decode("latin-1"), line[34:]
@@ -101,6 +94,7 @@ def _lines(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
     for chunk in chunks:
+        # A line may begin in one chunk and end in a later one: hold its beginning until its line feed comes.
         first, *others = chunk.split(b"\n")
         for part in others:
             yield b"".join((*held, first, b"\n"))
@@ -113,21 +107,12 @@ def _lines(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _packed(text: bytes) -> bytes:
-    """Compress with gzip; a text that packs as well as a decompression bomb is stored, not compressed."""
-    for level in (6, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP)
-        packed = packer.compress(text) + packer.flush()
-        if len(text) <= max(len(packed) * _RATIO, _SMALL):
-            break
-    return packed
-
-
 def _unpacked(blob: Blob, where: str) -> Iterator[bytes]:
     """Decompress a gzip file chunk by chunk. Damaged if it is not one, or unpacks to more than documents can."""
     packer, left = zlib.decompressobj(_GZIP), max(blob.size * _RATIO, _SMALL)
     try:
         for at in range(0, blob.size, _CHUNK):
+            # Unpack a bounded piece at a time; what does not fit waits in `unconsumed_tail`.
             packed = blob.read(at, min(_CHUNK, blob.size - at))
             while packed:
                 text = packer.decompress(packed, _CHUNK)
@@ -169,7 +154,12 @@ class Journal:
 
     def append(self, place: Place, operations: Iterable[Operation]) -> Place:
         """Append one transaction; durable when it returns. `place` must be the end of the chain."""
-        line, digest = _line(place, operations)
+        # | before, 16 hex | digest, 16 hex | {"n":7,"ops":[["snapshot","3/12",{...}],["run","3/9",null]]} | line feed |
+        #                    ^ BLAKE2b of `before` and the JSON, so that every line depends on all lines before it
+        ops = ",".join(f"[{encode(kind)},{encode(key)},{value or 'null'}]" for kind, key, value in operations)
+        body = f'{{"n":{place.number + 1},"ops":[{ops}]}}'.encode()
+        digest = _digest(place.digest, body)
+        line = f"{place.digest} {digest} ".encode() + body + b"\n"
         if len(line) > MOST:
             raise Refused(f"the change is too large for one transaction: {len(line)} bytes, {MOST} are allowed")
         # Behind the rest of an interrupted append, begin a line of its own.
@@ -243,7 +233,13 @@ class Journal:
         lines = [head, *(f"[{encode(kind)},{encode(key)},{value}]" for kind, key, value in rows)]
         body = "\n".join(lines).encode()
         text = body + f"\n{_digest('', body)}\n".encode()
-        self._store.put(self._checkpoint(place.number), _packed(text))
+        # Compress with gzip; a text that packs as well as a decompression bomb is stored, not compressed.
+        for level in (6, 0):
+            packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP)
+            packed = packer.compress(text) + packer.flush()
+            if len(text) <= max(len(packed) * _RATIO, _SMALL):
+                break
+        self._store.put(self._checkpoint(place.number), packed)
         return Place(place.number, 0, place.number, place.digest)
 
     def renew(self, place: Place, rows: Iterable[tuple[str, str, str]]) -> None:

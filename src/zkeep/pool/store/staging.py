@@ -45,6 +45,7 @@ class Stage:
             self.held += room
             content = content[room:]
             if self.held == STAGE:
+                # O_DIRECT only from the first full chunk on: small files stay in the cache.
                 self._direct = self._direct or _set_direct(self._fd, direct=True)
                 self._write_out()
 
