@@ -133,6 +133,23 @@ def test_what_came_is_kept_in_the_spool(laptop: Laptop) -> None:
     assert os.listdir("spool") == []
 
 
+@pytest.mark.parametrize("how", ["open to others", "a link"])
+def test_p5_a_spool_that_others_can_write_to_is_not_gone_on_with(laptop: Laptop, how: str) -> None:
+    """With --trust-server nothing but the folder's owner vouches for what lies there."""
+    cut(laptop, 400_000, *[0] * 3)
+    assert restore(laptop, "-C", "new", "--spool", "spool").status == 5
+    (there,) = Path("spool").iterdir()
+    if how == "a link":
+        there.rename("elsewhere")
+        there.symlink_to(Path("elsewhere").resolve())
+    else:
+        there.chmod(0o777)
+    done = restore(laptop, "-C", "new", "--spool", "spool")
+    assert done.status == 1
+    assert "belongs to somebody else or is open to others" in done.err
+    assert not Path("new").exists()
+
+
 def test_without_a_spool_nothing_stays_of_what_broke_off(laptop: Laptop) -> None:
     cut(laptop, *[1000] * 3)
     assert restore(laptop, "-C", "new").status == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
+from zkeep.agent.client import is_ours
 from zkeep.backup.fetch import Listed, choose, fetch, list_snapshots
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Path, Place, parse_destination, parse_source
@@ -197,6 +199,8 @@ def _spool(wanted: _Wanted, chosen: Listed) -> Iterator[Pool]:
     digest = sha256(f"{wanted.place}\0{chosen.guid}".encode()).hexdigest()[:16]
     path = FilePath(wanted.spool) / f"zkeep-restore-{digest}"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.lexists(path) and not is_ours(path):  # what lies there would be taken for what came
+        raise Refused(f"cannot restore: {path} belongs to somebody else or is open to others; name another --spool")
     try:
         with Pool.open(path, name, wait()) if path.exists() else Pool.create(path, name, local) as pool:
             yield pool
