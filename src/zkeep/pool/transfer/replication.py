@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
@@ -17,6 +18,27 @@ from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.promote import lock_both, promote_in
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one replication of names works with: a transaction, what the stream's header says, and the datasets here.
+
+    `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`.
+    """
+
+    pool: Pool
+    t: Transaction
+    header: PackageHeader
+    top: Dataset
+    within: DatasetName
+    stack: ExitStack
+    locked: set[int] = field(default_factory=set)
+
+    def promote(self, clone: Dataset) -> None:
+        """Promote a clone here; both datasets stay locked until the end."""
+        lock_both(self.pool, clone, self.stack, self.locked)
+        promote_in(self.pool, self.t, clone)
 
 
 def replicate_names(
@@ -45,58 +67,51 @@ def replicate_names(
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         # 1. Clones have the origins that they have there: promoted ones are promoted, pasts of two datasets parted.
-        held: set[int] = set()
-        _promote_as_there(pool, t, header, dataset, within, stack, held)
-        _part_as_there(pool, t, header, dataset, stack, held)
+        work = _Work(pool, t, header, dataset, within, stack)
+        _promote_as_there(work)
+        _part_as_there(work)
         # 2. Match datasets by common snapshots; with -F, what is gone there is destroyed.
         local = pool.tree().within(dataset)
         matched = dict(_matches(pool, header, local))
         if force:
-            segments = _destroy_gone(pool, t, header, local, matched)
+            segments = _destroy_gone(work, local, matched)
         # 3. Names: of snapshots, then of datasets as far as their parents are here.
-        _rename_snapshots(pool, t, header, matched)
-        settled = _rename_datasets(pool, t, header, local, matched, place)
+        _rename_snapshots(work, matched)
+        settled = _rename_datasets(work, local, matched, place)
     discard(pool, segments)
     return settled
 
 
-def _promote_as_there(
-    pool: Pool,
-    t: Transaction,
-    header: PackageHeader,
-    top: Dataset,
-    within: DatasetName,
-    stack: ExitStack,
-    held: set[int],
-) -> None:
+def _promote_as_there(work: _Work) -> None:
     """Promote clones that were promoted at the source.
 
     Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
     and one at least, but no more, whatever the header says.
     """
+    pool, top = work.pool, work.top
     left = Counter({d.id: max(1, len(list(pool.origins(d)))) for d in pool.tree().within(top)})
     while True:
         local = pool.tree().within(top)
-        found = next((d for d in local if left[d.id] > 0 and _is_promoted(pool, header, d, within)), None)
+        found = next((d for d in local if left[d.id] > 0 and _is_promoted(work, d)), None)
         if found is None:
             return
         left[found.id] -= 1
-        lock_both(pool, found, stack, held)
-        promote_in(pool, t, found)
+        work.promote(found)
 
 
-def _is_promoted(pool: Pool, header: PackageHeader, dataset: Dataset, within: DatasetName) -> bool:
+def _is_promoted(work: _Work, dataset: Dataset) -> bool:
     """Whether the dataset was promoted at the source: its origin there is older than its origin here, or none.
 
     A promotion takes snapshots away from the origin: one outside of `within` keeps them.
     """
+    pool, within = work.pool, work.within
     # here                                  there, after `zfs promote clone`
     #
     # fs@a --- fs@b --- fs                  clone@a --- clone@b --- clone
     #             \                                         \
     #              clone (origin fs@b)                       fs (origin clone@b)
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
-    there = next((entry for _, entry in _matches(pool, header, [dataset])), None)
+    there = next((entry for _, entry in _matches(pool, work.header, [dataset])), None)
     if origin is None or there is None or there.origin == origin.guid or not _is_in(origin, within):
         return False
     if there.origin == 0:
@@ -108,29 +123,26 @@ def _is_in(snapshot: Snapshot, within: DatasetName) -> bool:
     return snapshot.dataset.name.is_within(within)
 
 
-def _part_as_there(
-    pool: Pool, t: Transaction, header: PackageHeader, top: Dataset, stack: ExitStack, held: set[int]
-) -> None:
+def _part_as_there(work: _Work) -> None:
     """Divide a dataset here whose older snapshots belong to another dataset at the source.
 
     That is what a promotion there does to a clone that was never replicated before: its part of the past must become
     a dataset of its own here, too.
     """
-    guids = header.by_guid
-    todo = pool.tree().within(top)[1:]
+    pool, guids = work.pool, work.header.by_guid
+    todo = pool.tree().within(work.top)[1:]
     while todo:
         dataset = todo.pop()
         # Which dataset at the source each snapshot belongs to. The newest one says whose this dataset is.
         owned = [(s, guids[s.guid][0]) for s in pool.snapshots(dataset) if s.guid in guids]
         older = [(snapshot, owner) for snapshot, owner in owned if owner is not owned[-1][1]]
-        others = [other for other in pool.tree().within(top) if other.id != dataset.id]
-        if not older or older[-1][1] in dict(_matches(pool, header, others)).values():
+        others = [other for other in pool.tree().within(work.top) if other.id != dataset.id]
+        if not older or older[-1][1] in dict(_matches(pool, work.header, others)).values():
             continue
         # A clone of the newest of the others, promoted, takes these snapshots; it may have to be divided again.
         snapshot, owner = older[-1]
-        clone = _clone_for(pool, t, snapshot, owner)
-        lock_both(pool, clone, stack, held)
-        promote_in(pool, t, clone)
+        clone = _clone_for(pool, work.t, snapshot, owner)
+        work.promote(clone)
         todo.append(pool.by_id(clone.id))
 
 
@@ -164,11 +176,9 @@ def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterato
             yield dataset.id, guids[found][0]
 
 
-def _destroy_gone(
-    pool: Pool, t: Transaction, header: PackageHeader, local: list[Dataset], matched: dict[int, PackageDataset]
-) -> list[str]:
+def _destroy_gone(work: _Work, local: list[Dataset], matched: dict[int, PackageDataset]) -> list[str]:
     """With -F: destroy snapshots and datasets that do not exist at the source; returns segments without a name."""
-    guids = header.by_guid
+    pool, t, guids = work.pool, work.t, work.header.by_guid
     segments: list[str] = []
     for dataset in _leaves_first(local):
         # Of a dataset that the source has, single snapshots go; one that it has not goes whole, but never the top.
@@ -208,8 +218,8 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(pool, receiving)}")
 
 
-def _rename_snapshots(pool: Pool, t: Transaction, header: PackageHeader, matched: dict[int, PackageDataset]) -> None:
-    guids = header.by_guid
+def _rename_snapshots(work: _Work, matched: dict[int, PackageDataset]) -> None:
+    pool, guids = work.pool, work.header.by_guid
     for dataset_id in matched:
         dataset = pool.tree().get(dataset_id)
         if dataset is None:
@@ -222,21 +232,17 @@ def _rename_snapshots(pool: Pool, t: Transaction, header: PackageHeader, matched
             if name != snapshot.doc["name"]:
                 if name in kept:
                     raise Refused(f"cannot rename {snapshot.name} to @{name}, as at the source: the name is taken")
-                pool.update_snapshot(t, snapshot, name=name)
+                pool.update_snapshot(work.t, snapshot, name=name)
 
 
 def _rename_datasets(
-    pool: Pool,
-    t: Transaction,
-    header: PackageHeader,
-    local: list[Dataset],
-    matched: dict[int, PackageDataset],
-    place: Callable[[str], DatasetName],
+    work: _Work, local: list[Dataset], matched: dict[int, PackageDataset], place: Callable[[str], DatasetName]
 ) -> bool:
     """Give each dataset below the top its sender's name; what the sender does not know moves with its parent.
 
     So does what belongs below a dataset that is still to come; if it has that one's name, it steps aside.
     """
+    pool, header = work.pool, work.header
     top, tree = local[0].name.text, pool.tree().by_id
     below = sorted((d for d in local[1:] if d.id in tree), key=lambda d: d.name.depth)
     others = {d.name.text for d in tree.values()} - {d.name.text for d in below}
@@ -258,7 +264,7 @@ def _rename_datasets(
         aside |= in_the_way
     for dataset in below:
         if names[dataset.id] != dataset.name.text:
-            pool.update_dataset(t, dataset, name=pool.relative(DatasetName.parse(names[dataset.id])))
+            pool.update_dataset(work.t, dataset, name=pool.relative(DatasetName.parse(names[dataset.id])))
     taken = sorted(name for name, count in Counter(names.values()).items() if count > 1 or name in others)
     if taken:
         raise Refused(f"cannot rename as at the source: {shown(taken[0])} is in the way")

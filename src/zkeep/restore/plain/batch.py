@@ -47,6 +47,13 @@ class PlainBatch:
     sizes: Array
     parts: Array
 
+    @classmethod
+    def empty(cls, steps: Array) -> PlainBatch:
+        """Columns for these steps, to be filled in."""
+        count = len(steps)
+        leaves, kinds = np.zeros(count, LEAF), np.zeros(count, np.uint8)
+        return cls(steps, {}, leaves, kinds, np.zeros(count, bool), np.zeros(count, np.int64), np.ones(count, np.int64))
+
 
 class Verifier:
     """Looks up what steps send, in an opened snapshot, and lets `difference` check that none is missing.
@@ -77,29 +84,21 @@ class Verifier:
         self._difference.finish()
 
     def _batch(self, steps: Array) -> PlainBatch:
+        batch = PlainBatch.empty(steps)
         freed = steps["rtype"] == RecordType.FREEOBJECTS
-        leaves, kinds = np.zeros(len(steps), LEAF), np.zeros(len(steps), np.uint8)
-        sizes = np.zeros(len(steps), np.int64)
-        objects: dict[int, VerifiedObject] = {}
         self._difference.free(steps[freed])
         mine = np.flatnonzero(~freed)
         for first, last in _runs(steps["object"][mine]):
-            self._object(steps, mine[first:last], objects, leaves, kinds, sizes)
-        return self._sized(steps, objects, leaves, kinds, sizes)
+            self._object(batch, mine[first:last])
+        self._size(batch)
+        return batch
 
-    def _object(
-        self,
-        steps: Array,
-        mine: Array,
-        objects: dict[int, VerifiedObject],
-        leaves: Array,
-        kinds: Array,
-        sizes: Array,
-    ) -> None:
+    def _object(self, batch: PlainBatch, mine: Array) -> None:
         """Fill the columns of the steps `mine`, which are of one object."""
+        steps, leaves, kinds = batch.steps, batch.leaves, batch.kinds
         obj = self._snapshot.object(int(steps["object"][mine[0]]))
         dnode = obj.dnode
-        objects[dnode.number] = obj
+        batch.objects[dnode.number] = obj
         if dnode.byteorder != self._order:
             raise self._swapped(dnode.number)
         # The leaf of each block that is written, and of the spill block: they say how it is stored.
@@ -116,7 +115,7 @@ class Verifier:
             leaves[spilled], kinds[spilled] = spill, dnode.bonustype
         # An OBJECT brings the decrypted bonus, padded to 8 bytes; the FREE behind it begins after the last block.
         if rtypes[0] == RecordType.OBJECT:
-            sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
+            batch.sizes[mine[0]] = -(-len(dnode.bonus) // _ALIGN) * _ALIGN
         tails = mine[steps["turn"][mine] == TAIL]
         steps["a"][tails] = (dnode.maxblkid + 1) * dnode.blksz
         self._difference.object(obj, steps[mine])
@@ -137,28 +136,26 @@ class Verifier:
             raise Damaged(f"{self._snapshot.name}: object {obj.dnode.number}: its blocks changed while they were read")
         return found
 
-    def _sized(
-        self, steps: Array, objects: dict[int, VerifiedObject], leaves: Array, kinds: Array, sizes: Array
-    ) -> PlainBatch:
-        """How each block is sent: in one record or in several, compressed or not."""
+    def _size(self, batch: PlainBatch) -> None:
+        """Say how each block is sent: in one record or in several, compressed or not."""
+        steps, leaves = batch.steps, batch.leaves
         # 1. Without -L, blocks of more than 128 KiB are cut into several WRITEs.
         is_data, is_spill = steps["rtype"] == RecordType.WRITE, steps["rtype"] == RecordType.SPILL
         logical = leaves["logical"].astype(np.int64)
         cut = is_data & (logical > OLD_LARGEST) if not self._large else np.zeros(len(steps), bool)
-        parts = np.where(cut, -(-logical // OLD_LARGEST), 1)
+        batch.parts[cut] = -(-logical[cut] // OLD_LARGEST)
         # 2. Metadata is never sent compressed, so that a receiver of another byte order can swap it.
         little = leaves["pointer"]["prop"] >> _LITTLE > 0
-        swapped, metadata = little != (self._order == "little"), is_spill | holds_metadata(kinds)
+        swapped, metadata = little != (self._order == "little"), is_spill | holds_metadata(batch.kinds)
         wrong = np.flatnonzero((is_data | is_spill) & swapped & metadata)
         if len(wrong):
             raise self._swapped(int(steps["object"][wrong[0]]))
         # 3. With -c, contents go as they are stored, unless their pieces or bytes have to change.
         packed = is_data & ~cut & ~swapped & ~metadata & (leaves["compression"] > Compression.OFF)
-        packed &= self._compressed
+        batch.packed[:] = packed & self._compressed
         stored = leaves["size"].astype(np.int64) - HEADER
         blocks = is_data | is_spill
-        sizes[blocks] = np.where(packed, stored, logical)[blocks]
-        return PlainBatch(steps, objects, leaves, kinds, packed, sizes, parts)
+        batch.sizes[blocks] = np.where(batch.packed, stored, logical)[blocks]
 
 
 def _runs(values: Array) -> Iterator[tuple[int, int]]:
