@@ -110,7 +110,7 @@ def test_p3_two_receivers_at_once(kept: Box, options: list[str]) -> None:
     kept.state()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_p3_an_interrupted_receive_leaves_nothing(kept: Box, number: signal.Signals) -> None:
     before = kept.state()
     one = receiver("v/x@s1")

@@ -8,6 +8,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +32,9 @@ CALLS = (
 MANY = os.environ.get("ZKEEP_FAULTS", "8")
 """How many faults are tried with each verb, as dice say. `all`: at each place in the code from which a call is made,
 the first call and the last one fail. `every`: every call, with every number; that takes hours."""
-NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES)
+STOP = -1
+"""No error: a signal that ends the verb comes during the call."""
+NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, STOP)
 ON = 10**9
 DATA = Path(__file__).parent.parent / "data"
 Moment = tuple[int, int, int]
@@ -57,7 +60,9 @@ class Faults:
         with self._lock:
             at = len(self.places)
             self.places.append(place)
-        if at in self._failing:
+        if at in self._failing and self._number == STOP:
+            signal.raise_signal(signal.SIGTERM)
+        elif at in self._failing:
             raise OSError(self._number, os.strerror(self._number))
 
     def wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,6 +79,7 @@ class Faults:
     def moments(self) -> list[Moment]:
         """The faults to try, after a run in which none failed."""
         every = [(first, count, number) for first in range(self.calls) for count in (1, ON) for number in NUMBERS]
+        every = [(first, count, number) for first, count, number in every if number != STOP or count == 1]
         if MANY == "every":
             return every
         if MANY != "all":
@@ -82,7 +88,8 @@ class Faults:
         for at, place in enumerate(self.places):
             found.setdefault(place, []).append(at)
         chosen = sorted({at for calls in found.values() for at in (calls[0], calls[-1])})
-        return [(at, count, NUMBERS[(at + (count > 1)) % len(NUMBERS)]) for at in chosen for count in (1, ON)]
+        errors = [(at, count, NUMBERS[(at + (count > 1)) % 3]) for at in chosen for count in (1, ON)]
+        return errors + [(at, 1, STOP) for at in chosen]
 
 
 def _lines(frame: Any) -> Iterator[tuple[str, int]]:
@@ -108,6 +115,16 @@ def failing(faults: Faults) -> Iterator[None]:
 
         patch.setattr(Index, "_run", asked)
         yield
+
+
+@contextmanager
+def harmless_afterwards() -> Iterator[None]:
+    """A signal from another thread may come when the verb has just ended."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def called(line: str, stream: str = "") -> int:
@@ -183,7 +200,7 @@ class Bench:
             Registry(self.home).remove("vault")
 
     def play(self, faults: Faults) -> int:
-        with failing(faults):
+        with failing(faults), harmless_afterwards():
             return called(self._verb.line.format(place=self.place), self._verb.stream)
 
     def state(self) -> list[object]:
@@ -215,7 +232,7 @@ def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[s
             done = "before" if found == before else "after" if found == after else f"between: +{more} -{less}"
             then = "" if finished else f" (again: status {again}: {capfd.readouterr().err.strip()})"
             wrong.append(
-                f"call {first} {what}, {errno.errorcode[number]}: status {status}, {done}: {error.strip()}{then}"
+                f"call {first} {what}, {errno.errorcode.get(number, 'a signal')}: status {status}, {done}: {error.strip()}{then}"
             )
     return wrong
 

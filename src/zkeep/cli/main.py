@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import re
-import signal
 import sys
 from importlib import import_module
-from types import FrameType
 
 import click
 
 from zkeep.cli.common import as_zfs, usage
+from zkeep.cli.common.signals import interrupting
 from zkeep.cli.common.terminal import fill_closed_streams, guarded, program, say, settle
 from zkeep.errors import Interrupted, TryAgain, ZkeepError
 
@@ -190,14 +189,13 @@ def _as_called(status: int) -> int:
 
 def _run(arguments: list[str] | None = None) -> int:
     """The exit status; whatever goes wrong is one line on standard error."""
-    signal.signal(signal.SIGTERM, _interrupt)
     if instruction := os.environ.get("_ZKEEP_COMPLETE"):
         from zkeep.cli.help.completion import answer
 
         return answer(cli, instruction)
     words = list(sys.argv[1:] if arguments is None else arguments)
     with guarded(matters=answers(words)):
-        return _called(words)
+        return _stoppable(words)
 
 
 def answers(words: list[str]) -> bool:
@@ -207,6 +205,14 @@ def answers(words: list[str]) -> bool:
     if name not in CHANGING or any(DRY_RUN.fullmatch(word) for word in words):
         return True
     return name == "mount" and all(word.startswith("-") for word in words[1:])  # what is mounted is listed
+
+
+def _stoppable(words: list[str]) -> int:
+    try:
+        with interrupting():
+            return _called(words)
+    except KeyboardInterrupt as error:  # while the end was reported
+        return _report(error)
 
 
 def _called(words: list[str]) -> int:
@@ -222,10 +228,6 @@ def _called(words: list[str]) -> int:
         if os.environ.get("ZKEEP_DEBUG") == "1":
             raise
         return _report(error)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _report(error: BaseException) -> int:

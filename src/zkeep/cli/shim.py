@@ -23,7 +23,7 @@ import sys
 
 os.environ.setdefault("ZKEEP_HOME", {home!r})
 sys.argv[0] = {name!r}
-from zkeep.cli.main import main
+from zkeep.__main__ import main
 
 main()
 """

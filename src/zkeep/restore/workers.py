@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
-ENDS = {signal.SIGINT, signal.SIGTERM}
+ENDS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 AHEAD = 2
 "Portions that a worker holds at a time: the one it works on, and the next."
 Portion = TypeVar("Portion")
@@ -125,11 +125,13 @@ def _lost() -> TryAgain:
 def _run_worker(work: Work[Any], work_end: Connection[Any, Any], parent_ends: list[Connection[Any, Any]]) -> None:
     """Work until the connection closes. Only the parent holds its other end, so a worker never outlives the parent.
 
-    A terminal sends SIGINT to all processes. Workers ignore it: the parent handles it, and then terminates them.
+    A terminal sends SIGINT and SIGHUP to all processes. Workers ignore them: the parent handles them, and then
+    terminates the workers.
     """
     for connection in parent_ends:
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _on_sigterm)
     with suppress(KeyboardInterrupt):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)

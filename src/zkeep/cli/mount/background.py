@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,12 @@ def background(log: Path, *, stay: bool = False) -> Iterator[Callable[[], None]]
 
 def _waited(child: int, reads: int) -> int:
     """The status to end with: 0 once the child is ready, else what it ended with."""
-    if os.read(reads, 1) == READY:
-        return 0
+    try:
+        if os.read(reads, 1) == READY:
+            return 0
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)  # else it would go on, unseen
+        raise
     return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
