@@ -152,6 +152,8 @@ class Index:
         self._undone = 0
         self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
         self._places = 0
+        self._seen: int | None = None
+        "The data version in this transaction."
         self._done = 0
         self._allowed = 1 << 62
         if path != MEMORY and not os.path.lexists(path):
@@ -199,7 +201,6 @@ class Index:
                     _checked(*row)
                     self._replace_terms(set(), terms(row[0], row[1], _text(*row)))
             self._put(MARK, "", VERSION)
-            self._note_places()
 
     def _schema(self) -> set[str]:
         """The statements that make it, as SQLite keeps them."""
@@ -255,8 +256,10 @@ class Index:
 
     def begin(self, mode: str = "IMMEDIATE") -> None:
         self._run(f"BEGIN {mode}")
+        self._seen = None
 
     def commit(self) -> None:
+        self._note_places()
         self._run("COMMIT")
 
     def rollback(self) -> None:
@@ -277,14 +280,20 @@ class Index:
 
     def version(self) -> tuple[int, int, int]:
         """Differs after every change that a reader here would see, from this connection or another."""
-        return self._run("PRAGMA data_version")[0][0], self._db.total_changes, self._undone
+        return self._data_version(), self._db.total_changes, self._undone
+
+    def _data_version(self) -> int:
+        """Differs after every change by another connection; in a transaction none is seen, so it is asked once."""
+        if self._seen is None or not self.in_transaction:
+            self._seen = int(self._run("PRAGMA data_version")[0][0])
+        return self._seen
 
     def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
         """The keys of documents that came, went or changed since `mark`, and the mark of now.
 
         None: unknown, because another connection changed something, or a change was rolled back.
         """
-        epoch = (id(self), self._run("PRAGMA data_version")[0][0], self._undone)
+        epoch = (id(self), self._data_version(), self._undone)
         keys = self._applied[kind]
         now = Mark(epoch, len(keys))
         return now, keys[mark.position :] if mark and mark.epoch == epoch else None
@@ -322,7 +331,6 @@ class Index:
                 self._delete(kind, key)
             else:
                 self._put(kind, key, value)
-        self._note_places()
 
     def _put(self, kind: str, key: str, value: str) -> None:
         self._delete(kind, key)
@@ -336,7 +344,7 @@ class Index:
             self._places -= _sum(kind, key)
 
     def _note_places(self) -> None:
-        """Add to the tally what was put and deleted since the last call; triggers keep its other columns."""
+        """Add to the tally what the transaction put and deleted; triggers keep its other columns."""
         change, self._places = self._places, 0
         if change:
             self._run("UPDATE tally SET places = places + ?", change)
@@ -352,7 +360,6 @@ class Index:
         for statement in ("DELETE FROM doc", "DELETE FROM applied", "DELETE FROM tally", _COUNTED):
             self._run(statement)
         self._put(MARK, "", VERSION)
-        self._note_places()
 
     def get(self, kind: str, key: str) -> Doc | None:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
