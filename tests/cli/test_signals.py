@@ -17,7 +17,7 @@ import pytest
 
 import keykit
 from commandkit import own_state
-from zkeep.cli import background
+from zkeep.cli.mount import background
 from zkeep.cli.main import run
 from zkeep.cli.common.signals import Interrupt, interrupting
 
@@ -50,7 +50,7 @@ def test_a_signal_does_afterwards_what_it_did_before(capfd: pytest.CaptureFixtur
 def test_a_signal_ends_a_verb(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("zkeep.cli.version.version_text", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr("zkeep.cli.help.version.version_text", lambda *_: signal.raise_signal(number))
     assert run(["version"]) == 5
     assert capfd.readouterr().err == "zkeep: interrupted\n"
 
