@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 
@@ -17,9 +18,9 @@ import pytest
 
 import keykit
 from commandkit import own_state
-from zkeep.cli.mount import background
-from zkeep.cli.main import run
 from zkeep.cli.common.signals import Interrupt, interrupting
+from zkeep.cli.main import run
+from zkeep.cli.mount import background
 
 private = pytest.fixture(autouse=True)(keykit.private)
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -66,28 +67,33 @@ def test_what_is_ignored_stays_ignored(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
+def interrupted(work: Callable[[], object]) -> bool:
+    with suppress(Interrupt), interrupting():
+        work()
+        return False
+    return True
+
+
+def hit_twice(undone: list[int]) -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        undone.append(1)
+
+
 def test_two_signals_at_once_are_one() -> None:
     """As timeout(1) sends them: what the first one leaves to be taken back is not cut off by the second."""
-    undone = []
-    with pytest.raises(Interrupt), interrupting():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGHUP)
-            undone.append(1)
+    undone: list[int] = []
+    assert interrupted(lambda: hit_twice(undone))
     assert undone
 
 
 def test_a_later_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zkeep.cli.common.signals.PATIENCE", 0.0)
-    undone = []
-    with pytest.raises(Interrupt), interrupting():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            undone.append(1)
+    undone: list[int] = []
+    assert interrupted(lambda: hit_twice(undone))
     assert not undone
 
 
@@ -97,10 +103,13 @@ def test_a_signal_while_an_object_is_removed_is_not_lost() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     reached = []
-    with pytest.raises(Interrupt), interrupting():
+
+    def remove() -> None:
         Removed()
         reached.append(1)
         wait_for(lambda: False)
+
+    assert interrupted(remove)
     assert reached
 
 
@@ -126,8 +135,7 @@ def test_what_goes_on_in_the_background_ends_with_who_waits_for_it() -> None:
     reads, writes = os.pipe()
     timer = Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM])
     timer.start()
-    with pytest.raises(Interrupt), interrupting():
-        background._waited(child, reads)
+    assert interrupted(lambda: background._waited(child, reads))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     os.close(reads)
     os.close(writes)

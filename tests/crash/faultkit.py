@@ -231,8 +231,9 @@ def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[s
             more, less = [x for x in found if x not in before], [x for x in before if x not in found]
             done = "before" if found == before else "after" if found == after else f"between: +{more} -{less}"
             then = "" if finished else f" (again: status {again}: {capfd.readouterr().err.strip()})"
+            kind = errno.errorcode.get(number, "a signal")
             wrong.append(
-                f"call {first} {what}, {errno.errorcode.get(number, 'a signal')}: status {status}, {done}: {error.strip()}{then}"
+                f"call {first} {what}, {kind}: status {status}, {done}: {error.strip()}{then}"
             )
     return wrong
 
