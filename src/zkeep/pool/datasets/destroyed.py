@@ -178,7 +178,8 @@ def bring_back(registry: Registry, pool: Destroyed, name: str | None = None) -> 
         registry.add(chosen, pool.path)
     except BaseException:
         with suppress(OSError, ZkeepError):
-            store.delete(IDENTITY)
+            if not _leads_to(registry, chosen, pool.path):  # else it was interrupted just after that
+                store.delete(IDENTITY)
         raise
     with suppress(OSError):  # beside POOL it means nothing
         store.delete(MARK)
@@ -234,6 +235,8 @@ def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> 
     try:
         registry.add(name, path)
     except BaseException as error:
+        if _leads_to(registry, name, path):
+            raise  # interrupted just after it was made known
         try:
             erase(LocalStore(path))
         except (OSError, ZkeepError):
@@ -243,3 +246,9 @@ def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> 
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _leads_to(registry: Registry, name: str, path: Path) -> bool:
+    with suppress(OSError, ZkeepError):
+        return registry.pools().get(name) == path.resolve()
+    return False
