@@ -32,13 +32,26 @@ if TYPE_CHECKING:
 KINDS = ("auto", "none", "btrfs", "lvm", "zfs")
 F = TypeVar("F", bound=Callable[..., Any])
 _SOURCE = click.option("--from", "source", metavar="DIR|IMAGE", help="Store a folder; in a volume, an image or device.")
+
+
+def _check_size(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    try:
+        if text is not None:
+            parse_size(text)
+    except ValueError:
+        raise click.BadParameter(f"{shown(text or '')} is not a size, such as 512M or 1.5G") from None
+    return text
+
+
 _EXCLUDING = [
     click.option("--one-file-system", is_flag=True, help="Leave out what other file systems hold."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches, as in .gitignore."),
     click.option("--exclude-from", multiple=True, metavar="FILE", help="Patterns to leave out, one a line."),
     click.option("--exclude-caches", is_flag=True, help="Leave out folders that hold a CACHEDIR.TAG."),
     click.option("--exclude-if-present", multiple=True, metavar="NAME", help="Leave out folders that hold NAME."),
-    click.option("--exclude-larger-than", metavar="SIZE", help="Leave out larger files."),
+    click.option(
+        "--exclude-larger-than", metavar="SIZE", callback=_check_size, help="Leave out larger files."
+    ),
     click.option(
         "--fs-snapshot",
         type=click.Choice(KINDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -34,6 +35,8 @@ _PATIENCE = 60.0
 BARRED = ("zkeep.crypto", "zkeep.capture", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot", "cryptography")
 "Cannot be imported in a process that serves a client: whatever it is asked for, it decrypts nothing."
 
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,9 +58,9 @@ class Settings:
     ) -> Settings:
         access = Access(DatasetName.parse(root), parse_roles(roles or DEFAULT))
         try:
-            seconds = float(idle)
-            if not 0 <= seconds <= 1e9:
+            if not _SECONDS.fullmatch(idle):
                 raise ValueError(idle)
+            seconds = float(idle)
         except ValueError:
             raise WrongUsage(f"--idle takes a number of seconds, not {shown(idle)}") from None
         try:
