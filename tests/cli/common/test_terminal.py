@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from zkeep.cli.common.sink import Sink
 from zkeep.cli.common.terminal import Output, draw, guarded
 from zkeep.cli.main import answers, run
 from zkeep.names import printable, printable_path, unescaped, whole_number
@@ -296,3 +299,30 @@ def test_values_that_look_like_numbers_stay_what_they_are(pool: Path, capfd: Out
     assert run(["set", f"n:m={value}", "v"]) == 0
     for words in (["list", "-j", "--json-int", "-o", "name,n:m"], ["get", "-j", "--json-int", "n:m", "v"]):
         assert run(words) == 0
+
+
+class Full(io.StringIO):
+    """A file on a full disk: text, and the bytes below it."""
+
+    def write(self, text: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @property
+    def buffer(self) -> Full:
+        return self
+
+
+WRITES = {
+    "text": lambda: Output(Full(), matters=True).write("x"),
+    "bytes": lambda: Output(Full(), matters=True).buffer.write(b"x"),
+    "a stream": lambda: Sink().write(b"x"),
+}
+
+
+@pytest.mark.parametrize("way", WRITES)
+def test_what_cannot_be_written_to_standard_output_says_so(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 'No space left on device' seems to be said of the pool."""
+    monkeypatch.setattr(os, "write", lambda fd, content: Full().write(content))
+    with pytest.raises(OSError, match="No space") as said:
+        WRITES[way]()
+    assert said.value.filename == "standard output"

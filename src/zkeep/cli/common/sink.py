@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from zkeep.cli.common.terminal import named
+
 if TYPE_CHECKING:
     from zkeep.server.wire import Wire
 
@@ -70,7 +72,13 @@ class Sink(io.RawIOBase):
             return total
         # Write up to the next whole stride, so that the file behind standard output is written in aligned pieces.
         while len(view):
-            done = os.write(1, view[: self._stride - self._at % self._stride])
+            done = self._put(view[: self._stride - self._at % self._stride])
             self._at += done
             view = view[done:]
         return total
+
+    def _put(self, content: memoryview) -> int:
+        try:
+            return os.write(1, content)
+        except OSError as error:
+            raise named(error) from None

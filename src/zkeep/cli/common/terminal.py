@@ -83,6 +83,11 @@ class Output:
         except (OSError, Refused) as error:
             self._fail(error)
 
+    @property
+    def buffer(self) -> Any:
+        """For what is written as bytes: names of files, contents."""
+        return _Bytes(self.rich_proxied_file.buffer)
+
     def flush(self) -> None:
         try:
             self.rich_proxied_file.flush()
@@ -90,12 +95,33 @@ class Output:
             self._fail(error)
 
     def _fail(self, error: OSError | Refused) -> None:
-        if self._matters and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise OSError(error.errno, error.strerror, "standard output") from None
         if self._matters:
-            raise error
+            raise named(error) from None
         self.lost = self.lost or (error if isinstance(error, OSError) else OSError(str(error)))
         discard(self.rich_proxied_file)
+
+
+class _Bytes:
+    """The bytes below standard output: an error names it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, content: Any) -> int:
+        try:
+            return int(self._stream.write(content))
+        except OSError as error:
+            raise named(error) from None
+
+
+def named(error: OSError | Refused) -> OSError | Refused:
+    """An error of the system at standard output, with that in its message."""
+    if isinstance(error, Refused | BrokenPipeError):
+        return error
+    return OSError(error.errno, error.strerror, "standard output")
 
 
 def discard(stream: TextIO) -> None:

@@ -321,8 +321,9 @@ def _advice(pool: Status) -> Sequence[tuple[str, str]]:
             "('-v'); all others can be sent and read."
         )
         action = (
-            f"Find out what damaged the disk. Destroy what is hurt and receive it again from its source, or send what "
-            f"is whole to another pool; then 'zkeep pool scrub {name}'."
+            "Find out what damaged the disk. 'zkeep receive -c SNAPSHOT' heals what is hurt from a full stream of it, "
+            "which its source sends. Or destroy what is hurt and receive it again, or send what is whole to another "
+            f"pool; then 'zkeep pool scrub {name}'."
         )
         return ("status", trouble), ("action", action)
     if pool.health == "UNAVAIL":
