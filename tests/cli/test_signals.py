@@ -84,7 +84,7 @@ def hit_twice(undone: list[int]) -> None:
 
 
 def test_two_signals_at_once_are_one() -> None:
-    """As timeout(1) sends them: what the first one leaves to be taken back is not cut off by the second."""
+    """timeout(1) sends two: the second one does not cut off what takes back what the first one stopped."""
     undone: list[int] = []
     assert interrupted(lambda: hit_twice(undone))
     assert undone
