@@ -85,7 +85,9 @@ class LiveDataset:
         self.inodes: dict[int, Inode] = {}
         self.changed: dict[int, Inode] = {}
         self.nameless: dict[int, Inode] = {}
-        "Files without a name that are open; a commit puts them into the delete queue."
+        "Files without a name that are in use; a commit puts them into the delete queue."
+        self.uses: dict[int, int] = {}
+        "How often the kernel was told of each file: it may ask for it until it has forgotten as many."
         self._new = new
         self._get_key = get_key
         self._keys: MasterKeys | None = None
@@ -220,11 +222,25 @@ class LiveDataset:
         inode.dirty = True
         self.changed[inode.number] = inode
 
+    def use(self, inode: Inode) -> None:
+        """Somebody will ask for an inode by its number."""
+        self.uses[inode.number] = self.uses.get(inode.number, 0) + 1
+
+    def forget(self, number: int, times: int = 1) -> None:
+        """Somebody will ask for an inode no longer, as often as it was used."""
+        left = self.uses.get(number, 0) - times
+        if left > 0:
+            self.uses[number] = left
+            return
+        self.uses.pop(number, None)
+        if number in self.nameless:
+            self.drop_if_unused(self.nameless[number])
+
     def drop_if_unused(self, inode: Inode) -> None:
-        """Free an inode that has no names and is not open; one that is open waits for its last user."""
+        """Free an inode that has no names and is not in use; one that is waits for its last user."""
         if inode.fields.links > 0:
             return
-        if inode.opens:
+        if inode.number in self.uses:
             self.nameless[inode.number] = inode
             return
         self.nameless.pop(inode.number, None)
@@ -327,6 +343,11 @@ class LiveDataset:
             self._room_known = View(self.pool).available(self.pool.dataset(self.name))
         return self._room_known
 
+    def space(self) -> tuple[int, int]:
+        """Bytes that are free for files, and all that there are: what quotas and disk leave."""
+        free = max(self._room() - self._needed(0), 0)
+        return free, free + View(self.pool).charged(self.pool.dataset(self.name))
+
     @property
     def is_dirty(self) -> bool:
         return bool(self.changed or self._freed or set(self.nameless) != self._queued)
@@ -400,7 +421,7 @@ class LiveDataset:
     def forget_unused(self) -> None:
         """Drop inodes from memory that are not in use, if they are many. Call it between two operations only."""
         if len(self.inodes) > MAX_CACHED:
-            kept = (inode for inode in self.inodes.values() if inode.opens or inode.dirty)
+            kept = (inode for inode in self.inodes.values() if inode.dirty or inode.number in self.nameless)
             self.inodes = {inode.number: inode for inode in kept}
 
     def _drain(self) -> None:

@@ -1,7 +1,7 @@
-"""The operations of a mounted dataset, by path, with the results and errors that POSIX wants.
+"""The operations of a mounted dataset, with the results and errors that POSIX wants.
 
-A caller holds the dataset's lock. Paths are bytes without a slash at either end. Permissions are checked by the kernel
-before it asks (default_permissions), and the kernel follows symbolic links.
+A caller holds the dataset's lock. A file is given as an inode, a name together with its folder. Permissions are checked
+by the kernel before it asks (default_permissions), and the kernel walks through paths and follows symbolic links.
 """
 
 from __future__ import annotations
@@ -40,52 +40,40 @@ class LiveFiles:
 
     # Finding
 
-    def lookup(self, path: bytes) -> Inode:
-        inode = self.dataset.root
-        for name in path.split(b"/") if path else ():
-            if not inode.is_folder:
-                fail(errno.ENOTDIR)
-            if len(name) > MAX_NAME:
-                fail(errno.ENAMETOOLONG)
-            found = self.dataset.find(inode, name)
-            if found is None:
-                fail(errno.ENOENT)
-            inode = found
-        return inode
-
-    def _place(self, path: bytes) -> tuple[Inode, bytes]:
-        """The folder of a path that is to be changed there, and the name in it."""
-        above, _, name = path.rpartition(b"/")
-        folder = self.lookup(above)
-        if not folder.is_folder:
-            fail(errno.ENOTDIR)
-        if len(name) > MAX_NAME:
-            fail(errno.ENAMETOOLONG)
-        return folder, name
-
-    def _free_place(self, path: bytes) -> tuple[Inode, bytes]:
-        if not path:
-            fail(errno.EEXIST)
-        folder, name = self._place(path)
-        if self.dataset.find(folder, name) is not None:
-            fail(errno.EEXIST)
-        return folder, name
-
-    def _there(self, path: bytes) -> tuple[Inode, bytes, Inode]:
-        """The folder of a path, the name in it, and what that leads to."""
-        folder, name = self._place(path)
+    def find(self, folder: Inode, name: bytes) -> Inode:
+        """What a name in a folder leads to."""
+        _check_name(folder, name)
         found = self.dataset.find(folder, name)
         if found is None:
             fail(errno.ENOENT)
-        return folder, name, found
+        return found
+
+    def _check_free(self, folder: Inode, name: bytes) -> None:
+        _check_name(folder, name)
+        if not folder.fields.links:
+            fail(errno.ENOENT)  # the folder was removed, and somebody is still in it
+        if self.dataset.find(folder, name) is not None:
+            fail(errno.EEXIST)
 
     # Making and removing
 
     def make(
-        self, path: bytes, mode: int, owner: Owner, *, rdev: int = 0, target: bytes | None = None, umask: int = 0
+        self,
+        folder: Inode,
+        name: bytes | None,
+        mode: int,
+        owner: Owner,
+        *,
+        rdev: int = 0,
+        target: bytes | None = None,
+        umask: int = 0,
     ) -> Inode:
-        """A new file, folder, link, device, fifo or socket. A default ACL of the folder replaces the umask."""
-        folder, name = self._free_place(path)
+        """A new file, folder, link, device, fifo or socket; without a name (None), it is gone when nobody uses it.
+
+        A default ACL of the folder replaces the umask.
+        """
+        if name is not None:
+            self._check_free(folder, name)
         if target is not None and not 0 < len(target) <= MAX_TARGET:
             fail(errno.ENAMETOOLONG if target else errno.ENOENT)
         if folder.fields.mode & stat.S_ISGID:  # what is made in such a folder belongs to its group
@@ -99,7 +87,11 @@ class LiveFiles:
         inode.fields.rdev = rdev
         if target is not None:
             inode.fields.target, inode.fields.size = target, len(target)
-        self._enter(folder, name, inode)
+        if name is None:
+            inode.fields.links = 0
+            self.dataset.nameless[inode.number] = inode
+        else:
+            self._enter(folder, name, inode)
         return inode
 
     def _enter(self, folder: Inode, name: bytes, inode: Inode) -> None:
@@ -116,8 +108,8 @@ class LiveFiles:
             folder.fields.links = _counted(folder.fields.links - 1)
         self._changed_content(folder)
 
-    def unlink(self, path: bytes) -> None:
-        folder, name, inode = self._there(path)
+    def unlink(self, folder: Inode, name: bytes) -> None:
+        inode = self.find(folder, name)
         if inode.is_folder:
             fail(errno.EISDIR)
         self._leave(folder, name, inode)
@@ -128,19 +120,8 @@ class LiveFiles:
         self._changed(inode)
         self.dataset.drop_if_unused(inode)
 
-    def enter_again(self, path: bytes, inode: Inode) -> None:
-        """Give a file without a name one."""
-        folder, name = self._free_place(path)
-        inode.fields.links += 1
-        inode.fields.parent = folder.number
-        self.dataset.nameless.pop(inode.number, None)
-        self._enter(folder, name, inode)
-        self._changed(inode)
-
-    def rmdir(self, path: bytes) -> None:
-        if not path:
-            fail(errno.EBUSY)
-        folder, name, inode = self._there(path)
+    def rmdir(self, folder: Inode, name: bytes) -> None:
+        inode = self.find(folder, name)
         if not inode.is_folder:
             fail(errno.ENOTDIR)
         if inode.fields.size > 2:
@@ -148,29 +129,25 @@ class LiveFiles:
         self._leave(folder, name, inode)
         self._lose_name(inode)
 
-    def link(self, old: bytes, new: bytes) -> Inode:
-        inode = self.lookup(old)
-        folder, name = self._free_place(new)
+    def link(self, inode: Inode, folder: Inode, name: bytes) -> None:
+        """One more name for a file; also the first for one that was made without."""
+        self._check_free(folder, name)
         if inode.is_folder:
             fail(errno.EPERM)
         if inode.fields.links >= MAX_LINKS:
             fail(errno.EMLINK)
+        self.dataset.nameless.pop(inode.number, None)
         inode.fields.links += 1
         inode.fields.parent = folder.number
         self._enter(folder, name, inode)
         self._changed(inode)
-        return inode
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+    def rename(self, source: Inode, old_name: bytes, target: Inode, new_name: bytes, flags: int = 0) -> None:
+        """renameat2(2), in folders `source` and `target`."""
         if flags not in (0, NOREPLACE, EXCHANGE):
             fail(errno.EINVAL)
-        if not old or not new:
-            fail(errno.EBUSY)
-        source, old_name = self._place(old)
-        target, new_name = self._place(new)
-        inode, other = self.dataset.find(source, old_name), self.dataset.find(target, new_name)
-        if inode is None:
-            fail(errno.ENOENT)
+        _check_name(target, new_name)
+        inode, other = self.find(source, old_name), self.dataset.find(target, new_name)
         self._check_rename((source, inode), (target, other), flags)
         if other is inode:
             return
@@ -231,9 +208,21 @@ class LiveFiles:
 
     def chown(self, inode: Inode, uid: int, gid: int) -> None:
         """-1 leaves one as it is."""
+        self.drop_privileges(inode)
         inode.fields.uid = inode.fields.uid if uid == -1 else uid
         inode.fields.gid = inode.fields.gid if gid == -1 else gid
         self._changed(inode)
+
+    def drop_privileges(self, inode: Inode) -> None:
+        """Take set-user-ID, set-group-ID and capabilities from a file that gets other contents or another owner."""
+        mode = inode.fields.mode
+        if inode.is_folder:
+            return
+        if mode & stat.S_ISUID or mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
+            # Without the group's x, set-group-ID means something else (mandatory locks), and stays.
+            inode.fields.mode = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+            self.dataset.touch(inode)
+        self.xattrs.drop_capabilities(inode)
 
     def utimens(self, inode: Inode, atime: int | None, mtime: int | None) -> None:
         """Nanoseconds since 1970; None leaves one as it is."""
@@ -256,7 +245,7 @@ class LiveFiles:
             fields.atime = now
             self.dataset.touch(inode)
 
-    def write(self, inode: Inode, data: bytes, offset: int) -> int:
+    def write(self, inode: Inode, data: bytes | memoryview, offset: int) -> int:
         if offset + len(data) > MAX_SIZE:
             fail(errno.EFBIG)
         self.dataset.check_room(len(data))
@@ -305,14 +294,12 @@ class LiveFiles:
             fail(errno.ENXIO)
         return min(at, size)
 
-    # Open files
 
-    def open(self, inode: Inode) -> None:
-        inode.opens += 1
-
-    def release(self, inode: Inode) -> None:
-        inode.opens -= 1
-        self.dataset.drop_if_unused(inode)
+def _check_name(folder: Inode, name: bytes) -> None:
+    if not folder.is_folder:
+        fail(errno.ENOTDIR)
+    if len(name) > MAX_NAME:
+        fail(errno.ENAMETOOLONG)
 
 
 def _counted(number: int) -> int:

@@ -1,131 +1,137 @@
-"""FUSE operations of a dataset that is mounted read-write.
+"""What a dataset that is mounted read-write answers to FUSE.
 
 What was done is committed every few seconds, at fsync and at the end. An error that is none of a system call (damaged
 data, a full disk) is EIO or ENOSPC for the caller, and a line in the log.
 
-libfuse knows files by their paths. One that is open and loses its name is therefore renamed first, to
-`.fuse_hidden...` in its folder, and that is unlinked when it is closed. Here such a name is in no folder: it leads to
-the file without a name that it stands for.
+The kernel knows a file by its object number, as a node, until it sends FORGET for it: so a file that is open and has no
+name any more is there for those who have it open, and is freed after the last of them. Nobody else changes the dataset,
+so the kernel may keep names, attributes and contents for as long as it likes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
-import signal
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
-from zkeep.live.control_folder import ControlFolder, Snapshots
+from zkeep.live import protocol as p
+from zkeep.live.control_folder import FIRST_NODE, NAME, ControlFolder, Snapshots
+from zkeep.live.device import Device, mount
 from zkeep.live.errors import fail
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
+from zkeep.live.protocol import Op, Request
 from zkeep.pool.transfer.reserve import QuotaExceeded
-from zkeep.tree.filesystem import NoSuchFile
+from zkeep.tree.filesystem import OBJECT_BITS, NoSuchFile
 
 INTERVAL = 5.0
 "Seconds after which what was done is committed."
 BLOCK = 512
-FOREVER = 86_400.0
-HIDDEN = re.compile(rb"(.*/)?\.fuse_hidden[0-9a-f]{16}")
-HIDING = 0.2
-"Seconds that libfuse may take from hiding a file to replacing it: no commit may come between."
-NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
-"In place of nanoseconds: UTIME_NOW, UTIME_OMIT."
-
-WITH_HANDLE = frozenset({"getattr", "readdir", "read", "release", "releasedir", "lseek", "fsync", "fsyncdir"})
-"Operations that may come without a path."
-CHANGING = {
-    *("chmod", "chown", "utimens", "mkdir", "mknod", "symlink", "link", "rename", "create", "write"),
-    *("truncate", "fallocate", "setxattr", "removexattr", "unlink", "rmdir", "fsync", "fsyncdir")
-}
+FOREVER = 86_400
+"Seconds for which the kernel may keep names and attributes."
+SECOND = 1_000_000_000
+BACKGROUND, CONGESTED = 64, 48
+"Requests that nobody waits for, such as reading ahead: how many there may be, and when they are many."
+WANTED = (
+    *(p.ASYNC_READ, p.BIG_WRITES, p.AUTO_INVAL_DATA, p.DO_READDIRPLUS, p.READDIRPLUS_AUTO),
+    *(p.PARALLEL_DIROPS, p.MAX_PAGES, p.CACHE_SYMLINKS, p.HANDLE_KILLPRIV_V2),
+)
+CHANGING = frozenset(
+    {
+        *(Op.SETATTR, Op.MKDIR, Op.MKNOD, Op.SYMLINK, Op.LINK, Op.RENAME, Op.RENAME2, Op.CREATE, Op.TMPFILE, Op.WRITE),
+        *(Op.FALLOCATE, Op.SETXATTR, Op.REMOVEXATTR, Op.UNLINK, Op.RMDIR, Op.FSYNC, Op.FSYNCDIR),
+    }
+)
 "Operations that fail once nothing can be committed any more, as what they do would be lost."
-DONT_MASK, POSIX_ACL = 1 << 6, 1 << 19
-"FUSE_CAP_*: the kernel leaves the umask to us, as default ACLs replace it; and it enforces ACLs."
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Body = bytes | bytearray | memoryview
 Log = Callable[[str], object]
 
 
-class Caller(NamedTuple):
-    """Who asks."""
-
-    uid: int
-    gid: int
-    umask: int
-
-
-def answer(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorate an operation: it has the dataset to itself, and every exception becomes an OSError with an errno."""
-
-    @wraps(method)
-    def answered(*args: P.args, **kwargs: P.kwargs) -> R:
-        me = args[0]
-        assert isinstance(me, Operations)
-        try:
-            with me.files.dataset.lock:
-                inside = me.control.path_of(args[1:], me.handle_of(method.__name__, args))
-                if inside is not None:
-                    result: R = me.control.answer(method.__name__, inside, args[1:], me.next_handle())
-                    return result
-                if me.files.dataset.is_stale and method.__name__ in CHANGING:
-                    raise Refused("something else was written to the dataset: nothing can be committed any more")
-                return method(*args, **kwargs)
-        except Exception as error:
-            number = me.errno_of(str(args[1]) if len(args) > 1 else "", error)
-        raise OSError(number, os.strerror(number))
-
-    return answered
-
-
 class Operations:
-    """The operations that mfusepy calls, by the names that it expects."""
-
-    use_ns = True
-    flag_nullpath_ok = flag_nopath = 1
+    """Answers requests, one at a time: `answer` is for the device."""
 
     def __init__(
         self,
         files: LiveFiles,
         log: Log,
         on_mounted: Callable[[], object],
-        caller: Callable[[], Caller],
         *,
         acls: bool,
         snapshots: Snapshots | None = None,
     ) -> None:
-        """`on_mounted` is called once the folder shows its content; `caller` tells who asks. `acls`: there are some."""
+        """`on_mounted` is called once the folder shows its content. `acls`: there are some."""
         self.files = files
-        self.control = ControlFolder(snapshots)
+        self._dataset = files.dataset
+        self._control = ControlFolder(snapshots)
         self._log = log
         self._on_mounted = on_mounted
-        self._caller = caller
         self._acls = acls
-        self.has_begun = False
-        self._handles: dict[int, Inode] = {}
-        self._next_handle = 1
         self._ended = threading.Event()
-        self._hidden: dict[bytes, Inode] = {}
-        self._hid_at = -HIDING
+        self._listings: dict[int, list[tuple[bytes, int]]] = {}
+        "Entries of the folders that are open, by handle, as they were when somebody began to read them."
+        self._next_handle = 1
+        self._answers: dict[int, Callable[[Request], Body]] = {
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.SETATTR: self._setattr,
+            Op.READLINK: self._readlink,
+            Op.SYMLINK: self._symlink,
+            Op.MKNOD: self._mknod,
+            Op.MKDIR: self._mkdir,
+            Op.UNLINK: self._unlink,
+            Op.RMDIR: self._rmdir,
+            Op.RENAME: self._rename,
+            Op.RENAME2: self._rename,
+            Op.LINK: self._link,
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.STATFS: self._statfs,
+            Op.FSYNC: self._fsync,
+            Op.FSYNCDIR: self._fsync,
+            Op.SETXATTR: self._setxattr,
+            Op.GETXATTR: self._getxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.REMOVEXATTR: self._removexattr,
+            Op.INIT: self._init,
+            Op.OPENDIR: self._opendir,
+            Op.READDIR: self._readdir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.RELEASEDIR: self._releasedir,
+            Op.CREATE: self._create,
+            Op.TMPFILE: self._tmpfile,
+            Op.FALLOCATE: self._fallocate,
+            Op.LSEEK: self._lseek,
+            Op.DESTROY: lambda request: b"",
+        }
 
-    def next_handle(self) -> int:
-        self._next_handle += 1
-        return self._next_handle - 1
+    def answer(self, request: Request) -> tuple[int, Body] | None:
+        """Errno and body; every exception becomes an errno."""
+        op = request.op
+        if op in (Op.FORGET, Op.BATCH_FORGET):
+            self._forget(request)
+            return None
+        if op == Op.INTERRUPT:
+            return None
+        method = self._answers.get(op)
+        if method is None:
+            return errno.ENOSYS, b""
+        try:
+            with self._dataset.lock:
+                if self._dataset.is_stale and op in CHANGING:
+                    raise Refused("something else was written to the dataset: nothing can be committed any more")
+                if request.node >= FIRST_NODE:
+                    return 0, self._control.answer(request)
+                return 0, method(request)
+        except Exception as error:
+            return self._errno_of(f"{Op(op).name} of object {self._number(request.node)}", error), b""
 
-    def handle_of(self, operation: str, args: tuple[Any, ...]) -> int | None:
-        """The handle among the arguments of an operation, if it has one: it is the last."""
-        last = args[-1] if operation in WITH_HANDLE and len(args) > 2 else None
-        return last if isinstance(last, int) else None
-
-    def errno_of(self, path: str, error: Exception) -> int:
+    def _errno_of(self, what: str, error: Exception) -> int:
         if isinstance(error, NoSuchFile):
             return errno.ENOENT
         if isinstance(error, QuotaExceeded):
@@ -133,22 +139,21 @@ class Operations:
         if isinstance(error, OSError) and error.errno:
             return error.errno
         text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
-        self._log(f"{ascii(path)[1:-1]}: {text}")
+        self._log(f"{what}: {text}")
         return errno.EIO
 
     # The mount itself
 
-    def init_with_config(self, connection: Any, config: Any) -> None:
-        if config is not None:
-            config.use_ino = config.nullpath_ok = 1
-            config.entry_timeout = FOREVER
-            config.negative_timeout = 1.0  # snapshots come below .zfs
-            config.attr_timeout = 0.0
-        if self._acls:
-            connection.want |= POSIX_ACL | DONT_MASK
-        self.has_begun = True
+    def _init(self, request: Request) -> bytes:
+        major, _, read_ahead, offered = p.INIT_IN.unpack_from(request.body)
+        if major != p.MAJOR:
+            raise Refused(f"the kernel speaks version {major} of FUSE, and not {p.MAJOR}")
+        wanted = sum(WANTED) | (p.POSIX_ACL | p.DONT_MASK if self._acls else 0)
+        pages = p.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
+        limits = (BACKGROUND, CONGESTED, p.MAX_WRITE, 1, pages, 0)
         threading.Thread(target=self._commit_at_times, daemon=True).start()
         self._on_mounted()
+        return p.INIT_OUT.pack(p.MAJOR, p.MINOR, read_ahead, offered & wanted, *limits, 0, 0)
 
     def _commit_at_times(self) -> None:
         while not self._ended.wait(INTERVAL):
@@ -156,298 +161,310 @@ class Operations:
                 with self.still():
                     if self._ended.is_set():
                         return
-                    self.files.dataset.commit()
-                    self.files.dataset.forget_unused()
-                    self.control.rest()
+                    self._dataset.commit()
+                    self._dataset.forget_unused()
+                    self._control.rest()
             except Exception as error:
-                self.errno_of("commit", error)
+                self._errno_of("commit", error)
 
     @contextmanager
     def still(self) -> Iterator[None]:
         """Nothing changes while this is held, and no change is half done."""
-        while True:
-            with self.files.dataset.lock:
-                wait = self._hid_at + HIDING - time.monotonic()
-                if wait <= 0:
-                    yield
-                    return
-            time.sleep(wait)
+        with self._dataset.lock:
+            yield
 
-    @answer
-    def destroy(self, path: str) -> None:
-        """The end. A file that somebody gave a name like a hidden one's gets it.
+    def end(self) -> None:
+        """Nobody can ask any more: files that were open and have no name are gone."""
+        with self._dataset.lock:
+            self._ended.set()
+            for number in list(self._dataset.nameless):
+                self._dataset.forget(number, self._dataset.uses.get(number, 0))
 
-        libfuse has taken its handlers of signals away; a second signal must not end the last commit.
-        """
-        ignore_signals()
-        self._ended.set()
-        for hidden, inode in self._hidden.items():
-            if inode.opens == 1:
-                self.files.enter_again(hidden, inode)
+    def _statfs(self, request: Request) -> bytes:
+        free, total = self._dataset.space()
+        unit = 128 << 10
+        numbers = total // unit, free // unit, free // unit, 1 << 40, 1 << 40
+        return p.STATFS_OUT.pack(*numbers, unit, 255, unit, 0)
 
-    def statfs(self, path: str) -> dict[str, int]:
-        disk = os.statvfs(self.files.dataset.pool.path)
-        unit = disk.f_frsize // BLOCK or 1
-        numbers = {"f_bsize": 128 << 10, "f_frsize": BLOCK, "f_namemax": 255}
-        numbers |= {"f_blocks": disk.f_blocks * unit, "f_bfree": disk.f_bfree * unit, "f_bavail": disk.f_bavail * unit}
-        return numbers | {"f_files": 1 << 40, "f_ffree": 1 << 40, "f_favail": 1 << 40}
+    # Nodes
+
+    def _number(self, node: int) -> int:
+        return self._dataset.tree.root if node == p.ROOT else node
+
+    def _inode(self, node: int) -> Inode:
+        return self._dataset.inode(self._number(node))
+
+    def _entry(self, inode: Inode) -> bytes:
+        """An answer by which the kernel learns of a file."""
+        self._dataset.use(inode)
+        found = inode.number, inode.fields.generation
+        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *_attributes(inode))
+
+    def _lookup(self, request: Request) -> bytes:
+        name = p.name_in(request.body)
+        if name == NAME and request.node == p.ROOT and (control := self._control.root()) is not None:
+            return control
+        folder = self._inode(request.node)
+        found = self._dataset.find(folder, name) if folder.is_folder and len(name) <= 255 else None
+        if found is not None:
+            return self._entry(found)
+        self.files.find(folder, name) if len(name) > 255 or not folder.is_folder else None  # raises what POSIX wants
+        # That a name is not there may be kept as well, but for those that come by themselves.
+        kept = 0 if name == NAME and request.node == p.ROOT else FOREVER
+        return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
+
+    def _forget(self, request: Request) -> None:
+        pairs: list[tuple[int, int]]
+        if request.op == Op.FORGET:
+            pairs = [(request.node, *p.FORGET_IN.unpack_from(request.body))]
+        else:
+            pairs = [(node, times) for node, times in p.FORGET_ONE.iter_unpack(request.body[8:])]
+        try:
+            with self._dataset.lock:
+                for node, times in pairs:
+                    if node >= FIRST_NODE:
+                        self._control.forget(node, times)
+                    else:
+                        self._dataset.forget(node, times)
+        except Exception as error:
+            self._errno_of("FORGET", error)
 
     # Attributes
 
-    def _at(self, path: str | None, handle: int | None) -> Inode:
-        if handle is not None and handle in self._handles:
-            return self._handles[handle]
-        inside = _inside(path or "")
-        return self._hidden.get(inside) or self.files.lookup(inside)
+    def _attributes_of(self, inode: Inode) -> bytes:
+        return p.ATTR_OUT.pack(FOREVER, 0, 0, *_attributes(inode))
 
-    @answer
-    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
-        inode = self._at(path, fh)
-        fields = inode.fields
-        return {
-            "st_ino": inode.number,
-            "st_mode": fields.mode,
-            "st_nlink": fields.links,
-            "st_uid": fields.uid,
-            "st_gid": fields.gid,
-            "st_size": fields.size,
-            "st_rdev": os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF),
-            "st_blocks": (fields.size + BLOCK - 1) // BLOCK,
-            "st_blksize": inode.block,
-            "st_atime": fields.atime,
-            "st_mtime": fields.mtime,
-            "st_ctime": fields.ctime,
-        }
+    def _getattr(self, request: Request) -> bytes:
+        return self._attributes_of(self._inode(request.node))
 
-    @answer
-    def chmod(self, path: str | None, mode: int, fh: int | None = None) -> None:
-        self.files.chmod(self._at(path, fh), mode)
-
-    @answer
-    def chown(self, path: str | None, uid: int, gid: int, fh: int | None = None) -> None:
-        self.files.chown(self._at(path, fh), uid, gid)
-
-    @answer
-    def utimens(self, path: str | None, times: tuple[tuple[int, int], ...] | None, fh: int | None = None) -> None:
-        """`times`: seconds and nanoseconds of access and of change; None: now."""
-        now = time.time_ns()
-        found = [_nanoseconds(*each, now) for each in times] if times else [now, now]
-        self.files.utimens(self._at(path, fh), *found)
+    def _setattr(self, request: Request) -> bytes:
+        (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = p.SETATTR_IN.unpack_from(
+            request.body
+        )
+        inode = self._inode(request.node)
+        if valid & p.SET_SIZE:
+            self.files.truncate(inode, size)
+            if valid & p.KILL_IDS:
+                self.files.drop_privileges(inode)
+        if valid & (p.SET_UID | p.SET_GID):
+            self.files.chown(inode, uid if valid & p.SET_UID else -1, gid if valid & p.SET_GID else -1)
+        if valid & p.SET_MODE:
+            self.files.chmod(inode, mode)
+        if valid & (p.SET_ATIME | p.SET_MTIME):
+            now = time.time_ns()
+            new_atime = now if valid & p.ATIME_NOW else atime * SECOND + atime_ns
+            new_mtime = now if valid & p.MTIME_NOW else mtime * SECOND + mtime_ns
+            self.files.utimens(
+                inode, new_atime if valid & p.SET_ATIME else None, new_mtime if valid & p.SET_MTIME else None
+            )
+        return self._attributes_of(inode)
 
     # Names
 
-    @answer
-    def opendir(self, path: str) -> int:
-        inode = self.files.lookup(_inside(path))
-        if not inode.is_folder:
-            fail(errno.ENOTDIR)
-        return self._opened(inode)
+    def _make(self, request: Request, name: bytes | None, mode: int, umask: int, rdev: int = 0) -> Inode:
+        owner = request.uid, request.gid
+        folder = self._inode(request.node)
+        # Without ACLs the kernel has applied the umask already.
+        return self.files.make(folder, name, mode, owner, rdev=rdev, umask=umask if self._acls else 0)
 
-    @answer
-    def readdir(self, path: str | None, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        inode = self._at(path, fh)
-        own = {"st_ino": inode.number, "st_mode": stat.S_IFDIR}
-        entries = self.files.dataset.entries(inode).items()
-        found = [(_text(name), {"st_ino": v & (1 << 48) - 1, "st_mode": (v >> 60) << 12}, 0) for name, v in entries]
-        return [(".", own, 0), ("..", own, 0), *found]
+    def _mknod(self, request: Request) -> bytes:
+        mode, device, umask, _ = p.MKNOD_IN.unpack_from(request.body)
+        rdev = os.major(device) << 20 | os.minor(device)
+        return self._entry(self._make(request, p.name_in(request.body, p.MKNOD_IN.size), mode, umask, rdev))
 
-    @answer
-    def releasedir(self, path: str | None, fh: int) -> None:
-        self._closed(fh)
+    def _mkdir(self, request: Request) -> bytes:
+        mode, umask = p.MKDIR_IN.unpack_from(request.body)
+        name = p.name_in(request.body, p.MKDIR_IN.size)
+        return self._entry(self._make(request, name, stat.S_IFDIR | mode & 0o7777, umask))
 
-    @answer
-    def mkdir(self, path: str, mode: int) -> None:
-        self._make(path, stat.S_IFDIR | mode & 0o7777)
+    def _create(self, request: Request) -> bytes:
+        _, mode, umask, _ = p.CREATE_IN.unpack_from(request.body)
+        name = p.name_in(request.body, p.CREATE_IN.size)
+        return self._entry(self._make(request, name, mode, umask)) + p.OPEN_OUT.pack(0, 0, 0)
 
-    def _make(self, path: str, mode: int, rdev: int = 0) -> Inode:
-        uid, gid, umask = self._caller()
-        return self.files.make(_inside(path), mode, (uid, gid), rdev=rdev, umask=umask if self._acls else 0)
+    def _tmpfile(self, request: Request) -> bytes:
+        _, mode, umask, _ = p.CREATE_IN.unpack_from(request.body)
+        return self._entry(self._make(request, None, mode, umask)) + p.OPEN_OUT.pack(0, 0, 0)
 
-    @answer
-    def mknod(self, path: str, mode: int, dev: int) -> None:
-        self._make(path, mode, os.major(dev) << 20 | os.minor(dev))
+    def _symlink(self, request: Request) -> bytes:
+        name, target = p.names_in(request.body)
+        folder, owner = self._inode(request.node), (request.uid, request.gid)
+        return self._entry(self.files.make(folder, name, stat.S_IFLNK | 0o777, owner, target=target))
 
-    @answer
-    def symlink(self, target: str, source: str) -> None:
-        owner = self._caller()[:2]
-        self.files.make(_inside(target), stat.S_IFLNK | 0o777, owner, target=_bytes(source))
+    def _readlink(self, request: Request) -> bytes:
+        return self._inode(request.node).fields.target or b""
 
-    @answer
-    def readlink(self, path: str) -> str:
-        return _text(self._at(path, None).fields.target or b"")
+    def _link(self, request: Request) -> bytes:
+        (node,) = p.OFFSET.unpack_from(request.body)
+        if node >= FIRST_NODE:
+            fail(errno.EXDEV)
+        inode = self._inode(node)
+        self.files.link(inode, self._inode(request.node), p.name_in(request.body, p.OFFSET.size))
+        return self._entry(inode)
 
-    @answer
-    def link(self, target: str, source: str) -> None:
-        self.files.link(_inside(source), _inside(target))
+    def _unlink(self, request: Request) -> bytes:
+        self.files.unlink(self._inode(request.node), p.name_in(request.body))
+        return b""
 
-    @answer
-    def unlink(self, path: str) -> None:
-        hidden = self._hidden.pop(_inside(path), None)
-        if hidden is not None:
-            self.files.release(hidden)
-            return
-        self.files.unlink(_inside(path))
+    def _rmdir(self, request: Request) -> bytes:
+        self.files.rmdir(self._inode(request.node), p.name_in(request.body))
+        return b""
 
-    @answer
-    def rmdir(self, path: str) -> None:
-        self.files.rmdir(_inside(path))
+    def _rename(self, request: Request) -> bytes:
+        if request.op == Op.RENAME:
+            (node,), flags, start = p.OFFSET.unpack_from(request.body), 0, p.OFFSET.size
+        else:
+            node, flags, _ = p.RENAME2_IN.unpack_from(request.body)
+            start = p.RENAME2_IN.size
+        if node >= FIRST_NODE:
+            fail(errno.EROFS)
+        old, new = p.names_in(request.body, start)
+        self.files.rename(self._inode(request.node), old, self._inode(node), new, flags)
+        return b""
 
-    @answer
-    def rename(self, old: str, new: str, flags: int = 0) -> None:
-        if HIDDEN.fullmatch(_inside(new)) and self._hide(_inside(old), _inside(new)):
-            return
-        self.files.rename(_inside(old), _inside(new), flags)
+    # Folders
 
-    def _hide(self, path: bytes, hidden: bytes) -> bool:
-        """Take away the name of a file that is open; what libfuse does next replaces or removes it."""
-        inode = self.files.lookup(path)
-        if not inode.opens or inode.is_folder or hidden in self._hidden:
-            return False
-        self.files.open(inode)
-        self._hidden[hidden] = inode
-        self.files.unlink(path)
-        self._hid_at = time.monotonic()
-        return True
+    def _opendir(self, request: Request) -> bytes:
+        handle = self._next_handle
+        self._next_handle += 1
+        return p.OPEN_OUT.pack(handle, 0, 0)
+
+    def _releasedir(self, request: Request) -> bytes:
+        self._listings.pop(p.OFFSET.unpack_from(request.body)[0], None)
+        return b""
+
+    def _listing(self, inode: Inode, handle: int, offset: int) -> list[tuple[bytes, int]]:
+        """All entries as they were when reading began, so that each is there once, whatever changes meanwhile."""
+        if offset == 0 or handle not in self._listings:
+            self._listings[handle] = list(self._dataset.entries(inode).items())
+        return self._listings[handle]
+
+    def _readdir(self, request: Request) -> Body:
+        handle, offset, room, *_ = p.READ_IN.unpack_from(request.body)
+        inode = self._inode(request.node)
+        out = _Page(room)
+        kind = stat.S_IFDIR >> 12
+        dots = [(b".", inode.number | kind << 60), (b"..", inode.fields.parent | kind << 60)]
+        listing = self._listing(inode, handle, offset)
+        for at in range(offset, len(listing) + 2):
+            name, value = dots[at] if at < 2 else listing[at - 2]
+            if not out.add(p.dirent(value & OBJECT_BITS, at + 1, name, value >> 60)):
+                break
+        return out.body
+
+    def _readdirplus(self, request: Request) -> Body:
+        """The same with attributes, so that nobody needs to ask for those one by one."""
+        handle, offset, room, *_ = p.READ_IN.unpack_from(request.body)
+        inode = self._inode(request.node)
+        out = _Page(room)
+        nothing, kind = bytes(p.ENTRY_OUT.size), stat.S_IFDIR >> 12
+        dots = [(b".", inode.number | kind << 60), (b"..", inode.fields.parent | kind << 60)]
+        listing = self._listing(inode, handle, offset)
+        for at in range(offset, len(listing) + 2):
+            name, value = dots[at] if at < 2 else listing[at - 2]
+            entry = p.dirent(value & OBJECT_BITS, at + 1, name, value >> 60)
+            if not out.has_room(p.ENTRY_OUT.size + len(entry)):
+                break
+            # One that was removed since is listed without attributes, and whoever looks for it is told.
+            found = self._dataset.find(inode, name) if at >= 2 else None
+            out.add((self._entry(found) if found is not None else nothing) + entry)
+        return out.body
 
     # Files
 
-    def _opened(self, inode: Inode) -> int:
-        handle = self.next_handle()
-        self._handles[handle] = inode
-        self.files.open(inode)
-        return handle
+    def _read(self, request: Request) -> Body:
+        _, offset, size, *_ = p.READ_IN.unpack_from(request.body)
+        return self.files.read(self._inode(request.node), offset, size)
 
-    def _closed(self, handle: int) -> None:
-        inode = self._handles.pop(handle, None)
-        if inode is not None:
-            self.files.release(inode)
+    def _write(self, request: Request) -> bytes:
+        _, offset, size, flags, *_ = p.WRITE_IN.unpack_from(request.body)
+        inode = self._inode(request.node)
+        data = request.body[p.WRITE_IN.size : p.WRITE_IN.size + size]
+        done = self.files.write(inode, data, offset)
+        if flags & p.WRITE_KILLS_IDS:
+            self.files.drop_privileges(inode)
+        return p.SIZE_OUT.pack(done, 0)
 
-    @answer
-    def create(self, path: str, mode: int, flags: int) -> int:
-        return self._opened(self._make(path, stat.S_IFREG | mode & 0o7777))
+    def _fallocate(self, request: Request) -> bytes:
+        _, offset, size, mode, _ = p.FALLOCATE_IN.unpack_from(request.body)
+        self.files.allocate(self._inode(request.node), mode, offset, size)
+        return b""
 
-    @answer
-    def open(self, path: str, flags: int) -> int:
-        return self._opened(self._at(path, None))
+    def _lseek(self, request: Request) -> bytes:
+        _, offset, whence, _ = p.LSEEK_IN.unpack_from(request.body)
+        return p.OFFSET.pack(self.files.seek(self._inode(request.node), offset, whence))
 
-    @answer
-    def release(self, path: str | None, fh: int) -> None:
-        self._closed(fh)
-
-    @answer
-    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
-        return self.files.read(self._at(path, fh), offset, size)
-
-    @answer
-    def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
-        return self.files.write(self._at(path, fh), data, offset)
-
-    @answer
-    def truncate(self, path: str | None, length: int, fh: int | None = None) -> None:
-        self.files.truncate(self._at(path, fh), length)
-
-    @answer
-    def fallocate(self, path: str | None, mode: int, offset: int, size: int, fh: int) -> None:
-        self.files.allocate(self._at(path, fh), mode, offset, size)
-
-    @answer
-    def lseek(self, path: str | None, offset: int, whence: int, fh: int | None) -> int:
-        return self.files.seek(self._at(path, fh), offset, whence)
+    def _fsync(self, request: Request) -> bytes:
+        self._dataset.commit()
+        return b""
 
     # Extended attributes
 
-    @answer
-    def listxattr(self, path: str) -> list[str]:
-        return [_text(name) for name in self.files.xattrs.names(self._at(path, None))]
+    def _listxattr(self, request: Request) -> bytes:
+        names = self.files.xattrs.names(self._inode(request.node))
+        return p.sized(request.body, b"".join(name + b"\0" for name in names))
 
-    @answer
-    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        return self.files.xattrs.get(self._at(path, None), _bytes(name))
+    def _getxattr(self, request: Request) -> bytes:
+        name = p.name_in(request.body, p.XATTR_IN.size)
+        return p.sized(request.body, self.files.xattrs.get(self._inode(request.node), name))
 
-    @answer
-    def setxattr(self, path: str, name: str, value: bytes, flags: int, position: int = 0) -> None:
-        self.files.xattrs.set(self._at(path, None), _bytes(name), value, flags)
+    def _setxattr(self, request: Request) -> bytes:
+        size, flags = p.XATTR_IN.unpack_from(request.body)
+        rest = bytes(request.body[p.XATTR_IN.size :])
+        name, _, value = rest.partition(b"\0")
+        self.files.xattrs.set(self._inode(request.node), name, value[:size], flags)
+        return b""
 
-    @answer
-    def removexattr(self, path: str, name: str) -> None:
-        self.files.xattrs.remove(self._at(path, None), _bytes(name))
-
-    # Durability
-
-    @answer
-    def fsync(self, path: str | None, datasync: int, fh: int) -> None:
-        self.files.dataset.commit()
-
-    @answer
-    def fsyncdir(self, path: str | None, datasync: int, fh: int) -> None:
-        self.files.dataset.commit()
+    def _removexattr(self, request: Request) -> bytes:
+        self.files.xattrs.remove(self._inode(request.node), p.name_in(request.body))
+        return b""
 
 
-def _nanoseconds(seconds: int, rest: int, now: int) -> int | None:
-    if rest == OMIT:
-        return None
-    return now if rest == NOW else seconds * 1_000_000_000 + rest
+class _Page:
+    """As many entries of a folder as an answer has room for."""
+
+    def __init__(self, room: int) -> None:
+        self.body = bytearray()
+        self._room = room
+
+    def has_room(self, size: int) -> bool:
+        return len(self.body) + size <= self._room
+
+    def add(self, entry: bytes) -> bool:
+        """Whether there was room for it."""
+        if not self.has_room(len(entry)):
+            return False
+        self.body += entry
+        return True
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def _attributes(inode: Inode) -> tuple[int, ...]:
+    """What stat() tells, in the order of the protocol."""
+    fields = inode.fields
+    size = fields.size
+    atime, atime_ns = divmod(fields.atime, SECOND)
+    mtime, mtime_ns = divmod(fields.mtime, SECOND)
+    ctime, ctime_ns = divmod(fields.ctime, SECOND)
+    device = os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF) & 0xFFFFFFFF if fields.rdev else 0
+    return (
+        *(inode.number, size, (size + BLOCK - 1) // BLOCK),
+        *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
+        *(fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0),
+    )
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _inside(path: str) -> bytes:
-    return _bytes(path).strip(b"/")
-
-
-def ignore_signals() -> None:
-    """Let no signal that may be handled end this process any more."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def caller() -> Caller:
-    """Who asks, in an operation that FUSE calls."""
-    from zkeep.live.driver import context
-
-    return Caller(*context())
-
-
-def serve(answers: Operations, folder: str, name: str, options: dict[str, str | bool]) -> None:
+def serve(operations: Operations, folder: str, name: str, options: list[str]) -> None:
     """Mount on a folder, and serve until it is unmounted or a signal ends it.
 
     Raises:
-        Refused: FUSE is not installed.
-        OSError: it could not be mounted; libfuse has said why on standard error.
+        Refused: it cannot be mounted.
     """
-    driver = _driver()
+    words = [f"fsname={name}".replace(",", "\\,"), "subtype=zkeep", "default_permissions", *options]
     try:
-        driver(
-            answers,
-            folder,
-            encoding="utf-8",
-            foreground=True,
-            nothreads=True,
-            default_permissions=True,
-            fsname=name.replace(",", "\\,"),
-            subtype="zkeep",
-            **options,
-        )
-    except RuntimeError:
-        if not answers.has_begun:
-            raise OSError(errno.EIO, "FUSE would not") from None
+        fd = mount(folder, words)
+    except Refused as error:
+        raise Refused(f"cannot mount {name}: {error}") from None
+    try:
+        Device(fd, folder).serve(operations.answer)
     finally:
-        if answers.has_begun:
-            ignore_signals()  # mfusepy has put back that of Ctrl-C
-
-
-def _driver() -> Any:
-    try:
-        from zkeep.live.driver import Driver
-    except ImportError:
-        raise Refused("mounting needs mfusepy, which is not installed: pip install 'zkeep[mount]'") from None
-    except OSError:
-        raise Refused("mounting needs libfuse, which is not installed (Debian: apt install fuse3)") from None
-    return Driver
+        operations.end()

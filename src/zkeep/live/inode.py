@@ -46,7 +46,6 @@ class Inode:
     large: dict[bytes, bytes] | None = field(default_factory=dict)
     "Extended attributes that are files of their own; None: the base has some, and they were not read yet."
     new_xattrs: bool = False
-    opens: int = 0
     dirty: bool = False
 
     @property

@@ -15,6 +15,7 @@ from zkeep.live.inode import Inode
 CREATE, REPLACE = 1, 2
 "Flags of setxattr(2)."
 NAMESPACES = (b"user.", b"trusted.", b"security.")
+CAPABILITIES = b"security.capability"
 MAX_VALUE = 64 << 10
 MAX_ALL = 1 << 20
 "Bytes of all extended attributes of a file."
@@ -75,6 +76,11 @@ class Xattrs:
     def _put(self, inode: Inode, every: dict[bytes, bytes]) -> None:
         self._dataset.change_xattrs(inode, every)
         inode.fields.ctime = time.time_ns()
+
+    def drop_capabilities(self, inode: Inode) -> None:
+        """A program that is written to loses what it might do."""
+        if (inode.fields.xattrs or inode.large is None) and CAPABILITIES in (every := self._dataset.xattrs(inode)):
+            self._put(inode, {n: v for n, v in every.items() if n != CAPABILITIES})
 
     # ACLs
 

@@ -15,6 +15,7 @@ from zkeep.format.compress_writer import compressor
 from zkeep.format.records import Feature
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.files import EXCHANGE, NOREPLACE, LiveFiles
+from zkeep.live.inode import Inode
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 from zkeep.snapshot.commit import NewSnapshot
@@ -23,17 +24,57 @@ RECORD = 16 << 10
 OWNER = (os.getuid(), os.getgid())
 
 
+class ByPath(LiveFiles):
+    """The operations by path, as the kernel walks through folders."""
+
+    def lookup(self, path: bytes) -> Inode:
+        inode = self.dataset.root
+        for name in path.split(b"/") if path else ():
+            inode = self.find(inode, name)
+        return inode
+
+    def place(self, path: bytes) -> tuple[Inode, bytes]:
+        if not path:
+            raise OSError(errno.EEXIST, "")
+        above, _, name = path.rpartition(b"/")
+        folder = self.lookup(above)
+        if not folder.is_folder:
+            raise OSError(errno.ENOTDIR, "")
+        return folder, name
+
+    def make(self, path: bytes, mode: int, owner: tuple[int, int], **more: Any) -> Inode:
+        return super().make(*self.place(path), mode, owner, **more)
+
+    def unlink(self, path: bytes) -> None:
+        super().unlink(*self.place(path))
+
+    def rmdir(self, path: bytes) -> None:
+        super().rmdir(*self.place(path))
+
+    def link(self, old: bytes, new: bytes) -> None:
+        super().link(self.lookup(old), *self.place(new))
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        super().rename(*self.place(old), *self.place(new), flags)
+
+    def open(self, inode: Inode) -> None:
+        self.dataset.use(inode)
+
+    def release(self, inode: Inode) -> None:
+        self.dataset.forget(inode.number)
+
+
 @contextmanager
-def live(tmp_path: Path, name: str = "v/home") -> Iterator[LiveFiles]:
+def live(tmp_path: Path, name: str = "v/home") -> Iterator[ByPath]:
     new = NewSnapshot(DatasetName(name).snapshot("head"), compressor("lz4"), Feature(0))
     with (
         Pool.open(tmp_path / "pool") as pool,
         LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes()) as dataset,
     ):
-        yield LiveFiles(dataset)
+        yield ByPath(dataset)
 
 
-def listing(files: LiveFiles) -> dict[bytes, tuple[Any, ...]]:
+def listing(files: ByPath) -> dict[bytes, tuple[Any, ...]]:
     """Every path, with all that a model has in the same way."""
     found = {}
 
@@ -69,7 +110,7 @@ def model_listing(top: Path) -> dict[bytes, tuple[Any, ...]]:
 class Twins:
     """Does the same to both, and compares what comes of it."""
 
-    def __init__(self, files: LiveFiles, top: Path, seed: int) -> None:
+    def __init__(self, files: ByPath, top: Path, seed: int) -> None:
         self.files = files
         self.top = top
         self.chance = random.Random(seed)

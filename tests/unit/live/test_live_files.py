@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from livekit import OWNER, RECORD, live
+from livekit import OWNER, RECORD, ByPath, live
 
 from zkeep.format.posix_acl import ACCESS, DEFAULT
 from zkeep.live import dataset as dataset_module
-from zkeep.live.files import KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, LiveFiles
+from zkeep.live.files import KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE
 
 Zkeep = Callable[..., int]
 FILE = stat.S_IFREG | 0o644
@@ -65,7 +65,7 @@ def test_extended_attributes_of_every_size_are_kept_and_replaced(zkeep: Zkeep, t
 
 def test_acls_follow_the_mode_and_are_inherited(zkeep: Zkeep, tmp_path: Path) -> None:
     with live(tmp_path) as plain:
-        files = LiveFiles(plain.dataset, acls=True)
+        files = ByPath(plain.dataset, acls=True)
         folder = files.make(b"folder", stat.S_IFDIR | 0o755, OWNER)
         files.xattrs.set(folder, DEFAULT, WITH_A_USER)
         inode = files.make(b"folder/file", stat.S_IFREG | 0o640, OWNER, umask=0o077)
@@ -145,13 +145,16 @@ def test_inodes_that_are_in_use_are_not_forgotten(
     with live(tmp_path) as files:
         for number in range(6):
             files.make(b"%d" % number, FILE, OWNER)
-        held = files.lookup(b"0")
+        held = files.make(b"held", FILE, OWNER)
+        files.write(held, b"no name", 0)
         files.open(held)
+        files.unlink(b"held")
         files.dataset.commit()
         files.make(b"new", FILE, OWNER)
         files.dataset.forget_unused()
         files.write(files.lookup(b"0"), b"content", 0)
-        assert files.lookup(b"0") is held
+        assert files.dataset.inode(held.number) is held
+        assert files.read(held, 0, 100) == b"no name"
         assert sorted(files.dataset.entries(files.dataset.root)) == [*(b"%d" % number for number in range(6)), b"new"]
         files.release(held)
     with live(tmp_path) as files:

@@ -43,12 +43,15 @@ def can_write(dataset: Dataset, pool: Pool) -> bool:
     return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
 
 
-def fuse_options(pool: Pool, dataset: Dataset) -> dict[str, str | bool]:
-    """What the properties setuid, exec and devices are as options of a mount; they are off where a user mounts."""
+def fuse_options(pool: Pool, dataset: Dataset) -> list[str]:
+    """What the properties setuid, exec, devices and atime are as options of a mount.
+
+    Where an ordinary user mounts, the system allows neither set-user-ID programs nor devices, whatever they say.
+    """
     view = View(pool)
-    words = [(name, allows(view, dataset, name)) for name in ("setuid", "exec", "devices")]
-    of = {"setuid": "suid", "exec": "exec", "devices": "dev"}
-    return {of[name] if on else f"no{of[name]}": True for name, on in words if not on or os.geteuid() == 0}
+    options = {"setuid": "suid", "exec": "exec", "devices": "dev", "atime": "atime"}
+    values = [(option, allows(view, dataset, name)) for name, option in options.items()]
+    return [option if on else f"no{option}" for option, on in values if not on or os.geteuid() == 0]
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def live_operations(
     from zkeep.live.control import answer_requests, listening
     from zkeep.live.dataset import LiveDataset
     from zkeep.live.files import LiveFiles
-    from zkeep.live.fuse import Operations, caller
+    from zkeep.live.fuse import Operations
 
     new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
     with LiveDataset(pool, new, recordsize, get_key, on_lost) as live, listening(socket_of(pool, dataset)) as server:
@@ -78,7 +81,7 @@ def live_operations(
         acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
         files = LiveFiles(live, acls=acls, atime=atime)
         with closing(_Snapshots(pool, dataset, get_key, log)) as snapshots:
-            operations = Operations(files, log, begun, caller, acls=acls, snapshots=snapshots)
+            operations = Operations(files, log, begun, acls=acls, snapshots=snapshots)
             yield operations
 
 

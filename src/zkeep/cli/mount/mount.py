@@ -173,6 +173,7 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
     from zkeep.agent.server import keep_secret
     from zkeep.cli.mount.live import can_write, fuse_options, live_operations
+    from zkeep.live.fuse import serve
 
     name = None if is_stream(request.what[0]) else parsed(request.what[0])
     if not isinstance(name, DatasetName) or len(request.what) > 1:
@@ -184,27 +185,15 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
         if not request.key_locations and not sys.stdin.isatty():
             _check_key(pool, dataset, any_loaded=True)
         keep_secret(locked=False)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        with _quiet() as (told, loud):
+        get_key = keys_from(request.key_locations)
+        lost = _lost_of(request.folder)
 
-            def on_mounted() -> None:
-                loud()
-                ready()
+        def on_lost(error: Exception) -> None:
+            lost.write_text(f"{error}\n", "utf-8", "backslashreplace")
 
-            from zkeep.live.fuse import serve
-
-            get_key = keys_from(request.key_locations)
-            lost = _lost_of(request.folder)
-
-            def on_lost(error: Exception) -> None:
-                lost.write_text(f"{error}\n", "utf-8", "backslashreplace")
-
-            with live_operations(pool, dataset, get_key, _log, on_mounted, on_lost) as operations:
-                try:
-                    serve(operations, request.folder, str(name), {**fuse_options(pool, dataset), **request.options})
-                except OSError as error:
-                    raise Refused(f"cannot mount {name}: {told() or error.strerror}") from None
+        options = [*fuse_options(pool, dataset), *(word for word in ("allow_other",) if word in request.options)]
+        with live_operations(pool, dataset, get_key, _log, ready, on_lost) as operations:
+            serve(operations, request.folder, str(name), options)
     return True
 
 

@@ -1,0 +1,158 @@
+"""A connection to the kernel's FUSE: mount a folder, read requests, write answers.
+
+It speaks to /dev/fuse itself. libfuse would know files by paths only, which takes time and needs tricks for files that
+are open and have no name, and which of its versions a system has decides what works.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from zkeep.errors import Refused
+from zkeep.live.protocol import HEADER_IN, HEADER_OUT, MAX_WRITE, Request, parse
+
+ROOM = HEADER_IN.size + MAX_WRITE + (64 << 10)
+"Bytes of the longest request."
+GONE = (errno.ENODEV, errno.ENOTCONN)
+"What reading fails with once it is unmounted."
+AGAIN = (errno.EINTR, errno.ENOENT, errno.EAGAIN)
+"What it fails with when a request was taken back."
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Answer = Callable[[Request], tuple[int, bytes | bytearray | memoryview] | None]
+"Errno (0: none) and body of an answer; None where the kernel waits for none."
+
+
+class _Ended(BaseException):
+    """A signal came while nothing was being done."""
+
+
+def _tool() -> str:
+    tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
+    if tool is None:
+        raise Refused("mounting needs fusermount3, which is not installed (Debian: apt install fuse3)")
+    return tool
+
+
+def mount(folder: str, options: list[str]) -> int:
+    """Mount on a folder; a file descriptor for its requests.
+
+    Raises:
+        Refused: it cannot be mounted.
+    """
+    # The tool may do what an ordinary user may not. It opens /dev/fuse, mounts, and hands the file over.
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+        command = [_tool(), "-o", ",".join(options), "--", folder]
+        done = subprocess.run(  # noqa: S603
+            command, env=environment, pass_fds=[theirs.fileno()], check=False, stderr=subprocess.PIPE
+        )
+        if done.returncode:
+            reason = " ".join(done.stderr.decode(errors="replace").split())
+            raise Refused(reason.split(": ", 1)[-1] or "FUSE would not")
+        return _received(ours)
+
+
+def _received(ours: socket.socket) -> int:
+    """The file descriptor that comes over a socket."""
+    _, messages, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i", [0]).itemsize), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in messages:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: fds.itemsize])
+    if not fds:
+        raise Refused("FUSE would not: it gave no connection")
+    return fds[0]
+
+
+def unmount(folder: str) -> None:
+    """Take a mount away, from those who use it as well; they get ENOTCONN."""
+    subprocess.run([_tool(), "-u", "-q", "-z", "--", folder], check=False, capture_output=True)  # noqa: S603
+
+
+class Device:
+    """Answers the requests of one mount, one after the other."""
+
+    def __init__(self, fd: int, folder: str) -> None:
+        self._fd = fd
+        self._folder = folder
+        self._is_waiting = False
+        self._ended = False
+
+    def serve(self, answer: Answer) -> None:
+        """Until it is unmounted, or a signal ends it: then it is unmounted here."""
+        with self._signals():
+            try:
+                self._serve(answer)
+            except _Ended:
+                self._ended = True
+        os.close(self._fd)
+        if self._ended:
+            unmount(self._folder)
+
+    def _serve(self, answer: Answer) -> None:
+        buffer = bytearray(ROOM)
+        message = memoryview(buffer)
+        while not self._ended:
+            size = self._read(buffer)
+            if size == 0:
+                return
+            request = parse(message[:size])
+            found = answer(request)
+            if found is not None:
+                self._write(request.unique, *found)
+
+    def _read(self, buffer: bytearray) -> int:
+        """The length of the next request; 0: there will be none any more."""
+        self._is_waiting = True
+        try:
+            while True:
+                try:
+                    return os.readv(self._fd, [buffer])
+                except OSError as error:
+                    if error.errno in GONE:
+                        return 0
+                    if error.errno not in AGAIN:
+                        raise
+        finally:
+            self._is_waiting = False
+
+    def _write(self, unique: int, number: int, body: bytes | bytearray | memoryview) -> None:
+        head = HEADER_OUT.pack(HEADER_OUT.size + len(body), -number, unique)
+        # ENOENT: who asked was interrupted, and waits no longer.
+        try:
+            os.writev(self._fd, [head, body] if body else [head])
+        except OSError as error:
+            if error.errno not in (*GONE, errno.ENOENT):
+                raise
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """A signal ends the loop: at once where it waits, else after the request that is being answered."""
+
+        def end(number: int, frame: FrameType | None) -> None:
+            self._ended = True
+            if self._is_waiting:
+                raise _Ended
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, end) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number in before:
+                with suppress(ValueError):
+                    signal.signal(number, signal.SIG_IGN)  # nothing must end the last commit
