@@ -6,6 +6,7 @@ closed; or why that failed. The request is one byte. The socket lies in a folder
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -33,9 +34,16 @@ def path_of(folder: Path, pool_guid: int, dataset_guid: int) -> Path:
 
 @contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """A path that is short enough for a socket, whatever its folder is called."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    """A path that is short enough for a socket, whatever its folder is called.
+
+    Raises:
+        PermissionError: others can put a socket into that folder. Which folder it is the pool says, so it may be any.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        status, me = os.fstat(folder), os.geteuid()
+        if status.st_mode & 0o022 or me not in (status.st_uid, 0):
+            raise PermissionError(errno.EACCES, f"{path.parent} belongs to somebody else, or is open to others")
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)

@@ -76,8 +76,12 @@ class LiveDataset:
         recordsize: int,
         get_key: GetKey,
         on_lost: Callable[[Exception], object] = lambda error: None,
+        runtime: str = "",
     ) -> None:
-        """`on_lost` is called if the last commit fails, while the mount's lock is still held."""
+        """`on_lost` is called if the last commit fails, while the mount's lock is still held.
+
+        `runtime`: the folder of the socket at which it answers, for other sessions.
+        """
         self.lock = RLock()
         self.pool = pool
         self.recordsize = recordsize
@@ -87,7 +91,7 @@ class LiveDataset:
         self.nameless: dict[int, Inode] = {}
         "Files without a name that are in use; a commit puts them into the delete queue."
         self.uses: dict[int, int] = {}
-        "How often the kernel was told of each file: it may ask for it until it has forgotten as many."
+        "How often the kernel looked up each file: it may ask for it until it has forgotten it as often."
         self._new = new
         self._get_key = get_key
         self._keys: MasterKeys | None = None
@@ -103,6 +107,7 @@ class LiveDataset:
         "Something else was written to the dataset, so that nothing can be committed any more."
         self.numbers: Numbers
         self._on_lost = on_lost
+        self._runtime = runtime
         self._state: Snapshot
         "What the last commit made."
         self._base: tuple[OpenSnapshot, Filesystem] | None = None
@@ -127,7 +132,7 @@ class LiveDataset:
             _refuse(dataset, state)
             with self.pool.transaction() as t:
                 # From now on, destroying the newest snapshot leaves its state as the head. Look again after that.
-                dataset = self.pool.update_dataset(t, dataset, live=True)
+                dataset = self.pool.update_dataset(t, dataset, live=True, runtime=self._runtime)
             state = head.newest_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)
             stack.callback(self._close_base)

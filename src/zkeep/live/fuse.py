@@ -204,14 +204,12 @@ class Operations:
         name = p.name_in(request.body)
         if name == NAME and request.node == p.ROOT and (control := self._control.root()) is not None:
             return control
-        folder = self._inode(request.node)
-        found = self._dataset.find(folder, name) if folder.is_folder and len(name) <= 255 else None
-        if found is not None:
-            return self._entry(found)
-        self.files.find(folder, name) if len(name) > 255 or not folder.is_folder else None  # raises what POSIX wants
-        # That a name is not there may be kept as well, but for those that come by themselves.
-        kept = 0 if name == NAME and request.node == p.ROOT else FOREVER
-        return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
+        try:
+            return self._entry(self.files.find(self._inode(request.node), name))
+        except FileNotFoundError:
+            # The kernel keeps that a name is not there as well. Only .zfs comes by itself, with the first snapshot.
+            kept = 0 if name == NAME and request.node == p.ROOT else FOREVER
+            return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
 
     def _forget(self, request: Request) -> None:
         pairs: list[tuple[int, int]]
@@ -365,7 +363,7 @@ class Operations:
             entry = p.dirent(value & OBJECT_BITS, at + 1, name, value >> 60)
             if not out.has_room(p.ENTRY_OUT.size + len(entry)):
                 break
-            # One that was removed since is listed without attributes, and whoever looks for it is told.
+            # One that was removed since is listed without attributes; a LOOKUP of it says that it is not there.
             found = self._dataset.find(inode, name) if at >= 2 else None
             out.add((self._entry(found) if found is not None else nothing) + entry)
         return out.body
@@ -421,7 +419,7 @@ class Operations:
 
 
 class _Page:
-    """As many entries of a folder as an answer has room for."""
+    """Entries of a folder, as many as an answer has room for."""
 
     def __init__(self, room: int) -> None:
         self.body = bytearray()

@@ -65,11 +65,11 @@ class ByPath(LiveFiles):
 
 
 @contextmanager
-def live(tmp_path: Path, name: str = "v/home") -> Iterator[ByPath]:
+def live(tmp_path: Path, name: str = "v/home", runtime: str = "") -> Iterator[ByPath]:
     new = NewSnapshot(DatasetName(name).snapshot("head"), compressor("lz4"), Feature(0))
     with (
         Pool.open(tmp_path / "pool") as pool,
-        LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes()) as dataset,
+        LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes(), runtime=runtime) as dataset,
     ):
         yield ByPath(dataset)
 

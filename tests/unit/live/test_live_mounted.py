@@ -51,9 +51,9 @@ def create(operations: Operations, name: bytes) -> int:
 
 
 @contextmanager
-def answering(tmp_path: Path) -> Iterator[LiveFiles]:
+def answering(tmp_path: Path, runtime: str = "") -> Iterator[LiveFiles]:
     """A dataset that is mounted, and answers requests as a mount does."""
-    with live(tmp_path) as files:
+    with live(tmp_path, runtime=runtime) as files:
         pool = files.dataset.pool
         with listening(socket_of(pool, pool.dataset(files.dataset.name))) as server:
             answer_requests(server, files.dataset, operations(files).still)
@@ -207,3 +207,41 @@ def test_a_pool_with_a_mounted_dataset_is_neither_exported_nor_destroyed(
         make(files, b"one")
     assert names(tmp_path) == [b"one"]
     assert zkeep("pool", "export", "v") == 0
+
+
+def test_a_snapshot_is_taken_from_another_session(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "first session"
+    runtime.mkdir(mode=0o700)
+    with answering(tmp_path, str(runtime)) as files:
+        make(files, b"one")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "another"))
+        assert zkeep("snapshot", "v/home@a") == 0
+    assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", "v/home@a", "one") == 0
+
+
+@pytest.mark.parametrize("mode", [0o722, 0o777, 0o1777])
+def test_a_socket_in_a_folder_that_is_open_to_others_is_not_asked(
+    zkeep: Zkeep, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    with answering(tmp_path, str(runtime)) as files:
+        runtime.chmod(mode)
+        make(files, b"one")
+        assert zkeep("snapshot", "v/home@a") == 5
+        assert "open to others" in capsys.readouterr().err
+        runtime.chmod(0o700)
+        assert zkeep("snapshot", "v/home@a") == 0
+
+
+def test_a_socket_behind_a_link_is_not_asked(zkeep: Zkeep, tmp_path: Path) -> None:
+    runtime, link = tmp_path / "runtime", tmp_path / "link"
+    runtime.mkdir(mode=0o700)
+    with answering(tmp_path, str(runtime)) as files:
+        pool = files.dataset.pool
+        link.symlink_to(runtime)
+        with pool.transaction() as t:
+            pool.update_dataset(t, pool.dataset(files.dataset.name), runtime=str(link))
+        assert zkeep("snapshot", "v/home@a") == 5

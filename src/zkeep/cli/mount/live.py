@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zkeep.cli.common.pools import runtime_folder
@@ -14,8 +15,6 @@ from zkeep.errors import TryAgain
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from zkeep.crypto.unwrap import GetKey
     from zkeep.live.fuse import Operations
     from zkeep.pool.datasets.model import Dataset, Pool
@@ -65,13 +64,18 @@ def live_operations(
 ) -> Iterator[Operations]:
     """What FUSE calls; all is committed at the end. `on_lost` is called if that fails, under the mount's lock."""
     from zkeep.capture.snapshot import new_snapshot
-    from zkeep.live.control import answer_requests, listening
+    from zkeep.live.control import answer_requests, listening, path_of
     from zkeep.live.dataset import LiveDataset
     from zkeep.live.files import LiveFiles
     from zkeep.live.fuse import Operations
 
     new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
-    with LiveDataset(pool, new, recordsize, get_key, on_lost) as live, listening(socket_of(pool, dataset)) as server:
+    runtime = runtime_folder()
+    socket = path_of(runtime, int(pool.doc["guid"]), dataset.guid)
+    with (
+        LiveDataset(pool, new, recordsize, get_key, on_lost, str(runtime)) as live,
+        listening(socket) as server,
+    ):
 
         def begun() -> None:
             answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
@@ -130,9 +134,11 @@ class _Snapshots:
 
 
 def socket_of(pool: Pool, dataset: Dataset) -> Path:
+    """Where the mount of a dataset answers: in the runtime folder of the session that mounted it, which it noted."""
     from zkeep.live.control import path_of
 
-    return path_of(runtime_folder(), int(pool.doc["guid"]), dataset.guid)
+    folder = Path(str(pool.dataset(dataset.name).doc.get("runtime") or runtime_folder()))
+    return path_of(folder, int(pool.doc["guid"]), dataset.guid)
 
 
 def is_mounted(pool: Pool, dataset: Dataset) -> bool:

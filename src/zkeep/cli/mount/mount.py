@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -93,9 +94,10 @@ def mount_verb(
     *what, folder = arguments if len(arguments) > 1 else (arguments[0], _folder_of(arguments[0], load_keys))
     if load_keys:
         _load_key(what[0])
+    folder = os.path.realpath(folder)
+    _clear_dead(folder)
     if not os.path.isdir(folder):
         raise Refused(f"cannot mount: {folder} is not a folder")
-    folder = os.path.realpath(folder)
     with background(_log_of(folder), stay=foreground) as ready:
         request = _Request(what, folder, key_locations, chosen, recursive)
         if recursive or "ro" in _words(options) or not _mount_live(request, ready):
@@ -340,6 +342,17 @@ def _unescaped(text: str) -> str:
 def _list() -> None:
     for name, folder in _mounted():
         click.echo(f"{name:<30}  {folder}")
+
+
+def _clear_dead(folder: str) -> None:
+    """Unmount what a process that was killed left mounted on a folder: nobody can use it (ENOTCONN)."""
+    from zkeep.live.device import unmount
+
+    try:
+        os.stat(folder)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN and any(path == folder for _, path in _mounted()):
+            unmount(folder)
 
 
 @click.command("unmount")

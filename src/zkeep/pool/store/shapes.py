@@ -187,6 +187,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "own_key": _or_none(_flag),
         "snapshots_changed": _number,
         "live": _flag,
+        "runtime": _text,
     },
     "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag},
     "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts, "received_at": _number},
