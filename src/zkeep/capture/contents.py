@@ -246,6 +246,7 @@ def birth_of(name: bytes, folder: int) -> int:
     if call is None:
         return 0
     buffer = _Statx()
+    # os.stat() has no time of birth on Linux, so ask statx(2) itself; without a name, of the open folder.
     flags = _AT_SYMLINK_NOFOLLOW if name else _AT_EMPTY_PATH
     if call(folder, name, flags, _STATX_BTIME, ctypes.byref(buffer)) or not buffer.mask & _STATX_BTIME:
         return 0

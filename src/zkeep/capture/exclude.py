@@ -143,6 +143,7 @@ class Exclusions:
         """The pattern that leaves a path out: the command line's count before those of the nearest file."""
         for base, rules in self._rules(path):
             tail = os.fsdecode(path[len(base) :])
+            # Within one list the last pattern that matches decides, as in gitignore.
             rule = next((rule for rule in reversed(rules) if rule.matches(tail, is_folder)), None)
             if rule is None:
                 continue
@@ -157,6 +158,7 @@ class Exclusions:
             return
         end = len(path)
         while end >= 0:
+            # From the folder that the path lies in, up to the top.
             end = path.rfind(b"/", 0, end)
             base = path[: end + 1]
             if base in self._ignore_files:
@@ -197,6 +199,7 @@ def _lines_of(folder: int) -> list[str]:
     with open(fd, "rb") as source:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(0, "it is no regular file")
+        # One byte more than allowed shows that it is too large, without reading all of it.
         content = source.read(MAX_IGNORE_FILE + 1)
     if len(content) > MAX_IGNORE_FILE:
         raise OSError(0, f"it is larger than {MAX_IGNORE_FILE} bytes")

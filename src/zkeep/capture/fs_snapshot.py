@@ -135,6 +135,7 @@ def _is_leftover(name: str) -> bool:
     if not found:
         return False
     try:
+        # Signal 0 only asks whether the process is there; its number is in the name.
         os.kill(int(found[1]), 0)
     except ProcessLookupError:
         return True
@@ -261,6 +262,7 @@ class _Btrfs:
         own = self.run(["btrfs", "subvolume", "show", self.top]).split("\n", 1)[0].strip("/ ")
         below = []
         for line in self.run(["btrfs", "subvolume", "list", "-o", self.top]).splitlines():
+            # Paths are from the top of the file system; only what lies below the folder matters.
             path = line.partition(" path ")[2].removeprefix("<FS_TREE>/")
             inside = path[len(own) :].strip("/") if own else path
             full = os.path.join(self.top, inside)
@@ -354,6 +356,7 @@ class _Lvm:
     def remove(self, name: str) -> None:
         point = os.path.join(self.folder, name)
         if os.path.isdir(point):
+            # In the reverse order of make(); each step only if the one before it was done.
             if os.path.ismount(point):
                 self.run(["umount", point])
             with suppress(OSError):

@@ -164,6 +164,7 @@ class ObjectWriter:
         dnode = held.dnode
         self._result.names[dnode.number] = links, parent
         old = dnode.bonus[: dnode.bonuslen]
+        # Only two numbers change, in place: everything else of the object stays as it is stored.
         bonus = with_numbers(old, links=links, parent=parent)
         if bonus == old:
             return None

@@ -89,6 +89,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, room: Any) -> int:
         view = memoryview(room).cast("B")
         try:
+            # Never more than a piece at a time: a few bytes can unpack to gigabytes.
             piece = self._reader.read1(min(len(view), PIECE))
         except Exception as error:
             if isinstance(error, ZkeepError) or not isinstance(error, _errors()):

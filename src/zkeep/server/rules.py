@@ -262,9 +262,11 @@ def _rename(call: Call, access: Access) -> Call:
     if len(call.arguments) != 2:
         raise BadCall("missing target dataset argument" if len(call.arguments) < 2 else "too many arguments", call.verb)
     old, new = call.arguments
+    # Both names must be the client's own, and the root of its access stays where it is.
     _not_root(old, access, "rename")
     if "@" not in old:
         _not_root(new, access, "rename to")
+    # A snapshot may be renamed with '@new' alone; a full name is looked at.
     elif "/" in new or new.partition("@")[0]:
         access.owned(new if "@" in new or "/" in new else f"{old.partition('@')[0]}@{new}")
     return call

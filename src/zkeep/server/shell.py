@@ -106,11 +106,13 @@ def parse(line: str) -> Script:
     Raises:
         CannotParse: it is not of the grammar above.
     """
+    # Bound the work before any of it is done.
     if len(line) > LONGEST or len(line.encode("utf-8", "surrogatepass")) > LONGEST:
         raise CannotParse("the command line is too long")
     tokens = list(_Lexer(line).tokens())
     if len(tokens) > MOST_WORDS:
         raise CannotParse("the command line has too many words")
+    # Two passes, as in a shell: words and operators first, then pipelines and ifs.
     parser = _Parser(tokens)
     script = parser.script(0)
     if parser.peek() is not None:
@@ -236,6 +238,7 @@ class _Lexer:
         end = self._at + len("PATH=")
         while end < len(self._line) and self._line[end] not in _SPACES:
             end += 1
+        # The only expansion that is let through here is PATH's own.
         value = self._line[self._at : end].replace("${PATH}", "").replace("$PATH", "")
         if not all(each.isalnum() or each in "=:/._-" for each in value):
             raise CannotParse("'$' is not allowed in a command line")
@@ -290,6 +293,7 @@ class _Parser:
     def _choice(self, depth: int) -> Choice:
         if depth >= DEEPEST:
             raise CannotParse("the command line is not understood: too many ifs")
+        # if LIST; then LIST; [else LIST;] fi.
         condition = self.script(depth + 1)
         self._expect("then")
         then = self.script(depth + 1)

@@ -55,6 +55,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
+    # A timer of the kernel interrupts even a read that waits for ever.
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

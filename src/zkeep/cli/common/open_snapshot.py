@@ -334,6 +334,7 @@ def received(streams: Sequence[str]) -> Iterator[Pool]:
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
+        # An ordinary pool, so that streams are checked as any others; plain ones may come in.
         pool = stack.enter_context(Pool.create(Path(folder) / "pool", "streams", {"blind": "off"}))
         for path in streams:
             _receive(pool, path)
@@ -359,6 +360,7 @@ def placed(pool: Pool, events: Iterator[Event]) -> tuple[Iterator[Event], str]:
     from zkeep.format.events import SubBegin
 
     head = []
+    # Only the first BEGIN says what the stream is an increment of; put back what was read.
     for event in events:
         head.append(event)
         if isinstance(event, SubBegin):

@@ -65,6 +65,7 @@ def value(prop: Property, content: Value, exact: bool) -> str:
 
 
 def _number(prop: Property, number: int, exact: bool) -> str:
+    # Ratios are stored in hundredths.
     if prop.kind == "ratio":
         return f"{number // 100}.{number % 100:02d}" + ("" if exact else "x")
     if exact or prop.kind == "id":

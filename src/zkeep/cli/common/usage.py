@@ -161,9 +161,11 @@ class VerbGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
+        # A verb of zfs that cannot be here: say why.
         if name in self.absent:
             raise Refused(f"cannot {name}: {self.absent[name]}")
         if not name.startswith("-") and self.get_command(ctx, name) is None:
+            # 'zkeep scrub' is meant for 'zkeep pool scrub'; else the nearest spelling.
             near = [verb for verb in self.elsewhere() if verb.split(" ")[-1] == name]
             meant = f" (did you mean '{near[0]}'?)" if near else hint(name, self.list_commands(ctx))
             raise click.UsageError(f"there is no verb {shown(name)}{meant}", ctx)

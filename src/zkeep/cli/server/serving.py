@@ -72,10 +72,12 @@ class Settings:
     def line(self, client: str) -> str:
         """The forced command, for sh; `{client}` stands for the fingerprint of a key."""
         home = os.environ.get("ZKEEP_HOME")
+        # sshd runs the line with an environment of its own, so what matters is in it.
         words = ["env", f"ZKEEP_HOME={os.path.abspath(home)}"] if home else []
         words += [own_path(), "server", "--root", self.access.root.text]
         words += ["--allow", ",".join(sorted(self.access.roles)), "--client"]
         words += [client] if client else []
+        # Only what is not the default, so that the line stays readable.
         extra = [] if self.idle == 3600 else ["--idle", f"{self.idle:g}"]
         extra += ["--rate", str(self.rate)] if self.rate else []
         extra += [] if self.most == MOST_CONNECTIONS else ["--connections", str(self.most)]
@@ -126,6 +128,7 @@ def _without_paths() -> Iterator[None]:
     """Inside, no message names the folders of pools."""
     known = registry()
     with suppress(ZkeepError):
+        # Where pools lie is the server's business: the terminal replaces these words in every message.
         paths = {str(path): "the pool" for path in known.pools().values()}
         terminal.Mask.words = {**paths, str(known.home): "the server"}
     try:
@@ -173,7 +176,9 @@ class _Connection:
             try:
                 return self._run(understand(pipeline, self._access, depth), depth)
             except BaseException as error:
+                # An error ends this pipeline, not the connection: the next one may depend on its status.
                 status = main.report(called(command), error)
+                # What was refused is worth a line in the history, too.
                 if isinstance(error, Denied):
                     self._record(shlex.join(command.words), Wire(), time.time(), status, refused=True)
                 if isinstance(error, BadCall):
@@ -224,6 +229,7 @@ class _Connection:
         root = self._access.root
         peer = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
         client, taken = self._settings.client or "-", int(max(0.0, time.time() - began) * 1000)
+        # Words of the client may hold what is no text; the history is JSON.
         told = [text.encode("utf-8", "replace").decode() for text in (client, peer or "-", command)]
         with suppress(ZkeepError, OSError), registry().open(root.pool, _PATIENCE) as pool:
             sizes = wire.received, wire.sent, taken, status
@@ -269,6 +275,7 @@ def _redirect(redirect: Redirect) -> None:
     elif redirect is Redirect.OUTPUT_TO_ERRORS:
         os.dup2(2, 1)
     else:
+        # Everything else goes to, or comes from, /dev/null: no file of the server can be named.
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, {Redirect.DROP_ERRORS: 2, Redirect.DROP_OUTPUT: 1, Redirect.NO_INPUT: 0}[redirect])
         os.close(null)

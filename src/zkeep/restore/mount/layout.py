@@ -143,6 +143,7 @@ class MountLayout:
     def _snapshot(self, path: bytes) -> SnapshotView:
         if not path:
             return self._top
+        # Snapshots are opened when somebody looks into them, and the least used are closed again.
         found = self._open.get(path)
         if found is None:
             with ExitStack() as stack:
@@ -153,14 +154,17 @@ class MountLayout:
 
     def node(self, path: bytes) -> tuple[Znode, int]:
         """Return the attributes of a path, and the bytes that it takes."""
+        # .zfs and .zfs/snapshot: made up, read-only.
         if path in self._map.control:
             return synthetic(self._map.control[path][0], stat.S_IFDIR | 0o555, 2, self._created), 0
         if (number := self._made_up(path)) is not None:
             return synthetic(number, stat.S_IFDIR | 0o555, 2, self._created), 0
+        # Listing .zfs/snapshot must not open every snapshot: until it is entered, a folder stands for it.
         if (closed := self._unopened(path)) is not None:
             return closed, 0
         view, rest, base = self._route(path)
         node = view.node(rest)
+        # Two snapshots have the same object numbers; the place in the list makes them different inodes.
         number = node.number | base if rest else base
         return node._replace(number=number) if base else node, view.stored(node)
 
@@ -184,6 +188,7 @@ class MountLayout:
         above, _, name = path.rpartition(b"/")
         try:
             view, rest, _ = self._route(path)
+            # The parent's snapshot has a folder of this name, so nothing has to be made up.
             if view.node(rest).is_folder:
                 return None
         except NoSuchFile:
@@ -203,6 +208,7 @@ class MountLayout:
         leads = self._map.leads.get(path, {})
         found: list[Seen] = []
         for name in stored[first : first + PAGE]:
+            # Where a dataset is mounted, its own attributes are shown, not those of the folder below it.
             alone = view is None or name.name in leads
             found.append((_based(name, base), None) if alone or view is None else _seen(view, name, base))
         start = max(first - len(stored), 0)

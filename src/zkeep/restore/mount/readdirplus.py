@@ -39,6 +39,7 @@ def _status(attributes: dict[str, int]) -> Any:
     status = mfusepy.c_stat()
     for name, value in attributes.items():
         if name in TIMES:
+            # struct stat has seconds and nanoseconds apart.
             at = getattr(status, name + "spec")
             at.tv_sec, at.tv_nsec = divmod(value, 1_000_000_000)
         else:

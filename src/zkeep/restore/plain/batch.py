@@ -86,6 +86,7 @@ class Verifier:
     def _batch(self, steps: Array) -> PlainBatch:
         batch = PlainBatch.empty(steps)
         freed = steps["rtype"] == RecordType.FREEOBJECTS
+        # Freed objects have no content to look up; whether they may be freed is checked.
         self._difference.free(steps[freed])
         mine = np.flatnonzero(~freed)
         for first, last in _runs(steps["object"][mine]):
@@ -130,6 +131,7 @@ class Verifier:
         first, last = int(offsets[0]) // size, int(offsets[-1]) // size
         parts = list(self._snapshot.blocks.leaves(obj, first, last + 1))
         found: Array = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, LEAF), *parts])
+        # The object may have more blocks in this range than are sent.
         if len(found) != len(offsets):
             found = found[np.isin(found["offset"], offsets)]
         if not np.array_equal(found["offset"], offsets):

@@ -116,6 +116,7 @@ class Headers:
         for name, source in _OBJECT:
             headers[name] = [getattr(dnode, source) for dnode in dnodes]
         headers["flags"] = headers["flags"] * RecordFlag.OBJECT_SPILL
+        # A receiver without large blocks gets objects of at most 128 KiB blocks.
         if not self.large:
             headers["blksz"] = np.minimum(headers["blksz"], OLD_LARGEST)
         return headers

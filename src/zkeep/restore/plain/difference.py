@@ -98,6 +98,7 @@ class Difference:
             block = self._target.dnodes(index)
             inside = [number for number in block if number < end]
             before = max((number for number in inside if number < first), default=None)
+            # An object of several slots may begin before the range and reach into it.
             if before is not None and before + block[before].dnode.slots > first:
                 raise self._forgery("it would be freed", before)
             if live := [number for number in inside if number >= first]:
@@ -156,6 +157,7 @@ class Difference:
             return None
         number = obj.dnode.number
         index = number // SLOTS
+        # The MAC of the dnode block covers all in it: the same MAC means the same objects.
         if self._target.seal(index) == self._source.seal(index):
             return obj
         held = self._source.dnodes(index).get(number)
@@ -167,6 +169,7 @@ class Difference:
         for leaves in self._target.blocks.leaves(here.obj, start // size, -(-end // size)):
             if len(leaves):
                 raise self._forgery("it would be freed", here.obj.dnode.number, int(leaves["offset"][0]))
+        # Note what was freed: blocks that only the source has must be in one of these ranges.
         if here.before is not None and here.before is not here.obj:
             number = np.array([here.obj.dnode.number], np.uint64)
             freed = sp.spans(number, np.array([start], np.uint64), np.array([end], np.uint64))
@@ -177,6 +180,7 @@ class Difference:
         here, self._open = self._open, None
         if here is None:
             return
+        # What lies behind the last block that was sent must be as the source has it.
         self._compare(here, END, np.empty(0, np.uint64))
         dnode = here.obj.dnode
         if here.before is not here.obj and not here.told:
@@ -214,11 +218,13 @@ class Difference:
     def _ranges(self, here: _Open, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The ranges of bytes in which the blocks of both sides may differ."""
         one, other = here.obj.tree, here.before.tree if here.before is not None else None
+        # Trees of different shape cannot be compared group by group.
         if one is None or other is None or one.shape != other.shape or not _same_size(here):
             if start < end:
                 yield start, end
             return
         size = here.obj.dnode.blksz << one.shape.fanout
+        # A group is all that one pointer of the top level leads to: the same MAC, the same blocks.
         for group in sorted({*one.first, *other.first}):
             low, high = max(group * size, start), min(group * size + size, end)
             if low < high and one.first.get(group) != other.first.get(group):
