@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -36,6 +37,8 @@ STOP = -1
 """No error: a signal that ends the verb comes during the call."""
 NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, STOP)
 ON = 10**9
+TIME = re.compile(r"backup-[-0-9TZ:]+")
+"What the snapshots of a backup are called: each run has its own time."
 DATA = Path(__file__).parent.parent / "data"
 Moment = tuple[int, int, int]
 """The first call that fails, how many do, and with what."""
@@ -157,7 +160,7 @@ def _contents(pool: Pool, guids: bool) -> Iterator[object]:
         kept = [sorted(doc["local"].items()), doc.get("own_key"), doc.get("origin"), partial]
         yield dataset.name.text, kept, marks if guids else len(marks)
         for snapshot in pool.snapshots(dataset):
-            yield str(snapshot.name), snapshot.guid if guids else 0, sorted(snapshot.holds)
+            yield TIME.sub("backup", str(snapshot.name)), snapshot.guid if guids else 0, sorted(snapshot.holds)
         for bookmark in pool.bookmarks(dataset):
             yield str(bookmark.name)
 
