@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zkeep.agent.listener import accepts
-from zkeep.agent.memory import KEY, wipe
+from zkeep.agent.memory import KEY, keep_secret, wipe
 from zkeep.errors import Refused, TryAgain
 
 STARTING = 10.0
@@ -99,6 +99,7 @@ def keys() -> list[bytearray]:
 @contextmanager
 def borrowed() -> Iterator[list[bytearray]]:
     """All wrapping keys that are loaded, overwritten in the end."""
+    keep_secret(locked=False)
     found = keys()
     try:
         yield found

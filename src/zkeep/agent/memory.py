@@ -9,12 +9,28 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
 from contextlib import suppress
 
 KEY = 32
 "Bytes of a wrapping key."
 MOST = 4096
 "How many keys can be held at a time."
+_PR_SET_DUMPABLE = 4
+_MCL_CURRENT_AND_FUTURE = 3
+
+
+def keep_secret(*, locked: bool = True) -> None:
+    """Switch off core files and access by other processes, and with `locked` swapping, as far as the system can.
+
+    Each process calls it before it is given a key.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if locked:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
 def wipe(secret: bytearray | memoryview) -> None:

@@ -16,20 +16,17 @@ Key bytes are never in the JSON: they are only ever in fixed buffers, which are 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import resource
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from zkeep.agent.connections import Answer, Connections
 from zkeep.agent.listener import Listener
-from zkeep.agent.memory import KEY, KeyMemory
+from zkeep.agent.memory import KEY, KeyMemory, keep_secret
 
 EMPTY_FOR = 10.0
 "Seconds that an agent waits for its first key."
@@ -37,9 +34,6 @@ LONGEST_LIFETIME = 100 * 366 * 86_400
 "Seconds. More is as good as no lifetime, and clocks cannot count it."
 NEWLINE = 0x0A
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-_PR_SET_DUMPABLE = 4
-_MCL_CURRENT_AND_FUTURE = 3
 
 
 def now() -> float:
@@ -154,16 +148,6 @@ def _parsed(head: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return request if isinstance(request, dict) else {}
-
-
-def keep_secret(*, locked: bool = True) -> None:
-    """Switch off core files and access by other processes, and with `locked` swapping, as far as the system can."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if locked:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
 def run(path: str) -> None:

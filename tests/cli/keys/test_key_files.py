@@ -159,3 +159,21 @@ def test_a_file_that_waits_for_an_event_is_no_key(monkeypatch: pytest.MonkeyPatc
         read_key(f"file://{tmp_path}/key")
     os.close(ours)
     os.close(theirs)
+
+
+GIVEN = {
+    "a key file": "from zkeep.cli.common.open_snapshot import read_key; read_key('file:///dev/null')",
+    "standard input": "from zkeep.cli.common.open_snapshot import piped; piped(1)",
+    "the agent": "from zkeep.agent.client import borrowed; borrowed().__enter__()",
+}
+
+
+@pytest.mark.parametrize("how", GIVEN)
+def test_p1_a_program_that_is_given_a_key_leaves_no_core_dump(how: str, tmp_path: Path) -> None:
+    """Not at a signal from the keyboard either, and no other process of its user looks into its memory."""
+    look = "import ctypes, resource; print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))"
+    work = f"try: {GIVEN[how]}\nexcept Exception: pass\n{look}"
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "ZKEEP_AGENT": str(tmp_path / "none")}
+    command = [sys.executable, "-c", work]
+    done = subprocess.run(command, input=b"", capture_output=True, check=True, env=environ)
+    assert done.stdout == b"0 (0, 0)\n"

@@ -235,3 +235,29 @@ def test_a_disk_image_that_is_there_and_whole_stays(tmp_path: Path) -> None:
     extract_volume(Disk(b"other"), str(tmp_path), "d.img", force=True)
     assert image.read_bytes()[100:105] == b"other"
     assert os.listdir(tmp_path) == ["d.img"]
+
+
+def test_p4_a_staging_folder_of_somebody_else_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who can write to the target puts a folder of his in the place of ours, each time, as soon as it is made."""
+    mkdir = os.mkdir
+
+    def replaced(name: bytes, mode: int, *, dir_fd: int) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        os.rename(name, b"ours-" + name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        mkdir(name, 0o777, dir_fd=dir_fd)
+        os.chmod(name, 0o777, dir_fd=dir_fd)
+
+    with TargetFolder.top(str(tmp_path)) as top:
+        monkeypatch.setattr(os, "mkdir", replaced)
+        with pytest.raises(OSError, match="is taken away as soon as it is made"):
+            Staging.within(top.fd)
+    assert not list(tmp_path.glob(f"{os.fsdecode(PREFIX)}*"))
+
+
+def test_where_nothing_has_an_owner_a_folder_that_all_can_write_to_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zkeep.restore.files.staging._is_private", lambda fd: False)
+    with TargetFolder.top(str(tmp_path)) as top:
+        put(top, b"file")
+    assert os.listdir(tmp_path) == ["file"]

@@ -19,6 +19,7 @@ import click
 
 from zkeep.agent.client import borrowed
 from zkeep.agent.in_use import InUse
+from zkeep.agent.memory import keep_secret
 from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.stream_files import is_stream, opened_stream, why_no_stream
@@ -80,6 +81,7 @@ def read_key(location: str) -> bytes:
 
     Only a regular file of the size of a key is read: opening a pipe or a device may block, or have side effects.
     """
+    keep_secret(locked=False)
     parts = urlsplit(location)
     path = unquote(parts.path)
     if parts.scheme != "file" or parts.netloc or not path.startswith("/") or "\0" in path:
@@ -195,6 +197,7 @@ def piped(keyformat: int) -> bytes:
     """Read a key from standard input, not a terminal: all of it if it is raw, else one line, as more may follow."""
     from zkeep.crypto.unwrap import KeyFormat
 
+    keep_secret(locked=False)
     source = sys.stdin.buffer
     return _of_sheet(source.read(MAX_KEY_FILE)) if keyformat == KeyFormat.RAW else source.readline(MAX_KEY_FILE)
 
@@ -211,6 +214,7 @@ def typed_groups(of: str, first: str | None = None, *, tell: Callable[[str], Non
 
     from zkeep.crypto.groups import Reading, WrongGroups
 
+    keep_secret(locked=False)
     reading, tries = Reading(), 0
     while not reading.complete:
         number = len(reading.lines) + 1
@@ -241,6 +245,7 @@ def typed(keyformat: int, of: str, *, again: bool = False) -> bytes:
 
     from zkeep.crypto.unwrap import KeyFormat
 
+    keep_secret(locked=False)
     what = "hex key" if keyformat == KeyFormat.HEX else "passphrase"
     enter = f"{'new ' if again else ''}{what}{f' for {shown(of)}' if of else ''}: "
     material = getpass.getpass(f"Enter {enter}").encode()

@@ -173,7 +173,7 @@ class _Request:
 
 def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
-    from zkeep.agent.server import keep_secret
+    from zkeep.agent.memory import keep_secret
     from zkeep.cli.mount.live import can_write, fuse_options, live_operations
     from zkeep.live.fuse import serve
 
@@ -200,7 +200,7 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
 
 
 def _mount(request: _Request, ready: Callable[[], None]) -> None:
-    from zkeep.agent.server import keep_secret
+    from zkeep.agent.memory import keep_secret
     from zkeep.restore.mount.fuse import Operations, serve
 
     keep_secret(locked=False)

@@ -51,12 +51,12 @@ class Staging:
             for left in os.listdir(parent):
                 if _OURS.fullmatch(os.fsencode(left)):
                     _remove_one(parent, os.fsencode(left))
-        for tries in range(_TRIES):
+        for _ in range(_TRIES):
             name = PREFIX + secrets.token_hex(8).encode()
             os.mkdir(name, 0o700, dir_fd=parent)
             fd = os.open(name, FOLDER, dir_fd=parent)
             # Between making it and locking it, a cleaning neighbour may have taken it away: look again, and try again.
-            if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or tries + 1 == _TRIES):
+            if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or not _has_owners(parent)):
                 drop_inherited_acls(fd)
                 return cls(parent, name, fd)
             os.close(fd)
@@ -198,9 +198,24 @@ def _is_still(parent: int, name: bytes, fd: int) -> bool:
 
 
 def _is_private(fd: int) -> bool:
-    """Whether this is the folder that we made, not one that another user put there. Some filesystems have no modes."""
+    """Whether this is what we made, not what another user put there. Some filesystems have no modes: _has_owners()."""
     found = os.fstat(fd)
     return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _has_owners(parent: int) -> bool:
+    """Whether what we make in a folder is ours alone, as on most filesystems: tried with a file.
+
+    A file that is made and opened in one call is the one that we made, also where others can write to the folder.
+    """
+    name = PREFIX + secrets.token_hex(8).encode()
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    try:
+        return _is_private(fd)
+    finally:
+        os.close(fd)
+        with suppress(OSError):
+            os.unlink(name, dir_fd=parent)
 
 
 def _remove_one(parent: int, name: bytes) -> None:
