@@ -28,7 +28,7 @@ from zkeep.format.sa import LEGACY, MAGIC
 from zkeep.format.zap_writer import FatZap, micro_block
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.send import SendRequest, send
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.commit import Group, write_group
@@ -74,7 +74,7 @@ def seal(path: Path, key: bytes, things: Iterable[Thing], suite: int = SUITE) ->
     group = Group(
         Begin(creation_time=NOW, type=ObjsetType.FILESYSTEM, toguid=TOGUID),
         Feature.ZSTD | Feature.LARGE_BLOCKS | Feature.LARGE_DNODE,
-        Target(name, "s0", name),
+        ReceiveTarget(name, "s0", name),
         compressor("off"),
         wrap(keys, key, KeyFormat.RAW),
         keys,

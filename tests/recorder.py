@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zkeep.pool.store.disk import Disk, Entry, Folder
+from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder
 from zkeep.pool.store.port import Buffer
 
 
@@ -59,10 +59,10 @@ class Recorder(Disk):
         """Note that the outside world was told something."""
         self.events.append(("mark", what))
 
-    def _name(self, place: Entry | Folder) -> str:
+    def _name(self, place: DiskEntry | DiskFolder) -> str:
         return os.path.relpath(place.path, self.root)
 
-    def open(self, entry: Entry, flags: int) -> int:
+    def open(self, entry: DiskEntry, flags: int) -> int:
         fresh = not entry.exists()
         fd = super().open(entry, flags)
         self._paths[fd] = self._name(entry)
@@ -83,23 +83,23 @@ class Recorder(Disk):
         super().sync(fd)
         self.events.append(("sync", self._paths[fd]))
 
-    def sync_folder(self, folder: Folder) -> None:
+    def sync_folder(self, folder: DiskFolder) -> None:
         super().sync_folder(folder)
         self.events.append(("sync_folder", self._name(folder)))
 
-    def link(self, source: Entry, target: Entry) -> None:
+    def link(self, source: DiskEntry, target: DiskEntry) -> None:
         super().link(source, target)
         self.events.append(("link", self._name(source), self._name(target)))
 
-    def rename(self, source: Entry, target: Entry) -> None:
+    def rename(self, source: DiskEntry, target: DiskEntry) -> None:
         super().rename(source, target)
         self.events.append(("rename", self._name(source), self._name(target)))
 
-    def unlink(self, entry: Entry) -> None:
+    def unlink(self, entry: DiskEntry) -> None:
         super().unlink(entry)
         self.events.append(("unlink", self._name(entry)))
 
-    def mkdir(self, entry: Entry) -> None:
+    def mkdir(self, entry: DiskEntry) -> None:
         super().mkdir(entry)
         self.events.append(("mkdir", self._name(entry)))
 

@@ -16,7 +16,7 @@ from zkeep.format.records import Begin, BeginFlag, End, Feature
 from zkeep.format.writer import Writer
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.transfer.begin_rules import INHERITED, KEYDATA, Rule
+from zkeep.pool.transfer.begin_rules import INHERITED, KEYDATA, KeydataRule
 from zkeep.pool.transfer.send import SendRequest, send
 
 FULL = stream("rs512b", "full-s0")
@@ -43,7 +43,7 @@ def put(name: str, value: int) -> Change:
 
 
 @pytest.mark.parametrize("rule", KEYDATA, ids=lambda rule: rule.field)
-def test_p4_keys_that_no_kernel_takes_are_refused(box: Box, rule: Rule) -> None:
+def test_p4_keys_that_no_kernel_takes_are_refused(box: Box, rule: KeydataRule) -> None:
     is_bytes = rule.type == NvType.UINT8_ARRAY
     box.refuses(forged(FULL, keyed(lambda crypt: crypt.remove(rule.field))), "v/x", why=rule.field)
     other_type = NvType.STRING if is_bytes else NvType.UINT32

@@ -12,7 +12,7 @@ import pytest
 
 from zkeep.cli.main import run
 from zkeep.pool.store.catalog import INDEX
-from zkeep.pool.store.disk import Disk, Entry
+from zkeep.pool.store.disk import Disk, DiskEntry
 
 STREAMS = Path(__file__).parent.parent / "data" / "streams"
 READS = [
@@ -59,7 +59,7 @@ def read_only(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, as a disk that is mounted read-only shows it."""
     really = Disk.open
 
-    def open_to_read(self: Disk, entry: Entry, flags: int) -> int:
+    def open_to_read(self: Disk, entry: DiskEntry, flags: int) -> int:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and vault in (entry.path, *entry.path.parents):
             refuse()
         return really(self, entry, flags)

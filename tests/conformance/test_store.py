@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from zkeep.errors import Damaged, TryAgain
-from zkeep.pool.store.disk import Disk, Entry
+from zkeep.pool.store.disk import Disk, DiskEntry
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Store
 
@@ -21,7 +21,7 @@ from zkeep.pool.store.port import Store
 class NoLinks(Disk):
     """A file system without hard links, as exFAT or some FUSE ones."""
 
-    def link(self, source: Entry, target: Entry) -> None:
+    def link(self, source: DiskEntry, target: DiskEntry) -> None:
         raise OSError(errno.EOPNOTSUPP, "no links here")
 
 

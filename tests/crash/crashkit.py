@@ -71,7 +71,7 @@ class Worker:
         if self.dice.random() < 0.4:
             self.bookmark(name, doomed)
         self.tell("~", f"{name}@{doomed}")
-        plan = destroy.plan_snapshots(View(self.pool), DatasetName.parse(name), doomed, destroy.Options())
+        plan = destroy.plan_snapshots(View(self.pool), DatasetName.parse(name), doomed, destroy.DestroyOptions())
         destroy.execute(self.pool, plan)
         self.tell("-", f"{name}@{doomed}")
 
@@ -84,7 +84,7 @@ class Worker:
         names = [str(s.name) for s in self.pool.snapshots(self.pool.dataset(DatasetName.parse(name)))]
         for each in names:
             self.tell("~", each)
-        plan = destroy.plan_dataset(View(self.pool), DatasetName.parse(name), destroy.Options(recursive=True))
+        plan = destroy.plan_dataset(View(self.pool), DatasetName.parse(name), destroy.DestroyOptions(recursive=True))
         destroy.execute(self.pool, plan)
         for each in names:
             self.tell("-", each)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zkeep.format import sa, zap
-from zkeep.format.zap import BadZap, Entry, Zap
+from zkeep.format.zap import BadZap, Zap, ZapEntry
 from zkeep.format.znode import COLUMNS, unpack_xattrs, znode_of, znode_with
 
 SIZE = 1024
@@ -81,8 +81,8 @@ def test_names_of_any_length_are_read_whole(size: int, value: int) -> None:
 
 
 SCHEMA = sa.Schema(
-    [Entry(b"ZPL_DXATTR", 8, (20).to_bytes(8, "big"))],
-    [Entry(b"2", 2, struct.pack(">14H", 5, 6, 4, 12, 13, 7, 11, 0, 1, 2, 3, 8, 20, 20))],
+    [ZapEntry(b"ZPL_DXATTR", 8, (20).to_bytes(8, "big"))],
+    [ZapEntry(b"2", 2, struct.pack(">14H", 5, 6, 4, 12, 13, 7, 11, 0, 1, 2, 3, 8, 20, 20))],
     COLUMNS,
 )
 

@@ -131,7 +131,7 @@ class Source:
         if not free:
             return ""
         gone = self._chance.choice(free)
-        plan = destroy.plan_snapshots(View(self.pool), gone.dataset.name, gone.doc["name"], destroy.Options())
+        plan = destroy.plan_snapshots(View(self.pool), gone.dataset.name, gone.doc["name"], destroy.DestroyOptions())
         destroy.execute(self.pool, plan)
         return str(gone.name)
 
@@ -142,7 +142,7 @@ class Source:
         if not free:
             return ""
         name = self._chance.choice(free)
-        destroy.execute(self.pool, destroy.plan_dataset(View(self.pool), name, destroy.Options(recursive=True)))
+        destroy.execute(self.pool, destroy.plan_dataset(View(self.pool), name, destroy.DestroyOptions(recursive=True)))
         return str(name)
 
     def _rename(self) -> str:

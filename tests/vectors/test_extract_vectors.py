@@ -82,7 +82,7 @@ def test_so_is_what_is_left_after_pruning(case: Case, rest: int, tmp_path: Path)
     with received(case, tmp_path) as pool:
         every = snapshots(pool, case)
         for snapshot, _ in every[1 - rest :: 2]:
-            plan = plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.Options())
+            plan = plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.DestroyOptions())
             destroy.execute(pool, plan)
         compact(pool)
         assert len(snapshots(pool, case)) == len(every[rest::2])

@@ -13,9 +13,10 @@ from sealedkit import FILE, FIRST, FOLDER, ROOT, Entries, file, opened, tree
 from sealing import Thing, folder
 
 from zkeep.crypto.unwrap import SUITES
+from zkeep.names import printable_path
 from zkeep.restore.files.extract import Extraction, ExtractOptions
 from zkeep.restore.verify import verify
-from zkeep.tree.filesystem import BadTree, Filesystem, shown
+from zkeep.tree.filesystem import BadTree, Filesystem
 from zkeep.tree.glob import matches, typed
 
 NAMES = [b"\xff\xfe", b"a" * 255, b"\xe9" * 255, b"new\nline", b"-rf", b" ", b"\x1b[31m", b"*", b"\\", b"$(x)", b"%s"]
@@ -51,7 +52,7 @@ def test_what_ls_shows_can_be_asked_for(tmp_path: Path) -> None:
         filesystem = Filesystem(found)
         for name in names:
             if name != "é".encode("latin-1"):
-                assert typed(filesystem, shown(name)) == [name]
+                assert typed(filesystem, printable_path(name)) == [name]
             assert typed(filesystem, os.fsdecode(name)) == [name]
 
 

@@ -99,7 +99,9 @@ def test_what_a_key_opens_is_the_same_after_others_were_destroyed_and_space_came
         seconds = [snapshot for found in by_dataset.values() for snapshot in found[:-1][::2]]
         doomed = [snapshot for snapshot in seconds if not pool.tree().clones(snapshot.dataset, snapshot.txg)]
         for snapshot in doomed:
-            plan = destroy.plan_snapshots(View(pool), snapshot.dataset.name, snapshot.name.name, destroy.Options())
+            plan = destroy.plan_snapshots(
+                View(pool), snapshot.dataset.name, snapshot.name.name, destroy.DestroyOptions()
+            )
             destroy.execute(pool, plan)
         compact(pool)
         gone = {snapshot.guid for snapshot in doomed}

@@ -141,5 +141,5 @@ def keep_as_bookmark(pool: Pool, number: int) -> None:
 
 
 def destroy_snapshot(pool: Pool, number: int) -> None:
-    plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.Options())
+    plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.DestroyOptions())
     destroy.execute(pool, plan)

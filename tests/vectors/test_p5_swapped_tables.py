@@ -76,7 +76,7 @@ def test_changes_are_said_to_lie_before_the_source(store: Store) -> None:
         _, one, _ = every(pool)
         kept = [(kind, pool.catalog.get(kind, one.key)) for kind in ("snapshot", "begin")]
         name = str(one.doc["name"])
-        destroy.execute(pool, destroy.plan_snapshots(View(pool), one.dataset.name, name, destroy.Options()))
+        destroy.execute(pool, destroy.plan_snapshots(View(pool), one.dataset.name, name, destroy.DestroyOptions()))
         compact(pool)
         with pool.transaction() as t:
             for kind, doc in kept:
@@ -99,7 +99,9 @@ def test_what_an_increment_from_a_bookmark_may_lack_is_said(store: Store, capsys
         shown = []
         for gone in (False, True):
             if gone:
-                plan = destroy.plan_snapshots(View(pool), one.dataset.name, str(one.doc["name"]), destroy.Options())
+                plan = destroy.plan_snapshots(
+                    View(pool), one.dataset.name, str(one.doc["name"]), destroy.DestroyOptions()
+                )
                 destroy.execute(pool, plan)
             sink = io.BytesIO()
             send(pool, request, sink)

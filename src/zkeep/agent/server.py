@@ -42,7 +42,7 @@ def now() -> float:
 
 
 @dataclass(slots=True)
-class Entry:
+class LoadedKey:
     """A wrapping key, for the roots of encryption of one pool."""
 
     pool: int
@@ -58,7 +58,7 @@ class Agent:
     """Holds the keys and answers requests. Requests and answers are JSON objects."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[LoadedKey] = []
         self._memory = KeyMemory()
         self._empty_until = now() + EMPTY_FOR
 
@@ -93,7 +93,7 @@ class Agent:
         # Only now the old key goes: where there is no room for the new one, it stays.
         self._unload(pool, root)
         until = now() + seconds if isinstance(seconds, int | float) else None
-        self.entries.append(Entry(pool, root, slot, until))
+        self.entries.append(LoadedKey(pool, root, slot, until))
         self._empty_until = 0.0
         return {}
 
@@ -105,7 +105,7 @@ class Agent:
         at = now()
         self._drop([entry for entry in self.entries if entry.until is not None and entry.until <= at])
 
-    def _drop(self, gone: list[Entry]) -> bool:
+    def _drop(self, gone: list[LoadedKey]) -> bool:
         for entry in gone:
             self._memory.drop(entry.slot)
             self.entries.remove(entry)

@@ -152,5 +152,5 @@ def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
     free = [s for s in old if not s.holds and not pool.tree().clones(dataset, s.txg)]
     if free:
         names = ",".join(str(snapshot.doc["name"]) for snapshot in free)
-        destroy.execute(pool, destroy.plan_snapshots(view, dataset.name, names, destroy.Options()))
+        destroy.execute(pool, destroy.plan_snapshots(view, dataset.name, names, destroy.DestroyOptions()))
     return [str(snapshot.doc["name"]) for snapshot in free]

@@ -25,9 +25,10 @@ from zkeep.format.compress_writer import compressor
 from zkeep.format.records import Feature
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import head
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.snapshot.commit import LARGE, STEP, NewSnapshot, commit
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter

@@ -55,7 +55,7 @@ def destroy_verb(
         raise WrongUsage(f"cannot destroy {dataset}@: no snapshot is named")
     if defer and not mark:
         raise WrongUsage("-d goes with snapshots")
-    options = destroy.Options(recursive or clones, clones, defer)
+    options = destroy.DestroyOptions(recursive or clones, clones, defer)
     with opened(dataset) as pool:
         view = View(pool)
         # Plan first: the plan is what -n and -v show, and what is carried out.
@@ -70,7 +70,7 @@ def destroy_verb(
             _execute(pool, plan)
 
 
-def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_snapshots: bool) -> None:
+def _report(view: View, plan: destroy.DestroyPlan, dry_run: bool, parsable: bool, of_snapshots: bool) -> None:
     names = [*plan.names(), *(str(s.name) for s in plan.deferred)]
     will = "would" if dry_run else "will"
     for name in names:
@@ -80,7 +80,7 @@ def _report(view: View, plan: destroy.Plan, dry_run: bool, parsable: bool, of_sn
         click.echo(f"reclaim\t{size}" if parsable else f"{will} reclaim {text.nice_bytes(size)}")
 
 
-def _execute(pool: Pool, plan: destroy.Plan) -> None:
+def _execute(pool: Pool, plan: destroy.DestroyPlan) -> None:
     gone = {dataset.id for dataset in plan.datasets}
     destroy.execute(pool, plan)
     if gone:

@@ -198,7 +198,7 @@ def _conclude(report: RestoreReport, place: str, *, verbose: bool) -> None:
 
 
 def _path(place: str, path: bytes) -> str:
-    from zkeep.tree.filesystem import shown as printed
+    from zkeep.names import printable_path as printed
 
     return printed(b"/".join(part for part in (os.fsencode(place), path) if part))
 

@@ -7,7 +7,7 @@ import click
 from zkeep.cli.common.give_back import give_back
 from zkeep.cli.common.pools import opened
 from zkeep.names import SnapshotName
-from zkeep.pool.datasets.destroy import Options, execute
+from zkeep.pool.datasets.destroy import DestroyOptions, execute
 from zkeep.pool.datasets.rollback import plan_rollback
 from zkeep.pool.datasets.view import View
 
@@ -29,7 +29,7 @@ def rollback_verb(recursive: bool, clones: bool, force: bool, name: str) -> None
     snapshot = SnapshotName.parse(name)
     with opened(snapshot) as pool:
         view = View(pool)
-        plan = plan_rollback(view, snapshot, Options(recursive or clones, clones))
+        plan = plan_rollback(view, snapshot, DestroyOptions(recursive or clones, clones))
         execute(pool, plan)
         with pool.afterwards("rolled back"):
             give_back(pool, {pool.dataset(snapshot.dataset).id})

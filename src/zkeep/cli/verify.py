@@ -200,11 +200,12 @@ def _named(error: BadRecord | Forgery, name: str, path: str = "") -> ZkeepError:
 
 def _path(error: BadRecord | Forgery, opened: OpenSnapshot) -> str:
     """The path of the file that a block belongs to, if it can still be found."""
-    from zkeep.tree.filesystem import Filesystem, shown
+    from zkeep.names import printable_path
+    from zkeep.tree.filesystem import Filesystem
 
     if error.object < 0 or error.offset < 0 or opened.is_volume:
         return ""
     try:
-        return f"{shown(Filesystem(opened).path_of(error.object))}: "
+        return f"{printable_path(Filesystem(opened).path_of(error.object))}: "
     except ZkeepError:
         return ""

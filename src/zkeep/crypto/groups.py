@@ -86,6 +86,7 @@ class Line:
 def lines_of(secret: Secret) -> list[str]:
     """The lines that stand for a key, without their numbers."""
     head = bytes([VERSION << 4 | secret.keyformat]) + secret.content
+    # Symbols of 5 bits, with zero bits behind the last.
     symbols = _symbols(head + _checksum(head))
     parts = [symbols[at : at + DATA] for at in range(0, len(symbols), DATA)]
     return [_written(part, number, number == len(parts)) for number, part in enumerate(parts, 1)]
@@ -100,15 +101,6 @@ def _symbols(content: bytes) -> list[int]:
     count = -(-8 * len(content) // 5)
     number = int.from_bytes(content, "big") << (5 * count - 8 * len(content))
     return [number >> 5 * (count - 1 - at) & 31 for at in range(count)]
-
-
-def _bytes(symbols: Sequence[int]) -> bytes:
-    """Put symbols together again; the bits behind the last whole byte are dropped."""
-    number = 0
-    for symbol in symbols:
-        number = number << 5 | symbol
-    size = 5 * len(symbols) // 8
-    return (number >> (5 * len(symbols) - 8 * size)).to_bytes(size, "big")
 
 
 def _written(part: Sequence[int], number: int, last: bool) -> str:
@@ -211,7 +203,13 @@ class Reading:
         """
         if not self.complete:
             raise WrongGroups(f"line {len(self.lines) + 1} is missing")
-        content = _bytes([symbol for line in self.lines for symbol in line.symbols[:-CHECK]])
+        # Put the symbols together again; the bits behind the last whole byte are dropped.
+        symbols = [symbol for line in self.lines for symbol in line.symbols[:-CHECK]]
+        number = 0
+        for each in symbols:
+            number = number << 5 | each
+        size = 5 * len(symbols) // 8
+        content = (number >> (5 * len(symbols) - 8 * size)).to_bytes(size, "big")
         # Each line proves itself; the checksum proves that they belong together.
         head, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
         if len(head) < 2 or _checksum(head) != checksum:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from zkeep.format.dnode import Dnode, indirect_prop
 
-Array = npt.NDArray[np.void]
+Pointers = npt.NDArray[np.void]
 Numbers = npt.NDArray[np.uint64]
 
 POINTER = np.dtype([("prop", "<u8"), ("mac", "V16"), ("pad", "<u8")])
@@ -35,7 +35,7 @@ class OutOfTree(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TreeShape:
     """The fields of a dnode that give its tree its shape."""
 
     kind: int
@@ -44,7 +44,7 @@ class Shape:
     nblkptr: int
 
     @classmethod
-    def of(cls, dnode: Dnode) -> Shape:
+    def of(cls, dnode: Dnode) -> TreeShape:
         return cls(dnode.type, dnode.nlevels, dnode.indblkshift, dnode.nblkptr)
 
     @property
@@ -59,15 +59,15 @@ class MacTree:
     It keeps the MACs of level 1 (`first`), so that a part of an object can be checked again later without the rest.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
         self.first: dict[int, bytes] = {}
         "MACs of the indirect blocks of level 1, by number; empty for an object without indirect blocks."
-        self._leaves: list[tuple[Numbers, Array]] = []
+        self._leaves: list[tuple[Numbers, Pointers]] = []
         self._open = -1
         "The indirect block of level 1 whose leaves are being collected."
 
-    def add(self, numbers: Numbers, leaves: Array) -> None:
+    def add(self, numbers: Numbers, leaves: Pointers) -> None:
         """Add leaves; `numbers` are block numbers, ascending, larger than all before.
 
         Raises:
@@ -101,7 +101,7 @@ class MacTree:
             self.first[self._open] = self.digest(numbers, leaves)
             self._leaves = []
 
-    def digest(self, numbers: Numbers, pointers: Array) -> bytes:
+    def digest(self, numbers: Numbers, pointers: Pointers) -> bytes:
         """The MAC of the indirect block that has these pointers."""
         # pointer, 32 bytes:  | blk_prop | MAC of what it points to | 0 |     a hole: 32 zeros
         # indirect block:     | pointer 0 | pointer 1 | ... | pointer 1023 |  -> SHA-512, 16 bytes
@@ -122,9 +122,12 @@ class MacTree:
         roots[numbers] = pointers
         return roots.tobytes()
 
-    def _top(self) -> tuple[Numbers, Array]:
+    def _top(self) -> tuple[Numbers, Pointers]:
         if self.shape.nlevels == 1:
-            return _joined(self._leaves)
+            if not self._leaves:
+                return np.empty(0, np.uint64), np.empty(0, POINTER)
+            numbers = np.concatenate([part for part, _ in self._leaves])
+            return numbers, np.concatenate([part for _, part in self._leaves])
         self._close()
         # Pointers to the blocks of one level, then the MACs of the blocks above that hold these pointers, and so on.
         macs = self.first
@@ -140,12 +143,6 @@ class MacTree:
                 for start, end in runs_of(groups)
             }
         return numbers, pointers
-
-
-def _joined(parts: list[tuple[Numbers, Array]]) -> tuple[Numbers, Array]:
-    if not parts:
-        return np.empty(0, np.uint64), np.empty(0, POINTER)
-    return np.concatenate([part for part, _ in parts]), np.concatenate([part for _, part in parts])
 
 
 def runs_of(values: Numbers) -> Iterator[tuple[int, int]]:

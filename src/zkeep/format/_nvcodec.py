@@ -26,7 +26,7 @@ from zkeep.format._nvpairs import (
     UNIQUE_NAME_TYPE,
     BadNvlist,
     Encoding,
-    Form,
+    NvForm,
     NvList,
     NvType,
     Pair,
@@ -70,7 +70,7 @@ def decode_list(data: bytes) -> NvList:
     if data[0] not in (0, 1) or data[1] not in (0, 1):
         raise BadNvlist(f"there is no encoding {data[0]}/{data[1]}", 0)
     # The first bytes say which codec reads the rest.
-    form = Form(Encoding(data[0]), data[1] == 1)
+    form = NvForm(Encoding(data[0]), data[1] == 1)
     codec: _Codec = _Xdr(form, data) if form.encoding == Encoding.XDR else _Native(form, data)
     codec.at = 4
     root = codec.start(NvList(form=form))
@@ -94,7 +94,7 @@ def encode_list(root: NvList) -> bytes:
 class _Codec:
     """The part that both encodings share: a cursor that never leaves the data, and the walk over pairs."""
 
-    def __init__(self, form: Form, data: bytes) -> None:
+    def __init__(self, form: NvForm, data: bytes) -> None:
         self.form = form
         self.data = data
         self.at = 0

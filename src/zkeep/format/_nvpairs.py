@@ -68,7 +68,7 @@ class BadNvlist(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class NvForm:
     """How a list is, or will be, packed. `little`: the packing host's byte order (which XDR only notes)."""
 
     encoding: Encoding = Encoding.XDR
@@ -87,14 +87,14 @@ class Pair:
         self.name = name
         self.type = kind
         self.value = value
-        self._form: Form | None = None
+        self._form: NvForm | None = None
         self._source = b""
         self._start = self._end = 0
 
-    def keep(self, form: Form, source: bytes, start: int, end: int) -> None:
+    def keep(self, form: NvForm, source: bytes, start: int, end: int) -> None:
         self._form, self._source, self._start, self._end = form, source, start, end
 
-    def kept(self, form: Form) -> bytes | None:
+    def kept(self, form: NvForm) -> bytes | None:
         """The bytes as they came, if this pair still has the value in them."""
         # An unchanged pair is copied: what zkeep does not understand comes out as it came in.
         if self._form != form or any(inner.changed for inner in self.lists()):
@@ -112,7 +112,7 @@ class Pair:
         return f"Pair({self.name!r}, {self.type.name}, {self.value!r})"
 
 
-class Source(Protocol):
+class PackedSource(Protocol):
     """A decoder that keeps the packed bytes, to decode embedded lists when they are first used."""
 
     def load(self, nvlist: NvList, at: int) -> None:
@@ -136,14 +136,14 @@ class NvList(MutableMapping[str, Value]):
         *("align", "flags", "form", "head", "padding", "version"),
     )
 
-    def __init__(self, flags: int = UNIQUE_NAME, form: Form | None = None) -> None:
+    def __init__(self, flags: int = UNIQUE_NAME, form: NvForm | None = None) -> None:
         self.version = 0
         self.flags = flags
-        self.form = form or Form()
+        self.form = form or NvForm()
         self.padding = b""
         self.align = 1
         self._pairs: list[Pair] | None = []
-        self._later: tuple[Source, int] | None = None
+        self._later: tuple[PackedSource, int] | None = None
         self.head = b""  # as packed: the first 4 bytes, or a native embedded list's nvlist_t
         self._own_changes = True
         self._index: dict[str, Pair] | None = None
@@ -162,7 +162,7 @@ class NvList(MutableMapping[str, Value]):
     def pairs(self, pairs: list[Pair]) -> None:
         self._pairs = pairs
 
-    def postpone(self, source: Source, at: int) -> None:
+    def postpone(self, source: PackedSource, at: int) -> None:
         """Leave the pairs undecoded until they are first used. They were checked before."""
         self._pairs, self._later, self._own_changes = None, (source, at), False
 
@@ -201,7 +201,9 @@ class NvList(MutableMapping[str, Value]):
         """Replace or append; the type is the one that was there, or follows from the value."""
         old = self.find(name)
         if kind is None:
-            kind = old.type if old and _fits(old.type, value) else _infer(value)
+            # A new value may keep the type that was there if it is of the same family: integers, bytes, text ...
+            inferred = _infer(value)
+            kind = old.type if old and _family(old.type) == _family(inferred) else inferred
         pair = Pair(name, kind, value)
         self._own_changes = True
         if old:
@@ -248,12 +250,6 @@ def _infer(value: Value) -> NvType:
         if isinstance(value, python):
             return kind
     return NvType.UINT8_ARRAY if isinstance(value, bytes) else NvType.NVLIST
-
-
-def _fits(kind: NvType, value: Value) -> bool:
-    """Whether a new value may keep the type that was there."""
-    inferred = _infer(value)
-    return kind == inferred or _family(kind) == _family(inferred)
 
 
 def _family(kind: NvType) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from threading import local
 from typing import Any
 
-from zkeep.format.compress import Compression
+from zkeep.format.compress import FIRST_FAST, ZSTD_FAST, Compression
 from zkeep.format.dnode import SECTOR
 
 Buffer = bytes | bytearray | memoryview
@@ -96,8 +96,7 @@ class _Zstd:
         """Length (big-endian), version and level, then a frame without its magic number."""
         packed: bytes = self._compressor().compress(block)
         # The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on.
-        fast = (*range(1, 11), *range(20, 101, 10), 500, 1000)
-        code = self._level if self._level > 0 else 103 + fast.index(-self._level)
+        code = self._level if self._level > 0 else FIRST_FAST + ZSTD_FAST.index(-self._level)
         return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | code) + packed
 
     def _compressor(self) -> Any:

@@ -42,7 +42,6 @@ MIN_BLOCK = SECTOR
 OLD_MAX_BLOCK = 128 << 10
 MAX_OBJECT = 1 << 48
 "Object numbers are below this (DN_MAX_OBJECT)."
-DNODES_PER_BLOCK = SLOTS
 MAX_EMBEDDED = 112
 TO_THE_END = MAX_UINT64
 "The length of a FREE that reaches to the end of its object."
@@ -62,7 +61,7 @@ class Violation:
     reason: str
 
 
-class Rule(NamedTuple):
+class FieldRule(NamedTuple):
     reason: str
     "May name header fields in braces."
     broken: Callable[[Columns, Begin], Mask]
@@ -139,75 +138,75 @@ def _lacks(begin: Begin, feature: Feature) -> bool:
 
 # rules
 
-_OBJECT_ID = Rule(
+_OBJECT_ID = FieldRule(
     "object number {object} is not in 1..2^48-1",
     lambda h, b: (h["object"] == 0) | (h["object"] >= MAX_OBJECT),
 )
-_TOGUID = Rule("toguid {toguid:#x} is not that of the BEGIN", lambda h, b: h["toguid"] != b.toguid)
-_TYPE = Rule("there is no object type {type}", lambda h, b: _bad_type(h["type"]))
+_TOGUID = FieldRule("toguid {toguid:#x} is not that of the BEGIN", lambda h, b: h["toguid"] != b.toguid)
+_TYPE = FieldRule("there is no object type {type}", lambda h, b: _bad_type(h["type"]))
 
 _OBJECT = (
     _TOGUID,
     _OBJECT_ID,
-    Rule("the object has no type", lambda h, b: h["type"] == 0),
+    FieldRule("the object has no type", lambda h, b: h["type"] == 0),
     _TYPE,
-    Rule("there is no bonus type {bonustype}", lambda h, b: _bad_type(h["bonustype"])),
-    Rule("bonus type {bonustype} cannot have {bonuslen} bytes", lambda h, b: _bonus_mismatch(h)),
-    Rule(
+    FieldRule("there is no bonus type {bonustype}", lambda h, b: _bad_type(h["bonustype"])),
+    FieldRule("bonus type {bonustype} cannot have {bonuslen} bytes", lambda h, b: _bonus_mismatch(h)),
+    FieldRule(
         "{dn_slots} dnode slots need the feature LARGE_DNODE",
         lambda h, b: (h["dn_slots"] > 1) & _lacks(b, Feature.LARGE_DNODE),
     ),
-    Rule(
+    FieldRule(
         "block size {blksz} needs the feature LARGE_BLOCKS",
         lambda h, b: (h["blksz"] > OLD_MAX_BLOCK) & _lacks(b, Feature.LARGE_BLOCKS),
     ),
-    Rule("there is no checksum type {checksumtype}", lambda h, b: h["checksumtype"] >= _CHECKSUMS),
-    Rule("there is no compression type {compress}", lambda h, b: h["compress"] >= _COMPRESSIONS),
-    Rule("block size {blksz} is not a multiple of 512", lambda h, b: h["blksz"] % MIN_BLOCK != 0),
-    Rule(
+    FieldRule("there is no checksum type {checksumtype}", lambda h, b: h["checksumtype"] >= _CHECKSUMS),
+    FieldRule("there is no compression type {compress}", lambda h, b: h["compress"] >= _COMPRESSIONS),
+    FieldRule("block size {blksz} is not a multiple of 512", lambda h, b: h["blksz"] % MIN_BLOCK != 0),
+    FieldRule(
         "block size {blksz} is not in 512..16 MiB",
         lambda h, b: (h["blksz"] < MIN_BLOCK) | (h["blksz"] > MAX_PAYLOAD),
     ),
-    Rule("{dn_slots} dnode slots are more than 32", lambda h, b: h["dn_slots"] > SLOTS),
-    Rule("a bonus of {bonuslen} bytes does not fit", lambda h, b: h["bonuslen"] > _bonus_room(h)),
-    Rule(
+    FieldRule("{dn_slots} dnode slots are more than 32", lambda h, b: h["dn_slots"] > SLOTS),
+    FieldRule("a bonus of {bonuslen} bytes does not fit", lambda h, b: h["bonuslen"] > _bonus_room(h)),
+    FieldRule(
         "the dnode ends beyond the last object number",
         lambda h, b: h["object"].astype(np.int64) + slots(h) > MAX_OBJECT,
     ),
-    Rule(
+    FieldRule(
         "it has a spill block, which the BEGIN does not announce",
         lambda h, b: ((h["flags"] & RecordFlag.OBJECT_SPILL) != 0) & (not b.flags & BeginFlag.SPILL_BLOCK),
     ),
 )
 _RAW_OBJECT = (
-    Rule(
+    FieldRule(
         "there are no such flags: {flags:#x}",
         lambda h, b: (h["flags"] & ~np.uint8(RecordFlag.OBJECT_SPILL | RecordFlag.RAW_BYTESWAP)) != 0,
     ),
-    Rule(
+    FieldRule(
         "a raw bonus of {raw_bonuslen} bytes is shorter than the bonus, {bonuslen}",
         lambda h, b: h["raw_bonuslen"] < h["bonuslen"],
     ),
-    Rule(
+    FieldRule(
         "indirect block shift {indblkshift} is not in 12..17",
         lambda h, b: (h["indblkshift"] != 0) & ((h["indblkshift"] < 12) | (h["indblkshift"] > 17)),
     ),
-    Rule("{nlevels} levels are not 1..10", lambda h, b: (h["nlevels"] < 1) | (h["nlevels"] > 10)),
-    Rule(
+    FieldRule("{nlevels} levels are not 1..10", lambda h, b: (h["nlevels"] < 1) | (h["nlevels"] > 10)),
+    FieldRule(
         "{nblkptr} block pointers do not go with a bonus of type {bonustype} and {bonuslen} bytes",
         lambda h, b: h["nblkptr"] != _nblkptr(h),
     ),
-    Rule(
+    FieldRule(
         "a raw bonus of {raw_bonuslen} bytes does not fit",
         lambda h, b: h["raw_bonuslen"] > _raw_bonus_room(h),
     ),
 )
 _PLAIN_OBJECT = (
-    Rule(
+    FieldRule(
         "there are no such flags: {flags:#x}",
         lambda h, b: (h["flags"] & ~np.uint8(RecordFlag.OBJECT_SPILL)) != 0,
     ),
-    Rule(
+    FieldRule(
         "raw_bonuslen, nblkptr, indblkshift and nlevels must be zero in a stream that is not raw",
         lambda h, b: (h["raw_bonuslen"] != 0) | (h["nblkptr"] | h["indblkshift"] | h["nlevels"]).astype(bool),
     ),
@@ -215,52 +214,54 @@ _PLAIN_OBJECT = (
 _FREE = (
     _TOGUID,
     _OBJECT_ID,
-    Rule(
+    FieldRule(
         "offset {offset} and length {length} overflow",
         lambda h, b: (h["length"] != TO_THE_END) & _overflows(h["offset"], h["length"]),
     ),
 )
 _FREEOBJECTS = (
     _TOGUID,
-    Rule(
+    FieldRule(
         "first object {firstobj} and count {numobjs} overflow",
         lambda h, b: _overflows(h["firstobj"], h["numobjs"]),
     ),
 )
 _OBJECT_RANGE = (
     _TOGUID,
-    Rule("it is only for raw streams", lambda h, b: np.full(len(h), not b.raw)),
-    Rule("{numslots} slots are not one block of dnodes, 32", lambda h, b: h["numslots"] != DNODES_PER_BLOCK),
-    Rule("first object {firstobj} does not begin a block", lambda h, b: h["firstobj"] % DNODES_PER_BLOCK != 0),
-    Rule("it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - DNODES_PER_BLOCK),
+    FieldRule("it is only for raw streams", lambda h, b: np.full(len(h), not b.raw)),
+    FieldRule("{numslots} slots are not one block of dnodes, 32", lambda h, b: h["numslots"] != SLOTS),
+    FieldRule("first object {firstobj} does not begin a block", lambda h, b: h["firstobj"] % SLOTS != 0),
+    FieldRule("it extends beyond the last object number", lambda h, b: h["firstobj"] > MAX_OBJECT - SLOTS),
 )
-def _whole(name: str) -> Rule:
+def _whole(name: str) -> FieldRule:
     """Whole sectors: a block pointer counts sizes in units of 512 bytes."""
-    return Rule(f"{name.replace('_', ' ')} {{{name}}} is not a multiple of 512", lambda h, b: h[name] % MIN_BLOCK != 0)
+    return FieldRule(
+        f"{name.replace('_', ' ')} {{{name}}} is not a multiple of 512", lambda h, b: h[name] % MIN_BLOCK != 0
+    )
 
 
 _SPILL = (
     _TOGUID,
     _OBJECT_ID,
     _TYPE,
-    Rule(
+    FieldRule(
         "{length} bytes are not in 512..16 MiB",
         lambda h, b: (h["length"] < MIN_BLOCK) | (h["length"] > MAX_PAYLOAD),
     ),
-    Rule(
+    FieldRule(
         "compressed size {compressed_size} must be zero if, and only if, the stream is not raw",
         lambda h, b: (h["compressed_size"] == 0) == b.raw,
     ),
-    Rule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
-    Rule(
+    FieldRule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
+    FieldRule(
         "compression type {compressiontype} is not announced",
         lambda h, b: _unadvertised(h["compressiontype"], b) & b.raw,
     ),
-    Rule(
+    FieldRule(
         "{compressed_size} compressed bytes are more than {length}",
         lambda h, b: (h["length"] < h["compressed_size"]) & b.raw,
     ),
-    Rule(
+    FieldRule(
         "compression type {compressiontype} in a stream that is not raw",
         lambda h, b: (h["compressiontype"] != 0) & (not b.raw),
     ),
@@ -270,72 +271,72 @@ _SPILL = (
 _WRITE = (
     _TOGUID,
     _OBJECT_ID,
-    Rule(
+    FieldRule(
         "{logical_size} bytes are not in 512..16 MiB",
         lambda h, b: (h["logical_size"] < MIN_BLOCK) | (h["logical_size"] > MAX_PAYLOAD),
     ),
-    Rule(
+    FieldRule(
         "{logical_size} bytes need the feature LARGE_BLOCKS",
         lambda h, b: (h["logical_size"] > OLD_MAX_BLOCK) & _lacks(b, Feature.LARGE_BLOCKS),
     ),
-    Rule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
-    Rule(
+    FieldRule("there is no compression type {compressiontype}", lambda h, b: h["compressiontype"] >= _COMPRESSIONS),
+    FieldRule(
         "compression type {compressiontype} is not announced",
         lambda h, b: _unadvertised(h["compressiontype"], b),
     ),
-    Rule(
+    FieldRule(
         "{compressed_size} compressed bytes are more than {logical_size}",
         lambda h, b: h["compressed_size"] > h["logical_size"],
     ),
-    Rule(
+    FieldRule(
         "offset {offset} and size {logical_size} overflow",
         lambda h, b: _overflows(h["offset"], h["logical_size"]),
     ),
     _TYPE,
-    Rule("there is no checksum type {checksumtype}", lambda h, b: h["checksumtype"] >= _CHECKSUMS),
+    FieldRule("there is no checksum type {checksumtype}", lambda h, b: h["checksumtype"] >= _CHECKSUMS),
     _whole("logical_size"),
     _whole("compressed_size"),
 )
 _RAW_WRITE = (
-    Rule("the compressed size is zero in a raw stream", lambda h, b: h["compressed_size"] == 0),
-    Rule("the compression type is zero in a raw stream", lambda h, b: h["compressiontype"] == 0),
+    FieldRule("the compressed size is zero in a raw stream", lambda h, b: h["compressed_size"] == 0),
+    FieldRule("the compression type is zero in a raw stream", lambda h, b: h["compressiontype"] == 0),
 )
 _PLAIN_WRITE = (
-    Rule(
+    FieldRule(
         "a compressed block needs the feature COMPRESSED",
         lambda h, b: (h["compressiontype"] != 0) & _lacks(b, Feature.COMPRESSED),
     ),
-    Rule(
+    FieldRule(
         "compressed size {compressed_size} with compression type {compressiontype}",
         lambda h, b: (h["compressed_size"] == 0) != (h["compressiontype"] == 0),
     ),
 )
 _WRITE_EMBEDDED = (
     _TOGUID,
-    Rule("it cannot stand in a raw stream", lambda h, b: np.full(len(h), b.raw)),
-    Rule("it needs the feature EMBED_DATA", lambda h, b: np.full(len(h), _lacks(b, Feature.EMBED_DATA))),
+    FieldRule("it cannot stand in a raw stream", lambda h, b: np.full(len(h), b.raw)),
+    FieldRule("it needs the feature EMBED_DATA", lambda h, b: np.full(len(h), _lacks(b, Feature.EMBED_DATA))),
     _OBJECT_ID,
-    Rule("{length} bytes are more than 16 MiB", lambda h, b: h["length"] > MAX_PAYLOAD),
-    Rule(
+    FieldRule("{length} bytes are more than 16 MiB", lambda h, b: h["length"] > MAX_PAYLOAD),
+    FieldRule(
         "{length} bytes need the feature LARGE_BLOCKS",
         lambda h, b: (h["length"] > OLD_MAX_BLOCK) & _lacks(b, Feature.LARGE_BLOCKS),
     ),
-    Rule("a payload of {psize} bytes is more than 112", lambda h, b: h["psize"] > MAX_EMBEDDED),
-    Rule("there is no compression type {compression}", lambda h, b: h["compression"] >= _COMPRESSIONS),
-    Rule("compression type {compression} is not announced", lambda h, b: _unadvertised(h["compression"], b)),
-    Rule(
+    FieldRule("a payload of {psize} bytes is more than 112", lambda h, b: h["psize"] > MAX_EMBEDDED),
+    FieldRule("there is no compression type {compression}", lambda h, b: h["compression"] >= _COMPRESSIONS),
+    FieldRule("compression type {compression} is not announced", lambda h, b: _unadvertised(h["compression"], b)),
+    FieldRule(
         "a payload of {psize} bytes cannot be {lsize} bytes, uncompressed",
         lambda h, b: (h["compression"] == Compression.OFF) & (h["lsize"] != h["psize"]),
     ),
-    Rule("{psize} compressed bytes are more than {lsize}", lambda h, b: h["lsize"] < h["psize"]),
-    Rule("{lsize} bytes do not fit a block of {length}", lambda h, b: h["lsize"] > h["length"]),
-    Rule("offset {offset} and length {length} overflow", lambda h, b: _overflows(h["offset"], h["length"])),
-    Rule("there is no embedded type {etype}", lambda h, b: h["etype"] >= 3),
+    FieldRule("{psize} compressed bytes are more than {lsize}", lambda h, b: h["lsize"] < h["psize"]),
+    FieldRule("{lsize} bytes do not fit a block of {length}", lambda h, b: h["lsize"] > h["length"]),
+    FieldRule("offset {offset} and length {length} overflow", lambda h, b: _overflows(h["offset"], h["length"])),
+    FieldRule("there is no embedded type {etype}", lambda h, b: h["etype"] >= 3),
 )
-_BYREF = (Rule(REDUP, lambda h, b: np.full(len(h), True)),)
+_BYREF = (FieldRule(REDUP, lambda h, b: np.full(len(h), True)),)
 
 
-def _rules(raw: bool) -> dict[RecordType, tuple[Rule, ...]]:
+def _rules(raw: bool) -> dict[RecordType, tuple[FieldRule, ...]]:
     return {
         RecordType.OBJECT: _OBJECT + (_RAW_OBJECT if raw else _PLAIN_OBJECT),
         RecordType.FREEOBJECTS: _FREEOBJECTS,

@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zkeep.format.dnode import SLOTS
 from zkeep.format.events import Batch
-from zkeep.format.limits import DNODES_PER_BLOCK, TO_THE_END, Violation, earliest, slots
+from zkeep.format.limits import TO_THE_END, Violation, earliest, slots
 from zkeep.format.records import RecordFlag, RecordType
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ class Order:
         latest = np.maximum.accumulate(np.concatenate([before, np.where(is_range, start, 0)]))
         any_range = np.logical_or.accumulate(np.concatenate([[self._range is not None], is_range]))
         again = is_range & any_range[:-1] & (start <= latest[:-1])
-        outside = is_object & (
-            ~any_range[1:] | (start < latest[1:]) | (stop > latest[1:] + np.uint64(DNODES_PER_BLOCK))
-        )
+        outside = is_object & (~any_range[1:] | (start < latest[1:]) | (stop > latest[1:] + np.uint64(SLOTS)))
         if any_range[-1]:
             self._range = latest[-1]
         return earliest(

@@ -23,41 +23,41 @@ _ONCE = {OWNER, GROUP, OTHER}
 _SHIFTS = {OWNER: 6, GROUP: 3, MASK: 3, OTHER: 0}
 
 
-class BadAcl(ValueError):
+class BadPosixAcl(ValueError):
     """It is no POSIX ACL that Linux would take."""
 
 
-class Entry(NamedTuple):
+class PosixEntry(NamedTuple):
     tag: int
     permissions: int
     who: int
 
 
-def decode(data: bytes) -> list[Entry]:
+def decode(data: bytes) -> list[PosixEntry]:
     """Raises BadAcl."""
     if len(data) < 4 or (len(data) - 4) % 8 or struct.unpack_from("<I", data)[0] != _VERSION:
-        raise BadAcl("it is not as long as an ACL is")
-    found = [Entry(*entry) for entry in struct.iter_unpack("<HHI", data[4:])]
+        raise BadPosixAcl("it is not as long as an ACL is")
+    found = [PosixEntry(*entry) for entry in struct.iter_unpack("<HHI", data[4:])]
     counts = Counter(entry.tag for entry in found)
     if any(entry.permissions > 7 for entry in found) or set(counts) - {*_SHIFTS, USER, NAMED_GROUP}:
-        raise BadAcl("an entry makes no sense")
+        raise BadPosixAcl("an entry makes no sense")
     if any(counts[tag] != 1 for tag in _ONCE) or counts[MASK] > 1:
-        raise BadAcl("an entry is missing, or there twice")
+        raise BadPosixAcl("an entry is missing, or there twice")
     if counts[USER] + counts[NAMED_GROUP] and not counts[MASK]:
-        raise BadAcl("it names users or groups, and has no mask")
+        raise BadPosixAcl("it names users or groups, and has no mask")
     return found
 
 
-def encode(entries: list[Entry]) -> bytes:
+def encode(entries: list[PosixEntry]) -> bytes:
     return struct.pack("<I", _VERSION) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-def is_a_mode(entries: list[Entry]) -> bool:
+def is_a_mode(entries: list[PosixEntry]) -> bool:
     """Whether the bits of a mode say the same."""
     return all(entry.tag in _ONCE for entry in entries)
 
 
-def mode_of(entries: list[Entry], mode: int) -> int:
+def mode_of(entries: list[PosixEntry], mode: int) -> int:
     """The mode that a file with such an access ACL has: its group bits are the mask, if there is one."""
     for entry in sorted(entries, key=lambda entry: entry.tag):  # a mask comes behind the group
         if entry.tag in _SHIFTS:
@@ -66,7 +66,7 @@ def mode_of(entries: list[Entry], mode: int) -> int:
     return mode
 
 
-def with_mode(entries: list[Entry], mode: int) -> list[Entry]:
+def with_mode(entries: list[PosixEntry], mode: int) -> list[PosixEntry]:
     """An access ACL after chmod(2)."""
     classes = {OWNER, OTHER, MASK if any(entry.tag == MASK for entry in entries) else GROUP}
     return [
@@ -75,7 +75,7 @@ def with_mode(entries: list[Entry], mode: int) -> list[Entry]:
     ]
 
 
-def inherited(entries: list[Entry], mode: int) -> tuple[list[Entry], int]:
+def inherited(entries: list[PosixEntry], mode: int) -> tuple[list[PosixEntry], int]:
     """The access ACL and the mode of a new file in a folder with such a default ACL; `mode`: what was asked for."""
     classes = {OWNER, OTHER, MASK if any(entry.tag == MASK for entry in entries) else GROUP}
     found = []

@@ -331,7 +331,10 @@ class Reader:
             batch, fault = self._legal(batch, fault)
         # 3. All of them are right: is what follows something that can follow?
         if fault is None and not ended:
-            fault = self._impossible(walk, follower)
+            if walk.error and walk.error[0] == follower:
+                fault = _Fault(follower, kernel.REASONS[walk.error[1]])
+            elif self._name(follower) == "BEGIN":
+                fault = _Fault(follower, "it stands where its substream has no END yet")
         # 4. Note what was consumed, and read the END if that follows; only now yield.
         error = self._bad(*fault) if fault else None
         self._start += len(batch.buffer) if batch is not None else 0
@@ -386,13 +389,6 @@ class Reader:
             byteorder=self._byteorder,
         )
         return (batch.head(count) if fault else batch), fault
-
-    def _impossible(self, walk: kernel.Walk, follower: int) -> _Fault | None:
-        if walk.error and walk.error[0] == follower:
-            return _Fault(follower, kernel.REASONS[walk.error[1]])
-        if self._name(follower) == "BEGIN":
-            return _Fault(follower, "it stands where its substream has no END yet")
-        return None
 
     def _differs(self, at: int, state: kernel.State) -> bool:
         """Whether the header there disagrees with the running sum before it."""

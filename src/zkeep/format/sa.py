@@ -17,7 +17,7 @@ from functools import cached_property
 from operator import itemgetter
 
 from zkeep.format.records import ByteOrder
-from zkeep.format.zap import Entry
+from zkeep.format.zap import ZapEntry
 
 MAGIC = 0x2F505A
 _LITTLE = MAGIC.to_bytes(4, "little")
@@ -105,7 +105,7 @@ class Schema:
         BadAttributes: they contradict themselves.
     """
 
-    def __init__(self, registry: Iterable[Entry], layouts: Iterable[Entry], columns: Sequence[str]) -> None:
+    def __init__(self, registry: Iterable[ZapEntry], layouts: Iterable[ZapEntry], columns: Sequence[str]) -> None:
         self._columns = columns
         self._attributes: dict[int, tuple[str, int]] = dict(enumerate(LEGACY))
         for entry in registry:

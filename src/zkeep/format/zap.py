@@ -55,7 +55,7 @@ class BadZap(ValueError):
     """The bytes are no ZAP, or contradict one another."""
 
 
-class Entry(NamedTuple):
+class ZapEntry(NamedTuple):
     """A name and its value: integers of `width` bytes, big-endian, back to back."""
 
     name: bytes
@@ -127,7 +127,7 @@ class Zap:
         """The table of pointers of a fat one: for each prefix of a hash the number of its leaf's block."""
         return (self._pointer(index) for index in range(1 << self._bits))
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[ZapEntry]:
         if self.is_micro:
             yield from _micro_entries(self._first, self._order)
             return
@@ -139,7 +139,10 @@ class Zap:
         index = 0
         while index < 1 << self._bits:
             block = self._leaf_block(self._pointer(index))
-            prefix, length = _leaf_prefix(block)
+            # The bits with which the hashes of all names in this leaf begin, and how many these are.
+            order, _ = _kind(block)
+            (prefix,) = struct.unpack_from("<Q" if order == "little" else ">Q", block, 16)
+            length = int.from_bytes(block[32:34], order)
             # With 3 bits in the table a leaf of prefix 10 has two pointers, 100 and 101; the next leaf begins at 110.
             if length > self._bits or prefix << self._bits - length != index:
                 raise BadZap("a leaf lies where its names do not belong")
@@ -155,7 +158,7 @@ class Zap:
             plain = [] if self.flags & FLAG_UINT64_KEY else _leaf_numbers(block, self._shift)
             yield from plain or ((entry.name, entry.number) for entry in self._entries(block))
 
-    def get(self, name: bytes) -> Entry | None:
+    def get(self, name: bytes) -> ZapEntry | None:
         """The entry of exactly this name."""
         if self.is_micro:
             return _micro_entry(self._first, self._order, name)
@@ -176,7 +179,7 @@ class Zap:
             raise BadZap("its table of pointers ends too early")
         return int(struct.unpack_from(mark, self._read(self._table + block), within)[0])
 
-    def _entries(self, leaf: bytes) -> Iterator[Entry]:
+    def _entries(self, leaf: bytes) -> Iterator[ZapEntry]:
         return _leaf_entries(leaf, self._shift, bool(self.flags & FLAG_UINT64_KEY))
 
     def _leaf_block(self, number: int) -> bytes:
@@ -200,7 +203,7 @@ def _kind(block: bytes) -> tuple[ByteOrder, int]:
     raise BadZap("it does not begin as a ZAP does")
 
 
-def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
+def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[ZapEntry]:
     """Entries of 64 bytes behind a head of 64; free ones have no name."""
     # 0        8      16     24            64            72   76  78             128
     # | kind   | salt | norm | 0           | value, u64  | cd | 0 | name, 50    | next entry ...
@@ -208,17 +211,17 @@ def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[Entry]:
     for at in range(MICRO_ENTRY, len(block) - MICRO_ENTRY + 1, MICRO_ENTRY):
         name = block[at + 14 : at + MICRO_ENTRY].split(b"\0", 1)[0]
         if name:
-            yield Entry(name, 8, _micro_value(block, at, order))
+            yield ZapEntry(name, 8, _micro_value(block, at, order))
 
 
-def _micro_entry(block: bytes, order: ByteOrder, name: bytes) -> Entry | None:
+def _micro_entry(block: bytes, order: ByteOrder, name: bytes) -> ZapEntry | None:
     """_micro_entries() for one name, without decoding the others."""
     # Search the bytes; a hit counts only at the place of a name within an entry, and if it is all of the name.
     found = block.find(name, MICRO_ENTRY) if 0 < len(name) <= MICRO_ENTRY - 14 else -1
     while found >= 0:
         at, within = found & -MICRO_ENTRY, found % MICRO_ENTRY
         if within == 14 and block[at + 14 : at + MICRO_ENTRY].split(b"\0", 1)[0] == name:
-            return Entry(name, 8, _micro_value(block, at, order))
+            return ZapEntry(name, 8, _micro_value(block, at, order))
         found = block.find(name, at + 14 + (MICRO_ENTRY if within >= 14 else 0))
     return None
 
@@ -226,13 +229,6 @@ def _micro_entry(block: bytes, order: ByteOrder, name: bytes) -> Entry | None:
 def _micro_value(block: bytes, at: int, order: ByteOrder) -> bytes:
     value = block[at : at + 8]
     return value if order == "big" else value[::-1]
-
-
-def _leaf_prefix(block: bytes) -> tuple[int, int]:
-    """The bits with which the hashes of all names in a leaf begin, and how many these are."""
-    order, _ = _kind(block)
-    (prefix,) = struct.unpack_from("<Q" if order == "little" else ">Q", block, 16)
-    return prefix, int.from_bytes(block[32:34], order)
 
 
 def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
@@ -246,7 +242,7 @@ def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
     return mark, 48 + 2 * hashes, ((1 << shift) - 2 * hashes) // CHUNK - 2
 
 
-def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
+def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[ZapEntry]:
     """The entries of one leaf, in the order of their chunks.
 
     No two entries have a chunk together, so that a leaf holds no more than its own bytes.
@@ -268,7 +264,7 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[Entry]:
         used += 1 + _chunks(size) + _chunks(value_ints * width)
         _check_room(used, count)
         name = _array(block, mark, start, count, name_at, size)
-        yield Entry(
+        yield ZapEntry(
             name if numeric else name.split(b"\0", 1)[0],
             width,
             _array(block, mark, start, count, value_at, value_ints * width),

@@ -51,7 +51,7 @@ EMBEDDED_BITS = BLOCK_SHIFT - 4
 POINTERS = BLOCK // 8
 "Pointers in a block of an external table."
 MAX_BITS = 40
-MICRO_ENTRY, MICRO_NAME = 64, 49
+MICRO_NAME = 49
 MAX_MICRO = 2047
 "Entries of a micro ZAP: one of 128 KiB is full."
 MAX_NAME = 255

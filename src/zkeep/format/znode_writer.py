@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from zkeep.format import sa_writer as sa
-from zkeep.format.nvlist import Encoding, Form, NvList, NvType, encode
+from zkeep.format.nvlist import Encoding, NvForm, NvList, NvType, encode
 from zkeep.format.znode import ACL_AUTO_INHERIT, ACL_TRIVIAL, HAS_PROJID, IS_XATTR
 
 ARCHIVE, MODIFIED = 1 << 35, 1 << 42
@@ -100,7 +100,7 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
 
 def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
     """Extended attributes by their full names (user.x, security.capability), as one packed list."""
-    packed = NvList(form=Form(Encoding.XDR, little=True))
+    packed = NvList(form=NvForm(Encoding.XDR, little=True))
     for name, value in sorted(xattrs.items()):
         packed.set(name.decode("utf-8", "surrogateescape"), value, NvType.BYTE_ARRAY)
     return encode(packed)

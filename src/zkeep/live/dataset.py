@@ -27,11 +27,12 @@ from zkeep.live.inode import Inode, inode_of, new_inode
 from zkeep.live.numbers import Numbers
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import head
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.snapshot.changes import ObjectChange
-from zkeep.snapshot.commit import MADE_HERE, STEP, NewSnapshot, commit_head, newest_wrap
+from zkeep.snapshot.commit import MADE_HERE, NewSnapshot, commit_head, newest_wrap
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.numbers import live_objects

@@ -7,7 +7,7 @@ import stat
 import time
 
 from zkeep.format import posix_acl
-from zkeep.format.posix_acl import ACCESS, DEFAULT, BadAcl, Entry
+from zkeep.format.posix_acl import ACCESS, DEFAULT, BadPosixAcl, PosixEntry
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.errors import fail
 from zkeep.live.inode import Inode
@@ -87,7 +87,7 @@ class Xattrs:
     def _set_acl(self, inode: Inode, name: bytes, value: bytes) -> None:
         try:
             entries = posix_acl.decode(value) if value else []
-        except BadAcl:
+        except BadPosixAcl:
             fail(errno.EINVAL)
         every = {n: v for n, v in self._dataset.xattrs(inode).items() if n != name}
         if entries and name == ACCESS:
@@ -103,11 +103,11 @@ class Xattrs:
             changed = posix_acl.encode(posix_acl.with_mode(entries, inode.fields.mode))
             self._put(inode, {**self._dataset.xattrs(inode), ACCESS: changed})
 
-    def default_of(self, folder: Inode) -> list[Entry]:
+    def default_of(self, folder: Inode) -> list[PosixEntry]:
         """What new files in a folder inherit; nothing if it has no default ACL."""
         return self._acl(folder, DEFAULT)
 
-    def inherit(self, inode: Inode, entries: list[Entry]) -> None:
+    def inherit(self, inode: Inode, entries: list[PosixEntry]) -> None:
         """Give a new file the ACLs that its folder hands down, and the mode that follows."""
         access, inode.fields.mode = posix_acl.inherited(entries, inode.fields.mode)
         every = {} if posix_acl.is_a_mode(access) else {ACCESS: posix_acl.encode(access)}
@@ -116,9 +116,9 @@ class Xattrs:
         if every:
             self._dataset.change_xattrs(inode, every)
 
-    def _acl(self, inode: Inode, name: bytes) -> list[Entry]:
+    def _acl(self, inode: Inode, name: bytes) -> list[PosixEntry]:
         value = self._dataset.xattrs(inode).get(name) if self._acls and not stat.S_ISLNK(inode.fields.mode) else None
         try:
             return posix_acl.decode(value) if value else []
-        except BadAcl:
+        except BadPosixAcl:
             return []

@@ -13,16 +13,17 @@ from zkeep.format.records import Begin, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.begin import number
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.destroy import drop_after
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.things import RESUME
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
 from zkeep.reencrypt.objects import Translator
-from zkeep.snapshot.commit import REENCRYPTED, STEP
+from zkeep.snapshot.commit import REENCRYPTED
 
 MADE_FOR = "made_for"
 "Field of a step: its dataset was made for it, and goes with it."
@@ -33,7 +34,7 @@ class PartialStream:
     """A receive that can be resumed, as the documents of its steps record it."""
 
     begin: Begin
-    target: Target
+    target: ReceiveTarget
 
     def fields(self, translator: Translator) -> Doc:
         """Where it goes on behind what the translator has written."""
@@ -80,7 +81,7 @@ def partial_of(pool: Pool, name: DatasetName) -> Doc | None:
     return found
 
 
-def resume(pool: Pool, event: SubBegin, target: Target) -> Snapshot | None:
+def resume(pool: Pool, event: SubBegin, target: ReceiveTarget) -> Snapshot | None:
     """The step that a stream goes on from; None: it begins again, and what is there is in its way.
 
     Raises:
@@ -111,7 +112,7 @@ def resume(pool: Pool, event: SubBegin, target: Target) -> Snapshot | None:
     return _steps(pool, target.name)[-1]
 
 
-def continued(target: Target, step: Snapshot) -> Target:
+def continued(target: ReceiveTarget, step: Snapshot) -> ReceiveTarget:
     """The target of the receive that broke off."""
     state: Doc = step.doc[RESUME]
     return replace(
@@ -128,11 +129,11 @@ def remove_leftovers(pool: Pool, name: DatasetName) -> None:
     view, dataset = View(pool), pool.dataset(name)
     before = pool.snapshots(dataset)[: -len(steps)]
     if steps[0].doc.get(MADE_FOR) and not before and view.tree.within(dataset) == [dataset]:
-        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.Options(recursive=True)))
+        destroy.execute(pool, destroy.plan_dataset(view, name, destroy.DestroyOptions(recursive=True)))
         return
     # Otherwise the snapshots go, and then the records behind the last one that stays.
     names = ",".join(str(step.doc["name"]) for step in steps)
-    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.Options()))
+    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.DestroyOptions()))
     with pool.transaction() as t:
         dropped = drop_after(pool, t, pool.dataset(name), before[-1].txg if before else 0)
     discard(pool, dropped)

@@ -17,6 +17,7 @@ from zkeep.format.checksum import fletcher4
 from zkeep.format.records import Begin, End, HeaderType
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.datasets.things import RESUME
@@ -26,7 +27,6 @@ from zkeep.pool.transfer.package import conclusion
 from zkeep.pool.transfer.send import Leg, LegOptions, write_leg
 from zkeep.reencrypt.leftovers import remove_leftovers
 from zkeep.reencrypt.receive import UNSENT
-from zkeep.snapshot.commit import STEP
 
 
 @dataclass

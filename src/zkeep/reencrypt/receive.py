@@ -23,10 +23,11 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.admit import Target, clone_source, nearest
+from zkeep.pool.transfer.admit import ReceiveTarget, clone_source, nearest
 from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
@@ -35,7 +36,7 @@ from zkeep.reencrypt.leftovers import MADE_FOR, PartialStream, continued, partia
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
 from zkeep.reencrypt.records import StreamRecords
-from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, STEP, Group, opening_of, remove_steps, write_group
+from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, Group, opening_of, remove_steps, write_group
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 
@@ -166,7 +167,7 @@ class Reencryption:
     def _follower(self) -> Follower | None:
         return self.follower if self.follower is not None and self.follower.takes() else None
 
-    def kept(self, pool: Pool, target: Target) -> str | None:
+    def kept(self, pool: Pool, target: ReceiveTarget) -> str | None:
         """The resume token of what is kept of a receive that broke off."""
         found = partial_of(pool, target.name)
         return str(found["token"]) if found is not None else None
@@ -267,7 +268,7 @@ class Reencryption:
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
             raise
 
-    def _opened(self, pool: Pool, base: Snapshot | None, dataset: Dataset, target: Target) -> MasterKeys:
+    def _opened(self, pool: Pool, base: Snapshot | None, dataset: Dataset, target: ReceiveTarget) -> MasterKeys:
         """The keys of a snapshot, or of a dataset that has none yet."""
         try:
             if base is not None:
@@ -307,7 +308,7 @@ def _source_in(pool: Pool, begin: Begin, dataset: Dataset | None) -> Snapshot | 
     return next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
 
 
-def _source_of(pool: Pool, begin: Begin, target: Target) -> Snapshot | None:
+def _source_of(pool: Pool, begin: Begin, target: ReceiveTarget) -> Snapshot | None:
     """The snapshot that an increment follows; None: it is full, or the source is not there, which admit() refuses.
 
     Raises:
@@ -346,7 +347,7 @@ def _newest_wrap(pool: Pool, dataset: Dataset) -> WrappedKeys:
     return WrappedKeys.of(record.fields)
 
 
-def _encrypted_target(target: Target, key_fields: Doc) -> Target:
+def _encrypted_target(target: ReceiveTarget, key_fields: Doc) -> ReceiveTarget:
     """The target as it is for the raw snapshot: what the sender says of its encryption has no place here."""
     fields = {**target.fields, **key_fields}
     if "received" in fields:
@@ -358,7 +359,7 @@ def _encrypted_target(target: Target, key_fields: Doc) -> Target:
     return replace(target, fields=fields, snapshot_fields=snapshot_fields, resumable=False)
 
 
-def _compression(pool: Pool, target: Target) -> str:
+def _compression(pool: Pool, target: ReceiveTarget) -> str:
     """The dataset's property as it will be when the stream is received."""
     dataset = pool.find(target.name)
     local = {**(dataset.doc["local"] if dataset else {}), **target.fields.get("local", {})}
@@ -370,7 +371,7 @@ def _compression(pool: Pool, target: Target) -> str:
     return str(View(pool).get(nearest(pool, target.name), "compression").value)
 
 
-def _compress(pool: Pool, target: Target) -> Compress:
+def _compress(pool: Pool, target: ReceiveTarget) -> Compress:
     try:
         return compressor(_compression(pool, target))
     except ValueError:  # lzjb is only read here
@@ -380,7 +381,7 @@ def _compress(pool: Pool, target: Target) -> Compress:
 class _Undo:
     """Takes away the steps of a receive that fails; one that can be resumed keeps them."""
 
-    def __init__(self, pool: Pool, target: Target) -> None:
+    def __init__(self, pool: Pool, target: ReceiveTarget) -> None:
         self._pool, self._target = pool, target
         self._done = target.resumable
 

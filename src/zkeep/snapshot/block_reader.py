@@ -18,7 +18,7 @@ import numpy as np
 
 from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
-from zkeep.crypto.mactree import MacTree, Shape
+from zkeep.crypto.mactree import MacTree, TreeShape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import HEADER, RecordType, WriteEmbedded
@@ -78,7 +78,7 @@ class BlockReader:
             yield self._state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
             return
         # Else read the leaves below each level 1 indirect block in the range, and check that block's MAC.
-        fanout = Shape.of(dnode).fanout
+        fanout = TreeShape.of(dnode).fanout
         low, high = first >> fanout, (end - 1) >> fanout
         for group in [group for group in obj.tree.first if low <= group <= high]:
             leaves = self._group(obj, group, fanout)
@@ -153,7 +153,11 @@ class BlockReader:
         """The content of a leaf's block. `record`: what stored_records() gave for it."""
         kind_of_record = leaf["kind"]
         if kind_of_record == EMBEDDED:
-            return self._embedded(leaf, record)
+            header = WriteEmbedded.unpack(record, self.records.byteorder(leaf))
+            try:
+                return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
+            except BadCompression as error:
+                raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
         if kind_of_record == REDACT:
             raise Unreadable(f"{self.name}: {_place(leaf)}: it was left out of a redacted stream")
         stored = record[HEADER:]
@@ -184,13 +188,6 @@ class BlockReader:
         self.records.whole(leaf.reshape(1))
         what = "the MAC of the block does not verify"
         return Forgery(self.name, what, int(leaf["object"]), int(leaf["offset"]))
-
-    def _embedded(self, leaf: Array, record: memoryview) -> Content:
-        header = WriteEmbedded.unpack(record, self.records.byteorder(leaf))
-        try:
-            return decompress(record[HEADER : HEADER + header.psize], header.compression, header.lsize)
-        except BadCompression as error:
-            raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
 
 def batches(leaves: Array, most: int, column: str = "size") -> Iterator[Array]:

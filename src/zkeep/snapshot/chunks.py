@@ -16,11 +16,10 @@ from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.format.dnode import SECTOR, SLOTS
 from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordFlag, RecordType
-from zkeep.pool.timeline.segment import Segment
 from zkeep.pool.timeline.spans import Array, keys, unique
 from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
-from zkeep.snapshot.records import Packed, Records
+from zkeep.snapshot.records import Packed, StoredRecords
 from zkeep.snapshot.small_objects import SmallObjects
 from zkeep.snapshot.verified import LEAF
 
@@ -40,7 +39,7 @@ class Chunk:
     """The rows between two keys (object, offset)."""
 
     table: Table
-    records: Records
+    records: StoredRecords
 
     @cached_property
     def leaves(self) -> Array:
@@ -66,7 +65,7 @@ class Chunk:
         return SmallObjects(self.table, *self.objects, self.leaves)
 
 
-def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
+def _leaves(rows: Array, records: StoredRecords, rtype: RecordType) -> Array:
     leaves = np.zeros(len(rows), LEAF)
     for name in ("object", "offset", "pos", "check", "size", "segment", "kind", "bare"):
         leaves[name] = rows[name]
@@ -92,7 +91,7 @@ def _leaves(rows: Array, records: Records, rtype: RecordType) -> Array:
     return leaves
 
 
-def little_of(rows: Array, headers: Array, records: Records) -> Array:
+def little_of(rows: Array, headers: Array, records: StoredRecords) -> Array:
     """Whether each block was in little-endian byte order on the sender's disk."""
     # A segment has the byte order of its stream, and the flag says that the block was written in the other one.
     _, firsts, index = np.unique(rows["segment"], return_index=True, return_inverse=True)
@@ -139,7 +138,7 @@ class State:
     def __init__(self, timeline: Timeline, runs: list[Run], rows: int = CHUNK_ROWS) -> None:
         self.timeline = timeline
         self.runs = runs
-        self.records = Records(timeline)
+        self.records = StoredRecords(timeline)
         self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
         self._chunks: Cache[int, Chunk] = Cache(CHUNKS)
         self._gathered: Chunk | None = None
@@ -156,7 +155,10 @@ class State:
         parts = self.timeline.parts(self.runs, lambda segment: _picked(segment.table(), wanted))
         table = fold(parts)
         # A large file would bring rows of all its blocks, of which few are read: it is looked up as it is needed.
-        indices, counts = _counted(table.blocks["object"] // np.uint64(SLOTS))
+        # Each block of dnodes once, and how many rows it has.
+        values = table.blocks["object"] // np.uint64(SLOTS)
+        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.empty(0, np.int64)
+        indices, counts = values[starts], np.diff(np.append(starts, len(values)))
         wanted = wanted[~_are_in(wanted, indices[counts > SCATTERED_ROWS])]
         table = _picked(table, wanted)
         if len(table.objects) + len(table.blocks) <= GATHERED_ROWS:
@@ -196,7 +198,10 @@ class State:
 
     def numbers(self) -> Array:
         """The numbers of all objects, ascending, without making chunks."""
-        numbers: Array = fold(self.timeline.parts(self.runs, _objects)).objects["object"]
+        parts = self.timeline.parts(
+            self.runs, lambda segment: replace(NOTHING, objects=segment.rows("objects"), freed=segment.rows("freed"))
+        )
+        numbers: Array = fold(parts).objects["object"]
         return numbers
 
     def leaves(self, number: int, first: int, end: int) -> Array:
@@ -223,11 +228,6 @@ def _of(rows: Array, number: int, count: int) -> slice:
     return slice(int(first), int(end))
 
 
-def _objects(segment: Segment) -> Table:
-    """The rows of a segment that say which objects there are."""
-    return replace(NOTHING, objects=segment.rows("objects"), freed=segment.rows("freed"))
-
-
 def _picked(table: Table, wanted: Array) -> Table:
     """The rows about these blocks of dnodes; and all that say what was freed."""
     found = {}
@@ -242,9 +242,3 @@ def _are_in(values: Array, wanted: Array) -> Array:
     if not len(wanted):
         return np.zeros(len(values), bool)
     return np.asarray(wanted[np.minimum(wanted.searchsorted(values), len(wanted) - 1)] == values)
-
-
-def _counted(values: Array) -> tuple[Array, Array]:
-    """Each value once, and how often it is there. `values` ascend."""
-    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.empty(0, np.int64)
-    return values[starts], np.diff(np.append(starts, len(values)))

@@ -23,9 +23,10 @@ from zkeep.format.records import Begin, BeginFlag, End, Feature, HeaderType
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import destroy, head, keyrecords
 from zkeep.pool.datasets.begin import Opening, number
+from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
@@ -38,8 +39,6 @@ MADE_HERE = "made_here"
 "Field of a snapshot's document: its records were made here, and not received."
 REENCRYPTED = "reencrypted"
 "Field of a snapshot's document: its records were encrypted here, from a plain stream."
-STEP = "step"
-"Field of a snapshot's document: it holds a part of what will be another, which was being made."
 Fill = Callable[[SnapshotWriter, OpenSnapshot | None], bool | None]
 """Writes changes since the base (None: there is none) into a writer; whether there are more.
 
@@ -92,7 +91,7 @@ def remove_steps(pool: Pool, made: Snapshot) -> None:
         if steps:
             names = ",".join(str(snapshot.doc["name"]) for snapshot in steps)
             with suppress(Refused):  # somebody holds one, or sends it
-                plan = destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options())
+                plan = destroy.plan_snapshots(View(pool), dataset.name, names, destroy.DestroyOptions())
                 destroy.execute(pool, plan)
 
 
@@ -117,7 +116,7 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Sna
                 fromguid=last.guid if last is not None else 0,
             ),
             features=new.features,
-            target=Target(
+            target=ReceiveTarget(
                 new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
             ),
             compress=new.compress,
@@ -146,7 +145,7 @@ def commit_head(pool: Pool, new: NewSnapshot, keys: MasterKeys, base: OpenSnapsh
             fromguid=base.snapshot.guid if base is not None else 0,
         ),
         features=new.features,
-        target=Target(
+        target=ReceiveTarget(
             *(dataset.name, head.NAME, dataset.name),
             force=base is None,
             head=True,
@@ -179,7 +178,7 @@ class Group:
     begin: Begin
     features: Feature
     "Beside those that the base has."
-    target: Target
+    target: ReceiveTarget
     compress: Compress
     wrapped: WrappedKeys
     keys: MasterKeys

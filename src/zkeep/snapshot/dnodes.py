@@ -19,7 +19,7 @@ import numpy as np
 
 from zkeep.crypto.block import BlockKeys, Forged
 from zkeep.crypto.dnodeblock import Seal, Stretch, decrypt_dnodes, has_encrypted_bonus, stretch_of
-from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, Shape
+from zkeep.crypto.mactree import HOLE, MacTree, OutOfTree, TreeShape
 from zkeep.format.dnode import SLOTS, BadDnode, Dnode
 from zkeep.format.records import ByteOrder, Object, RecordType
 from zkeep.pool.timeline.spans import Array
@@ -31,7 +31,7 @@ from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject
 from zkeep.tree.objects import Bonus
 
 
-class Block(Mapping[int, VerifiedObject]):
+class DnodeBlock(Mapping[int, VerifiedObject]):
     """The objects of an authentic block of dnodes, by number."""
 
     def __init__(self, columns: Columns, order: ByteOrder, bonuses: bytes) -> None:
@@ -119,7 +119,7 @@ class DnodeBlocks:
     def _chunks(self, index: int) -> Iterator[Chunk]:
         return self._state.over((index * SLOTS, 0), (index * SLOTS + SLOTS, 0))
 
-    def _decrypt(self, index: int, keys: BlockKeys, seal: Seal, chunk: Chunk, order: ByteOrder) -> Block:
+    def _decrypt(self, index: int, keys: BlockKeys, seal: Seal, chunk: Chunk, order: ByteOrder) -> DnodeBlock:
         """A block whose objects lie in one chunk, as nearly all do."""
         first, end = _rows_of(chunk.table.objects, index * SLOTS, SLOTS)
         stretches: list[Stretch] = []
@@ -132,7 +132,7 @@ class DnodeBlocks:
                 others.append(self._with_blocks(self._dnode(chunk, start, order), [chunk]))
                 stretches.append(_stretch(others[-1]))
         # One MAC covers all of them. Nothing below is reached unless it verifies.
-        block = Block(chunk.small.cut(first, end), order, decrypt_dnodes(keys, seal, index * SLOTS, stretches))
+        block = DnodeBlock(chunk.small.cut(first, end), order, decrypt_dnodes(keys, seal, index * SLOTS, stretches))
         for obj in others:
             block.put(obj)
         return block
@@ -201,7 +201,7 @@ class DnodeBlocks:
                 flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
                 return VerifiedObject(dnode, None, self._flat_roots(dnode, flat), spill, flat)
             # Else the tree keeps one MAC for each indirect block of level 1, and the leaves are read again later.
-            tree = MacTree(Shape.of(dnode))
+            tree = MacTree(TreeShape.of(dnode))
             for part in parts:
                 add_leaves(self._name, tree, dnode, part)
             return VerifiedObject(dnode, tree, tree.finish(), spill)
@@ -216,7 +216,7 @@ class DnodeBlocks:
         alone = len(leaves) == 1 and dnode.nblkptr == 1 and not leaves["offset"][0]
         if alone and leaves["kind"][0] == RecordType.WRITE:
             return bytes(leaves["pointer"].tobytes())
-        tree = MacTree(Shape.of(dnode))
+        tree = MacTree(TreeShape.of(dnode))
         add_leaves(self._name, tree, dnode, leaves)
         return tree.finish()
 

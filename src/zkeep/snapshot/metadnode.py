@@ -14,7 +14,7 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import RecordType
 from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import little_of
-from zkeep.snapshot.records import Records
+from zkeep.snapshot.records import StoredRecords
 
 PROP = (SLOTS - 1) | (SLOTS - 1) << 16 | 2 << 32 | ObjectType.DNODE << 48 | 1 << 61
 "The blk_prop of a pointer to a block of dnodes: 16 KiB, uncompressed, as raw streams carry them."
@@ -27,7 +27,7 @@ class Seals:
         Damaged: a record is of another block than its row says.
     """
 
-    def __init__(self, rows: Array, records: Records) -> None:
+    def __init__(self, rows: Array, records: StoredRecords) -> None:
         headers = records.headers(rows, RecordType.OBJECT_RANGE)
         # A record's header must be of the block that its row says: else MACs of other blocks would be taken for
         # these.

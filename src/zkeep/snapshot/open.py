@@ -22,7 +22,7 @@ import numpy as np
 from zkeep.cache import Cache
 from zkeep.crypto.block import BlockKeys
 from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
-from zkeep.crypto.mactree import MacTree, OutOfTree, Shape
+from zkeep.crypto.mactree import MacTree, OutOfTree, TreeShape
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Damaged, Refused
 from zkeep.format.dnode import SLOTS, Dnode
@@ -38,7 +38,7 @@ from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot import recheck
 from zkeep.snapshot.block_reader import BlockReader
 from zkeep.snapshot.chunks import SCATTERED_ROWS, State
-from zkeep.snapshot.dnodes import Block, DnodeBlocks
+from zkeep.snapshot.dnodes import DnodeBlock, DnodeBlocks
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.malloc import keep_freed_memory
@@ -144,7 +144,7 @@ class OpenSnapshot:
         # it points to: so this one MAC covers every block of dnodes.
         shape = _metadnode(crypt)
         self._seals = Seals(self.state.ranges(), self.state.records)
-        tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
+        tree = MacTree(TreeShape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
         try:
             tree.add(self._seals.blocks, self._seals.pointers())
             found = portable_mac(keys, self.begin.type, shape, tree.finish())
@@ -233,7 +233,7 @@ class OpenSnapshot:
 
     def bonus(self, number: int) -> Bonus:
         block = self.dnodes(number // SLOTS)
-        if isinstance(block, Block) and number in block:
+        if isinstance(block, DnodeBlock) and number in block:
             return block.bonus(number)
         dnode = self.object(number).dnode
         return Bonus(dnode.bonustype, dnode.has_spill, dnode.bonus)
@@ -271,7 +271,7 @@ class OpenSnapshot:
         # Only blocks of dnodes that were opened are looked into: their objects are authentic.
         for index, numbers_there in groupby(numbers, key=lambda number: number // SLOTS):
             block = self.dnodes(index)
-            if isinstance(block, Block):
+            if isinstance(block, DnodeBlock):
                 parts.append(block.only_leaves(ObjectType.PLAIN_FILE, numbers_there))
         leaves = np.concatenate(parts)
         # The only block of a sparse file may lie far out.

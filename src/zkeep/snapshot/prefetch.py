@@ -16,7 +16,7 @@ from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.records import HEADER
 from zkeep.pool.timeline.spans import Array
-from zkeep.snapshot.records import Records
+from zkeep.snapshot.records import StoredRecords
 from zkeep.tree.objects import Content
 
 
@@ -32,7 +32,7 @@ class BlockRow(NamedTuple):
     mac: bytes
 
 
-def stored_blocks(records: Records, leaves: Array) -> Iterator[tuple[int, BlockRow, memoryview]]:
+def stored_blocks(records: StoredRecords, leaves: Array) -> Iterator[tuple[int, BlockRow, memoryview]]:
     """Read the blocks of leaves: each leaf's index, its row, and the stored bytes with room for the MAC behind them.
 
     That room overlaps the header of the next record, which is not needed any more.
@@ -49,7 +49,7 @@ def stored_blocks(records: Records, leaves: Array) -> Iterator[tuple[int, BlockR
             yield index, row, view[start + HEADER : start + row.size + MAC]
 
 
-def read_ahead(records: Records, keys: BlockKeys, leaves: Array) -> Iterator[tuple[int, Content]]:
+def read_ahead(records: StoredRecords, keys: BlockKeys, leaves: Array) -> Iterator[tuple[int, Content]]:
     """Objects' numbers and the contents of their blocks, all of encrypted types.
 
     Blocks that cannot be decrypted or decompressed are left out: reading such a block by itself says why.

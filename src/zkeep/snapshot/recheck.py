@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from zkeep.format.dnode import SLOTS
 from zkeep.snapshot.chunks import State
-from zkeep.snapshot.records import Records
+from zkeep.snapshot.records import StoredRecords
 
 FEW = 64
 "Records that are read at a time."
 
 
-def compare(records: Records, rows: npt.NDArray[Any]) -> None:
+def compare(records: StoredRecords, rows: npt.NDArray[Any]) -> None:
     """Compare records with their stored checksums. Raises Damaged at the first that differs."""
     for at in range(0, len(rows), FEW):
         records.whole(rows[at : at + FEW])

@@ -49,7 +49,7 @@ class Packed(NamedTuple):
         return found
 
 
-class Records:
+class StoredRecords:
     """The stored records of one timeline. May be used by several threads."""
 
     def __init__(self, timeline: Timeline) -> None:
@@ -99,7 +99,11 @@ class Records:
         found: list[memoryview] = [memoryview(b"")] * len(rows)
         sizes = rows["size"].astype(np.int64)
         if len(rows) == 1 and not check:
-            return [self._one(rows[0], int(sizes[0]), slack)]
+            size = int(sizes[0])
+            room = bytearray(size + slack)
+            alone = memoryview(room)
+            self._timeline.owner(int(rows[0]["segment"]))[1].blob.readinto(int(rows[0]["pos"]), alone[:size])
+            return [alone]
         # One read for neighbours; each record is a view of its part.
         for mine, buffer, starts in self.pieces(rows, sizes, slack):
             view = buffer.data
@@ -131,12 +135,6 @@ class Records:
             mine = order[first:last]
             blob = self._timeline.owner(int(rows["segment"][mine[0]]))[1].blob
             blob.readinto_each(rows["pos"][mine].astype(np.int64), sizes[mine], out, to[mine])
-
-    def _one(self, row: Array, size: int, slack: int) -> memoryview:
-        buffer = bytearray(size + slack)
-        view = memoryview(buffer)
-        self._timeline.owner(int(row["segment"]))[1].blob.readinto(int(row["pos"]), view[:size])
-        return view
 
     def _check(self, rows: Array, buffer: Array, starts: Array, sizes: Array) -> None:
         swap = self.byteorder(rows[0]) != NATIVE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zkeep.crypto.mactree import HOLE, POINTER, Array, MacTree, Numbers, Shape, runs_of
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape, runs_of
 from zkeep.format.dnode import Dnode
 from zkeep.snapshot.block_reader import BlockReader
 from zkeep.snapshot.verified import VerifiedObject
@@ -23,7 +23,7 @@ def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None
     is_new = held is None or held.dnode.blksz != dnode.blksz
     if is_new and dnode.nlevels == 1 and all(number < dnode.nblkptr for number in leaves):
         return b"".join(leaves.get(number, HOLE) for number in range(dnode.nblkptr))  # most files are small
-    tree = MacTree(Shape.of(dnode))
+    tree = MacTree(TreeShape.of(dnode))
     numbers = np.array(sorted(leaves), np.uint64)
     pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
     if held is None or blocks is None or is_new:
@@ -52,8 +52,8 @@ def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None
 
 
 def _merged(
-    blocks: BlockReader, held: VerifiedObject, reach: tuple[int, int], numbers: Numbers, pointers: Array
-) -> tuple[Numbers, Array]:
+    blocks: BlockReader, held: VerifiedObject, reach: tuple[int, int], numbers: Numbers, pointers: Pointers
+) -> tuple[Numbers, Pointers]:
     """The live pointers in a range of block numbers: the given ones, and those of the base that they do not replace."""
     all_numbers, all_pointers = [numbers], [pointers]
     for part in blocks.leaves(held, *reach):
@@ -66,6 +66,6 @@ def _merged(
     return _live(merged[order], found[order])
 
 
-def _live(numbers: Numbers, pointers: Array) -> tuple[Numbers, Array]:
+def _live(numbers: Numbers, pointers: Pointers) -> tuple[Numbers, Pointers]:
     live = pointers.view("V32").reshape(-1) != np.void(HOLE)
     return numbers[live], pointers[live]

@@ -33,7 +33,7 @@ from zkeep.crypto.dnodeblock import (
     portable_mac,
     stretch_of,
 )
-from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Shape
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree, TreeShape
 from zkeep.crypto.unwrap import MasterKeys
 from zkeep.errors import Refused
 from zkeep.format.compress import Compression
@@ -151,7 +151,7 @@ class SnapshotWriter:
         self._out.flush()
         # The tree of MACs over all blocks of dnodes, those of the base that did not change among them.
         shape = Metadnode(*METADNODE, self.last_block)
-        tree = MacTree(Shape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
+        tree = MacTree(TreeShape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
         numbers = np.array(sorted(self._dnode_blocks), np.uint64)
         pointers = np.zeros(len(numbers), POINTER)
         pointers["prop"] = np.uint64(PROP | 1 << 63)
@@ -195,7 +195,9 @@ class SnapshotWriter:
         # An object that takes the place of another one must free what it does not write: a receiver keeps old blocks
         # where the shape is the same. One that is kept frees only what became a hole.
         leaves: dict[int, bytes] = {}
-        replaces = not change.keep and self._is_in_base(change.number)
+        index = change.number // SLOTS
+        base = self._base if not change.keep and index in self._dnode_blocks else None
+        replaces = base is not None and change.number in base.dnodes(index)
         holes = HoleRun(partial(self._put_free, waiting))
         expected = 0
         for number, result in self._encrypted(change):
@@ -214,10 +216,6 @@ class SnapshotWriter:
             holes.add(expected, waiting.dnode.maxblkid + 1)
         holes.flush()
         return leaves
-
-    def _is_in_base(self, number: int) -> bool:
-        index = number // SLOTS
-        return self._base is not None and index in self._dnode_blocks and number in self._base.dnodes(index)
 
     def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, tuple[bytes, Buffer, bytes] | None]]:
         """Header, ciphertext and pointer of each block; large ones by several threads, in order."""

@@ -276,15 +276,15 @@ class Filesystem:
                 continue
             found = self.find(trail[-1], part) if node.is_folder else None
             if found is None:
-                raise NoSuchFile(f"{shown(whole)}: no such file or directory")
+                raise NoSuchFile(f"{printable_path(whole)}: no such file or directory")
             node = self.znode(found.number)
             if node.is_link and (parts or follow):
                 links[0] -= 1
                 if links[0] < 0:
-                    raise NoSuchFile(f"{shown(whole)}: too many symbolic links")
+                    raise NoSuchFile(f"{printable_path(whole)}: too many symbolic links")
                 target = node.target or b""
                 if len(target) > MAX_TARGET:
-                    raise NoSuchFile(f"{shown(whole)}: a symbolic link leads to a path of {len(target)} bytes")
+                    raise NoSuchFile(f"{printable_path(whole)}: a symbolic link leads to a path of {len(target)} bytes")
                 # A link: go on with its target's names before the others, from the root or from the link's folder.
                 trail = [self.root] if target.startswith(b"/") else trail
                 parts += _parts(target)[::-1]
@@ -358,7 +358,7 @@ class Filesystem:
         """The path of an entry of a folder; BadTree if it is longer than any that is shown."""
         inner = path + b"/" + name if path else name
         if len(inner) > MAX_PATH:
-            raise BadTree(f"{shown(path[:100])}...: folders lie deeper than a path of {MAX_PATH} bytes tells")
+            raise BadTree(f"{printable_path(path[:100])}...: folders lie deeper than a path of {MAX_PATH} bytes tells")
         return inner
 
     def check_inside(self, folder: int, name: Name) -> None:
@@ -439,13 +439,8 @@ class Filesystem:
 
 
 def elsewhere(folder: int, name: Name) -> BadTree:
-    return BadTree(f"folder {folder}: {shown(name.name)} is a folder that lies elsewhere, too")
+    return BadTree(f"folder {folder}: {printable_path(name.name)} is a folder that lies elsewhere, too")
 
 
 def _parts(path: bytes) -> list[bytes]:
     return [part for part in path.split(b"/") if part not in (b"", b".")]
-
-
-def shown(path: bytes) -> str:
-    """A path as printable text."""
-    return printable_path(path)

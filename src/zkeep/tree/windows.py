@@ -70,13 +70,10 @@ class Content:
                 except ZkeepError:
                     self._bad.put(key, True)
         # Last, the block alone: only a read that meets the bad block itself fails.
-        return keys[-1][1], self._block(keys[-1], end)
-
-    def _block(self, key: tuple[int, int, int], end: int) -> bytes:
         try:
-            return self._windows.put(key, self._open(key, end))
+            return keys[-1][1], self._windows.put(keys[-1], self._open(keys[-1], end))
         except ZkeepError as error:
-            raise BadBlock(key[0], key[1], error) from None
+            raise BadBlock(number, keys[-1][1], error) from None
 
     def _open(self, key: tuple[int, int, int], end: int) -> bytes:
         number, start, size = key

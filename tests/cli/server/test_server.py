@@ -117,7 +117,7 @@ def test_the_history_of_a_client_is_bounded_and_does_not_push_out_anothers(tmp_p
     from zkeep.pool.datasets import commands
     from zkeep.pool.datasets.model import Pool
 
-    entry = commands.Entry(1, "c" * 9999, "p", "alice", "zfs " + "x" * 9999, 0, 0, 0, 0)
+    entry = commands.HistoryEntry(1, "c" * 9999, "p", "alice", "zfs " + "x" * 9999, 0, 0, 0, 0)
     alice, bob = DatasetName("vault/alice"), DatasetName("vault/bob")
     with Pool.open(tmp_path / "pool", "vault") as pool:
         commands.record(pool, bob, replace(entry, root="bob"), refused=False)

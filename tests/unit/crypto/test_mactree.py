@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zkeep.crypto.mactree import HOLE, POINTER, MacTree, OutOfTree, Shape
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree, OutOfTree, TreeShape
 
 FILE = 19
 
 
-def shape(nlevels: int) -> Shape:
-    return Shape(FILE, nlevels, indblkshift=17, nblkptr=3)
+def shape(nlevels: int) -> TreeShape:
+    return TreeShape(FILE, nlevels, indblkshift=17, nblkptr=3)
 
 
 @pytest.mark.parametrize("nlevels", range(1, 8))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from streamkit import STREAMS, keydata
 
 from zkeep.format.events import Package, SubBegin
-from zkeep.format.nvlist import MAX_DEPTH, BadNvlist, Encoding, Form, NvList, NvType, decode, encode
+from zkeep.format.nvlist import MAX_DEPTH, BadNvlist, Encoding, NvForm, NvList, NvType, decode, encode
 from zkeep.format.reader import Reader
 
-FORMS = [Form(Encoding.XDR, True), Form(Encoding.NATIVE, True), Form(Encoding.NATIVE, False), Form(Encoding.XDR, False)]
+FORMS = [NvForm(encoding, little) for encoding in (Encoding.XDR, Encoding.NATIVE) for little in (True, False)]
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 names = text.filter(bool)
@@ -48,7 +48,7 @@ ARRAYS: dict[NvType, st.SearchStrategy[Any]] = {
 leaves = st.one_of([values.map(lambda value, kind=kind: (kind, value)) for kind, values in (SCALARS | ARRAYS).items()])
 
 
-def lists(form: Form) -> st.SearchStrategy[NvList]:
+def lists(form: NvForm) -> st.SearchStrategy[NvList]:
     def build(pairs: dict[str, tuple[NvType, Any]]) -> NvList:
         made = NvList(form=form)
         for name, (kind, value) in pairs.items():
@@ -74,7 +74,7 @@ def plain(nvlist: NvList) -> list[Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
-def test_values_come_back_and_so_do_the_bytes(form: Form, data: st.DataObject) -> None:
+def test_values_come_back_and_so_do_the_bytes(form: NvForm, data: st.DataObject) -> None:
     made = data.draw(lists(form))
     packed = encode(made)
     found = decode(packed)
@@ -86,7 +86,7 @@ def test_values_come_back_and_so_do_the_bytes(form: Form, data: st.DataObject) -
 
 @pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
-def test_a_change_leaves_the_rest_as_it_was(form: Form, data: st.DataObject) -> None:
+def test_a_change_leaves_the_rest_as_it_was(form: NvForm, data: st.DataObject) -> None:
     made = data.draw(lists(form))
     found = decode(encode(made))
     found["zkeep:new"] = 5
@@ -128,7 +128,7 @@ def test_a_value_keeps_the_type_it_had() -> None:
     assert [(pair.type, pair.value) for pair in made.pairs] == [(NvType.INT32, 7), (NvType.UINT64_ARRAY, (1, 2))]
 
 
-def nested(depth: int, form: Form) -> NvList:
+def nested(depth: int, form: NvForm) -> NvList:
     made = NvList(form=form)
     for _ in range(depth):
         outer = NvList(form=form)
@@ -138,7 +138,7 @@ def nested(depth: int, form: Form) -> NvList:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_depth_is_bounded(form: Form) -> None:
+def test_depth_is_bounded(form: NvForm) -> None:
     assert decode(encode(nested(MAX_DEPTH, form)))
     with pytest.raises(BadNvlist, match="deeper"):
         decode(encode(nested(MAX_DEPTH + 1, form)))
@@ -174,7 +174,7 @@ def test_a_name_may_occur_once() -> None:
 @pytest.mark.parametrize(
     "kind", [NvType.UINT64_ARRAY, NvType.STRING_ARRAY, NvType.NVLIST_ARRAY, NvType.BYTE_ARRAY, NvType.STRING]
 )
-def test_a_count_that_is_not_there_is_refused(kind: NvType, form: Form, count: int) -> None:
+def test_a_count_that_is_not_there_is_refused(kind: NvType, form: NvForm, count: int) -> None:
     made = NvList(form=form)
     value: Any = "a" if kind == NvType.STRING else NvList() if kind == NvType.NVLIST_ARRAY else b"a"
     value = (5,) if kind == NvType.UINT64_ARRAY else ("s",) if kind == NvType.STRING_ARRAY else value

@@ -8,7 +8,7 @@ import pytest
 
 from zkeep.format.records import ByteOrder
 from zkeep.format.sa import LEGACY, MAGIC, BadAttributes, Schema, columns_of, decode_legacy
-from zkeep.format.zap import Entry
+from zkeep.format.zap import ZapEntry
 
 GEN, MODE, MTIME, SYMLINK, DXATTR = 4, 5, 1, 17, 20
 LAYOUTS = {
@@ -22,11 +22,11 @@ COLUMNS = ("ZPL_MODE", "ZPL_GEN", "ZPL_MTIME", "ZPL_MTIME+")
 def schema(layouts: dict[int, tuple[int, ...]] | None = None) -> Schema:
     """A dataset that has registered the two attributes whose sizes vary, beside those of old."""
     names = {SYMLINK: "ZPL_SYMLINK", DXATTR: "ZPL_DXATTR"}
-    registry = [Entry(name.encode(), 8, number.to_bytes(8, "big")) for number, name in names.items()]
+    registry = [ZapEntry(name.encode(), 8, number.to_bytes(8, "big")) for number, name in names.items()]
     found = LAYOUTS if layouts is None else layouts
     return Schema(
         registry,
-        [Entry(b"%d" % n, 2, struct.pack(f">{len(numbers)}H", *numbers)) for n, numbers in found.items()],
+        [ZapEntry(b"%d" % n, 2, struct.pack(f">{len(numbers)}H", *numbers)) for n, numbers in found.items()],
         COLUMNS,
     )
 

@@ -19,7 +19,7 @@ from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.pool.store.catalog import INDEX, Catalog
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
-from zkeep.pool.store.journal import Journal, Place
+from zkeep.pool.store.journal import Journal, JournalPlace
 
 POOL = {"next_id": 1, "next_txg": 1}
 
@@ -404,13 +404,13 @@ def test_kill_at_random_moments_leaves_the_old_or_the_new_state(tmp_path: Path) 
 
 
 def test_a_text_that_packs_too_well_to_be_told_from_a_bomb_can_be_read(tmp_path: Path) -> None:
-    journal, place = Journal(LocalStore(tmp_path)), Place(0, 0, 5, "f" * 16)
+    journal, place = Journal(LocalStore(tmp_path)), JournalPlace(0, 0, 5, "f" * 16)
     text = b"x" * (1 << 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zkeep.pool.store.journal._SMALL", 1 << 10)
         journal.checkpoint(place, [("thing", "a", f'{{"x":"{text.decode()}"}}')])
         found, rows = journal.load(5)
-        assert found == Place(5, 0, 5, "f" * 16)
+        assert found == JournalPlace(5, 0, 5, "f" * 16)
         assert [len(row[2]) for row in rows] == [len(text) + 8]
 
 

@@ -60,7 +60,7 @@ def dataset(pool: Pool) -> Dataset:
 
 def remove(pool: Pool, *numbers: int) -> None:
     for number in numbers:
-        plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.Options())
+        plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.DestroyOptions())
         destroy.execute(pool, plan)
 
 

@@ -103,7 +103,7 @@ def test_a_full_stream_of_a_later_snapshot_heals_what_lives_on(pool: Pool) -> No
 def test_what_was_compacted_heals(pool: Pool) -> None:
     view = View(pool)
     names = ",".join(f"s{n}" for n in range(1, LAST))
-    destroy.execute(pool, destroy.plan_snapshots(view, DatasetName.parse("v/x"), names, destroy.Options()))
+    destroy.execute(pool, destroy.plan_snapshots(view, DatasetName.parse("v/x"), names, destroy.DestroyOptions()))
     compact(pool)
     name = name_of(pool, LAST)
     for place in places(pool, name, "blocks")[::5]:

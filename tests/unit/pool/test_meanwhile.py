@@ -75,7 +75,7 @@ def renamed(pool: Pool) -> None:
 
 
 def destroyed(pool: Pool) -> None:
-    destroy.execute(pool, destroy.plan_dataset(View(pool), HERE, destroy.Options(recursive=True)))
+    destroy.execute(pool, destroy.plan_dataset(View(pool), HERE, destroy.DestroyOptions(recursive=True)))
 
 
 def made(pool: Pool) -> None:

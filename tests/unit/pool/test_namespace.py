@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import destroy, namespace
-from zkeep.pool.datasets.destroy import Options
+from zkeep.pool.datasets.destroy import DestroyOptions
 from zkeep.pool.datasets.model import Exists, NotThere, Pool, txg_key
 from zkeep.pool.datasets.view import View
 
@@ -59,9 +59,9 @@ def names(pool: Pool) -> list[str]:
     return [str(t.name) for d in pool.tree().by_name.values() for t in (d, *pool.snapshots(d), *pool.bookmarks(d))]
 
 
-def plan(pool: Pool, text: str, **options: bool) -> destroy.Plan:
+def plan(pool: Pool, text: str, **options: bool) -> destroy.DestroyPlan:
     dataset, mark, spec = text.partition("@")
-    view, chosen = View(pool), Options(**options)
+    view, chosen = View(pool), DestroyOptions(**options)
     return (
         destroy.plan_snapshots(view, ds(dataset), spec, chosen)
         if mark

@@ -105,7 +105,7 @@ def test_p3_a_receive_keeps_its_snapshot(pool: Pool, interrupt: Any, moment: str
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_p3_a_compaction_keeps_what_it_wrote(history: Pool, interrupt: Any, moment: str) -> None:
     dataset = history.dataset(DatasetName.parse("v/x"))
-    plan = destroy.plan_snapshots(View(history), dataset.name, "s1", destroy.Options())
+    plan = destroy.plan_snapshots(View(history), dataset.name, "s1", destroy.DestroyOptions())
     destroy.execute(history, plan)
     interrupt(moment, puts("run"))
     with pytest.raises(KeyboardInterrupt):

@@ -71,7 +71,7 @@ def take(pool: Pool, number: int) -> None:
 
 
 def destroy_one(pool: Pool, count: int) -> None:
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), DATA, f"n{count}", destroy.Options()))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), DATA, f"n{count}", destroy.DestroyOptions()))
 
 
 def promote_a_clone(pool: Pool, count: int) -> None:
@@ -89,7 +89,7 @@ ONE_AMONG_SNAPSHOTS: dict[str, Step] = {
     "bookmark": lambda pool, n: namespace.bookmark(pool, SnapshotName(DATA, f"n{n}"), BookmarkName(DATA, "x")),
     "destroy": destroy_one,
     "get": lambda pool, n: View(pool).get(pool.snapshot(SnapshotName(DATA, f"n{n}")), "guid"),
-    "a dry run of destroy": lambda pool, n: destroy.plan_snapshots(View(pool), DATA, f"n{n}", destroy.Options()),
+    "a dry run of destroy": lambda pool, n: destroy.plan_snapshots(View(pool), DATA, f"n{n}", destroy.DestroyOptions()),
 }
 ONE_AMONG_DATASETS: dict[str, Step] = {
     "create": lambda pool, n: namespace.create(pool, DatasetName("b/many/more"), {}),
@@ -152,7 +152,7 @@ def replicate(pool: Pool, count: int) -> None:
 
 
 def destroy_all(pool: Pool, count: int) -> None:
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), DATA, f"%n{count}", destroy.Options()))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), DATA, f"%n{count}", destroy.DestroyOptions()))
 
 
 def list_all(pool: Pool, count: int) -> None:
@@ -179,7 +179,7 @@ ALL: dict[str, dict[str, Step]] = {
         "hold -r": lambda pool, n: namespace.hold(pool, "tag", [SnapshotName(DatasetName("b/many"), "s0")], True),
         "rename": lambda pool, n: namespace.rename(pool, DatasetName("b/many"), DatasetName("b/few")),
         "destroy -r": lambda pool, n: destroy.execute(
-            pool, destroy.plan_dataset(View(pool), DatasetName("b/many"), destroy.Options(recursive=True))
+            pool, destroy.plan_dataset(View(pool), DatasetName("b/many"), destroy.DestroyOptions(recursive=True))
         ),
     },
 }

@@ -29,7 +29,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 def destroyed(pool: Pool, spec: str, **options: bool) -> None:
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), HERE, spec, destroy.Options(**options)))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), HERE, spec, destroy.DestroyOptions(**options)))
 
 
 def rolled_back(pool: Pool) -> None:
@@ -62,7 +62,7 @@ def test_what_no_partial_receive_builds_on_is_destroyed(pool: Pool) -> None:
 
 def test_a_plan_that_was_made_before_the_receive_began_is_refused(pool: Pool) -> None:
     take(pool, b"", abort=True)
-    plan = destroy.plan_snapshots(View(pool), HERE, "s1", destroy.Options())
+    plan = destroy.plan_snapshots(View(pool), HERE, "s1", destroy.DestroyOptions())
     cut(pool, stream("inc-s1-s2"), len(stream("inc-s1-s2")) // 2)
     with pytest.raises(Refused, match=WHY):
         destroy.execute(pool, plan)
@@ -82,7 +82,7 @@ def test_a_deferred_base_goes_once_the_receive_is_done_or_given_up(pool: Pool, *
 
 
 def test_the_dataset_goes_with_what_it_keeps_of_a_receive(pool: Pool) -> None:
-    destroy.execute(pool, destroy.plan_dataset(View(pool), HERE, destroy.Options(recursive=True)))
+    destroy.execute(pool, destroy.plan_dataset(View(pool), HERE, destroy.DestroyOptions(recursive=True)))
     assert kept(pool) == {}
     assert pool.store.names("segments") == []
     assert pool.catalog.keys("receive") == []

@@ -197,7 +197,7 @@ def test_a_replication_does_as_the_source_did(
 
 def test_the_origin_may_be_gone_and_its_name_taken(source: Pool, backup: Pool) -> None:
     promote(source, ds("v/t/c"))
-    plan = destroy.plan_dataset(View(source), ds("v/t/o"), destroy.Options(recursive=True))
+    plan = destroy.plan_dataset(View(source), ds("v/t/o"), destroy.DestroyOptions(recursive=True))
     destroy.execute(source, plan)
     namespace.rename(source, ds("v/t/c"), ds("v/t/o"))
     for dataset, by in (("v/t", 0), ("v/t/o", 2000)):

@@ -159,7 +159,9 @@ def test_p4_what_comes_beside_records_counts(pool: Pool, what: str, *, resumable
     left = room(pool)
     if what == "properties":
         namespace.release(pool, "t" * 200, [SnapshotName.parse("p/e@s0")])
-    destroy.execute(pool, destroy.plan_dataset(View(pool), DatasetName.parse("p/e"), destroy.Options(recursive=True)))
+    destroy.execute(
+        pool, destroy.plan_dataset(View(pool), DatasetName.parse("p/e"), destroy.DestroyOptions(recursive=True))
+    )
     assert room(pool) > left + 190_000
 
 

@@ -12,7 +12,7 @@ from test_namespace import add, clone, ds, names, snap
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import BookmarkName
 from zkeep.pool.datasets import destroy, namespace
-from zkeep.pool.datasets.destroy import Options
+from zkeep.pool.datasets.destroy import DestroyOptions
 from zkeep.pool.datasets.model import NotThere, Pool, txg_key
 from zkeep.pool.datasets.rollback import plan_rollback
 from zkeep.pool.datasets.view import View
@@ -27,7 +27,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 def rollback(pool: Pool, name: str, letter: str = "") -> None:
-    options = Options(letter in ("r", "R"), letter == "R")
+    options = DestroyOptions(letter in ("r", "R"), letter == "R")
     destroy.execute(pool, plan_rollback(View(pool), snap(name), options))
 
 
@@ -56,7 +56,7 @@ def test_newer_ones_are_named_and_go_only_with_r(pool: Pool) -> None:
 def test_bookmarks_that_are_newer_count_and_go(pool: Pool) -> None:
     namespace.bookmark(pool, snap("p/a@1"), BookmarkName.parse("p/a#old"))
     namespace.bookmark(pool, snap("p/a@3"), BookmarkName.parse("p/a#new"))
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), ds("p/a"), "2,3", Options()))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), ds("p/a"), "2,3", DestroyOptions()))
     refused(pool, "p/a@1", "", "p/a#new")
     rollback(pool, "p/a@1", "r")
     assert names(pool) == ["p", "p/a", "p/a@1", "p/a#old"]
@@ -64,7 +64,7 @@ def test_bookmarks_that_are_newer_count_and_go(pool: Pool) -> None:
 
 def test_what_no_snapshot_names_any_more_goes_too(pool: Pool) -> None:
     """The next increment from @1 fits then, without -F."""
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), ds("p/a"), "2,3", Options()))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), ds("p/a"), "2,3", DestroyOptions()))
     rollback(pool, "p/a@1")
     first = pool.snapshot(snap("p/a@1"))
     assert pool.catalog.keys("run") == [txg_key(first.dataset.id, first.txg)]
@@ -118,7 +118,7 @@ def test_a_busy_dataset_is_left_alone(pool: Pool) -> None:
 
 
 def test_a_snapshot_that_came_meanwhile_is_not_lost(pool: Pool) -> None:
-    plan = plan_rollback(View(pool), snap("p/a@1"), Options(True, False))
+    plan = plan_rollback(View(pool), snap("p/a@1"), DestroyOptions(True, False))
     add(pool, "p/a@4")
     with pytest.raises(Refused, match="changed meanwhile"):
         destroy.execute(pool, plan)

@@ -11,7 +11,7 @@ import pytest
 from vectors.histories import DATA, histories, new_pool, put_together, snapshot, take_chain
 from zkeep.errors import Damaged
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.maintenance.scrub import Report, rebuild_catalog, scrub
+from zkeep.pool.maintenance.scrub import ScrubReport, rebuild_catalog, scrub
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline.segment import Segment
 
@@ -38,7 +38,7 @@ def flip(pool: Pool, name: str, at: int) -> None:
     path.write_bytes(content)
 
 
-def hurt(report: Report) -> set[int]:
+def hurt(report: ScrubReport) -> set[int]:
     """The numbers of the snapshots that a report names."""
     found = set()
     for error in report.errors:

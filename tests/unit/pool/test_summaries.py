@@ -22,7 +22,7 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.store.port import Store
-from zkeep.pool.timeline.summary import FOLDER, Name, matching
+from zkeep.pool.timeline.summary import FOLDER, SummaryName, matching
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
@@ -53,7 +53,7 @@ def names(pool: Pool) -> list[str]:
 
 def remove(pool: Pool, *numbers: int) -> None:
     for number in numbers:
-        plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.Options())
+        plan = destroy.plan_snapshots(View(pool), DatasetName.parse("v/x"), f"s{number}", destroy.DestroyOptions())
         destroy.execute(pool, plan)
 
 
@@ -155,7 +155,7 @@ def test_a_full_disk_costs_no_snapshot(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_destroying_the_dataset_takes_them_along(pool: Pool) -> None:
-    plan = destroy.plan_dataset(View(pool), DatasetName.parse("v/x"), destroy.Options(recursive=True))
+    plan = destroy.plan_dataset(View(pool), DatasetName.parse("v/x"), destroy.DestroyOptions(recursive=True))
     assert names(pool)
     destroy.execute(pool, plan)
     assert not names(pool)
@@ -185,16 +185,16 @@ def run(txg: int, records: int = 10) -> Run:
     return Run(txg, (f"{txg:x}-0",), {"records": records})
 
 
-def grow(runs: list[Run]) -> list[tuple[int, int, Name]]:
+def grow(runs: list[Run]) -> list[tuple[int, int, SummaryName]]:
     """What is there when all that was missing was written."""
-    have: list[tuple[int, int, Name]] = []
+    have: list[tuple[int, int, SummaryName]] = []
     while (unit := next(missing(runs, have), None)) is not None:
         some = runs[unit.start : unit.end]
-        have.append((unit.start, unit.count, Name.of("x", unit.level, some)))
+        have.append((unit.start, unit.count, SummaryName.of("x", unit.level, some)))
     return have
 
 
-def pieces(runs: list[Run], have: list[tuple[int, int, Name]]) -> int:
+def pieces(runs: list[Run], have: list[tuple[int, int, SummaryName]]) -> int:
     timeline = Timeline(cast(Store, None), runs, [str(name) for _, _, name in have])
     timeline._summary = lambda name, runs: SimpleNamespace(name=name)  # type: ignore[method-assign,assignment,return-value]
     return len(timeline.pieces(runs))
@@ -210,11 +210,11 @@ def test_pieces_grow_with_the_logarithm(monkeypatch: pytest.MonkeyPatch) -> None
 def test_each_is_written_once_while_runs_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "FAN", 4)
     runs: list[Run] = []
-    have: list[tuple[int, int, Name]] = []
+    have: list[tuple[int, int, SummaryName]] = []
     for txg in range(1, 257):
         runs.append(run(txg))
         while (unit := next(missing(runs, have), None)) is not None:
-            have.append((unit.start, unit.count, Name.of("x", unit.level, runs[unit.start : unit.end])))
+            have.append((unit.start, unit.count, SummaryName.of("x", unit.level, runs[unit.start : unit.end])))
     assert len(have) == 64 + 16 + 4 + 1
     assert pieces(runs, have) == 1
 
@@ -231,11 +231,11 @@ def test_a_hole_in_the_middle_is_filled(monkeypatch: pytest.MonkeyPatch) -> None
     assert [(u.start, u.count, u.level) for u in rest] == [(20, 3, 1), (16, 15, 2), (0, 63, 3)]
 
 
-def grow_on(runs: list[Run], have: list[tuple[int, int, Name]]) -> list[Unit]:
+def grow_on(runs: list[Run], have: list[tuple[int, int, SummaryName]]) -> list[Unit]:
     written = []
     while (unit := next(missing(runs, have), None)) is not None:
         written.append(unit)
-        have = [*have, (unit.start, unit.count, Name.of("x", unit.level, runs[unit.start : unit.end]))]
+        have = [*have, (unit.start, unit.count, SummaryName.of("x", unit.level, runs[unit.start : unit.end]))]
     return written
 
 
@@ -246,11 +246,11 @@ def test_large_runs_are_left_alone() -> None:
 
 def test_names() -> None:
     runs = [run(16), run(255)]
-    name = Name.of("000000000002", 1, runs)
+    name = SummaryName.of("000000000002", 1, runs)
     assert str(name).startswith("summaries/000000000002/1-10-ff-")
-    assert Name.parse(str(name)) == name
+    assert SummaryName.parse(str(name)) == name
     for text in ("summaries/x", "segments/00/1-2-3-4", "summaries/1/x-1-2-3", "summaries/1/1-1-2", ""):
-        assert Name.parse(text) is None
+        assert SummaryName.parse(text) is None
     assert matching([str(name)], runs) == [(0, 2, name)]
     assert matching([str(name)], [*runs[:1], run(200), runs[1]]) == []
 

@@ -88,7 +88,7 @@ def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     """Whether all payloads were dropped: then nothing may read one."""
     if request.param:
         drop_payloads(monkeypatch)
-        monkeypatch.setattr("zkeep.snapshot.records.Records.whole", None)
+        monkeypatch.setattr("zkeep.snapshot.records.StoredRecords.whole", None)
     return bool(request.param)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zkeep.crypto.mactree import HOLE, MacTree, Shape
+from zkeep.crypto.mactree import HOLE, MacTree, TreeShape
 from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import RecordType
 from zkeep.pool.timeline.spans import Array
-from zkeep.snapshot.dnodes import Block, add_leaves
+from zkeep.snapshot.dnodes import DnodeBlock, add_leaves
 from zkeep.snapshot.errors import Forgery
 from zkeep.snapshot.small_objects import Columns
 from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject
@@ -28,11 +28,11 @@ def leaves(*numbers: int) -> Array:
     return found
 
 
-def block() -> Block:
+def block() -> DnodeBlock:
     """Files 32 (no block), 33 and 36 (one block each), and a directory 35 (one block)."""
     made = [fields(32), fields(33), fields(35, ObjectType.DIRECTORY), fields(36)]
     columns = Columns(made, [0, 4, 8, 12], [-1, 0, 1, 2], leaves(33, 35, 36))
-    return Block(columns, "little", b"aaaabbbbccccdddd")
+    return DnodeBlock(columns, "little", b"aaaabbbbccccdddd")
 
 
 def test_objects_are_made_when_they_are_asked_for() -> None:
@@ -82,4 +82,4 @@ def test_a_block_that_no_encrypted_object_has(kind: RecordType, offset: int) -> 
     odd = leaves(33)
     odd["kind"], odd["offset"] = kind, offset
     with pytest.raises(Forgery, match="cannot be in an encrypted dataset"):
-        add_leaves("v/x@s", MacTree(Shape.of(dnode)), dnode, odd)
+        add_leaves("v/x@s", MacTree(TreeShape.of(dnode)), dnode, odd)

@@ -9,7 +9,7 @@ from zkeep.errors import Damaged
 from zkeep.format.records import HEADER
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import BLOCK
-from zkeep.snapshot.records import GAP, PIECE, Packed, Records
+from zkeep.snapshot.records import GAP, PIECE, Packed, StoredRecords
 
 PATTERN = np.random.default_rng(12).integers(0, 256, 4 << 20, np.uint8)
 
@@ -70,7 +70,7 @@ H = HEADER
 )
 def test_records_are_read_together(found: Array, size: int, expected: list[list[tuple[int, int]]]) -> None:
     timeline = Timeline()
-    packed = Records(timeline).packed(found, np.full(len(found), size))  # type: ignore[arg-type]
+    packed = StoredRecords(timeline).packed(found, np.full(len(found), size))  # type: ignore[arg-type]
     assert timeline.reads == expected
     for index, place in enumerate(found["pos"].tolist()):
         assert bytes(packed.at(index)) == PATTERN[place : place + size].tobytes()
@@ -82,14 +82,14 @@ def test_each_piece_comes_back_to_its_row() -> None:
     found = rows(*dice.integers(0, 3 << 20, 300).tolist())
     found["segment"] = dice.integers(0, 2, 300)
     sizes = dice.integers(H, 2000, 300)
-    packed = Records(Timeline()).packed(found, sizes)  # type: ignore[arg-type]
+    packed = StoredRecords(Timeline()).packed(found, sizes)  # type: ignore[arg-type]
     for index, (place, size) in enumerate(zip(found["pos"].tolist(), sizes.tolist(), strict=True)):
         assert bytes(packed.at(index)) == PATTERN[place : place + size].tobytes()
 
 
 def test_a_row_without_a_header_is_damage() -> None:
     with pytest.raises(Damaged, match="a row leads to no record"):
-        Records(Timeline()).packed(rows(0), np.array([H - 1]))  # type: ignore[arg-type]
+        StoredRecords(Timeline()).packed(rows(0), np.array([H - 1]))  # type: ignore[arg-type]
 
 
 def test_pieces_are_cut_without_their_beginnings() -> None:

@@ -15,7 +15,7 @@ from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import NotThere
 from zkeep.pool.datasets.retention import span
-from zkeep.pool.maintenance.health import DatasetHealth, PoolHealth, Problem, examine, status
+from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHealth, examine, status
 
 _UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 "What opening and reading a pool that is damaged, or that somebody prepared, may raise."
@@ -88,17 +88,17 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
         if names:
             raise
         say(text.safe(str(error)))
-        return PoolHealth(pool, problems=[Problem("unverified", "it is not there")])
+        return PoolHealth(pool, problems=[HealthProblem("unverified", "it is not there")])
     # A pool that cannot be opened is itself the finding: report it, and go on with the next.
     except _UNREADABLE as error:
         say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
-        return PoolHealth(pool, problems=[Problem("damaged", "it cannot be read")])
+        return PoolHealth(pool, problems=[HealthProblem("damaged", "it cannot be read")])
 
 
 # What is printed
 
 
-def _verdict(problems: Sequence[Problem]) -> str:
+def _verdict(problems: Sequence[HealthProblem]) -> str:
     return "".join(f"{p.kind.upper()}: {p.text}; " for p in problems)
 
 
@@ -146,5 +146,5 @@ def _dataset_object(dataset: DatasetHealth) -> asjson.Object:
     }
 
 
-def problems_object(problems: Sequence[Problem]) -> list[dict[str, str]]:
+def problems_object(problems: Sequence[HealthProblem]) -> list[dict[str, str]]:
     return [{"kind": problem.kind, "text": problem.text} for problem in problems]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey, WrappedKeys
     from zkeep.format.events import Batch, SubEnd
     from zkeep.pool.datasets.model import Dataset, Pool
-    from zkeep.pool.transfer.admit import Target
+    from zkeep.pool.transfer.admit import ReceiveTarget
     from zkeep.pool.transfer.receive import Substream
     from zkeep.pool.transfer.reserve import Charges
     from zkeep.reencrypt.receive import Follower, ReceiveKeys, Reencryption
@@ -63,7 +63,7 @@ class EncryptingIntake:
     def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         return self._reencryption().receive(pool, substream, charges, events)
 
-    def kept(self, pool: Pool, target: Target) -> str | None:
+    def kept(self, pool: Pool, target: ReceiveTarget) -> str | None:
         return self._reencryption().kept(pool, target)
 
     def gives_up(self, pool: Pool, name: DatasetName) -> bool:
@@ -110,7 +110,7 @@ class KeylessIntake:
     def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         raise Refused(f"cannot receive {substream.target.name}: {_NO_KEY}")
 
-    def kept(self, pool: Pool, target: Target) -> str | None:
+    def kept(self, pool: Pool, target: ReceiveTarget) -> str | None:
         return None
 
     def gives_up(self, pool: Pool, name: DatasetName) -> bool:

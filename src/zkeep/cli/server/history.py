@@ -12,7 +12,7 @@ import click
 from zkeep.cli.common import text
 from zkeep.cli.common.pools import opened, registry
 from zkeep.names import DatasetName
-from zkeep.pool.datasets.commands import Entry, entries
+from zkeep.pool.datasets.commands import HistoryEntry, entries
 
 _RESULTS = {0: "done", 1: "refused or failed", 2: "wrong usage", 3: "damaged", 4: "not authentic", 5: "try again"}
 
@@ -47,14 +47,14 @@ _HEAD = ("TIME", "ROOT", "CLIENT", "FROM", "RECEIVED", "SENT", "SECONDS", "RESUL
 _RIGHT = (False, False, False, False, True, True, True, False, False)
 
 
-def _of(name: DatasetName) -> Iterator[tuple[DatasetName, Entry]]:
+def _of(name: DatasetName) -> Iterator[tuple[DatasetName, HistoryEntry]]:
     with opened(name) as pool:
         if not pool.is_above_scope(name):
             pool.dataset(name)
         yield from ((root, entry) for root, entry in entries(pool) if root.is_within(name))
 
 
-def _row(root: DatasetName, entry: Entry, exact: bool) -> Sequence[str]:
+def _row(root: DatasetName, entry: HistoryEntry, exact: bool) -> Sequence[str]:
     size = str if exact else text.nice_bytes
     when = str(entry.at) if exact else time.strftime("%Y-%m-%d.%H:%M:%S", time.localtime(entry.at))
     told = (when, root.text, text.safe(entry.client), text.safe(entry.peer), size(entry.received), size(entry.sent))

@@ -20,7 +20,7 @@ from zkeep.cli.common.sink import wired
 from zkeep.cli.common.text import count, safe
 from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
-from zkeep.pool.datasets.commands import Entry, record
+from zkeep.pool.datasets.commands import HistoryEntry, record
 from zkeep.pool.datasets.properties import parse_size
 from zkeep.pool.store.files import LocalStore
 from zkeep.server.access import DEFAULT, Access, Denied, parse_roles
@@ -233,7 +233,7 @@ class _Connection:
         told = [text.encode("utf-8", "replace").decode() for text in (client, peer or "-", command)]
         with suppress(ZkeepError, OSError), registry().open(root.pool, _PATIENCE) as pool:
             sizes = wire.received, wire.sent, taken, status
-            entry = Entry(int(began), told[0], told[1], pool.relative(root), told[2], *sizes)
+            entry = HistoryEntry(int(began), told[0], told[1], pool.relative(root), told[2], *sizes)
             record(pool, root, entry, refused=refused)
 
 

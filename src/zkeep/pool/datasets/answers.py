@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot, Tree
+from zkeep.pool.datasets.model import Bookmark, Dataset, DatasetTree, Pool, Snapshot
 from zkeep.pool.datasets.properties import Property
 from zkeep.pool.datasets.space import DatasetSpace
 
@@ -35,7 +35,7 @@ class Lookup(Protocol):
     def pool(self) -> Pool: ...
 
     @property
-    def tree(self) -> Tree: ...
+    def tree(self) -> DatasetTree: ...
 
     @property
     def snapshots(self) -> Mapping[int, list[Snapshot]]: ...

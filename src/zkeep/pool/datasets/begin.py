@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
-from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, decode, encode
+from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, decode, encode
 from zkeep.format.records import HEADER, Begin, BeginFlag, ByteOrder, Feature, HeaderType
 from zkeep.pool.types import Doc
 
@@ -168,7 +168,7 @@ def _payload(opening: Opening, address: Address) -> bytes:
     if nvlist is None:
         if not address.resume:
             return b""
-        nvlist = NvList(form=Form(Encoding.NATIVE, opening.byteorder == "little"))
+        nvlist = NvList(form=NvForm(Encoding.NATIVE, opening.byteorder == "little"))
     # What depends on this stream is taken out and set again: where it resumes, and the source's IV set.
     nvlist.remove("resume_object")
     nvlist.remove("resume_offset")

@@ -20,7 +20,7 @@ LONGEST = 500
 
 
 @dataclass(frozen=True)
-class Entry:
+class HistoryEntry:
     """`at`: seconds since 1970; `client`: whose key; `peer`: from where; `root`: relative to the pool."""
 
     at: int
@@ -34,7 +34,7 @@ class Entry:
     status: int
 
 
-def record(pool: Pool, root: DatasetName, entry: Entry, *, refused: bool) -> None:
+def record(pool: Pool, root: DatasetName, entry: HistoryEntry, *, refused: bool) -> None:
     """Add an entry; the oldest ones of this root make room."""
     dataset = pool.dataset(root)
     ring = "refused" if refused else "done"
@@ -48,12 +48,12 @@ def record(pool: Pool, root: DatasetName, entry: Entry, *, refused: bool) -> Non
         t.put(KIND, f"{prefix}{number:020d}", fields)
 
 
-def entries(pool: Pool) -> list[tuple[DatasetName, Entry]]:
+def entries(pool: Pool) -> list[tuple[DatasetName, HistoryEntry]]:
     """All entries in the pool's scope, with the root dataset of each; oldest first."""
     return sorted(_in_scope(pool), key=lambda pair: pair[1].at)
 
 
-def _in_scope(pool: Pool) -> Iterator[tuple[DatasetName, Entry]]:
+def _in_scope(pool: Pool) -> Iterator[tuple[DatasetName, HistoryEntry]]:
     for key, doc in pool.catalog.scan(KIND):
         number = key.partition("/")[0]
         dataset = pool.tree().get(int(number)) if number.isdecimal() else None
@@ -61,4 +61,4 @@ def _in_scope(pool: Pool) -> Iterator[tuple[DatasetName, Entry]]:
             continue  # of one that was destroyed: another may have its name now
         root = dataset.name if dataset else pool.full(doc["root"])
         if pool.sees(root):
-            yield root, Entry(**{name: doc[name] for name in Entry.__dataclass_fields__})
+            yield root, HistoryEntry(**{name: doc[name] for name in HistoryEntry.__dataclass_fields__})

@@ -213,11 +213,6 @@ def _wrap_name(record: KeyRecord) -> str:
     return f"{_coded('keyformat', record.keyformat)} {record.mark}"
 
 
-def _keyguid(view: Lookup, thing: Thing) -> Answer:
-    crypt = _crypt(thing)
-    return Answer(crypt.get("guid") if crypt else None)
-
-
 TABLE: dict[str, Derivation] = {
     "name": lambda view, thing: Answer(str(thing.name)),
     "type": lambda view, thing: Answer(type_name(thing)),
@@ -256,7 +251,7 @@ TABLE: dict[str, Derivation] = {
     "pbkdf2iters": _pbkdf2iters,
     "encryptionroot": _encryptionroot,
     "keystatus": _keystatus,
-    "keyguid": _keyguid,
+    "keyguid": lambda view, thing: Answer((_crypt(thing) or {}).get("guid")),
     "keyhistory": _keyhistory,
     "snapshots_changed": _document("snapshots_changed"),
     "received_at": _document("received_at"),

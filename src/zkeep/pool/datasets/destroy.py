@@ -24,7 +24,7 @@ from zkeep.pool.store.disk import allow_open_files
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DestroyOptions:
     recursive: bool = False
     "-r: children and their snapshots; with a snapshot, those of the same name below."
     clones: bool = False
@@ -34,7 +34,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Plan:
+class DestroyPlan:
     datasets: list[Dataset] = field(default_factory=list)
     "Children before their parents."
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -85,13 +85,13 @@ def _selected(view: View, dataset: Dataset, spec: str) -> list[Snapshot]:
     return [found] if found else []
 
 
-def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -> Plan:
+def plan_snapshots(view: View, name: DatasetName, spec: str, options: DestroyOptions) -> DestroyPlan:
     dataset = view.pool.dataset(name)
     datasets = view.tree.within(dataset) if options.recursive else [dataset]
     found = [s for d in datasets for s in _selected(view, d, spec)]
     if not found:
         raise NotThere(f"cannot destroy {name}@{spec}: could not find any snapshots to destroy")
-    plan = Plan(snapshots=found)
+    plan = DestroyPlan(snapshots=found)
     if options.clones:
         add_clones(view, plan)
     # With -d, what is needed now is only marked, and goes when that is over.
@@ -107,11 +107,11 @@ def plan_snapshots(view: View, name: DatasetName, spec: str, options: Options) -
 # Datasets
 
 
-def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
+def plan_dataset(view: View, name: DatasetName, options: DestroyOptions) -> DestroyPlan:
     dataset = view.pool.dataset(name)
     if name.parent is None:
         raise Refused(f"cannot destroy {name}: it is the pool's own; use 'zkeep pool destroy {name}'")
-    plan = Plan()
+    plan = DestroyPlan()
     # Deepest first, so that no child is ever without its parent.
     plan.datasets = sorted(view.tree.within(dataset), key=lambda d: d.name.text, reverse=True)
     plan.snapshots = [s for d in plan.datasets for s in view.snapshots[d.id]]
@@ -128,7 +128,7 @@ def plan_dataset(view: View, name: DatasetName, options: Options) -> Plan:
     return plan
 
 
-def add_clones(view: View, plan: Plan) -> None:
+def add_clones(view: View, plan: DestroyPlan) -> None:
     """Add clones of the plan's snapshots, and their clones, until nothing is added: the newest go first."""
     groups: list[list[Dataset]] = [plan.datasets]
     datasets, snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
@@ -156,7 +156,7 @@ def _clones_outside(view: View, inside: set[int], snapshot: Snapshot) -> list[Da
     return [c for c in view.tree.clones(snapshot.dataset, snapshot.txg) if c.id not in inside]
 
 
-def check(view: View, plan: Plan, options: Options) -> None:
+def check(view: View, plan: DestroyPlan, options: DestroyOptions) -> None:
     known, gone = bases(view.pool), {d.id for d in plan.datasets}
     # A hold, a clone that stays, or a partial receive that builds on it keeps a snapshot.
     for snapshot in plan.snapshots:
@@ -173,7 +173,7 @@ def check(view: View, plan: Plan, options: Options) -> None:
 # What it gives back, and doing it
 
 
-def reclaims(view: View, plan: Plan) -> int:
+def reclaims(view: View, plan: DestroyPlan) -> int:
     """Bytes by which the pool's `used` shrinks."""
     gone, gone_snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
     # Compute the figures twice: as they are, and without what goes. The difference counts what only the doomed share.
@@ -187,7 +187,7 @@ def reclaims(view: View, plan: Plan) -> int:
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
 
 
-def execute(pool: Pool, plan: Plan) -> None:
+def execute(pool: Pool, plan: DestroyPlan) -> None:
     """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit."""
     segments: list[str] = []
     rolled_back = [plan.back_to.dataset] if plan.back_to else []
@@ -212,7 +212,7 @@ def lock_name(dataset: Dataset) -> str:
     return f"dataset-{dataset.key}"
 
 
-def _recheck(pool: Pool, plan: Plan) -> None:
+def _recheck(pool: Pool, plan: DestroyPlan) -> None:
     """Refuse a plan if something changed between planning and locking."""
     known = {d.id for d in plan.datasets}
     receives, view = bases(pool), View(pool)
@@ -238,7 +238,7 @@ def _recheck(pool: Pool, plan: Plan) -> None:
             raise Refused(f"cannot rollback to '{plan.back_to.name}': the dataset was changed meanwhile")
 
 
-def _remove(pool: Pool, t: Transaction, plan: Plan) -> list[str]:
+def _remove(pool: Pool, t: Transaction, plan: DestroyPlan) -> list[str]:
     """Delete documents; returns the segments that nothing names any more. Snapshots of a dataset go with it."""
     segments: list[str] = []
     gone = {d.id for d in plan.datasets}

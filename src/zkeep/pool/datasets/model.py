@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
-from zkeep.pool.datasets.things import Bookmark, Dataset, Snapshot, Tree, dataset_key, txg_key
+from zkeep.pool.datasets.things import Bookmark, Dataset, DatasetTree, Snapshot, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
@@ -29,7 +29,7 @@ from zkeep.pool.types import Doc
 if TYPE_CHECKING:
     from zkeep.pool.datasets.runs import Runs
 
-__all__ = ["Bookmark", "Dataset", "Exists", "NotThere", "Pool", "Snapshot", "Tree", "dataset_key", "txg_key"]
+__all__ = ["Bookmark", "Dataset", "DatasetTree", "Exists", "NotThere", "Pool", "Snapshot", "dataset_key", "txg_key"]
 
 IDENTITY = "POOL"
 CLOCK = "clock"
@@ -66,7 +66,7 @@ class Pool:
         self.store = store
         self.catalog = catalog
         self.name = name
-        self._tree: tuple[object, Tree] | None = None
+        self._tree: tuple[object, DatasetTree] | None = None
         self.warn: Callable[[str], object] = lambda text: None
         "Called with one line for a person, about a failure that did not undo what was asked for."
         self.scope: DatasetName | None = None
@@ -187,11 +187,11 @@ class Pool:
 
     # Lookups
 
-    def tree(self) -> Tree:
+    def tree(self) -> DatasetTree:
         # One tree for each state of the catalog; a change makes a new one when it is next asked for.
         version = self.catalog.version()
         if not self._tree or self._tree[0] != version:
-            self._tree = version, Tree(self.catalog, self.name)
+            self._tree = version, DatasetTree(self.catalog, self.name)
         return self._tree[1]
 
     def sees(self, name: DatasetName) -> bool:

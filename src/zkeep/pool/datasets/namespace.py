@@ -259,7 +259,9 @@ def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool
     with pool.transaction() as t:
         held = [s for n in names for s in snapshots_named(pool, n, recursive)]
         if not recursive:
-            _check_tags(held, tag)
+            for each in held:
+                if tag not in each.holds:
+                    raise Refused(f"cannot release {each.name}: no hold {shown(tag)} on it")
         if not (tagged := [s for s in held if tag in s.holds]):
             raise Refused(f"cannot release {held[0].name}: no hold {shown(tag)} on it or below")
         for snapshot in tagged:
@@ -270,12 +272,6 @@ def release(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool
             own = {"client_tags": [name for name in clients if name != tag]} if clients else {}
             changed = pool.update_snapshot(t, snapshot, holds=left, **own)
             remove_if_deferred(pool, t, changed)
-
-
-def _check_tags(held: Iterable[Snapshot], tag: str) -> None:
-    for snapshot in held:
-        if tag not in snapshot.holds:
-            raise Refused(f"cannot release {snapshot.name}: no hold {shown(tag)} on it")
 
 
 def remove_if_deferred(pool: Pool, t: Transaction, snapshot: Snapshot) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.errors import Refused
+from zkeep.format.compress import FIRST_FAST, ZSTD_FAST
 from zkeep.names import MAX_UINT64, MAX_USER_VALUE, is_user_property, shown
 from zkeep.pool.datasets import notify, retention
 
@@ -82,10 +83,9 @@ def _compressions() -> dict[str, int]:
     codes = _index("on=1 off lzjb gzip=10 gzip-1=5 gzip-2 gzip-3 gzip-4 gzip-5 gzip-6 gzip-7 gzip-8 gzip-9")
     codes |= _index("zle=14 lz4 zstd")
     # zstd's level stands above the code of zstd (16), in bits 7 and up; -fast- levels count from 103.
-    codes["zstd-fast"] = 16 | 103 << 7
+    codes["zstd-fast"] = 16 | FIRST_FAST << 7
     codes |= {f"zstd-{level}": 16 | level << 7 for level in range(1, 20)}
-    fast = [*range(1, 11), *range(20, 101, 10), 500, 1000]
-    return codes | {f"zstd-fast-{level}": 16 | 103 + at << 7 for at, level in enumerate(fast)}
+    return codes | {f"zstd-fast-{level}": 16 | FIRST_FAST + at << 7 for at, level in enumerate(ZSTD_FAST)}
 
 
 def _dedups() -> dict[str, int]:
@@ -260,19 +260,15 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _meant(name: str) -> str:
-    """What is written alike, for a message."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, [prop.name for prop in PROPERTIES.values() if prop.can_be_set], n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
 def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
     """The property's full name and the value as it is kept. `what`: the letter of the thing it is set on."""
     prop = find(name)
     if not prop or _is_written_since(name):
-        raise BadProperty(f"bad property {shown(name)}: there is none of this name{_meant(name)}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, [each.name for each in PROPERTIES.values() if each.can_be_set], n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise BadProperty(f"bad property {shown(name)}: there is none of this name{hint}")
     if is_user(prop):
         if len(text.encode("utf-8", "surrogateescape")) > MAX_USER_VALUE:
             raise BadProperty(f"bad value for property {name}: more than {MAX_USER_VALUE} bytes")

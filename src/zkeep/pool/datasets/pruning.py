@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 
-from zkeep.pool.datasets.retention import Period, Policy, Rule, span
+from zkeep.pool.datasets.retention import KeepRule, Period, Policy, span
 
 SKEW = 3600
 "Seconds that a clock may be set back without a doubt about the times around."
@@ -84,7 +84,7 @@ def _by_rules(counted: list[tuple[int, int]], policy: Policy, offset: Offset) ->
     return kept
 
 
-def _by_rule(counted: list[tuple[int, int]], rule: Rule, offset: Offset) -> tuple[list[int], int]:
+def _by_rule(counted: list[tuple[int, int]], rule: KeepRule, offset: Offset) -> tuple[list[int], int]:
     """The places that one rule keeps, and how many snapshots are older than its periods."""
     # keep=all: everything that is younger than so many periods before the newest.
     if rule.keep is None:

@@ -46,7 +46,7 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class KeepRule:
     """Keep the first `keep` snapshots of each of the last `count` periods in which something was received.
 
     `keep` None: all that is younger, by `count` periods, than the newest.
@@ -62,7 +62,7 @@ class Rule:
 class Policy:
     text: str
     "In one spelling, whatever was typed."
-    rules: tuple[Rule, ...]
+    rules: tuple[KeepRule, ...]
     chained: bool = False
     "A grid: each rule is about what is older than the periods of the rules before it."
 
@@ -108,7 +108,7 @@ def _named(text: str) -> Policy:
         if name in counts:
             raise BadRetention(f"{name} comes twice")
         counts[name] = int(match[2])
-    rules = tuple(Rule(name, counts[name], period) for name, period in NAMES.items() if name in counts)
+    rules = tuple(KeepRule(name, counts[name], period) for name, period in NAMES.items() if name in counts)
     return Policy(",".join(f"{rule.name}={rule.count}" for rule in rules), rules)
 
 
@@ -117,7 +117,7 @@ def _grid(text: str) -> Policy:
     terms = text.split("|")
     if len(terms) > MOST_TERMS:
         raise BadRetention(f"it has more than {MOST_TERMS} terms")
-    rules: list[Rule] = []
+    rules: list[KeepRule] = []
     shortest = 1
     for term in terms:
         match = _TERM.fullmatch(term.strip())
@@ -131,7 +131,7 @@ def _grid(text: str) -> Policy:
         shortest = length
         period = Period(seconds=length) if length % _DAY else Period(days=length // _DAY)
         name = f"{count}x{number}{unit}" + (f"(keep={keep})" if keep else "")
-        rules.append(Rule(name, count, period, None if keep == "all" else int(keep or 1)))
+        rules.append(KeepRule(name, count, period, None if keep == "all" else int(keep or 1)))
     return Policy(" | ".join(rule.name for rule in rules), tuple(rules), chained=True)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 from zkeep.errors import Refused
 from zkeep.names import SnapshotName
-from zkeep.pool.datasets.destroy import Options, Plan, add_clones, check
+from zkeep.pool.datasets.destroy import DestroyOptions, DestroyPlan, add_clones, check
 from zkeep.pool.datasets.model import Bookmark, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 
 
-def plan_rollback(view: View, name: SnapshotName, options: Options) -> Plan:
+def plan_rollback(view: View, name: SnapshotName, options: DestroyOptions) -> DestroyPlan:
     """What has to go: newer snapshots and bookmarks (`recursive`), and clones of them (`clones`).
 
     Raises:
@@ -25,7 +25,7 @@ def plan_rollback(view: View, name: SnapshotName, options: Options) -> Plan:
     snapshot = view.pool.snapshot(name)
     # Everything newer goes: snapshots, bookmarks, and with -R clones of them with all that is below.
     newer = [s for s in view.snapshots[snapshot.dataset.id] if s.txg > snapshot.txg]
-    plan = Plan(snapshots=list(newer), back_to=snapshot)
+    plan = DestroyPlan(snapshots=list(newer), back_to=snapshot)
     bookmarks = [b for b in view.pool.bookmarks(snapshot.dataset) if b.txg > snapshot.txg]
     things: list[Snapshot | Bookmark] = [*newer, *bookmarks]
     if things and not (options.recursive or options.clones):
@@ -54,7 +54,7 @@ def _refused(name: SnapshotName, reason: str, letter: str, what: str, names: Ite
     return Refused(f"cannot rollback to '{name}': {reason}; {hint}")
 
 
-def _check_receives(pool: Pool, plan: Plan, snapshot: Snapshot) -> None:
+def _check_receives(pool: Pool, plan: DestroyPlan, snapshot: Snapshot) -> None:
     """An interrupted receive goes on from its source, which must stay."""
     for _, state in pool.catalog.scan("receive"):
         dataset_id, txg = state["source"] or (0, 0)

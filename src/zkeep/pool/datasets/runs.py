@@ -9,7 +9,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from zkeep.cache import Cache
-from zkeep.pool.store.catalog import Catalog, Mark
+from zkeep.pool.store.catalog import Catalog, ChangeMark
 from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
 
@@ -22,7 +22,7 @@ def run_of(doc: Doc) -> Run:
 
 
 @dataclass
-class Kept:
+class DatasetRuns:
     """A dataset's own runs, oldest first; `checked`: by a summary's name, whether it sums up these runs."""
 
     runs: list[Run]
@@ -34,23 +34,23 @@ class Runs:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._mark: Mark | None = None
-        self._kept: Cache[str, Kept] = Cache(DATASETS)
+        self._mark: ChangeMark | None = None
+        self._kept: Cache[str, DatasetRuns] = Cache(DATASETS)
 
-    def of(self, key: str) -> Kept:
+    def of(self, key: str) -> DatasetRuns:
         """The runs are the caller's own; what it adds to `checked` is of use as long as these runs are as they are."""
         kept = self._get(key)
-        return Kept(list(kept.runs), kept.checked)
+        return DatasetRuns(list(kept.runs), kept.checked)
 
     def count(self, key: str) -> int:
         return len(self._get(key).runs)
 
-    def _get(self, key: str) -> Kept:
+    def _get(self, key: str) -> DatasetRuns:
         self._follow()
         kept = self._kept.get(key)
         if kept is None:
             docs = self._catalog.scan("run", key + "/")
-            kept = self._kept.put(key, Kept([run_of(doc) for _, doc in docs]))
+            kept = self._kept.put(key, DatasetRuns([run_of(doc) for _, doc in docs]))
         return kept
 
     def _follow(self) -> None:

@@ -5,7 +5,6 @@ Few datasets are read one by one, so that one among thousands costs what it cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from zkeep.pool.datasets.model import Dataset, Pool, dataset_key
@@ -16,7 +15,7 @@ FEW = 500
 "Datasets that are read one by one; beyond, reading all at once is faster."
 
 
-class Runs(dict[int, list[dict[str, Any]]]):
+class RunDocs(dict[int, list[dict[str, Any]]]):
     """The documents of the runs of each dataset, by its id, oldest first; read when they are first asked for."""
 
     def __init__(self, catalog: Catalog) -> None:
@@ -40,7 +39,7 @@ class Spaces:
     """Figures and histories, kept once they are computed."""
 
     def __init__(self, pool: Pool) -> None:
-        self.runs = Runs(pool.catalog)
+        self.runs = RunDocs(pool.catalog)
         self._pool = pool
         self._figures: dict[int, DatasetSpace] = {}
         self._histories: dict[int, SpaceHistory] = {}
@@ -66,13 +65,9 @@ class Spaces:
         else:
             pins = {d.id: [s.txg for s in self._pool.snapshots(d)] for d in wanted}
         # Origins are needed for their histories; what lies below them was not read, so they get no figures.
-        every = {d.id: d for d in self._with_origins(wanted)}
+        every = {d.id: d for d in wanted}
+        every.update((origin.id, origin) for d in wanted for origin, _ in self._pool.origins(d))
         found = compute({i: d.doc for i, d in every.items()}, {i: self.runs[i] for i in every}, pins)
         self._histories.update(found.histories)
         if not only_histories:
             self._figures.update((d.id, found.datasets[d.id]) for d in wanted)
-
-    def _with_origins(self, datasets: Iterable[Dataset]) -> Iterable[Dataset]:
-        for dataset in datasets:
-            yield dataset
-            yield from (origin for origin, _ in self._pool.origins(dataset))

@@ -23,10 +23,10 @@ from zkeep.pool.datasets.orphans import reading
 from zkeep.pool.store.port import Blob
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.copying import Made
-from zkeep.pool.timeline.rewrite import Job, tables
-from zkeep.pool.timeline.summary import FOLDER, Name, Summary, encode, matching
+from zkeep.pool.timeline.rewrite import RewriteJob, tables
+from zkeep.pool.timeline.summary import FOLDER, Summary, SummaryName, encode, matching
 from zkeep.pool.timeline.table import Table, concat
-from zkeep.pool.timeline.timeline import Run, Timeline
+from zkeep.pool.timeline.timeline import Run
 
 FAN = 16
 "How many units are summed up together."
@@ -50,7 +50,7 @@ class Unit:
         return self.start + self.count
 
 
-def missing(runs: list[Run], have: Iterable[tuple[int, int, Name]]) -> Iterator[Unit]:
+def missing(runs: list[Run], have: Iterable[tuple[int, int, SummaryName]]) -> Iterator[Unit]:
     """The summaries that runs should have and do not, those of few runs first. Pure."""
     # Level by level: what is summed up at one level are the units of the next.
     # runs     0 1 2 ... 15 | 16 ... 31 | ... | 240 ... 255 | 256 257 258
@@ -105,7 +105,9 @@ def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> I
             at += 1
             continue
         # One is there already, or this unit alone is too large for one: it ends what is being collected.
-        size = _units(units, at, there.get(units[at].start, 0))
+        end = units[at].start + there.get(units[at].start, 0)
+        many = next((i for i in range(at, len(units)) if units[i].start >= end), len(units)) - at
+        size = many if many and units[at + many - 1].end == end else 0
         if size or units[at].records > MOST:
             yield from _summed(waiting, level, len(waiting) > 1)
             waiting = []
@@ -119,13 +121,6 @@ def _level(units: list[Unit], known: set[tuple[int, int, int]], level: int) -> I
         at += max(size, 1)
     yield from _summed(waiting, level, len(waiting) == FAN)
     yield from units[ripe:]
-
-
-def _units(units: list[Unit], at: int, count: int) -> int:
-    """How many units from place `at` on are these many runs; 0 where one of them lies across the end."""
-    end = units[at].start + count
-    size = next((i for i in range(at, len(units)) if units[i].start >= end), len(units)) - at
-    return size if size and units[at + size - 1].end == end else 0
 
 
 def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
@@ -169,17 +164,14 @@ def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> N
             return
         summed = runs[unit.start : unit.end]
         with history.timeline(pool.store) as timeline:
-            content = _summary(timeline, summed, raw=bool(dataset.doc["raw"]))
-        pool.store.put(str(Name.of(dataset.key, unit.level, summed)), content)
-
-
-def _summary(timeline: Timeline, runs: list[Run], *, raw: bool) -> bytes:
-    """The runs merged into one table, with the holes that only the merged increment has."""
-    raw = raw and all(Feature(run.doc["features"]) & Feature.RAW for run in runs)
-    before = [run for run in timeline.runs if run.txg < runs[0].txg]
-    table = concat(tables(timeline, Job(runs, runs, before, [], raw), Made()))
-    numbers = sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
-    return encode(_placed(table, numbers), [timeline.segment_id(int(number)) for number in numbers])
+            # The runs merged into one table, with the holes that only the merged increment has.
+            raw = bool(dataset.doc["raw"]) and all(Feature(run.doc["features"]) & Feature.RAW for run in summed)
+            before = [run for run in timeline.runs if run.txg < summed[0].txg]
+            table = concat(tables(timeline, RewriteJob(summed, summed, before, [], raw), Made()))
+            numbers = sp.unique(np.concatenate([rows["segment"] for rows in table.records()]))
+            ids = [timeline.segment_id(int(number)) for number in numbers]
+            content = encode(_placed(table, numbers), ids)
+        pool.store.put(str(SummaryName.of(dataset.key, unit.level, summed)), content)
 
 
 def _placed(table: Table, numbers: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> Table:

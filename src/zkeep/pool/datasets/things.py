@@ -116,7 +116,7 @@ class Bookmark:
         return f"{self.dataset.key}/{self.doc['name']}"
 
 
-class Tree:
+class DatasetTree:
     """The datasets, in one state of the catalog. Each is read when it is first asked for, by name or id."""
 
     def __init__(self, catalog: Catalog, pool: str) -> None:
@@ -176,13 +176,13 @@ class Tree:
         if depth == 0:
             return found
         limit = 10**6 if depth is None else dataset.name.depth + depth
-        return found + [d for d in self._below(dataset.name) if d.name.depth <= limit]
-
-    def _below(self, name: DatasetName) -> list[Dataset]:
-        if name.parent is None:
-            return [d for d in self.by_id.values() if d.name != name]
-        relative = name.text.partition("/")[2]
-        return [self._dataset(doc) for _, doc in self._catalog.below("dataset", "name", f"{relative}/")]
+        # Below the top lie all the others; else the index finds the names that begin with this one.
+        if dataset.name.parent is None:
+            below = [d for d in self.by_id.values() if d.name != dataset.name]
+        else:
+            relative = dataset.name.text.partition("/")[2]
+            below = [self._dataset(doc) for _, doc in self._catalog.below("dataset", "name", f"{relative}/")]
+        return found + [d for d in below if d.name.depth <= limit]
 
     def clones(self, dataset: Dataset, txg: int | None = None) -> list[Dataset]:
         """The clones of `dataset`: of the snapshot at `txg`, or of any."""

@@ -37,7 +37,7 @@ class View:
     @cached_property
     def snapshots(self) -> Mapping[int, list[Snapshot]]:
         """The snapshots of a dataset, by its id, oldest first; read when they are first asked for."""
-        return _Snapshots(self)
+        return _SnapshotsById(self)
 
     @cached_property
     def all_snapshots(self) -> dict[int, list[Snapshot]]:
@@ -230,7 +230,7 @@ class View:
         return dataset is not None and dataset.name.is_within(level.name)
 
 
-class _Snapshots(dict[int, list[Snapshot]]):
+class _SnapshotsById(dict[int, list[Snapshot]]):
     """Reads the snapshots of a dataset when they are first asked for."""
 
     def __init__(self, view: View) -> None:

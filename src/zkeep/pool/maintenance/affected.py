@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from zkeep.errors import Damaged
@@ -86,13 +86,10 @@ def names(pool: Pool, snapshots: Iterable[Snapshot]) -> list[str]:
     for mine in by_dataset.values():
         order = [s.txg for s in pool.snapshots(mine[0].dataset)]
         mine.sort(key=lambda s: s.txg)
-        for first, last in _stretches([order.index(s.txg) for s in mine]):
+        # Where consecutive numbers begin and end.
+        places = [order.index(s.txg) for s in mine]
+        starts = [i for i, place in enumerate(places) if i == 0 or places[i - 1] != place - 1]
+        for first, last in zip(starts, [*(begin - 1 for begin in starts[1:]), len(places) - 1], strict=True):
             text = str(mine[first].name)
             found.append(text if first == last else f"{text}%{mine[last].doc['name']}")
     return found
-
-
-def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Where consecutive numbers begin and end."""
-    starts = [i for i, place in enumerate(places) if i == 0 or places[i - 1] != place - 1]
-    return list(zip(starts, [*(s - 1 for s in starts[1:]), len(places) - 1], strict=True))

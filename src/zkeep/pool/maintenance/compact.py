@@ -22,7 +22,7 @@ from zkeep.pool.datasets import contents, summaries
 from zkeep.pool.datasets.history import history_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import READERS, discard, reading
-from zkeep.pool.maintenance.step import ChangedError, Step, is_raw
+from zkeep.pool.maintenance.step import ChangedError, CompactionStep, is_raw
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
 from zkeep.pool.timeline.timeline import Run, Timeline
@@ -36,7 +36,7 @@ STEP = 256 << 20
 
 
 @dataclass
-class Report:
+class CompactReport:
     """What a compaction did. `skipped`: one line for each step that failed."""
 
     merged: int = 0
@@ -50,14 +50,14 @@ class Report:
 
 def compact(
     pool: Pool, dataset: Dataset | None = None, *, budget: int | None = None, progress: Progress | None = None
-) -> Report:
+) -> CompactReport:
     """Return the space of what was destroyed.
 
     Of one dataset: only what pays for itself. Of the whole pool: until its files take at most a tenth more than what
     they hold, leftovers of crashes included. `budget`: bytes to write at most. `progress` is called with the bytes
     written so far. Busy datasets are skipped.
     """
-    work = _Work(pool, Report(), budget, progress)
+    work = _Work(pool, CompactReport(), budget, progress)
     if dataset is not None:
         work.dataset(dataset)
         return work.report
@@ -76,7 +76,7 @@ def compact(
     return work.report
 
 
-def drop_contents(pool: Pool, snapshot: Snapshot, *, progress: Progress | None = None) -> Report:
+def drop_contents(pool: Pool, snapshot: Snapshot, *, progress: Progress | None = None) -> CompactReport:
     """Drop the contents of a snapshot and of all before it: they are stored elsewhere.
 
     Call it when a receiver has listed the snapshot's guid; a stream that was written proves nothing. Interrupted, or
@@ -109,7 +109,7 @@ def _groups(pool: Pool, dataset: Dataset) -> list[tiers.Group]:
 @dataclass
 class _Work:
     pool: Pool
-    report: Report
+    report: CompactReport
     budget: int | None
     progress: Progress | None
 
@@ -162,7 +162,7 @@ class _Work:
             with reading(self.pool), Timeline(self.pool.store, history) as timeline:
                 raw = is_raw(dataset, parts)
                 # Readers keep what they read: the old files go when nobody reads.
-                step = Step(self.pool, dataset, timeline, parts, raw, drops=kind == _DROPPING)
+                step = CompactionStep(self.pool, dataset, timeline, parts, raw, drops=kind == _DROPPING)
                 chosen = step.wasteful(wasted, self.left) if kind == _TRIMMING else step.all_segments()
                 if not chosen:
                     refused |= {p.txg for p in parts}
@@ -179,7 +179,7 @@ class _Work:
             refused |= {p.txg for p in parts}
         return True
 
-    def _count(self, step: Step, freed: int, kind: str) -> None:
+    def _count(self, step: CompactionStep, freed: int, kind: str) -> None:
         self.report.written += step.made.file_bytes
         self.report.freed += freed
         if kind == _MERGING:
@@ -265,4 +265,4 @@ def _remove_drafts(pool: Pool, names: list[str]) -> None:
         pool.store.draft(name).discard()
 
 
-__all__ = ["STEP", "Report", "compact", "drop_contents", "sweep"]
+__all__ = ["STEP", "CompactReport", "compact", "drop_contents", "sweep"]

@@ -26,14 +26,14 @@ FULL = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class HealthProblem:
     kind: Kind
     text: str
     "What is wrong, for a person; numbers in it may change from one call to the next."
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class PartialReceive:
     """An unfinished receive."""
 
     started: int | None
@@ -48,7 +48,7 @@ class DatasetHealth:
     "The newest snapshot's name."
     received_at: int | None
     max_age: int | None
-    partial: Partial | None
+    partial: PartialReceive | None
     quota: int
     "0: none."
     quota_used: int
@@ -56,7 +56,7 @@ class DatasetHealth:
     "When any snapshot of it was last verified with the key."
     not_authentic: list[str] = field(default_factory=list)
     "Snapshots that were not."
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[HealthProblem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class PoolHealth:
     scrubbed_at: int | None = None
     scrub_errors: int = 0
     datasets: list[DatasetHealth] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[HealthProblem] = field(default_factory=list)
     "Problems of the pool itself."
 
-    def all_problems(self) -> Iterator[Problem]:
+    def all_problems(self) -> Iterator[HealthProblem]:
         yield from self.problems
         for dataset in self.datasets:
             yield from dataset.problems
@@ -119,12 +119,14 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
     newest = view.pool.newest_snapshot(dataset)
     quota = int(view.policy(dataset, "quota"))
     verified_at, not_authentic = verified.last(view.pool, dataset)
+    tally = (receive or {}).get("tally")
+    tally = tally if isinstance(tally, dict) else None
     found = DatasetHealth(
         name=dataset.name.text,
         newest=newest.doc["name"] if newest else None,
         received_at=newest.received_at if newest else None,
         max_age=_age_limit(view, dataset, "max_age"),
-        partial=_partial(receive),
+        partial=PartialReceive(_time(receive.get("started")), int(tally["bytes"])) if receive and tally else None,
         quota=quota,
         quota_used=view.charged(dataset) + view.reserved(dataset) if quota else 0,
         verified_at=verified_at,
@@ -134,22 +136,15 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
     return found
 
 
-def _partial(receive: dict[str, object] | None) -> Partial | None:
-    tally = (receive or {}).get("tally")
-    if receive is None or not isinstance(tally, dict):
-        return None
-    return Partial(_time(receive.get("started")), int(tally["bytes"]))
-
-
-def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> Iterator[Problem]:
+def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> Iterator[HealthProblem]:
     if found.max_age is not None and (why := _late(view, dataset, found, now)):
-        yield Problem("late", why)
+        yield HealthProblem("late", why)
     if found_damage(view.pool, dataset):
-        yield Problem("damaged", "the last scrub found damage in it")
+        yield HealthProblem("damaged", "the last scrub found damage in it")
     if found.not_authentic:
-        yield Problem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
+        yield HealthProblem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
     if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:
-        yield Problem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
+        yield HealthProblem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
 
 
 def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
@@ -166,16 +161,16 @@ def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     return f"the newest snapshot is {span(age)} old, and may be {span(limit)}" if age > limit else ""
 
 
-def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[Problem]:
+def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthProblem]:
     pool = view.pool
     if found.scrub_errors:
-        yield Problem("damaged", f"the last scrub found {found.scrub_errors} errors")
+        yield HealthProblem("damaged", f"the last scrub found {found.scrub_errors} errors")
     if found.free * 100 < found.size * FULL:
-        yield Problem("full", f"{found.free * 100 // max(found.size, 1)} % of the disk is free")
+        yield HealthProblem("full", f"{found.free * 100 // max(found.size, 1)} % of the disk is free")
     limit = _age_limit(view, pool.dataset(DatasetName(pool.name)), "max_scrub_age")
     since = found.scrubbed_at if found.scrubbed_at is not None else int(pool.doc.get("created", 0))
     if limit is not None and now - since > limit:
         what = "it was never scrubbed" if found.scrubbed_at is None else f"the last scrub was {span(now - since)} ago"
-        yield Problem("unverified", what)
+        yield HealthProblem("unverified", what)
     if fault := clock_fault(now, (pool.catalog.get(CLOCK, "") or {}).get("seen")):
-        yield Problem("clock", f"the clock is in doubt: {fault}")
+        yield HealthProblem("clock", f"the clock is in doubt: {fault}")

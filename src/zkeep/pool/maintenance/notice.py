@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.notify import NONE
-from zkeep.pool.maintenance.health import PoolHealth, Problem
+from zkeep.pool.maintenance.health import HealthProblem, PoolHealth
 
 STATE = "health"
 "The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."
@@ -24,12 +24,12 @@ _GRAVEST_FIRST = ("damaged", "full", "late", "unverified", "clock")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class HealthChange:
     """What became of one dataset, or of the pool."""
 
     name: str
     key: str
-    problems: list[Problem]
+    problems: list[HealthProblem]
     "All that there are now."
     began: list[str]
     "Kinds that are new."
@@ -57,7 +57,7 @@ class Place:
     ours: bool = True
 
 
-def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -> Iterator[tuple[Change, Place]]:
+def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -> Iterator[tuple[HealthChange, Place]]:
     """What differs from what was told last, each with whom to tell.
 
     `is_ours`: whether a dataset's own value of `notify` was set on this machine.
@@ -73,7 +73,7 @@ def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -
         if told != now:
             began: list[str] = sorted(now - told)
             ended: list[str] = sorted(told - now)
-            yield Change(name, key, problems, began, ended), _place(pool, dataset, is_ours)
+            yield HealthChange(name, key, problems, began, ended), _place(pool, dataset, is_ours)
 
 
 def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> Place:
@@ -83,7 +83,7 @@ def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> 
     return Place(NONE, pool.name)
 
 
-def remember(pool: Pool, told: list[Change]) -> None:
+def remember(pool: Pool, told: list[HealthChange]) -> None:
     """Note what was told, so that it is not told again."""
     with pool.transaction() as t:
         for change in told:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
+from zkeep.pool.datasets.contents import STEP as PART
 from zkeep.pool.datasets.model import CLOCK, Dataset, NotThere, Pool, Snapshot
 from zkeep.pool.datasets.pruning import NOTE_EVERY, Candidate, Offset, Reasons, clock_fault, decide
 from zkeep.pool.datasets.retention import BadRetention, Policy, parse, parse_age
@@ -22,8 +23,6 @@ from zkeep.pool.maintenance.scrub_state import found_damage
 
 STEP = 500
 "Snapshots that go in one transaction."
-_STEP_FIELD = "step"
-"Field of a snapshot's document: it holds a part of what will be another (snapshot/commit.py)."
 
 
 class ClockInDoubt(Refused):
@@ -66,13 +65,6 @@ def policy_of(view: View, dataset: Dataset) -> Policy | None:
         raise Refused(f"cannot prune {dataset.name}: its retention is none: {error}") from None
 
 
-def _least_age(view: View, dataset: Dataset) -> int | None:
-    try:
-        return parse_age(view.policy(dataset, "retention_min"))
-    except BadRetention as error:
-        raise Refused(f"cannot prune {dataset.name}: its retention_min is none: {error}") from None
-
-
 def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Decision:
     """Decide about every snapshot of a dataset; changes nothing.
 
@@ -87,8 +79,12 @@ def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Deci
     # The snapshots (dataset's id, txg) that receives build on, partial ones and those under way.
     sources = [doc["source"] for _, doc in pool.catalog.scan("receive")]
     needed = {(int(source[0]), int(source[1])) for source in sources if source}
-    candidates = [Candidate(s.received_at, _pins(view, s, needed), not s.doc.get(_STEP_FIELD)) for s in snapshots]
-    reasons = decide(candidates, clock.now, policy, _least_age(view, dataset), clock.offset)
+    candidates = [Candidate(s.received_at, _pins(view, s, needed), not s.doc.get(PART)) for s in snapshots]
+    try:
+        least_age = parse_age(view.policy(dataset, "retention_min"))
+    except BadRetention as error:
+        raise Refused(f"cannot prune {dataset.name}: its retention_min is none: {error}") from None
+    reasons = decide(candidates, clock.now, policy, least_age, clock.offset)
     # Where its source is only a bookmark in this pool, the next increment from that needs this snapshot.
     verdicts = []
     for s, why in zip(snapshots, reasons, strict=True):
@@ -102,7 +98,7 @@ def _pins(view: View, snapshot: Snapshot, needed: set[tuple[int, int]]) -> Reaso
         "held": bool(snapshot.holds),
         "origin of a clone": bool(view.tree.clones(snapshot.dataset, snapshot.txg)),
         "base of a receive": (snapshot.dataset.id, snapshot.txg) in needed,
-        "step of a snapshot": bool(snapshot.doc.get(_STEP_FIELD)),
+        "step of a snapshot": bool(snapshot.doc.get(PART)),
     }
     return tuple(name for name, holds in pins.items() if holds)
 
@@ -117,7 +113,11 @@ def check_clock(pool: Pool, clock: Clock) -> None:
         ClockInDoubt: the clock is behind, or far ahead of, the last time that the pool knows.
     """
     doc = pool.catalog.get(CLOCK, "")
-    known = int(doc["seen"]) if doc and "seen" in doc else _newest_time(pool)
+    known = int(doc["seen"]) if doc and "seen" in doc else None
+    if known is None:
+        # In a pool that was never pruned, the time when anything was received last.
+        newest = [pool.newest_snapshot(dataset) for dataset in pool.tree().by_id.values()]
+        known = max((s.received_at for s in newest if s and s.received_at), default=None)
     if fault := clock_fault(clock.now, known):
         way = f"if it is right, 'zkeep prune --trust-clock {pool.name}'"
         raise ClockInDoubt(f"cannot prune {pool.name}: the clock is in doubt: {fault}; {way}")
@@ -129,12 +129,6 @@ def note_time(pool: Pool, clock: Clock) -> None:
     if abs(clock.now - int(doc.get("seen", 0))) >= NOTE_EVERY and not pool.catalog.read_only:
         with suppress(ZkeepError, OSError), pool.transaction() as t:
             t.put(CLOCK, "", {"seen": clock.now})
-
-
-def _newest_time(pool: Pool) -> int | None:
-    """When anything was received last: what is known in a pool that was never pruned."""
-    newest = [pool.newest_snapshot(dataset) for dataset in pool.tree().by_id.values()]
-    return max((s.received_at for s in newest if s and s.received_at), default=None)
 
 
 # Doing it
@@ -157,7 +151,7 @@ def execute(pool: Pool, decision: Decision) -> Iterator[Snapshot]:
     gone = decision.gone
     for start in range(0, len(gone), STEP):
         # Check again in each step: holds and clones may have come since the decision.
-        plan = destroy.Plan(snapshots=gone[start : start + STEP])
-        destroy.check(View(pool), plan, destroy.Options())
+        plan = destroy.DestroyPlan(snapshots=gone[start : start + STEP])
+        destroy.check(View(pool), plan, destroy.DestroyOptions())
         destroy.execute(pool, plan)
         yield from plan.snapshots

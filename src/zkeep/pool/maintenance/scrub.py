@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -52,7 +52,7 @@ class Finding:
 
 
 @dataclass
-class Report:
+class ScrubReport:
     errors: list[Finding] = field(default_factory=list)
     damaged: set[int] | None = field(default_factory=set)
     "The ids of the datasets that errors concern; None: they may concern any."
@@ -64,7 +64,7 @@ class Report:
         return not self.errors
 
 
-def scrub(pool: Pool, progress: Progress | None = None) -> Report:
+def scrub(pool: Pool, progress: Progress | None = None) -> ScrubReport:
     """Verify a whole pool. The report lists what is damaged.
 
     Raises:
@@ -74,9 +74,9 @@ def scrub(pool: Pool, progress: Progress | None = None) -> Report:
         return _scrub(pool, progress)
 
 
-def _scrub(pool: Pool, progress: Progress | None) -> Report:
+def _scrub(pool: Pool, progress: Progress | None) -> ScrubReport:
     started = time.monotonic()
-    report = Report()
+    report = ScrubReport()
     notes = Notes(pool)
     notes.begin()
     # 1. The catalog: its rows, the journal, and whether both agree. 2. Segments and what documents say of them.
@@ -101,7 +101,7 @@ def _scrub(pool: Pool, progress: Progress | None) -> Report:
     return report
 
 
-def _note(pool: Pool, report: Report) -> None:
+def _note(pool: Pool, report: ScrubReport) -> None:
     """Keep the outcome for `zkeep pool status`."""
     if pool.catalog.read_only:
         return
@@ -134,7 +134,7 @@ class _StoppedError(Exception):
 
 
 class _Scrub:
-    def __init__(self, pool: Pool, report: Report, progress: Progress | None, notes: Notes) -> None:
+    def __init__(self, pool: Pool, report: ScrubReport, progress: Progress | None, notes: Notes) -> None:
         self._pool = pool
         self._report = report
         self._progress = progress
@@ -297,16 +297,14 @@ def rebuild_catalog(path: Path, patience: float = WAIT) -> list[Finding]:
     with store.lock(SCRUB, busy=f"cannot rebuild the catalog of {path}: currently scrubbing"):
         Catalog.rebuild(store, patience).close()
     with Pool.open(path, wait=patience) as pool:
-        return list(_missing(pool))
+        found = []
+        for dataset in pool.tree().by_id.values():
+            for run in own_runs(pool, dataset):
+                for name in map(segment_name, run.segments):
+                    if not pool.store.exists(name):
+                        hurt = affected.names(pool, affected.since(pool, dataset, run.txg))
+                        found.append(Finding(name, 0, "the segment is missing", tuple(hurt)))
+        return found
 
 
-def _missing(pool: Pool) -> Iterator[Finding]:
-    for dataset in pool.tree().by_id.values():
-        for run in own_runs(pool, dataset):
-            for name in map(segment_name, run.segments):
-                if not pool.store.exists(name):
-                    hurt = affected.names(pool, affected.since(pool, dataset, run.txg))
-                    yield Finding(name, 0, "the segment is missing", tuple(hurt))
-
-
-__all__ = ["Damaged", "Finding", "Report", "rebuild_catalog", "scrub"]
+__all__ = ["Damaged", "Finding", "ScrubReport", "rebuild_catalog", "scrub"]

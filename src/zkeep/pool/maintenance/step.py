@@ -20,7 +20,7 @@ from zkeep.pool.datasets.model import Dataset, Pool, dataset_key, txg_key
 from zkeep.pool.datasets.orphans import undo
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.timeline.copying import Made
-from zkeep.pool.timeline.rewrite import Drops, Job, rewrite, shed, slices_of
+from zkeep.pool.timeline.rewrite import Drops, RewriteJob, rewrite, shed, slices_of
 from zkeep.pool.timeline.tiers import Group
 from zkeep.pool.timeline.timeline import Run, Timeline
 from zkeep.pool.types import Doc
@@ -34,7 +34,7 @@ def is_raw(dataset: Dataset, parts: Group) -> bool:
     return bool(dataset.doc["raw"]) and all(Feature(part.doc["features"]) & Feature.RAW for part in parts)
 
 
-class Step:
+class CompactionStep:
     """One replacement of runs by one run."""
 
     def __init__(
@@ -151,7 +151,7 @@ class Step:
         return kept
 
     def _rewrite(self, chosen: list[Run], txg: int) -> None:
-        job = Job(self.group, chosen, self._before, self._later, self._raw, self._drops)
+        job = RewriteJob(self.group, chosen, self._before, self._later, self._raw, self._drops)
         rewrite(self._pool.store, self._timeline, job, txg, self.made)
 
     def _check(self, chosen: list[str]) -> None:

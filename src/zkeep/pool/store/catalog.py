@@ -31,16 +31,16 @@ from zkeep.pool.store.index import (
     REMEDY,
     ROLLBACK,
     SUFFIXES,
+    ChangeMark,
     ForeignIndex,
     Index,
-    Mark,
     closing_on_error,
 )
-from zkeep.pool.store.journal import Journal, Operation, Place, encode
+from zkeep.pool.store.journal import Journal, JournalPlace, Operation, encode
 from zkeep.pool.store.port import Store
 from zkeep.pool.types import Doc
 
-__all__ = ["Catalog", "Mark", "Transaction"]
+__all__ = ["Catalog", "ChangeMark", "Transaction"]
 
 INDEX = "catalog.sqlite"
 RESERVE = "reserve"
@@ -148,7 +148,7 @@ class Catalog:
         """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
         return self._index.after(kind, prefix, key)
 
-    def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
+    def changes(self, kind: str, mark: ChangeMark | None) -> tuple[ChangeMark, list[str] | None]:
         """The keys of documents that this process changed since `mark`; None if another process may have, too."""
         return self._index.changes(kind, mark)
 
@@ -193,9 +193,14 @@ class Catalog:
                 raise
             self._settle(after)
             if not urgent:
-                self._renew_reserve()
+                # Reserve some bytes, if the disk has plenty, for a transaction on a full disk.
+                with suppress(OSError, ZkeepError):
+                    if not self._store.exists(RESERVE):
+                        disk = os.statvfs(self._store.root)
+                        if disk.f_bavail * disk.f_frsize > _PLENTY:
+                            self._store.put(RESERVE, os.urandom(_RESERVE_SIZE))
 
-    def _record(self, place: Place, operations: list[Operation], urgent: bool) -> Place:
+    def _record(self, place: JournalPlace, operations: list[Operation], urgent: bool) -> JournalPlace:
         if not operations:
             return place
         try:
@@ -207,16 +212,7 @@ class Catalog:
         self._store.delete(RESERVE)
         return self._journal.append(place, operations)
 
-    def _renew_reserve(self) -> None:
-        """Reserve some bytes, if the disk has plenty, for a transaction on a full disk."""
-        with suppress(OSError, ZkeepError):
-            if self._store.exists(RESERVE):
-                return
-            disk = os.statvfs(self._store.root)
-            if disk.f_bavail * disk.f_frsize > _PLENTY:
-                self._store.put(RESERVE, os.urandom(_RESERVE_SIZE))
-
-    def _settle(self, place: Place) -> None:
+    def _settle(self, place: JournalPlace) -> None:
         """The line is durable, so the transaction stands: where SQLite cannot follow, memory does.
 
         Nothing here may make the caller believe that it failed.
@@ -238,7 +234,7 @@ class Catalog:
             if self._journal.is_long(place.generation):
                 self._checkpoint(place)
 
-    def _checkpoint(self, place: Place) -> Place:
+    def _checkpoint(self, place: JournalPlace) -> JournalPlace:
         # journal/0.log   |--- 5000 lines ---|      becomes      journal/5000.ckpt.gz + journal/5000.log, empty
         place = self._journal.checkpoint(place, self._index.rows())
         self._index.move(place)
@@ -280,8 +276,17 @@ class Catalog:
     def _on_disk(self) -> Index:
         try:
             with closing_on_error(self._plain_index()) as index:
-                if not self._is_current(index):
-                    self._refresh(index)
+                place = index.place()
+                if place is None:
+                    # An empty index is filled, however long another process holds the lock ...
+                    with self._exclusive(self._wait):
+                        self._catch_up(index)
+                elif place.offset != self._journal.length(place.generation) or (
+                    place.generation != self._journal.generation()
+                ):
+                    # ... one that lags is brought up to date only if the lock is free.
+                    with suppress(TryAgain), self._exclusive(0.0):
+                        self._catch_up(index)
                 if not index.is_complete():
                     raise Damaged(f"{self._path}: documents are missing or not what was stored; {REMEDY}")
                 return index
@@ -314,22 +319,7 @@ class Catalog:
                 _delete_index(self._store)
             return Index(str(self._path), self._wait)
 
-    def _is_current(self, index: Index) -> bool:
-        place = index.place()
-        if place is None or place.offset != self._journal.length(place.generation):
-            return False
-        return place.generation == self._journal.generation()
-
-    def _refresh(self, index: Index) -> None:
-        """Fill an empty index, waiting for the lock; bring one that lags up to date only if the lock is free."""
-        if index.place() is None:
-            with self._exclusive(self._wait):
-                self._catch_up(index)
-        else:
-            with suppress(TryAgain), self._exclusive(0.0):
-                self._catch_up(index)
-
-    def _catch_up(self, index: Index) -> Place:
+    def _catch_up(self, index: Index) -> JournalPlace:
         """Bring the index to the journal's end, past a torn tail if there is one. Needs the lock."""
         newest = self._journal.generation()
         place = index.place()
@@ -351,13 +341,13 @@ class Catalog:
             index.move(place)
         return place
 
-    def _follow(self, index: Index, place: Place) -> Place:
+    def _follow(self, index: Index, place: JournalPlace) -> JournalPlace:
         for after, operations in self._journal.entries(place):
             index.apply(operations)
             place = after
         return place
 
-    def _load(self, index: Index) -> Place:
+    def _load(self, index: Index) -> JournalPlace:
         """Fill the index from the newest checkpoint; within a transaction of the index."""
         place, rows = self._journal.load(self._journal.generation())
         index.clear()

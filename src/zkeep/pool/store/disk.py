@@ -34,7 +34,7 @@ DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class DiskFolder:
     """An open folder of the pool, `names` below its root."""
 
     fd: int
@@ -46,18 +46,18 @@ class Folder:
         """For messages, never opened; put together only when one is made."""
         return self.root.joinpath(*self.names)
 
-    def below(self, fd: int, name: str) -> Folder:
-        return Folder(fd, self.root, (*self.names, name))
+    def below(self, fd: int, name: str) -> DiskFolder:
+        return DiskFolder(fd, self.root, (*self.names, name))
 
-    def entry(self, name: str) -> Entry:
-        return Entry(self, name)
+    def entry(self, name: str) -> DiskEntry:
+        return DiskEntry(self, name)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DiskEntry:
     """A name in an open folder; such a file may exist or not."""
 
-    folder: Folder
+    folder: DiskFolder
     name: str
 
     @property
@@ -79,7 +79,7 @@ class Entry:
 class Disk:
     """The calls that change a disk, and nothing else; the recording shim of the tests overrides them all."""
 
-    def open(self, entry: Entry, flags: int) -> int:
+    def open(self, entry: DiskEntry, flags: int) -> int:
         return os.open(entry.name, flags | _SAFE, 0o600, dir_fd=entry.folder.fd)
 
     def close(self, fd: int) -> None:
@@ -99,10 +99,10 @@ class Disk:
                 return
         os.fsync(fd)
 
-    def sync_folder(self, folder: Folder) -> None:
+    def sync_folder(self, folder: DiskFolder) -> None:
         os.fsync(folder.fd)
 
-    def link(self, source: Entry, target: Entry) -> None:
+    def link(self, source: DiskEntry, target: DiskEntry) -> None:
         os.link(
             *(source.name, target.name),
             src_dir_fd=source.folder.fd,
@@ -110,17 +110,17 @@ class Disk:
             follow_symlinks=False,
         )
 
-    def rename(self, source: Entry, target: Entry) -> None:
+    def rename(self, source: DiskEntry, target: DiskEntry) -> None:
         os.rename(source.name, target.name, src_dir_fd=source.folder.fd, dst_dir_fd=target.folder.fd)
 
-    def unlink(self, entry: Entry) -> None:
+    def unlink(self, entry: DiskEntry) -> None:
         os.unlink(entry.name, dir_fd=entry.folder.fd)
 
-    def mkdir(self, entry: Entry) -> None:
+    def mkdir(self, entry: DiskEntry) -> None:
         os.mkdir(entry.name, 0o700, dir_fd=entry.folder.fd)
 
 
-def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | None = None) -> int:
+def open_file(entry: DiskEntry, flags: int, opener: Callable[[DiskEntry, int], int] | None = None) -> int:
     """Open a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
     with suppress(FileNotFoundError):
         _refuse_special(entry.stat(), entry)
@@ -139,13 +139,13 @@ def open_file(entry: Entry, flags: int, opener: Callable[[Entry, int], int] | No
     return fd
 
 
-def file_size(entry: Entry) -> int:
+def file_size(entry: DiskEntry) -> int:
     found = entry.stat()
     _refuse_special(found, entry)
     return found.st_size
 
 
-def _refuse_special(found: os.stat_result, entry: Entry) -> None:
+def _refuse_special(found: os.stat_result, entry: DiskEntry) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise Damaged(_not_regular(entry.path))
 
@@ -161,13 +161,13 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 @contextmanager
-def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
+def open_folder(root: Path, names: Sequence[str]) -> Iterator[DiskFolder]:
     """Open the folder `names` below `root`, one component at a time; FileNotFoundError if one does not exist.
 
     Raises:
         Damaged: a component is a link, or not a folder.
     """
-    folder = Folder(os.open(root, _FOLDER), root)
+    folder = DiskFolder(os.open(root, _FOLDER), root)
     try:
         for name in names:
             # openat() from folder to folder: a link in the middle of a path cannot lead out of the pool.
@@ -179,7 +179,7 @@ def open_folder(root: Path, names: Sequence[str]) -> Iterator[Folder]:
         os.close(folder.fd)
 
 
-def _open_below(folder: Folder, name: str) -> Folder:
+def _open_below(folder: DiskFolder, name: str) -> DiskFolder:
     try:
         return folder.below(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd), name)
     except OSError as error:
@@ -189,7 +189,7 @@ def _open_below(folder: Folder, name: str) -> Folder:
         raise _named(error, path) from None
 
 
-def walk(folder: Folder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
+def walk(folder: DiskFolder, prefix: str, depth: int = DEPTH) -> Iterator[str]:
     """The names of all files below, links and special files included, with `prefix` and `/` before each."""
     with os.scandir(folder.fd) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from zkeep.errors import TryAgain
 from zkeep.pool.store.blob import LocalBlob, OpenFile
-from zkeep.pool.store.disk import Disk, Entry, Folder, file_size, open_file, open_folder, walk
-from zkeep.pool.store.port import BadName, Blob, Buffer, Draft
-from zkeep.pool.store.staging import Stage, memory
+from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, file_size, open_file, open_folder, walk
+from zkeep.pool.store.port import BadStoreName, Blob, Buffer, Draft
+from zkeep.pool.store.staging import WriteBuffer, memory
 
 _NAME = re.compile(r"[A-Za-z0-9_\-.]+(/[A-Za-z0-9_\-.]+)*")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -55,7 +55,7 @@ class LocalDraft(OpenFile):
         self._store = store
         self._place = f"partial/{name}"
         self._size = os.fstat(fd).st_size
-        self._stage: Stage | None = None
+        self._stage: WriteBuffer | None = None
         self._named = False
 
     @property
@@ -130,14 +130,14 @@ class LocalStore:
         self.disk = disk or Disk()
         self._memories: list[mmap] = []
 
-    def stage(self, fd: int, append: Callable[[memoryview], None]) -> Stage:
+    def stage(self, fd: int, append: Callable[[memoryview], None]) -> WriteBuffer:
         """A write buffer for a draft, until unstage()."""
         try:
-            return Stage(self._memories.pop(), fd, append)
+            return WriteBuffer(self._memories.pop(), fd, append)
         except IndexError:
-            return Stage(memory(), fd, append)
+            return WriteBuffer(memory(), fd, append)
 
-    def unstage(self, stage: Stage) -> None:
+    def unstage(self, stage: WriteBuffer) -> None:
         """Keep the memory for the next draft: pages that were never touched are slow at first."""
         self._memories.append(stage.memory)
 
@@ -146,7 +146,7 @@ class LocalStore:
         return self.root.joinpath(*_parts(name))
 
     @contextmanager
-    def _entry(self, name: str, *, make: bool = False) -> Iterator[Entry]:
+    def _entry(self, name: str, *, make: bool = False) -> Iterator[DiskEntry]:
         """The entry `name` in its folder, which is open inside the block. `make`: make folders that are missing."""
         *folders, last = _parts(name)
         with ExitStack() as stack:
@@ -222,7 +222,7 @@ class LocalStore:
 
     def draft(self, name: str) -> Draft:
         if len(_parts(name)) > 1:
-            raise BadName(f"a draft's name has one component: {name!r}")
+            raise BadStoreName(f"a draft's name has one component: {name!r}")
         return LocalDraft(self, name, self._open_own(f"partial/{name}"))
 
     def drafts(self) -> list[str]:
@@ -284,7 +284,7 @@ class LocalStore:
                 self.disk.close(fd)
             return open_file(entry, os.O_RDWR, self.disk.open)
 
-    def _replace_by_copy(self, fd: int, entry: Entry) -> None:
+    def _replace_by_copy(self, fd: int, entry: DiskEntry) -> None:
         with self._entry(f"tmp/{os.urandom(16).hex()}", make=True) as copy:
             target = self.disk.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
@@ -389,7 +389,7 @@ class LocalStore:
                 with suppress(OSError):  # sweep() finds it
                     self.disk.unlink(old)
 
-    def _link_or_rename(self, old: Entry, new: Entry) -> bool:
+    def _link_or_rename(self, old: DiskEntry, new: DiskEntry) -> bool:
         """Returns whether the file still has its old name, too."""
         try:
             self.disk.link(old, new)
@@ -407,11 +407,11 @@ def _parts(name: str) -> list[str]:
     """The folders that lead to `name`, and its last part."""
     parts = name.split("/")
     if not _NAME.fullmatch(name) or ".." in parts or "." in parts:
-        raise BadName(f"not a name in a store: {name[:80]!r}")
+        raise BadStoreName(f"not a name in a store: {name[:80]!r}")
     return parts
 
 
-def _size_below(folder: Folder, name: str) -> int:
+def _size_below(folder: DiskFolder, name: str) -> int:
     try:
         return os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_size
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.names import shown
-from zkeep.pool.store.journal import Operation, Place
+from zkeep.pool.store.journal import JournalPlace, Operation
 from zkeep.pool.store.shapes import fault
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
 from zkeep.pool.types import Doc
@@ -111,7 +111,7 @@ FOLLOWED = ("run",)
 "Kinds of documents whose changes an index remembers."
 
 
-class Mark(NamedTuple):
+class ChangeMark(NamedTuple):
     """A point up to which changes were followed."""
 
     epoch: tuple[int, ...]
@@ -288,14 +288,14 @@ class Index:
             self._seen = int(self._run("PRAGMA data_version")[0][0])
         return self._seen
 
-    def changes(self, kind: str, mark: Mark | None) -> tuple[Mark, list[str] | None]:
+    def changes(self, kind: str, mark: ChangeMark | None) -> tuple[ChangeMark, list[str] | None]:
         """The keys of documents that came, went or changed since `mark`, and the mark of now.
 
         None: unknown, because another connection changed something, or a change was rolled back.
         """
         epoch = (id(self), self._data_version(), self._undone)
         keys = self._applied[kind]
-        now = Mark(epoch, len(keys))
+        now = ChangeMark(epoch, len(keys))
         return now, keys[mark.position :] if mark and mark.epoch == epoch else None
 
     def shrink(self) -> None:
@@ -307,12 +307,12 @@ class Index:
 
     # Content
 
-    def place(self) -> Place | None:
+    def place(self) -> JournalPlace | None:
         """The place in the journal that the index stands for; None as long as it is empty."""
         rows = self._run("SELECT generation, offset, number, digest FROM applied")
-        return Place(*rows[0]) if rows else None
+        return JournalPlace(*rows[0]) if rows else None
 
-    def move(self, place: Place) -> None:
+    def move(self, place: JournalPlace) -> None:
         values = (place.generation, place.offset, place.number, place.digest)
         self._run("INSERT OR REPLACE INTO applied VALUES (0, ?, ?, ?, ?)", *values)
 

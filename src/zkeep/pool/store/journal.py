@@ -51,7 +51,7 @@ Operation = tuple[str, str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class JournalPlace:
     """A point between two transactions: `offset` in the log of `generation`, after transaction `number`."""
 
     generation: int = 0
@@ -152,7 +152,7 @@ class Journal:
         except FileNotFoundError:
             return 0
 
-    def append(self, place: Place, operations: Iterable[Operation]) -> Place:
+    def append(self, place: JournalPlace, operations: Iterable[Operation]) -> JournalPlace:
         """Append one transaction; durable when it returns. `place` must be the end of the chain."""
         # | before, 16 hex | digest, 16 hex | {"n":7,"ops":[["snapshot","3/12",{...}],["run","3/9",null]]} | line feed |
         #                    ^ BLAKE2b of `before` and the JSON, so that every line depends on all lines before it
@@ -167,7 +167,7 @@ class Journal:
         if self._is_torn(log):
             line = b"\n" + line
         size = self._store.append(log, line)
-        return Place(place.generation, size, place.number + 1, digest)
+        return JournalPlace(place.generation, size, place.number + 1, digest)
 
     def _is_torn(self, log: str) -> bool:
         try:
@@ -181,7 +181,7 @@ class Journal:
         if self.length(generation):
             self._store.append(self._log(generation), b"")
 
-    def entries(self, place: Place) -> Iterator[tuple[Place, list[Operation]]]:
+    def entries(self, place: JournalPlace) -> Iterator[tuple[JournalPlace, list[Operation]]]:
         """The transactions after `place`, each with the place after it. Damaged where the chain breaks."""
         log = self._log(place.generation)
         size = self.length(place.generation)
@@ -210,7 +210,7 @@ class Journal:
             chunks = (blob.read(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK))
             yield from _lines(chunks, log)
 
-    def end(self) -> Place:
+    def end(self) -> JournalPlace:
         """The last place of the chain; Damaged if the checkpoint or the chain is."""
         place, rows = self.load(self.generation())
         for _ in rows:
@@ -227,7 +227,7 @@ class Journal:
             floor = 0
         return self.length(generation) > max(floor, _FLOOR)
 
-    def checkpoint(self, place: Place, rows: Iterable[tuple[str, str, str]]) -> Place:
+    def checkpoint(self, place: JournalPlace, rows: Iterable[tuple[str, str, str]]) -> JournalPlace:
         """Write all documents as of `place`; returns the same point, at the start of a new log."""
         head = encode({"n": place.number, "digest": place.digest})
         lines = [head, *(f"[{encode(kind)},{encode(key)},{value}]" for kind, key, value in rows)]
@@ -240,25 +240,25 @@ class Journal:
             if len(text) <= max(len(packed) * _RATIO, _SMALL):
                 break
         self._store.put(self._checkpoint(place.number), packed)
-        return Place(place.number, 0, place.number, place.digest)
+        return JournalPlace(place.number, 0, place.number, place.digest)
 
-    def renew(self, place: Place, rows: Iterable[tuple[str, str, str]]) -> None:
+    def renew(self, place: JournalPlace, rows: Iterable[tuple[str, str, str]]) -> None:
         """Replace the whole journal by a checkpoint. The caller has all documents in a durable place of their own."""
         for name in self._store.names(FOLDER):
             self._store.delete(name)
         self.checkpoint(place, rows)
 
-    def load(self, generation: int) -> tuple[Place, Iterator[tuple[str, str, str]]]:
+    def load(self, generation: int) -> tuple[JournalPlace, Iterator[tuple[str, str, str]]]:
         """The place of a checkpoint, and its documents; none for generation 0.
 
         Rows are yielded as they are read, and may be trusted only after the last one: the digest is at the end.
         """
         if not generation:
-            return Place(), iter(())
+            return JournalPlace(), iter(())
         lines = self._checkpoint_lines(self._checkpoint(generation))
         try:
             start = json.loads(next(lines, b""))
-            place = Place(generation, 0, int(start["n"]), str(start["digest"]))
+            place = JournalPlace(generation, 0, int(start["n"]), str(start["digest"]))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Damaged(f"{self._checkpoint(generation)}: {str(error)!a}") from None
         return place, self._rows(lines, self._checkpoint(generation))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 
-class BadName(Damaged, ValueError):
+class BadStoreName(Damaged, ValueError):
     """A name that a store does not have: a document that holds it is not what was stored."""
 
 
@@ -215,4 +215,4 @@ def segment_name(segment_id: str) -> str:
     try:
         return f"segments/{int(segment_id.split('-', maxsplit=1)[0], 16) % 256:02x}/{segment_id}.seg"
     except (ValueError, AttributeError):
-        raise BadName(f"not the name of a segment: {str(segment_id)[:80]!r}") from None
+        raise BadStoreName(f"not the name of a segment: {str(segment_id)[:80]!r}") from None

@@ -228,10 +228,6 @@ def wrong_field(kind: str, document: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _dataset_key(key: str, document: Mapping[str, Any]) -> bool:
-    return key == f"{document['id']:0{_ID}d}"
-
-
 def _txg_key(key: str, document: Mapping[str, Any]) -> bool:
     head, _, tail = key.partition("/")
     return _is_key(head, _ID, _TXG) and tail == f"{document['txg']:0{_TXG}d}"
@@ -240,14 +236,6 @@ def _txg_key(key: str, document: Mapping[str, Any]) -> bool:
 def _child_key(key: str, document: Mapping[str, Any]) -> bool:
     head, slash, tail = key.partition("/")
     return _is_key(head, _ID, _TXG) and bool(slash and tail)
-
-
-def _bookmark_key(key: str, document: Mapping[str, Any]) -> bool:
-    return _child_key(key, document) and key.partition("/")[2] == document["name"]
-
-
-def _head_key(key: str, document: Mapping[str, Any]) -> bool:
-    return _is_key(key, _ID, _TXG)
 
 
 def _begin_key(key: str, document: Mapping[str, Any]) -> bool:
@@ -259,14 +247,14 @@ def _receive_key(key: str, document: Mapping[str, Any]) -> bool:
 
 
 _KEYS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
-    "dataset": _dataset_key,
+    "dataset": lambda key, document: key == f"{document['id']:0{_ID}d}",
     "snapshot": _txg_key,
     "run": _txg_key,
     "begin": _begin_key,
     "key": _begin_key,
-    "bookmark": _bookmark_key,
+    "bookmark": lambda key, document: _child_key(key, document) and key.partition("/")[2] == document["name"],
     "sent": _child_key,
-    "head": _head_key,
+    "head": lambda key, document: _is_key(key, _ID, _TXG),
     "receive": _receive_key,
     "reserve": _receive_key,
 }

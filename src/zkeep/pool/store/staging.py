@@ -24,7 +24,7 @@ def memory() -> mmap:
     return mmap(-1, STAGE, MAP_PRIVATE | MAP_ANONYMOUS)
 
 
-class Stage:
+class WriteBuffer:
     """A write buffer: the end of a growing file. `append` writes to the file of `fd`, all or nothing."""
 
     def __init__(self, memory: mmap, fd: int, append: Callable[[memoryview], None]) -> None:

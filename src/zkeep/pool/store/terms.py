@@ -7,8 +7,7 @@ document's key. These rows follow from the documents, so that the journal has no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 MARK = "@"
 "The first character of the kind of every such row; no document's kind begins with it."
@@ -31,16 +30,14 @@ def terms(kind: str, key: str, text: str | None) -> set[Row]:
     if text is None or kind not in FIELDS:
         return set()
     document = json.loads(text)
-    return set(_terms(kind, key, document)) if isinstance(document, Mapping) else set()
-
-
-def _terms(kind: str, key: str, document: Mapping[str, Any]) -> Iterator[Row]:
-    for field in FIELDS[kind]:
+    found = set()
+    for field in FIELDS[kind] if isinstance(document, Mapping) else ():
         value = document.get(field)
         if isinstance(value, Mapping):
             value = origin_term(value.get("dataset"), value.get("txg"))
         if isinstance(value, str | int) and _is_searchable(value):
-            yield kind_of(kind, field), f"{value}\n{key}"
+            found.add((kind_of(kind, field), f"{value}\n{key}"))
+    return found
 
 
 def _is_searchable(value: str | int) -> bool:

@@ -82,7 +82,7 @@ def _resumed(steps: Array, number: int, offset: int) -> Array:
 def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     whole = not journey.before
     walker = Holes()
-    meta = _Freed(journey, whole)
+    meta = _FreedObjects(journey, whole)
     for low, high in timeline.slices([*journey.before, *journey.new]):
         # What changed in this slice. A slice without changes sends nothing, unless the stream is full.
         parts = timeline.states(journey.new, low, high)
@@ -184,7 +184,7 @@ def _frees(freed: Array) -> Array:
     return steps
 
 
-class _Freed:
+class _FreedObjects:
     """Makes FREEOBJECTS: of free slots in written metadnode blocks, and of metadnode blocks that are holes.
 
     Adjacent ranges become one record unless another record lies between them, also across slices.

@@ -58,7 +58,7 @@ class Made:
     lost: dict[int, list[int]] = field(default_factory=dict)
 
 
-class Output:
+class SegmentOutput:
     """Writes the new segments. Use as a context manager: leaving it removes an incomplete draft."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Output:
         self._rows = self._records = 0
         self._state = kernel.zero_state()
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> SegmentOutput:
         return self
 
     def __exit__(self, *_: object) -> None:

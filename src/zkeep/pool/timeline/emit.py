@@ -32,7 +32,7 @@ Write = Callable[[memoryview], object]
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _StreamChunk:
     """Some steps, and the buffer in which their records are put together."""
 
     steps: Array
@@ -84,7 +84,7 @@ class StreamWriter:
 
     def steps(self, plans: Iterable[Array]) -> None:
         """Write the records of steps, which come in arrays; the next array is planned meanwhile."""
-        ahead: deque[_Chunk] = deque()
+        ahead: deque[_StreamChunk] = deque()
         for steps in _one_ahead(plans):
             # A stream has one byte order. Records of the other one are not converted: their bytes are what was
             # checked.
@@ -120,16 +120,16 @@ class StreamWriter:
         for segment in self._timeline.segments(run):
             self._body(segment)
 
-    def _submit(self, steps: Array, ends: Array) -> _Chunk:
+    def _submit(self, steps: Array, ends: Array) -> _StreamChunk:
         """Begin a chunk: submit the reading of its stored records."""
         lengths = steps["size"].astype(np.int64)
         offsets = ends - lengths
         buffer = self._outlet.space(int(ends[-1]))
         stored = slice(None) if steps["stored"].all() else steps["stored"]
         fetched = self._fetcher.submit(self._fetch, buffer, steps[stored], offsets[stored], lengths[stored])
-        return _Chunk(steps, buffer, offsets, lengths, stored, fetched)
+        return _StreamChunk(steps, buffer, offsets, lengths, stored, fetched)
 
-    def _finish(self, chunk: _Chunk) -> None:
+    def _finish(self, chunk: _StreamChunk) -> None:
         """Finish a chunk when its records are read: make headers, set flags and guids, stamp checksums, write."""
         sums = np.zeros((len(chunk.steps), 4), np.uint64)
         sums[chunk.stored] = chunk.fetched.result()

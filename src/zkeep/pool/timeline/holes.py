@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zkeep.format.objtypes import NEW_METADATA, NEW_TYPE
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.table import Table, block_ends
@@ -25,12 +26,11 @@ _CONTENT = (19, 23, 25, 26, 27, 49)
 "Object types whose blocks are not metadata: files, volumes, others (uint8[], uint64[], ZAP), deduplicated."
 DEFAULT_INDBLKSHIFT = 17
 "What a receiver takes where an OBJECT says 0."
-_NEW_TYPE, _NEW_METADATA = 0x80, 0x40
 
 
 def holds_metadata(types: Array) -> Bools:
     """Whether blocks of objects of these types are metadata: their holes are sent past the last block, too."""
-    return np.where(types & _NEW_TYPE, types & _NEW_METADATA > 0, ~np.isin(types, _CONTENT))
+    return np.where(types & NEW_TYPE, types & NEW_METADATA > 0, ~np.isin(types, _CONTENT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ MAX_UNWRITTEN = RESTING - 1
 
 
 @dataclass(frozen=True)
-class Source:
+class BeginTraits:
     """The part of a BEGIN that matters for writing segments."""
 
     big_endian: bool
@@ -91,7 +91,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Mark:
+class ResumePoint:
     """How far a receive has got: what another process needs to go on."""
 
     tally: Tally
@@ -110,11 +110,11 @@ class SegmentWriter:
         self,
         store: Store,
         txg: int,
-        source: Source,
+        source: BeginTraits,
         timeline: Timeline,
         past: list[Run],
         state: Words,
-        on_segment: Callable[[Mark], None] | None = None,
+        on_segment: Callable[[ResumePoint], None] | None = None,
         resumed: Resumed | None = None,
     ) -> None:
         self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
@@ -248,7 +248,7 @@ class SegmentWriter:
         # A resumable receive notes only what is durable.
         if self._on_segment:
             _drain(self._closing, 0)
-            self._on_segment(Mark(self.tally, *mark))
+            self._on_segment(ResumePoint(self.tally, *mark))
         _drain(self._closing, MAX_UNSYNCED)
 
 

@@ -19,7 +19,7 @@ from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import HEADER, RecordType
 from zkeep.pool.store.port import Store
 from zkeep.pool.timeline import spans as sp
-from zkeep.pool.timeline.copying import Made, Output
+from zkeep.pool.timeline.copying import Made, SegmentOutput
 from zkeep.pool.timeline.holes import holds_metadata, unseen
 from zkeep.pool.timeline.segment import WANT, Key
 from zkeep.pool.timeline.spans import Array, Bools
@@ -35,7 +35,7 @@ class Drops:
 
 
 @dataclass(frozen=True)
-class Job:
+class RewriteJob:
     """A rewrite: `group` becomes one run. `before`: all runs that lead to it; `later`: those whose kills are garbage.
 
     `chosen`: the group itself, or runs with only some of its segments, if the others stay as they are.
@@ -50,19 +50,19 @@ class Job:
     "Set if payloads of file contents are dropped."
 
 
-def rewrite(store: Store, timeline: Timeline, job: Job, txg: int, made: Made) -> None:
+def rewrite(store: Store, timeline: Timeline, job: RewriteJob, txg: int, made: Made) -> None:
     """Write the segments of a job, named after `txg`; each is added to `made` when it is durable."""
     segments = [s for run in job.chosen for s in timeline.segments(run)]
     # All segments of a group have one byte order: a run with another one is not grouped with them.
     big = {s.big_endian for s in segments}
     bare = job.drops is not None or any(s.bare for s in segments)
-    with Output(store, timeline, txg, big_endian=True in big, made=made, bare=bare) as output:
+    with SegmentOutput(store, timeline, txg, big_endian=True in big, made=made, bare=bare) as output:
         for table in tables(timeline, job, made):
             output.add(table)
         output.finish()
 
 
-def tables(timeline: Timeline, job: Job, made: Made) -> Iterator[Table]:
+def tables(timeline: Timeline, job: RewriteJob, made: Made) -> Iterator[Table]:
     """The resulting tables of a job, slice by slice; spans that a slice's end cuts are joined again."""
     joiner = _Joiner()
     late = sp.EMPTY
@@ -144,7 +144,7 @@ class _Joiner:
 # Holes that only the merged increment has
 
 
-def _late_holes(timeline: Timeline, job: Job, parts: list[Table], low: Key) -> Array:
+def _late_holes(timeline: Timeline, job: RewriteJob, parts: list[Table], low: Key) -> Array:
     """The holes that an increment over the whole group has and none of its runs had (FREE_RULES B, rule 22)."""
     # Only files that grew and did not fill what they grew by can have such holes.
     numbers = _sparsely_grown(parts, low)

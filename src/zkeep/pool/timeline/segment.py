@@ -96,7 +96,7 @@ def first_keys(name: str, rows: Array) -> tuple[Array, Array]:
     return rows["object"], rows["start"]
 
 
-class Sink(Protocol):
+class SegmentSink(Protocol):
     """The part of a draft that finish() needs."""
 
     @property
@@ -105,7 +105,7 @@ class Sink(Protocol):
     def write(self, *buffers: Buffer, soon: bool = False) -> None: ...
 
 
-def finish(draft: Sink, table: Table, state: State, records: int) -> dict[str, Any]:
+def finish(draft: SegmentSink, table: Table, state: State, records: int) -> dict[str, Any]:
     """Write pages, footer and trail behind the body that `draft` holds; returns the footer.
 
     `state` is the running fletcher-4 after the last record, `records` how many the body holds (some may have no row).

@@ -51,7 +51,7 @@ def digest(runs: Sequence[Summed]) -> str:
 
 
 @dataclass(frozen=True)
-class Name:
+class SummaryName:
     """The name of a summary in the store: its dataset, level (1: of runs), and first and last run."""
 
     dataset: str
@@ -61,11 +61,11 @@ class Name:
     digest: str
 
     @classmethod
-    def of(cls, dataset: str, level: int, runs: Sequence[Summed]) -> Name:
+    def of(cls, dataset: str, level: int, runs: Sequence[Summed]) -> SummaryName:
         return cls(dataset, level, runs[0].txg, runs[-1].txg, digest(runs))
 
     @classmethod
-    def parse(cls, text: str) -> Name | None:
+    def parse(cls, text: str) -> SummaryName | None:
         """The parsed name; None if it is not the name of a summary."""
         try:
             folder, dataset, base = text.split("/")
@@ -80,7 +80,7 @@ class Name:
 
 def matching(
     texts: Sequence[str], runs: Sequence[Summed], checked: dict[str, bool] | None = None
-) -> list[tuple[int, int, Name]]:
+) -> list[tuple[int, int, SummaryName]]:
     """The summaries of some of these runs among the names: (place of the first run, how many runs, name).
 
     `checked`: a cache, by name, whether it matches; valid as long as the runs do not change.
@@ -88,7 +88,7 @@ def matching(
     place = {run.txg: i for i, run in enumerate(runs)}
     known = {} if checked is None else checked
     found = []
-    for text, name in zip(texts, map(Name.parse, texts), strict=True):
+    for text, name in zip(texts, map(SummaryName.parse, texts), strict=True):
         if name is None or name.first not in place or name.last not in place:
             continue
         start, end = place[name.first], place[name.last] + 1

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from zkeep.format.dnode import SLOTS
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array, Bools
 
@@ -66,7 +67,7 @@ BLOCK = np.dtype(
 `bare`: 1 if the record's payload was dropped (datasets/contents.py): only the WRITE's header is stored.
 """
 
-MAX_SLOTS = 32
+MAX_SLOTS = SLOTS
 "A dnode takes at most this many object numbers."
 
 FRESH_DATA = 1
@@ -194,7 +195,9 @@ def toll(old: Table, new: Table) -> Toll:
     taken = sp.union(new.freed, inner) if len(inner) else new.freed
     covered = overlapped(old.objects, new.objects["object"])
     rewritten = np.isin(old.objects["object"], new.objects["object"])
-    gone = np.where(rewritten, sp.on_lines(taken, old.objects["object"]), _touched(taken, old.objects)) | covered
+    numbers, zero = old.objects["object"], np.zeros(len(old.objects), np.uint64)
+    touched = sp.meets(taken, zero, numbers, numbers + np.maximum(old.objects["slots"], 1))
+    gone = np.where(rewritten, sp.on_lines(taken, numbers), touched) | covered
     # Blocks and holes die with their object, or when it is created again; spill blocks likewise.
     dead = np.concatenate([new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0], old.objects["object"][gone]])
     dead_spill = np.concatenate(
@@ -255,12 +258,6 @@ def overlapped(old: Array, numbers: Array) -> Bools:
     first = np.searchsorted(numbers, old["object"], "right")
     last = np.searchsorted(numbers, old["object"] + np.maximum(old["slots"], 1), "left")
     return np.asarray(last > first)
-
-
-def _touched(numbers: Array, objects: Array) -> Bools:
-    """Objects with a slot in a set of numbers: freeing a slot inside an object frees the object."""
-    zero = np.zeros(len(objects), np.uint64)
-    return sp.meets(numbers, zero, objects["object"], objects["object"] + np.maximum(objects["slots"], 1))
 
 
 def _lost(old: Array, gone: Bools, rewritten: Bools, new: Array) -> Array:

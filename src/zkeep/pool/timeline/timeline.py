@@ -21,7 +21,7 @@ from zkeep.pool.store.port import Blob, Store, segment_name
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.segment import Key, Segment
 from zkeep.pool.timeline.spans import Array, Bools
-from zkeep.pool.timeline.summary import Name, Summary, digest
+from zkeep.pool.timeline.summary import Summary, SummaryName, digest
 from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
 from zkeep.pool.types import Doc
 
@@ -168,11 +168,11 @@ class Timeline:
         return Piece(runs[at : at + 1])
 
     @cached_property
-    def _summaries(self) -> dict[int, list[Name]]:
+    def _summaries(self) -> dict[int, list[SummaryName]]:
         """Summaries by the txg of their first run, those of most runs first."""
-        found: dict[int, list[Name]] = {}
+        found: dict[int, list[SummaryName]] = {}
         texts = self._names() if callable(self._names) else self._names
-        for name in sorted(filter(None, map(Name.parse, texts)), key=lambda name: -name.last):
+        for name in sorted(filter(None, map(SummaryName.parse, texts)), key=lambda name: -name.last):
             found.setdefault(name.first, []).append(name)
         return found
 
@@ -180,7 +180,7 @@ class Timeline:
         at = bisect_left(self.runs, txg, key=lambda run: run.txg)
         return at if at < len(self.runs) and self.runs[at].txg == txg else None
 
-    def _sums_up(self, name: Name, runs: list[Run]) -> bool:
+    def _sums_up(self, name: SummaryName, runs: list[Run]) -> bool:
         """Whether a summary matches these runs, which begin and end with the txgs in its name."""
         checked = self._checked.setdefault(name.dataset, {})
         text = str(name)

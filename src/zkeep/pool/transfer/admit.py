@@ -26,7 +26,7 @@ KEY_GUID = "DSL_CRYPTO_GUID"
 
 
 @dataclass
-class Target:
+class ReceiveTarget:
     """The snapshot that a stream is to become. The dataset `name` may not exist yet."""
 
     name: DatasetName
@@ -63,7 +63,7 @@ class ReceivePlan:
     "Snapshots newer than the source, which -F destroys."
 
 
-def admit(pool: Pool, event: SubBegin, target: Target, begun: Doc | None = None) -> ReceivePlan:
+def admit(pool: Pool, event: SubBegin, target: ReceiveTarget, begun: Doc | None = None) -> ReceivePlan:
     """Decide whether a stream may be received. `begun`: the document of the interrupted receive that it goes on with.
 
     Every BEGIN passes here, from whatever caller.
@@ -104,7 +104,7 @@ def nearest(pool: Pool, name: DatasetName) -> Dataset:
     raise Refused(f"cannot receive {name}: it is not in pool {pool.name}")
 
 
-def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target) -> None:
+def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: ReceiveTarget) -> None:
     """Refuse a plain stream where blind=on. `heir`: the dataset, or the one that it will inherit from."""
     if begin.raw:
         return
@@ -116,7 +116,9 @@ def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: Target)
         )
 
 
-def _admit_full(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> ReceivePlan:
+def _admit_full(
+    pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: ReceiveTarget
+) -> ReceivePlan:
     where = f"cannot receive {target.name}"
     if target.origin is not None:
         raise Refused(f"{where}: the stream is full, so it has nothing in common with origin {target.origin.name}")
@@ -141,7 +143,7 @@ def _refuse_children(pool: Pool, where: str, begin: Begin, dataset: Dataset) -> 
         raise Refused(f"{where}: a volume has no children, and destination has some")
 
 
-def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
+def _refuse_orphan(pool: Pool, where: str, target: ReceiveTarget) -> None:
     above = target.name.parent
     if above is None or (pool.find(above) is None and not target.parents):
         raise Refused(f"{where}: its parent does not exist; make it with zkeep create -p {above}")
@@ -150,7 +152,7 @@ def _refuse_orphan(pool: Pool, where: str, target: Target) -> None:
 
 
 def _admit_increment(
-    pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target
+    pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: ReceiveTarget
 ) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
     # A clone makes a dataset of its own.
@@ -174,7 +176,7 @@ def _admit_increment(
     return ReceivePlan(opening, begin, dataset, source, False, doomed)
 
 
-def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: Target) -> list[Snapshot]:
+def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: ReceiveTarget) -> list[Snapshot]:
     """The snapshots that -F destroys."""
     newer = pool.snapshots_after(dataset, source.txg)
     if newer and not target.force:
@@ -191,7 +193,7 @@ def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: T
     return newer
 
 
-def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: Target, begun: Doc) -> ReceivePlan:
+def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: ReceiveTarget, begun: Doc) -> ReceivePlan:
     """A stream that goes on with an interrupted one: its BEGIN must say the same, and it must still be allowed."""
     where = f"cannot resume the receive into {target.name}"
     first = Opening.from_doc(begun["begin"])
@@ -255,7 +257,7 @@ def _kinship(one: DatasetName, other: DatasetName) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Target) -> NoReturn:
+def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: ReceiveTarget) -> NoReturn:
     """Refuse a clone onto a dataset that has a past: a clone makes a new dataset.
 
     Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_one(), stream_wantsnewfs.
@@ -270,7 +272,9 @@ def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Targ
     raise Refused(f"{where}: the stream is of a clone and destination has {has} to overwrite it")
 
 
-def _admit_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: Target) -> ReceivePlan:
+def _admit_clone(
+    pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: ReceiveTarget
+) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
     if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
         _refuse_overwriting(pool, begin, dataset, target)
@@ -287,7 +291,7 @@ def _admit_clone(pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | 
     return ReceivePlan(opening, begin, dataset, source, True, [])
 
 
-def clone_source(pool: Pool, where: str, begin: Begin, target: Target) -> Snapshot:
+def clone_source(pool: Pool, where: str, begin: Begin, target: ReceiveTarget) -> Snapshot:
     """The origin of a clone: the snapshot that the user named, or the nearest one with that guid in the target.
 
     The sender chooses the guid, and guids are no secret: outside of the target nothing is looked up by it.

@@ -27,7 +27,7 @@ _PASSPHRASE = 3
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeydataRule:
     """A rule for one field of crypt_keydata. `legal` is called with its value and whether the key is a passphrase."""
 
     field: str
@@ -36,19 +36,19 @@ class Rule:
     must: str
 
 
-def _number(field: str, first: int, last: int, step: int = 1) -> Rule:
+def _number(field: str, first: int, last: int, step: int = 1) -> KeydataRule:
     must = f"must be {first}" if first == last else f"must be from {first} to {last}"
     must += f", a multiple of {step}" if step > 1 else ""
-    return Rule(field, NvType.UINT64, lambda value, _: first <= value <= last and value % step == 0, must)
+    return KeydataRule(field, NvType.UINT64, lambda value, _: first <= value <= last and value % step == 0, must)
 
 
-def _bytes(field: str, size: int) -> Rule:
-    return Rule(field, NvType.UINT8_ARRAY, lambda value, _: len(value) == size, f"must be {size} bytes")
+def _bytes(field: str, size: int) -> KeydataRule:
+    return KeydataRule(field, NvType.UINT8_ARRAY, lambda value, _: len(value) == size, f"must be {size} bytes")
 
 
-def _with_passphrase(field: str) -> Rule:
+def _with_passphrase(field: str) -> KeydataRule:
     must = "must be given for a passphrase, and be 0 for other keys"
-    return Rule(field, NvType.UINT64, lambda value, passphrase: bool(value) == passphrase, must)
+    return KeydataRule(field, NvType.UINT64, lambda value, passphrase: bool(value) == passphrase, must)
 
 
 KEYDATA = (

@@ -11,11 +11,11 @@ from zkeep.format.records import NATIVE, Feature
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.model import Dataset
 from zkeep.pool.timeline.resume import Resumed
-from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.types import Doc
 
 
-def goes_on(state: Doc, event: SubBegin, target: Target) -> bool:
+def goes_on(state: Doc, event: SubBegin, target: ReceiveTarget) -> bool:
     """Whether a stream goes on with the partial receive; else it replaces it."""
     return bool(event.begin.features & Feature.RESUMING) or _is_sent_again(state, event, target)
 
@@ -40,7 +40,7 @@ def resume(state: Doc, event: SubBegin) -> Resumed:
     return Resumed(state["txg"], state, (a, b, c, d), (last[0], last[1], last[2]))
 
 
-def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
+def _is_sent_again(state: Doc, event: SubBegin, target: ReceiveTarget) -> bool:
     """Whether a whole stream is the interrupted one, sent again from its start; another key or flag makes it another.
 
     Raises:
@@ -59,7 +59,7 @@ def _is_sent_again(state: Doc, event: SubBegin, target: Target) -> bool:
     return (mine, event.payload, event.byteorder) == (theirs, begun.payload, begun.byteorder)
 
 
-def begun_target(target: Target, state: Doc, dataset: Dataset) -> Target:
+def begun_target(target: ReceiveTarget, state: Doc, dataset: Dataset) -> ReceiveTarget:
     """The target of the interrupted receive.
 
     Properties that are set now override those that were set then, and so do those that were set in the dataset

@@ -135,19 +135,15 @@ def _entry(pool: Pool, request: Wrapping, last: Snapshot) -> NvList:
         name = snapshot.doc["name"]
         snaps.set(name, snapshot.guid, NvType.UINT64)
         snapprops.set(name, _props(snapshot, request))
-        snapholds.set(name, _holds(snapshot))
+        nvlist = NvList()
+        for tag, when in snapshot.holds.items():
+            nvlist.set(tag, when, NvType.UINT64)
+        snapholds.set(name, nvlist)
     entry.set("snaps", snaps)
     entry.set("snapprops", snapprops)
     if request.holds:
         entry.set("snapholds", snapholds)
     return entry
-
-
-def _holds(snapshot: Snapshot) -> NvList:
-    nvlist = NvList()
-    for tag, when in snapshot.holds.items():
-        nvlist.set(tag, when, NvType.UINT64)
-    return nvlist
 
 
 def _parent_guid(pool: Pool, request: Wrapping, dataset: Dataset) -> int:

@@ -19,7 +19,7 @@ _AS_RAW = Feature.SA_SPILL | Feature.REDACTED | Feature.LARGE_DNODE | Feature.LO
 
 
 @dataclass(frozen=True)
-class Form:
+class SendForm:
     """How blocks are sent: `large` (-L), as large as they are; `compressed` (-c), as they are stored."""
 
     large: bool = False
@@ -38,7 +38,7 @@ class Form:
         return raw & wanted | (Feature.COMPRESSED if self.compressed else Feature(0))
 
 
-def plain_opening(stored: Opening, form: Form, name: object) -> Opening:
+def plain_opening(stored: Opening, form: SendForm, name: object) -> Opening:
     """The BEGIN without keys. `name`: the snapshot's, for errors.
 
     Raises:

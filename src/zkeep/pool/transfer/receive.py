@@ -20,7 +20,7 @@ from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer import steps
-from zkeep.pool.transfer.admit import Target
+from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
@@ -51,7 +51,7 @@ class Substream:
     """The BEGIN of a substream and where it is to go. `top`: it is of the topmost dataset of its stream."""
 
     event: SubBegin
-    target: Target
+    target: ReceiveTarget
     top: bool
 
 
@@ -71,7 +71,7 @@ class Intake(Protocol):
         """Receive it, all or nothing; `events` ends with its END."""
         ...
 
-    def kept(self, pool: Pool, target: Target) -> str | None:
+    def kept(self, pool: Pool, target: ReceiveTarget) -> str | None:
         """The resume token of what receive() has kept when it failed."""
         ...
 
@@ -224,7 +224,7 @@ class _Receiver:
     def _is_top(self, sent: str) -> bool:
         return not self._header.recursive or sent == self._header.top
 
-    def _receive_as_it_came(self, begin: SubBegin, target: Target, name: str, events: Iterator[Event]) -> SubEnd:
+    def _receive_as_it_came(self, begin: SubBegin, target: ReceiveTarget, name: str, events: Iterator[Event]) -> SubEnd:
         session = open_session(self._pool, begin, target, self._charges)
         try:
             with session:
@@ -258,7 +258,7 @@ class _Receiver:
                 return
         raise BadStream("it ends before the END of its snapshot", size, "END")
 
-    def _existing(self, event: SubBegin, target: Target) -> Snapshot | None:
+    def _existing(self, event: SubBegin, target: ReceiveTarget) -> Snapshot | None:
         """The snapshot itself, if it is there already: then its stream is read, verified and skipped.
 
         So a sender that did not learn that a receive was done may send the same again. In a package the snapshot may
@@ -269,7 +269,7 @@ class _Receiver:
         named = [s for s in same if s.doc["name"] == target.snapshot]
         return next(iter(named or (same if self._header.is_package else [])), None)
 
-    def _target(self, event: SubBegin, sent: str, snapshot: str) -> Target:
+    def _target(self, event: SubBegin, sent: str, snapshot: str) -> ReceiveTarget:
         name = self._names.dataset(sent)
         fields: Doc = {}
         snapshot_fields: Doc = {}
@@ -288,7 +288,11 @@ class _Receiver:
             snapshot_fields |= steps.fields(self._pool, name)
         fields["received_name"] = sent
         self._override(event, name, sent, fields)
-        return Target(
+        # In a package, -o origin= is the origin of the clones that were made of it, and means nothing for the others.
+        origin, begin = self._origin, event.begin
+        if header.is_package and origin and not (begin.flags & BeginFlag.CLONE and begin.fromguid == origin.guid):
+            origin = None
+        return ReceiveTarget(
             name=name,
             snapshot=self._names.snapshot or snapshot,
             force=self._options.force,
@@ -296,18 +300,11 @@ class _Receiver:
             resumable=self._options.resumable,
             dry_run=self._options.dry_run,
             within=self._names.target,
-            origin=self._origin_of(event),
+            origin=origin,
             parents=self._options.name_from == "d",
             fields=fields,
             snapshot_fields=snapshot_fields,
         )
-
-    def _origin_of(self, event: SubBegin) -> Snapshot | None:
-        """What -o origin= means for a substream: in a package, it is the origin of the clones that were made of it."""
-        origin, begin = self._origin, event.begin
-        if origin is None or not self._header.is_package:
-            return origin
-        return origin if begin.flags & BeginFlag.CLONE and begin.fromguid == origin.guid else None
 
     def _override(self, event: SubBegin, name: DatasetName, sent: str, fields: Doc) -> None:
         """Let -o and -x override what is received."""

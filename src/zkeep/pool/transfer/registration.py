@@ -18,9 +18,9 @@ from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.namespace import make_parents
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.timeline.ingest import Mark, Tally
+from zkeep.pool.timeline.ingest import ResumePoint, Tally
 from zkeep.pool.timeline.resume import Resumed
-from zkeep.pool.transfer.admit import ReceivePlan, Target, nearest
+from zkeep.pool.transfer.admit import ReceivePlan, ReceiveTarget, nearest
 from zkeep.pool.transfer.reserve import KIND, Charges, Reservation, kept_bytes
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
@@ -32,7 +32,7 @@ class Registration:
     def __init__(
         self,
         pool: Pool,
-        target: Target,
+        target: ReceiveTarget,
         dataset: Dataset | None,
         key: str,
         doc: Doc,
@@ -65,7 +65,7 @@ class Registration:
         """Check all bytes against the quotas as they are now. Raises QuotaExceeded."""
         self._reservation.check(self.base + self.size)
 
-    def note(self, mark: Mark) -> None:
+    def note(self, mark: ResumePoint) -> None:
         """Register a finished segment of a resumable receive: from here on it survives this process."""
         # The tally, the checksum and the last key are of the same moment: a resumed stream goes on exactly there.
         doc = {**self.doc, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
@@ -102,7 +102,7 @@ class Registration:
 
 
 def register(
-    pool: Pool, plan: ReceivePlan, target: Target, charges: Charges, replaced: Doc | None = None
+    pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges, replaced: Doc | None = None
 ) -> Registration:
     """Register a receive in one transaction: its txg, its dataset (-s), its room for the BEGIN, its document.
 
@@ -134,7 +134,7 @@ def register(
     return Registration(pool, target, dataset, key, doc, reservation, lock)
 
 
-def register_again(pool: Pool, target: Target, charges: Charges, resumed: Resumed) -> Registration:
+def register_again(pool: Pool, target: ReceiveTarget, charges: Charges, resumed: Resumed) -> Registration:
     """Take over the registration of a partial receive.
 
     Raises:
@@ -152,16 +152,18 @@ def register_again(pool: Pool, target: Target, charges: Charges, resumed: Resume
     return Registration(pool, target, dataset, dataset.key, doc, reservation, lock)
 
 
-def _lock_txg(pool: Pool, target: Target, txg: int, locks: ExitStack) -> None:
+def _lock_txg(pool: Pool, target: ReceiveTarget, txg: int, locks: ExitStack) -> None:
     busy = f"{target.name} is being received already"
     locks.enter_context(pool.store.lock(f"receive-{txg:x}", busy=busy, passing=True))
 
 
-def _reservation(pool: Pool, target: Target, charges: Charges, key: str, level: Dataset, *, own: bool) -> Reservation:
+def _reservation(
+    pool: Pool, target: ReceiveTarget, charges: Charges, key: str, level: Dataset, *, own: bool
+) -> Reservation:
     return Reservation(pool, charges, target.name.text, target.fields.get("local", {}), key, level, own=own)
 
 
-def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) -> Dataset:
+def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: ReceiveTarget) -> Dataset:
     if target.parents:
         make_parents(pool, t, target.name)
     kind = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
@@ -170,7 +172,7 @@ def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: Target) 
     return pool.create_dataset(t, target.name, kind, origin=origin, **target.fields)
 
 
-def _document(plan: ReceivePlan, target: Target, txg: int, *, made: bool) -> Doc:
+def _document(plan: ReceivePlan, target: ReceiveTarget, txg: int, *, made: bool) -> Doc:
     begin = plan.begin
     # Everything before the records counts, too; a new dataset has its properties in its own document.
     given = {} if made else target.fields

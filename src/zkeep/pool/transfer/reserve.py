@@ -16,7 +16,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.room import disk_is_full
 from zkeep.pool.datasets.view import View
-from zkeep.pool.store.catalog import Mark, Transaction
+from zkeep.pool.store.catalog import ChangeMark, Transaction
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.types import Doc
 
@@ -41,7 +41,7 @@ class Charges:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._known: dict[int, int] = {}
-        self._mark: Mark | None = None
+        self._mark: ChangeMark | None = None
         self.exact = True
 
     def of(self, view: View, level: Dataset) -> int:

@@ -27,7 +27,7 @@ from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import StreamWriter, Write, lacks_payload, write_fully
 from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.transfer.package import Wrapping, conclusion, outer_header, received_names
-from zkeep.pool.transfer.plain import Form, plain_opening
+from zkeep.pool.transfer.plain import SendForm, plain_opening
 from zkeep.pool.transfer.token import Token
 
 
@@ -44,7 +44,7 @@ class Leg:
     resume: tuple[int, int] | None = None
     sent: int = 0
     """Bytes of it that arrived already."""
-    form: Form | None = None
+    form: SendForm | None = None
     """How its blocks are sent, if it is encrypted here and leaves as a plain stream."""
 
     @property
@@ -254,7 +254,7 @@ def _legs(pool: Pool, request: SendRequest) -> Iterator[Leg]:
     if request.token is not None:
         yield _resumed_leg(pool, Token.decode(request.token), request)
         return
-    form = Form(request.large, request.compressed)
+    form = SendForm(request.large, request.compressed)
     for leg in _chosen_legs(pool, request):
         yield replace(leg, form=form) if _is_encrypted(leg.snapshot) and not request.raw else leg
 
@@ -407,7 +407,7 @@ def _resumed_leg(pool: Pool, token: Token, request: SendRequest) -> Leg:
         raise Refused(f"cannot resume send: the token and {snapshot.name} do not agree on being raw")
     large = request.large or bool(token.features & Feature.LARGE_BLOCKS)
     compressed = request.compressed or bool(token.features & Feature.COMPRESSED)
-    form = Form(large, compressed) if _is_encrypted(snapshot) and not token.raw else None
+    form = SendForm(large, compressed) if _is_encrypted(snapshot) and not token.raw else None
     source = _by_guid(pool, snapshot, token.fromguid) if token.fromguid else None
     resume = (token.object, token.offset) if token.object or token.offset else None
     return Leg(snapshot, source, resume, token.bytes, form)
@@ -441,7 +441,7 @@ def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting
         raise Refused(f"{where}: the token asks for a stream without encryption, and it is encrypted: allow it with -U")
     decrypting = request.decrypting()
     for leg in plain:
-        plain_opening(_opening(pool, leg.snapshot), leg.form or Form(), leg.snapshot.name)
+        plain_opening(_opening(pool, leg.snapshot), leg.form or SendForm(), leg.snapshot.name)
         decrypting.check(pool, leg.snapshot)
         if leg.source is not None and opened_source(pool, leg) is None:
             request.warn(

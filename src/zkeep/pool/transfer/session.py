@@ -30,12 +30,12 @@ from zkeep.pool.datasets.orphans import discard, reading
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.timeline.ingest import RecordCounter, SegmentWriter, Source, Tally
+from zkeep.pool.timeline.ingest import BeginTraits, RecordCounter, SegmentWriter, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import (
     ReceivePlan,
-    Target,
+    ReceiveTarget,
     admit,
     nearest,
     refuse_needed,
@@ -65,7 +65,7 @@ class ReceiveSession:
         self,
         pool: Pool,
         plan: ReceivePlan,
-        target: Target,
+        target: ReceiveTarget,
         charges: Charges,
         registration: Registration,
         writer: SegmentWriter,
@@ -164,7 +164,11 @@ class ReceiveSession:
             dataset = self._current_dataset(t)
             # Then the dataset, its newer snapshots (-F), the run and the snapshot; the registration goes with them.
             dataset = self._update_dataset(t, dataset)
-            dropped = self._roll_back(t, dataset)
+            dropped: list[str] = []
+            if source is not None and not self._plan.clone:
+                for doomed in self._plan.doomed:
+                    self._pool.remove_snapshot(t, doomed)
+                dropped = drop_after(self._pool, t, dataset, source.txg)
             snapshot = self._put_snapshot(t, dataset, tally)
             # End the receive; a source whose destruction waited for it is destroyed now.
             self._registration.remove(t)
@@ -219,15 +223,6 @@ class ReceiveSession:
             fields["local"] = {**dataset.doc["local"], **fields["local"]}
         return self._pool.update_dataset(t, dataset, **fields)
 
-    def _roll_back(self, t: Transaction, dataset: Dataset) -> list[str]:
-        """Give up what is newer than the source; returns the segments that nothing names any more."""
-        source = self._plan.source
-        if self._plan.clone or source is None:
-            return []
-        for snapshot in self._plan.doomed:
-            self._pool.remove_snapshot(t, snapshot)
-        return drop_after(self._pool, t, dataset, source.txg)
-
     def _put_snapshot(self, t: Transaction, dataset: Dataset, tally: Tally) -> Snapshot:
         plan, begin = self._plan, self._plan.begin
         key = txg_key(dataset.id, self.txg)
@@ -270,7 +265,7 @@ class ReceiveSession:
         discard(self._pool, self._writer.tally.segments)
 
 
-def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges | None = None) -> ReceiveSession:
+def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges | None = None) -> ReceiveSession:
     """Begin to receive one snapshot; use the session as a context manager.
 
     `charges`: kept from one snapshot of a stream to the next.
@@ -318,7 +313,11 @@ def open_session(pool: Pool, event: SubBegin, target: Target, charges: Charges |
             writer = _open_writer(pool, plan, target, registration, resumed, work)
         except BaseException:
             with suppress(ZkeepError, OSError):
-                _unregister_unused(pool, target, registration)
+                if target.resumable:
+                    registration.settle()
+                else:
+                    with pool.transaction() as t:
+                        registration.remove(t)
             raise
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
 
@@ -333,18 +332,10 @@ def _with_room(pool: Pool, make: Callable[[], Registration]) -> Registration:
         return make()
 
 
-def _unregister_unused(pool: Pool, target: Target, registration: Registration) -> None:
-    if target.resumable:
-        registration.settle()
-        return
-    with pool.transaction() as t:
-        registration.remove(t)
-
-
 def _open_writer(
     pool: Pool,
     plan: ReceivePlan,
-    target: Target,
+    target: ReceiveTarget,
     registration: Registration,
     resumed: Resumed | None,
     work: ExitStack,
@@ -355,7 +346,7 @@ def _open_writer(
     grows_blocks = bool(past and begin.features & large and not Feature(past.doc["features"]) & large)
     history = history_of(pool, past.dataset).upto(past.txg) if past else History([])
     timeline = work.enter_context(history.timeline(pool.store))
-    source = Source(
+    source = BeginTraits(
         big_endian=opening.byteorder == "big",
         spill_flags=bool(begin.flags & BeginFlag.SPILL_BLOCK),
         kind=Kind(begin.raw, grows_blocks),

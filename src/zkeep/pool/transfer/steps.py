@@ -52,7 +52,7 @@ def make_way(pool: Pool, begin: Begin, name: DatasetName) -> None:
         return
     with suppress(Refused):  # something holds one: the stream is refused for what is there
         if len(steps) == len(snapshots) and _was_made_for(steps[0]):
-            destroy.execute(pool, destroy.plan_dataset(View(pool), name, destroy.Options(recursive=True)))
+            destroy.execute(pool, destroy.plan_dataset(View(pool), name, destroy.DestroyOptions(recursive=True)))
         else:
             _remove(pool, dataset, steps)
             # What came after the newest snapshot is no part of anything.
@@ -74,4 +74,4 @@ def remove_older(pool: Pool, name: DatasetName) -> None:
 
 def _remove(pool: Pool, dataset: Dataset, steps: list[Snapshot]) -> None:
     names = ",".join(str(step.doc["name"]) for step in steps)
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.Options()))
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.DestroyOptions()))

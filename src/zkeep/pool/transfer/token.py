@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from zkeep.errors import Refused
 from zkeep.format.checksum import fletcher4
-from zkeep.format.nvlist import BadNvlist, Encoding, Form, NvList, NvType, decode, encode
+from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, NvType, decode, encode
 from zkeep.format.records import Feature
 from zkeep.names import shown
 
@@ -51,7 +51,7 @@ class Token:
         return bool(self.features & Feature.RAW)
 
     def encode(self) -> str:
-        nvlist = NvList(form=Form(Encoding.NATIVE))
+        nvlist = NvList(form=NvForm(Encoding.NATIVE))
         if self.fromguid:
             nvlist.set("fromguid", self.fromguid, NvType.UINT64)
         for name in ("object", "offset", "bytes", "toguid"):

@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from zkeep.errors import ZkeepError
 from zkeep.format.acl import BadAcl, as_xattrs, decode
 from zkeep.format.znode import LINUX_FLAGS, PROJINHERIT, Znode
+from zkeep.names import printable_path
 from zkeep.restore.files.report import NotTaken, RestoreReport
 from zkeep.restore.files.target import change_mode
-from zkeep.tree.filesystem import shown
 
 _FSXATTR = struct.Struct("=5I8x")
 "xflags, extsize, nextents, projid, cowextsize."
@@ -136,7 +136,7 @@ def _set_xattr(target: TargetFile, name: bytes, value: bytes | ZkeepError, repor
         target.set_xattr(name, value)
     except _ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error)
-        report.lacks(target.path, name, NotTaken(f"extended attribute {shown(name)}: {reason}"))
+        report.lacks(target.path, name, NotTaken(f"extended attribute {printable_path(name)}: {reason}"))
     except ZkeepError as error:
         report.lacks(target.path, name, error)
     else:

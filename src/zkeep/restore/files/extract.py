@@ -19,6 +19,7 @@ from itertools import groupby
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
+from zkeep.names import printable_path
 from zkeep.restore.files.attributes import TargetFile, dress, linux_flags, set_flags, set_project
 from zkeep.restore.files.existing import is_same
 from zkeep.restore.files.report import NotTaken, RestoreReport
@@ -26,7 +27,7 @@ from zkeep.restore.files.staging import Folding, Staging, Stagings
 from zkeep.restore.files.target import InTheWay, TargetFolder, TargetPlace
 from zkeep.restore.files.writing import write_file
 from zkeep.restore.workers import WorkerPool
-from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name, shown
+from zkeep.tree.filesystem import BadTree, Extent, Filesystem, Name
 from zkeep.tree.xattrs import each_xattr
 
 PORTION = 32
@@ -182,7 +183,7 @@ class Extraction:
             if not self.filesystem.is_folder(name):
                 # Only the last part may be a file.
                 if parts[i + 1 :]:
-                    raise Refused(f"{shown(name.name)}: not a directory")
+                    raise Refused(f"{printable_path(name.name)}: not a directory")
                 self._submit(workers, place, name)
                 return
             # Make the same folder in the target, or enter the one that is there.

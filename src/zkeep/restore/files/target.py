@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from zkeep.cache import Cache
 from zkeep.errors import Refused
+from zkeep.names import printable_path
 from zkeep.restore.files.staging import FOLDER, Staging, drop_inherited_acls
-from zkeep.tree.filesystem import shown
 
 _ALL = stat.S_IRWXU
 _PINNED_MOST = 64
@@ -124,7 +124,7 @@ class TargetFolder:
                     inner = stack.enter_context(folder.enter(name))
                 except (OSError, Refused) as error:
                     why = error.strerror if isinstance(error, OSError) else error
-                    raise Refused(f"cannot extract into {shown(place)}: {why}") from None
+                    raise Refused(f"cannot extract into {printable_path(place)}: {why}") from None
                 if is_new:
                     os.utime(folder.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
                 # On the way out, folders that were opened up for us get their modes back, inner ones first.
@@ -301,7 +301,7 @@ def _identity(fd: int) -> Identity:
 
 def check_name(name: bytes) -> None:
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise Refused(f"cannot extract a file called {shown(name)}")
+        raise Refused(f"cannot extract a file called {printable_path(name)}")
 
 
 def change_mode(name: bytes, folder: int, mode: int) -> None:

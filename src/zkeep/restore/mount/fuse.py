@@ -16,9 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from zkeep.errors import Refused, ZkeepError
 from zkeep.format.znode import Znode
+from zkeep.names import printable_path
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.restore.mount.layout import MountLayout
-from zkeep.tree.filesystem import Name, NoSuchFile, shown
+from zkeep.tree.filesystem import Name, NoSuchFile
 from zkeep.tree.windows import BadBlock
 
 FOREVER = 86_400.0
@@ -84,7 +85,7 @@ class Operations:
             self._logged.add(place)
             where = f", offset {error.offset}" if isinstance(error, BadBlock) else ""
             text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
-            self._log(f"{shown(_bytes(path))}{where}: {text}")
+            self._log(f"{printable_path(_bytes(path))}{where}: {text}")
         return errno.EIO
 
     def init_with_config(self, connection: Any, config: Any) -> None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
 from zkeep.format.znode import Znode
+from zkeep.names import printable_path
 from zkeep.restore.mount.view import FileView, ImageView, SnapshotView, synthetic
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, shown
+from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile
 from zkeep.tree.volume import DATA, Volume
 
 CONTROL = b".zfs/snapshot"
@@ -107,7 +108,7 @@ class _Map:
             above, _, name = above.rpartition(b"/")
             rest = _below(name, rest) if rest else name
         if _below(above, b".zfs") in self.control and (rest + b"/").startswith(b".zfs/"):
-            raise NoSuchFile(f"{shown(path)}: no such file or directory")
+            raise NoSuchFile(f"{printable_path(path)}: no such file or directory")
         return above, rest
 
 

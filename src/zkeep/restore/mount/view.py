@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 
 from zkeep.cache import Cache
 from zkeep.format.znode import Znode
-from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, elsewhere, shown
+from zkeep.names import printable_path
+from zkeep.tree.filesystem import Filesystem, Name, NoSuchFile, elsewhere
 from zkeep.tree.objects import Objects
 from zkeep.tree.windows import NARROW, Content
 
@@ -91,7 +92,7 @@ class FileView:
         for name in reversed(rest):
             found = self._find(number, name)
             if found is None:
-                raise NoSuchFile(f"{shown(path)}: no such file or directory")
+                raise NoSuchFile(f"{printable_path(path)}: no such file or directory")
             self._check_place(number, found)
             number = found.number
             known = known + b"/" + name if known else name
@@ -174,7 +175,7 @@ class ImageView:
     def node(self, path: bytes) -> Znode:
         if path in (b"", self._name.name):
             return self._file if path else self._folder
-        raise NoSuchFile(f"{shown(path)}: no such file or directory")
+        raise NoSuchFile(f"{printable_path(path)}: no such file or directory")
 
     def names(self, path: bytes) -> list[Name]:
         return [] if path else [self._name]
