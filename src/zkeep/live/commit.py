@@ -110,7 +110,10 @@ class CommitWriter:
             numbers |= set(self._cut_off(inode))
         for number in sorted(numbers):
             content = inode.blocks.get(number)
-            yield Block(number, None if content is None else bytes(content).ljust(width, b"\0"))
+            if content is None or len(content) == width:
+                yield Block(number, content)  # nothing changes it meanwhile: the dataset's lock is held
+            else:
+                yield Block(number, content.ljust(width, b"\0"))
 
     def _cut_off(self, inode: Inode) -> Iterator[int]:
         """Blocks that the base has behind where the file was cut off."""

@@ -203,7 +203,8 @@ def write_group(
     with ExitStack() as stack:
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
         session = stack.enter_context(open_session(pool, event, target, charges))
-        spool = stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
+        # What a mounted dataset writes has a bound, and waits in memory; a snapshot of a folder has none.
+        spool = None if target.head else stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
         toguid = opening.begin.toguid
         writer = SnapshotWriter(group.keys, toguid, group.compress, session.add, base, group.begin.type, spool)
         stack.enter_context(writer)
