@@ -29,11 +29,11 @@ OPERATIONS = int(os.environ.get("ZKEEP_FSX", "150"))
 
 
 @contextmanager
-def mounted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+def mounted(tmp_path: Path, *options: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The folder, and the process that serves it."""
     folder = tmp_path / "mnt"
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([*ZKEEP, "mount", "-f", "v/home", str(folder)])
+    process = subprocess.Popen([*ZKEEP, "mount", "-f", *options, "v/home", str(folder)])
     try:
         while not os.path.ismount(folder):
             assert process.poll() is None, "it could not be mounted"
