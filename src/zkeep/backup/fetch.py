@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from zkeep.backup.peer import STALL_SECONDS, Done, Peer, clean
 from zkeep.errors import BadStream, NotAuthentic, Refused, TryAgain
-from zkeep.names import DatasetName, SnapshotName, shown, whole_number
+from zkeep.names import DatasetName, SnapshotName, parse_any, shown, whole_number
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Pool, Snapshot
@@ -30,50 +30,67 @@ TRIES = 5
 MOST_TRIES = 10_000
 PAUSES = (0.0, 1.0, 3.0, 10.0, 30.0)
 "Seconds before each further try."
-_COLUMNS = ("name", "guid", "createtxg", "creation")
+_COLUMNS = ("name", "guid", "createtxg", "creation", "refer")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A snapshot as its keeper lists it: nothing of it is proved. `creation`: seconds since 1970."""
+    """A snapshot as its keeper lists it: nothing of it is proved. `creation`: seconds since 1970; `size`: bytes."""
 
     name: SnapshotName
     guid: int
     createtxg: int
     creation: int
+    size: int = 0
 
 
-def list_snapshots(peer: Peer, dataset: DatasetName) -> list[Listed]:
-    """The snapshots of a dataset, oldest first.
+def list_snapshots(peer: Peer, dataset: DatasetName, *, recursive: bool) -> dict[DatasetName, list[Listed]]:
+    """The snapshots of a dataset, oldest first, and with `recursive` those of all datasets below it.
+
+    Without, the datasets right below it are listed as having none.
 
     Raises:
         TryAgain, Refused: the peer does not say, or nothing that can be believed.
     """
-    words = ("list", "-H", "-p", "-d", "1", "-t", "snapshot", "-o", ",".join(_COLUMNS), "-s", "createtxg")
-    done, answer = peer.ask(*words, dataset.text)
+    depth = ["-r"] if recursive else ["-d", "1"]
+    kinds = ["-t", "filesystem,volume,snapshot", "-o", ",".join(_COLUMNS), "-s", "createtxg"]
+    done, answer = peer.ask("list", "-H", "-p", *depth, *kinds, dataset.text)
     peer.check(done, f"cannot list {dataset}")
     return parse_snapshots(answer, dataset, str(peer))
 
 
-def parse_snapshots(answer: bytes, dataset: DatasetName, who: str) -> list[Listed]:
-    """Check the rows of a listing. Raises Refused: they are not what was asked for."""
+def parse_snapshots(answer: bytes, top: DatasetName, who: str) -> dict[DatasetName, list[Listed]]:
+    """Check the rows of a listing; datasets in the order of their names.
+
+    Raises:
+        Refused: they are not what was asked for.
+    """
+    found: dict[DatasetName, list[Listed]] = {top: []}
     try:
-        found = [_listed(line.split("\t"), dataset) for line in answer.decode("utf-8").splitlines()]
+        for line in answer.decode("utf-8").splitlines():
+            name, *numbers = line.split("\t")
+            parsed = parse_any(name)
+            dataset = parsed.dataset if isinstance(parsed, SnapshotName) else parsed
+            if not isinstance(dataset, DatasetName) or not dataset.is_within(top):
+                raise ValueError(name)
+            of = found.setdefault(dataset, [])
+            if isinstance(parsed, SnapshotName):
+                of.append(_listed(parsed, numbers))
     except (ValueError, Refused) as error:
-        raise Refused(f"{who} lists what is no snapshot of {dataset}: {clean(shown(str(error)))}") from None
-    for what, values in (("guid", {s.guid for s in found}), ("name", {s.name for s in found})):
-        if len(values) != len(found):
-            raise Refused(f"{who} lists two snapshots of {dataset} with the same {what}")
-    return sorted(found, key=lambda snapshot: snapshot.createtxg)
+        raise Refused(f"{who} lists what is no snapshot of {top}: {clean(shown(str(error)))}") from None
+    for dataset, snapshots in found.items():
+        for what, values in (("guid", {s.guid for s in snapshots}), ("name", {s.name for s in snapshots})):
+            if len(values) != len(snapshots):
+                raise Refused(f"{who} lists two snapshots of {dataset} with the same {what}")
+        snapshots.sort(key=lambda snapshot: snapshot.createtxg)
+    return dict(sorted(found.items(), key=lambda item: item[0].text.split("/")))
 
 
-def _listed(row: Sequence[str], dataset: DatasetName) -> Listed:
-    name, *numbers = row
-    parsed = SnapshotName.parse(name)
-    if parsed.dataset != dataset or len(numbers) != len(_COLUMNS) - 1:
-        raise ValueError(name)
-    guid, createtxg, creation = (whole_number(text, MOST) for text in numbers)
-    return Listed(parsed, guid, createtxg, creation)
+def _listed(name: SnapshotName, numbers: Sequence[str]) -> Listed:
+    if len(numbers) != len(_COLUMNS) - 1:
+        raise ValueError(str(name))
+    guid, createtxg, creation, size = (whole_number(text, MOST) for text in numbers)
+    return Listed(name, guid, createtxg, creation, size)
 
 
 def choose(listed: Sequence[Listed], where: str, name: str | None = None, at: float | None = None) -> Listed:
@@ -115,7 +132,7 @@ def fetch(
         Refused: the peer or the receive refuses it.
         NotAuthentic: it is not the snapshot that was asked for.
     """
-    here = _name_here(wanted)
+    here = name_here(wanted)
     if here.dataset.parent is not None and pool.find(here.dataset.parent) is None:
         namespace.create(pool, here.dataset.parent, {}, True)
     options = ReceiveOptions(resumable=True, on_progress=on_progress)
@@ -135,7 +152,7 @@ def fetch(
     raise TryAgain(why or f"cannot fetch {wanted.name}")
 
 
-def _name_here(wanted: Listed) -> SnapshotName:
+def name_here(wanted: Listed) -> SnapshotName:
     """Under the same name; the top dataset of a pool, which is not received into, one deeper."""
     dataset = wanted.name.dataset
     here = dataset if dataset.parent is not None else dataset.child(dataset.pool)
@@ -144,7 +161,7 @@ def _name_here(wanted: Listed) -> SnapshotName:
 
 def _attempt(peer: Peer, wanted: Listed, pool: Pool, options: ReceiveOptions) -> str | None:
     """Receive the whole stream, or the rest of it; returns why it broke off, if another try may help."""
-    here = _name_here(wanted)
+    here = name_here(wanted)
     token = _token(pool, here.dataset)
     words = ["send", "-t", token] if token else ["send", "-w", str(wanted.name)]
     with peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as run:

@@ -80,6 +80,8 @@ class ExtractRequest:
     recursive: bool
     to_stdout: bool
     verbose: bool
+    verb: str = "extract"
+    "What the user called, for messages."
 
     def extract(self, pool: Pool, tree: SnapshotTree, get_key: GetKey) -> None:
         """Extract each dataset to its place; if one fails, the others go on."""
@@ -90,7 +92,7 @@ class ExtractRequest:
             with errors.spared(), OpenSnapshot(pool, snapshot, get_key) as opened:
                 self._one(opened, tree.place(snapshot))
         if not self.paths:
-            tree.say_left_out(self.recursive, "extract")
+            tree.say_left_out(self.recursive, self.verb)
         errors.conclude()
 
     def _one(self, opened: OpenSnapshot, place: str) -> None:

@@ -138,6 +138,11 @@ def test_the_first_time_a_group_of_the_sheet_is_typed_back(laptop: Laptop, monke
     assert (refused.status, len(asked)) == (1, 3)
     assert "nothing was made" in refused.err
     assert not (laptop.folder / "home").exists()
+    asked.clear()
+    refused = laptop.run(*words, "-j")  # no sheet comes between JSON lines
+    assert (refused.status, asked, [line[0] for line in refused.out.splitlines()]) == (1, [], ["{"])
+    assert "run it without -j once" in refused.err
+    asked += [""] * 3
     wrong = 4
     done = laptop.run(*words)
     assert (done.status, len(asked)) == (0, 5)

@@ -79,7 +79,8 @@ def test_units_are_written_listed_and_removed(machine: Machine, tmp_path: Path) 
 def test_a_line_of_cron(machine: Machine, tmp_path: Path) -> None:
     docs = str(tmp_path / "docs")
     machine.tab.write_text("0 5 * * * other\n")
-    assert machine("--cron", docs, "usb/docs", "--weekly", "Sun 03:00")[0] == 0
+    status, out, _ = machine("--cron", docs, "usb/docs", "--weekly", "Sun 03:00")
+    assert (status, "a time at which this machine is off is missed" in out) == (0, True)
     other, _, line = machine.tab.read_text().splitlines()
     assert line.startswith("0 3 * * 7 env ZKEEP_HOME=")
     assert line.endswith(f"backup {docs} usb/docs")
@@ -95,6 +96,7 @@ def test_what_never_ran_cannot_be_scheduled(machine: Machine, tmp_path: Path) ->
     for words in ((docs, "usb/docs"), ("--hourly",), (docs, "--hourly"), (docs, "usb/docs", "--daily", "noon")):
         assert machine(*words)[0] == 2
     assert machine(docs, "usb/docs", "--hourly", "--ping", "ftp://x")[0] == 2
+    assert machine("-r", docs, "usb/docs", "--hourly")[0] == 2
     assert not machine.units.exists()
 
 
@@ -136,3 +138,19 @@ def test_a_crontab_of_any_bytes_stays_as_it_is(machine: Machine, tmp_path: Path)
     assert machine.tab.read_bytes().startswith(before)
     assert machine("--remove", docs, "usb/docs")[0] == 0
     assert machine.tab.read_bytes() == before
+
+
+def test_a_dataset_is_asked_before_it_is_scheduled(machine: Machine, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "zfs"
+    for said, dest, words, expected in (
+        ("printf 'tank/a\\taes-256-gcm\\n'", "usb/a", (), ""),
+        ("printf 'tank/a\\toff\\n'", "ssh://box/vault/a", (), "its first backup asks for a key; run it once: zkeep"),
+        ("printf 'tank/a\\toff\\n'", "ssh://box/vault/a", ("-r",), "with -r: it is not encrypted"),
+        ("echo cannot open >&2; exit 1", "usb/a", (), "cannot open"),
+        ("printf 'tank/a\\taes-256-gcm\\n'", "usb/a", ("--exclude", "x"), "nothing can be excluded"),
+    ):
+        program.write_text(f"#!/bin/sh\n{said}\n")
+        program.chmod(0o755)
+        status, _, err = machine("zfs:tank/a", dest, "--hourly", *words)
+        assert (status, expected in err) == (1 if expected else 0, True), err
+    assert len(list(machine.units.glob("*.timer"))) == 1

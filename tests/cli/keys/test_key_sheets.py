@@ -252,6 +252,9 @@ def test_a_file_is_judged_whole(capfd: Output) -> None:
     Path("sheet").write_text("\n".join(lines_of(SECRETS["hex"])))
     assert "the sheet is of another key" in said(capfd, "key", "check", "-i", "sheet", "v/raw", status=1)
     said(capfd, "key", "check", "-i", "none", status=1)
+    for key in (bytes(range(32)), b"0f" * 32 + b"\n"):
+        Path("sheet").write_bytes(key)
+        assert "is a key itself, not the lines" in said(capfd, "key", "check", "-i", "sheet", status=1)
 
 
 @pytest.mark.parametrize("keyformat", ["raw", "hex"])

@@ -25,18 +25,20 @@ DAYS = listed(("mon", 1, 100), ("tue", 2, 200), ("wed", 3, 300))
     [
         (b"vault/home@x\t5\t1\t\n", "no snapshot of"),
         (b"vault/home@x\t5\t1\n", "no snapshot of"),
-        (b"vault/home@x\t5\t1\t1\t1\n", "no snapshot of"),
-        (b"vault/other@x\t5\t1\t1\n", "no snapshot of"),
-        (b"vault/home\t5\t1\t1\n", "no snapshot of"),
-        (b"vault/home@../x\t5\t1\t1\n", "no snapshot of"),
-        (b"vault/home@x\t-5\t1\t1\n", "no snapshot of"),
+        (b"vault/home@x\t5\t1\t1\t1\t1\n", "no snapshot of"),
+        (b"vault/other@x\t5\t1\t1\t1\n", "no snapshot of"),
+        (b"vault/home#x\t5\t1\t1\t1\n", "no snapshot of"),
+        (b"vault/homes\t5\t1\t1\t1\n", "no snapshot of"),
+        (b"vault\t5\t1\t1\t1\n", "no snapshot of"),
+        (b"vault/home@../x\t5\t1\t1\t1\n", "no snapshot of"),
+        (b"vault/home@x\t-5\t1\t1\t1\n", "no snapshot of"),
         (b"vault/home@x\t5\t1\t\xd9\xa3\n", "no snapshot of"),
         (b"vault/home@x\t5\t1\t" + b"9" * 10_000 + b"\n", "no snapshot of"),
-        (b"vault/home@\x1b[2Jx\t5\t1\t1\n", "no snapshot of"),
+        (b"vault/home@\x1b[2Jx\t5\t1\t1\t1\n", "no snapshot of"),
         (b"\xff\n", "no snapshot of"),
         (b"\n", "no snapshot of"),
-        (b"vault/home@x\t5\t1\t1\nvault/home@y\t5\t1\t1\n", "the same guid"),
-        (b"vault/home@x\t5\t1\t1\nvault/home@x\t6\t1\t1\n", "the same name"),
+        (b"vault/home@x\t5\t1\t1\t1\nvault/home@y\t5\t1\t1\t1\n", "the same guid"),
+        (b"vault/home@x\t5\t1\t1\t1\nvault/home@x\t6\t1\t1\t1\n", "the same name"),
     ],
 )
 def test_a_listing_that_cannot_be_believed(answer: bytes, said: str) -> None:
@@ -47,9 +49,17 @@ def test_a_listing_that_cannot_be_believed(answer: bytes, said: str) -> None:
 
 
 def test_a_listing_is_in_the_order_of_creation() -> None:
-    found = parse_snapshots(b"vault/home@b\t7\t20\t5\nvault/home@a\t6\t10\t9\n", HOME, "zkeep")
+    found = parse_snapshots(b"vault/home@b\t7\t20\t5\t1\nvault/home@a\t6\t10\t9\t1\n", HOME, "zkeep")[HOME]
     assert [(str(s.name), s.guid, s.creation) for s in found] == [("vault/home@a", 6, 9), ("vault/home@b", 7, 5)]
-    assert parse_snapshots(b"", HOME, "zkeep") == []
+    assert parse_snapshots(b"", HOME, "zkeep") == {HOME: []}
+
+
+def test_datasets_below_are_listed_by_themselves() -> None:
+    rows = (b"vault/home/b@x\t7\t2\t5\t1", b"vault/home/b\t1\t-\t5\t1", b"vault/home/a/c", b"vault/home@x\t7\t3\t5\t4")
+    answer = b"\n".join(rows)
+    found = parse_snapshots(answer, HOME, "zkeep")
+    assert [str(name) for name in found] == ["vault/home", "vault/home/a/c", "vault/home/b"]
+    assert [[(s.guid, s.size) for s in some] for some in found.values()] == [[(7, 4)], [], [(7, 1)]]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,25 @@ def back_up_dataset(wanted: Wanted, events: Events) -> None:
         backup_folder.set_retention(wanted, target)
 
 
+def check_unattended(wanted: Wanted) -> None:
+    """Refuse to schedule a backup that fails when nobody is there: its source is not there, or needs a new key.
+
+    Raises:
+        Refused, TryAgain: it would; the source cannot be asked.
+    """
+    source = _source(wanted)
+    _check_options(wanted)
+    if not _is_plain(wanted, source, _parts(wanted, source)):
+        return
+    job = wanted.job
+    if wanted.recursive:
+        raise Refused(f"cannot back up {source} with -r: it is not encrypted; name each dataset")
+    if backup_folder.find_dataset(job) is None:
+        why = "it is not encrypted, and its first backup asks for a key"
+        way = f"zkeep backup {job.source} {job.destination}"
+        raise Refused(f"cannot schedule the backup of {source}: {why}; run it once: {way}")
+
+
 def _place(wanted: Wanted) -> Place:
     assert isinstance(wanted.job.source, Place)
     return wanted.job.source

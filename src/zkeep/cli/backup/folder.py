@@ -183,7 +183,7 @@ def make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
 
 def first_key(wanted: Wanted) -> NewKey:
     """The key of a dataset that is not there yet."""
-    return prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes)
+    return prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes, as_json=wanted.as_json)
 
 
 def _make_pool() -> FilePath:
@@ -320,7 +320,7 @@ def _arrived(wanted: Wanted, pool: Pool, name: DatasetName, guid: int, events: E
     local.note_sent(pool, dataset, guid, str(wanted.job.destination))
     with pool.afterwards(f"{name} was sent", "the next backup"):
         for old in local.arrived(pool, dataset, guid):
-            events.say("dropped", f"dropped @{old} here: its time is past", name=f"@{old}")
+            events.say("dropped", f"destroyed @{old} here: the next increment needs it no more", name=f"@{old}")
         give_back(pool, {dataset.id}, "sent")
 
 

@@ -56,7 +56,7 @@ class NewKey:
             os.fsync(folder.fd)
 
 
-def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool) -> NewKey:
+def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool, as_json: bool = False) -> NewKey:
     """The key for a first backup, which its owner has confirmed to have elsewhere, too; nothing is written yet.
 
     Raises:
@@ -64,10 +64,11 @@ def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool) 
     """
     if yes and key_file is None:
         raise WrongUsage("--yes goes with --key-file: say where the key is kept")
-    if not yes and not has_terminal():
+    if not yes and (as_json or not has_terminal()):
+        where = "without -j" if as_json else "there"
         raise Refused(
             f"cannot back up {job.source}: this is the first time, and the new key has to be confirmed on a terminal; "
-            "run it there once, or say --yes --key-file FILE and keep a copy of FILE elsewhere"
+            f"run it {where} once, or say --yes --key-file FILE and keep a copy of FILE elsewhere"
         )
     key = _found(key_file, dataset)
     if not yes:

@@ -18,10 +18,11 @@ from zkeep.backup.local import Job, digest
 from zkeep.backup.places import Path, parse_destination, parse_source
 from zkeep.backup.timers import Entry, When
 from zkeep.cli.backup.ping import check_url
-from zkeep.cli.backup.wanted import passing_options
+from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
 from zkeep.cli.common import text
 from zkeep.cli.common.own_path import own_path
 from zkeep.cli.common.pools import registry
+from zkeep.cli.common.snapshot_from import FromOptions
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import shown
 from zkeep.pool.datasets import properties
@@ -62,8 +63,8 @@ def schedule_verb(
 
     With systemd, a timer is made that also catches up on what was missed while the machine was off: as root for the
     system, else for this user ('loginctl enable-linger' lets it run while you are not logged in). Elsewhere it is a
-    line of this user's crontab. The other options are those of 'zkeep backup', which has to be run once before: the
-    first time asks for the key.
+    line of this user's crontab, and nothing catches up. The other options are those of 'zkeep backup'. That has to be
+    run once before where the first time asks for a key: for all but an encrypted dataset.
 
     \b
         zkeep schedule ~/Documents ssh://box/vault/me --daily 02:30
@@ -105,9 +106,17 @@ def _check_ready(job: Job, passed: dict[str, Any]) -> None:
     if passed["retention"] is not None:
         properties.check("retention", passed["retention"])
     if not isinstance(job.source, Path):
+        from zkeep.cli.backup.dataset import check_unattended
+
+        ssh = ssh_words(passed["ssh_options"], passed["sshkey"])
+        excluding = {name: passed[name] for name in passed.keys() & set(FromOptions.__dataclass_fields__)}
+        plain = Wanted(job, True, False, False, False, None, None, passed["recursive"], ssh, (), excluding)
+        check_unattended(plain)
         return
     from zkeep.cli.backup.folder import find_dataset
 
+    if passed["recursive"]:
+        raise WrongUsage("-r goes with a dataset: a folder is backed up with all that is in it")
     if find_dataset(job) is None:
         way = f"zkeep backup {shown(str(job.source))} {job.destination}"
         raise Refused(f"cannot schedule the backup of {job.source}: it was never made; run it once here: {way}")
@@ -311,6 +320,9 @@ class Cron(Place):
 
     def describe(self, name: str) -> str:
         return "a line of your crontab"
+
+    def hints(self) -> list[str]:
+        return ["cron makes up for nothing: a time at which this machine is off is missed"]
 
     def _read(self) -> str:
         """An empty one where there is none yet: `crontab -l` fails then.

@@ -56,11 +56,15 @@ def takes_key(function: Callable[..., Any]) -> Callable[..., Any]:
 # Keys
 
 
-def keys_from(locations: Sequence[str]) -> GetKey:
-    """A callback that finds the key for a snapshot: a named or loaded one, or else one that the user types."""
+def keys_from(locations: Sequence[str], own: Sequence[str] = ()) -> GetKey:
+    """A callback that finds the key for a snapshot: a named or loaded one, or else one that the user types.
+
+    `own`: if none is named, the key files of the dataset itself, tried before anybody is asked.
+    """
     named = [read_key(location) for location in locations if location != "prompt"]
     asks: Asks = "prompt" if "prompt" in locations else "person" if not named else None
-    return _held(_Keys(named, loaded=not locations, asks=asks))
+    beside = [] if locations else [read_key(location) for location in own if location != "prompt"]
+    return _held(_Keys([*named, *beside], loaded=not locations, asks=asks))
 
 
 def loaded_keys() -> GetKey:

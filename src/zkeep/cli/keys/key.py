@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -229,6 +230,9 @@ def _confirm(sheet: Sheet, yes: bool) -> None:
     click.confirm(f"Show the key of {sheet.dataset} to all who can see this?", abort=True, err=True)
 
 
+_HEX = re.compile(rb"[0-9a-fA-F]{64}\s*")
+
+
 def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
     """Read the lines of a sheet from a file, from standard input or as they are typed.
 
@@ -237,6 +241,8 @@ def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
     Raises:
         Refused: they are not all right.
     """
+    from zkeep.crypto.unwrap import WRAPPING_KEY
+
     if source is None and sys.stdin.isatty():
         return typed_groups(of, tell=click.echo if told else None)
     try:
@@ -246,6 +252,10 @@ def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
         raise Refused(f"cannot read {shown(str(source))}: {error.strerror}") from None
     if len(content) > MAX_KEY_FILE:
         raise WrongUsage(f"a sheet has {MAX_KEY_FILE} bytes at most")
+    if len(content) == WRAPPING_KEY or _HEX.fullmatch(content):
+        what = shown(source) if source is not None and source != "-" else "what came"
+        way = "try it with zkeep load-key -n -L file:///path DATASET; the sheet of it is printed by zkeep key sheet"
+        raise Refused(f"{what} is a key itself, not the lines of its recovery sheet: {way}")
     return _read_lines(content.decode("utf-8", "replace"), told)
 
 
