@@ -184,7 +184,10 @@ def _why(peer: Peer, done: Done, error: BadStream | TryAgain, wanted: Listed) ->
         peer.check(done, f"cannot fetch {wanted.name}")
     except TryAgain as broken:
         return str(broken)
-    except Refused:
+    except Refused as refused:
+        if "permission denied" in done.said:
+            way = "its administrator prints the line for one that may with zkeep server --allow list,send"
+            raise Refused(f"{refused}; {way}") from None
         if done.said:
             raise
     return str(error)

@@ -165,7 +165,8 @@ class Peer:
         if self.host is None:
             return
         if done.status == SSH_STATUS:
-            raise TryAgain(f"cannot reach {self.host}: {done.said or 'the connection broke'}")
+            way = "; --sshkey FILE names another key" if "Permission denied (" in done.said else ""
+            raise TryAgain(f"cannot reach {self.host}: {done.said or 'the connection broke'}{way}")
         if done.status == NOT_FOUND:
             raise Refused(_NO_PROGRAM[self.program].format(host=self.host))
 

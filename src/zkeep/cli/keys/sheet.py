@@ -108,7 +108,10 @@ def _emergency(sheet: Sheet) -> list[str]:
     commands = ["zkeep key restore -o zkeep.key"] if sheet.secret else []
     commands += [f"zkeep restore {source} -L {key} -C restored"]
     commands += [f"zkeep restore {source} -L {key} --to zfs:tank/restored      # on a host with ZFS"]
-    return ["In an emergency, on any machine with zkeep:", "", *(f"    {command}" for command in commands)]
+    lines = ["In an emergency, on any machine with zkeep:", "", *(f"    {command}" for command in commands)]
+    if sheet.source.startswith("ssh://"):
+        lines += ["", "The ssh key for that must be one that the server lets read: roles list,send of zkeep server."]
+    return lines
 
 
 # The QR code
