@@ -71,9 +71,9 @@ class Bench:
         self.sshd = subprocess.Popen([sshd, "-D", "-f", str(folder / "config"), "-E", str(folder / "log")])
         ssh = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
         self._ssh = [word for option in ssh for word in ("-o", option)]
-        words = ["ssh", *self._ssh, "-i", str(folder / "restic"), "-p", str(self.port), "127.0.0.1", "-s", "sftp"]
+        sftp = ["ssh", *self._ssh, "-i", str(folder / "restic"), "-p", str(self.port), "127.0.0.1", "-s", "sftp"]
         repository = f"sftp:127.0.0.1:{folder / 'repo'}"
-        self._restic = [restic, "-q", "-r", repository, "-o", f"sftp.command={' '.join(words)}"]
+        self._restic = [restic, "-q", "-r", repository, "-o", f"sftp.command={' '.join(sftp)}"]
         time.sleep(1)
         self.run(*self._restic, "init")
 

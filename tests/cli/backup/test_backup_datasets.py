@@ -18,7 +18,7 @@ export ZKEEP_HOME={folder}/zfs
 for name; do :; done
 case "$*" in
   snapshot*) exec {zkeep} snapshot --from {docs} -L file://{folder}/zfs.key "$name" ;;
-  get*encryption*) [ -e {folder}/plain ] && printf 'tank/home\\toff\\n' && exit
+  get*encryption*) [ -e {folder}/plain ] && cat {folder}/plain && exit
     [ -e {folder}/child ] && printf 'tank/home\\taes-256-gcm\\ntank/home/sub/a\\toff\\n' && exit ;;
 esac
 exec {zkeep} "$@"
@@ -115,7 +115,7 @@ def test_a_dataset_of_zkeep_and_those_below_it(host: ZfsHost) -> None:
 @LONG
 def test_without_encryption_it_is_encrypted_on_its_way(host: ZfsHost) -> None:
     host.prepare()
-    (host.folder / "plain").touch()
+    (host.folder / "plain").write_text("tank/home\toff\n")
     command = ("backup", "--yes", "--key-file", str(host.key), "zfs:tank/home", "ssh://box/vault/me/home")
     try:
         host.zfs("load-key", "tank/home")  # with it, what is sent without -w is plain
@@ -132,3 +132,27 @@ def test_without_encryption_it_is_encrypted_on_its_way(host: ZfsHost) -> None:
     names = host.zfs("list", "-H", "-o", "name", "-t", "snapshot,bookmark", "-s", "createtxg", "-d", "1", "tank/home")
     assert [name.partition("home")[2][:8] for name in names.split()] == ["@backup-", "#backup-"]
     assert host.run("get", "-H", "-o", "value", "contents", "local/home/zfs").out == "metadata\n"
+
+
+def test_a_tree_without_encryption_is_encrypted_on_its_way(host: ZfsHost) -> None:
+    """Each dataset into one of its own, with one key; what is encrypted by itself among them is named before."""
+    host.prepare()
+    host.zfs("load-key", "tank/home")
+    host.zfs("create", "tank/home/sub")
+    (host.source / "b").write_bytes(b"b")
+    # The program that stands for zfs knows no `snapshot -r`: the one below is there already.
+    host.zfs("snapshot", "--from", str(host.source), "tank/home/sub@mine")
+    command = ("backup", "--yes", "--key-file", str(host.key), "-r", "zfs:tank/home", "ssh://box/vault/me/home")
+    (host.folder / "plain").write_text("tank/home\toff\ntank/home/sub\taes-256-gcm\n")
+    assert "tank/home/sub is: name them one by one" in host.run(*command).err
+    (host.folder / "plain").write_text("tank/home\toff\ntank/home/sub\toff\n")
+    host.called()
+    for _ in range(2):
+        done = host.run(*command)
+        assert done.status == 0, done.err
+    host.zfs("unload-key", "-a")
+    assert len(host.snapshots("vault/me/home")) == 2
+    assert len(host.snapshots("vault/me/home/sub")) == 1
+    assert host.files("vault/me/home/sub") == host.files("vault/me/home") == {"a": b"first", "b": b"b"}
+    again = host.run(*command[:-1], "ssh://box/vault/me/home/sub")
+    assert (again.status, "it has backups from elsewhere" in again.err) == (1, True)

@@ -37,6 +37,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     env["ZKEEP_HOME"] = str(made.server)
     subprocess.run([*ZKEEP, "receive", "vault/me/tree"], env=env, input=sent, check=True)
     assert made.serve("create", "vault/me/tree/late").status == 0
+    assert made.run("unload-key", "-a").status == 0
     return made
 
 
@@ -77,7 +78,6 @@ def test_a_tree_from_a_pool_here_with_its_own_key(laptop: Laptop) -> None:
     assert (done.status, done.err, names("new")) == (0, "", ALL)
     assert "restore -r takes what lies below" in laptop.run("restore", "own/tree", "-C", "top").err
     laptop.key.rename(laptop.folder / "elsewhere")
-    assert laptop.run("unload-key", "own/tree").status == 0
     done = laptop.run("restore", "own/tree", "-C", "none")
     assert done.status == 1
     assert "warning: the key" in done.err
@@ -85,7 +85,6 @@ def test_a_tree_from_a_pool_here_with_its_own_key(laptop: Laptop) -> None:
 
 
 def test_the_machine_that_made_the_backups_finds_its_key(laptop: Laptop) -> None:
-    assert laptop.run("unload-key", "-a").status == 0
     assert laptop.backup(to="ssh://box/vault/me/docs").status == 0
     assert laptop.run("restore", "ssh://box/vault/me/docs", "-C", "new").status == 0
     assert names("new") == {".": "own/tree/kid/grand"}

@@ -145,7 +145,7 @@ def test_a_dataset_is_asked_before_it_is_scheduled(machine: Machine, tmp_path: P
     for said, dest, words, expected in (
         ("printf 'tank/a\\taes-256-gcm\\n'", "usb/a", (), ""),
         ("printf 'tank/a\\toff\\n'", "ssh://box/vault/a", (), "its first backup asks for a key; run it once: zkeep"),
-        ("printf 'tank/a\\toff\\n'", "ssh://box/vault/a", ("-r",), "with -r: it is not encrypted"),
+        ("printf 'tank/a\\toff\\ntank/a/b\\taes-256-gcm\\n'", "ssh://box/vault/a", ("-r",), "tank/a/b is: name them"),
         ("echo cannot open >&2; exit 1", "usb/a", (), "cannot open"),
         ("printf 'tank/a\\taes-256-gcm\\n'", "usb/a", ("--exclude", "x"), "nothing can be excluded"),
     ):

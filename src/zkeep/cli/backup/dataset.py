@@ -9,9 +9,11 @@ from __future__ import annotations
 import subprocess
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 from zkeep.backup import local
+from zkeep.backup.local import Job
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Place
 from zkeep.backup.plan import Have, Plan, Step, plan
@@ -32,7 +34,7 @@ def back_up_dataset(wanted: Wanted, events: Events) -> None:
     _check_options(wanted)
     parts = _parts(wanted, source)
     if _is_plain(wanted, source, parts):
-        _back_up_plain(wanted, source, events)
+        _back_up_plain(wanted, source, list(parts), events)
         return
     place = wanted.job.destination
     target = Side(Peer.of(place, wanted.ssh), place.dataset)
@@ -56,8 +58,6 @@ def check_unattended(wanted: Wanted) -> None:
     if not _is_plain(wanted, source, _parts(wanted, source)):
         return
     job = wanted.job
-    if wanted.recursive:
-        raise Refused(f"cannot back up {source} with -r: it is not encrypted; name each dataset")
     if backup_folder.find_dataset(job) is None:
         why = "it is not encrypted, and its first backup asks for a key"
         way = f"zkeep backup {job.source} {job.destination}"
@@ -98,13 +98,16 @@ def _parts(wanted: Wanted, source: Side) -> dict[str, str]:
 
 
 def _is_plain(wanted: Wanted, source: Side, parts: dict[str, str]) -> bool:
-    """Whether it is a dataset of ZFS without encryption.
+    """Whether it is a dataset of ZFS without encryption, with all that is sent with it.
 
     Raises:
-        Refused: it is one of zkeep without encryption; what is sent with it is not encrypted.
+        Refused: it is one of zkeep without encryption; some of what is sent is encrypted, and some is not.
     """
     plain = [name for name, encryption in parts.items() if encryption in ("off", "-", "")]
     if "" in plain and source.peer.program == "zfs":
+        if others := [name for name in parts if name not in plain]:
+            other = source.dataset.child(others[0])
+            raise Refused(f"cannot back up {source} with -r: it is not encrypted, and {other} is: name them one by one")
         return True
     if plain:
         which = source.dataset.child(plain[0]) if plain[0] else source.dataset
@@ -161,33 +164,47 @@ def _back_up_one(wanted: Wanted, part: tuple[Side, Side], events: Events) -> Non
 # Without encryption
 
 
-def _back_up_plain(wanted: Wanted, source: Side, events: Events) -> None:
-    """Into a dataset below that of the backup, whose key is in its file; from there as a folder's."""
-    if wanted.recursive:
-        raise Refused(f"cannot back up {source} with -r: it is not encrypted; name each dataset")
-    zfs = _zfs(wanted, source)
-    assert zfs is not None
+def _back_up_plain(wanted: Wanted, source: Side, parts: list[str], events: Events) -> None:
+    """Into datasets below that of the backup, whose key is in its file; from there as a folder's."""
     target = backup_folder.other_side(wanted)
     if target is None:
         way = "use zfs send | zkeep receive -x encryption"
         raise Refused(f"cannot back up {source} to {wanted.job.destination}: {way}")
-    there = target.have()
+    # All that can be refused is refused before a key is made or a snapshot taken.
     top = backup_folder.find_dataset(wanted.job)
-    backup_folder.check_fits(wanted, top, top.child("zfs") if top else None, there)
+    there = {name: _sides(wanted, source, name)[1].have() for name in parts}
+    for name in parts:
+        backup_folder.check_fits(_part(wanted, name), top, _here(top, name) if top else None, there[name])
     if wanted.dry_run:
         _snapshot(wanted, source, events)
-        backup_folder.say_plan(wanted, top, there, events)
+        backup_folder.say_plan(wanted, top, there[""], events)
+        for name in parts[1:]:
+            text = f"would send {source.dataset.child(name)} likewise"
+            events.say("plan", text, always=True, step=text)
         return
     key = None if top else backup_folder.first_key(wanted)
     with locked(wanted.job):
         top = backup_folder.find_dataset(wanted.job) or backup_folder.make(wanted, key, events)
         _snapshot(wanted, source, events)
         with opened(top) as pool:
-            _encrypt(wanted, pool, source, zfs, top, events)
-            here = Side(Peer(), top.child("zfs"))
-            steps = local.planned(pool, pool.dataset(here.dataset), there, str(target))
-            backup_folder.carry_out(wanted, pool, here, target, steps, events)
+            for name in parts:
+                part, to = _sides(wanted, source, name)
+                _encrypt(wanted, pool, part, top, _here(top, name), events)
+                here = Side(Peer(), _here(top, name))
+                steps = local.planned(pool, pool.dataset(here.dataset), there[name], str(to))
+                backup_folder.carry_out(_part(wanted, name), pool, here, to, steps, events)
     backup_folder.set_retention(wanted, target)
+
+
+def _part(wanted: Wanted, name: str) -> Wanted:
+    """The same for one of the datasets below, as a backup of its own; "" is itself."""
+    place, job = _place(wanted), wanted.job
+    return replace(wanted, job=Job(place.child(name), job.destination.child(name))) if name else wanted
+
+
+def _here(top: DatasetName, name: str) -> DatasetName:
+    """The dataset of this machine into which one of them is encrypted."""
+    return top.child(f"zfs/{name}" if name else "zfs")
 
 
 def _have(pool: Pool, name: DatasetName) -> Have:
@@ -195,30 +212,31 @@ def _have(pool: Pool, name: DatasetName) -> Have:
     return local.have(pool, dataset) if dataset else Have()
 
 
-def _encrypt(wanted: Wanted, pool: Pool, source: Side, zfs: ZfsSource, top: DatasetName, events: Events) -> None:
-    """The snapshots that are not here yet, one after the other."""
-    have = source.sendable()
-    known = _have(pool, top.child("zfs"))
-    for step in plan(have, known, str(top)).steps:
+def _encrypt(
+    wanted: Wanted, pool: Pool, source: Side, top: DatasetName, here: DatasetName, events: Events
+) -> None:
+    """The snapshots that are not here yet, one after the other. `top`: the dataset that has the key."""
+    zfs, have = _zfs(wanted, source), source.sendable()
+    assert zfs is not None
+    for step in plan(have, _have(pool, here), str(here)).steps:
         zfs.before(step)
-        _encrypt_one(wanted, pool, source, step, top)
+        _encrypt_one(source, step, pool, here, backup_folder.wrapping_key(wanted, pool, pool.dataset(top)))
         events.say("encrypted", f"encrypted {source.full(step.to)}", name=source.full(step.to))
         zfs.after(have, step)
 
 
-def _encrypt_one(wanted: Wanted, pool: Pool, source: Side, step: Step, top: DatasetName) -> None:
+def _encrypt_one(source: Side, step: Step, pool: Pool, here: DatasetName, key: bytes) -> None:
     from zkeep.cli.keys.reencryption import EncryptingIntake
     from zkeep.format.reader import read_events
     from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
 
-    key = backup_folder.wrapping_key(wanted, pool, pool.dataset(top))
     since = ["-i", source.full(step.source)] if step.source else []
     words = ["send", "-L", *since, source.full(step.to)]
     with source.peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as sender:
         assert sender.process.stdout is not None
         options = ReceiveOptions(intake=EncryptingIntake({}, (), [key]))
         try:
-            receive_events(pool, read_events(cast(BinaryIO, sender.process.stdout)), f"{top}/zfs", options)
+            receive_events(pool, read_events(cast(BinaryIO, sender.process.stdout)), str(here), options)
         except Refused:
             source.peer.check(sender.end(5), f"cannot send {source.full(step.to)}")
             raise

@@ -101,15 +101,12 @@ def restore_verb(
         zkeep restore ssh://backup@box:2222/vault/alice/home --to zfs:tank/home
     """
     place = _parse_source(source)
+    to = parse_destination(destination) if destination is not None else None
     if recursive and paths:
         raise WrongUsage("-r restores whole datasets: name no path in them")
-    to = parse_destination(destination) if destination is not None else None
-    if to is not None and (paths or force or target != "."):
-        raise WrongUsage("--to takes a whole dataset: it goes with no PATH, -C or --force")
-    if to is not None and to.host is not None:
-        raise WrongUsage("--to is a dataset of this machine: run zkeep restore where the data is to be")
     if name is not None and at is not None:
         raise WrongUsage("--at and --snapshot exclude each other")
+    _check_target(to, alone=not (paths or force or target != "."))
     since = parse_time(at) if at is not None else None
     wanted = _Wanted(place, paths, name, since, recursive, trusting, spool, verbose)
     get_key = keys_from(key_locations) if key_locations else own_key(place)
@@ -122,6 +119,14 @@ def restore_verb(
             ExtractRequest(target, list(paths), to_stdout=False, verb="restore", **how).extract(pool, tree, get_key)
         else:
             _into_datasets(pool, tree, recursive, None if trusting else get_key, to)
+
+
+def _check_target(to: Place | None, *, alone: bool) -> None:
+    """Raises WrongUsage: --to is given, and not `alone`, or names a host."""
+    if to is not None and not alone:
+        raise WrongUsage("--to takes a whole dataset: it goes with no PATH, -C or --force")
+    if to is not None and to.host is not None:
+        raise WrongUsage("--to is a dataset of this machine: run zkeep restore where the data is to be")
 
 
 @dataclass(frozen=True)
