@@ -99,5 +99,37 @@ def check_arrived(record: Record, pool: Pool, snapshot: Snapshot) -> None:
         raise NotAuthentic(f"{snapshot.name}: it has the guid of what was sent from here, and is not that; {_TRUST}")
 
 
+class AllSent:
+    """All that pools of this machine noted of what they sent, wherever to: tells an old snapshot under a new name."""
+
+    def __init__(self) -> None:
+        self._by_guid: dict[int, list[sent.Sent]] = {}
+        self._by_mac: dict[bytes, list[sent.Sent]] = {}
+
+    def add(self, pool: Pool) -> None:
+        for noted in sent.of_pool(pool):
+            if noted.portable_mac:
+                self._by_guid.setdefault(noted.guid, []).append(noted)
+                self._by_mac.setdefault(noted.portable_mac, []).append(noted)
+
+    def check(self, pool: Pool, snapshot: Snapshot, name: str) -> None:
+        """Compare a snapshot with what was sent. `name`: as it is called where it is kept.
+
+        One of which nothing was noted passes: it may come from elsewhere.
+
+        Raises:
+            NotAuthentic: it was sent under another name, or something else was sent as this one.
+        """
+        if sent.find(pool, snapshot.dataset, snapshot.guid):
+            return  # the dataset that was sent, which may have another name for it by now
+        # Nothing in a stream authenticates its guid and name; the portable MAC stands for all the rest.
+        same = self._by_mac.get(portable_mac(pool, snapshot), [])
+        if same and name.partition("@")[2] not in {noted.name for noted in same}:
+            was = f"it was sent from here as @{printable(same[0].name)}"
+            raise NotAuthentic(f"{name}: it is another snapshot under that name: {was}; {_TRUST}")
+        if not same and snapshot.guid in self._by_guid:
+            raise NotAuthentic(f"{name}: it has the guid of what was sent from here, and is not that; {_TRUST}")
+
+
 def _called(chosen: Listed) -> str:
     return f"{chosen.name} (guid {chosen.guid:#x})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.backup.record import AllSent
 from zkeep.cli.common.open_snapshot import keys_from, parsed, received_from, takes_key
 from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.pools import registry
 from zkeep.cli.common.progress import Meter
 from zkeep.cli.common.recursive import Errors, SnapshotTree, say_left_out
 from zkeep.cli.common.stream_files import is_stream
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 @takes_key
 @click.option("--base", "bases", metavar="STREAM|SNAPSHOT", multiple=True, help="Filter: what an increment needs.")
 @click.option("--allow", "allow", metavar="PROPERTY", multiple=True, help="Filter: let it pass; or holds, or all.")
+@click.option("--trust-server", "trusting", is_flag=True, help="Do not compare with what was sent from here.")
 @click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM]...")
 def verify_verb(
     *,
@@ -43,6 +47,7 @@ def verify_verb(
     key_locations: tuple[str, ...],
     bases: tuple[str, ...],
     allow: tuple[str, ...],
+    trusting: bool,
     arguments: tuple[str, ...],
 ) -> None:
     """Authenticate one snapshot, or every snapshot of datasets, without writing a file.
@@ -51,7 +56,8 @@ def verify_verb(
 
     All that lies between the key and the content is checked: the MAC of the object set, of every block of dnodes, the
     trees of MACs, every block. The first object and offset that fail are named; the exit status is 4, or 3 where a
-    stored record is not what came in.
+    stored record is not what came in. What this machine noted when it sent backups is compared: an old snapshot under
+    the name of another is not authentic, too.
 
     Without an argument it is a filter: a raw stream on standard input goes on to standard output, each snapshot only
     when all of it is authentic, so that the host that receives it need not trust who kept it. Of the properties of
@@ -64,18 +70,18 @@ def verify_verb(
     """
     if not arguments and "prompt" in key_locations:
         raise WrongUsage("-L prompt reads standard input, on which the stream comes: name a file with -L file:///path")
-    get_key = keys_from(key_locations)
+    get_key, known = keys_from(key_locations), AllSent() if trusting else _all_sent()
     # Without a name it is a filter: what is authentic in the stream goes on to standard output.
     if not arguments:
         from zkeep.cli.verify_filter import pass_on
 
         if recursive:
             raise WrongUsage("-r needs a dataset")
-        pass_on(partial(_check_sent, get_key), bases, allow, verbose)
+        pass_on(partial(_check_sent, get_key, known), bases, allow, verbose)
         return
     if bases or allow:
         raise WrongUsage("--base and --allow are for a stream on standard input")
-    _Verification(get_key, recursive, verbose).verify(arguments)
+    _Verification(get_key, known, recursive, verbose).verify(arguments)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class _Verification:
     """The options of a call, and what failed so far."""
 
     get_key: GetKey
+    known: AllSent
     recursive: bool
     verbose: bool
     errors: Errors = field(default_factory=Errors)
@@ -132,6 +139,7 @@ class _Verification:
 
         try:
             line = check_snapshot(pool, snapshot, self.get_key, str(snapshot.name))
+            self.known.check(pool, snapshot, str(snapshot.name))
         except (NotAuthentic, Damaged) as error:
             if not isinstance(error, WrongKey):
                 note(pool, snapshot, int(time.time()), authentic=False)
@@ -141,7 +149,16 @@ class _Verification:
             click.echo(line)
 
 
-def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> str:
+def _all_sent() -> AllSent:
+    """What the pools of this machine noted; one that is not at hand, or damaged, is passed over."""
+    known = AllSent()
+    for name in registry().pools():
+        with suppress(ZkeepError, OSError), open_pool(name) as pool:
+            known.add(pool)
+    return known
+
+
+def _check_sent(get_key: GetKey, known: AllSent, pool: Pool, snapshot: Snapshot, sent: str) -> str:
     """Check a received snapshot. The key must also open the stream's own key record: a receiving host has only that."""
     from zkeep.crypto.unwrap import WrongKey
     from zkeep.snapshot.keys import own_keys
@@ -150,7 +167,9 @@ def _check_sent(get_key: GetKey, pool: Pool, snapshot: Snapshot, sent: str) -> s
         own_keys(pool, snapshot, get_key)
     except WrongKey as error:
         raise WrongKey(f"cannot authenticate {sent}: {error}") from None
-    return check_snapshot(pool, snapshot, get_key, sent)
+    line = check_snapshot(pool, snapshot, get_key, sent)
+    known.check(pool, snapshot, sent)
+    return line
 
 
 def check_snapshot(pool: Pool, snapshot: Snapshot, get_key: GetKey, name: str) -> str:

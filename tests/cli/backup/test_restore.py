@@ -294,3 +294,31 @@ def test_into_real_zfs_goes_only_what_is_authentic(laptop: Laptop) -> None:
 )  # fmt: skip
 def test_wrong_calls(laptop: Laptop, words: tuple[str, ...]) -> None:
     assert laptop.run("restore", *words).status == 2
+
+
+# The same for verify, where what a server kept is at hand
+
+
+def test_verify_knows_what_was_sent_from_here(laptop: Laptop) -> None:
+    """The server's pool was brought here; it has the first snapshot under the name of the second."""
+    first, second = names(laptop)
+    key = f"file://{laptop.key}"
+    assert laptop.run("pool", "import", str(laptop.folder / "pv")).status == 0
+    assert laptop.run("verify", "-L", key, "vault/me", f"local/docs@{second}").status == 0
+    rename(laptop, second, "tmp")
+    rename(laptop, first, second)
+    done = laptop.run("verify", "-L", key, f"vault/me@{second}")
+    assert (done.status, f"it was sent from here as @{first}" in done.err) == (4, True)
+    assert laptop.run("verify", "-L", key, "--trust-server", f"vault/me@{second}").status == 0
+
+
+def test_the_filter_knows_what_was_sent_from_here(laptop: Laptop) -> None:
+    first, second = names(laptop)
+    rename(laptop, first, "other")
+    for name, status in ((second, 0), ("other", 4)):
+        env = {**os.environ, "ZKEEP_HOME": str(laptop.server)}
+        stream = subprocess.run([*ZKEEP, "send", "-w", f"vault/me@{name}"], env=env, capture_output=True, check=True)
+        env["ZKEEP_HOME"] = str(laptop.folder / "home")
+        words = ("verify", "-L", f"file://{laptop.key}")
+        done = subprocess.run([*ZKEEP, *words], env=env, input=stream.stdout, capture_output=True, check=False)
+        assert (done.returncode, len(done.stdout) > 0) == (status, not status), done.stderr

@@ -74,6 +74,11 @@ def of_dataset(pool: Pool, dataset: Dataset) -> list[Sent]:
     return sorted(found, key=lambda sent: sent.at)
 
 
+def of_pool(pool: Pool) -> list[Sent]:
+    """All that was ever sent of all datasets of a pool, also of destroyed ones."""
+    return [_sent(doc) for _, doc in pool.catalog.scan(SENT)]
+
+
 def _key(dataset: Dataset, guid: int) -> str:
     return f"{dataset.key}/{guid:020d}"
 
