@@ -107,6 +107,7 @@ def check_not_lost(pool: Pool, dataset: Dataset, there: Have, job: Job) -> None:
     Raises:
         LostThere: it had some.
     """
+    # The record knows what was there; if nothing is there now, the next increment has no base.
     had = [] if there.points else sent.of_dataset(pool, dataset)
     had = [each for each in had if str(job.destination) in each.to]
     if had:
@@ -147,6 +148,7 @@ def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
     newest = next((s for s in snapshots if s.guid == guid), None)
     if newest is None:
         return []
+    # Only what backups made, which their whole names tell; of that, what nobody holds or cloned.
     view = View(pool)
     old = [s for s in snapshots if s.txg < newest.txg and is_whole(s) and _OWN.fullmatch(str(s.doc["name"]))]
     free = [s for s in old if not s.holds and not pool.tree().clones(dataset, s.txg)]

@@ -239,6 +239,7 @@ def parse_listing(answer: bytes, dataset: DatasetName, who: str) -> Have:
                 points.append(_point(name, guid, createtxg, dataset))
     except (ValueError, Refused) as error:
         raise Refused(f"{who} lists what is no part of {dataset}: {clean(shown(str(error)))}") from None
+    # The rows fit one another: the plan goes by guids, and a dataset has what is listed as its own.
     guids = [point.guid for point in points if point.is_snapshot]
     if len(set(guids)) != len(guids):
         raise Refused(f"{who} lists two snapshots of {dataset} with the same guid")
@@ -271,8 +272,9 @@ def pipe(
     assert sender.process.stdout is not None
     assert receiver.process.stdin is not None
     source, sink = sender.process.stdout.fileno(), receiver.process.stdin.fileno()
-    os.set_blocking(sink, False)
+    os.set_blocking(sink, False)  # a receiver that takes nothing must not stop the clock
     try:
+        # The first header is looked at while nothing was passed on yet.
         chunk = _first_header(source)
         check(chunk)
         while chunk:
@@ -285,7 +287,7 @@ def pipe(
         return False
     finally:
         with suppress(OSError):
-            receiver.process.stdin.close()
+            receiver.process.stdin.close()  # the end of the stream, or of a part of it
 
 
 def _first_header(source: int) -> bytes:

@@ -169,13 +169,16 @@ def plan(source: Have, target: Have, dataset: str, *, every: bool = False, upto:
     Raises:
         Conflict: they do not fit together.
     """
+    # Which snapshot the destination is to have in the end.
     snapshots = source.snapshots
     wanted = next((s for s in reversed(snapshots) if upto in (None, s.guid)), None)
+    # What was interrupted goes first; once it is there, it is the newest of the destination.
     resumed = _resumed(source, target, dataset)
     after = [*target.snapshots, *((resumed.to,) if resumed else ())]
-    base = _base(source, after, dataset)
+    base = _base(source, after, dataset)  # before all else: a conflict counts for more than having nothing
     if wanted is None:
         raise NothingToSend(dataset)
+    # In full where nothing is there; else increments, unless the newest is there already.
     steps = [resumed] if resumed else []
     if base is None:
         steps.append(Step(wanted))
@@ -189,6 +192,7 @@ def _resumed(source: Have, target: Have, dataset: str) -> Step | None:
     token = target.token
     if token is None:
         return None
+    # Each of the token's numbers must fit what both sides list: the token is the destination's own word.
     to = source.by_guid(token.toguid)
     newest = next(reversed(target.snapshots), None)
     if to is None or not to.is_snapshot:
@@ -207,9 +211,11 @@ def _base(source: Have, after: list[Point], dataset: str) -> Point | None:
     """What the next increment is made from; None: the destination has nothing."""
     if not after:
         return None
+    # The newest of the destination, if it is known here.
     known = [source.by_guid(point.guid) for point in after]
     if known[-1] is not None:
         return known[-1]
+    # Else it is ahead of the newest that both have, or they have nothing in common.
     common = [at for at, point in enumerate(known) if point is not None]
     if not common:
         raise NothingInCommon(dataset, after[-1])

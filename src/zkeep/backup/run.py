@@ -109,6 +109,7 @@ def _check_raw(source: Side, step: Step, head: bytes) -> None:
 def _conclude(source: Side, target: Side, step: Step, sender: Running, receiver: Running, *, whole: bool) -> None:
     """Find out whose fault it is when a stream did not arrive: the first of the two that ended."""
     cannot = f"cannot send {source.full(step.to)} to {target}"
+    # All was carried over: the sender's failure explains the receiver's, for what it sent ends too early.
     if whole:
         sent = sender.end(STALL_SECONDS)
         received = receiver.end(STALL_SECONDS)
@@ -116,6 +117,7 @@ def _conclude(source: Side, target: Side, step: Step, sender: Running, receiver:
             source.peer.check(sent, cannot)
         target.peer.check(received, cannot)
         return
+    # The receiver closed its end first: it has the reason, and the sender only a broken pipe.
     received = receiver.end(60)
     sender.kill()
     target.peer.check(received, cannot)

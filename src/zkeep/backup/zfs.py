@@ -51,6 +51,7 @@ class ZfsSource:
         self.side.peer.do(*words, cannot=f"cannot snapshot {self.side.dataset}")
 
     def before(self, step: Step) -> None:
+        # A hold on the snapshot, if it is ours; and a bookmark, for a snapshot of somebody else may go meanwhile.
         name = self.side.full(step.to)
         if self._is_own(step.to):
             self.side.peer.ask("hold", self.tag, name)  # it may have one of an earlier try
@@ -59,6 +60,8 @@ class ZfsSource:
 
     def after(self, have: Have, step: Step) -> None:
         """`have`: what there was before; `step`: what the destination lists now."""
+        # First what the next increment needs, then what it needs no more: in any other order, one that
+        # breaks off here would leave no source.
         sent = step.to
         self.side.peer.ask("bookmark", self.side.full(sent), self.final(sent))  # it may be there from an earlier try
         self.side.peer.ask("destroy", self.sending)
