@@ -4,12 +4,16 @@ another encrypted parent, and its own plain streams of the source are the same b
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from lab import RAW, Key, Lab
 
 TOP, KEPT = "tank/p", "v/p"
 NAMES = ("s0", "s1", "s2", "s3")
 FORMS = ("", "-L", "-c", "-Lec")
+LONG = os.environ.get("ZKEEP_INTEROP") == "long"
+long = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
 
 
 @pytest.fixture
@@ -57,6 +61,51 @@ def test_the_kernel_takes_them(lab: Lab, key: Key) -> None:
             _is_source(lab, target, "")
     lab.kernel_finds_no_fault()
     lab.zkeep("unload-key", "-a")
+
+
+@long
+def test_the_kernel_takes_a_replication(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-R of a dataset and one below it, with all snapshots; in clear, and below another encrypted parent."""
+    monkeypatch.setenv("ZKEEP_AGENT", str(lab.folder / "agent"))
+    run, key, other = lab.guest.run, lab.key(RAW), lab.key(RAW)
+    run(f"zfs create -o encryption=on {key.creating} -o recordsize=1M -o compression=lz4 {TOP}; zfs create {TOP}/a")
+    for number, name in enumerate(NAMES):
+        for at, folder in enumerate((f"/{TOP}", f"/{TOP}/a")):
+            # A block of 1 MiB from the first snapshot on: see the test below for what happens without one.
+            run(f"head -c 3000000 /dev/urandom > {folder}/large{number}")
+            lab.guest.work(700 + 100 * at + number, 12, folder)
+        run(f"zfs snapshot -r {TOP}@{name}")
+    lab.kernel_sends("in.zfs", f"-Rw {TOP}@s3")
+    lab.receive("in.zfs", KEPT)
+    lab.zkeep("set", "blind=off", "v")
+    lab.zkeep("load-key", "-L", key.outside, KEPT)
+    run(f"zfs create -o encryption=on {other.creating} back/sealed")
+    lab.send("out.zfs", "-R", "-Lec", f"{KEPT}@s3")
+    for target in ("back/tree", "back/sealed/tree"):
+        lab.kernel_takes("out.zfs", f"-u -x encryption {target}")
+        for below in ("", "/a"):
+            _is_source(lab, target, below)
+    assert run("zfs get -H -o value encryption back/tree") == "off"
+    assert run("zfs get -H -o value encryption back/sealed/tree") != "off"
+    lab.kernel_finds_no_fault()
+    lab.zkeep("unload-key", "-a")
+
+
+@long
+def test_a_large_file_that_was_always_a_hole_is_authentic_nowhere(lab: Lab) -> None:
+    """The kernel sends its block size as 128 KiB, where no block above that was ever written in the dataset.
+
+    The MAC of its block of dnodes covers the true one: neither the kernel nor zkeep can open what was sent.
+    """
+    key = lab.key(RAW)
+    lab.guest.run(f"zfs create -o encryption=on {key.creating} -o recordsize=1M {TOP}")
+    lab.guest.run(f"truncate -s 3M /{TOP}/hole; zfs snapshot {TOP}@s0")
+    lab.kernel_sends("in.zfs", f"-w {TOP}@s0")
+    opening = f"zfs load-key -L {key.inside} back/hole && zfs mount back/hole && stat /back/hole/hole"
+    assert lab.kernel_receives("in.zfs", "-u back/hole").status or lab.guest.call(opening).status
+    lab.receive("in.zfs", KEPT)
+    answer = lab.call("verify", "-L", key.outside, f"{KEPT}@s0")
+    assert answer.status == 4, answer.err
 
 
 def _is_source(lab: Lab, target: str, below: str) -> None:
