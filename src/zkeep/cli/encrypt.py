@@ -59,6 +59,8 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
             taken.receive(local, asked)
         except BrokenPipeError:
             raise TryAgain("cannot encrypt: nobody reads the stream any more; nothing is kept: run it again") from None
+        except OSError as error:
+            raise Refused(f"cannot encrypt: {error.strerror or error}; nothing is kept: run it again") from None
         for request in taken.requests():
             try:
                 send(pool, request, cast(BinaryIO, taken.sink))

@@ -88,10 +88,20 @@ def snapshot_verb(
 def _take(
     pool: Pool, name: SnapshotName, source: FromOptions, recursive: bool, locations: Sequence[str]
 ) -> tuple[list[str], NotAllRead | None]:
-    """The names of the snapshots that were taken, and what is missing in them."""
-    if source.source is None:
-        return _take_states(pool, name, recursive, locations), None
-    return _take_from(pool, name, source, locations)
+    """The names of the snapshots that were taken, and what is missing in them.
+
+    Raises:
+        Refused: it cannot be taken; the disk is full, or fails.
+    """
+    try:
+        if source.source is None:
+            return _take_states(pool, name, recursive, locations), None
+        return _take_from(pool, name, source, locations)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise Refused(f"cannot create snapshot {name}: {where}{error.strerror or error}") from None
 
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:
@@ -140,7 +150,7 @@ def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
 
 
 def _why_not(pool: Pool, name: SnapshotName) -> str:
-    from zkeep.snapshot.commit import REENCRYPTED
+    from zkeep.snapshot.commit import REENCRYPTED, STEP
 
     dataset = pool.dataset(name.dataset)
     last = pool.snapshots(dataset)[-1:]
@@ -148,6 +158,8 @@ def _why_not(pool: Pool, name: SnapshotName) -> str:
     if last:
         way_out += f", or mark @{last[0].doc['name']} with 'zkeep bookmark' or 'zkeep hold'"
     why = "nothing is written to it here but by 'zkeep receive'"
+    if last and last[0].doc.get(STEP):
+        return f"cannot create snapshot {name}: a receive was interrupted: go on with it, or zkeep receive -A it"
     if last and last[0].doc.get(REENCRYPTED):
         why = "it is encrypted here as it is received, and nothing else is written to it"
     return f"cannot create snapshot {name}: {why}; {way_out}"

@@ -131,7 +131,10 @@ class Reencryption:
         event, target = substream.event, substream.target
         where = f"cannot receive {target.name}"
         if event.byteorder == "big":
-            raise Refused(f"{where}: the stream is of a big-endian host, and cannot be encrypted here")
+            raise Refused(
+                f"{where}: the stream is of a big-endian host, and cannot be encrypted here: receive it with zfs on a "
+                "little-endian host, and send it from there"
+            )
         if event.begin.features & Feature.REDACTED:
             raise Refused(
                 f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact"
