@@ -29,8 +29,10 @@ from zkeep.tree.filesystem import Filesystem
 
 STEP = 4 << 30
 "Bytes of new data after which a transaction group ends."
-_Todo = deque[tuple[int, Node | ObjectChange | None]]
-"Numbers of objects in ascending order, and what becomes of each; None: it is freed."
+_Task = Node | ObjectChange | int
+"What becomes of an object; a number: it is freed."
+_Todo = deque[_Task]
+"In ascending order of the objects' numbers."
 
 
 class FolderWriter:
@@ -73,9 +75,9 @@ class FolderWriter:
         # Objects in ascending order, as the writer needs them, until the group is full.
         todo = self._todo[0]
         while todo and self._objects.room > 0:
-            number, what = todo[0]
-            if what is None:
-                writer.free(number)
+            what = todo[0]
+            if isinstance(what, int):
+                writer.free(what)
             elif isinstance(what, ObjectChange):
                 writer.write(what)
             elif self._corrected and what.kind != FOLDER:
@@ -110,24 +112,24 @@ class FolderWriter:
         self._assign(taken)
         # 2. Changed files and folders, freed objects, files with another count of names; in a first snapshot the
         #    objects that every filesystem has.
-        folders = [(node.number, node) for node in self._scan.written if node.kind == FOLDER]
-        files = [(node.number, node) for node in self._scan.written if node.kind != FOLDER]
+        folders = [node for node in self._scan.written if node.kind == FOLDER]
+        files = [node for node in self._scan.written if node.kind != FOLDER]
         seen = self._scan.seen
         keep = seen | self._previous.extras_of(seen) | FIXED | {ROOT}
         nothing_leads_there = ~np.isin(live, np.fromiter(keep, np.uint64, len(keep)))
-        gone = [(int(number), None) for number in live[nothing_leads_there].tolist()]
+        gone: list[int] = live[nothing_leads_there].tolist()
         if base is not None:
-            base.expect(number for number, _ in [*folders, *files, *gone])
-        fewer = [(change.number, change) for change in self._recounted(base, tree)]
-        fixed = [(change.number, change) for change in fixed_objects()] if base is None else []
+            base.expect([*(node.number for node in [*folders, *files]), *gone])
+        fewer = list(self._recounted(base, tree))
+        fixed = list(fixed_objects()) if base is None else []
         # 3. One group if it is small enough; else files first, so that no folder names what is not stored yet.
         if self._scan.bytes <= self._step:
             self._todo.append(_in_order([*fixed, *files, *folders, *fewer, *gone]))
         else:
-            root = [(ROOT, empty_root())] if base is None else []
+            root = [empty_root()] if base is None else []
             self._todo.append(_in_order([*fixed, *root, *files]))
             self._todo.append(_in_order([*folders, *fewer, *gone]))
-        last = max((number for todo in self._todo for number, _ in list(todo)[-1:]), default=0)
+        last = max((_number_of(todo[-1]) for todo in self._todo if todo), default=0)
         self._objects.attributes.next_number = max(int(taken[-1]), last) + 1
 
     def _keep_names(self, tree: Filesystem) -> None:
@@ -230,9 +232,7 @@ class FolderWriter:
         left += [node.number for node in self._objects.missing if node.number in self._objects.partial]
         left += [node.number for node in lost]
         if folders or left:
-            every: list[tuple[int, Node | None]] = [(node.number, node) for node in [*fewer, *folders]]
-            every += [(number, None) for number in set(left)]
-            self._todo.append(_in_order(every))
+            self._todo.append(_in_order([*fewer, *folders, *set(left)]))
 
     def _is_new(self, folder: Node) -> bool:
         """Whether nothing below a folder was in the last snapshot, but for files that have names elsewhere, too."""
@@ -274,7 +274,7 @@ class FolderWriter:
 
     def rows_of_step(self) -> Previous:
         """The same when only a part is written: folders are to be written again, under the numbers they have now."""
-        self._objects.plan_folders(node for todo in self._todo for _, node in todo if isinstance(node, Node))
+        self._objects.plan_folders(node for todo in self._todo for node in todo if isinstance(node, Node))
         return self.next_rows()
 
 
@@ -284,5 +284,9 @@ def _lies_in(node: Node | None, folders: set[Node]) -> bool:
     return node is not None
 
 
-def _in_order(changes: Iterable[tuple[int, Node | ObjectChange | None]]) -> _Todo:
-    return deque(sorted(changes, key=lambda pair: pair[0]))
+def _in_order(tasks: Iterable[_Task]) -> _Todo:
+    return deque(sorted(tasks, key=_number_of))
+
+
+def _number_of(task: _Task) -> int:
+    return task if isinstance(task, int) else task.number
