@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from zkeep.capture.objects import ObjectWriter, Result
+from zkeep.capture.earlier import OpenWhole
+from zkeep.capture.objects import ObjectWriter
 from zkeep.capture.previous import EXTRA, Previous, one_an_inode
-from zkeep.capture.report import Watch, file_changes
+from zkeep.capture.report import Result, Watch, file_changes
 from zkeep.capture.scan import FOLDER, Folders, Node, Scan
 from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot.changes import ObjectChange
@@ -47,7 +48,9 @@ class FolderWriter:
         generation: int,
         watch: Watch | None = None,
         step: int = STEP,
+        open_whole: OpenWhole = lambda: None,
     ) -> None:
+        """`open_whole`: needed where what was there before lies in steps."""
         self._scan = scan
         self._previous = previous
         self._step = step
@@ -58,7 +61,9 @@ class FolderWriter:
         self._kept_in: dict[int, list[int | Node]] = {}
         "Folders with names of files that could not be looked at, by the number of the file."
         self.result = Result()
-        self._objects = ObjectWriter(scan, folders, recordsize, generation, self._watch, self.result)
+        self._objects = ObjectWriter(
+            scan, folders, recordsize, generation, self._watch, self.result, open_whole
+        )
 
     def write(self, writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
         """Give a writer what belongs into the next transaction group; whether there is more for another.
@@ -226,9 +231,11 @@ class FolderWriter:
             folder.children = [child for child in folder.children or [] if child not in names]
         # Objects that nothing leads to are freed: old extended attributes, parts of files, those folders.
         extras = self._previous.extras.tolist()
-        written = self.result.rows.objects() if extras else set()
-        before = set(live.tolist()) if extras else set()
+        stale = self._objects.stale
+        written = self.result.rows.objects() | self._objects.restored if extras else set()
+        before = set(live.tolist()) if extras or stale else set()
         left = [number for owner, number in extras if owner in written and number in before]
+        left += [number for number in stale if number in before]
         left += [node.number for node in self._objects.missing if node.number in self._objects.partial]
         left += [node.number for node in lost]
         if folders or left:
@@ -263,7 +270,7 @@ class FolderWriter:
         if not len(fresh) and not self.result.names and np.isin(old["object"], seen).all():
             return self._previous  # nothing was written, and nothing is gone
         stays = np.isin(old["object"], seen) & ~np.isin(old["object"], fresh["object"])
-        written = set(fresh["object"].tolist()) if len(self._previous.extras) else set()
+        written = set(fresh["object"].tolist()) | self._objects.restored if len(self._previous.extras) else set()
         kept = [p for p in self._previous.extras.tolist() if p[0] in self._scan.seen and p[0] not in written]
         extras = np.array([tuple(pair) for pair in kept] + self.result.extras, EXTRA)
         rows = one_an_inode(np.concatenate([old[stays], fresh]) if len(old) else fresh)

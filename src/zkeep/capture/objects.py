@@ -6,7 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from zkeep.capture.contents import (
     same,
     xattrs_of,
 )
-from zkeep.capture.previous import UNKNOWN, Rows, check_of
-from zkeep.capture.report import Watch
+from zkeep.capture.earlier import OpenWhole, find_earlier
+from zkeep.capture.previous import UNKNOWN, check_of
+from zkeep.capture.report import Result, Watch
 from zkeep.capture.scan import FOLDER, LINK, Folders, Node, ReadProblem, Scan
+from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa_writer import with_numbers
 from zkeep.format.zap_writer import BLOCK, FatZap
@@ -49,17 +51,6 @@ REGULAR = stat.S_IFREG >> 12
 
 
 @dataclass
-class Result:
-    """What was written: rows for the cache, and what could not be stored as it is."""
-
-    rows: Rows = field(default_factory=Rows)
-    extras: list[tuple[int, int]] = field(default_factory=list)
-    problems: list[ReadProblem] = field(default_factory=list)
-    names: dict[int, tuple[int, int]] = field(default_factory=dict)
-    "Files of which nothing else was written: how many names they have now, and the folder of one."
-
-
-@dataclass
 class _Cut:
     """A file that is read: the first block that is not stored yet, and how it was when the reading began."""
 
@@ -73,9 +64,17 @@ class ObjectWriter:
     """Writes nodes of a scan. `room`: the bytes of new data after which a large file is cut."""
 
     def __init__(
-        self, scan: Scan, folders: Folders, recordsize: int, generation: int, watch: Watch, result: Result
+        self,
+        scan: Scan,
+        folders: Folders,
+        recordsize: int,
+        generation: int,
+        watch: Watch,
+        result: Result,
+        open_whole: OpenWhole,
     ) -> None:
         self._scan = scan
+        self._open_whole = open_whole
         self._folders = folders
         self._recordsize = recordsize
         self._generation = generation
@@ -93,6 +92,10 @@ class ObjectWriter:
         "Names in folders that cannot be read, by the folder's number, of what was found elsewhere."
         self.partial: set[int] = set()
         "New files of which only a part is stored."
+        self.restored: set[int] = set()
+        "Files that were put back as the last whole snapshot has them."
+        self.stale: list[int] = []
+        "Objects with extended attributes for the part of a file that was read, before it was put back."
         self.vanished: list[Node] = []
         "New folders that were gone when they were written."
         self._unread: set[int] = set()
@@ -107,8 +110,7 @@ class ObjectWriter:
 
     def count_names(self, node: Node) -> None:
         """Write how many names lead to a file that is stored."""
-        held = self._held(node)
-        if held is not None:
+        if (held := self._held(node)) is not None:
             self._keep(node, held)
 
     def write(self, node: Node) -> bool:
@@ -145,13 +147,44 @@ class ObjectWriter:
 
     def _unreadable(self, node: Node, error: SourceError) -> None:
         """What the last snapshot has of it stays; of a new one, nothing."""
-        held = self._held(node) if node.number not in self.partial else None
+        held, reason = self._held(node) if node.number not in self.partial else None, error.reason
         if held is None:
             self.missing.append(node)
+        else:
+            try:
+                is_done = self._put_back(node, held)
+            except Refused as refused:
+                is_done, reason = False, f"{reason}; {refused}"
+            if not is_done:
+                self._keep(node, held)
         if held is not None or not isinstance(error.__cause__, FileNotFoundError):
-            self._report(node, error.reason)
-        if held is not None:
-            self._keep(node, held)
+            self._report(node, reason)
+
+    def _put_back(self, node: Node, held: VerifiedObject) -> bool:
+        """Undo what steps have of a file: it becomes what the last whole snapshot has. False: there is nothing to undo.
+
+        Raises:
+            Refused: that is not stored here.
+        """
+        assert self._base is not None
+        earlier = find_earlier(self._base, node.number, self._open_whole) if node.kind == REGULAR else None
+        if earlier is None:
+            return False
+        number, size, kind = node.number, earlier.node.size, ObjectType.PLAIN_FILE
+        # Extended attributes that have objects of their own: those of the part that was read go, the others come again.
+        self.stale += [extra for owner, extra in self._result.extras if owner == number]
+        self._result.extras[:] = [pair for pair in self._result.extras if pair[0] != number]
+        fields = earlier.fields(self._links(node), _parent(node))
+        bonus, spill = self.attributes.encode(number, fields, earlier.xattrs())
+        blksz = self._blksz(size, held)
+        blocks: Iterable[Block] = earlier.blocks(blksz)
+        if held.dnode.blksz == blksz:
+            blocks = Comparison(self._base, held, self._writer.compress).changed(blocks)
+        last = -(-size // blksz) - 1
+        self._writer.write(ObjectChange(number, kind, blksz, last, blocks, bonus, spill=spill, keep=True))
+        self._result.names[number] = fields.links, fields.parent
+        self.restored.add(number)
+        return True
 
     def _keep(self, node: Node, held: VerifiedObject) -> None:
         """Leave an object as it was, but for how many names lead to it, and from where."""
@@ -198,9 +231,13 @@ class ObjectWriter:
     def _write_content(self, node: Node, fd: int, folder: int, *, last: bool) -> bool:
         # A file that was cut goes on with the attributes that it had when its reading began.
         cut, self._cut = self._cut, None
+        with reading():
+            status = os.fstat(fd)
+        # Another file may have got its name meanwhile; that one is read from its begin.
+        if cut is not None and (status.st_dev, status.st_ino) != (cut.status.st_dev, cut.status.st_ino):
+            cut = None
         if cut is None:
             with reading():
-                status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(0, "it is no regular file any more")
                 fields = self._fields(node, status, status.st_size, folder)

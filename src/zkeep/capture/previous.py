@@ -187,7 +187,8 @@ class Previous:
                 found.append(NEW)
                 continue
             is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR >> 12
-            same = ctime == status.st_ctime_ns and mtime == status.st_mtime_ns and size == status.st_size
+            # A ctime of 0 says: read it again. Some file systems say the same of all files, and know no better.
+            same = ctime == status.st_ctime_ns != 0 and mtime == status.st_mtime_ns and size == status.st_size
             moved = above != parent and not is_linked
             found.append(Match(number, same and not moved, moved))
         return found

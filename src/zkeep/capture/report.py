@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from zkeep.capture.scan import FOLDER, LINK, Node, Scan
+from zkeep.capture.previous import Rows
+from zkeep.capture.scan import FOLDER, LINK, Node, ReadProblem, Scan
 from zkeep.snapshot.open import NoObject
 from zkeep.tree.filesystem import Filesystem, Name
 
@@ -97,3 +98,14 @@ def _below(scan: Scan, tree: Filesystem, top: Name, path: bytes) -> Iterator[Fil
             if below.number not in scan.seen:
                 yield FileChange("-", KINDS.get(below.kind, "file"), path + b"/" + below.name)
                 waiting.append((below, path + b"/" + below.name))
+
+
+@dataclass
+class Result:
+    """What was written: rows for the cache, and what could not be stored as it is."""
+
+    rows: Rows = field(default_factory=Rows)
+    extras: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[ReadProblem] = field(default_factory=list)
+    names: dict[int, tuple[int, int]] = field(default_factory=dict)
+    "Files of which nothing else was written: how many names they have now, and the folder of one."

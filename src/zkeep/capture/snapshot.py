@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from contextlib import ExitStack
@@ -103,7 +104,8 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
         top = _open_top(pool, request, where)
         stack.callback(os.close, top)
         path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
-        before = _previous(pool, dataset, path, top, get_key).on_device(os.fstat(top).st_dev)
+        last = next(reversed(pool.snapshots(dataset)), None)
+        before = _previous(pool, last, path, top, get_key).on_device(os.fstat(top).st_dev)
         # 2. What is in the folder now: one pass of stat(), nothing is read yet.
         exclusions = Exclusions(_with_own(pool, request, top), request.on_left_out)
         scanner = Scanner(top, before, exclusions.choose, request.watch.folder, exclusions.keeps_all)
@@ -119,14 +121,23 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
         # 3. Read and store what differs. Each step that is committed saves the cache, so that an interrupted
         #    capture goes on from there.
         generation = int(started // 1_000_000_000)
-        writer_of = FolderWriter(scan, scanner.folders, before, recordsize, generation, request.watch, request.step)
+
+        def open_whole() -> OpenSnapshot | None:
+            whole = (snapshot for snapshot in reversed(pool.snapshots(dataset)) if not snapshot.doc.get(STEP))
+            found = next(whole, None)
+            return stack.enter_context(OpenSnapshot(pool, found, get_key, scattered=True)) if found else None
+
+        writer_of = FolderWriter(
+            *(scan, scanner.folders, before, recordsize, generation, request.watch, request.step),
+            open_whole=functools.cache(open_whole),
+        )
 
         def save(made: Snapshot) -> None:
             rows = writer_of.rows_of_step() if made.doc.get(STEP) else writer_of.next_rows()
             with pool.afterwards(f"{made.name} is there", "zkeep snapshot --from"):
                 cache.save(path, rows, _mark(pool, made))
 
-        snapshot = commit(pool, new, get_key, writer_of.write, save)
+        snapshot = commit(pool, new, get_key, writer_of.write, save, after=last.guid if last is not None else 0)
         save(snapshot)
     problems = {problem.path: problem for problem in scan.problems + writer_of.result.problems}
     return Taken(snapshot, list(problems.values()), len(scan.written), scan.bytes)
@@ -170,9 +181,8 @@ def _mark(pool: Pool, snapshot: Snapshot) -> dict[str, Any]:
     return {"pool": pool.doc["guid"], "dataset": snapshot.dataset.guid, "snapshot": snapshot.guid}
 
 
-def _previous(pool: Pool, dataset: Dataset, path: Path, top: int, get_key: GetKey) -> Previous:
+def _previous(pool: Pool, last: Snapshot | None, path: Path, top: int, get_key: GetKey) -> Previous:
     """The state of files at the last snapshot, from the cache; without one, by looking for each of its paths."""
-    last = next(reversed(pool.snapshots(dataset)), None)
     if last is None:
         return Previous()
     found = cache.load(path, _mark(pool, last))

@@ -58,7 +58,12 @@ class NewSnapshot:
 
 
 def commit(
-    pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, on_step: Callable[[Snapshot], None] = lambda made: None
+    pool: Pool,
+    new: NewSnapshot,
+    get_key: GetKey,
+    fill: Fill,
+    on_step: Callable[[Snapshot], None] = lambda made: None,
+    after: int | None = None,
 ) -> Snapshot:
     """Make the next snapshot of a dataset.
 
@@ -66,18 +71,19 @@ def commit(
     may write in several transaction groups, each of which but the last makes a snapshot with a name of its own, that is
     gone in the end. After a failure the next commit goes on from the newest of them, and takes them away.
 
+    `after`: the guid of the snapshot that `fill` knows the state of, 0 for an empty dataset; None: it knows of none.
+
     Raises:
         Refused: the dataset is not encrypted, its key is not here, or its newest snapshot was not made here.
-        TryAgain: somebody else is writing to it.
+        TryAgain: somebody else is writing to it, or the newest snapshot is not the one of `after` any more.
     """
-    step: Snapshot | None = None
     while True:
-        made = _commit(pool, new, get_key, fill, step)
+        made = _commit(pool, new, get_key, fill, after)
         if not made.doc.get(STEP):
             remove_steps(pool, made)
             return made
         on_step(made)
-        step = made
+        after = made.guid
 
 
 def remove_steps(pool: Pool, made: Snapshot) -> None:
@@ -95,16 +101,17 @@ def remove_steps(pool: Pool, made: Snapshot) -> None:
                 destroy.execute(pool, plan)
 
 
-def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, step: Snapshot | None) -> Snapshot:
-    """One transaction group: the snapshot, or a step on the way to it that follows `step`."""
+def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: int | None) -> Snapshot:
+    """One transaction group: the snapshot, or a step on the way to it, that follows the one of guid `after`."""
     dataset = pool.dataset(new.name.dataset)
     last = next(reversed(pool.snapshots(dataset)), None)
     if head.unnamed(pool, dataset) is not None:
         where = f"cannot create snapshot {new.name}: {dataset.name}"
         raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
-    # A step that was just made must be the newest: else somebody else has written in between.
-    if step is not None and (last is None or last.guid != step.guid):
-        raise TryAgain(f"cannot create snapshot {new.name}: {dataset.name} was written to meanwhile")
+    # What is written is what differs from the snapshot that was looked at. If that is not the newest any more, as
+    # somebody has taken another one or destroyed it, what "did not change" would be taken from the wrong one.
+    if after is not None and after != (last.guid if last is not None else 0):
+        raise TryAgain(f"cannot create snapshot {new.name}: the snapshots of {dataset.name} changed meanwhile")
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key, scattered=True)) if last is not None else None
