@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from zkeep.errors import Refused
 from zkeep.format.znode import LINUX_FLAGS, Znode
 from zkeep.format.znode_writer import FileFields
+from zkeep.pool.datasets.contents import STEP
 from zkeep.snapshot.changes import Block
-from zkeep.snapshot.commit import STEP
 from zkeep.snapshot.open import NoObject, OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
