@@ -171,7 +171,7 @@ class ObjectWriter:
         if earlier is None:
             return False
         number, size, kind = node.number, earlier.node.size, ObjectType.PLAIN_FILE
-        # Extended attributes that have objects of their own: those of the part that was read go, the others come again.
+        # Objects with extended attributes: those for the part that was read go, the others come again.
         self.stale += [extra for owner, extra in self._result.extras if owner == number]
         self._result.extras[:] = [pair for pair in self._result.extras if pair[0] != number]
         fields = earlier.fields(self._links(node), _parent(node))
@@ -180,9 +180,8 @@ class ObjectWriter:
         blocks: Iterable[Block] = earlier.blocks(blksz)
         if held.dnode.blksz == blksz:
             blocks = Comparison(self._base, held, self._writer.compress).changed(blocks)
-        last = -(-size // blksz) - 1
+        last, self._result.names[number] = -(-size // blksz) - 1, (fields.links, fields.parent)
         self._writer.write(ObjectChange(number, kind, blksz, last, blocks, bonus, spill=spill, keep=True))
-        self._result.names[number] = fields.links, fields.parent
         self.restored.add(number)
         return True
 
