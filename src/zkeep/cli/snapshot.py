@@ -150,7 +150,8 @@ def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
 
 
 def _why_not(pool: Pool, name: SnapshotName) -> str:
-    from zkeep.snapshot.commit import REENCRYPTED, STEP
+    from zkeep.pool.datasets.contents import STEP
+    from zkeep.snapshot.commit import REENCRYPTED
 
     dataset = pool.dataset(name.dataset)
     last = pool.snapshots(dataset)[-1:]
