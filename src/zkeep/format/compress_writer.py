@@ -37,7 +37,7 @@ def compressor(setting: str) -> Compress:
     if setting in ("on", "lz4"):
         return _whole_sectors(_lz4, Compression.LZ4)
     if setting == "off":
-        return _stored
+        return lambda block: (block, Compression.OFF)
     if setting == "zle":
         return _whole_sectors(_zle, Compression.ZLE)
     if setting == "gzip" or re.fullmatch(r"gzip-[1-9]", setting):
@@ -59,10 +59,6 @@ def _zstd_level(setting: str) -> int:
     if plain and 1 <= int(plain[1]) <= 19:
         return int(plain[1])
     raise ValueError(f"compression {setting} cannot be written")
-
-
-def _stored(block: Buffer) -> tuple[Buffer, int]:
-    return block, Compression.OFF
 
 
 def _whole_sectors(pack: Callable[[Buffer], bytes], code: int) -> Compress:

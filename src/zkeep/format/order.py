@@ -143,7 +143,14 @@ class Order:
             found = earliest(
                 found, _where(overlap, placed.index, "offset {} comes after data up to {}", placed.start, reached)
             )
-        return earliest(found, _check_blocks(placed, known)) if self._raw else found
+        if self._raw:
+            # Each WRITE of a raw stream is exactly one block of its object.
+            writes = placed.pick(placed.type == RecordType.WRITE)
+            blksz = known.blksz_of(writes.object)
+            wrong = (writes.end - writes.start != blksz) | (writes.start % blksz != 0)
+            other = _where(wrong, writes.index, "at offset {} there is no block of {} bytes", writes.start, blksz)
+            found = earliest(found, other)
+        return found
 
 
 def _check_owner(batch: Batch, data: _Data, known: _Known) -> Violation | None:
@@ -157,14 +164,6 @@ def _check_owner(batch: Batch, data: _Data, known: _Known) -> Violation | None:
     same_block = (objects < newest) & (objects >> _BLOCK_SHIFT == newest >> _BLOCK_SHIFT)
     wrong = ~(same_block & known.has(objects))
     return _where(wrong, data.index[odd], "object {} has no OBJECT record just before", objects)
-
-
-def _check_blocks(data: _Data, known: _Known) -> Violation | None:
-    """Check that each WRITE of a raw stream is exactly one block of its object."""
-    writes = data.pick(data.type == RecordType.WRITE)
-    blksz = known.blksz_of(writes.object)
-    wrong = (writes.end - writes.start != blksz) | (writes.start % blksz != 0)
-    return _where(wrong, writes.index, "at offset {} there is no block of {} bytes", writes.start, blksz)
 
 
 def _numbers(batch: Batch, rtype: RecordType) -> tuple[I64s, U64s, U64s]:

@@ -113,7 +113,9 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
     if len(whole) <= BONUS:
         return whole, None
     # The bonus keeps what lies before the first attribute that would reach past 192 bytes; the rest spills.
-    cut = next(n for n in range(len(attributes), 0, -1) if _size(attributes[:n], values) <= BONUS_WITH_SPILL)
+    sizes = [len(values[attribute]) + 7 & ~7 for attribute in attributes]
+    counts = range(len(attributes), 0, -1)
+    cut = next(n for n in counts if _header_size(attributes[:n]) + sum(sizes[:n]) <= BONUS_WITH_SPILL)
     # With a spill block the dnode has a pointer less of room: 320 - 128 = 192 bytes of bonus.
     bonus = _buffer(attributes[:cut], values).ljust(BONUS_WITH_SPILL, b"\0")
     spill = _buffer(attributes[cut:], values)
@@ -144,10 +146,6 @@ def _varying(attributes: tuple[int, ...]) -> list[int]:
 @cache
 def _header_size(attributes: tuple[int, ...]) -> int:
     return 6 + 2 * max(1, len(_varying(attributes))) + 7 & ~7
-
-
-def _size(attributes: tuple[int, ...], values: Mapping[int, bytes]) -> int:
-    return _header_size(attributes) + sum(len(values[attribute]) + 7 & ~7 for attribute in attributes)
 
 
 def _buffer(attributes: tuple[int, ...], values: Mapping[int, bytes]) -> bytes:

@@ -219,15 +219,16 @@ class OpenSnapshot:
     def dnodes(self, index: int) -> Mapping[int, VerifiedObject]:
         """The objects of one block of dnodes, by number."""
         cached = self._dnode_blocks.get(index)
-        return self._dnode_blocks.put(index, self._load(index)) if cached is None else cached
-
-    def _load(self, index: int) -> Mapping[int, VerifiedObject]:
+        if cached is not None:
+            return cached
+        # Without keys the dnodes are plain; else each block is decrypted as its OBJECT_RANGE seals it, or is a hole.
+        found: Mapping[int, VerifiedObject] = {}
         if self._keys is None:
-            return self._dnodes.read(index)
-        if self._seals is None or index not in self._seals:
-            return {}
-        order: ByteOrder = "little" if self._seals.is_little(index) else "big"
-        return self._dnodes.decrypt(index, self._keys, self._seals.get(index), order)
+            found = self._dnodes.read(index)
+        elif self._seals is not None and index in self._seals:
+            order: ByteOrder = "little" if self._seals.is_little(index) else "big"
+            found = self._dnodes.decrypt(index, self._keys, self._seals.get(index), order)
+        return self._dnode_blocks.put(index, found)
 
     # What zkeep.tree asks for: see Objects
 

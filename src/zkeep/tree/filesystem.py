@@ -337,22 +337,18 @@ class Filesystem:
             inner = self.below(path, name.name)
             yield inner, name
             try:
-                names = self._inside(number, name, as_stored)
+                if not self.is_folder(name):
+                    continue
+                # Each folder lies in one other: else a walk down might never end.
+                self.check_inside(number, name)
+                names = self.ordered(name.number, as_stored=as_stored)
             except (Damaged, NotAuthentic, Refused) as error:
                 if failed is None:
                     raise
                 failed(inner, error)
                 continue
-            if names is not None:
-                path = inner
-                stack.append((name.number, len(inner), iter(names)))
-
-    def _inside(self, folder: int, name: Name, as_stored: bool) -> list[Name] | None:
-        """The entries of a folder that lies in another one; None if it is no folder."""
-        if not self.is_folder(name):
-            return None
-        self.check_inside(folder, name)
-        return self.ordered(name.number, as_stored=as_stored)
+            path = inner
+            stack.append((name.number, len(inner), iter(names)))
 
     def below(self, path: bytes, name: bytes) -> bytes:
         """The path of an entry of a folder; BadTree if it is longer than any that is shown."""

@@ -55,8 +55,11 @@ class Content:
     def _window(self, number: int, end: int, at: int) -> tuple[int, bytes]:
         """Return where a window begins that holds the byte at `at`, and its content."""
         block = max(self._objects.dnode(number).blksz, 512)
+        # Windows of three sizes, all multiples of the block: wide, narrow, a single block. An object of a single block
+        # may have a block size that is no power of two; then there is nothing to widen.
+        sizes = [block] * 3 if block & block - 1 else [max(WIDE, block), max(NARROW, block), block]
         # Is one of the three windows around this byte cached?
-        keys = [(number, at // size * size, size) for size in _sizes(block)]
+        keys = [(number, at // size * size, size) for size in sizes]
         for key in keys:
             if (found := self._windows.get(key)) is not None:
                 return key[1], found
@@ -84,13 +87,3 @@ class Content:
             low, high = max(offset, start), min(offset + len(content), stop)
             out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
         return bytes(out)
-
-
-def _sizes(block: int) -> list[int]:
-    """Sizes of windows, widest first, a single block last. All are multiples of the block.
-
-    An object of a single block may have a block size that is no power of two; then there is nothing to widen.
-    """
-    if block & block - 1:
-        return [block] * 3
-    return [max(WIDE, block), max(NARROW, block), block]

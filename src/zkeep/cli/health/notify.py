@@ -20,7 +20,7 @@ from zkeep.cli.common.text import safe
 from zkeep.errors import Refused, ZkeepError
 from zkeep.pool.datasets.notify import NONE, canonical, command
 from zkeep.pool.maintenance.health import PoolHealth
-from zkeep.pool.maintenance.notice import HealthChange, Place, changes, gravest, remember
+from zkeep.pool.maintenance.notice import HealthChange, NoticeTarget, changes, gravest, remember
 
 SECONDS = 30
 "How long telling may take; an answer is not waited for beyond it."
@@ -35,7 +35,7 @@ def notify_changes(health: PoolHealth) -> bool:
     try:
         with opened(health.name) as pool:
             is_ours = partial(registry().was_set_here, pool, name="notify")
-            places: dict[Place, list[HealthChange]] = {}
+            places: dict[NoticeTarget, list[HealthChange]] = {}
             for change, place in changes(pool, health, is_ours):
                 places.setdefault(place, []).append(change)
             delivered = {place: _notify(Notice(pool.name, found), place) for place, found in places.items()}
@@ -84,7 +84,7 @@ class Notice:
         return json.dumps(content).encode() + b"\n"
 
 
-def _notify(notice: Notice, place: Place) -> bool:
+def _notify(notice: Notice, place: NoticeTarget) -> bool:
     to = place.to
     if to == NONE:
         return True

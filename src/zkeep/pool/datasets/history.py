@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from functools import partial
 
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.store.port import Store
@@ -33,10 +32,13 @@ class History:
         return bisect_right(self.runs, txg, key=lambda run: run.txg)
 
     def timeline(self, store: Store) -> Timeline:
-        return Timeline(store, self.runs, partial(self._summaries, store), self.checked)
-
-    def _summaries(self, store: Store) -> list[str]:
-        return [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")]
+        # The names of the summaries are asked for only if a table is looked for.
+        return Timeline(
+            store,
+            self.runs,
+            lambda: [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")],
+            self.checked,
+        )
 
 
 def history_of(pool: Pool, dataset: Dataset) -> History:

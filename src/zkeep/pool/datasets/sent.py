@@ -36,7 +36,9 @@ class Sent:
 def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
     """Add a destination to the record of a snapshot."""
     key = _key(snapshot.dataset, snapshot.guid)
-    before: Doc = t.get(SENT, key) or {"to": [], "at": _next_at(t, snapshot.dataset)}
+    # Later than all that was noted before: two backups may end within a second, and a clock may have been ahead.
+    last = max((int(doc["at"]) for _, doc in t.scan(SENT, snapshot.dataset.key + "/")), default=0)
+    before: Doc = t.get(SENT, key) or {"to": [], "at": max(int(time.time()), last + 1)}
     if to in before["to"]:
         return
     # The portable MAC covers the contents and says nothing of the key's wrap: it is the same wherever the snapshot
@@ -51,15 +53,6 @@ def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
         "ivset_guid": int(snapshot.doc["ivset_guid"]),
     }
     t.put(SENT, key, {**before, **doc, "to": [*before["to"], to]})
-
-
-def _next_at(t: Transaction, dataset: Dataset) -> int:
-    """The time, but later than all that was noted before: the order must not hang on the clock.
-
-    Two backups may end within a second, and a clock may have been ahead.
-    """
-    last = max((int(doc["at"]) for _, doc in t.scan(SENT, dataset.key + "/")), default=0)
-    return max(int(time.time()), last + 1)
 
 
 def find(pool: Pool, dataset: Dataset, guid: int) -> Sent | None:

@@ -207,12 +207,12 @@ class View:
 
     def charged(self, level: Dataset) -> int:
         """The bytes that a quota counts: what is used, and what came beside the records (charge.py)."""
-        return self.figures(level).used.stored + sum(self._documents(d) for d in self.tree.within(level))
-
-    def _documents(self, dataset: Dataset) -> int:
-        snapshots = [s.doc for s in self.snapshots[dataset.id]]
-        bookmarks = [b.doc for b in self.pool.bookmarks(dataset)]
-        return charge.of_dataset(dataset.doc, self._spaces.runs[dataset.id], snapshots, bookmarks)
+        size = self.figures(level).used.stored
+        for dataset in self.tree.within(level):
+            snapshots = [s.doc for s in self.snapshots[dataset.id]]
+            bookmarks = [b.doc for b in self.pool.bookmarks(dataset)]
+            size += charge.of_dataset(dataset.doc, self._spaces.runs[dataset.id], snapshots, bookmarks)
+        return size
 
     def reserved(self, level: Dataset, apart_from: str = "") -> int:
         """The bytes reserved for receives into the dataset or below it."""

@@ -94,8 +94,12 @@ def heal(
     # 3. Write the segments of which every damaged record was found. One that still lacks some stays as it is.
     report = Healing(damaged=sum(damaged.count or 1 for damaged in segments))
     for damaged in segments:
-        if fault := _fault(damaged):
-            report.left.append(f"{damaged.name}: {fault}")
+        if damaged.hopeless:
+            report.left.append(f"{damaged.name}: {damaged.hopeless}, which no stream heals")
+            continue
+        if lacking := sum(len(rows) for rows in damaged.missing.values()):
+            count = f"{lacking} of its {damaged.count}"
+            report.left.append(f"{damaged.name}: {count} damaged records are not in the stream")
             continue
         try:
             if not dry_run:
@@ -105,14 +109,6 @@ def heal(
             continue
         report.healed += damaged.count
     return report
-
-
-def _fault(damaged: _DamagedSegment) -> str:
-    """Why a segment cannot be healed."""
-    if damaged.hopeless:
-        return f"{damaged.hopeless}, which no stream heals"
-    lacking = sum(len(rows) for rows in damaged.missing.values())
-    return f"{lacking} of its {damaged.count} damaged records are not in the stream" if lacking else ""
 
 
 # What is damaged

@@ -49,7 +49,7 @@ def gravest(events: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NoticeTarget:
     """Whom to tell: a value of `notify`, and the dataset that it was set on. Not `ours`: on another machine."""
 
     to: str
@@ -57,7 +57,9 @@ class Place:
     ours: bool = True
 
 
-def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -> Iterator[tuple[HealthChange, Place]]:
+def changes(
+    pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]
+) -> Iterator[tuple[HealthChange, NoticeTarget]]:
     """What differs from what was told last, each with whom to tell.
 
     `is_ours`: whether a dataset's own value of `notify` was set on this machine.
@@ -76,11 +78,11 @@ def changes(pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]) -
             yield HealthChange(name, key, problems, began, ended), _place(pool, dataset, is_ours)
 
 
-def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> Place:
+def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> NoticeTarget:
     for level in (dataset, *pool.tree().ancestors(dataset)):
         if (to := level.doc["local"].get("notify")) is not None:
-            return Place(to, level.name.text, to == NONE or is_ours(level))
-    return Place(NONE, pool.name)
+            return NoticeTarget(to, level.name.text, to == NONE or is_ours(level))
+    return NoticeTarget(NONE, pool.name)
 
 
 def remember(pool: Pool, told: list[HealthChange]) -> None:

@@ -379,7 +379,10 @@ class Catalog:
                 self._catch_up(self._index)
                 # Make a second index from the journal alone, and compare row by row.
                 with closing(self._in_memory()) as truth:
-                    return faults or _differences(truth, self._index)
+                    if faults:
+                        return faults
+                    differing = set(truth.rows(terms=True)) ^ set(self._index.rows(terms=True))
+                    return sorted({f"catalog: {kind} {key} is not as the journal says" for kind, key, _ in differing})
             except Damaged as error:
                 return [*faults, f"journal: {error}"]
 
@@ -405,11 +408,6 @@ def _is_plain(store: Store) -> bool:
 def _delete_index(store: Store) -> None:
     for suffix in (*SUFFIXES, ROLLBACK):
         store.delete(INDEX + suffix)
-
-
-def _differences(truth: Index, index: Index) -> list[str]:
-    stored, indexed = set(truth.rows(terms=True)), set(index.rows(terms=True))
-    return sorted({f"catalog: {kind} {key} is not as the journal says" for kind, key, _ in stored ^ indexed})
 
 
 def _mend_journal(store: Store, wait: float) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
@@ -175,9 +175,10 @@ class Index:
             self._allowed = os.path.getsize(self._path) * _WORK
         # An empty file gets our tables; one of an older zkeep its new triggers; any other schema is foreign.
         if not self._schema() and not self._frozen:
-            self._create()
+            self._change_schema(set(), (*_TABLES, _COUNTED, *_TRIGGERS))
         if self._schema() == _FORMER and not self._frozen:
-            self._renew_triggers()
+            # Dropping a trigger does not run it.
+            self._change_schema(_FORMER, ("DROP TRIGGER doc_comes", "DROP TRIGGER doc_goes", *_TRIGGERS))
         if self._schema() != _SCHEMA:
             raise ForeignIndex(f"{self._path}: its schema is not that of a catalog; {REMEDY}")
         if not self._has_terms():
@@ -206,17 +207,11 @@ class Index:
         """The statements that make it, as SQLite keeps them."""
         return {str(sql) for (sql,) in self._run("SELECT sql FROM sqlite_master")}
 
-    def _create(self) -> None:
+    def _change_schema(self, before: set[str], statements: Sequence[str]) -> None:
+        """Run the statements, unless another process was first: then the schema is no longer that of before."""
         with self.change():
-            if not self._schema():
-                for statement in (*_TABLES, _COUNTED, *_TRIGGERS):
-                    self._run(statement)
-
-    def _renew_triggers(self) -> None:
-        """Bring an index that an older zkeep made to this version: dropping a trigger does not run it."""
-        with self.change():
-            if self._schema() == _FORMER:
-                for statement in ("DROP TRIGGER doc_comes", "DROP TRIGGER doc_goes", *_TRIGGERS):
+            if self._schema() == before:
+                for statement in statements:
                     self._run(statement)
 
     def _is_too_much(self) -> bool:

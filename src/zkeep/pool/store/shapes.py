@@ -37,10 +37,6 @@ def _texts(value: Any) -> bool:
     return type(value) is list and all(map(_text, value))
 
 
-def _hex(value: Any) -> bool:
-    return type(value) is str and re.fullmatch(r"([0-9a-f]{2})*", value) is not None
-
-
 def _flag(value: Any) -> bool:
     return type(value) is bool
 
@@ -80,17 +76,11 @@ def _dataset_name(value: Any) -> bool:
     return value == "" or _below_the_top(value)
 
 
-def _segments(value: Any) -> bool:
-    return type(value) is list and all(type(each) is str and _SEGMENT.fullmatch(each) for each in value)
-
-
 def _deaths(value: Any) -> bool:
     """By the txg of earlier runs, stored and logical bytes."""
-    return type(value) is dict and all(_is_key(txg, 1, _TXG) and _two_amounts(sizes) for txg, sizes in value.items())
-
-
-def _two_amounts(value: Any) -> bool:
-    return type(value) is list and len(value) == 2 and all(map(_amount, value))
+    if type(value) is not dict or not all(_is_key(txg, 1, _TXG) for txg in value):
+        return False
+    return all(type(sizes) is list and len(sizes) == 2 and all(map(_amount, sizes)) for sizes in value.values())
 
 
 def _position(value: Any) -> bool:
@@ -108,7 +98,7 @@ def _is_key(text: str, least: int, most: int) -> bool:
 
 _PROPERTIES = _by_name(_or_none(_text))
 _TALLY: dict[str, Check] = {
-    "segments": _segments,
+    "segments": lambda value: type(value) is list and all(type(s) is str and _SEGMENT.fullmatch(s) for s in value),
     **dict.fromkeys(("bytes", "logical"), _amount),
     **dict.fromkeys(("records", "file_bytes"), _number),
     "dead": _deaths,
@@ -172,7 +162,7 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
     "sent": {
         **dict.fromkeys(("guid", "ivset_guid", "at"), _number),
         "name": _parsed(SnapshotName.parse, "p@"),
-        "portable_mac": _hex,
+        "portable_mac": lambda value: type(value) is str and re.fullmatch(r"([0-9a-f]{2})*", value) is not None,
         "to": _texts,
     },
 }

@@ -67,16 +67,15 @@ class Journey:
 def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     """The steps of the stream, without BEGIN and END, in arrays of bounded size."""
     for steps in _plan(timeline, journey):
-        yield _resumed(steps, *journey.resume) if journey.resume else steps
-
-
-def _resumed(steps: Array, number: int, offset: int) -> Array:
-    """The steps from one block on; before it, its metadnode block and its object are sent again."""
-    here = steps["object"] == number
-    again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
-    again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
-    left: Array = steps[again | (steps["object"] > number)]
-    return left
+        if not journey.resume:
+            yield steps
+            continue
+        # From one block on; before it, its metadnode block and its object are sent again.
+        number, offset = journey.resume
+        here = steps["object"] == number
+        again = here & (steps["turn"] >= _OBJECT) & ((steps["turn"] != _DATA) | (steps["offset"] >= offset))
+        again |= (steps["object"] == number - number % MAX_SLOTS) & (steps["turn"] == _RANGE)
+        yield steps[again | (steps["object"] > number)]
 
 
 def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:

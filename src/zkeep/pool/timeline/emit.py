@@ -260,12 +260,8 @@ class Outlet:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-def _new_space(size: int) -> Array:
-    return np.empty(size, np.uint8)
-
-
 def walk_body(
-    segment: Segment, space: Callable[[int], Array] = _new_space
+    segment: Segment, space: Callable[[int], Array] = lambda size: np.empty(size, np.uint8)
 ) -> Iterator[tuple[Array, Array, Array, int]]:
     """A segment's records, piece by piece: (buffer, offsets, lengths, position of the buffer in the file).
 

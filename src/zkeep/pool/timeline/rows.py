@@ -43,15 +43,21 @@ class RowBuilder:
         frees = self._frees(batch, objects)
         self._open = objects[-1:] if len(batch.types) and batch.types[-1] == RecordType.OBJECT else None
         holes = sp.union(frees) if len(frees) else sp.EMPTY
+        # OBJECT_RANGE: the metadnode blocks of raw streams. FREEOBJECTS: numbers from one on.
+        index, headers = batch.select(RecordType.OBJECT_RANGE)
+        ranges = _placed(batch, RANGE, index, places)
+        ranges["object"], ranges["slots"] = headers["firstobj"], headers["numslots"]
+        _, freed = batch.select(RecordType.FREEOBJECTS)
+        gone = sp.lines(freed["firstobj"], sp.reach(freed["firstobj"], freed["numobjs"])) if len(freed) else None
         self.parts.append(
             Table(
-                ranges=_ranges(batch, places),
+                ranges=ranges,
                 objects=objects,
                 blocks=_blocks(batch, places),
                 spills=self._spills(batch, places),
                 holes=holes,
                 died=sp.EMPTY,
-                freed=_freed(batch),
+                freed=sp.EMPTY if gone is None else sp.union(gone),
             )
         )
 
@@ -131,13 +137,6 @@ def _placed(batch: Batch, dtype: np.dtype[np.void], index: Array, places: Array)
     return rows
 
 
-def _ranges(batch: Batch, places: Array) -> Array:
-    index, headers = batch.select(RecordType.OBJECT_RANGE)
-    rows = _placed(batch, RANGE, index, places)
-    rows["object"], rows["slots"] = headers["firstobj"], headers["numslots"]
-    return rows
-
-
 def _blocks(batch: Batch, places: Array) -> Array:
     found = []
     for kind, size in (
@@ -158,13 +157,6 @@ def _blocks(batch: Batch, places: Array) -> Array:
         return found[0]
     rows = np.concatenate(found)
     return rows[np.argsort(rows["pos"], kind="stable")]
-
-
-def _freed(batch: Batch) -> Array:
-    _, headers = batch.select(RecordType.FREEOBJECTS)
-    if not len(headers):
-        return sp.EMPTY
-    return sp.union(sp.lines(headers["firstobj"], sp.reach(headers["firstobj"], headers["numobjs"])))
 
 
 assert set(DTYPES) == set(Table.__dataclass_fields__)

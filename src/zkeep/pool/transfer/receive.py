@@ -42,10 +42,6 @@ class Arrival:
     ignored: bool = False
 
 
-def _ignore(arrival: Arrival) -> None:
-    """The default of ReceiveOptions.on_snapshot."""
-
-
 @dataclass(frozen=True)
 class Substream:
     """The BEGIN of a substream and where it is to go. `top`: it is of the topmost dataset of its stream."""
@@ -94,7 +90,7 @@ class ReceiveOptions:
     skip_holds: bool = False
     append_only: bool = False
     "No snapshot is destroyed, whatever `force` and the stream say."
-    on_snapshot: Callable[[Arrival], None] = _ignore
+    on_snapshot: Callable[[Arrival], None] = lambda arrival: None
     on_progress: Callable[[str, int], None] | None = None
     "Called, as records come in, with the name of the snapshot that is received and its bytes so far."
     intake: Intake | None = None

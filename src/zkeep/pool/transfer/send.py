@@ -31,10 +31,6 @@ from zkeep.pool.transfer.plain import SendForm, plain_opening
 from zkeep.pool.transfer.token import Token
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @dataclass(frozen=True)
 class Leg:
     """One substream: a snapshot, from a source or in full."""
@@ -90,7 +86,7 @@ class SendRequest:
     skip_missing: bool = False
     exclude: tuple[str, ...] = ()
     """Names of datasets that -R leaves out, with all below them."""
-    warn: Callable[[str], None] = _to_stderr
+    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
     announce: Callable[[list[tuple[Leg, int]]], None] | None = None
     """Called with what is going to be sent, with estimated sizes in bytes."""
     begin: Callable[[Leg], None] | None = None
@@ -136,8 +132,19 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         # Everything that can be refused was refused: from here on bytes are written.
         names = _names(pool, request, legs) if packaged and request.received_name else {}
         if packaged:
+            text = request.from_ if request.from_ is not None else request.from_all
+            source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
+            forms = (
+                request.replicate,
+                request.props,
+                request.holds,
+                request.backup,
+                request.newest_key,
+                not request.raw,
+            )
+            wrapping = Wrapping(request.snapshot or "", source, *forms, names)
             pairs = [(leg.snapshot, leg.source) for leg in legs]
-            write_fully(sink.write, outer_header(pool, _wrapping(request, names), pairs))
+            write_fully(sink.write, outer_header(pool, wrapping, pairs))
         for leg in legs:
             if request.begin:
                 request.begin(leg)
@@ -167,13 +174,6 @@ def _names(pool: Pool, request: SendRequest, legs: list[Leg]) -> dict[int, str]:
     for leg in legs:
         SnapshotName.parse(f"{names[leg.snapshot.dataset.id]}@{leg.snapshot.doc['name']}")
     return names
-
-
-def _wrapping(request: SendRequest, names: dict[int, str]) -> Wrapping:
-    text = request.from_ if request.from_ is not None else request.from_all
-    source = text.rpartition("@")[2].rpartition("#")[2] if text is not None else None
-    extras = (request.replicate, request.props, request.holds, request.backup, request.newest_key, not request.raw)
-    return Wrapping(request.snapshot or "", source, *extras, names)
 
 
 def write_leg(pool: Pool, leg: Leg, write: Write, options: LegOptions) -> None:

@@ -68,8 +68,11 @@ class Token:
     def decode(cls, text: str) -> Token:
         """Raises Refused: it is damaged, or no token."""
         nvlist = _unpack(text.strip())
+        toname = nvlist.get("toname")
+        if not isinstance(toname, str):
+            raise Refused("the resume token is corrupt: it has no toname")
         return cls(
-            toname=_text(nvlist, "toname"),
+            toname=toname,
             toguid=_count(nvlist, "toguid"),
             object=_count(nvlist, "object"),
             offset=_count(nvlist, "offset"),
@@ -120,13 +123,6 @@ def _unpack(text: str) -> NvList:
 def _count(nvlist: NvList, name: str) -> int:
     value = nvlist.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Refused(f"the resume token is corrupt: it has no {name}")
-    return value
-
-
-def _text(nvlist: NvList, name: str) -> str:
-    value = nvlist.get(name)
-    if not isinstance(value, str):
         raise Refused(f"the resume token is corrupt: it has no {name}")
     return value
 
