@@ -33,11 +33,6 @@ class Compression(IntEnum):
     ZSTD = 16
 
 
-ZSTD_FAST = (*range(1, 11), *range(20, 101, 10), 500, 1000)
-"The levels zstd-fast-N that there are; enum zio_zstd_levels numbers them from 103 on."
-FIRST_FAST = 103
-
-
 class BadCompression(ValueError):
     """A block does not decompress, or not to the size that it should have."""
 

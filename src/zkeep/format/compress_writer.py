@@ -16,8 +16,9 @@ from collections.abc import Callable
 from threading import local
 from typing import Any
 
-from zkeep.format.compress import FIRST_FAST, ZSTD_FAST, Compression
+from zkeep.format.compress import Compression
 from zkeep.format.dnode import SECTOR
+from zkeep.format.zstd_levels import FIRST_FAST, ZSTD_FAST
 
 Buffer = bytes | bytearray | memoryview
 Compress = Callable[[Buffer], tuple[Buffer, int]]
