@@ -297,6 +297,7 @@ def test_a_database_survives_a_killed_mount(zkeep: Zkeep, tmp_path: Path) -> Non
             os.listdir(top)
         subprocess.run([*ZKEEP, "mount", "v/home", str(top)], check=True)  # it takes away what was left mounted
         assert zkeep("unmount", str(top)) == 0
+        assert not os.path.ismount(top)
     with mounted(tmp_path) as (top, _):
         base = sqlite3.connect(top / "db")
         assert base.execute("pragma integrity_check").fetchone() == ("ok",)

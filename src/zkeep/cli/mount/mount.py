@@ -348,11 +348,12 @@ def _clear_dead(folder: str) -> None:
     """Unmount what a process that was killed left mounted on a folder: nobody can use it (ENOTCONN)."""
     from zkeep.live.device import unmount
 
-    try:
-        os.stat(folder)
-    except OSError as error:
-        if error.errno == errno.ENOTCONN and any(path == folder for _, path in _mounted()):
-            unmount(folder)
+    if any(path == folder for _, path in _mounted()):
+        try:
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # stat() may still be answered by the kernel alone
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                unmount(folder)
 
 
 @click.command("unmount")
