@@ -6,7 +6,7 @@ import os
 import pwd
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -60,8 +60,18 @@ def create(options: Sequence[str], name: str, path: Path) -> None:
     destroyed.expire(known)
     with _explained(path, f"cannot create pool {name}"):
         destroyed.create(known, parse_pool(name), path, local)
-    with known.open(name, wait()) as pool:
-        note_settings(pool, [DatasetName(name)], local)
+    _note_made(known, name, local)
+
+
+def _note_made(known: Registry, name: str, local: Mapping[str, str]) -> None:
+    """Remember what was set here. The pool is there by now: what fails is a warning."""
+    if not local:
+        return
+    try:
+        with known.open(name, wait()) as pool:
+            note_settings(pool, [DatasetName(name)], local)
+    except (OSError, ZkeepError) as error:
+        say(f"warning: {name} is created, but what was set here was not noted: {error}")
 
 
 @contextmanager

@@ -176,9 +176,9 @@ def bring_back(registry: Registry, pool: Destroyed, name: str | None = None) -> 
     try:
         Pool.open(pool.path, chosen).close()
         registry.add(chosen, pool.path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError, ZkeepError):
-            if not _leads_to(registry, chosen, pool.path):  # else it was interrupted just after that
+            if not (isinstance(error, KeyboardInterrupt) and _leads_to(registry, chosen, pool.path)):
                 store.delete(IDENTITY)
         raise
     with suppress(OSError):  # beside POOL it means nothing
@@ -235,8 +235,8 @@ def create(registry: Registry, name: str, path: Path, local: dict[str, str]) -> 
     try:
         registry.add(name, path)
     except BaseException as error:
-        if _leads_to(registry, name, path):
-            raise  # interrupted just after it was made known
+        if isinstance(error, KeyboardInterrupt) and _leads_to(registry, name, path):
+            raise  # just after it was made known
         try:
             erase(LocalStore(path))
         except (OSError, ZkeepError):
