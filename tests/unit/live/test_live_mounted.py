@@ -216,8 +216,9 @@ def test_a_snapshot_is_taken_from_another_session(
     runtime.mkdir(mode=0o700)
     with answering(tmp_path, str(runtime)) as files:
         make(files, b"one")
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "another"))
-        assert zkeep("snapshot", "v/home@a") == 0
+        with monkeypatch.context() as another:
+            another.setenv("XDG_RUNTIME_DIR", str(tmp_path / "another"))
+            assert zkeep("snapshot", "v/home@a") == 0
     assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", "v/home@a", "one") == 0
 
 
