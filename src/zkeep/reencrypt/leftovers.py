@@ -5,7 +5,9 @@ A step (see commit) is a snapshot. With `-s` its document says where the stream 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from zkeep.errors import Refused
 from zkeep.format.events import SubBegin
@@ -14,9 +16,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.begin import number
 from zkeep.pool.datasets.contents import STEP
-from zkeep.pool.datasets.destroy import drop_after
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.things import RESUME
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import ReceiveTarget
@@ -120,8 +120,21 @@ def continued(target: ReceiveTarget, step: Snapshot) -> ReceiveTarget:
     )
 
 
+def exclusive(pool: Pool, name: DatasetName) -> AbstractContextManager[None]:
+    """While this is held, no other process makes or removes steps in a dataset.
+
+    Raises:
+        TryAgain: one does.
+    """
+    lock = f"reencrypt-{sha256(name.text.encode()).hexdigest()[:32]}"
+    return pool.store.lock(lock, busy=f"cannot receive into {name}: dataset is busy")
+
+
 def remove_leftovers(pool: Pool, name: DatasetName) -> None:
-    """Remove the steps that are a dataset's newest snapshots, and the dataset if it was made for them."""
+    """Remove the steps that are a dataset's newest snapshots, and the dataset if it was made for them.
+
+    The caller holds exclusive().
+    """
     steps = _steps(pool, name)
     if not steps:
         return
@@ -131,9 +144,5 @@ def remove_leftovers(pool: Pool, name: DatasetName) -> None:
     if steps[0].doc.get(MADE_FOR) and not before and view.tree.within(dataset) == [dataset]:
         destroy.execute(pool, destroy.plan_dataset(view, name, destroy.DestroyOptions(recursive=True)))
         return
-    # Otherwise the snapshots go, and then the records behind the last one that stays.
-    names = ",".join(str(step.doc["name"]) for step in steps)
-    destroy.execute(pool, destroy.plan_snapshots(view, name, names, destroy.DestroyOptions()))
-    with pool.transaction() as t:
-        dropped = drop_after(pool, t, pool.dataset(name), before[-1].txg if before else 0)
-    discard(pool, dropped)
+    # Otherwise the snapshots go, with the records behind the last one that stays.
+    destroy.execute(pool, destroy.plan_steps(view, dataset, steps))

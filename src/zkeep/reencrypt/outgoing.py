@@ -25,7 +25,7 @@ from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.timeline.emit import Write, write_fully
 from zkeep.pool.transfer.package import conclusion
 from zkeep.pool.transfer.send import Leg, LegOptions, write_leg
-from zkeep.reencrypt.leftovers import remove_leftovers
+from zkeep.reencrypt.leftovers import exclusive, remove_leftovers
 from zkeep.reencrypt.receive import UNSENT
 
 
@@ -77,7 +77,8 @@ def remove_unsent(pool: Pool, name: DatasetName) -> None:
     dataset = pool.find(name)
     newest = pool.newest_snapshot(dataset) if dataset is not None else None
     if newest is not None and newest.doc.get(STEP) and RESUME not in newest.doc:
-        remove_leftovers(pool, name)
+        with exclusive(pool, name):
+            remove_leftovers(pool, name)
 
 
 def refuse_sent(pool: Pool, name: SnapshotName) -> None:

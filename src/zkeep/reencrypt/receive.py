@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Protocol
 
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
@@ -32,7 +31,15 @@ from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
-from zkeep.reencrypt.leftovers import MADE_FOR, PartialStream, continued, partial_of, remove_leftovers, resume
+from zkeep.reencrypt.leftovers import (
+    MADE_FOR,
+    PartialStream,
+    continued,
+    exclusive,
+    partial_of,
+    remove_leftovers,
+    resume,
+)
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
 from zkeep.reencrypt.records import StreamRecords
@@ -141,8 +148,7 @@ class Reencryption:
             )
         if target.dry_run:
             return self._rehearse(pool, substream, charges, events)
-        lock = f"reencrypt-{sha256(target.name.text.encode()).hexdigest()[:32]}"
-        with pool.store.lock(lock, busy=f"cannot receive into {target.name}: dataset is busy"):
+        with exclusive(pool, target.name):
             # Go on after the last step that an earlier receive left, or clear it away.
             step = resume(pool, event, target)
             if step is None:
@@ -177,9 +183,10 @@ class Reencryption:
 
     def gives_up(self, pool: Pool, name: DatasetName) -> bool:
         """Forget a receive that broke off (receive -A); whether there is one."""
-        there = partial_of(pool, name) is not None
-        if there:
-            remove_leftovers(pool, name)
+        with exclusive(pool, name):
+            there = partial_of(pool, name) is not None
+            if there:
+                remove_leftovers(pool, name)
         return there
 
     def _rehearse(

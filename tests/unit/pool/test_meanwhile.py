@@ -195,3 +195,25 @@ def test_two_receives_share_one_quota(pool: Pool, other: Pool) -> None:
 
     take_while(pool, other, too, "full-s0")
     assert kept(pool) == {"p/a": ["s0"]}
+
+
+def test_a_dataset_whose_only_snapshot_was_destroyed_begins_again_with_f(pool: Pool) -> None:
+    take(pool, "full-s0")
+    destroy.execute(pool, destroy.plan_snapshots(View(pool), HERE, "s0", destroy.DestroyOptions()))
+    assert not pool.catalog.keys("run")
+    with pytest.raises(Refused, match="destination exists; must specify -F to overwrite it"):
+        take(pool, "full-s0")
+    receive(pool, io.BytesIO(stream("full-s0")), "p/a", ReceiveOptions(force=True))
+    take(pool, "inc-s0-s1")
+    assert sent(pool, "p/a@s0") == stream("full-s0")
+
+
+def test_a_partial_receive_is_given_up_and_a_dataset_made_below_stays(pool: Pool) -> None:
+    content = stream("full-s0")
+    with pytest.raises(TryAgain):
+        receive(pool, io.BytesIO(content[: len(content) * 2 // 3]), "p/a", ReceiveOptions(resumable=True))
+    below = DatasetName.parse("p/a/below")
+    namespace.create(pool, below, {})
+    receive(pool, io.BytesIO(b""), "p/a", ReceiveOptions(abort=True))
+    assert pool.find(HERE)
+    assert pool.find(below)

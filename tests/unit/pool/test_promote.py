@@ -15,7 +15,7 @@ from zkeep.errors import Refused, TryAgain
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.format.records import BeginFlag
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
-from zkeep.pool.datasets import destroy, keyrecords, namespace, summaries
+from zkeep.pool.datasets import destroy, head, keyrecords, namespace, summaries
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.view import View
@@ -292,3 +292,27 @@ def test_p6_a_promotion_is_in_the_journal(source: Pool, tmp_path: Path) -> None:
     assert rebuild_catalog(tmp_path / "v") == []
     with Pool.open(tmp_path / "v") as pool:
         assert (shape(pool), streams(pool)) == before
+
+
+@pytest.mark.parametrize("mounted", ["v/t/c", "v/t/o"])
+def test_nothing_is_promoted_under_a_mount(source: Pool, mounted: str) -> None:
+    before = list(source.catalog.scan("snapshot"))
+    with source.store.lock(head.mount_lock(source.dataset(ds(mounted)))):
+        with pytest.raises(TryAgain, match=f"cannot promote v/t/c: {mounted}: it is mounted: unmount it first"):
+            promote(source, ds("v/t/c"))
+        assert list(source.catalog.scan("snapshot")) == before
+    promote(source, ds("v/t/c"))
+
+
+def test_a_replication_renames_nothing_under_a_mount(source: Pool, backup: Pool) -> None:
+    namespace.rename(source, ds("v/t/c"), ds("v/t/other"))
+    for name, by in (("v/t", 0), ("v/t/o", 1000), ("v/t/other", 2000)):
+        take(source, shifted(stream(HISTORY, "inc-s2-s3"), by), f"{name}@s3")
+    content = sent(source, "v/t@s3", replicate=True, from_="@s2")
+    before = shape(backup)
+    with backup.store.lock(head.mount_lock(backup.dataset(ds("w/t/c")))):
+        with pytest.raises(TryAgain, match="cannot rename w/t/c as at the source: it is mounted"):
+            take(backup, content, "w/t")
+        assert shape(backup) == before
+    take(backup, content, "w/t")
+    assert backup.find(ds("w/t/other"))

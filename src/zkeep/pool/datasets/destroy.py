@@ -10,9 +10,10 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import head, summaries
+from zkeep.pool.datasets.history import past_of
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard
@@ -40,8 +41,8 @@ class DestroyPlan:
     snapshots: list[Snapshot] = field(default_factory=list)
     "Snapshots to destroy, those of `datasets` included."
     deferred: list[Snapshot] = field(default_factory=list)
-    back_to: Snapshot | None = None
-    "Everything in its dataset that is newer is destroyed: bookmarks and runs without a snapshot, too."
+    back_to: tuple[Dataset, int] | None = None
+    "A dataset and a txg: what is newer in it is destroyed, bookmarks and runs without a snapshot, too. 0: everything."
 
     def names(self) -> list[str]:
         """Names in the order in which they are destroyed."""
@@ -101,6 +102,17 @@ def plan_snapshots(view: View, name: DatasetName, spec: str, options: DestroyOpt
         later = {s.key for s in plan.deferred}
         plan.snapshots = [s for s in plan.snapshots if s.key not in later]
     check(view, plan, options)
+    return plan
+
+
+def plan_steps(view: View, dataset: Dataset, steps: list[Snapshot]) -> DestroyPlan:
+    """Destroy steps, the dataset's newest snapshots among them, and the records behind the last snapshot that stays."""
+    plan, doomed = DestroyPlan(snapshots=list(steps)), {step.key for step in steps}
+    check(view, plan, DestroyOptions())
+    # What was written where the dataset is mounted builds on the records of the steps: then they stay.
+    if head.unnamed(view.pool, dataset) is None:
+        stays = [s.txg for s in view.snapshots[dataset.id] if s.key not in doomed]
+        plan.back_to = dataset, max(stays, default=0)
     return plan
 
 
@@ -190,7 +202,7 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
 def execute(pool: Pool, plan: DestroyPlan) -> None:
     """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit."""
     segments: list[str] = []
-    rolled_back = [plan.back_to.dataset] if plan.back_to else []
+    rolled_back = [plan.back_to[0]] if plan.back_to else []
     # Under the locks of all datasets no receive begins; what was planned is checked again inside the transaction.
     with ExitStack() as stack:
         allow_open_files(len(plan.datasets))
@@ -232,10 +244,11 @@ def _recheck(pool: Pool, plan: DestroyPlan) -> None:
         if fresh or len(pool.catalog.keys("snapshot", dataset.key + "/")) != planned[dataset.id]:
             raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
     if plan.back_to:
-        newer = {s.key for s in pool.snapshots_after(plan.back_to.dataset, plan.back_to.txg)}
-        gone = pool.snapshot_at(plan.back_to.dataset.id, plan.back_to.txg) is None
+        dataset, txg = plan.back_to
+        newer = {s.key for s in pool.snapshots_after(dataset, txg)}
+        gone = txg > 0 and pool.snapshot_at(dataset.id, txg) is None
         if gone or newer - {s.key for s in plan.snapshots}:
-            raise Refused(f"cannot rollback to '{plan.back_to.name}': the dataset was changed meanwhile")
+            raise Refused(f"cannot roll back {dataset.name}: it was changed meanwhile")
 
 
 def _remove(pool: Pool, t: Transaction, plan: DestroyPlan) -> list[str]:
@@ -248,9 +261,11 @@ def _remove(pool: Pool, t: Transaction, plan: DestroyPlan) -> list[str]:
         if snapshot.dataset.id not in gone:
             pool.remove_snapshot(t, snapshot)
     if plan.back_to:
-        segments += drop_after(pool, t, plan.back_to.dataset, plan.back_to.txg)
+        segments += drop_after(pool, t, *plan.back_to)
     for dataset in plan.datasets:
         segments += pool.remove_dataset(t, dataset)
+    for dataset in {s.dataset.id: s.dataset for s in plan.snapshots if s.dataset.id not in gone}.values():
+        segments += drop_unneeded(pool, t, dataset)
     # A clone that is gone may have been all that kept its origin, if that is marked to be destroyed.
     for dataset in plan.datasets:
         if dataset.origin and pool.tree().get(dataset.origin[0]) and (origin := pool.snapshot_at(*dataset.origin)):
@@ -259,7 +274,13 @@ def _remove(pool: Pool, t: Transaction, plan: DestroyPlan) -> list[str]:
 
 
 def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[str]:
-    """Forget bookmarks and runs that are newer; returns the segments that nothing names any more."""
+    """Forget bookmarks and runs that are newer; returns the segments that nothing names any more.
+
+    Raises:
+        TryAgain: there is a newer snapshot, which needs them. Somebody has just made it.
+    """
+    if newer := pool.snapshots_after(dataset, txg):
+        raise TryAgain(f"cannot roll back {dataset.name}: {newer[-1].name} was made meanwhile")
     segments: list[str] = []
     younger = pool.catalog.after("run", dataset.key + "/", txg_key(dataset.id, txg))
     for key, run in younger:
@@ -272,6 +293,12 @@ def drop_after(pool: Pool, t: Transaction, dataset: Dataset, txg: int) -> list[s
     if state is not None and state.txg > txg:
         head.drop(t, dataset)
     return segments
+
+
+def drop_unneeded(pool: Pool, t: Transaction, dataset: Dataset) -> list[str]:
+    """Forget the runs of a dataset whose last snapshot is gone; returns the segments that nothing names any more."""
+    # A bookmark names a run that is there, and a mounted dataset's head needs its runs. A clone needs a snapshot.
+    return [] if past_of(pool, dataset) else drop_after(pool, t, dataset, 0)
 
 
 def destroy_bookmark(pool: Pool, name: BookmarkName) -> None:

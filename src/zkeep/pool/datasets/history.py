@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.store.port import Store
 from zkeep.pool.timeline.summary import FOLDER
@@ -58,6 +59,12 @@ def own_runs(pool: Pool, dataset: Dataset) -> list[Run]:
     return pool.runs.of(dataset.key).runs
 
 
-def has_runs(pool: Pool, dataset: Dataset) -> bool:
-    """Whether anything was ever received into it, or into what it is a clone of."""
-    return dataset.origin is not None or pool.catalog.last("run", dataset.key + "/") is not None
+def past_of(pool: Pool, dataset: Dataset) -> str | None:
+    """What a dataset has that a full stream would overwrite, and the way out; None: its runs, if any, are garbage."""
+    if newest := pool.newest_snapshot(dataset):
+        return f"has snapshots (eg. {newest.name}); must destroy them"
+    if head.unnamed(pool, dataset) is not None:
+        return "was written to where it was mounted; take a snapshot of that"
+    if bookmarks := pool.bookmarks(dataset):
+        return f"has bookmarks (eg. {bookmarks[-1].name}); must destroy them"
+    return None

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName
-from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets import head, keyrecords
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool, txg_key
 from zkeep.pool.store.catalog import Transaction
@@ -28,15 +28,17 @@ def promote(pool: Pool, name: DatasetName) -> None:
 
 
 def lock_both(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> None:
-    """Lock both datasets against receives and destroys. `held`: ids of datasets that are locked already.
+    """Lock both datasets against receives, destroys and mounts. `held`: ids of datasets that are locked already.
 
     Raises:
-        TryAgain: one is running.
+        TryAgain: one is running, or mounted read-write.
     """
     for dataset_id in {clone.id, *(clone.origin[:1] if clone.origin else ())} - held:
         dataset = pool.by_id(dataset_id)
         busy = f"cannot promote {clone.name}: {dataset.name} is busy"
         stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
+        # A mount commits on top of the newest state of its dataset, which may move to the other one.
+        stack.enter_context(head.not_mounted(pool, dataset, f"cannot promote {clone.name}: {dataset.name}"))
         held.add(dataset_id)
 
 

@@ -25,7 +25,7 @@ def plan_rollback(view: View, name: SnapshotName, options: DestroyOptions) -> De
     snapshot = view.pool.snapshot(name)
     # Everything newer goes: snapshots, bookmarks, and with -R clones of them with all that is below.
     newer = [s for s in view.snapshots[snapshot.dataset.id] if s.txg > snapshot.txg]
-    plan = DestroyPlan(snapshots=list(newer), back_to=snapshot)
+    plan = DestroyPlan(snapshots=list(newer), back_to=(snapshot.dataset, snapshot.txg))
     bookmarks = [b for b in view.pool.bookmarks(snapshot.dataset) if b.txg > snapshot.txg]
     things: list[Snapshot | Bookmark] = [*newer, *bookmarks]
     if things and not (options.recursive or options.clones):

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Damaged, TryAgain
 from zkeep.names import MAX_UINT64
-from zkeep.pool.datasets import contents, summaries
-from zkeep.pool.datasets.history import history_of
+from zkeep.pool.datasets import contents, destroy, summaries
+from zkeep.pool.datasets.history import history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import READERS, discard, reading
 from zkeep.pool.maintenance.step import ChangedError, CompactionStep, is_raw
@@ -121,9 +121,20 @@ class _Work:
     def dataset(self, dataset: Dataset, wasted: float = tiers.WASTED) -> None:
         """Do everything that is worthwhile, step by step, until the budget is used up."""
         with suppress(TryAgain), self.pool.store.lock(f"compact-{dataset.id}"):
+            self._forget(dataset)
             refused: set[int] = set()
             while self._step(dataset, wasted, refused):
                 pass
+
+    def _forget(self, dataset: Dataset) -> None:
+        """Drop the runs of a dataset that has nothing left that needs them."""
+        if past_of(self.pool, dataset) or not self.pool.runs.count(dataset.key):
+            return
+        size = sum(int(run.doc["file_bytes"]) for run in self.pool.runs.of(dataset.key).runs)
+        with self.pool.transaction() as t:
+            segments = destroy.drop_unneeded(self.pool, t, dataset)
+        self.report.freed += size if segments else 0
+        discard(self.pool, segments)
 
     def _step(self, dataset: Dataset, wasted: float, refused: set[int]) -> bool:
         """Do the first thing that can be done. `refused`: txgs of runs that could not be touched."""

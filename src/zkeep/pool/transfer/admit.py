@@ -14,7 +14,7 @@ from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.begin import Opening, number, rewrapped
-from zkeep.pool.datasets.history import has_runs
+from zkeep.pool.datasets.history import past_of
 from zkeep.pool.datasets.keyrecords import wrap_fields
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
@@ -128,8 +128,8 @@ def _admit_full(
     if dataset is None:
         _refuse_orphan(pool, where, target)
         return ReceivePlan(opening, begin, None, None, False, [])
-    if pool.newest_snapshot(dataset) or has_runs(pool, dataset):
-        raise Refused(f"{where}: destination has snapshots; destroy them, or receive under another name")
+    if past := past_of(pool, dataset):
+        raise Refused(f"{where}: destination {past}, or receive under another name")
     if dataset.origin:
         raise Refused(f"{where}: destination is a clone")
     if not target.force:
@@ -265,18 +265,17 @@ def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Rece
     where = f"cannot receive incremental stream into {target.name}"
     if not begin.flags & BeginFlag.CLONE and target.origin is None:
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
-    newest = pool.newest_snapshot(dataset)
     if not target.force:
         raise Refused(f"{where}: the stream is of a clone and destination exists; must specify -F to overwrite it")
-    has = f"snapshots (eg. {newest.name}); must destroy them" if newest else "an origin; must destroy it"
-    raise Refused(f"{where}: the stream is of a clone and destination has {has} to overwrite it")
+    past = past_of(pool, dataset) or "has an origin; must destroy it"
+    raise Refused(f"{where}: the stream is of a clone and destination {past} to overwrite it")
 
 
 def _admit_clone(
     pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: ReceiveTarget
 ) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
-    if dataset is not None and (pool.newest_snapshot(dataset) or dataset.origin or has_runs(pool, dataset)):
+    if dataset is not None and (dataset.origin or past_of(pool, dataset)):
         _refuse_overwriting(pool, begin, dataset, target)
     source = clone_source(pool, where, begin, target)
     if not (begin.flags & BeginFlag.CLONE or target.origin):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
+from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
@@ -78,6 +79,13 @@ def replicate_names(
         # 3. Names: of snapshots, then of datasets as far as their parents are here.
         _rename_snapshots(work, matched)
         settled = _rename_datasets(work, local, matched, place)
+        # 4. Nothing is taken away from under a mount that is written to.
+        for before in local:
+            now = pool.tree().get(before.id)
+            if now is None or now.name != before.name:
+                verb = "destroy" if now is None else "rename"
+                cannot = f"cannot {verb} {before.name} as at the source"
+                stack.enter_context(head.not_mounted(pool, before, cannot))
     discard(pool, segments)
     return settled
 

@@ -23,7 +23,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge, head
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.destroy import drop_after, lock_name
-from zkeep.pool.datasets.history import History, has_runs, history_of
+from zkeep.pool.datasets.history import History, history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard, reading
@@ -164,11 +164,11 @@ class ReceiveSession:
             dataset = self._current_dataset(t)
             # Then the dataset, its newer snapshots (-F), the run and the snapshot; the registration goes with them.
             dataset = self._update_dataset(t, dataset)
-            dropped: list[str] = []
-            if source is not None and not self._plan.clone:
-                for doomed in self._plan.doomed:
-                    self._pool.remove_snapshot(t, doomed)
-                dropped = drop_after(self._pool, t, dataset, source.txg)
+            for doomed in self._plan.doomed:
+                self._pool.remove_snapshot(t, doomed)
+            # One that begins again, as what was there was destroyed, may have runs that nothing needs.
+            goes_back_to = source.txg if source is not None and not self._plan.clone else 0
+            dropped = drop_after(self._pool, t, dataset, goes_back_to)
             snapshot = self._put_snapshot(t, dataset, tally)
             # End the receive; a source whose destruction waited for it is destroyed now.
             self._registration.remove(t)
@@ -198,7 +198,8 @@ class ReceiveSession:
         if now is None:
             raise Refused(f"{where}: the dataset was destroyed meanwhile")
         refuse_open_streams(self._pool, self._plan.begin, now, self._target)
-        if source is None and (self._pool.newest_snapshot(now) or has_runs(self._pool, now)):
+        begins = source is None or self._plan.clone
+        if (source is None and now.origin) or (begins and past_of(self._pool, now)):
             raise Refused(f"{where}: the dataset was received into meanwhile")
         refuse_needed(self._pool, where, self._plan.doomed)
         return now
@@ -378,6 +379,8 @@ def give_up(pool: Pool, dataset: Dataset) -> None:
             source = pool.snapshot_at(*state["source"]) if state["source"] else None
             if source is not None:
                 remove_if_deferred(pool, t, source)
-            if state["new"] and not pool.snapshots(dataset):
+            # A dataset that was made for it goes with it, unless something else is in it by now.
+            empty = head.newest_state(pool, dataset) is None and pool.tree().within(dataset) == [dataset]
+            if state["new"] and empty:
                 pool.remove_dataset(t, dataset)
     discard(pool, state["tally"]["segments"])

@@ -14,8 +14,7 @@ from zkeep.format.records import Begin, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.contents import STEP
-from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-from zkeep.pool.datasets.orphans import discard
+from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.types import Doc
 
@@ -54,12 +53,7 @@ def make_way(pool: Pool, begin: Begin, name: DatasetName) -> None:
         if len(steps) == len(snapshots) and _was_made_for(steps[0]):
             destroy.execute(pool, destroy.plan_dataset(View(pool), name, destroy.DestroyOptions(recursive=True)))
         else:
-            _remove(pool, dataset, steps)
-            # What came after the newest snapshot is no part of anything.
-            last = pool.newest_snapshot(dataset)
-            with pool.transaction() as t:
-                dropped = destroy.drop_after(pool, t, pool.by_id(dataset.id), last.txg if last is not None else 0)
-            discard(pool, dropped)
+            destroy.execute(pool, destroy.plan_steps(View(pool), dataset, steps))
 
 
 def remove_older(pool: Pool, name: DatasetName) -> None:
@@ -69,9 +63,5 @@ def remove_older(pool: Pool, name: DatasetName) -> None:
     if dataset is not None and steps:
         done = f"the newest snapshot of {name} is received"
         with pool.afterwards(done, "the next stream"), suppress(Refused):
-            _remove(pool, dataset, steps)
-
-
-def _remove(pool: Pool, dataset: Dataset, steps: list[Snapshot]) -> None:
-    names = ",".join(str(step.doc["name"]) for step in steps)
-    destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.DestroyOptions()))
+            names = ",".join(str(step.doc["name"]) for step in steps)
+            destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.DestroyOptions()))
