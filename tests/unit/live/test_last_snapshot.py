@@ -10,7 +10,9 @@ import pytest
 from livekit import OWNER, live
 
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.model import Pool
+from zkeep.pool.datasets.view import View
 
 Zkeep = Callable[..., int]
 
@@ -31,6 +33,23 @@ def runs(tmp_path: Path) -> int:
 def sound(zkeep: Zkeep, tmp_path: Path, snapshot: str) -> bool:
     key = f"file://{tmp_path / 'key'}"
     return zkeep("pool", "scrub", "v") == 0 == zkeep("verify", "-L", key, snapshot) and runs(tmp_path) == 1
+
+
+def used(tmp_path: Path) -> int:
+    with Pool.open(tmp_path / "pool") as pool:
+        view = View(pool)
+        return view.figures(pool.dataset(DatasetName("v"))).used.stored
+
+
+def test_what_its_last_snapshot_gives_back_is_said_before(zkeep: Zkeep, tmp_path: Path, source: Path) -> None:
+    assert zkeep("snapshot", "--from", str(source), "v/home@a") == 0
+    before = used(tmp_path)
+    with Pool.open(tmp_path / "pool") as pool:
+        view = View(pool)
+        plan = destroy.plan_snapshots(view, DatasetName("v/home"), "a", destroy.DestroyOptions())
+        said = destroy.reclaims(view, plan)
+    assert zkeep("destroy", "v/home@a") == 0
+    assert said == before - used(tmp_path) > 0
 
 
 def test_a_folder_is_stored_again(zkeep: Zkeep, tmp_path: Path, source: Path) -> None:

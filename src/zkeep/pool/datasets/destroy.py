@@ -193,6 +193,11 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
     for key, run in view.pool.catalog.scan("run"):
         runs.setdefault(int(key.partition("/")[0]), []).append(run)
     pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.all_snapshots.items()}
+    # With its last snapshot a dataset's runs go, too, unless something else needs them: see drop_unneeded().
+    for dataset in {s.dataset.id: s.dataset for s in plan.snapshots if not pins.get(s.dataset.id)}.values():
+        kept_by = view.pool.bookmarks(dataset) or dataset.doc.get("live") or head.unnamed(view.pool, dataset)
+        if dataset.id not in gone and not kept_by:
+            runs.pop(dataset.id, None)
     kept = {i: d.doc for i, d in view.tree.by_id.items() if i not in gone}
     top = view.tree.find(DatasetName(view.pool.name))
     assert top is not None  # every pool has one
