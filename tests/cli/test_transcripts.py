@@ -84,7 +84,7 @@ $ zkeep create -p -o quota=1G -o org.x:owner=ann vault/a/b
 $ zkeep list -r vault/a
 NAME        USED  AVAIL  REFER  MOUNTPOINT
 vault/a       0B  ?     0B  /vault/a
-vault/a/b     0B     1G     0B  /vault/a/b
+vault/a/b     0B  1024M     0B  /vault/a/b
 $ zkeep get quota,org.x:owner,blind vault/a/b
 NAME       PROPERTY     VALUE        SOURCE
 vault/a/b  quota        1G           local
@@ -166,7 +166,7 @@ would reclaim 512K
 $ zkeep destroy -np vault/a@%
 destroy	vault/a@mon
 destroy	vault/a@tue
-reclaim	524288
+reclaim	2097152
 $ zkeep hold -r keep vault/a@mon
 """,
     )

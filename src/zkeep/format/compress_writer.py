@@ -18,7 +18,7 @@ from typing import Any
 
 from zkeep.format.compress import Compression
 from zkeep.format.dnode import SECTOR
-from zkeep.format.zstd_levels import FIRST_FAST, ZSTD_FAST
+from zkeep.zstd_levels import FIRST_FAST, ZSTD_FAST
 
 Buffer = bytes | bytearray | memoryview
 Compress = Callable[[Buffer], tuple[Buffer, int]]

@@ -89,8 +89,9 @@ def _answer(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
 
 
 def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still, *, wants_head: bool) -> None:
-    with still():
+    with ExitStack() as stack:
         try:
+            stack.enter_context(still())
             pool = dataset.pool
             clean = wants_head and head.unnamed(pool, pool.dataset(dataset.name)) is None
             dataset.commit(even_if_clean=clean)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from zkeep.live import protocol as p
 from zkeep.live.errors import fail
+from zkeep.live.files import SEEK_DATA
 from zkeep.live.protocol import Op, Request
 
 NAME = b".zfs"
@@ -21,6 +22,9 @@ STATUS = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_blksize")
 
 class Snapshots(Protocol):
     """Shows the snapshots that there are, as the operations of a read-only mount."""
+
+    version: int
+    "Another one whenever other snapshots are shown."
 
     def operations(self) -> Any:
         """None: there is no snapshot."""
@@ -40,11 +44,13 @@ class ControlFolder:
         self._nodes: dict[str, int] = {}
         self._uses: dict[int, int] = {}
         self._next = FIRST_NODE
+        self._version = -1
         self._answers = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
             Op.READLINK: self._readlink,
             Op.READ: self._read,
+            Op.LSEEK: self._lseek,
             Op.OPENDIR: self._opendir,
             Op.READDIR: self._readdir,
             Op.READDIRPLUS: self._readdir,
@@ -72,14 +78,21 @@ class ControlFolder:
         self._uses[node] = self._uses.get(node, 0) - times
         if self._uses[node] <= 0:
             self._uses.pop(node)
-            self._nodes.pop(self._paths.pop(node, ""), None)
+            path = self._paths.pop(node, "")
+            if self._nodes.get(path) == node:
+                self._nodes.pop(path)
 
     def rest(self) -> None:
-        if self._snapshots is not None and len(self._paths) <= 1:
+        # What the kernel remembers are paths: they are opened again when it asks.
+        if self._snapshots is not None:
             self._snapshots.rest()
 
     def _entry(self, found: Any, path: str) -> bytes:
         status = found.getattr(path)
+        # A name may lead to another snapshot now, and the kernel may keep what it knows of a node: so it is a new one.
+        if self._snapshots is not None and self._snapshots.version != self._version:
+            self._version = self._snapshots.version
+            self._nodes.clear()
         if path not in self._nodes:
             self._nodes[path], self._paths[self._next] = self._next, path
             self._next += 1
@@ -99,6 +112,14 @@ class ControlFolder:
     def _read(self, found: Any, path: str, request: Request) -> bytes:
         _, offset, size, *_ = p.READ_IN.unpack_from(request.body)
         return bytes(found.read(path, size, offset, 0))
+
+    def _lseek(self, found: Any, path: str, request: Request) -> bytes:
+        """All of a file counts as data, to its end."""
+        _, offset, whence, _ = p.LSEEK_IN.unpack_from(request.body)
+        size = found.getattr(path)["st_size"]
+        if offset >= size:
+            fail(errno.ENXIO)
+        return p.OFFSET.pack(offset if whence == SEEK_DATA else size)
 
     def _opendir(self, found: Any, path: str, request: Request) -> bytes:
         found.getattr(path)

@@ -56,6 +56,8 @@ PER_INODE = 1 << 10
 "Bytes that a file that changed takes beside its content, about."
 LAST_TRIES = 30.0
 "Seconds for which the last commit is tried again while another process is in the way."
+SOON = 15.0
+"Seconds for which one is that somebody waits for."
 SLACK = 1 << 20
 "Bytes that are kept free, so that files can still be removed."
 MAX_LISTED = 1 << 16
@@ -99,6 +101,8 @@ class LiveDataset:
         self._stack = ExitStack()
         self._opened = ExitStack()
         self._room_known: int | None = None
+        self._dirty_xattrs = 0
+        "Bytes of extended attributes that wait for the next commit."
         self._runs = 0
         "How many runs the dataset had when they were merged last."
         self._freed: set[int] = set()
@@ -149,23 +153,28 @@ class LiveDataset:
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._stack:
-            if kind is None:
-                try:
-                    self._commit_last()
-                except Exception as error:
-                    self._on_lost(error)
+            # Whatever ended the mount, what waits in memory is whole.
+            try:
+                self._commit_last()
+            except Exception as error:
+                self._on_lost(error)
+                if kind is None:
                     raise
 
     def _commit_last(self) -> None:
         """Commit at the end. If another process is in the way, try again for a while: what is left then is lost."""
-        deadline = time.monotonic() + LAST_TRIES
+        with self.lock:
+            self.commit_soon(LAST_TRIES)
+
+    def commit_soon(self, seconds: float = SOON) -> None:
+        """Commit; if another process is in the way, try again for a while, as nothing is wrong yet."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
-                with self.lock:
-                    self.commit()
+                self.commit()
                 return
             except TryAgain:
-                if time.monotonic() >= deadline:
+                if self.is_stale or time.monotonic() >= deadline:
                     raise
             time.sleep(RETRY)
 
@@ -268,6 +277,7 @@ class LiveDataset:
         """Replace all extended attributes."""
         self._free_xattrs(inode)
         inode.fields.xattrs, inode.large, inode.new_xattrs = xattrs, {}, True
+        self._dirty_xattrs += sum(len(name) + len(value) for name, value in xattrs.items())
         self.touch(inode)
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
@@ -335,13 +345,13 @@ class LiveDataset:
         What waits is counted as it is. If that is too much, it is committed, as it may have become less.
         """
         if self._needed(size) > self._room():
-            self.commit()
+            self.commit_soon()
             if self._needed(size) > self._room():
                 quotas = View(self.pool).quota_room(self.pool.dataset(self.name))
                 fail(errno.ENOSPC if quotas is None else errno.EDQUOT)
 
     def _needed(self, size: int) -> int:
-        return self.contents.dirty + size + PER_INODE * len(self.changed) + SLACK
+        return self.contents.dirty + self._dirty_xattrs + size + PER_INODE * len(self.changed) + SLACK
 
     def _room(self) -> int:
         """Bytes that quotas and disk leave, as they were at the last commit, or when most of it was used."""
@@ -360,12 +370,12 @@ class LiveDataset:
 
     def commit_if_large(self) -> None:
         """Commit where as much waits as may. If another process is in the way, more may wait for a while."""
-        if self.contents.dirty < MAX_DIRTY and len(self.changed) < MAX_CHANGED:
+        if self.contents.dirty + self._dirty_xattrs < MAX_DIRTY and len(self.changed) < MAX_CHANGED:
             return
         try:
             self.commit()
         except TryAgain:
-            if self.contents.dirty >= 4 * MAX_DIRTY:
+            if self.contents.dirty + self._dirty_xattrs >= 4 * MAX_DIRTY:
                 raise
 
     def commit(self, *, even_if_clean: bool = False) -> None:
@@ -419,6 +429,7 @@ class LiveDataset:
             self.contents.forget(inode)
             inode.committed(*pending.places[inode.number])
         self.changed.clear()
+        self._dirty_xattrs = 0
         self.numbers.end = next_number
         for number in pending.freed:
             self.numbers.give_back(number)

@@ -92,14 +92,18 @@ class Device:
 
     def serve(self, answer: Answer) -> None:
         """Until it is unmounted, or a signal ends it: then it is unmounted here."""
-        with self._signals():
-            try:
+        try:
+            with self._signals():
                 self._serve(answer)
-            except _Ended:
-                self._ended = True
-        os.close(self._fd)
-        if self._ended:
-            unmount(self._folder)
+        except _Ended:
+            pass
+        except BaseException:
+            self._ended = True  # nobody will answer: who asks gets an error, and waits no longer
+            raise
+        finally:
+            os.close(self._fd)
+            if self._ended:
+                unmount(self._folder)
 
     def _serve(self, answer: Answer) -> None:
         buffer = bytearray(ROOM)
@@ -117,6 +121,9 @@ class Device:
         """The length of the next request; 0: there will be none any more."""
         self._is_waiting = True
         try:
+            # A signal that came just before only said so.
+            if self._ended:
+                raise _Ended
             while True:
                 try:
                     return os.readv(self._fd, [buffer])
@@ -135,7 +142,9 @@ class Device:
             os.writev(self._fd, [head, body] if body else [head])
         except OSError as error:
             if error.errno not in (*GONE, errno.ENOENT):
-                raise
+                # The kernel does not like the answer. One request fails then, and not the mount.
+                with suppress(OSError):
+                    os.write(self._fd, HEADER_OUT.pack(HEADER_OUT.size, -errno.EIO, unique))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

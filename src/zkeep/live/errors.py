@@ -6,6 +6,10 @@ import os
 from typing import NoReturn
 
 
+class CallError(OSError):
+    """A system call fails with this errno. Any other OSError is one of the pool's own files."""
+
+
 def fail(number: int) -> NoReturn:
-    """Raise OSError with an errno."""
-    raise OSError(number, os.strerror(number))
+    """Raise CallError with an errno."""
+    raise CallError(number, os.strerror(number))

@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.format.posix_acl import ACCESS
 from zkeep.live import protocol as p
+from zkeep.live.answers import SECOND, Page, attributes_of
 from zkeep.live.control_folder import FIRST_NODE, NAME, ControlFolder, Snapshots
 from zkeep.live.device import Device, mount
-from zkeep.live.errors import fail
+from zkeep.live.errors import CallError, fail
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
 from zkeep.live.protocol import Op, Request
@@ -31,15 +33,14 @@ from zkeep.tree.filesystem import OBJECT_BITS, NoSuchFile
 
 INTERVAL = 5.0
 "Seconds after which what was done is committed."
-BLOCK = 512
 FOREVER = 86_400
 "Seconds for which the kernel may keep names and attributes."
-SECOND = 1_000_000_000
 BACKGROUND, CONGESTED = 64, 48
 "Requests that nobody waits for, such as reading ahead: how many there may be, and when they are many."
 WANTED = (
     *(p.ASYNC_READ, p.BIG_WRITES, p.AUTO_INVAL_DATA, p.DO_READDIRPLUS, p.READDIRPLUS_AUTO),
     *(p.PARALLEL_DIROPS, p.MAX_PAGES, p.CACHE_SYMLINKS, p.HANDLE_KILLPRIV_V2),
+    p.SETXATTR_EXT,
 )
 CHANGING = frozenset(
     {
@@ -49,6 +50,7 @@ CHANGING = frozenset(
 )
 "Operations that fail once nothing can be committed any more, as what they do would be lost."
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 Body = bytes | bytearray | memoryview
 Log = Callable[[str], object]
 
@@ -73,6 +75,8 @@ class Operations:
         self._on_mounted = on_mounted
         self._acls = acls
         self._ended = threading.Event()
+        self._agreed = 0
+        "What was agreed upon in INIT."
         self._listings: dict[int, list[tuple[bytes, int]]] = {}
         "Entries of the folders that are open, by handle, as they were when somebody began to read them."
         self._next_handle = 1
@@ -98,7 +102,6 @@ class Operations:
             Op.GETXATTR: self._getxattr,
             Op.LISTXATTR: self._listxattr,
             Op.REMOVEXATTR: self._removexattr,
-            Op.INIT: self._init,
             Op.OPENDIR: self._opendir,
             Op.READDIR: self._readdir,
             Op.READDIRPLUS: self._readdirplus,
@@ -118,27 +121,37 @@ class Operations:
             return None
         if op == Op.INTERRUPT:
             return None
+        if op == Op.INIT:
+            return 0, self._init(request)  # if that fails there is no mount
         method = self._answers.get(op)
         if method is None:
             return errno.ENOSYS, b""
         try:
             with self._dataset.lock:
-                if self._dataset.is_stale and op in CHANGING:
-                    raise Refused("something else was written to the dataset: nothing can be committed any more")
-                if request.node >= FIRST_NODE:
-                    return 0, self._control.answer(request)
-                return 0, method(request)
+                return self._answer(request, method)
         except Exception as error:
-            return self._errno_of(f"{Op(op).name} of object {self._number(request.node)}", error), b""
+            # Nothing may be read here: what cannot be read may be why this failed.
+            return self._errno_of(f"{Op(op).name} of node {request.node}", error), b""
+
+    def _answer(self, request: Request, method: Callable[[Request], Body]) -> tuple[int, Body]:
+        if self._dataset.is_stale and request.op in CHANGING:
+            raise Refused("something else was written to the dataset: nothing can be committed any more")
+        if request.node < FIRST_NODE or request.op == Op.STATFS:
+            return 0, method(request)
+        try:
+            return 0, self._control.answer(request)
+        except OSError as error:
+            return error.errno or errno.EIO, b""
 
     def _errno_of(self, what: str, error: Exception) -> int:
+        """The errno for who asked. An error of the pool's own files is none of its call's, but for a full disk."""
         if isinstance(error, NoSuchFile):
             return errno.ENOENT
         if isinstance(error, QuotaExceeded):
             return errno.EDQUOT
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
+        if isinstance(error, CallError) or (isinstance(error, OSError) and error.errno in FULL):
+            return error.errno or errno.EIO
+        text = str(error) if isinstance(error, ZkeepError | OSError) else f"unexpected {type(error).__name__}: {error}"
         self._log(f"{what}: {text}")
         return errno.EIO
 
@@ -149,18 +162,17 @@ class Operations:
         if major != p.MAJOR:
             raise Refused(f"the kernel speaks version {major} of FUSE, and not {p.MAJOR}")
         wanted = sum(WANTED) | (p.POSIX_ACL | p.DONT_MASK if self._acls else 0)
+        self._agreed = offered & wanted
         pages = p.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
         limits = (BACKGROUND, CONGESTED, p.MAX_WRITE, 1, pages, 0)
         threading.Thread(target=self._commit_at_times, daemon=True).start()
         self._on_mounted()
-        return p.INIT_OUT.pack(p.MAJOR, p.MINOR, read_ahead, offered & wanted, *limits, 0, 0)
+        return p.INIT_OUT.pack(p.MAJOR, p.MINOR, read_ahead, self._agreed, *limits, 0, 0)
 
     def _commit_at_times(self) -> None:
         while not self._ended.wait(INTERVAL):
             try:
                 with self.still():
-                    if self._ended.is_set():
-                        return
                     self._dataset.commit()
                     self._dataset.forget_unused()
                     self._control.rest()
@@ -169,8 +181,14 @@ class Operations:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Nothing changes while this is held, and no change is half done."""
+        """Nothing changes while this is held, and no change is half done.
+
+        Raises:
+            TryAgain: it was unmounted.
+        """
         with self._dataset.lock:
+            if self._ended.is_set():
+                raise TryAgain("it is being unmounted")
             yield
 
     def end(self) -> None:
@@ -198,7 +216,7 @@ class Operations:
         """An answer by which the kernel learns of a file."""
         self._dataset.use(inode)
         found = inode.number, inode.fields.generation
-        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *_attributes(inode))
+        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *attributes_of(inode))
 
     def _lookup(self, request: Request) -> bytes:
         name = p.name_in(request.body)
@@ -206,7 +224,9 @@ class Operations:
             return control
         try:
             return self._entry(self.files.find(self._inode(request.node), name))
-        except FileNotFoundError:
+        except CallError as error:
+            if error.errno != errno.ENOENT:
+                raise
             # The kernel keeps that a name is not there as well. Only .zfs comes by itself, with the first snapshot.
             kept = 0 if name == NAME and request.node == p.ROOT else FOREVER
             return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
@@ -230,7 +250,7 @@ class Operations:
     # Attributes
 
     def _attributes_of(self, inode: Inode) -> bytes:
-        return p.ATTR_OUT.pack(FOREVER, 0, 0, *_attributes(inode))
+        return p.ATTR_OUT.pack(FOREVER, 0, 0, *attributes_of(inode))
 
     def _getattr(self, request: Request) -> bytes:
         return self._attributes_of(self._inode(request.node))
@@ -259,7 +279,15 @@ class Operations:
 
     # Names
 
+    def _new_name(self, node: int, name: bytes) -> bytes:
+        """A name that may be given: .zfs is taken, also while there are no snapshots."""
+        if node == p.ROOT and name == NAME:
+            fail(errno.EEXIST)
+        return name
+
     def _make(self, request: Request, name: bytes | None, mode: int, umask: int, rdev: int = 0) -> Inode:
+        if name is not None:
+            self._new_name(request.node, name)
         owner = request.uid, request.gid
         folder = self._inode(request.node)
         # Without ACLs the kernel has applied the umask already.
@@ -286,6 +314,7 @@ class Operations:
 
     def _symlink(self, request: Request) -> bytes:
         name, target = p.names_in(request.body)
+        self._new_name(request.node, name)
         folder, owner = self._inode(request.node), (request.uid, request.gid)
         return self._entry(self.files.make(folder, name, stat.S_IFLNK | 0o777, owner, target=target))
 
@@ -297,7 +326,8 @@ class Operations:
         if node >= FIRST_NODE:
             fail(errno.EXDEV)
         inode = self._inode(node)
-        self.files.link(inode, self._inode(request.node), p.name_in(request.body, p.OFFSET.size))
+        name = self._new_name(request.node, p.name_in(request.body, p.OFFSET.size))
+        self.files.link(inode, self._inode(request.node), name)
         return self._entry(inode)
 
     def _unlink(self, request: Request) -> bytes:
@@ -317,6 +347,8 @@ class Operations:
         if node >= FIRST_NODE:
             fail(errno.EROFS)
         old, new = p.names_in(request.body, start)
+        self._new_name(request.node, old)
+        self._new_name(node, new)
         self.files.rename(self._inode(request.node), old, self._inode(node), new, flags)
         return b""
 
@@ -340,7 +372,7 @@ class Operations:
     def _readdir(self, request: Request) -> Body:
         handle, offset, room, *_ = p.READ_IN.unpack_from(request.body)
         inode = self._inode(request.node)
-        out = _Page(room)
+        out = Page(room)
         kind = stat.S_IFDIR >> 12
         dots = [(b".", inode.number | kind << 60), (b"..", inode.fields.parent | kind << 60)]
         listing = self._listing(inode, handle, offset)
@@ -354,7 +386,7 @@ class Operations:
         """The same with attributes, so that nobody needs to ask for those one by one."""
         handle, offset, room, *_ = p.READ_IN.unpack_from(request.body)
         inode = self._inode(request.node)
-        out = _Page(room)
+        out = Page(room)
         nothing, kind = bytes(p.ENTRY_OUT.size), stat.S_IFDIR >> 12
         dots = [(b".", inode.number | kind << 60), (b"..", inode.fields.parent | kind << 60)]
         listing = self._listing(inode, handle, offset)
@@ -364,9 +396,18 @@ class Operations:
             if not out.has_room(p.ENTRY_OUT.size + len(entry)):
                 break
             # One that was removed since is listed without attributes; a LOOKUP of it says that it is not there.
-            found = self._dataset.find(inode, name) if at >= 2 else None
+            found = self._listed(request.node, inode, name) if at >= 2 else None
             out.add((self._entry(found) if found is not None else nothing) + entry)
         return out.body
+
+    def _listed(self, node: int, folder: Inode, name: bytes) -> Inode | None:
+        """A file whose attributes are told with its name; None: who wants them asks, and is told what is wrong."""
+        if node == p.ROOT and name == NAME:
+            return None
+        try:
+            return self._dataset.find(folder, name)
+        except (ZkeepError, OSError):
+            return None
 
     # Files
 
@@ -385,7 +426,10 @@ class Operations:
 
     def _fallocate(self, request: Request) -> bytes:
         _, offset, size, mode, _ = p.FALLOCATE_IN.unpack_from(request.body)
-        self.files.allocate(self._inode(request.node), mode, offset, size)
+        inode = self._inode(request.node)
+        self.files.allocate(inode, mode, offset, size)
+        if request.uid:  # the kernel leaves that to us, and does not say whether it is to be
+            self.files.drop_privileges(inode)
         return b""
 
     def _lseek(self, request: Request) -> bytes:
@@ -393,7 +437,7 @@ class Operations:
         return p.OFFSET.pack(self.files.seek(self._inode(request.node), offset, whence))
 
     def _fsync(self, request: Request) -> bytes:
-        self._dataset.commit()
+        self._dataset.commit_soon()
         return b""
 
     # Extended attributes
@@ -407,48 +451,21 @@ class Operations:
         return p.sized(request.body, self.files.xattrs.get(self._inode(request.node), name))
 
     def _setxattr(self, request: Request) -> bytes:
-        size, flags = p.XATTR_IN.unpack_from(request.body)
-        rest = bytes(request.body[p.XATTR_IN.size :])
+        layout = p.SETXATTR_IN if self._agreed & p.SETXATTR_EXT else p.XATTR_IN
+        size, flags, *more = layout.unpack_from(request.body)
+        rest = bytes(request.body[layout.size :])
         name, _, value = rest.partition(b"\0")
-        self.files.xattrs.set(self._inode(request.node), name, value[:size], flags)
+        inode = self._inode(request.node)
+        self.files.xattrs.set(inode, name, value[:size], flags)
+        # An ACL makes new bits for the group; who is not in the group must not gain what a program does as that group.
+        if more and more[0] & p.ACL_KILLS_SGID and name == ACCESS:
+            inode.fields.mode &= ~stat.S_ISGID
+        self._dataset.commit_if_large()
         return b""
 
     def _removexattr(self, request: Request) -> bytes:
         self.files.xattrs.remove(self._inode(request.node), p.name_in(request.body))
         return b""
-
-
-class _Page:
-    """Entries of a folder, as many as an answer has room for."""
-
-    def __init__(self, room: int) -> None:
-        self.body = bytearray()
-        self._room = room
-
-    def has_room(self, size: int) -> bool:
-        return len(self.body) + size <= self._room
-
-    def add(self, entry: bytes) -> bool:
-        """Whether there was room for it."""
-        if not self.has_room(len(entry)):
-            return False
-        self.body += entry
-        return True
-
-
-def _attributes(inode: Inode) -> tuple[int, ...]:
-    """What stat() tells, in the order of the protocol."""
-    fields = inode.fields
-    size = fields.size
-    atime, atime_ns = divmod(fields.atime, SECOND)
-    mtime, mtime_ns = divmod(fields.mtime, SECOND)
-    ctime, ctime_ns = divmod(fields.ctime, SECOND)
-    device = os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF) & 0xFFFFFFFF if fields.rdev else 0
-    return (
-        *(inode.number, size, (size + BLOCK - 1) // BLOCK),
-        *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
-        *(fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0),
-    )
 
 
 def serve(operations: Operations, folder: str, name: str, options: list[str]) -> None:

@@ -74,6 +74,8 @@ POSIX_ACL = 1 << 20
 "The kernel enforces ACLs."
 MAX_PAGES = 1 << 22
 CACHE_SYMLINKS = 1 << 23
+SETXATTR_EXT = 1 << 29
+"SETXATTR says when an ACL takes set-group-ID from a file."
 HANDLE_KILLPRIV_V2 = 1 << 28
 "We take set-user-ID and capabilities from a file that is written or gets another owner."
 
@@ -82,6 +84,8 @@ SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME = (1 << bit for bit i
 ATIME_NOW, MTIME_NOW = 1 << 7, 1 << 8
 KILL_IDS = 1 << 11
 "With SET_SIZE: the file loses set-user-ID and set-group-ID."
+ACL_KILLS_SGID = 1 << 0
+"A flag of SETXATTR: who sets the ACL is not in the file's group."
 WRITE_KILLS_IDS = 1 << 2
 "The same, as a flag of WRITE."
 
@@ -113,6 +117,8 @@ READ_IN = Struct("=QQIIQII")
 WRITE_IN = READ_IN
 FSYNC_IN = Struct("=QII")
 XATTR_IN = Struct("=II")
+SETXATTR_IN = Struct("=IIII")
+"With SETXATTR_EXT; without it, as XATTR_IN."
 FALLOCATE_IN = Struct("=QQQII")
 LSEEK_IN = Struct("=QQII")
 FORGET_IN = Struct("=Q")

@@ -17,6 +17,8 @@ CREATE, REPLACE = 1, 2
 NAMESPACES = (b"user.", b"trusted.", b"security.")
 CAPABILITIES = b"security.capability"
 MAX_VALUE = 64 << 10
+MAX_NAMES = 64 << 10
+"Bytes of all names of a file's extended attributes, each with a zero byte: as many as a kernel lists."
 MAX_ALL = 1 << 20
 "Bytes of all extended attributes of a file."
 
@@ -49,6 +51,9 @@ class Xattrs:
             fail(errno.E2BIG)
         if sum(len(n) + len(v) for n, v in every.items()) + len(value) > MAX_ALL:
             fail(errno.ENOSPC)
+        if sum(len(each) + 1 for each in {*every, name}) > MAX_NAMES:
+            fail(errno.ENOSPC)
+        self._dataset.check_room(len(value))
         if name in (ACCESS, DEFAULT):
             self._set_acl(inode, name, value)
             return

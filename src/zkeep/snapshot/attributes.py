@@ -39,9 +39,15 @@ class Attributes:
         large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
         # They are stored in the bonus or the spill block as long as there is room; the largest ones move out first.
         small = {name: value for name, value in xattrs.items() if name not in large}
-        while small and len(pack_xattrs(small)) > MAX_XATTRS:
-            name = max(small, key=lambda each: len(small[each]))
+        # In a packed list each takes the same room whichever others there are.
+        empty = len(pack_xattrs({}))
+        sizes = {name: len(pack_xattrs({name: value})) - empty for name, value in small.items()}
+        room = MAX_XATTRS - empty - sum(sizes.values())
+        for name in sorted(small, key=lambda each: len(small[each]), reverse=True):
+            if room >= 0:
+                break
             large[name] = small.pop(name)
+            room += sizes[name]
         fields.xattrs = small
         if large:
             fields.xattr_folder = self._xattr_folder(number, fields, large)

@@ -98,7 +98,8 @@ class _Snapshots:
         self._get_key = get_key
         self._log = log
         self._stack = ExitStack()
-        self._shown: list[str] = []
+        self._shown: list[int] = []
+        self.version = 0
         self._operations: ReadOnly | None = None
         self._used = 0.0
 
@@ -109,8 +110,9 @@ class _Snapshots:
         from zkeep.snapshot.open import OpenSnapshot
 
         snapshots = self._pool.snapshots(self._dataset)
-        names = [str(snapshot.doc["name"]) for snapshot in snapshots]
-        if names != self._shown or self._operations is None:
+        guids = [snapshot.guid for snapshot in snapshots]
+        self.version += guids != self._shown
+        if guids != self._shown or self._operations is None:
             self.close()
             lazy = [
                 LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, self._pool, s, self._get_key))
@@ -119,7 +121,7 @@ class _Snapshots:
             if lazy:
                 layout = self._stack.enter_context(MountLayout(lazy[-1], lazy))
                 self._operations = ReadOnly(layout, 0, self._log, lambda: None)
-            self._shown = names
+            self._shown = guids
         self._used = time.monotonic()
         return self._operations
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.errors import Refused
-from zkeep.format.zstd_levels import FIRST_FAST, ZSTD_FAST
 from zkeep.names import MAX_UINT64, MAX_USER_VALUE, is_user_property, shown
 from zkeep.pool.datasets import notify, retention
+from zkeep.zstd_levels import FIRST_FAST, ZSTD_FAST
 
 Kind = Literal["size", "count", "id", "ratio", "date", "index", "text"]
 How = Literal["inherit", "default", "once", "readonly"]

@@ -1,0 +1,43 @@
+"""Parts of the answers to FUSE: what stat() tells of a file, and a page of a folder."""
+
+from __future__ import annotations
+
+import os
+
+from zkeep.live.inode import Inode
+
+BLOCK = 512
+SECOND = 1_000_000_000
+
+
+class Page:
+    """Entries of a folder, as many as an answer has room for."""
+
+    def __init__(self, room: int) -> None:
+        self.body = bytearray()
+        self._room = room
+
+    def has_room(self, size: int) -> bool:
+        return len(self.body) + size <= self._room
+
+    def add(self, entry: bytes) -> bool:
+        """Whether there was room for it."""
+        if not self.has_room(len(entry)):
+            return False
+        self.body += entry
+        return True
+
+
+def attributes_of(inode: Inode) -> tuple[int, ...]:
+    """What stat() tells, in the order of the protocol."""
+    fields = inode.fields
+    size = fields.size
+    atime, atime_ns = divmod(fields.atime, SECOND)
+    mtime, mtime_ns = divmod(fields.mtime, SECOND)
+    ctime, ctime_ns = divmod(fields.ctime, SECOND)
+    device = os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF) & 0xFFFFFFFF if fields.rdev else 0
+    return (
+        *(inode.number, size, (size + BLOCK - 1) // BLOCK),
+        *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
+        *(fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0),
+    )
