@@ -19,7 +19,7 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.receive import ReceiveOptions, receive, receive_events
 from zkeep.pool.transfer.send import SendRequest, send
 
-CHAINS = Path(__file__).parent.parent.parent / "data" / "opened" / "chains"
+CHAINS = Path(__file__).parents[3] / "data" / "opened" / "chains"
 CHAIN = "ccm192-lzjb-8k"
 HERE, THERE = DatasetName.parse("p/a"), DatasetName.parse("p/b")
 Act = Callable[[Pool], object]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from receivekit import cut, kept, partial, stream, take, take_chain
 
 from badinput.badkit import Record, forged
 from badinput.badkit import stream as packed
+from receivekit import cut, kept, partial, stream, take, take_chain
 from zkeep.errors import BadStream, Interrupted, Refused
 from zkeep.format.events import SubEnd
 from zkeep.format.reader import read_events

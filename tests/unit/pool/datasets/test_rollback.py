@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from receivekit import receiving
 from test_namespace import add, clone, ds, names, snap
 
+from receivekit import receiving
 from zkeep.errors import Refused, TryAgain
 from zkeep.format.records import Begin
 from zkeep.names import BookmarkName

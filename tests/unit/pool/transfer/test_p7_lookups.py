@@ -24,7 +24,7 @@ from zkeep.pool.store.index import Index
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.pool.transfer.send import SendRequest, send
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[4] / "bench"))
 import scaling
 
 FEW, MANY = 20, 400

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivekit import kept, stream, take, take_chain
 
+from receivekit import kept, stream, take, take_chain
 from vectors.histories import DATA, histories, new_pool, put_together
 from vectors.histories import take_chain as take_history
 from zkeep.format.reader import read_events

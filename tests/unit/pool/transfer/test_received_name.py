@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivekit import CHAINS, REPLICATION, kept, stream, take, take_chain
 
+from receivekit import CHAINS, REPLICATION, kept, stream, take, take_chain
 from zkeep.format.events import Package, SubBegin
 from zkeep.format.reader import read_events
 from zkeep.names import DatasetName, SnapshotName

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from receivekit import cut, kept, partial, stream, take, take_chain
 
+from receivekit import cut, kept, partial, stream, take, take_chain
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import destroy, namespace

@@ -10,9 +10,9 @@ from pathlib import Path
 from threading import Semaphore, Thread
 
 import pytest
-from receivekit import cut, kept, partial, stream, take, take_chain
 
 from badinput.badkit import with_keys
+from receivekit import cut, kept, partial, stream, take, take_chain
 from zkeep.errors import Interrupted, Refused
 from zkeep.format.events import Event, SubEnd
 from zkeep.format.nvlist import NvType

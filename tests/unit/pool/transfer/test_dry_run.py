@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivekit import CHAINS, REPLICATION, cut, kept, stream, take, take_chain
 
+from receivekit import CHAINS, REPLICATION, cut, kept, stream, take, take_chain
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import namespace

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivekit import receiving
 
+from receivekit import receiving
 from vectors.histories import DATA, History, histories, new_pool, point, put_together, take_chain
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import destroy, namespace

@@ -12,7 +12,7 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.pool.transfer.send import SendRequest, send
 
-STREAM = Path(__file__).parents[2] / "data" / "streams" / "full-Rw.zfs"
+STREAM = Path(__file__).parents[3] / "data" / "streams" / "full-Rw.zfs"
 
 
 def test_a_root_of_encryption_has_a_keylocation(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from receivekit import take_chain
 
+from receivekit import take_chain
 from zkeep.errors import Refused
 from zkeep.names import BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import namespace

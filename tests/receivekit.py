@@ -13,7 +13,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
-CHAINS = Path(__file__).parent.parent.parent / "data" / "opened" / "chains"
+CHAINS = Path(__file__).parent / "data" / "opened" / "chains"
 REPLICATION = CHAINS.parent.parent / "streams" / "full-Rw.zfs"
 CHAIN = "ccm192-lzjb-8k"
 

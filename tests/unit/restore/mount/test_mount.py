@@ -23,7 +23,7 @@ from zkeep.restore.mount.layout import MountLayout
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
-CHAINS = Path(__file__).parents[2] / "data" / "opened" / "chains"
+CHAINS = Path(__file__).parents[3] / "data" / "opened" / "chains"
 NAME = "gcm128-zstd-16k"
 FILE, BOTH = "d7d8f/f7990fb", "ffd9cee"
 "One that only the older snapshot has, and one that both have."
@@ -140,7 +140,7 @@ def test_p7_to_look_at_the_folders_of_snapshots_opens_none_until_somebody_goes_i
 
 def test_entries_in_trouble_are_listed_with_the_others(tmp_path: Path) -> None:
     stream, secret = tmp_path / "stream", tmp_path / "key"
-    maker = str(Path(__file__).parents[3] / "bench" / "sealing.py")
+    maker = str(Path(__file__).parents[4] / "bench" / "sealing.py")
     subprocess.run([sys.executable, maker, stream, secret, *SHAPE], check=True)
     key = first_that_opens([secret.read_bytes()])
     pool = Pool.create(tmp_path / "pool", "v", {"blind": "off"})

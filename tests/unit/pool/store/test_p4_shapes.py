@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receivekit import receiving, take_chain
 
+from receivekit import receiving, take_chain
 from zkeep.cli.main import run
 from zkeep.errors import Damaged
 from zkeep.names import DatasetName
