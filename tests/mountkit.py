@@ -15,7 +15,7 @@ import pytest
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.model import Pool, Snapshot
-from zkeep.restore.mount.fuse import Operations, _driver, serve
+from zkeep.restore.mount.fuse import ReadOnlyOperations, _driver, serve
 from zkeep.restore.mount.layout import LazySnapshot, MountLayout
 from zkeep.snapshot.open import OpenSnapshot
 
@@ -74,7 +74,7 @@ def _serve(folder: Path, log: Path, top: LazySnapshot, others: list[LazySnapshot
     try:
         with MountLayout(top, others) as files:
             log_to = lambda text: os.write(2, text.encode() + b"\n")  # noqa: E731
-            serve(Operations(files, 1 << 20, log_to, lambda: os.write(ready, b"r")), str(folder), "tests", {})
+            serve(ReadOnlyOperations(files, 1 << 20, log_to, lambda: os.write(ready, b"r")), str(folder), "tests", {})
     except BaseException as error:
         os.write(2, f"{error!r}\n".encode())
     finally:

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from zkeep.backup.peer import STALL_SECONDS, Done, Peer, clean
 from zkeep.errors import BadStream, NotAuthentic, Refused, TryAgain
-from zkeep.names import DatasetName, SnapshotName, parse_any, shown, whole_number
+from zkeep.names import MAX_UINT64, DatasetName, SnapshotName, parse_any, shown, whole_number
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Pool, Snapshot
@@ -24,7 +24,6 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.pool.transfer.token import Token
 
-MOST = (1 << 64) - 1
 TRIES = 5
 "How often in a row a line may break before anything new has come."
 MOST_TRIES = 10_000
@@ -89,7 +88,7 @@ def parse_snapshots(answer: bytes, top: DatasetName, who: str) -> dict[DatasetNa
 def _listed(name: SnapshotName, numbers: Sequence[str]) -> Listed:
     if len(numbers) != len(_COLUMNS) - 1:
         raise ValueError(str(name))
-    guid, createtxg, creation, size = (whole_number(text, MOST) for text in numbers)
+    guid, createtxg, creation, size = (whole_number(text, MAX_UINT64) for text in numbers)
     return Listed(name, guid, createtxg, creation, size)
 
 
@@ -123,7 +122,7 @@ def fetch(
     on_retry: Callable[[str], None] = lambda why: None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Snapshot:
-    """Receive a snapshot into a pool, under the same name; what an earlier call got of it is gone on with.
+    """Receive a snapshot into a pool, under the same name; continues what an earlier call left.
 
     `raw`: whether what is not encrypted is refused.
 
@@ -138,12 +137,14 @@ def fetch(
     options = ReceiveOptions(resumable=True, on_progress=on_progress)
     failed, why = 0, None
     for _ in range(MOST_TRIES):
+        # 1. Try until the snapshot is here; each attempt continues where the last one stopped.
         if found := pool.find_snapshot(here):
             return _checked(pool, found, wanted, raw=raw)
         before = _arrived(pool, here.dataset)
         why = _attempt(peer, wanted, pool, options)
         if why is None:
             continue
+        # 2. Count failures in a row only: an attempt that brought bytes starts the count again.
         failed = 0 if _arrived(pool, here.dataset) > before else failed + 1
         if failed == TRIES:
             break

@@ -87,7 +87,7 @@ def have(pool: Pool, dataset: Dataset) -> Have:
 
 
 def planned(pool: Pool, dataset: Dataset, there: Have, to: str, upto: int | None = None) -> Plan:
-    """What has to be sent of a dataset: see plan(). What the destination has lost is told by the record.
+    """Plan what to send of a dataset, see plan(); the record says what the destination has lost.
 
     Raises:
         Conflict: the two sides do not fit together.

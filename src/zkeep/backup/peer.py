@@ -24,7 +24,7 @@ from zkeep.backup.places import Host, Place
 from zkeep.backup.plan import Have, Point
 from zkeep.errors import Refused, TryAgain
 from zkeep.format.records import HEADER
-from zkeep.names import BookmarkName, DatasetName, SnapshotName, printable, shown, whole_number
+from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, printable, shown, whole_number
 from zkeep.pool.transfer.token import Token
 
 MOST_ANSWER = 64 << 20
@@ -103,7 +103,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Peer:
-    """Who answers: a program here or on a host. `ssh`: more words for ssh, before the host."""
+    """The program at the other end: here, or on a host. `ssh`: more words for ssh, before the host."""
 
     program: str = "zkeep"
     host: Host | None = None
@@ -185,7 +185,7 @@ class Peer:
         raise TryAgain(text) if done.status in (5, SSH_STATUS) or done.status < 0 else Refused(text)
 
     def have(self, dataset: DatasetName) -> Have:
-        """What it has of a dataset, with one question.
+        """Ask for what the peer has of a dataset, in one call.
 
         Raises:
             TryAgain, Refused: it does not say, or nothing that can be believed.
@@ -253,7 +253,7 @@ def _point(name: str, guid: str, createtxg: str, dataset: DatasetName) -> Point:
     if parsed.dataset != dataset:
         raise ValueError(name)
     tail = name[len(dataset.text) :]
-    return Point(tail, whole_number(guid, (1 << 64) - 1, 1), whole_number(createtxg, (1 << 64) - 1))
+    return Point(tail, whole_number(guid, MAX_UINT64, 1), whole_number(createtxg, MAX_UINT64))
 
 
 def pipe(

@@ -59,13 +59,13 @@ class Record:
 
 
 def is_same_place(pool: Pool, dataset: Dataset, place: str) -> bool:
-    """Whether a dataset of this machine may tell of a place: one that was sent elsewhere does not."""
+    """Whether a dataset's record concerns a place: not if it was sent elsewhere."""
     to = dataset.doc["local"].get(DESTINATION)
     return to is None or to == place
 
 
 def portable_mac(pool: Pool, snapshot: Snapshot) -> bytes:
-    """What authenticates all of an encrypted snapshot; empty for another."""
+    """The portable MAC of an encrypted snapshot; empty if it is not encrypted."""
     doc = pool.catalog.get("begin", snapshot.key)
     crypt = Opening.from_doc(doc).crypt if doc is not None else None
     mac = crypt.get("portable_mac") if isinstance(crypt, NvList) else None

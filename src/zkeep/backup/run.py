@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from zkeep.backup.peer import STALL_SECONDS, Done, Peer, Running, pipe
+from zkeep.backup.peer import STALL_SECONDS, Peer, Running, pipe
 from zkeep.backup.plan import Have, Plan, Point, Step, own_token
 from zkeep.errors import Refused, TryAgain
 from zkeep.format.records import HEADER, MAGIC, NATIVE, Begin, other
@@ -121,11 +121,8 @@ def _conclude(source: Side, target: Side, step: Step, sender: Running, receiver:
     received = receiver.end(60)
     sender.kill()
     target.peer.check(received, cannot)
-    raise TryAgain(f"{cannot}: {target.peer} ended before the stream did{_said(received)}")
-
-
-def _said(done: Done) -> str:
-    return f": {done.said}" if done.said else ""
+    why = f": {received.said}" if received.said else ""
+    raise TryAgain(f"{cannot}: {target.peer} ended before the stream did{why}")
 
 
 class _Counter:

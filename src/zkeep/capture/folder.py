@@ -280,7 +280,7 @@ class FolderWriter:
         return Previous(rows, extras, ROOT)
 
     def rows_of_step(self) -> Previous:
-        """The same when only a part is written: folders are to be written again, under the numbers they have now."""
+        """The rows of next_rows() after a step: folders are written again, under their present numbers."""
         self._objects.plan_folders(node for todo in self._todo for node in todo if isinstance(node, Node))
         return self.next_rows()
 

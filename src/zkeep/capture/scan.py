@@ -207,18 +207,22 @@ class Scanner:
 
     def _unchanged(self, node: Node, found: Scan, visited: set[tuple[int, int]]) -> list[Node] | None:
         """The folders in a folder whose entries are all as they were; None: they have to be looked at one by one."""
+        # 1. Nothing changed in the folder itself, and no pattern leaves anything out.
         if node.changed or node.parent is None or not self._keeps_all(b"", []):
             return None
         here = self._previous.unchanged(self.folders.fd(node), self._device, node.number)
         if here is None:
             return None
+        # 2. No file is at two places.
         objects = set(here.numbers)
         if len(objects) < len(here.numbers) or not found.seen.isdisjoint(objects):
             return None  # one file at two places: mounted there
+        # 3. The names of its entries are those of the last snapshot.
         check = node.check or self._previous.check_of_names(node.number)
         places = [(self._device, inode) for _, _, inode, _ in here.folders]
         if check != check_of_joined(here.names, len(here.numbers)) or not self._keeps_all(here.names, places):
             return None
+        # 4. Its files count as seen; its folders are looked at next.
         found.seen |= objects
         visited.update(places)
         below = []

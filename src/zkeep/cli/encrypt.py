@@ -53,24 +53,24 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
         raise Refused("cannot encrypt: streams do not go through a terminal; redirect standard input and output")
     widen(0)
     with opened(target) as pool:
-        taken = _Taken(pool, target, local, Sink())
+        arrival = _Arrival(pool, target, local, Sink())
         try:
             # Two passes: the stream is stored encrypted, then sent raw. With contents=metadata it leaves step by step.
-            taken.receive(local, asked)
+            arrival.receive(local, asked)
         except BrokenPipeError:
             raise TryAgain("cannot encrypt: nobody reads the stream any more; nothing is kept: run it again") from None
         except OSError as error:
             raise Refused(f"cannot encrypt: {error.strerror or error}; nothing is kept: run it again") from None
-        for request in taken.requests():
+        for request in arrival.requests():
             try:
-                send(pool, request, cast(BinaryIO, taken.sink))
+                send(pool, request, cast(BinaryIO, arrival.sink))
             except BrokenPipeError:
                 gone = f"nobody reads the stream any more; {target} has it: run it again"
                 raise TryAgain(f"cannot encrypt: {gone}") from None
 
 
-class _Taken:
-    """What came in, and so what goes out."""
+class _Arrival:
+    """Receives the plain stream, and plans the raw one."""
 
     def __init__(self, pool: Pool, target: DatasetName, local: dict[str, str], sink: Sink) -> None:
         self._pool = pool

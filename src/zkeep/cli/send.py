@@ -88,7 +88,7 @@ def send_verb(
         exclude=_excluded(exclude),
         announce=_announcer(dry_run, parsable, request.is_package) if letters["verbose"] or parsable else None,
         begin=shows.begin if shows else None,
-        decrypting=_decrypting,
+        decrypting=_plain_sender,
     )
     with _pool(snapshot, token) as pool, shows or nullcontext():
         try:
@@ -97,7 +97,7 @@ def send_verb(
             raise TryAgain("cannot send: nobody reads the stream any more") from None
 
 
-def _decrypting() -> Decrypting:
+def _plain_sender() -> Decrypting:
     """What sends encrypted snapshots as plain streams, with the keys that are loaded."""
     from zkeep.cli.common.open_snapshot import loaded_keys
     from zkeep.restore.plain.send import PlainSender
@@ -178,8 +178,8 @@ def _announcer(dry_run: bool, parsable: bool, short: bool) -> Callable[[list[tup
 
     def announce(legs: list[tuple[Leg, int]]) -> None:
         total = sum(size for _, size in legs)
-        told = _machine_line if parsable else _line
-        lines = [told(leg, _source(leg, short), size) for leg, size in legs]
+        format_line = _machine_line if parsable else _line
+        lines = [format_line(leg, _source(leg, short), size) for leg, size in legs]
         lines.append(f"size\t{total}" if parsable else f"total estimated size is {nice(total)}")
         for line in lines:
             click.echo(line, err=not dry_run)

@@ -135,6 +135,7 @@ class MacTree:
             numbers, pointers = np.fromiter(macs, np.uint64, len(macs)), np.zeros(len(macs), POINTER)
             pointers["prop"] = indirect_prop(self.shape.indblkshift, self.shape.kind, level)
             pointers["mac"] = np.frombuffer(b"".join(macs.values()), "V16")
+            # The top level's pointers are the dnode's own.
             if level == self.shape.nlevels - 1:
                 break
             groups = numbers >> np.uint64(self.shape.fanout)

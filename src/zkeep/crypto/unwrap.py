@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from zkeep.errors import Damaged, Refused
 from zkeep.format.nvlist import NvList, NvType
+from zkeep.names import MAX_UINT64
 
 WRAPPING_KEY = 32
 HMAC_KEY = 64
@@ -154,7 +155,7 @@ class MasterKeys:
 
 def _number(crypt: NvList, name: str) -> int:
     value = crypt.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_UINT64:
         raise Damaged(f"the key record has no {name}")
     return value
 

@@ -140,6 +140,7 @@ class _Codec:
             if self.is_checked:
                 yield start, pair
                 continue
+            # First time through: count the pair, and refuse a name that occurs twice.
             self.counted()
             key: object = (pair.name, pair.type) if nvlist.flags & UNIQUE_NAME_TYPE else pair.name
             if key in seen:  # whatever the flags say: a kernel would find the last, we the first

@@ -89,7 +89,7 @@ class Batch:
         return self._selected[rtype]
 
     def head(self, count: int) -> Batch:
-        """The first records only."""
+        """The batch cut to its first records."""
         stop = int(self.offsets[count - 1] + self.lengths[count - 1]) if count else 0
         return Batch(
             buffer=self.buffer[:stop],

@@ -54,7 +54,7 @@ class Contents:
         return self._content[1].read(inode.number, (inode.last + 1) * inode.width, start, stop - start)
 
     def load(self, inode: Inode, number: int) -> bytearray:
-        """A block to be changed; it is dirty from now on. Its end may lack zeros."""
+        """Load a block that is about to be changed, and mark it dirty. Its end may lack zeros."""
         found = inode.blocks.get(number)
         if found is None:
             start = number * inode.block

@@ -111,6 +111,7 @@ def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> I
     """
     clients = []
     with ExitStack() as stack:
+        # 1. Each mount commits and answers "ok", then waits as long as its connection is open.
         for path in paths:
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.settimeout(ANSWERING)
@@ -124,6 +125,7 @@ def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> I
             if answer != "ok":
                 raise TryAgain(f"{what}: its mount cannot commit: {shown(answer)}")
             clients.append(client)
+        # 2. None may have gone on while the others were asked.
         for client in clients:
             with suppress(BlockingIOError):  # there is nothing to read as long as it holds still
                 client.setblocking(False)

@@ -360,7 +360,7 @@ class LiveDataset:
         return self._room_known
 
     def space(self) -> tuple[int, int]:
-        """Bytes that are free for files, and all that there are: what quotas and disk leave."""
+        """Free bytes and all bytes for files, as quotas and the disk leave them."""
         free = max(self._room() - self._needed(0), 0)
         return free, free + View(self.pool).charged(self.pool.dataset(self.name))
 

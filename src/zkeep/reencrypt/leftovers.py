@@ -37,7 +37,7 @@ class PartialStream:
     target: ReceiveTarget
 
     def fields(self, translator: Translator) -> Doc:
-        """Where it goes on behind what the translator has written."""
+        """The resume token's fields: the position behind what the translator has written."""
         begin, (at, offset) = self.begin, translator.point or (1, 0)
         # What zfs send -t takes: the sender goes on behind the object and offset that are stored here.
         token = Token(
@@ -75,7 +75,7 @@ def _steps(pool: Pool, name: DatasetName) -> list[Snapshot]:
 
 
 def partial_of(pool: Pool, name: DatasetName) -> Doc | None:
-    """Where the stream of a receive that broke off goes on."""
+    """The resume document of an interrupted receive; None if there is none."""
     steps = _steps(pool, name)
     found: Doc | None = steps[-1].doc.get(RESUME) if steps else None
     return found

@@ -81,7 +81,7 @@ class Translator:
         "The object in the middle of whose data the last transaction group ended."
         self._writer: SnapshotWriter
         self._base: OpenSnapshot | None = None
-        self._spills_told = bool(begin.flags & BeginFlag.SPILL_BLOCK)
+        self._spills_flagged = bool(begin.flags & BeginFlag.SPILL_BLOCK)
         self.point: tuple[int, int] | None = None
         "Object and offset of the last block that was written: where a stream that goes on begins."
         self.bytes = 0
@@ -158,7 +158,7 @@ class Translator:
             head.end = record.fields[1]
             return
         # An unmodified spill block may come right behind the OBJECT, before the data of objects that still wait.
-        if record.type == RecordType.SPILL and record.fields[2] & RecordFlag.SPILL_UNMODIFIED and self._spills_told:
+        if record.type == RecordType.SPILL and record.fields[2] & RecordFlag.SPILL_UNMODIFIED and self._spills_flagged:
             self._spill(head, record)
             return
         # Data come in ascending order: nothing more comes for the objects before this one.
@@ -202,7 +202,7 @@ class Translator:
                 change.blksz = held.dnode.blksz
             change.last = -(-head.end // change.blksz) - 1
         change.keep = head.begun or self._lives_on(change, held)
-        stays = head.has_spill or not self._spills_told  # senders that do not tell send a spill block if it changed
+        stays = head.has_spill or not self._spills_flagged  # senders that do not tell send a spill block if it changed
         if change.spill is None and stays and change.keep and held is not None and len(held.spill):
             change.spill = "keep"
         # The blocks are read from the stream while the writer asks for them: an object may be larger than memory.
@@ -288,8 +288,8 @@ class Translator:
             self.mended += 1
         else:
             content = bytes(record.payload)
-        told = self._spills_told and record.type == RecordType.SPILL
-        unmodified = told and record.fields[2] & RecordFlag.SPILL_UNMODIFIED
+        flagged = self._spills_flagged and record.type == RecordType.SPILL
+        unmodified = flagged and record.fields[2] & RecordFlag.SPILL_UNMODIFIED
         held = self._held(change.number) if unmodified else None
         if not (held is not None and len(held.spill) and self._lives_on(change, held)):
             change.spill = content

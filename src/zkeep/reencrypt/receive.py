@@ -93,7 +93,7 @@ class Follower(Protocol):
         ...
 
     def taken(self, pool: Pool, made: Snapshot, base: Snapshot | None, *, last: bool) -> Snapshot:
-        """Take one; as it is then."""
+        """Take one group; returns its snapshot as it is then."""
         ...
 
 
@@ -182,7 +182,7 @@ class Reencryption:
         return str(found["token"]) if found is not None else None
 
     def gives_up(self, pool: Pool, name: DatasetName) -> bool:
-        """Forget a receive that broke off (receive -A); whether there is one."""
+        """Forget a receive that broke off (receive -A); returns whether there was one."""
         with exclusive(pool, name):
             there = partial_of(pool, name) is not None
             if there:

@@ -85,10 +85,8 @@ class _Side:
         except (BadTree, NoObject):
             if number not in self._elsewhere:
                 raise
-            return min(self._joined(*place) for place in self._elsewhere[number])
-
-    def _joined(self, folder: int, name: bytes) -> bytes:
-        return self.filesystem.below(self.filesystem.path_of(folder), name)
+            files = self.filesystem
+            return min(files.below(files.path_of(folder), name) for folder, name in self._elsewhere[number])
 
     @cached_property
     def _elsewhere(self) -> dict[int, list[tuple[int, bytes]]]:

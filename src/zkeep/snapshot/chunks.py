@@ -220,10 +220,10 @@ class State:
         if last - first > CHUNKS:
             return None
         blocks = (chunk.table.blocks for chunk in self.over((number, 0), (number + count, 0)))
-        return sum(int(rows["size"][_of(rows, number, count)].sum(dtype=np.uint64)) for rows in blocks)
+        return sum(int(rows["size"][_rows_between(rows, number, count)].sum(dtype=np.uint64)) for rows in blocks)
 
 
-def _of(rows: Array, number: int, count: int) -> slice:
+def _rows_between(rows: Array, number: int, count: int) -> slice:
     first, end = np.searchsorted(rows["object"], np.array([number, number + count], np.uint64))
     return slice(int(first), int(end))
 

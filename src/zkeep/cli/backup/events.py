@@ -1,4 +1,4 @@
-"""What a backup says: lines for a person, or one JSON object each."""
+"""The events of a backup, printed as lines for a person or as JSON objects."""
 
 from __future__ import annotations
 

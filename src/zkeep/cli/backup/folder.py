@@ -238,7 +238,7 @@ def _one_backup(
             local.planned(pool, pool.dataset(name), there, str(target))  # what does not fit is refused before work
         snapshot, problem = _take(wanted, pool, name, events)
         if target is None:
-            _kept_here(wanted, pool, snapshot)
+            _set_retention_and_prune(wanted, pool, snapshot)
             return problem
         carry_out(wanted, pool, here, target, local.planned(pool, pool.dataset(name), there, str(target)), events)
     set_retention(wanted, target)
@@ -302,7 +302,7 @@ def wrapping_key(wanted: Wanted, pool: Pool, dataset: Dataset) -> bytes:
     return opening_key(pool, root, location)
 
 
-def _kept_here(wanted: Wanted, pool: Pool, snapshot: SnapshotName) -> None:
+def _set_retention_and_prune(wanted: Wanted, pool: Pool, snapshot: SnapshotName) -> None:
     if wanted.retention is not None:
         namespace.set_properties(pool, [snapshot.dataset], {"retention": wanted.retention})
     prune_received(pool, [str(snapshot)])

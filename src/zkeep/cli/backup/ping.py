@@ -1,4 +1,4 @@
-"""Tells a monitor at a URL that a backup began, succeeded or failed: what is not told in time is seen there.
+"""Reports to a monitor at a URL that a backup began, succeeded or failed; the monitor notices a missing report.
 
 URL/start, URL and URL/fail, as healthchecks.io and many others have it. What fails here is a warning.
 """

@@ -72,7 +72,7 @@ def schedule_verb(
         zkeep schedule
         zkeep schedule --remove ~/Documents ssh://box/vault/me
     """
-    place: Place = Systemd() if not cron and Systemd.is_there() else Cron()
+    place: ScheduleStore = Systemd() if not cron and Systemd.is_there() else Cron()
     if source is None:
         if remove or hourly or daily or weekly or calendar:
             raise WrongUsage("name the backup: SRC DEST")
@@ -88,11 +88,11 @@ def schedule_verb(
     when = timers.parse_when(hourly, daily, weekly, calendar, int(digest(job)[:8], 16))
     _check_ready(job, passed)
     words = (own_path(), "backup", *_words(passed), str(job.source), str(job.destination))
-    place.add(Entry(name, str(job.source), str(job.destination), _shown(when), words), when)
+    place.add(Entry(name, str(job.source), str(job.destination), _describe(when), words), when)
     _say_next(place, when, name)
 
 
-def _shown(when: When) -> str:
+def _describe(when: When) -> str:
     return when.text if when.kind == "calendar" else when.on_calendar
 
 
@@ -141,7 +141,7 @@ def environment() -> dict[str, str]:
     return {"ZKEEP_HOME": os.path.abspath(registry().home)}  # which other variables may have decided, too
 
 
-def _say_next(place: Place, when: When, name: str) -> None:
+def _say_next(place: ScheduleStore, when: When, name: str) -> None:
     at = when.next_after(datetime.now())
     following = at.strftime("%a %Y-%m-%d %H:%M") if at is not None else place.next_run(when)
     click.echo(f"made {place.describe(name)}")
@@ -189,8 +189,8 @@ def _is_out_of_reach(done: subprocess.CompletedProcess[str]) -> bool:
     return done.returncode == NOT_RUN or any(sign in done.stderr.lower() for sign in signs)
 
 
-class Place:
-    """Where schedules are kept."""
+class ScheduleStore:
+    """Schedules in one of the two schedulers, systemd or cron."""
 
     kind = ""
     delay = ""
@@ -214,7 +214,7 @@ class Place:
         return []
 
 
-class Systemd(Place):
+class Systemd(ScheduleStore):
     """Units of the system for root, else of the user."""
 
     kind = "systemd"
@@ -301,7 +301,7 @@ class Systemd(Place):
         return lines
 
 
-class Cron(Place):
+class Cron(ScheduleStore):
     """The user's crontab."""
 
     kind = "cron"

@@ -19,7 +19,7 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What these letters ask for."""
+    """The output options of a verb: -H, -p, -j, --json-int."""
 
     scripted: bool
     exact: bool

@@ -115,7 +115,7 @@ def by_pool(names: Iterable[Name]) -> dict[str, list[Name]]:
 
 
 def settings(texts: Iterable[str]) -> dict[str, str]:
-    """`p=v` each; WrongUsage where there is no `=` or a property comes twice."""
+    """Parse words `P=V`. Raises WrongUsage: there is no `=`, or a property comes twice."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

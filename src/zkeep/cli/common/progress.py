@@ -1,4 +1,4 @@
-"""How far something is that takes long."""
+"""The progress of long work, on one line of a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Meter:
             self._show(self.line(progress, seconds))
 
     def bytes(self, name: str, done: int, total: int = 0) -> None:
-        """The same where bytes alone are counted; `name`: of what is done."""
+        """Show progress in bytes alone; `name`: what is being done."""
         if seconds := self._due():
             self._show(f"{name}: {amount(done, total, seconds)}")
 

@@ -95,7 +95,7 @@ class Selection:
 
 
 def _missing(error: ZkeepError) -> None:
-    """One line is said of it, the others are shown, and the verb ends with its status."""
+    """Print the error, go on with the others, and end with its status."""
     say(str(error))
     click.get_current_context().find_root().meta["status"] = error.status
 
@@ -128,7 +128,7 @@ def named(view: View, name: Name) -> Thing:
 
 
 def default_order(thing: Thing) -> tuple[str, int, int, str]:
-    """By name; a dataset's snapshots after it, oldest first, as zfs list has them."""
+    """Sort by name; a dataset's snapshots follow it, oldest first, as in zfs list."""
     if isinstance(thing, Snapshot):
         return thing.dataset.name.text, 1, thing.doc["createtxg"], thing.doc["name"]
     text = str(thing.name) if isinstance(thing, Bookmark) else thing.name.text
@@ -136,7 +136,7 @@ def default_order(thing: Thing) -> tuple[str, int, int, str]:
 
 
 def depth_of(recursive: bool, depth: int | None) -> int | None:
-    """-d wins over -r; neither means what is named alone."""
+    """The depth to list: -d wins over -r; without both, only what is named."""
     if depth is not None:
         return depth
     return None if recursive else 0

@@ -132,7 +132,7 @@ def check(*, source: str | None, name: str | None) -> None:
         zkeep key check vault/home
         zkeep key check -i sheet.txt
     """
-    secret = _read_sheet(source, "", told=True)
+    secret = _read_sheet(source, "", says_lines=True)
     click.echo("all lines are right, and belong together")
     if name is not None:
         with opened(DatasetName.parse(name)) as pool:
@@ -233,10 +233,10 @@ def _confirm(sheet: Sheet, yes: bool) -> None:
 _HEX = re.compile(rb"[0-9a-fA-F]{64}\s*")
 
 
-def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
+def _read_sheet(source: str | None, of: str, *, says_lines: bool = False) -> Secret:
     """Read the lines of a sheet from a file, from standard input or as they are typed.
 
-    `told`: say of each line on standard output whether it is right.
+    `says_lines`: say of each line on standard output whether it is right.
 
     Raises:
         Refused: they are not all right.
@@ -244,7 +244,7 @@ def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
     from zkeep.crypto.unwrap import WRAPPING_KEY
 
     if source is None and sys.stdin.isatty():
-        return typed_groups(of, tell=click.echo if told else None)
+        return typed_groups(of, tell=click.echo if says_lines else None)
     try:
         with open(0 if source in (None, "-") else str(source), "rb", closefd=source not in (None, "-")) as file:
             content = file.read(MAX_KEY_FILE + 1)
@@ -256,10 +256,10 @@ def _read_sheet(source: str | None, of: str, *, told: bool = False) -> Secret:
         what = shown(source) if source is not None and source != "-" else "what came"
         way = "try it with zkeep load-key -n -L file:///path DATASET; the sheet of it is printed by zkeep key sheet"
         raise Refused(f"{what} is a key itself, not the lines of its recovery sheet: {way}")
-    return _read_lines(content.decode("utf-8", "replace"), told)
+    return _read_lines(content.decode("utf-8", "replace"), says_lines)
 
 
-def _read_lines(text: str, told: bool) -> Secret:
+def _read_lines(text: str, says_lines: bool) -> Secret:
     """Read all lines, so that all that is wrong is said at once."""
     from zkeep.crypto.groups import Reading, WrongGroups, read_line, typed_lines
 
@@ -278,7 +278,7 @@ def _read_lines(text: str, told: bool) -> Secret:
         # One wrong character can be put right; the person should know which.
         if found.mended:
             say(f"{found.mended}; read as that")
-        if told:
+        if says_lines:
             click.echo(f"line {number} is {'put right' if found.mended else 'right'}")
     # All wrong lines were named by now; none of them is guessed.
     if wrong:

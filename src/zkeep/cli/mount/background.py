@@ -46,9 +46,9 @@ def _detach(log: Path, writes: int) -> None:
     os.chdir("/")
     sys.stdout.flush()
     nothing = os.open(os.devnull, os.O_RDWR)
-    told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    for fd, to in ((0, nothing), (1, nothing), (2, told)):
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    for fd, to in ((0, nothing), (1, nothing), (2, log_fd)):
         os.dup2(to, fd)
     os.write(writes, READY)
-    for fd in (nothing, told, writes):
+    for fd in (nothing, log_fd, writes):
         os.close(fd)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.live.fuse import Operations
     from zkeep.pool.datasets.model import Dataset, Pool
-    from zkeep.restore.mount.fuse import Operations as ReadOnly
+    from zkeep.restore.mount.fuse import ReadOnlyOperations
 
 IDLE = 60.0
 "Seconds after which snapshots that nobody looks at are closed."
@@ -62,7 +62,10 @@ def live_operations(
     on_mounted: Callable[[], object],
     on_lost: Callable[[Exception], object] = lambda error: None,
 ) -> Iterator[Operations]:
-    """What FUSE calls; all is committed at the end. `on_lost` is called if that fails, under the mount's lock."""
+    """Open a dataset read-write and yield its FUSE operations; everything is committed at the end.
+
+    `on_lost` is called if that fails, under the mount's lock.
+    """
     from zkeep.capture.snapshot import new_snapshot
     from zkeep.live.control import answer_requests, listening, path_of
     from zkeep.live.dataset import LiveDataset
@@ -100,12 +103,12 @@ class _Snapshots:
         self._stack = ExitStack()
         self._shown: list[int] = []
         self.version = 0
-        self._operations: ReadOnly | None = None
+        self._operations: ReadOnlyOperations | None = None
         self._used = 0.0
 
-    def operations(self) -> ReadOnly | None:
+    def operations(self) -> ReadOnlyOperations | None:
         """None: there is no snapshot."""
-        from zkeep.restore.mount.fuse import Operations as ReadOnly
+        from zkeep.restore.mount.fuse import ReadOnlyOperations
         from zkeep.restore.mount.layout import LazySnapshot, MountLayout
         from zkeep.snapshot.open import OpenSnapshot
 
@@ -120,7 +123,7 @@ class _Snapshots:
             ]
             if lazy:
                 layout = self._stack.enter_context(MountLayout(lazy[-1], lazy))
-                self._operations = ReadOnly(layout, 0, self._log, lambda: None)
+                self._operations = ReadOnlyOperations(layout, 0, self._log, lambda: None)
             self._shown = guids
         self._used = time.monotonic()
         return self._operations

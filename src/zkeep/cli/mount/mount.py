@@ -201,26 +201,27 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
 
 def _mount(request: _Request, ready: Callable[[], None]) -> None:
     from zkeep.agent.memory import keep_secret
-    from zkeep.restore.mount.fuse import Operations, serve
+    from zkeep.restore.mount.fuse import ReadOnlyOperations, serve
 
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _shown(request) as (name, files, size), _quiet() as (captured, end):
+    with _open_layout(request) as (name, files, size), _quiet() as (captured, end):
 
         def on_mounted() -> None:
             end()
             ready()
 
         try:
-            serve(Operations(files, size, _log, on_mounted), request.folder, name, request.options)
+            serve(ReadOnlyOperations(files, size, _log, on_mounted), request.folder, name, request.options)
         except OSError as error:
             raise Refused(f"cannot mount {name}: {captured() or error.strerror}") from None
 
 
 @contextmanager
-def _shown(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
+def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
     """Open what the arguments name: its name, the layout of the mount, and its bytes."""
+    from zkeep.pool.datasets.view import View
     from zkeep.restore.mount.layout import MountLayout
 
     what, key_locations = request.what, request.key_locations
@@ -248,7 +249,9 @@ def _shown(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
         files = stack.enter_context(MountLayout(top.top, top.others, below))
         tree.say_left_out(request.recursive, "mount")
         _say_what_lacks(pool, snapshots)
-        yield str(name or tree.top.name), files, sum(_referenced(pool, s) for s in snapshots)
+        view = View(pool)
+        size = sum(int(view.get(s, "referenced").value or 0) for s in snapshots)
+        yield str(name or tree.top.name), files, size
 
 
 def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
@@ -290,12 +293,6 @@ def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:
         say(f"{error}; it is left out")
         return False
     return True
-
-
-def _referenced(pool: Pool, snapshot: Snapshot) -> int:
-    from zkeep.pool.datasets.view import View
-
-    return int(View(pool).get(snapshot, "referenced").value or 0)
 
 
 @contextmanager

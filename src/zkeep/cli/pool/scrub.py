@@ -19,7 +19,7 @@ from zkeep.pool.types import Doc
 
 
 def scrub_pool(registry: Registry, name: str, rebuild: bool) -> None:
-    """Damaged if there is anything that is not what was stored; each fault is a line on standard error."""
+    """Scrub a pool, and print each fault as a line on standard error. Raises Damaged if there is any."""
     from zkeep.pool.maintenance.scrub import rebuild_catalog, scrub
 
     # The catalog first, from the pool's other files: without it no pool opens.

@@ -57,7 +57,7 @@ def compact(
     they hold, leftovers of crashes included. `budget`: bytes to write at most. `progress` is called with the bytes
     written so far. Busy datasets are skipped.
     """
-    work = _Work(pool, CompactReport(), budget, progress)
+    work = _Compaction(pool, CompactReport(), budget, progress)
     if dataset is not None:
         work.dataset(dataset)
         return work.report
@@ -107,7 +107,7 @@ def _groups(pool: Pool, dataset: Dataset) -> list[tiers.Group]:
 
 
 @dataclass
-class _Work:
+class _Compaction:
     pool: Pool
     report: CompactReport
     budget: int | None

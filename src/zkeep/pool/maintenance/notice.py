@@ -4,7 +4,8 @@
     mailto:ann@example.org      a mail
     exec:/path/to/program a b   runs it, with the JSON on its standard input; words as a shell reads them, without one
 
-The last state that was told lies in the pool, a document for each dataset that has a problem; so a change is told once.
+The last state that was reported lies in the pool, a document for each dataset that has a problem; so a change is
+reported once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from zkeep.pool.datasets.notify import NONE
 from zkeep.pool.maintenance.health import HealthProblem, PoolHealth
 
 STATE = "health"
-"The kind of the documents that remember what was told; key: a dataset's, or empty for the pool."
+"The kind of the documents that remember what was reported; key: a dataset's, or empty for the pool."
 _POOL = "pool"
 _GRAVEST_FIRST = ("damaged", "full", "late", "unverified", "clock")
 
@@ -60,7 +61,7 @@ class NoticeTarget:
 def changes(
     pool: Pool, found: PoolHealth, is_ours: Callable[[Dataset], bool]
 ) -> Iterator[tuple[HealthChange, NoticeTarget]]:
-    """What differs from what was told last, each with whom to tell.
+    """The changes since the last report, each with its target.
 
     `is_ours`: whether a dataset's own value of `notify` was set on this machine.
     """
@@ -70,11 +71,11 @@ def changes(
         dataset = pool.dataset(DatasetName(each.name))
         things.append((each.name, dataset.key, dataset, each.problems))
     for name, key, dataset, problems in things:
-        told = set((pool.catalog.get(STATE, key) or {}).get("kinds", []))
+        reported = set((pool.catalog.get(STATE, key) or {}).get("kinds", []))
         now: set[str] = {problem.kind for problem in problems}
-        if told != now:
-            began: list[str] = sorted(now - told)
-            ended: list[str] = sorted(told - now)
+        if reported != now:
+            began: list[str] = sorted(now - reported)
+            ended: list[str] = sorted(reported - now)
             yield HealthChange(name, key, problems, began, ended), _place(pool, dataset, is_ours)
 
 
@@ -85,10 +86,10 @@ def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> 
     return NoticeTarget(NONE, pool.name)
 
 
-def remember(pool: Pool, told: list[HealthChange]) -> None:
-    """Note what was told, so that it is not told again."""
+def remember(pool: Pool, reported: list[HealthChange]) -> None:
+    """Note what was reported, so that it is not reported again."""
     with pool.transaction() as t:
-        for change in told:
+        for change in reported:
             if change.problems:
                 t.put(STATE, change.key, {"kinds": sorted({problem.kind for problem in change.problems})})
             else:

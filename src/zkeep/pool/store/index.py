@@ -424,10 +424,10 @@ def _text(kind: str, key: str, value: str | bytes, total: int) -> str:
         text = value if isinstance(value, str) else _unpacked(value)
         if _sum(kind, key, text) == total:
             return text
-    raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} is not what was stored; {REMEDY}")
+    raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} is not what was stored; {REMEDY}")
 
 
-def _shown(text: object) -> str:
+def _without_quotes(text: object) -> str:
     return shown(str(text))[1:-1]
 
 
@@ -458,7 +458,7 @@ def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} is no document; {REMEDY}")
+        raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} is no document; {REMEDY}")
     if wrong := fault(kind, key, document):
-        raise Damaged(f"catalog: {_shown(kind)} {_shown(key)} {wrong}: it is not what was stored")
+        raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} {wrong}: it is not what was stored")
     return document

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zkeep.names import BadName, BookmarkName, DatasetName, SnapshotName
+from zkeep.names import MAX_UINT64, BadName, BookmarkName, DatasetName, SnapshotName
 
 Check = Callable[[Any], bool]
 _ID = 12
@@ -21,12 +21,12 @@ _SEGMENT = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{1,16}")
 
 
 def _number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 64
+    return type(value) is int and 0 <= value <= MAX_UINT64
 
 
 def _amount(value: Any) -> bool:
     """A figure, which is a difference of others and may be less than nothing."""
-    return type(value) is int and -1 << 64 < value < 1 << 64
+    return type(value) is int and -MAX_UINT64 <= value <= MAX_UINT64
 
 
 def _text(value: Any) -> bool:
@@ -85,7 +85,7 @@ def _deaths(value: Any) -> bool:
 
 def _position(value: Any) -> bool:
     """A record's position: object, offset (-1: before all), kind."""
-    return type(value) is list and len(value) == 3 and all(type(n) is int and -1 <= n < 1 << 64 for n in value)
+    return type(value) is list and len(value) == 3 and all(type(n) is int and -1 <= n <= MAX_UINT64 for n in value)
 
 
 def _shaped(name: str) -> Check:

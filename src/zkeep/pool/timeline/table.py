@@ -228,9 +228,11 @@ def merge(old: Table, new: Table) -> Table:
         return new
     if not new.rows:
         return old
+    # 1. Drop the older rows that the newer table overwrote or freed.
     kept = toll(old, new)
-    # A hole of the older table that a new block fills is a hole no longer.
+    # 2. A hole of the older table that a new block fills is a hole no longer.
     filled = extents(new.blocks)
+    # 3. Numbers freed before are free unless a new object of several slots takes them.
     inner = _inner(new.objects)
     before = sp.union(old.freed, kept.lost) if len(kept.lost) else old.freed
     if len(inner):

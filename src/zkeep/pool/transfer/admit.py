@@ -251,7 +251,7 @@ def _refuse_other_chain(pool: Pool, where: str, opening: Opening, source: Snapsh
         raise Refused(f"{where}: {broken}")
 
 
-def _kinship(one: DatasetName, other: DatasetName) -> int:
+def _common_components(one: DatasetName, other: DatasetName) -> int:
     """How many leading components two names share: of several possible origins, the nearest is taken."""
     pairs = zip(one.components, other.components, strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
@@ -305,4 +305,4 @@ def clone_source(pool: Pool, where: str, begin: Begin, target: ReceiveTarget) ->
             f"{where}: its source, guid {begin.fromguid:#x}, is not in {target.within}: "
             "receive its full stream first, or name the source with -o origin=SNAPSHOT"
         )
-    return max(found, key=lambda s: _kinship(s.dataset.name, target.name))
+    return max(found, key=lambda s: _common_components(s.dataset.name, target.name))

@@ -21,7 +21,7 @@ def goes_on(state: Doc, event: SubBegin, target: ReceiveTarget) -> bool:
 
 
 def resume(state: Doc, event: SubBegin) -> Resumed:
-    """Where a stream goes on with a partial receive, after admit().
+    """The position at which a stream continues a partial receive; call it after admit().
 
     A resumed stream begins at or before the last block that arrived, one that is sent again at its start; records that
     are kept already are skipped.

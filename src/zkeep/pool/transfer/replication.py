@@ -22,8 +22,8 @@ from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What one replication of names works with: a transaction, what the stream's header says, and the datasets here.
+class _Replication:
+    """The state of one replication of names: a transaction, what the stream's header says, and the datasets here.
 
     `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`.
     """
@@ -68,7 +68,7 @@ def replicate_names(
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         # 1. Clones have the origins that they have there: promoted ones are promoted, pasts of two datasets parted.
-        work = _Work(pool, t, header, dataset, within, stack)
+        work = _Replication(pool, t, header, dataset, within, stack)
         _promote_as_there(work)
         _part_as_there(work)
         # 2. Match datasets by common snapshots; with -F, what is gone there is destroyed.
@@ -90,7 +90,7 @@ def replicate_names(
     return settled
 
 
-def _promote_as_there(work: _Work) -> None:
+def _promote_as_there(work: _Replication) -> None:
     """Promote clones that were promoted at the source.
 
     Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
@@ -107,7 +107,7 @@ def _promote_as_there(work: _Work) -> None:
         work.promote(found)
 
 
-def _is_promoted(work: _Work, dataset: Dataset) -> bool:
+def _is_promoted(work: _Replication, dataset: Dataset) -> bool:
     """Whether the dataset was promoted at the source: its origin there is older than its origin here, or none.
 
     A promotion takes snapshots away from the origin: one outside of `within` keeps them.
@@ -131,7 +131,7 @@ def _is_in(snapshot: Snapshot, within: DatasetName) -> bool:
     return snapshot.dataset.name.is_within(within)
 
 
-def _part_as_there(work: _Work) -> None:
+def _part_as_there(work: _Replication) -> None:
     """Divide a dataset here whose older snapshots belong to another dataset at the source.
 
     That is what a promotion there does to a clone that was never replicated before: its part of the past must become
@@ -184,7 +184,7 @@ def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterato
             yield dataset.id, guids[found][0]
 
 
-def _destroy_gone(work: _Work, local: list[Dataset], matched: dict[int, PackageDataset]) -> list[str]:
+def _destroy_gone(work: _Replication, local: list[Dataset], matched: dict[int, PackageDataset]) -> list[str]:
     """With -F: destroy snapshots and datasets that do not exist at the source; returns segments without a name."""
     pool, t, guids = work.pool, work.t, work.header.by_guid
     segments: list[str] = []
@@ -226,7 +226,7 @@ def _refuse_kept(pool: Pool, snapshot: Snapshot, *, whole: bool) -> None:
         raise Refused(f"cannot destroy {snapshot.name}, gone at the source: {needed_by(pool, receiving)}")
 
 
-def _rename_snapshots(work: _Work, matched: dict[int, PackageDataset]) -> None:
+def _rename_snapshots(work: _Replication, matched: dict[int, PackageDataset]) -> None:
     pool, guids = work.pool, work.header.by_guid
     for dataset_id in matched:
         dataset = pool.tree().get(dataset_id)
@@ -244,7 +244,7 @@ def _rename_snapshots(work: _Work, matched: dict[int, PackageDataset]) -> None:
 
 
 def _rename_datasets(
-    work: _Work, local: list[Dataset], matched: dict[int, PackageDataset], place: Callable[[str], DatasetName]
+    work: _Replication, local: list[Dataset], matched: dict[int, PackageDataset], place: Callable[[str], DatasetName]
 ) -> bool:
     """Give each dataset below the top its sender's name; what the sender does not know moves with its parent.
 

@@ -122,7 +122,7 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         legs = list(_legs(pool, request))
         for leg in legs:
             _check_contents(pool, leg)
-        decrypting = _decrypting(pool, legs, request)
+        decrypting = _plain_sender(pool, legs, request)
         if request.announce:
             view = View(pool)
             request.announce([(leg, _estimate(view, leg).stored) for leg in legs])
@@ -424,7 +424,7 @@ def _by_guid(pool: Pool, snapshot: Snapshot, guid: int) -> Snapshot | Bookmark:
     raise Refused(f"cannot resume send: incremental source {guid:#x} no longer exists")
 
 
-def _decrypting(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting | None:
+def _plain_sender(pool: Pool, legs: list[Leg], request: SendRequest) -> Decrypting | None:
     """What sends the encrypted snapshots that are to leave as plain streams; None if there are none.
 
     Raises:

@@ -189,11 +189,14 @@ class ReceiveSession:
         """The dataset as it is now, if what was checked at the BEGIN still holds; it is made if need be."""
         where = f"cannot receive {self._target.name}"
         source, dataset = self._plan.source, self._registration.dataset
+        # 1. The source is still there.
         if source is not None and head.state_at(self._pool, source.dataset.id, source.txg) is None:
             raise Refused(f"{where}: {source.name}, its source, is not there any more")
+        # 2. A new dataset is made, if nothing above forbids it by now.
         if dataset is None:
             refuse_open_streams(self._pool, self._plan.begin, nearest(self._pool, self._target.name), self._target)
             return make_dataset(self._pool, t, self._plan, self._target)
+        # 3. An old one is the same, and still has no past where the stream needs none.
         now = self._pool.tree().get(dataset.id)
         if now is None:
             raise Refused(f"{where}: the dataset was destroyed meanwhile")
@@ -201,6 +204,7 @@ class ReceiveSession:
         begins = source is None or self._plan.clone
         if (source is None and now.origin) or (begins and past_of(self._pool, now)):
             raise Refused(f"{where}: the dataset was received into meanwhile")
+        # 4. Nothing that goes became needed.
         refuse_needed(self._pool, where, self._plan.doomed)
         return now
 

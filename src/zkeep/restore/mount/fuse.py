@@ -50,14 +50,14 @@ def answer(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except Exception as error:
             me, path = args[:2]
-            assert isinstance(me, Operations)
+            assert isinstance(me, ReadOnlyOperations)
             number = me.errno_of(str(path), error)
         raise OSError(number, os.strerror(number))
 
     return answered
 
 
-class Operations:
+class ReadOnlyOperations:
     """The operations that mfusepy calls, by the names that it expects. All are read-only."""
 
     use_ns = True
@@ -189,7 +189,7 @@ def _inside(path: str) -> bytes:
     return _bytes(path).strip(b"/")
 
 
-def serve(answers: Operations, folder: str, name: str, options: dict[str, str | bool]) -> None:
+def serve(answers: ReadOnlyOperations, folder: str, name: str, options: dict[str, str | bool]) -> None:
     """Mount on a folder, and serve until it is unmounted or SIGTERM, SIGINT or SIGHUP arrives.
 
     Raises:

@@ -18,7 +18,7 @@ from mountkit import lazy, mounted, needs_fuse
 from zkeep.crypto.unwrap import GetKey, first_that_opens
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
-from zkeep.restore.mount.fuse import Operations
+from zkeep.restore.mount.fuse import ReadOnlyOperations
 from zkeep.restore.mount.layout import MountLayout
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
@@ -71,20 +71,20 @@ def spoil(pool: Pool, record: bytes) -> None:
 
 
 @pytest.fixture
-def answers(pool: Pool, key: GetKey) -> Operations:
+def answers(pool: Pool, key: GetKey) -> ReadOnlyOperations:
     """The operations of a mounted dataset; what is logged lies in its `lines`."""
     every = [lazy(pool.path, snapshot, key) for snapshot in snapshots(pool)]
     lines: list[str] = []
-    found = Operations(MountLayout(every[-1], every), 1 << 20, lines.append, lambda: None)
+    found = ReadOnlyOperations(MountLayout(every[-1], every), 1 << 20, lines.append, lambda: None)
     found.lines = lines  # type: ignore[attr-defined]
     return found
 
 
-def listed(answers: Operations, path: str) -> set[str]:
+def listed(answers: ReadOnlyOperations, path: str) -> set[str]:
     return {name for name, _, _ in answers.readdir(path, 0)} - {".", ".."}
 
 
-def test_a_dataset_shows_its_newest_snapshot_and_each_below_the_hidden_folder(answers: Operations) -> None:
+def test_a_dataset_shows_its_newest_snapshot_and_each_below_the_hidden_folder(answers: ReadOnlyOperations) -> None:
     assert ".zfs" not in listed(answers, "/")
     assert listed(answers, "/.zfs") == {"snapshot"}
     assert listed(answers, "/.zfs/snapshot") == {"s0", "s1"}
@@ -92,7 +92,7 @@ def test_a_dataset_shows_its_newest_snapshot_and_each_below_the_hidden_folder(an
     assert listed(answers, "/.zfs/snapshot/s0") != listed(answers, "/")
 
 
-def pages(answers: Operations, path: str) -> list[tuple[str, dict[str, int], bool]]:
+def pages(answers: ReadOnlyOperations, path: str) -> list[tuple[str, dict[str, int], bool]]:
     """What a listing tells, to its end."""
     found: list[tuple[str, dict[str, int], bool]] = []
     while some := answers.readdir_plus(path, len(found)):
@@ -103,7 +103,7 @@ def pages(answers: Operations, path: str) -> list[tuple[str, dict[str, int], boo
 @pytest.mark.parametrize("path", ["/", "/.zfs/snapshot/s0/d7d8f"])
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_a_listing_tells_of_entries_what_they_tell_of_themselves(
-    answers: Operations, path: str, size: int, monkeypatch: pytest.MonkeyPatch
+    answers: ReadOnlyOperations, path: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zkeep.restore.mount.layout.PAGE", size)
     found = pages(answers, path)
@@ -116,7 +116,7 @@ def test_to_list_snapshots_opens_none(pool: Pool, key: GetKey) -> None:
     every = [lazy(pool.path, snapshot, key) for snapshot in snapshots(pool)]
     opened: list[str] = []
     told = [replace(each, open=lambda each=each: opened.append(each.name) or each.open()) for each in every]
-    answers = Operations(MountLayout(told[-1], told), 1 << 20, str, lambda: None)
+    answers = ReadOnlyOperations(MountLayout(told[-1], told), 1 << 20, str, lambda: None)
     found = [(name, is_whole) for name, _, is_whole in pages(answers, "/.zfs/snapshot")]
     assert found == [(name, False) for name in (".", "..", "s0", "s1")]
     assert opened == ["s1"]
@@ -126,7 +126,7 @@ def test_p7_to_look_at_the_folders_of_snapshots_opens_none_until_somebody_goes_i
     every = [lazy(pool.path, snapshot, key) for snapshot in snapshots(pool)]
     opened: list[str] = []
     told = [replace(each, open=lambda each=each: opened.append(each.name) or each.open()) for each in every]
-    answers = Operations(MountLayout(told[-1], told), 1 << 20, str, lambda: None)
+    answers = ReadOnlyOperations(MountLayout(told[-1], told), 1 << 20, str, lambda: None)
     before = [answers.getattr(f"/.zfs/snapshot/{name}") for name in ("s0", "s1")]
     assert opened == ["s1"]
     assert all(status["st_mode"] == answers.getattr("/")["st_mode"] for status in before)
@@ -154,7 +154,7 @@ def test_entries_in_trouble_are_listed_with_the_others(tmp_path: Path) -> None:
         record = bytes(opened.state.records.whole(row)[0])
     spoil(pool, record)
     told: list[str] = []
-    answers = Operations(MountLayout(lazy(pool.path, snapshot, key)), 0, told.append, lambda: None)
+    answers = ReadOnlyOperations(MountLayout(lazy(pool.path, snapshot, key)), 0, told.append, lambda: None)
     whole = {name: is_whole for name, _, is_whole in pages(answers, "/d0")}
     assert len(whole) == 2 + 200
     assert [name for name in whole if not whole[name]][2:] == [f"file-{n:06d}" for n in range(93, 125)]
@@ -188,26 +188,26 @@ def test_where_a_file_has_xattrs_each_is_asked(pool: Pool, key: GetKey, tmp_path
                 assert os.getxattr(path, name, follow_symlinks=False) is not None
 
 
-def test_files_of_two_snapshots_are_not_taken_for_links_of_one_another(answers: Operations) -> None:
+def test_files_of_two_snapshots_are_not_taken_for_links_of_one_another(answers: ReadOnlyOperations) -> None:
     numbers = {answers.getattr(f"{top}/{BOTH}")["st_ino"] for top in ("", "/.zfs/snapshot/s0", "/.zfs/snapshot/s1")}
     assert len(numbers) == 3
     assert len({number & (1 << 48) - 1 for number in numbers}) == 1
 
 
 @pytest.mark.parametrize("path", ["/x", "/.zfs/x", "/.zfs/snapshot/s2", f"/{FILE}/x", "/.zfs/snapshot/s0/x"])
-def test_what_is_not_there_is_not_there(answers: Operations, path: str) -> None:
+def test_what_is_not_there_is_not_there(answers: ReadOnlyOperations, path: str) -> None:
     with pytest.raises(OSError, match="No such file") as error:
         answers.getattr(path)
     assert error.value.errno == errno.ENOENT
     assert not answers.lines  # type: ignore[attr-defined]
 
 
-def test_nothing_is_opened_for_writing(answers: Operations) -> None:
+def test_nothing_is_opened_for_writing(answers: ReadOnlyOperations) -> None:
     with pytest.raises(OSError, match="Read-only"):
         answers.open(f"/{FILE}", os.O_RDWR)
 
 
-def test_a_file_is_the_same_in_whatever_pieces_it_is_read(answers: Operations) -> None:
+def test_a_file_is_the_same_in_whatever_pieces_it_is_read(answers: ReadOnlyOperations) -> None:
     path = f"/.zfs/snapshot/s0/{FILE}"
     whole = answers.read(path, 1 << 20, 0, 0)
     assert len(whole) == answers.getattr(path)["st_size"]
@@ -218,11 +218,13 @@ def test_a_file_is_the_same_in_whatever_pieces_it_is_read(answers: Operations) -
     assert answers.read(path, 10, len(whole), 0) == b""
 
 
-def test_a_damaged_block_is_an_error_of_its_own_and_one_line(answers: Operations, pool: Pool, key: GetKey) -> None:
+def test_a_damaged_block_is_an_error_of_its_own_and_one_line(
+    answers: ReadOnlyOperations, pool: Pool, key: GetKey
+) -> None:
     whole = answers.read(f"/.zfs/snapshot/s0/{FILE}", 1 << 20, 0, 0)
     damage(pool, snapshots(pool)[0], key, FILE, 3)
     told: list[str] = []
-    again = Operations(MountLayout(lazy(pool.path, snapshots(pool)[0], key)), 0, told.append, lambda: None)
+    again = ReadOnlyOperations(MountLayout(lazy(pool.path, snapshots(pool)[0], key)), 0, told.append, lambda: None)
     for block in range(9):
         at = block * BLOCK
         for _ in range(2):
