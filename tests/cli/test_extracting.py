@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import keykit
-from zkeep.cli import extract
+from zkeep.cli.common import extraction
 from zkeep.cli.main import run
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.restore.files.report import NotTaken, RestoreReport
@@ -22,7 +22,7 @@ Output = pytest.CaptureFixture[str]
 
 def concluded(report: RestoreReport, *, verbose: bool = False) -> ZkeepError | None:
     try:
-        extract._conclude(report, "", verbose=verbose)
+        extraction._conclude(report, "", verbose=verbose)
     except ZkeepError as error:
         return error
     return None

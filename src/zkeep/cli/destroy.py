@@ -6,6 +6,7 @@ import click
 
 from zkeep.cli.common import text
 from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import opened
 from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName
@@ -18,7 +19,7 @@ from zkeep.pool.datasets.view import View
 @click.option("-r", "recursive", is_flag=True, help="Also what lies below; snapshots of this name below.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and all clones of what is destroyed.")
 @click.option("-d", "defer", is_flag=True, help="Snapshots that are held or have clones go later.")
-@click.option("-f", "force", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-f", "force")
 @click.option("-n", "dry_run", is_flag=True, help="Change nothing.")
 @click.option("-p", "parsable", is_flag=True, help="Say what goes, for scripts.")
 @click.option("-v", "verbose", is_flag=True, help="Say what goes and what it gives back.")

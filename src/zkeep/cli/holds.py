@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from zkeep.cli.common import text
+from zkeep.cli.common.output import scripted_option
 from zkeep.cli.common.pools import opened, snapshots_only
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import namespace
@@ -51,7 +52,7 @@ def release_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
 
 @click.command("holds")
 @click.option("-r", "recursive", is_flag=True, help="Also those of the snapshots of this name below.")
-@click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
+@scripted_option
 @click.option("-p", "exact", is_flag=True, help="Times in seconds since 1970.")
 @click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
 def holds_verb(recursive: bool, scripted: bool, exact: bool, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import click
 
 from zkeep.agent import client
+from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import note_settings, opened, settings
 from zkeep.cli.keys import encryption
 from zkeep.errors import Refused, WrongUsage
@@ -19,7 +20,7 @@ from zkeep.pool.datasets.properties import parse_size
 
 @click.command("create")
 @click.option("-p", "parents", is_flag=True, help="Make missing parents too; no error if it is there already.")
-@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-u", "unmounted")
 @click.option("-o", "options", multiple=True, metavar="P=V", help="Set a property.")
 @click.option("-n", "dry_run", is_flag=True, help="Create nothing; with -v, say what would be created.")
 @click.option("-v", "verbose", is_flag=True, help="Say what is created.")
@@ -104,8 +105,8 @@ def _report_line(line: Sequence[str], dry_run: bool) -> str:
 @click.command("rename")
 @click.option("-p", "parents", is_flag=True, help="Make missing parents of the new name.")
 @click.option("-r", "recursive", is_flag=True, help="Rename the snapshots of all datasets below as well.")
-@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
-@click.option("-f", "force", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-u", "unmounted")
+@no_mount_option("-f", "force")
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 def rename_verb(*, parents: bool, recursive: bool, unmounted: bool, force: bool, old: str, new: str) -> None:

@@ -11,6 +11,7 @@ import click
 from zkeep.cli.common import asjson
 from zkeep.cli.common.clock import clock
 from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.output import json_option
 from zkeep.cli.common.pools import datasets_only, opened, parse
 from zkeep.cli.common.recursive import Errors
 from zkeep.errors import Refused
@@ -36,7 +37,7 @@ class _PruneOptions:
 @click.option("-n", "dry_run", is_flag=True, help="Change nothing; say what would go.")
 @click.option("-v", "verbose", is_flag=True, help="Say of every snapshot whether it stays, and by which rules.")
 @click.option("-r", "recursive", is_flag=True, help="Also what lies below.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--trust-clock", "trust_clock", is_flag=True, help="The clock is right, though it jumped.")
 @click.argument("names", nargs=-1, required=True, metavar="DATASET|POOL...")
 def prune_verb(

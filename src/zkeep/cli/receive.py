@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
+from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import Name, dataset_of, is_confined, note_settings, opened, settings, widen
 from zkeep.cli.common.progress import Received
 from zkeep.cli.common.sink import stream_input
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("-v", "verbose", is_flag=True, help="Say what is received, how much and how fast.")
 @click.option("-n", "dry_run", is_flag=True, help="Store nothing; with -v, say what would be received.")
 @click.option("-s", "resumable", is_flag=True, help="If interrupted, keep what came, to be resumed.")
-@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-u", "unmounted")
 @click.option("-F", "force", is_flag=True, help="Roll back to the increment's source first.")
 @click.option("-d", "drop_pool", is_flag=True, help="Name it as sent, without the pool, below DATASET.")
 @click.option("-e", "last_only", is_flag=True, help="Name it by the last part of its name, below DATASET.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import opened
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.destroy import DestroyOptions, execute
@@ -15,7 +16,7 @@ from zkeep.pool.datasets.view import View
 @click.command("rollback")
 @click.option("-r", "recursive", is_flag=True, help="Also destroy snapshots and bookmarks that are newer.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and clones of those snapshots.")
-@click.option("-f", "force", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-f", "force")
 @click.argument("name", metavar="SNAPSHOT")
 def rollback_verb(recursive: bool, clones: bool, force: bool, name: str) -> None:
     """Bring a dataset back to one of its snapshots: all that is newer is dropped, for good.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from zkeep.cli.common.give_back import give_back
+from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import by_pool, note_settings, opened, parse, settings
 from zkeep.errors import WrongUsage
 from zkeep.names import DatasetName, SnapshotName
@@ -30,7 +31,7 @@ def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
 
 
 @click.command("set")
-@click.option("-u", "unmounted", is_flag=True, help="Accepted and without effect: nothing is mounted here.")
+@no_mount_option("-u", "unmounted")
 @click.argument("arguments", nargs=-1, required=True, metavar="PROPERTY=VALUE... NAME...")
 def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
     """Set properties of datasets, user properties (x:y) also of snapshots.

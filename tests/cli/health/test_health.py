@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from zkeep.cli.common import examined
 from zkeep.cli.common.pools import opened
-from zkeep.cli.health import health, notify
+from zkeep.cli.health import notify
 from zkeep.cli.main import run
 from zkeep.errors import TryAgain
 from zkeep.names import DatasetName, SnapshotName
@@ -131,7 +132,7 @@ def test_a_pool_that_is_busy_is_not_damaged(shell: Shell, monkeypatch: pytest.Mo
     def busy(*_: object) -> None:
         raise TryAgain("busy")
 
-    monkeypatch.setattr(health, "examine", busy)
+    monkeypatch.setattr(examined, "examine", busy)
     assert shell("health", status=5) == "zkeep: busy\n"
 
 
@@ -139,7 +140,7 @@ def test_documents_of_a_stranger_are_damage_in_one_line(shell: Shell, monkeypatc
     def odd(*_: object) -> None:
         raise KeyError("bytes\x1b[2J")
 
-    monkeypatch.setattr(health, "examine", odd)
+    monkeypatch.setattr(examined, "examine", odd)
     said = shell("health", status=3)
     assert said.count("\n") == 2
     assert "\x1b" not in said

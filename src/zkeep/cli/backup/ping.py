@@ -10,9 +10,9 @@ from http.client import HTTPException
 from urllib.error import URLError
 from urllib.parse import urlsplit, urlunsplit
 
+from zkeep.cli.common.http_post import post
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import safe
-from zkeep.cli.health.notify import post
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import shown
 

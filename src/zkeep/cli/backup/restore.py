@@ -24,14 +24,14 @@ from zkeep.backup.local import DESTINATION
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Path, Place, parse_destination, parse_source
 from zkeep.backup.record import Record, check_arrived, check_listing
-from zkeep.cli.backup.wanted import ssh_words
+from zkeep.cli.backup.wanted import ssh_words, takes_ssh_options
+from zkeep.cli.common.extraction import ExtractRequest
 from zkeep.cli.common.open_snapshot import keys_from, takes_key
 from zkeep.cli.common.pools import opened, registry, wait
 from zkeep.cli.common.progress import Received
 from zkeep.cli.common.recursive import SOME, SnapshotTree
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import date, nice_bytes
-from zkeep.cli.extract import ExtractRequest
 from zkeep.cli.keys.root_key import key_location
 from zkeep.errors import NotAuthentic, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 @click.option("--trust-server", "trusting", is_flag=True, help="Take what differs from what was sent from here.")
 @click.option("--spool", metavar="DIR", help="Keep what came in DIR when it breaks off; the same call goes on.")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Say what is restored, and what could not be.")
-@click.option("--sshkey", metavar="FILE", help="As ssh -i.")
-@click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o.")
+@takes_ssh_options
 @takes_key
 @click.argument("source", metavar="SRC")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
@@ -318,7 +317,7 @@ def _into_datasets(pool: Pool, tree: SnapshotTree, recursive: bool, get_key: Get
 
     Each dataset is received by itself, and so is an encryption root of its own.
     """
-    from zkeep.cli.verify import check_snapshot
+    from zkeep.cli.common.check_snapshot import check_snapshot
 
     snapshots = tree.snapshots(recursive)
     if get_key is not None:

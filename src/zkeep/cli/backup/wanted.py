@@ -45,12 +45,24 @@ def ssh_words(options: Sequence[str], key: str | None) -> tuple[str, ...]:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SSH = (
+    click.option("--sshkey", metavar="FILE", help="As ssh -i."),
+    click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o."),
+)
+
+
+def takes_ssh_options(verb: F) -> F:
+    """Add --sshkey and --ssh-option, for ssh_words()."""
+    for option in reversed(_SSH):
+        verb = option(verb)
+    return verb
+
+
 _PASSING = (
     click.option("-r", "recursive", is_flag=True, help="Of a dataset: with the datasets below."),
     click.option("--retention", metavar="POLICY", help="Set this property on DEST, as 'daily=30,weekly=8'."),
     click.option("--ping", "url", metavar="URL", help="POST to URL/start, then URL or URL/fail."),
-    click.option("--sshkey", metavar="FILE", help="As ssh -i."),
-    click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="As ssh -o."),
+    takes_ssh_options,
     click.option("-L", "locations", multiple=True, metavar="KEYLOCATION", help="file:///path or prompt: a key to use."),
 )
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 
+scripted_option = click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns.")
+json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 _OPTIONS = (
-    click.option("-H", "scripted", is_flag=True, help="No head, one tab between columns."),
+    scripted_option,
     click.option("-p", "exact", is_flag=True, help="Exact numbers."),
-    click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
+    json_option,
     click.option("--json-int", "as_int", is_flag=True, help="With -j: numbers as numbers."),
 )
 

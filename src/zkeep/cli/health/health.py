@@ -9,21 +9,16 @@ from collections.abc import Sequence
 import click
 
 from zkeep.cli.common import asjson, text
-from zkeep.cli.common.pools import by_pool, datasets_only, parse, registry, wait
-from zkeep.cli.common.terminal import say
-from zkeep.errors import TryAgain, ZkeepError
-from zkeep.names import DatasetName
-from zkeep.pool.datasets.model import NotThere
+from zkeep.cli.common.examined import examined
+from zkeep.cli.common.output import json_option
+from zkeep.errors import TryAgain
 from zkeep.pool.datasets.retention import span
-from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHealth, examine, status
-
-_UNREADABLE = (ZkeepError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
-"What opening and reading a pool that is damaged, or that somebody prepared, may raise."
+from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHealth, status
 
 
 @click.command("health")
 @click.option("-v", "verbose", is_flag=True, help="Name datasets that are fine, too.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--notify", "notify", is_flag=True, help="Tell what changed since the last time, as 'notify' says.")
 @click.argument("names", nargs=-1, metavar="[POOL|DATASET]...")
 def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]) -> None:
@@ -65,34 +60,6 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
         failed = not all([notify_changes(pool) for pool in pools])
     found = status(pools)
     click.get_current_context().find_root().meta["status"] = TryAgain.status if failed and found != 3 else found
-
-
-def examined(names: Sequence[str]) -> list[PoolHealth]:
-    """Look at pools or datasets; a pool that cannot be read is a damaged one."""
-    chosen = by_pool(datasets_only(parse(names), "examine")) or {name: [] for name in registry().pools()}
-    return [_examined(pool, [n for n in some if isinstance(n, DatasetName)]) for pool, some in chosen.items()]
-
-
-def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
-    known = registry()
-    known.path(pool)
-    try:
-        with known.open(pool, wait()) as found:
-            # A dataset that is named and not there is an error, before anything is examined.
-            for name in names:
-                found.dataset(name)
-            return examine(found, int(time.time()), names)
-    except TryAgain:
-        raise
-    except NotThere as error:
-        if names:
-            raise
-        say(text.safe(str(error)))
-        return PoolHealth(pool, problems=[HealthProblem("unverified", "it is not there")])
-    # A pool that cannot be opened is itself the finding: report it, and go on with the next.
-    except _UNREADABLE as error:
-        say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
-        return PoolHealth(pool, problems=[HealthProblem("damaged", "it cannot be read")])
 
 
 # What is printed

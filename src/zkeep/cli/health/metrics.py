@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zkeep.cli.common.examined import examined
 from zkeep.cli.common.named_files import replace_file
-from zkeep.cli.health.health import examined
 from zkeep.errors import WrongUsage
 from zkeep.names import shown, whole_number
 from zkeep.pool.maintenance.health import PoolHealth

@@ -6,14 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import urllib.request
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
-from threading import Thread
-from typing import IO
 from urllib.error import URLError
 
+from zkeep.cli.common.http_post import SECONDS, post
 from zkeep.cli.common.pools import opened, registry
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import safe
@@ -22,8 +20,6 @@ from zkeep.pool.datasets.notify import NONE, canonical, command
 from zkeep.pool.maintenance.health import PoolHealth
 from zkeep.pool.maintenance.notice import HealthChange, NoticeTarget, changes, gravest, remember
 
-SECONDS = 30
-"How long telling may take; an answer is not waited for beyond it."
 SENDMAIL = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 
@@ -128,32 +124,3 @@ def _mail(address: str, notice: Notice) -> None:
         what = "; ".join(f"{problem.kind}: {problem.text}" for problem in change.problems) or "all is well again"
         lines.append(safe(f"{change.name}: {what}"))
     _run([program, "-oi", "--", address], "\n".join([*lines, ""]).encode())
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: what was set is where it goes."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        return None
-
-
-def post(url: str, body: bytes, kind: str) -> None:
-    """Send a body. An answer that never ends is not waited for: the thread is left to end with the process."""
-    failed: list[Exception] = []
-
-    def work() -> None:
-        try:
-            request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")  # noqa: S310
-            answer: IO[bytes]
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
-                answer.read(1 << 10)
-        except Exception as error:  # handed on below
-            failed.append(error)
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    if thread.is_alive():
-        raise Refused(f"no answer within {SECONDS} seconds")
-    if failed:
-        raise failed[0]

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from zkeep import __version__
+from zkeep.cli.common.output import json_option
 
 FOLLOWS = "2.3.2"
 "The OpenZFS whose verbs, letters, output and streams these are."
@@ -25,7 +26,7 @@ def version_text(called: str) -> str:
 
 @click.command("version")
 @click.option("-v", "--verbose", "verbose", is_flag=True, help="Also what it runs on: Python, libraries, kernel.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def version_verb(ctx: click.Context, verbose: bool, as_json: bool) -> None:
     """Tell which zkeep this is.

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from zkeep.cli.common import asjson, text, usage
-from zkeep.cli.common.output import OutputOptions, takes_output
+from zkeep.cli.common.output import OutputOptions, json_option, takes_output
 from zkeep.cli.common.pools import note_settings, registry, unencrypted, wait
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.words import chosen_words
@@ -282,7 +282,7 @@ def get(
 @pool_verb.command("status")
 @click.option("-v", "verbose", is_flag=True, help="List every error that the last scrub found.")
 @click.option("-x", "only_sick", is_flag=True, help="Only pools with errors.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def status(verbose: bool, only_sick: bool, as_json: bool, names: Sequence[str]) -> None:
     """Say how pools do, and what their last scrub found."""
