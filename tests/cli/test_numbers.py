@@ -56,7 +56,8 @@ def test_p4_odd_numbers_are_refused_in_one_line(
         assert "unexpected" not in said
         assert "\x1b" not in said
         assert words[0] != "server" or words[1] in said
-        assert said.count("zkeep: ") == 1, said
+        assert said.startswith("zkeep: "), said
+        assert said.count("\nzkeep: ") == 0, said  # a path may end with that word, too
     assert run(["list", "-H", "-o", "name"]) == 0
     assert capfd.readouterr().out == "v\n"
 

@@ -19,7 +19,7 @@ from zkeep.names import shown
 
 MARK = "# zkeep schedule: "
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _CRON = re.compile(r"[0-9A-Za-z*/,-]+( [0-9A-Za-z*/,-]+){4}|@(hourly|daily|weekly|monthly)")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 

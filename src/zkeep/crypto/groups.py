@@ -33,7 +33,7 @@ HIDDEN = 3
 "Symbols of a word that are not written: the line's number (two), and 1 on the last line."
 CHECKSUM = 4
 MOST_LINES = (8 * (1 + MAX_PASSPHRASE + CHECKSUM) + 5 * DATA - 1) // (5 * DATA)
-_NUMBERED = re.compile(r"^[ \t]*(\d{1,3}):[ \t]*(.*)$", re.MULTILINE)
+_NUMBERED = re.compile(r"^[ \t]*([0-9]{1,3}):[ \t]*(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
