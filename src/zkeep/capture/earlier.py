@@ -7,18 +7,19 @@ may lie there half new, half old. If its rest cannot be read, it is put back as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from zkeep.errors import Refused
-from zkeep.format.znode import LINUX_FLAGS, Znode
+from zkeep.format.znode import Znode
 from zkeep.format.znode_writer import FileFields
 from zkeep.pool.datasets.contents import STEP
+from zkeep.snapshot.attributes import stored_fields
 from zkeep.snapshot.changes import Block
 from zkeep.snapshot.open import NoObject, OpenSnapshot
 from zkeep.tree.filesystem import Filesystem
 
 OpenWhole = Callable[[], OpenSnapshot | None]
 "Opens the last snapshot that is no step; None: there is none."
-KEPT_FLAGS = sum(LINUX_FLAGS.values())
 
 
 class Earlier:
@@ -29,11 +30,8 @@ class Earlier:
         self.node = node
 
     def fields(self, links: int, parent: int) -> FileFields:
-        """Its attributes, but for the names that it has now."""
-        node = self.node
-        times = node.atime, node.mtime, node.ctime, node.crtime
-        flags = node.flags & KEPT_FLAGS
-        return FileFields(node.mode, node.uid, node.gid, node.size, links, *times, parent, node.generation, flags=flags)
+        """Its attributes, but for the names that it has now, and extended ones in a folder."""
+        return replace(stored_fields(self.node), links=links, parent=parent, xattr_folder=0)
 
     def xattrs(self) -> dict[bytes, bytes]:
         return self._tree.xattrs(self.node)

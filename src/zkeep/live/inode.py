@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 
 from zkeep.format.znode import Znode, unpack_xattrs
 from zkeep.format.znode_writer import FileFields
-
-KEPT_FLAGS = 0x1 | 1 << 36 | 1 << 38 | 1 << 39
-"Flags that are no consequence of mode and kind: IS_XATTR, IMMUTABLE, APPEND_ONLY, NO_DUMP."
+from zkeep.snapshot.attributes import stored_fields
 
 
 @dataclass(slots=True, eq=False)
@@ -81,15 +79,8 @@ class Inode:
 
 def inode_of(node: Znode, width: int, last: int, recordsize: int) -> Inode:
     """An inode as the base has it."""
-    fields = FileFields(
-        *(node.mode, node.uid, node.gid, node.size, node.links),
-        *(node.atime, node.mtime, node.ctime, node.crtime, node.parent, node.generation),
-        rdev=node.rdev,
-        target=node.target,
-        xattrs=unpack_xattrs(node.packed_xattrs),
-        xattr_folder=node.xattr_folder,
-        flags=node.flags & KEPT_FLAGS,
-    )
+    fields = stored_fields(node)
+    fields.xattrs = unpack_xattrs(node.packed_xattrs)
     found = Inode(node.number, fields, recordsize, stored=True, complete=not node.is_folder)
     found.large = None if node.xattr_folder else {}
     found.placed(width, last)

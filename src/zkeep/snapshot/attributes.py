@@ -9,7 +9,7 @@ import stat
 
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_writer import BLOCK, FatZap, fits_micro, micro_block
-from zkeep.format.znode import IS_XATTR
+from zkeep.format.znode import IS_XATTR, LINUX_FLAGS, Znode
 from zkeep.format.znode_writer import MAX_XATTR_VALUE, MAX_XATTRS, FileFields, encode_file, pack_xattrs
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.new_filesystem import new_salt
@@ -20,6 +20,22 @@ def block_size(size: int, recordsize: int) -> int:
     if size > recordsize:
         return recordsize
     return max(512, -(-size // 512) * 512)
+
+
+KEPT_FLAGS = IS_XATTR | sum(LINUX_FLAGS.values())
+"Flags of a file that stay when its attributes are written again; the others follow from them."
+
+
+def stored_fields(node: Znode) -> FileFields:
+    """The fields of a file as a snapshot has them, but for extended attributes among the system attributes."""
+    return FileFields(
+        *(node.mode, node.uid, node.gid, node.size, node.links),
+        *(node.atime, node.mtime, node.ctime, node.crtime, node.parent, node.generation),
+        rdev=node.rdev,
+        target=node.target,
+        xattr_folder=node.xattr_folder,
+        flags=node.flags & KEPT_FLAGS,
+    )
 
 
 class Attributes:

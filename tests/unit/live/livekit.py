@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from zkeep.pool.datasets.model import Pool
 from zkeep.snapshot.commit import NewSnapshot
 
 RECORD = 16 << 10
+ZKEEP = [sys.executable, "-m", "zkeep"]
 OWNER = (os.getuid(), os.getgid())
 
 
@@ -72,6 +75,25 @@ def live(tmp_path: Path, name: str = "v/home", runtime: str = "") -> Iterator[By
         LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes(), runtime=runtime) as dataset,
     ):
         yield ByPath(dataset)
+
+
+@contextmanager
+def mounted(tmp_path: Path, *options: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The folder, and the process that serves it."""
+    folder = tmp_path / "mnt"
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen([*ZKEEP, "mount", "-f", *options, "v/home", str(folder)])
+    try:
+        while not os.path.ismount(folder):
+            assert process.poll() is None, "it could not be mounted"
+        yield folder, process
+        if process.poll() is None:
+            subprocess.run([*ZKEEP, "unmount", str(folder)], check=True)
+    finally:
+        process.kill()
+        process.wait()
+        if os.path.ismount(folder) or not os.access(folder, os.R_OK):
+            subprocess.run(["fusermount3", "-uz", str(folder)], check=False, capture_output=True)
 
 
 def listing(files: ByPath) -> dict[bytes, tuple[Any, ...]]:

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from livekit import mounted
 
 from mountkit import needs_fuse
 
 Zkeep = Callable[..., int]
-ZKEEP = [sys.executable, "-m", "zkeep"]
-
-
-@contextmanager
-def mounted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """The folder, and the process that serves it."""
-    folder = tmp_path / "mnt"
-    folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([*ZKEEP, "mount", "-f", "v/home", str(folder)])
-    try:
-        while not os.path.ismount(folder):
-            assert process.poll() is None, "it could not be mounted"
-        yield folder, process
-        if process.poll() is None:
-            subprocess.run([*ZKEEP, "unmount", str(folder)], check=True)
-    finally:
-        process.kill()
-        process.wait()
-        if os.path.ismount(folder) or not os.access(folder, os.R_OK):
-            subprocess.run(["fusermount3", "-uz", str(folder)], check=False, capture_output=True)
 
 
 @needs_fuse

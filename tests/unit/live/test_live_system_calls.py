@@ -10,41 +10,19 @@ import random
 import sqlite3
 import stat
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes import CDLL, get_errno
 from pathlib import Path
 
 import pytest
-from livekit import renameat2
+from livekit import ZKEEP, mounted, renameat2
 
 from mountkit import needs_fuse
 
 Zkeep = Callable[..., int]
-ZKEEP = [sys.executable, "-m", "zkeep"]
 PUNCH, KEEP = 0x2, 0x1
 SIZE = 300_000
 OPERATIONS = int(os.environ.get("ZKEEP_FSX", "150"))
-
-
-@contextmanager
-def mounted(tmp_path: Path, *options: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """The folder, and the process that serves it."""
-    folder = tmp_path / "mnt"
-    folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([*ZKEEP, "mount", "-f", *options, "v/home", str(folder)])
-    try:
-        while not os.path.ismount(folder):
-            assert process.poll() is None, "it could not be mounted"
-        yield folder, process
-        if process.poll() is None:
-            subprocess.run([*ZKEEP, "unmount", str(folder)], check=True)
-    finally:
-        process.kill()
-        process.wait()
-        if os.path.ismount(folder) or not os.access(folder, os.R_OK):
-            subprocess.run(["fusermount3", "-uz", str(folder)], check=False, capture_output=True)
 
 
 # One file, changed in every way
