@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "zkeep"
-BLIND = ("backup", "server", "pool", "format", "names", "cache", "errors", "zstd_levels")
+BLIND = ("backup", "server", "pool", "format", "names", "cache", "clock", "errors", "zstd_levels")
 SEEING = {"zkeep.crypto", "zkeep.capture", "zkeep.live", "zkeep.reencrypt", "zkeep.restore", "zkeep.snapshot"}
 HOLDING = {"zkeep.agent"}
 "Decrypts nothing itself, but has keys."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.recursive import Errors, SnapshotTree, say_left_out
 from zkeep.cli.common.stream_files import is_stream
+from zkeep.clock import seconds_now
 from zkeep.errors import Damaged, NotAuthentic, WrongUsage, ZkeepError
 from zkeep.names import BookmarkName, SnapshotName
 
@@ -137,9 +137,9 @@ class _Verification:
             self.known.check(pool, snapshot, str(snapshot.name))
         except (NotAuthentic, Damaged) as error:
             if not isinstance(error, WrongKey):
-                note(pool, snapshot, int(time.time()), authentic=False)
+                note(pool, snapshot, seconds_now(), authentic=False)
             raise
-        note(pool, snapshot, int(time.time()), authentic=True)
+        note(pool, snapshot, seconds_now(), authentic=True)
         if self.verbose:
             click.echo(line)
 

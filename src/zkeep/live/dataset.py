@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from threading import RLock
 
+from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.zap import BadZap
@@ -227,7 +228,7 @@ class LiveDataset:
     def make(self, mode: int, owner: tuple[int, int], parent: int) -> Inode:
         """A new inode, which no entry leads to yet."""
         number = self.numbers.take()
-        generation = max(int(time.time()), 1)
+        generation = max(seconds_now(), 1)
         made = new_inode(number, mode, owner, parent, self.recordsize, generation=generation)
         self.inodes[number] = self.changed[number] = made
         return made

@@ -6,12 +6,12 @@ So the receive begins with a BEGIN that lacks it, and gets the whole one before 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 
+from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
 from zkeep.errors import Refused, TryAgain
 from zkeep.format.checksum import fletcher4
@@ -117,7 +117,7 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
         base = stack.enter_context(OpenSnapshot(pool, last, get_key, scattered=True)) if last is not None else None
         group = Group(
             begin=Begin(
-                creation_time=int(time.time()),
+                creation_time=seconds_now(),
                 type=new.objset_type,
                 toguid=new_guid(),
                 fromguid=last.guid if last is not None else 0,
@@ -146,7 +146,7 @@ def commit_head(pool: Pool, new: NewSnapshot, keys: MasterKeys, base: OpenSnapsh
     dataset = pool.dataset(new.name.dataset)
     group = Group(
         begin=Begin(
-            creation_time=int(time.time()),
+            creation_time=seconds_now(),
             type=new.objset_type,
             toguid=new_guid(),
             fromguid=base.snapshot.guid if base is not None else 0,

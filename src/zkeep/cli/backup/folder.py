@@ -30,6 +30,7 @@ from zkeep.cli.common.pruning import prune_received
 from zkeep.cli.common.snapshot_from import NotAllRead, take
 from zkeep.cli.common.terminal import say
 from zkeep.cli.keys.root_key import key_location, opening_key
+from zkeep.clock import seconds_now
 from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, printable, shown
 from zkeep.pool.datasets import destroyed, lifecycle, namespace
@@ -260,7 +261,7 @@ def _take(wanted: Wanted, pool: Pool, name: DatasetName, events: Events) -> tupl
 
 def _snapshot_name(pool: Pool, name: DatasetName) -> SnapshotName:
     """By the clock; a second later if it is taken, for a clock may go backwards."""
-    at = int(time.time())
+    at = seconds_now()
     while True:
         text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
         snapshot = name.snapshot(f"{local.PREFIX}{text}")

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
+from zkeep.clock import seconds_now
 from zkeep.errors import WrongUsage
 from zkeep.names import shown
 from zkeep.pool.datasets.pruning import Offset
@@ -20,7 +21,7 @@ _POSIX = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?[0-9]{1,2}(?::[0-
 
 def clock() -> Clock:
     """Raises WrongUsage: TZ names no time zone (the C library would take it for UTC, without a word)."""
-    return Clock(int(time.time()), _offset())
+    return Clock(seconds_now(), _offset())
 
 
 def _offset() -> Offset:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from zkeep.cli.common import text
 from zkeep.cli.common.pools import by_pool, datasets_only, parse, registry, wait
 from zkeep.cli.common.terminal import say
+from zkeep.clock import seconds_now
 from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import NotThere
@@ -31,7 +31,7 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
             # A dataset that is named and not there is an error, before anything is examined.
             for name in names:
                 found.dataset(name)
-            return examine(found, int(time.time()), names)
+            return examine(found, seconds_now(), names)
     except TryAgain:
         raise
     except NotThere as error:

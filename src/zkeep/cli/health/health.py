@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 
 import click
@@ -11,6 +10,7 @@ import click
 from zkeep.cli.common import asjson, text
 from zkeep.cli.common.examined import examined
 from zkeep.cli.common.output import json_option
+from zkeep.clock import seconds_now
 from zkeep.errors import TryAgain
 from zkeep.pool.datasets.retention import span
 from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHealth, status
@@ -85,7 +85,7 @@ def _line(dataset: DatasetHealth) -> str:
 
 
 def _ago(at: int) -> str:
-    return f"{span(int(time.time()) - at)} ago"
+    return f"{span(seconds_now() - at)} ago"
 
 
 def _pool_object(pool: PoolHealth) -> asjson.Object:

@@ -233,7 +233,7 @@ class _Connection:
         told = [text.encode("utf-8", "replace").decode() for text in (client, peer or "-", command)]
         with suppress(ZkeepError, OSError), registry().open(root.pool, _PATIENCE) as pool:
             sizes = wire.received, wire.sent, taken, status
-            entry = HistoryEntry(int(began), told[0], told[1], pool.relative(root), told[2], *sizes)
+            entry = HistoryEntry(max(int(began), 0), told[0], told[1], pool.relative(root), told[2], *sizes)
             record(pool, root, entry, refused=refused)
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.names import shown
 from zkeep.pool.datasets.model import IDENTITY, Exists, NotThere, Pool, read_identity
@@ -87,7 +88,7 @@ def destroy(registry: Registry, name: str) -> Destroyed | None:
 
 
 def _mark(store: LocalStore, identity: dict[str, object], name: str) -> Destroyed:
-    now = int(time.time())
+    now = seconds_now()
     text = json.dumps({**identity, "known": name, "destroyed": now}, indent=1)
     # DESTROYED is written before POOL goes: at no moment is the folder neither a pool nor a destroyed one.
     with _locked(store, f"cannot destroy {shown(name)[1:-1]}: pool is busy"):

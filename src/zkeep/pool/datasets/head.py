@@ -8,10 +8,10 @@ snapshot is to give the head a name: nothing is written but a few documents.
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Damaged
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import charge
@@ -65,7 +65,7 @@ def put(pool: Pool, t: Transaction, dataset: Dataset, doc: Doc) -> Snapshot:
     before = unnamed(pool, dataset)
     if before is not None:
         t.delete("begin", before.key)
-    now = int(time.time())
+    now = seconds_now()
     fields: Doc = {"creation": now, "holds": {}, "local": {}, "received": {}}
     head = Snapshot(dataset, {**fields, **doc, "name": NAME, "createtxg": doc["txg"]})
     t.put(HEAD, dataset.key, head.doc)
@@ -95,7 +95,7 @@ def give_name(pool: Pool, t: Transaction, name: SnapshotName) -> Snapshot | None
     t.delete(HEAD, head.dataset.key)
     # The BEGIN under the snapshot's name and with its time; no MAC covers these.
     came = Opening.from_doc(begin)
-    changed = replace(came.begin, toname=str(name).encode(), creation_time=int(time.time()))
+    changed = replace(came.begin, toname=str(name).encode(), creation_time=seconds_now())
     opening = replace(came, header=changed.pack(came.byteorder))
     t.put("begin", head.key, opening.doc())
     # The head's document becomes the snapshot's, but for what a snapshot gets when it is made.

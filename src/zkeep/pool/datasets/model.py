@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
@@ -111,7 +111,7 @@ class Pool:
         """The documents of a new pool; what an interrupted creation left behind is replaced."""
         for key, _ in t.scan("dataset"):
             t.delete("dataset", key)
-        guid, now = new_guid(), int(time.time())
+        guid, now = new_guid(), seconds_now()
         pool = {
             "guid": guid,
             "name": self.name,
@@ -322,7 +322,7 @@ class Pool:
             "guid": new_guid(),
             "type": kind,
             "createtxg": t.next_txg(),
-            "creation": int(time.time()),
+            "creation": seconds_now(),
             "origin": None,
             "local": {},
             "received": {},
@@ -374,7 +374,7 @@ class Pool:
             "guid": guid,
             "txg": txg,
             "createtxg": txg,
-            "creation": int(time.time()),
+            "creation": seconds_now(),
             "ivset_guid": 0,
             "features": 0,
             "holds": {},
@@ -390,7 +390,7 @@ class Pool:
 
     def _time_of_receipt(self, t: Transaction) -> Doc:
         """`received_at`, unless the clock cannot be right; and the pool knows the time from now on."""
-        now, known = int(time.time()), (t.get(CLOCK, "") or {}).get("seen")
+        now, known = seconds_now(), (t.get(CLOCK, "") or {}).get("seen")
         if clock_fault(now, known):
             return {}
         if known is None or now - known >= NOTE_EVERY:
@@ -445,7 +445,7 @@ class Pool:
 
     def _touch(self, t: Transaction, dataset: Dataset) -> None:
         """Note when the dataset's snapshots changed."""
-        doc, now = t.get("dataset", dataset.key), int(time.time())
+        doc, now = t.get("dataset", dataset.key), seconds_now()
         if doc and doc.get("snapshots_changed") != now:
             t.put("dataset", dataset.key, {**doc, "snapshots_changed": now})
 

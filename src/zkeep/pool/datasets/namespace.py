@@ -5,11 +5,11 @@ Each function is one transaction: it looks, refuses with the reason, or changes 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import charge, contents, head, properties
@@ -250,7 +250,7 @@ def hold(pool: Pool, tag: str, names: Iterable[SnapshotName], recursive: bool = 
             if tag in snapshot.holds:
                 raise Exists(f"cannot hold {snapshot.name}: tag {shown(tag)} already exists on it")
             own = {} if pool.scope is None else {"client_tags": [*snapshot.doc.get("client_tags", ()), tag]}
-            pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: int(time.time())}, **own)
+            pool.update_snapshot(t, snapshot, holds={**snapshot.holds, tag: seconds_now()}, **own)
         refuse_overdraft(pool, [snapshot.dataset for snapshot in held], f"cannot hold with {shown(tag)}")
 
 

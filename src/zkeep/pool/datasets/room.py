@@ -16,10 +16,16 @@ RESERVED, RESERVED_SHARE = 1 << 30, 32
 """Bytes of the disk that clients of a server cannot fill: at most 1 GiB, and 1/32 of it."""
 
 
+def free_bytes(pool: Pool) -> int:
+    """What this user may still write on the pool's disk."""
+    disk = os.statvfs(pool.path)
+    return disk.f_bavail * disk.f_frsize
+
+
 def disk_is_full(pool: Pool) -> bool:
     """Whether the disk has no more than the room that is left for destroying snapshots, and compacting."""
     disk = os.statvfs(pool.path)
-    return disk.f_bavail * disk.f_frsize <= min(RESERVED, disk.f_blocks * disk.f_frsize // RESERVED_SHARE)
+    return free_bytes(pool) <= min(RESERVED, disk.f_blocks * disk.f_frsize // RESERVED_SHARE)
 
 
 def refuse_overdraft(pool: Pool, datasets: Iterable[Dataset], where: str) -> None:

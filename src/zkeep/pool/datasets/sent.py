@@ -6,9 +6,9 @@ authentic. This record, which the source keeps when the snapshots themselves are
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
+from zkeep.clock import seconds_now
 from zkeep.format.nvlist import NvList
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -38,7 +38,7 @@ def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
     key = _key(snapshot.dataset, snapshot.guid)
     # Later than all that was noted before: two backups may end within a second, and a clock may have been ahead.
     last = max((int(doc["at"]) for _, doc in t.scan(SENT, snapshot.dataset.key + "/")), default=0)
-    before: Doc = t.get(SENT, key) or {"to": [], "at": max(int(time.time()), last + 1)}
+    before: Doc = t.get(SENT, key) or {"to": [], "at": max(seconds_now(), last + 1)}
     if to in before["to"]:
         return
     # The portable MAC covers the contents and says nothing of the key's wrap: it is the same wherever the snapshot

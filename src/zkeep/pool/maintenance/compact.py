@@ -12,6 +12,7 @@ remaining snapshot or bookmark, nor a figure.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from zkeep.pool.datasets import contents, destroy, summaries
 from zkeep.pool.datasets.history import history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import READERS, discard, reading
+from zkeep.pool.datasets.room import free_bytes
 from zkeep.pool.maintenance.step import ChangedError, CompactionStep, is_raw
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
@@ -31,6 +33,7 @@ from zkeep.pool.types import Doc
 Progress = Callable[[int], object]
 
 _MERGING, _TRIMMING, _DROPPING = "merging", "trimming", "dropping"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 STEP = 256 << 20
 "A budget for compaction that runs while a user waits."
 
@@ -46,6 +49,8 @@ class CompactReport:
     dropped: int = 0
     "Bytes of payloads that are stored elsewhere and are not here any more."
     skipped: list[str] = field(default_factory=list)
+    lacking: int = 0
+    "Bytes that the disk must have free for what was left undone because it is full; 0: nothing was."
 
 
 def compact(
@@ -112,19 +117,35 @@ class _Compaction:
     report: CompactReport
     budget: int | None
     progress: Progress | None
+    _too_large: int = 0
 
     @property
     def left(self) -> int:
         """What may still be copied; what is dropped had to be read, too."""
         return MAX_UINT64 if self.budget is None else self.budget - self.report.written - self.report.dropped
 
+    @property
+    def room(self) -> int:
+        """What a step may write: on a full disk the small ones go first, and what they free makes room for others."""
+        return min(self.left, free_bytes(self.pool))
+
     def dataset(self, dataset: Dataset, wasted: float = tiers.WASTED) -> None:
         """Do everything that is worthwhile, step by step, until the budget is used up."""
         with suppress(TryAgain), self.pool.store.lock(f"compact-{dataset.id}"):
             self._forget(dataset)
             refused: set[int] = set()
-            while self._step(dataset, wasted, refused):
-                pass
+            while True:
+                self._too_large = 0
+                if not self._step(dataset, wasted, refused):
+                    break
+            # Only what the last round found too large is left undone.
+            self.report.lacking = max(self.report.lacking, self._too_large)
+
+    def _fits(self, cost: int) -> bool:
+        """Whether so many bytes may be written now; what only the disk has no room for is noted."""
+        if self.room < cost <= self.left:
+            self._too_large = max(self._too_large, cost)
+        return cost <= self.room
 
     def _forget(self, dataset: Dataset) -> None:
         """Drop the runs of a dataset that has nothing left that needs them."""
@@ -150,8 +171,7 @@ class _Compaction:
         # Then runs between which no snapshot is left become one.
         for group in groups:
             for parts in tiers.merges(group):
-                cost = sum(part.live for part in parts)
-                if cost <= self.left and not refused & {p.txg for p in parts}:
+                if not refused & {p.txg for p in parts} and self._fits(sum(part.live for part in parts)):
                     return self._try(dataset, history, parts, refused, wasted, _MERGING)
         # Last, single runs of which much is garbage.
         for part in tiers.trims(single, wasted):
@@ -174,15 +194,24 @@ class _Compaction:
                 raw = is_raw(dataset, parts)
                 # Readers keep what they read: the old files go when nobody reads.
                 step = CompactionStep(self.pool, dataset, timeline, parts, raw, drops=kind == _DROPPING)
-                chosen = step.wasteful(wasted, self.left) if kind == _TRIMMING else step.all_segments()
+                chosen = step.wasteful(wasted, self.room) if kind == _TRIMMING else step.all_segments()
                 if not chosen:
                     refused |= {p.txg for p in parts}
+                    if kind == _TRIMMING and self.room < min(parts[0].live, self.left):
+                        self.report.lacking = max(self.report.lacking, parts[0].live)
                     return True
                 freed = step.run(chosen)
         except (ChangedError, TryAgain, Damaged) as error:
             refused |= {p.txg for p in parts}
             txgs = ", ".join(str(part.txg) for part in parts)
             self.report.skipped.append(f"{dataset.name}: runs of txg {txgs}: {error}")
+            return True
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            # Others filled the disk meanwhile, or a quota of its file system is used up.
+            refused |= {p.txg for p in parts}
+            self.report.lacking = max(self.report.lacking, sum(part.live for part in parts), 1)
             return True
         self._count(step, freed, kind)
         discard(self.pool, step.dropped)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Damaged, TryAgain, ZkeepError
 from zkeep.format.nvlist import BadNvlist
 from zkeep.pool.datasets.begin import Opening
@@ -106,7 +107,7 @@ def _note(pool: Pool, report: ScrubReport) -> None:
     if pool.catalog.read_only:
         return
     errors = [str(error) for error in report.errors]
-    doc = {"errors": errors, "bytes": report.bytes, "seconds": report.seconds, "finished": int(time.time())}
+    doc = {"errors": errors, "bytes": report.bytes, "seconds": report.seconds, "finished": seconds_now()}
     doc["damaged"] = None if report.damaged is None else sorted(report.damaged)
     try:
         with pool.transaction() as t:

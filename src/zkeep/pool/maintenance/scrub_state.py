@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from zkeep.clock import seconds_now
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.pool.datasets.lifecycle import SCRUB, SCRUB_RUNNING, scrub_runs
 from zkeep.pool.datasets.model import Dataset, Pool
@@ -57,7 +58,7 @@ def request_cancel(pool: Pool) -> None:
     if not scrub_runs(pool):
         raise Refused(f"cannot cancel scrubbing {pool.name}: there is no active scrub")
     with pool.transaction() as t:
-        t.put(SCRUB, CANCEL, {"at": int(time.time())})
+        t.put(SCRUB, CANCEL, {"at": seconds_now()})
 
 
 @dataclass

@@ -6,9 +6,9 @@ long as the process lives: a document whose lock is free belongs to a partial re
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 
+from zkeep.clock import seconds_now
 from zkeep.errors import TryAgain
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Feature
@@ -193,7 +193,7 @@ def _document(plan: ReceivePlan, target: ReceiveTarget, txg: int, *, made: bool)
         "fields": target.fields,
         "snapshot_fields": target.snapshot_fields,
         "base": charge.of_begin(plan.opening) + fields,
-        "started": int(time.time()),
+        "started": seconds_now(),
         "tally": Tally().doc(),
         "state": None,
         "last": None,
