@@ -410,8 +410,8 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
             for line in report.skipped:
                 click.echo(f"{name}: left for another time: {text.safe(line)}")
         if report.lacking:
-            freed, need = text.nice_bytes(report.freed), text.nice_bytes(report.lacking)
-            why = f"{freed} were freed; to rewrite what is left needs {need} of room on its disk"
+            done, need = text.nice_bytes(report.freed), text.nice_bytes(report.lacking)
+            why = f"{done} were freed; to rewrite what is left needs {need} of room on its disk"
             raise TryAgain(f"cannot compact {name} completely: {why}: make some, and try again")
 
 
