@@ -139,7 +139,7 @@ def fetch(
     for _ in range(MOST_TRIES):
         # 1. Try until the snapshot is here; each attempt continues where the last one stopped.
         if found := pool.find_snapshot(here):
-            return _checked(pool, found, wanted, raw=raw)
+            return checked(pool, found, wanted, raw=raw)
         before = _arrived(pool, here.dataset)
         why = _attempt(peer, wanted, pool, options)
         if why is None:
@@ -168,14 +168,14 @@ def _attempt(peer: Peer, wanted: Listed, pool: Pool, options: ReceiveOptions) ->
     with peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as run:
         assert run.process.stdout is not None
         try:
-            receive(pool, cast(BinaryIO, _Patient(run.process.stdout)), str(here), options)
+            receive(pool, cast(BinaryIO, Patient(run.process.stdout)), str(here), options)
             return None
         except (BadStream, TryAgain) as error:
             run.process.stdout.close()
-            return _why(peer, run.end(30), error, wanted)
+            return why_broken(peer, run.end(30), error, wanted)
 
 
-def _why(peer: Peer, done: Done, error: BadStream | TryAgain, wanted: Listed) -> str:
+def why_broken(peer: Peer, done: Done, error: BadStream | TryAgain, wanted: Listed) -> str:
     """Why a stream broke off: what the peer says counts more than that the stream is short.
 
     Raises:
@@ -206,7 +206,7 @@ def _arrived(pool: Pool, dataset: DatasetName) -> int:
     return Token.decode(token).bytes if token else 0
 
 
-def _checked(pool: Pool, snapshot: Snapshot, wanted: Listed, *, raw: bool) -> Snapshot:
+def checked(pool: Pool, snapshot: Snapshot, wanted: Listed, *, raw: bool) -> Snapshot:
     if snapshot.guid != wanted.guid:
         was = f"guid {snapshot.guid:#x} came, and {wanted.guid:#x} was listed"
         raise NotAuthentic(f"{wanted.name}: it is another snapshot than was asked for: {was}")
@@ -216,7 +216,7 @@ def _checked(pool: Pool, snapshot: Snapshot, wanted: Listed, *, raw: bool) -> Sn
     return snapshot
 
 
-class _Patient(io.RawIOBase):
+class Patient(io.RawIOBase):
     """What a program writes, as long as it goes on writing."""
 
     def __init__(self, pipe: IO[bytes]) -> None:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 @click.option("-V", "--proctitle", "title", is_flag=True, help="Accepted and without effect.")
 @click.option("--received-name", "received_name", is_flag=True, help="Name the dataset as it was sent to us.")
 @click.option("--newest-key", "newest_key", is_flag=True, help="With the newest key of its dataset, as zfs sends.")
+@click.option("--metadata", "metadata", metavar="OBJECTS", help="Only an excerpt: what objects are, without contents.")
+@click.option("--objects", "objects", metavar="OBJECTS", help="Only an excerpt: these objects with their contents.")
 @click.argument("snapshot", required=False, metavar="SNAPSHOT")
 def send_verb(
     *,
@@ -54,6 +56,8 @@ def send_verb(
     token: str | None,
     exclude: Sequence[str],
     snapshot: str | None,
+    metadata: str | None,
+    objects: str | None,
     **letters: bool,
 ) -> None:
     """Write a send stream to standard output, for 'zfs receive' or 'zkeep receive'.
@@ -61,6 +65,9 @@ def send_verb(
     An encrypted dataset is sent raw with -w. Without -w it is authenticated, decrypted and sent as a plain stream,
     for a pool without encryption or below another encrypted parent; its key must be loaded.
     SNAP after -i or -I may be given as @name, a bookmark as #name.
+
+    Excerpts (-w --metadata, -w --objects) are what zkeep restore fetches for some files: no stream, and nothing
+    receives them. OBJECTS: numbers like 7,128-200; for --metadata also index or all.
 
     \b
         zkeep send -Rw vault/home@monday | zfs receive tank/home
@@ -72,6 +79,9 @@ def send_verb(
     asked = cast(dict[str, Any], {name: letters[name] for name in _ASKED})
     request = SendRequest(snapshot, from_=from_, from_all=from_all, token=token, exclude=tuple(exclude), **asked)
     _check(request)
+    if metadata is not None or objects is not None:
+        _send_excerpt(request, metadata, objects)
+        return
     dry_run, parsable = request.dry_run, letters["parsable"]
     if not dry_run and sys.stdout.isatty():
         raise Refused("cannot send: a stream is not written to a terminal; redirect standard output")
@@ -95,6 +105,23 @@ def send_verb(
             send(pool, request, cast(BinaryIO, sink))
         except BrokenPipeError:
             raise TryAgain("cannot send: nobody reads the stream any more") from None
+
+
+def _send_excerpt(request: SendRequest, metadata: str | None, objects: str | None) -> None:
+    from zkeep.pool.transfer.excerpt import parse_excerpt, send_excerpt
+    from zkeep.pool.transfer.send import SendRequest
+
+    if request != SendRequest(request.snapshot, raw=True):
+        raise WrongUsage("--metadata and --objects go with -w, a snapshot and nothing else")
+    excerpt = parse_excerpt(metadata, objects)
+    if sys.stdout.isatty():
+        raise Refused("cannot send: an excerpt is not written to a terminal; redirect standard output")
+    name = request.snapshot or ""
+    with _pool(name, None) as pool:
+        try:
+            send_excerpt(pool, name, excerpt, cast(BinaryIO, Sink()))
+        except BrokenPipeError:
+            raise TryAgain("cannot send: nobody reads the excerpt any more") from None
 
 
 def _plain_sender() -> Decrypting:

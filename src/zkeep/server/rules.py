@@ -222,7 +222,7 @@ def _create(call: Call, access: Access) -> Call:
 
 
 def _send(call: Call, access: Access) -> Call:
-    """What a token names is looked for within the root only (Pool.scope)."""
+    """What a token names is looked for within the root only (Pool.scope); objects are those of a snapshot in it."""
     for text in call.values("-i", "-I"):
         if text[:1] not in ("@", "#") and ("/" in text or "@" in text or "#" in text):
             access.owned(text)
@@ -315,6 +315,7 @@ def _check_pools(call: Call, access: Access, names: Sequence[str]) -> Call:
 _SEND_LONGS = (
     *("raw", "replicate", "props", "dryrun", "verbose", "parsable", "large-block", "embed", "compressed", "holds"),
     *("backup", "skip-missing", "exclude=", "dedup", "proctitle", "received-name", "newest-key"),
+    *("metadata=", "objects="),
 )
 RULES = {
     "receive": VerbRule("receive", "vnsuFdeo:x:hMcA", _receive),

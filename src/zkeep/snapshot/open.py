@@ -115,20 +115,24 @@ class OpenSnapshot:
     def __enter__(self) -> OpenSnapshot:
         keep_freed_memory()
         with ExitStack() as stack:
-            # From here on no segment that the catalog names is deleted.
-            stack.enter_context(reading(self.pool))
-            history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
-            timeline = stack.enter_context(history.timeline(self.pool.store))
-            self.state = State(timeline, history.runs)
-            fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state
-            self._dnodes = DnodeBlocks(self.name, fine, raw=self._keys is not None)
-            self._fine = fine
-            self.blocks = BlockReader(self.name, fine, self._keys)
-            stack.callback(self.blocks.stop_threads)
+            self._open_state(stack)
             if self._keys is not None:
                 self._open_metadnode(self._keys)
             self._stack = stack.pop_all()
         return self
+
+    def _open_state(self, stack: ExitStack) -> None:
+        """Open the timeline, which `stack` closes."""
+        # From here on no segment that the catalog names is deleted.
+        stack.enter_context(reading(self.pool))
+        history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
+        timeline = stack.enter_context(history.timeline(self.pool.store))
+        self.state = State(timeline, history.runs)
+        fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state
+        self._dnodes = DnodeBlocks(self.name, fine, raw=self._keys is not None)
+        self._fine = fine
+        self.blocks = BlockReader(self.name, fine, self._keys)
+        stack.callback(self.blocks.stop_threads)
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

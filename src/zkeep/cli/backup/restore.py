@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path as FilePath
+from time import sleep
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +22,7 @@ import click
 from zkeep.agent.client import is_ours
 from zkeep.backup.fetch import Listed, choose, fetch, list_snapshots, name_here
 from zkeep.backup.local import DESTINATION
+from zkeep.backup.parts import NoParts, Parts
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Path, Place, parse_destination, parse_source
 from zkeep.backup.record import Record, check_arrived, check_listing
@@ -84,10 +86,11 @@ def restore_verb(
     Without -L the key is the one that is loaded, or lies at the keylocation of the dataset or, on the machine that made
     the backups, of the dataset that was sent.
 
-    From a pool here only what is needed is read. From another host the whole snapshot comes, encrypted, also for one
-    file (-v says how much that is), into a temporary pool in TMPDIR or --spool, and every byte is authenticated before
-    it is written. A line that breaks is taken up again. What this machine noted when it sent backups there is compared:
-    an old snapshot under a new name, or as the newest, is refused with status 4.
+    From a pool here only what is needed is read. From another host what is needed for the paths comes, or the whole
+    snapshot (-v says how much that is), encrypted, into a temporary pool in TMPDIR or --spool, and every byte is
+    authenticated before it is written. A real zfs, or an older zkeep, can only send the whole snapshot, also for one
+    file. A line that breaks is taken up again. What this machine noted when it sent backups there is compared: an old
+    snapshot under a new name, or as the newest, is refused with status 4.
 
     A date alone means the end of that day. Exit status as that of extract: 0 done, 1 refused, 3 damaged, 4 not
     authentic, 5 try again.
@@ -109,7 +112,7 @@ def restore_verb(
     since = parse_time(at) if at is not None else None
     wanted = _Wanted(place, paths, name, since, recursive, trusting, spool, verbose)
     get_key = keys_from(key_locations) if key_locations else own_key(place)
-    with _found(wanted, ssh_words(ssh_options, sshkey)) as (pool, tree):
+    with _found(wanted, ssh_words(ssh_options, sshkey), get_key) as (pool, tree):
         if verbose:
             made = date(int(View(pool).get(tree.top, "creation").value or 0))
             click.echo(f"restoring {tree.top.name} of {made}", err=True)
@@ -191,7 +194,7 @@ def parse_time(text: str) -> float:
 
 
 @contextmanager
-def _found(wanted: _Wanted, ssh: tuple[str, ...]) -> Iterator[tuple[Pool, SnapshotTree]]:
+def _found(wanted: _Wanted, ssh: tuple[str, ...], get_key: GetKey) -> Iterator[tuple[Pool, SnapshotTree]]:
     """The snapshot, with those below, and the pool that has it: one of this machine, or a temporary one."""
     place = wanted.place
     if place.host is None and place.program == "zkeep":
@@ -203,14 +206,38 @@ def _found(wanted: _Wanted, ssh: tuple[str, ...]) -> Iterator[tuple[Pool, Snapsh
     # The top dataset says which snapshot it is; those below are taken by its name.
     top = choose(listed[place.dataset], str(place), wanted.name, wanted.at)
     chosen = [one for some in listed.values() for one in some if one.name.name == top.name.name]
-    _check_room(wanted, chosen)
     records = {one.name: _record(wanted, one, listed[one.name.dataset]) for one in chosen}
     with _spool(wanted, top) as pool:
-        for one in chosen:
-            check_arrived(records[one.name], pool, _fetched(peer, one, pool, wanted))
+        if not _fetch_paths(peer, top, pool, wanted, records[top.name], get_key):
+            _check_room(wanted, chosen)
+            for one in chosen:
+                check_arrived(records[one.name], pool, _fetched(peer, one, pool, wanted))
         yield pool, SnapshotTree.of(pool, pool.snapshot(name_here(top)))
     if not wanted.paths:
         _say_left_out(wanted, top, listed.keys() - {one.name.dataset for one in chosen})
+
+
+def _fetch_paths(
+    peer: Peer, top: Listed, pool: Pool, wanted: _Wanted, record: Record, get_key: GetKey
+) -> bool:
+    """Fetch what the paths need; False if there are none, or the other side can only send the whole snapshot."""
+    from zkeep.cli.backup.part import fetch_paths
+
+    if not wanted.paths or peer.program != "zkeep":
+        return False
+    parts = Parts(peer, top, pool, on_retry=_retry)
+    try:
+        fetch_paths(parts, pool, wanted.paths, get_key, lambda found: check_arrived(record, pool, found), _retry, sleep)
+    except NoParts as error:
+        say(f"{error}: all of it comes, about {nice_bytes(top.size)}")
+        return False
+    if wanted.verbose:
+        click.echo(f"fetched {nice_bytes(parts.received)} of {nice_bytes(top.size)}, encrypted", err=True)
+    return True
+
+
+def _retry(why: str) -> None:
+    say(f"{why}; trying again")
 
 
 def _say_left_out(wanted: _Wanted, top: Listed, names: Iterable[DatasetName]) -> None:
@@ -280,7 +307,9 @@ def _spool(wanted: _Wanted, chosen: Listed) -> Iterator[Pool]:
         ):
             yield pool
         return
-    digest = sha256(f"{wanted.place}\0{chosen.guid}".encode()).hexdigest()[:16]
+    # What came for some paths is not the whole snapshot, and is never taken for it.
+    kind = "\0parts" if wanted.paths else ""
+    digest = sha256(f"{wanted.place}\0{chosen.guid}{kind}".encode()).hexdigest()[:16]
     path = FilePath(wanted.spool) / f"zkeep-restore-{digest}"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.path.lexists(path) and not is_ours(path):  # what lies there would be taken for what came
@@ -300,7 +329,7 @@ def _fetched(peer: Peer, chosen: Listed, pool: Pool, wanted: _Wanted) -> Snapsho
     def retry(why: str) -> None:
         if meter:
             meter.clear()
-        say(f"{why}; trying again")
+        _retry(why)
 
     try:
         return fetch(peer, chosen, pool, raw=not wanted.trusting, on_progress=meter, on_retry=retry)

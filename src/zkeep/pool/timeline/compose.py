@@ -8,7 +8,7 @@ that say which stored record to copy or which header to make; emit.py turns it i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.holes import Holes, unseen
 from zkeep.pool.timeline.segment import Key
 from zkeep.pool.timeline.spans import Array
-from zkeep.pool.timeline.table import FRESH_DATA, MAX_SLOTS, NOTHING, TAILLESS, Table, fold, merge
+from zkeep.pool.timeline.table import FRESH_DATA, MAX_SLOTS, NOTHING, TAILLESS, Table, content_numbers, fold, merge
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 
 STEP = np.dtype(
@@ -28,6 +28,7 @@ STEP = np.dtype(
         ("rtype", "u1"),
         ("unmodified", "?"),
         ("stored", "?"),
+        ("bare", "?"),
         ("a", "<u8"),
         ("b", "<u8"),
         ("segment", "<u4"),
@@ -36,7 +37,9 @@ STEP = np.dtype(
         ("check", "<u8"),
     ]
 )
-"One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made."
+"""One record to send: a stored one at `pos` of `segment`, or a FREE(object, a, b) or FREEOBJECTS(a, b) to be made.
+
+`bare`: of the stored record only the header is sent (excerpt.py)."""
 
 # The kernel walks the metadnode first and then object by object, so for one number the records come like this:
 #
@@ -62,6 +65,10 @@ class Journey:
     "The last block of the metadnode at the end (mdn_maxblkid); only raw streams have it."
     resume: tuple[int, int] | None = None
     "Object and offset of the block to begin with, in a stream that goes on with an interrupted receive."
+    within: Array | None = None
+    "Object numbers, as lines: slices of the key space that have none of them are passed over."
+    bare: bool = False
+    "Of the contents of files and disks only headers are sent."
 
 
 def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
@@ -78,11 +85,22 @@ def plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
         yield steps[again | (steps["object"] > number)]
 
 
+def index_steps(timeline: Timeline, runs: list[Run]) -> Iterator[Array]:
+    """The OBJECT_RANGE records of all blocks of dnodes that there are after these runs."""
+    # Freed numbers count, by which such blocks die.
+    parts = timeline.parts(
+        runs, lambda segment: replace(NOTHING, ranges=segment.rows("ranges"), freed=segment.rows("freed"))
+    )
+    yield _copies(fold(parts).ranges, RecordType.OBJECT_RANGE, _RANGE)
+
+
 def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
     whole = not journey.before
     walker = Holes()
     meta = _FreedObjects(journey, whole)
     for low, high in timeline.slices([*journey.before, *journey.new]):
+        if journey.within is not None and not _touches(journey.within, low, high):
+            continue
         # What changed in this slice. A slice without changes sends nothing, unless the stream is full.
         parts = timeline.states(journey.new, low, high)
         delta = fold(list(parts))
@@ -107,6 +125,12 @@ def _plan(timeline: Timeline, journey: Journey) -> Iterator[Array]:
         # FREEOBJECTS go between them, and all is sorted into the kernel's order.
         yield from meta.slice(state, delta, low, high, sp.join(steps))
     yield from meta.rest()
+
+
+def _touches(lines: Array, low: Key, high: Key) -> bool:
+    """Whether a slice may have something of one of these object numbers."""
+    end = high[0] + 1 if high[1] and high != LAST else high[0]
+    return bool(((lines["start"] < end) & (lines["end"] > low[0])).any())
 
 
 def _sent(state: Table, delta: Table, raw: bool) -> Array:
@@ -145,7 +169,12 @@ def _stored(
     # Metadnode blocks and data blocks are sent if they were written since the source, objects in any case.
     yield _copies(ranges, RecordType.OBJECT_RANGE, _RANGE)
     yield _copies(objects, RecordType.OBJECT, _OBJECT)
-    yield _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
+    copies = _copies(blocks, blocks["kind"], _DATA, blocks["offset"])
+    if journey.bare:
+        is_content = np.isin(blocks["object"], content_numbers(state.objects))
+        copies["bare"] = is_content & (copies["rtype"] == RecordType.WRITE) & (copies["size"] > HEADER)
+        copies["size"][copies["bare"]] = HEADER
+    yield copies
     # A new spill block goes behind the data; an old one goes before it, marked as unmodified.
     spills = state.spills[np.isin(state.spills["object"], sent["object"])]
     new = is_new[spills["segment"]]

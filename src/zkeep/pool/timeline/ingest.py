@@ -41,6 +41,8 @@ class BeginTraits:
     big_endian: bool
     spill_flags: bool
     kind: Kind
+    bare: bool = False
+    "There may be WRITEs without payload: it is an excerpt (format/excerpt.py)."
 
 
 @dataclass
@@ -54,12 +56,14 @@ class Tally:
     file_bytes: int = 0
     extra: int = 0
     "Bytes of records without a row of their own: FREE and FREEOBJECTS."
+    bare: int = 0
+    "How many records are WRITEs without payload."
     dead: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     @classmethod
     def from_doc(cls, doc: dict[str, Any]) -> Tally:
         tally = cls(list(doc["segments"]), doc["bytes"], doc["logical"], doc["records"], doc["file_bytes"])
-        tally.extra = doc.get("extra", 0)
+        tally.extra, tally.bare = doc.get("extra", 0), doc.get("bare", 0)
         for txg, (stored, logical) in doc["dead"].items():
             tally.dead[int(txg)] = [stored, logical]
         return tally
@@ -70,6 +74,7 @@ class Tally:
         """`body`: bytes of all its records, `size`: of the file."""
         self.segments.append(segment_id)
         self.extra += body - table.stored
+        self.bare += int(np.count_nonzero(table.blocks["bare"]))
         self.bytes += table.stored
         self.logical += table.logical
         self.records += records
@@ -86,6 +91,7 @@ class Tally:
             "records": self.records,
             "file_bytes": self.file_bytes,
             "extra": self.extra,
+            **({"bare": self.bare} if self.bare else {}),
             "dead": {str(txg): amounts for txg, amounts in sorted(self.dead.items())},
         }
 
@@ -127,7 +133,7 @@ class SegmentWriter:
         self._state = np.array(resumed.state if resumed else state, np.uint64)
         self._last: Key = resumed.last if resumed else START
         self._last_write: tuple[int, int] | None = None
-        self._rows = RowBuilder(source.spill_flags)
+        self._rows = RowBuilder(source.spill_flags, source.bare)
         self._waiting: Batch | None = None
         self._draft: Draft | None = None
         self._unpublished: list[Draft] = []
@@ -209,14 +215,14 @@ class SegmentWriter:
         _drain(self._closing, 0)
 
     def _begin_segment(self) -> Draft:
-        self._rows = RowBuilder(self._source.spill_flags)
+        self._rows = RowBuilder(self._source.spill_flags, self._source.bare)
         segment_id = f"{self._txg:x}-{self._begun:x}"
         if self._resumed:  # published, but not noted before the receive broke off
             self._store.delete(segment_name(segment_id))
         draft = self._draft = self._store.draft(segment_id)
         draft.truncate(0)
         a, b, c, d = self._state.tolist()
-        draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian))
+        draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian, bare=self._source.bare))
         self._position = draft.size
         return draft
 

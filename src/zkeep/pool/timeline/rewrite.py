@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import HEADER, RecordType
 from zkeep.pool.store.port import Store
 from zkeep.pool.timeline import spans as sp
@@ -23,7 +22,18 @@ from zkeep.pool.timeline.copying import Made, SegmentOutput
 from zkeep.pool.timeline.holes import holds_metadata, unseen
 from zkeep.pool.timeline.segment import WANT, Key
 from zkeep.pool.timeline.spans import Array, Bools
-from zkeep.pool.timeline.table import DTYPES, FRESH_DATA, MAX_SLOTS, NOTHING, Table, extents, fold, logical_bytes, merge
+from zkeep.pool.timeline.table import (
+    DTYPES,
+    FRESH_DATA,
+    MAX_SLOTS,
+    NOTHING,
+    Table,
+    content_numbers,
+    extents,
+    fold,
+    logical_bytes,
+    merge,
+)
 from zkeep.pool.timeline.timeline import LAST, Piece, Run, Timeline
 
 
@@ -272,12 +282,9 @@ def reach(table: Table, objects: Array) -> dict[str, Array]:
 
 def _without_payloads(timeline: Timeline, table: Table, objects: Array, drops: Drops, made: Made) -> Table:
     """Mark the blocks of file contents as `bare`; they still have the size of the record that is there."""
-    # Contents are blocks of files and disks. A file with an old kind of bonus (before version 5 of the filesystem)
-    # may be a link whose block is the target: that one stays.
-    files = (objects["type"] == ObjectType.PLAIN_FILE) & (objects["bonustype"] == ObjectType.SA)
-    numbers = objects["object"][files | (objects["type"] == ObjectType.ZVOL)]
     rows = table.blocks
-    mine = np.isin(rows["object"], numbers) & (rows["kind"] == RecordType.WRITE) & (rows["size"] > HEADER)
+    mine = np.isin(rows["object"], content_numbers(objects))
+    mine &= (rows["kind"] == RecordType.WRITE) & (rows["size"] > HEADER)
     if not mine.any():
         return table
     payloads = rows[mine]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from zkeep.format.events import Batch
-from zkeep.format.records import RecordFlag, RecordType
+from zkeep.format.records import HEADER, RecordFlag, RecordType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import BLOCK, DTYPES, FRESH_SPILL, NOTHING, OBJECT, RANGE, TAILLESS, Table, concat
@@ -25,6 +25,8 @@ class RowBuilder:
     """
 
     spill_flags: bool
+    bare: bool = False
+    "There may be WRITEs without payload."
     parts: list[Table] = field(default_factory=list)
     records: int = 0
     _open: Array | None = None
@@ -53,7 +55,7 @@ class RowBuilder:
             Table(
                 ranges=ranges,
                 objects=objects,
-                blocks=_blocks(batch, places),
+                blocks=_blocks(batch, places, bare=self.bare),
                 spills=self._spills(batch, places),
                 holes=holes,
                 died=sp.EMPTY,
@@ -137,7 +139,7 @@ def _placed(batch: Batch, dtype: np.dtype[np.void], index: Array, places: Array)
     return rows
 
 
-def _blocks(batch: Batch, places: Array) -> Array:
+def _blocks(batch: Batch, places: Array, *, bare: bool) -> Array:
     found = []
     for kind, size in (
         (RecordType.WRITE, "logical_size"),
@@ -152,6 +154,8 @@ def _blocks(batch: Batch, places: Array) -> Array:
         rows = _placed(batch, BLOCK, index, places)
         rows["object"], rows["offset"], rows["kind"] = headers["object"], headers["offset"], kind
         rows["length"] = np.minimum(headers[size], 0xFFFFFFFF)
+        if bare and kind == RecordType.WRITE:
+            rows["bare"] = rows["size"] == HEADER
         found.append(rows)
     if not len(found[1]) and not len(found[2]):
         return found[0]

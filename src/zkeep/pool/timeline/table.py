@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from zkeep.format.dnode import SLOTS
+from zkeep.format.objtypes import ObjectType
 from zkeep.pool.timeline import spans as sp
 from zkeep.pool.timeline.spans import Array, Bools
 
@@ -124,6 +125,17 @@ class Table:
     def logical(self) -> int:
         """Bytes of the blocks before compression, as far as they are stored."""
         return sum(logical_bytes(part) for part in (self.blocks, self.spills))
+
+
+def content_numbers(objects: Array) -> Array:
+    """The numbers of the objects whose blocks are contents of files and disks.
+
+    A file with an old kind of bonus (before version 5 of the filesystem) may be a link whose block is the target: that
+    is none.
+    """
+    files = (objects["type"] == ObjectType.PLAIN_FILE) & (objects["bonustype"] == ObjectType.SA)
+    numbers: Array = objects["object"][files | (objects["type"] == ObjectType.ZVOL)]
+    return numbers
 
 
 def logical_bytes(rows: Array) -> int:

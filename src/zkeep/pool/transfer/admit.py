@@ -48,6 +48,8 @@ class ReceiveTarget:
     snapshot_fields: Doc = field(default_factory=dict)
     head: bool = False
     "A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."
+    excerpt: bool = False
+    "What comes is no whole stream, but an excerpt of one (format/excerpt.py)."
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class ReceiveSession:
         self._locks = locks
         "The dataset's locks, and `work`; closed last."
         self._committed = False
-        self._whole = True
+        self._whole = not target.excerpt
         "Whether the records are exactly what a sender sent."
 
     def __enter__(self) -> Self:
@@ -355,6 +355,7 @@ def _open_writer(
         big_endian=opening.byteorder == "big",
         spill_flags=bool(begin.flags & BeginFlag.SPILL_BLOCK),
         kind=Kind(begin.raw, grows_blocks),
+        bare=target.excerpt,
     )
     # Records carry the running checksum of the stream, which begins with BEGIN.
     state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
