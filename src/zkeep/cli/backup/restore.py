@@ -86,11 +86,10 @@ def restore_verb(
     Without -L the key is the one that is loaded, or lies at the keylocation of the dataset or, on the machine that made
     the backups, of the dataset that was sent.
 
-    From a pool here only what is needed is read. From another host what is needed for the paths comes, or the whole
-    snapshot (-v says how much that is), encrypted, into a temporary pool in TMPDIR or --spool, and every byte is
-    authenticated before it is written. A real zfs, or an older zkeep, can only send the whole snapshot, also for one
-    file. A line that breaks is taken up again. What this machine noted when it sent backups there is compared: an old
-    snapshot under a new name, or as the newest, is refused with status 4.
+    From another host comes what the paths need, or the whole snapshot (-v says how much), encrypted, into a temporary
+    pool in TMPDIR or --spool, and every byte is authenticated before it is written. A real zfs, or an older zkeep, can
+    only send the whole. A line that breaks is taken up again. What this machine noted when it sent backups there is
+    compared: an old snapshot under a new name, or as the newest, is refused with status 4.
 
     A date alone means the end of that day. Exit status as that of extract: 0 done, 1 refused, 3 damaged, 4 not
     authentic, 5 try again.
