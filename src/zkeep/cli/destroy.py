@@ -6,8 +6,8 @@ import click
 
 from zkeep.cli.common import text
 from zkeep.cli.common.give_back import give_back
-from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import opened
+from zkeep.cli.mount.unmount import unmount_datasets
 from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import destroy
@@ -19,7 +19,7 @@ from zkeep.pool.datasets.view import View
 @click.option("-r", "recursive", is_flag=True, help="Also what lies below; snapshots of this name below.")
 @click.option("-R", "clones", is_flag=True, help="As -r, and all clones of what is destroyed.")
 @click.option("-d", "defer", is_flag=True, help="Snapshots that are held or have clones go later.")
-@no_mount_option("-f", "force")
+@click.option("-f", "force", is_flag=True, help="Unmount what is mounted also while it is in use.")
 @click.option("-n", "dry_run", is_flag=True, help="Change nothing.")
 @click.option("-p", "parsable", is_flag=True, help="Say what goes, for scripts.")
 @click.option("-v", "verbose", is_flag=True, help="Say what goes and what it gives back.")
@@ -38,8 +38,8 @@ def destroy_verb(
     """Destroy a dataset, snapshots or a bookmark.
 
     'a%b' means all snapshots from a to b, both included; without a or b, from the first or to the last. What
-    is held stays: all of the request is refused. Space goes back to the disk in steps: one follows at once,
-    'zkeep pool compact' does the rest.
+    is held stays: all of the request is refused. What is mounted is unmounted first, unless it is in use. Space
+    goes back to the disk in steps: one follows at once, 'zkeep pool compact' does the rest.
 
     \b
         zkeep destroy -nv vault/home@%2025-12-31
@@ -68,6 +68,7 @@ def destroy_verb(
         if verbose or parsable:
             _report(view, plan, dry_run, parsable, bool(mark))
         if not dry_run:
+            unmount_datasets(pool, plan.datasets, f"cannot destroy '{name}'", force=force)
             _execute(pool, plan)
 
 

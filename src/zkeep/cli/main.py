@@ -64,8 +64,8 @@ VERBS = {
     "snap": ("snapshot", "The same as snapshot."),
     "snapshot": ("snapshot", "Take a snapshot: of a folder, or of the state that is there."),
     "unload-key": ("keys.load", "Forget loaded keys."),
-    "umount": ("mount.mount", "The same as unmount."),
-    "unmount": ("mount.mount", "Take away what is mounted."),
+    "umount": ("mount.unmount", "The same as unmount."),
+    "unmount": ("mount.unmount", "Take away what is mounted."),
     "verify": ("verify", "Authenticate all of a snapshot with its key."),
     "version": ("help.version", "Tell which zkeep this is."),
 }

@@ -2,20 +2,26 @@
 
 Who connects gets one line: `ok` once all that was done is committed, and nothing changes until the connection is
 closed; or why that failed. The request is one byte. The socket lies in a folder that nobody else may enter.
+
+For a rollback nothing is committed. When it is done, who asked sends the byte again, and gets a second line: `ok` once
+the mount shows the state to which the dataset was rolled back.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from zkeep.errors import TryAgain
 from zkeep.live.dataset import LiveDataset
+from zkeep.live.kernel_cache import KernelCache
 from zkeep.names import shown
 from zkeep.pool.datasets import head
 
@@ -24,8 +30,9 @@ STILL = 20.0
 ANSWERING = 60.0
 "Seconds that a commit may take."
 MAX_ANSWER = 4096
-COMMIT, SNAPSHOT = b"c", b"s"
-"Requests: commit what waits; and have a head in any case, which a snapshot will name."
+COMMIT, SNAPSHOT, ROLLBACK, END = b"c", b"s", b"r", b"e"
+"Requests: commit what waits; have a head in any case, which a snapshot will name; drop what waits, and go back; end."
+OK = b"ok\n"
 
 
 def path_of(folder: Path, pool_guid: int, dataset_guid: int) -> Path:
@@ -68,16 +75,23 @@ def listening(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-Still = Callable[[], AbstractContextManager[None]]
-"While what it returns is held, nothing changes."
+class Mount(Protocol):
+    """What answers to FUSE, as far as a rollback changes it."""
+
+    @property
+    def cache(self) -> KernelCache: ...
+
+    def still(self) -> AbstractContextManager[None]:
+        """While what it returns is held, nothing changes."""
+        ...
 
 
-def answer_requests(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
+def answer_requests(server: socket.socket, dataset: LiveDataset, mount: Mount) -> None:
     """Answer them in a thread, until the process ends."""
-    threading.Thread(target=_answer, args=(server, dataset, still), daemon=True).start()
+    threading.Thread(target=_answer, args=(server, dataset, mount), daemon=True).start()
 
 
-def _answer(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
+def _answer(server: socket.socket, dataset: LiveDataset, mount: Mount) -> None:
     while True:
         try:
             client, _ = server.accept()
@@ -85,21 +99,77 @@ def _answer(server: socket.socket, dataset: LiveDataset, still: Still) -> None:
             return
         with client, suppress(OSError):
             client.settimeout(STILL)
-            _hold_still(client, dataset, still, wants_head=client.recv(1) == SNAPSHOT)
+            request = client.recv(1)
+            try:
+                if request == END:
+                    client.sendall(OK)
+                    os.kill(os.getpid(), signal.SIGTERM)  # the loop that answers the kernel ends, and unmounts
+                elif request == ROLLBACK:
+                    _let_roll_back(client, dataset, mount)
+                else:
+                    _hold_still(client, dataset, mount, wants_head=request == SNAPSHOT)
+            except Exception as error:  # whatever it is, who asked is told
+                client.sendall(f"{error}\n".encode(errors="replace")[:MAX_ANSWER])
 
 
-def _hold_still(client: socket.socket, dataset: LiveDataset, still: Still, *, wants_head: bool) -> None:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(still())
-            pool = dataset.pool
-            clean = wants_head and head.unnamed(pool, pool.dataset(dataset.name)) is None
-            dataset.commit(even_if_clean=clean)
-        except Exception as error:  # whatever it is, who asked is told
-            client.sendall(f"{error}\n".encode(errors="replace")[:MAX_ANSWER])
-            return
-        client.sendall(b"ok\n")
+def _hold_still(client: socket.socket, dataset: LiveDataset, mount: Mount, *, wants_head: bool) -> None:
+    with mount.still():
+        clean = wants_head and head.unnamed(dataset.pool, dataset.dataset) is None
+        dataset.commit(even_if_clean=clean)
+        client.sendall(OK)
         client.recv(1)  # returns when the other side is done
+
+
+def _let_roll_back(client: socket.socket, dataset: LiveDataset, mount: Mount) -> None:
+    # 1. Nothing changes from here on. What the kernel knows can be told only before.
+    with mount.still():
+        known = mount.cache.known()
+        client.sendall(OK)
+        is_done = False
+        with suppress(OSError):  # it took too long
+            is_done = client.recv(1) == ROLLBACK
+        # 2. Who asked may have been killed before it could say so: then another state is there now. If it was rolled
+        #    back to the state that the mount has, only what waits is dropped.
+        state = head.newest_state(dataset.pool, dataset.dataset)
+        if state is None or not (is_done or state.guid != dataset.state.guid):
+            return
+        mount.cache.return_to(state, known)
+    # 3. The kernel asks again for what it needs.
+    mount.cache.drop(known)
+    client.sendall(OK)
+
+
+def _asked(client: socket.socket, path: Path, request: bytes, what: str) -> None:
+    """Ask a mount, and return when it holds still.
+
+    Raises:
+        TryAgain: it does not answer, or cannot commit.
+    """
+    client.settimeout(ANSWERING)
+    try:
+        with _short(path) as short:
+            client.connect(short)
+    except OSError as error:
+        raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
+    _send(client, request, what)
+
+
+def _send(client: socket.socket, request: bytes, what: str) -> None:
+    try:
+        client.sendall(request)
+        answer = client.recv(MAX_ANSWER).decode(errors="replace").strip()
+    except OSError as error:
+        raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
+    if answer != "ok":
+        raise TryAgain(f"{what}: its mount cannot {'go back' if request == ROLLBACK else 'commit'}: {shown(answer)}")
+
+
+def _check_still(client: socket.socket, what: str) -> None:
+    """Raise TryAgain if a mount goes on already."""
+    client.setblocking(False)
+    with suppress(BlockingIOError):  # there is nothing to read as long as it holds still
+        if not client.recv(1):
+            raise TryAgain(f"{what}: it took too long, and a mount went on")
 
 
 @contextmanager
@@ -114,21 +184,34 @@ def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> I
         # 1. Each mount commits and answers "ok", then waits as long as its connection is open.
         for path in paths:
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
-            client.settimeout(ANSWERING)
-            try:
-                with _short(path) as short:
-                    client.connect(short)
-                client.sendall(request)
-                answer = client.recv(MAX_ANSWER).decode(errors="replace").strip()
-            except OSError as error:
-                raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
-            if answer != "ok":
-                raise TryAgain(f"{what}: its mount cannot commit: {shown(answer)}")
+            _asked(client, path, request, what)
             clients.append(client)
         # 2. None may have gone on while the others were asked.
         for client in clients:
-            with suppress(BlockingIOError):  # there is nothing to read as long as it holds still
-                client.setblocking(False)
-                if not client.recv(1):
-                    raise TryAgain(f"{what}: it took too long, and a mount went on")
+            _check_still(client, what)
         yield
+
+
+@contextmanager
+def rolling_back(path: Path, what: str) -> Iterator[None]:
+    """While this is held, a mount changes nothing; in the end it shows the state to which its dataset was rolled back.
+
+    If what is inside fails, it goes on as before.
+
+    Raises:
+        TryAgain: it does not answer.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        _asked(client, path, ROLLBACK, what)
+        yield
+        _send(client, ROLLBACK, f"{what}: it is rolled back; unmount and mount it")
+
+
+def end(path: Path, what: str) -> None:
+    """Let a mount end, whoever uses it.
+
+    Raises:
+        TryAgain: it does not answer.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        _asked(client, path, END, what)

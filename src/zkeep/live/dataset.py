@@ -10,17 +10,21 @@ After a crash the dataset is as its last commit left it. Nothing of what waits i
 from __future__ import annotations
 
 import errno
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from threading import RLock
+from types import MappingProxyType
+
+import numpy as np
 
 from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
+from zkeep.live.begin import refuse_unwritable, write_empty
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
 from zkeep.live.errors import fail
@@ -28,17 +32,13 @@ from zkeep.live.inode import Inode, inode_of, new_inode
 from zkeep.live.numbers import Numbers
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import head
-from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
-from zkeep.snapshot.changes import ObjectChange
-from zkeep.snapshot.commit import MADE_HERE, NewSnapshot, commit_head, newest_wrap
+from zkeep.snapshot.commit import NewSnapshot, commit_head, newest_wrap
 from zkeep.snapshot.keys import master_keys
-from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.numbers import live_objects
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import OBJECT_BITS, Filesystem, Name, elsewhere
 
 MAX_DIRTY = 64 << 20
@@ -80,14 +80,16 @@ class LiveDataset:
         recordsize: int,
         get_key: GetKey,
         on_lost: Callable[[Exception], object] = lambda error: None,
-        runtime: str = "",
+        places: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`on_lost` is called if the last commit fails, while the mount's lock is still held.
 
-        `runtime`: the folder of the socket at which it answers, for other sessions.
+        `places`: for other sessions: the folder of the socket at which it answers (runtime), where it is mounted
+        (folder).
         """
         self.lock = RLock()
         self.pool = pool
+        self._id = pool.dataset(new.name.dataset).id
         self.recordsize = recordsize
         self.contents = Contents(recordsize, lambda: self.base)
         self.inodes: dict[int, Inode] = {}
@@ -106,21 +108,36 @@ class LiveDataset:
         "Bytes of extended attributes that wait for the next commit."
         self._runs = 0
         "How many runs the dataset had when they were merged last."
+        self._generation = 0
         self._freed: set[int] = set()
         self._queued: set[int] = set()
         "What the delete queue of the base has."
         self.is_stale = False
         "Something else was written to the dataset, so that nothing can be committed any more."
+        self.gone: set[int] = set()
+        "Numbers by which the kernel knows files that a rollback took away."
         self.numbers: Numbers
         self._on_lost = on_lost
-        self._runtime = runtime
-        self._state: Snapshot
+        self._places = places
+        self.state: Snapshot
         "What the last commit made."
         self._base: tuple[OpenSnapshot, Filesystem] | None = None
 
     @property
     def name(self) -> DatasetName:
-        return self._new.name.dataset
+        return self.dataset.name
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset as it is now: it may have been renamed since it was mounted.
+
+        Raises:
+            Refused: it was destroyed.
+        """
+        found = self.pool.tree().get(self._id)
+        if found is None:
+            raise Refused(f"'{self._new.name.dataset}' was destroyed")
+        return found
 
     @property
     def base(self) -> OpenSnapshot:
@@ -135,22 +152,45 @@ class LiveDataset:
         with ExitStack() as stack:
             dataset = self._locked(stack)
             state = head.newest_state(self.pool, dataset)
-            _refuse(dataset, state)
+            refuse_unwritable(dataset, state)
             with self.pool.transaction() as t:
                 # From now on, destroying the newest snapshot leaves its state as the head. Look again after that.
-                dataset = self.pool.update_dataset(t, dataset, live=True, runtime=self._runtime)
+                dataset = self.pool.update_dataset(t, dataset, live=True, **self._places)
             state = head.newest_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)
             stack.callback(self._close_base)
             if state is None:
-                state = commit_head(self.pool, self._new, self._keys, None, _empty)
-            self._state = state
-            self._open_base()
-            self.numbers = Numbers(live_objects(self.base))
-            self._runs = self.pool.runs.count(dataset.key)
-            self._drain()
+                state = commit_head(self.pool, self._new, self._keys, None, write_empty)
+            self._begin(state)
             self._stack = stack.pop_all()
         return self
+
+    def _begin(self, state: Snapshot, known: Mapping[int, int] = MappingProxyType({})) -> None:
+        """Open a state, to go on from it. `known`: generations of the files that the kernel knows, by number."""
+        self.state = state
+        self._open_base()
+        self.gone |= {number for number, generation in known.items() if self._generation_of(number) != generation}
+        self.numbers = Numbers(np.union1d(live_objects(self.base), np.array(sorted(self.gone), np.uint64)))
+        self._runs = self.pool.runs.count(self.dataset.key)
+        self._drain()
+
+    def return_to(self, state: Snapshot, known: Mapping[int, int]) -> None:
+        """Go on from a state to which the dataset was rolled back: what waits is dropped, with all that is known."""
+        for each in (self.inodes, self.changed, self.nameless):
+            each.clear()
+        self._freed.clear()
+        self.contents.dirty = self._dirty_xattrs = 0
+        self._room_known = None
+        self.is_stale = True  # until all is as it should be, nothing may change
+        self._begin(state, known)
+        self.is_stale = False
+
+    def _generation_of(self, number: int) -> int | None:
+        """What tells a file from others that had its number at other times; None: there is no such file."""
+        try:
+            return self.inode(number).fields.generation
+        except ZkeepError:
+            return None
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._stack:
@@ -181,13 +221,10 @@ class LiveDataset:
 
     def _locked(self, stack: ExitStack) -> Dataset:
         """The dataset, once its lock shows that it is mounted."""
-        dataset = self.pool.dataset(self.name)
+        dataset = self.dataset
         busy = f"cannot mount '{self.name}': it is mounted, or written to by another process"
         stack.enter_context(self.pool.store.lock(head.mount_lock(dataset), wait=RETRY, busy=busy))
-        now = self.pool.dataset(self.name)
-        if now.id != dataset.id:
-            raise TryAgain(f"cannot mount '{self.name}': it was renamed meanwhile")
-        return now
+        return self.dataset
 
     def _unwrapped(self, dataset: Dataset, state: Snapshot | None) -> MasterKeys:
         if state is not None:
@@ -202,7 +239,7 @@ class LiveDataset:
     def _open_base(self) -> tuple[OpenSnapshot, Filesystem]:
         self._close_base()
         with ExitStack() as stack:
-            base = stack.enter_context(OpenSnapshot(self.pool, self._state, self._get_key, scattered=True))
+            base = stack.enter_context(OpenSnapshot(self.pool, self.state, self._get_key, scattered=True))
             found = self._base = base, Filesystem(base)
             self._opened = stack.pop_all()
         return found
@@ -228,8 +265,9 @@ class LiveDataset:
     def make(self, mode: int, owner: tuple[int, int], parent: int) -> Inode:
         """A new inode, which no entry leads to yet."""
         number = self.numbers.take()
-        generation = max(seconds_now(), 1)
-        made = new_inode(number, mode, owner, parent, self.recordsize, generation=generation)
+        # Each has another one, so that after a rollback it is seen whether a number still means the same file.
+        self._generation = max(seconds_now(), self._generation + 1)
+        made = new_inode(number, mode, owner, parent, self.recordsize, generation=self._generation)
         self.inodes[number] = self.changed[number] = made
         return made
 
@@ -240,6 +278,7 @@ class LiveDataset:
 
     def use(self, inode: Inode) -> None:
         """Somebody will ask for an inode by its number."""
+        self.gone.discard(inode.number)
         self.uses[inode.number] = self.uses.get(inode.number, 0) + 1
 
     def forget(self, number: int, times: int = 1) -> None:
@@ -249,6 +288,7 @@ class LiveDataset:
             self.uses[number] = left
             return
         self.uses.pop(number, None)
+        self.gone.discard(number)
         if number in self.nameless:
             self.drop_if_unused(self.nameless[number])
 
@@ -348,7 +388,7 @@ class LiveDataset:
         if self._needed(size) > self._room():
             self.commit_soon()
             if self._needed(size) > self._room():
-                quotas = View(self.pool).quota_room(self.pool.dataset(self.name))
+                quotas = View(self.pool).quota_room(self.dataset)
                 fail(errno.ENOSPC if quotas is None else errno.EDQUOT)
 
     def _needed(self, size: int) -> int:
@@ -357,13 +397,13 @@ class LiveDataset:
     def _room(self) -> int:
         """Bytes that quotas and disk leave, as they were at the last commit, or when most of it was used."""
         if self._room_known is None:
-            self._room_known = View(self.pool).available(self.pool.dataset(self.name))
+            self._room_known = View(self.pool).available(self.dataset)
         return self._room_known
 
     def space(self) -> tuple[int, int]:
         """Free bytes and all bytes for files, as quotas and the disk leave them."""
         free = max(self._room() - self._needed(0), 0)
-        return free, free + View(self.pool).charged(self.pool.dataset(self.name))
+        return free, free + View(self.pool).charged(self.dataset)
 
     @property
     def is_dirty(self) -> bool:
@@ -394,13 +434,17 @@ class LiveDataset:
         )
         work = CommitWriter(pending, self.base, self.contents, self.recordsize, self.numbers.end)
         assert self._keys is not None
+        name = self.name
         try:
-            made = commit_head(self.pool, self._new, self._keys, self.base, lambda writer, base: work.write(writer))
-        except ZkeepError:
+            new = replace(self._new, name=name.snapshot(head.NAME))
+            made = commit_head(self.pool, new, self._keys, self.base, lambda writer, base: work.write(writer))
+        except ZkeepError as error:
             self.is_stale = self.is_stale or self._is_superseded()
+            if not self.is_stale and name != self.name:
+                raise TryAgain(f"'{name}' was renamed meanwhile") from error
             raise
         # It is durable: from here on this is the base, whatever fails.
-        self._state = made
+        self.state = made
         self._settle(pending, work.attributes.next_number)
         self._room_known = None
         self._queued = queue
@@ -411,19 +455,19 @@ class LiveDataset:
 
     def _is_superseded(self) -> bool:
         """Whether the dataset is gone, or its newest state is another one than what was committed here."""
-        dataset = self.pool.find(self.name)
+        dataset = self.pool.tree().get(self._id)
         state = head.newest_state(self.pool, dataset) if dataset is not None else None
-        return state is None or state.guid != self._state.guid
+        return state is None or state.guid != self.state.guid
 
     def _merge_runs(self) -> None:
         """Merge the runs of commits now and then. It is done while nothing is open, so that old files can go."""
-        count = self.pool.runs.count(self.pool.dataset(self.name).key)
+        count = self.pool.runs.count(self.dataset.key)
         if count < self._runs + MERGE_AFTER:
             self._runs = min(self._runs, count)
             return
         with self.pool.afterwards(f"{self.name} is committed"):
-            compact(self.pool, self.pool.dataset(self.name), budget=MERGE_BYTES)
-        self._runs = self.pool.runs.count(self.pool.dataset(self.name).key)
+            compact(self.pool, self.dataset, budget=MERGE_BYTES)
+        self._runs = self.pool.runs.count(self.dataset.key)
 
     def _settle(self, pending: Pending, next_number: int) -> None:
         for inode in pending.inodes:
@@ -453,26 +497,3 @@ class LiveDataset:
             inode = self.inode(each)
             inode.fields.links = 0
             self.drop_if_unused(inode)
-
-
-def _empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
-    """Write a filesystem without files; its root folder is the user's."""
-    changes: list[ObjectChange] = [*fixed_objects(), empty_root(os.getuid(), os.getgid())]
-    for change in sorted(changes, key=lambda change: change.number):
-        writer.write(change)
-
-
-def _refuse(dataset: Dataset, state: Snapshot | None) -> None:
-    """Refuse a dataset that cannot be written to here."""
-    where = f"cannot mount '{dataset.name}' read-write"
-    if dataset.is_volume:
-        raise Refused(f"{where}: it is a volume")
-    if dataset.origin is not None and state is None:
-        raise Refused(f"{where}: it is a clone without a snapshot of its own")
-    if state is not None and not state.doc.get(MADE_HERE):
-        raise Refused(f"{where}: {state.name} was received: mount it with -o ro")
-    if state is not None and state.doc.get(STEP):
-        raise Refused(
-            f"{where}: {state.name} is what an interrupted 'zkeep snapshot --from' left; run that again, or destroy it"
-        )
-

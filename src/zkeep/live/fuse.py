@@ -27,14 +27,13 @@ from zkeep.live.device import Device, mount
 from zkeep.live.errors import CallError, fail
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
+from zkeep.live.kernel_cache import FOREVER, KernelCache
 from zkeep.live.protocol import Op, Request
 from zkeep.pool.transfer.reserve import QuotaExceeded
 from zkeep.tree.filesystem import OBJECT_BITS, NoSuchFile
 
 INTERVAL = 5.0
 "Seconds after which what was done is committed."
-FOREVER = 86_400
-"Seconds for which the kernel may keep names and attributes."
 BACKGROUND, CONGESTED = 64, 48
 "Requests that nobody waits for, such as reading ahead: how many there may be, and when they are many."
 WANTED = (
@@ -71,6 +70,7 @@ class Operations:
         self.files = files
         self._dataset = files.dataset
         self._control = ControlFolder(snapshots)
+        self.cache = KernelCache(files.dataset)
         self._log = log
         self._on_mounted = on_mounted
         self._acls = acls
@@ -193,6 +193,7 @@ class Operations:
 
     def end(self) -> None:
         """Nobody can ask any more: files that were open and have no name are gone."""
+        self.cache.device = None
         with self._dataset.lock:
             self._ended.set()
             for number in list(self._dataset.nameless):
@@ -210,6 +211,8 @@ class Operations:
         return self._dataset.tree.root if node == p.ROOT else node
 
     def _inode(self, node: int) -> Inode:
+        if node in self._dataset.gone:
+            fail(errno.ESTALE)
         return self._dataset.inode(self._number(node))
 
     def _entry(self, inode: Inode) -> bytes:
@@ -228,7 +231,7 @@ class Operations:
             if error.errno != errno.ENOENT:
                 raise
             # The kernel keeps that a name is not there as well. Only .zfs comes by itself, with the first snapshot.
-            kept = 0 if name == NAME and request.node == p.ROOT else FOREVER
+            kept = 0 if name == NAME and request.node == p.ROOT else self.cache.absent(request.node, name)
             return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
 
     def _forget(self, request: Request) -> None:
@@ -283,6 +286,7 @@ class Operations:
         """A name that may be given: .zfs is taken, also while there are no snapshots."""
         if node == p.ROOT and name == NAME:
             fail(errno.EEXIST)
+        self.cache.present(node, name)
         return name
 
     def _make(self, request: Request, name: bytes | None, mode: int, umask: int, rdev: int = 0) -> Inode:
@@ -418,6 +422,8 @@ class Operations:
     def _write(self, request: Request) -> bytes:
         _, offset, size, flags, *_ = p.WRITE_IN.unpack_from(request.body)
         inode = self._inode(request.node)
+        if self.cache.is_dropping and flags & p.WRITE_CACHE:
+            return p.SIZE_OUT.pack(size, 0)
         data = request.body[p.WRITE_IN.size : p.WRITE_IN.size + size]
         done = self.files.write(inode, data, offset)
         if flags & p.WRITE_KILLS_IDS:
@@ -479,6 +485,7 @@ def serve(operations: Operations, folder: str, name: str, options: list[str]) ->
         fd = mount(folder, words)
     except Refused as error:
         raise Refused(f"cannot mount {name}: {error}") from None
+    operations.cache.device = fd
     try:
         Device(fd, folder).serve(operations.answer)
     finally:

@@ -86,6 +86,8 @@ KILL_IDS = 1 << 11
 "With SET_SIZE: the file loses set-user-ID and set-group-ID."
 ACL_KILLS_SGID = 1 << 0
 "A flag of SETXATTR: who sets the ACL is not in the file's group."
+WRITE_CACHE = 1 << 0
+"A flag of WRITE: the kernel writes back pages of its own that a program changed in memory (mmap)."
 WRITE_KILLS_IDS = 1 << 2
 "The same, as a flag of WRITE."
 

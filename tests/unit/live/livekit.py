@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zkeep.cli.mount.live import socket_of
 from zkeep.format.compress_writer import compressor
 from zkeep.format.records import Feature
+from zkeep.live.control import answer_requests, listening
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.files import EXCHANGE, NOREPLACE, LiveFiles
+from zkeep.live.fuse import Operations
 from zkeep.live.inode import Inode
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
@@ -68,13 +71,27 @@ class ByPath(LiveFiles):
 
 
 @contextmanager
-def live(tmp_path: Path, name: str = "v/home", runtime: str = "") -> Iterator[ByPath]:
+def live(tmp_path: Path, name: str = "v/home", **places: str) -> Iterator[ByPath]:
     new = NewSnapshot(DatasetName(name).snapshot("head"), compressor("lz4"), Feature(0))
     with (
         Pool.open(tmp_path / "pool") as pool,
-        LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes(), runtime=runtime) as dataset,
+        LiveDataset(pool, new, RECORD, lambda wrapped: (tmp_path / "key").read_bytes(), places=places) as dataset,
     ):
         yield ByPath(dataset)
+
+
+def operations(files: LiveFiles) -> Operations:
+    return Operations(LiveFiles(files.dataset), print, lambda: None, acls=False)
+
+
+@contextmanager
+def answering(tmp_path: Path, name: str = "v/home", **places: str) -> Iterator[ByPath]:
+    """A dataset that is mounted, and answers requests as a mount does."""
+    with live(tmp_path, name, **places) as files:
+        pool = files.dataset.pool
+        with listening(socket_of(pool, files.dataset.dataset)) as server:
+            answer_requests(server, files.dataset, operations(files))
+            yield files
 
 
 @contextmanager

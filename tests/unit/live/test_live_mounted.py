@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from livekit import OWNER, live
+from livekit import OWNER, answering, live, operations
 
 from zkeep.cli.mount import live as mount_live
-from zkeep.cli.mount.live import commit_mounted, socket_of
+from zkeep.cli.mount.live import commit_mounted
 from zkeep.errors import Refused, TryAgain
 from zkeep.live import dataset as live_dataset
 from zkeep.live import protocol
-from zkeep.live.control import answer_requests, listening
 from zkeep.live.files import LiveFiles
 from zkeep.live.fuse import Operations
 from zkeep.live.protocol import Op, Request
@@ -35,10 +34,6 @@ def names(tmp_path: Path) -> list[bytes]:
         return sorted(files.dataset.entries(files.dataset.root))
 
 
-def operations(files: LiveFiles) -> Operations:
-    return Operations(LiveFiles(files.dataset), print, lambda: None, acls=False)
-
-
 def ask(operations: Operations, op: Op, body: bytes) -> int:
     """The errno that an operation on the root folder fails with; 0: it does not."""
     answer = operations.answer(Request(op, 1, protocol.ROOT, *OWNER, memoryview(body)))
@@ -48,16 +43,6 @@ def ask(operations: Operations, op: Op, body: bytes) -> int:
 
 def create(operations: Operations, name: bytes) -> int:
     return ask(operations, Op.CREATE, protocol.CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o644, 0o22, 0) + name + b"\0")
-
-
-@contextmanager
-def answering(tmp_path: Path, runtime: str = "") -> Iterator[LiveFiles]:
-    """A dataset that is mounted, and answers requests as a mount does."""
-    with live(tmp_path, runtime=runtime) as files:
-        pool = files.dataset.pool
-        with listening(socket_of(pool, pool.dataset(files.dataset.name))) as server:
-            answer_requests(server, files.dataset, operations(files).still)
-            yield files
 
 
 def test_a_first_mount_that_committed_nothing_yet_is_seen(
@@ -70,7 +55,7 @@ def test_a_first_mount_that_committed_nothing_yet_is_seen(
         assert zkeep("snapshot", "v/home@b") == 5, "its mount does not answer: there is no process"
         assert zkeep("snapshot", "--from", str(tmp_path / "source"), "v/home@b") == 5
         assert zkeep("destroy", "-r", "v/home") == 5
-        assert zkeep("rollback", "v/home@a") == 5
+        assert zkeep("rollback", "v/home@a") == 5, "likewise"
         assert "it is mounted" in capsys.readouterr().err
     assert names(tmp_path) == [b"one"]
 
@@ -168,13 +153,42 @@ def test_what_cannot_be_committed_is_not_unmounted(
     assert names(tmp_path) == [b"one"]
 
 
-def test_a_dataset_that_is_mounted_is_not_renamed(zkeep: Zkeep, tmp_path: Path) -> None:
+def test_a_dataset_that_is_mounted_is_renamed_and_goes_on(zkeep: Zkeep, tmp_path: Path) -> None:
     assert zkeep("create", "v/home/child") == 0
-    with live(tmp_path, "v/home/child") as files:
-        assert zkeep("rename", "v/home/child", "v/home/other") == 5
-        assert zkeep("rename", "v/home", "v/house") == 5
+    with answering(tmp_path, "v/home/child") as files:
         make(files, b"one")
-    assert zkeep("rename", "v/home", "v/house") == 0
+        assert zkeep("rename", "v/home/child", "v/home/other") == 0
+        files.dataset.commit()
+        make(files, b"two")
+        assert zkeep("rename", "v/home", "v/house") == 0
+        assert zkeep("create", "v/home") == 0
+        assert zkeep("snapshot", "v/house/other@a") == 0
+        make(files, b"three")
+    with live(tmp_path, "v/house/other") as files:
+        assert sorted(files.dataset.entries(files.dataset.root)) == [b"one", b"three", b"two"]
+    assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", "v/house/other@a", "two") == 0
+
+
+def test_names_that_are_swapped_while_a_commit_is_written(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written never goes into the dataset that has the old name now."""
+    real, swaps = live_dataset.commit_head, [("rename", "v/home", "v/new"), ("create", "v/home")]
+
+    def swapped(*arguments: object) -> object:
+        while swaps:
+            assert zkeep(*swaps.pop(0)) == 0
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_dataset, "RETRY", 0)
+    with live(tmp_path) as files:
+        make(files, b"one")
+        monkeypatch.setattr(live_dataset, "commit_head", swapped)
+        files.dataset.commit_soon()
+        make(files, b"two")
+        assert not swaps
+    with live(tmp_path, "v/new") as files:
+        assert sorted(files.dataset.entries(files.dataset.root)) == [b"one", b"two"]
 
 
 def test_a_base_that_could_not_be_opened_is_opened_later(
@@ -214,7 +228,7 @@ def test_a_snapshot_is_taken_from_another_session(
 ) -> None:
     runtime = tmp_path / "first session"
     runtime.mkdir(mode=0o700)
-    with answering(tmp_path, str(runtime)) as files:
+    with answering(tmp_path, runtime=str(runtime)) as files:
         make(files, b"one")
         with monkeypatch.context() as another:
             another.setenv("XDG_RUNTIME_DIR", str(tmp_path / "another"))
@@ -228,7 +242,7 @@ def test_a_socket_in_a_folder_that_is_open_to_others_is_not_asked(
 ) -> None:
     runtime = tmp_path / "runtime"
     runtime.mkdir(mode=0o700)
-    with answering(tmp_path, str(runtime)) as files:
+    with answering(tmp_path, runtime=str(runtime)) as files:
         runtime.chmod(mode)
         make(files, b"one")
         assert zkeep("snapshot", "v/home@a") == 5
@@ -240,7 +254,7 @@ def test_a_socket_in_a_folder_that_is_open_to_others_is_not_asked(
 def test_a_socket_behind_a_link_is_not_asked(zkeep: Zkeep, tmp_path: Path) -> None:
     runtime, link = tmp_path / "runtime", tmp_path / "link"
     runtime.mkdir(mode=0o700)
-    with answering(tmp_path, str(runtime)) as files:
+    with answering(tmp_path, runtime=str(runtime)) as files:
         pool = files.dataset.pool
         link.symlink_to(runtime)
         with pool.transaction() as t:

@@ -57,12 +57,13 @@ def fuse_options(pool: Pool, dataset: Dataset) -> list[str]:
 def live_operations(
     pool: Pool,
     dataset: Dataset,
+    folder: str,
     get_key: GetKey,
     log: Callable[[str], object],
     on_mounted: Callable[[], object],
     on_lost: Callable[[Exception], object] = lambda error: None,
 ) -> Iterator[Operations]:
-    """Open a dataset read-write and yield its FUSE operations; everything is committed at the end.
+    """Open a dataset read-write, to be mounted on a folder, and yield its FUSE operations; all is committed at the end.
 
     `on_lost` is called if that fails, under the mount's lock.
     """
@@ -76,12 +77,12 @@ def live_operations(
     runtime = runtime_folder()
     socket = path_of(runtime, int(pool.doc["guid"]), dataset.guid)
     with (
-        LiveDataset(pool, new, recordsize, get_key, on_lost, str(runtime)) as live,
+        LiveDataset(pool, new, recordsize, get_key, on_lost, {"runtime": str(runtime), "folder": folder}) as live,
         listening(socket) as server,
     ):
 
         def begun() -> None:
-            answer_requests(server, live, operations.still)  # threads start only now: there was a fork before
+            answer_requests(server, live, operations)  # threads start only now: there was a fork before
             on_mounted()
 
         view = View(pool)
@@ -171,6 +172,23 @@ def committed(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[No
         yield
 
 
+@contextmanager
+def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[bool]:
+    """Roll a dataset back inside of this. Yields whether it is mounted: its mount holds still, and then shows that.
+
+    Raises:
+        TryAgain: it is mounted, and its mount does not answer.
+    """
+    from zkeep.live.control import rolling_back
+
+    # A client of a server does not ask mounts: they are not its own.
+    if pool.scope is not None or not is_mounted(pool, dataset):
+        yield False
+        return
+    with rolling_back(socket_of(pool, dataset), what):
+        yield True
+
+
 def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:
     """Let the mount of a dataset commit, if it is mounted read-write.
 
@@ -182,6 +200,17 @@ def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:
     if is_mounted(pool, dataset):
         with held_still([socket_of(pool, dataset)], what, COMMIT):
             return
+
+
+def end_mount(pool: Pool, dataset: Dataset, what: str) -> None:
+    """Let the mount of a dataset end, also while it is in use.
+
+    Raises:
+        TryAgain: it does not answer.
+    """
+    from zkeep.live.control import end
+
+    end(socket_of(pool, dataset), what)
 
 
 def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:

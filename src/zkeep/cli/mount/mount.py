@@ -1,46 +1,37 @@
-"""zkeep mount, unmount: snapshots as folders."""
+"""zkeep mount: datasets and snapshots as folders."""
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import click
 
 from zkeep.cli.common.open_snapshot import keys_from, parsed, snapshots_of, takes_key
 from zkeep.cli.common.pools import opened as open_pool
-from zkeep.cli.common.pools import runtime_folder
 from zkeep.cli.common.recursive import SnapshotTree
 from zkeep.cli.common.stream_files import is_stream
 from zkeep.cli.common.terminal import say
 from zkeep.cli.mount.all import folder_for, load_key_of, mount_all
 from zkeep.cli.mount.background import background
-from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage
-from zkeep.names import BadName, DatasetName, parse_any, shown
-from zkeep.pool.datasets.model import NotThere
+from zkeep.cli.mount.mounted import clear_dead, log_of, lost_of, mounted, named_now
+from zkeep.errors import Damaged, Refused, WrongUsage
+from zkeep.names import DatasetName, parse_any, shown
 
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
     from zkeep.restore.mount.layout import MountLayout, MountPlace
 
-MOUNTS = Path("/proc/self/mounts")
-KIND = "fuse.zkeep"
 OPTIONS = ("allow_other", "ro")
-COMMITTING = 60.0
-"Seconds that the last commit of a mount may take."
 
 
 @click.command("mount")
@@ -89,16 +80,17 @@ def mount_verb(
         mount_all(load_keys=load_keys)
         return
     if not arguments:
-        _list()
+        for name, folder in named_now(mounted()):
+            click.echo(f"{name:<30}  {folder}")
         return
     *what, folder = arguments if len(arguments) > 1 else (arguments[0], _folder_of(arguments[0], load_keys))
     if load_keys:
         _load_key(what[0])
     folder = os.path.realpath(folder)
-    _clear_dead(folder)
+    clear_dead(folder)
     if not os.path.isdir(folder):
         raise Refused(f"cannot mount: {folder} is not a folder")
-    with background(_log_of(folder), stay=foreground) as ready:
+    with background(log_of(folder), stay=foreground) as ready:
         request = _Request(what, folder, key_locations, chosen, recursive)
         if recursive or "ro" in _words(options) or not _mount_live(request, ready):
             _mount(request, ready)
@@ -137,16 +129,6 @@ def _check_key(pool: Pool, dataset: Dataset, *, any_loaded: bool) -> None:
     if root and root.id not in loaded and not (any_loaded and loaded):
         way = f"'zkeep load-key {root.name}' loads it, -L file:///path names it for this call"
         raise Refused(f"cannot mount '{dataset.name}': encryption key not loaded; {way}")
-
-
-def _log_of(folder: str) -> Path:
-    return runtime_folder() / f"mount-{quote(folder, safe='')[-200:]}.log"
-
-
-def _lost_of(folder: str) -> Path:
-    """The file that says why the last commit of a mount failed; the next mount leaves it, `unmount` tells it once."""
-    log = _log_of(folder)
-    return log.with_name(f"{log.name.removesuffix('.log')}.lost")
 
 
 def _words(given: Sequence[str]) -> list[str]:
@@ -188,14 +170,15 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
             _check_key(pool, dataset, any_loaded=True)
         keep_secret(locked=False)
         get_key = keys_from(request.key_locations)
-        lost = _lost_of(request.folder)
+        lost = lost_of(request.folder)
 
         def on_lost(error: Exception) -> None:
             lost.write_text(f"{error}\n", "utf-8", "backslashreplace")
 
         options = [*fuse_options(pool, dataset), *(word for word in ("allow_other",) if word in request.options)]
-        with live_operations(pool, dataset, get_key, _log, ready, on_lost) as operations:
-            serve(operations, request.folder, str(name), options)
+        where = request.folder
+        with live_operations(pool, dataset, where, get_key, _log, ready, on_lost) as operations:
+            serve(operations, where, str(name), options)
     return True
 
 
@@ -314,130 +297,3 @@ def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
 
 def _log(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} zkeep: {text}", file=sys.stderr, flush=True)
-
-
-# What is mounted
-
-
-def _mounted() -> list[tuple[str, str]]:
-    """Names and folders, oldest first."""
-    try:
-        lines = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        raise Refused("cannot tell what is mounted: this system has no /proc/self/mounts") from None
-    fields = [line.split(" ") for line in lines]
-    return [(_unescaped(words[0]), _unescaped(words[1])) for words in fields if len(words) > 2 and words[2] == KIND]
-
-
-def _unescaped(text: str) -> str:
-    """Blanks, tabs, newlines and backslashes are written there as a backslash and three octal digits."""
-    for byte in b" \t\n\\":
-        text = text.replace(f"\\{byte:03o}", chr(byte))
-    return text
-
-
-def _list() -> None:
-    for name, folder in _mounted():
-        click.echo(f"{name:<30}  {folder}")
-
-
-def _clear_dead(folder: str) -> None:
-    """Unmount what a process that was killed left mounted on a folder: nobody can use it (ENOTCONN)."""
-    from zkeep.live.device import unmount
-
-    if any(path == folder for _, path in _mounted()):
-        try:
-            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # stat() may still be answered by the kernel alone
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                unmount(folder)
-
-
-@click.command("unmount")
-@click.option("-a", "everything", is_flag=True, help="All that is mounted.")
-@click.option("-f", "force", is_flag=True, help="Also when it is in use: it goes when nobody uses it any more.")
-@click.argument("arguments", nargs=-1, metavar="DIR|DATASET[@SNAPSHOT]...")
-def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -> None:
-    """Take away what `zkeep mount` shows, by its folder or by its name.
-
-    \b
-        zkeep unmount /mnt/monday
-    """
-    if everything == bool(arguments):
-        raise WrongUsage("name a folder, or -a for all")
-    mounted = _mounted()
-    chosen = mounted if everything else [_chosen(mounted, text) for text in arguments]
-    for name, folder in sorted(chosen, key=mounted.index, reverse=True):
-        _unmount(name, folder, force)
-
-
-def _chosen(mounted: list[tuple[str, str]], text: str) -> tuple[str, str]:
-    path = os.path.realpath(text)
-    found = [(name, folder) for name, folder in mounted if text == name or path == folder]
-    if not found:
-        raise Refused(f"cannot unmount '{text}': not currently mounted")
-    return found[-1]
-
-
-def _unmount(name: str, folder: str, force: bool) -> None:
-    import shutil
-
-    _commit_first(name, folder, force)
-    tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
-    command = [tool, "-u", *(["-z"] if force else [])] if tool else ["umount", *(["-l"] if force else [])]
-    done = subprocess.run([*command, "--", folder], check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        reason = " ".join(done.stderr.split())
-        error = TryAgain if "busy" in reason else Refused
-        raise error(f"cannot unmount {name} from {folder}: {reason}")
-    _wait_for_commit(name)
-    _tell_what_is_lost(name, folder)
-    _forget(folder)
-
-
-def _commit_first(name: str, folder: str, force: bool) -> None:
-    """Have everything committed before it is unmounted. If that fails, the mount stays, and nothing is lost yet.
-
-    `force`: then it is a warning.
-    """
-    from zkeep.cli.mount.live import commit_mounted
-
-    with suppress(BadName, NotThere):
-        parsed_name = parse_any(name)
-        if isinstance(parsed_name, DatasetName):
-            with open_pool(parsed_name) as pool:
-                try:
-                    commit_mounted(pool, pool.dataset(parsed_name), f"cannot unmount {name} from {folder}")
-                except TryAgain as error:
-                    if not force:
-                        raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
-                    say(f"warning: {error}")
-
-
-def _tell_what_is_lost(name: str, folder: str) -> None:
-    """Fail if the last commit did."""
-    lost = _lost_of(folder)
-    with suppress(FileNotFoundError):
-        reason = " ".join(lost.read_text("utf-8", "replace").split())
-        lost.unlink()
-        raise Refused(f"{name} is unmounted, and what was written to it last is lost: {reason}")
-
-
-def _wait_for_commit(name: str) -> None:
-    """Return when what was written to a dataset is on disk: its mount commits when it is unmounted."""
-    from zkeep.cli.mount.live import wait_for_commit
-
-    with suppress(BadName, NotThere):
-        parsed_name = parse_any(name)
-        if isinstance(parsed_name, DatasetName):
-            with open_pool(parsed_name) as pool:
-                if (dataset := pool.find(parsed_name)) is not None:
-                    wait_for_commit(pool, dataset, COMMITTING)
-
-
-def _forget(folder: str) -> None:
-    """Remove the log of a mount if it is empty."""
-    with suppress(OSError):
-        log = _log_of(folder)
-        if not log.stat().st_size:
-            log.unlink()

@@ -7,6 +7,7 @@ without -r, clones without -R.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -204,8 +205,11 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
 
 
-def execute(pool: Pool, plan: DestroyPlan) -> None:
-    """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit."""
+def execute(pool: Pool, plan: DestroyPlan, held_still: Collection[int] = ()) -> None:
+    """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit.
+
+    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile.
+    """
     segments: list[str] = []
     rolled_back = [plan.back_to[0]] if plan.back_to else []
     # Under the locks of all datasets no receive begins; what was planned is checked again inside the transaction.
@@ -214,7 +218,8 @@ def execute(pool: Pool, plan: DestroyPlan) -> None:
         for dataset in [*plan.datasets, *rolled_back]:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
-            stack.enter_context(head.not_mounted(pool, dataset, f"cannot destroy {dataset.name}"))
+            if dataset.id not in held_still:
+                stack.enter_context(head.not_mounted(pool, dataset, f"cannot destroy {dataset.name}"))
         with pool.catalog.transaction(urgent=True) as t:
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)

@@ -6,13 +6,13 @@ Each function is one transaction: it looks, refuses with the reason, or changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 from zkeep.clock import seconds_now
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
-from zkeep.pool.datasets import charge, contents, head, properties
+from zkeep.pool.datasets import charge, contents, properties
 from zkeep.pool.datasets.answers import head as head_of
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
@@ -21,7 +21,6 @@ from zkeep.pool.datasets.partial import base_of, bases
 from zkeep.pool.datasets.room import refuse_overdraft
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.store.disk import allow_open_files
 
 MOST_DATASETS = 10_000
 "Datasets below a client's root from which on it can make more only by sending them."
@@ -158,7 +157,7 @@ def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapsh
 
 def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
     """Rename a dataset, and with it everything below."""
-    with ExitStack() as stack, pool.transaction() as t:
+    with pool.transaction() as t:
         dataset = pool.dataset(old)
         _check_rename(pool, old, new)
         if parents:
@@ -168,10 +167,8 @@ def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False
             raise NotThere(f"cannot rename to {new}: parent does not exist")
         if above.is_volume:
             raise Refused(f"cannot rename to {new}: its parent is a volume")
+        # One that is mounted stays so: its mount knows it by its id.
         moved = pool.tree().within(dataset)
-        allow_open_files(len(moved))
-        for each in moved:
-            stack.enter_context(head.not_mounted(pool, each, f"cannot rename {each.name}"))
         _check_lengths(pool, moved, old, new)
         # The encryption roots before; the same ones must hold afterwards, or a key would not open what moved.
         roots = {d.id: encryption_root(View(pool), d) for d in moved}

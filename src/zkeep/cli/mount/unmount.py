@@ -1,0 +1,139 @@
+"""zkeep unmount."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.terminal import say
+from zkeep.cli.mount.mounted import Mounted, log_of, lost_of, mounted, named_now
+from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.names import BadName, DatasetName, parse_any
+from zkeep.pool.datasets.model import NotThere
+
+if TYPE_CHECKING:
+    from zkeep.pool.datasets.model import Dataset, Pool
+
+COMMITTING = 60.0
+"Seconds that the last commit of a mount may take."
+
+
+@click.command("unmount")
+@click.option("-a", "everything", is_flag=True, help="All that is mounted.")
+@click.option("-f", "force", is_flag=True, help="Also when it is in use: it goes when nobody uses it any more.")
+@click.argument("arguments", nargs=-1, metavar="DIR|DATASET[@SNAPSHOT]...")
+def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -> None:
+    """Take away what `zkeep mount` shows, by its folder or by its name.
+
+    \b
+        zkeep unmount /mnt/monday
+    """
+    if everything == bool(arguments):
+        raise WrongUsage("name a folder, or -a for all")
+    mounts = named_now(mounted())
+    chosen = mounts if everything else [_chosen(mounts, text) for text in arguments]
+    for name, folder in sorted(chosen, key=mounts.index, reverse=True):
+        _unmount(name, folder, force)
+
+
+def _chosen(mounts: list[Mounted], text: str) -> Mounted:
+    path = os.path.realpath(text)
+    found = [(name, folder) for name, folder in mounts if text == name or path == folder]
+    if not found:
+        raise Refused(f"cannot unmount '{text}': not currently mounted")
+    return found[-1]
+
+
+def _unmount(name: str, folder: str, force: bool) -> None:
+    _commit_first(name, folder, force)
+    if reason := _taken_away(folder, force):
+        error = TryAgain if "busy" in reason else Refused
+        raise error(f"cannot unmount {name} from {folder}: {reason}")
+    _wait_for_commit(name)
+    _tell_what_is_lost(name, folder)
+    _forget(folder)
+
+
+def _taken_away(folder: str, force: bool) -> str:
+    """Unmount a folder; why that failed, or nothing."""
+    tool = next((tool for tool in ("fusermount3", "fusermount") if shutil.which(tool)), None)
+    command = [tool, "-u", *(["-z"] if force else [])] if tool else ["umount", *(["-l"] if force else [])]
+    done = subprocess.run([*command, "--", folder], check=False, capture_output=True, text=True)  # noqa: S603
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def _commit_first(name: str, folder: str, force: bool) -> None:
+    """Have everything committed before it is unmounted. If that fails, the mount stays, and nothing is lost yet.
+
+    `force`: then it is a warning.
+    """
+    from zkeep.cli.mount.live import commit_mounted
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                try:
+                    commit_mounted(pool, pool.dataset(parsed_name), f"cannot unmount {name} from {folder}")
+                except TryAgain as error:
+                    if not force:
+                        raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+                    say(f"warning: {error}")
+
+
+def _tell_what_is_lost(name: str, folder: str) -> None:
+    """Fail if the last commit did."""
+    lost = lost_of(folder)
+    with suppress(FileNotFoundError):
+        reason = " ".join(lost.read_text("utf-8", "replace").split())
+        lost.unlink()
+        raise Refused(f"{name} is unmounted, and what was written to it last is lost: {reason}")
+
+
+def _wait_for_commit(name: str) -> None:
+    """Return when what was written to a dataset is on disk: its mount commits when it is unmounted."""
+    from zkeep.cli.mount.live import wait_for_commit
+
+    with suppress(BadName, NotThere):
+        parsed_name = parse_any(name)
+        if isinstance(parsed_name, DatasetName):
+            with open_pool(parsed_name) as pool:
+                if (dataset := pool.find(parsed_name)) is not None:
+                    wait_for_commit(pool, dataset, COMMITTING)
+
+
+def _forget(folder: str) -> None:
+    """Remove the log of a mount if it is empty."""
+    with suppress(OSError):
+        log = log_of(folder)
+        if not log.stat().st_size:
+            log.unlink()
+
+
+def unmount_datasets(pool: Pool, datasets: Iterable[Dataset], what: str, *, force: bool) -> None:
+    """Unmount what is about to be destroyed, in this order. `force`: also what is in use, which fails from then on.
+
+    Raises:
+        TryAgain: one is in use.
+    """
+    from zkeep.cli.mount.live import end_mount, is_mounted, wait_for_commit
+
+    for dataset in datasets:
+        folder = str(dataset.doc.get("folder"))
+        if pool.scope is not None or not is_mounted(pool, dataset) or folder not in [path for _, path in mounted()]:
+            continue
+        if reason := _taken_away(folder, force=False):
+            if not force:
+                error = TryAgain if "busy" in reason else Refused
+                raise error(f"{what}: cannot unmount '{folder}': {reason}")
+            end_mount(pool, dataset, what)
+        wait_for_commit(pool, dataset, COMMITTING)
+        lost_of(folder).unlink(missing_ok=True)  # what could not be committed goes anyway
+        _forget(folder)
