@@ -208,7 +208,7 @@ def rolling_back(path: Path, what: str) -> Iterator[None]:
 
 
 def end(path: Path, what: str) -> None:
-    """Let a mount end, whoever uses it.
+    """Let a mount end, also while it is in use.
 
     Raises:
         TryAgain: it does not answer.

@@ -1,7 +1,7 @@
 """What the kernel keeps of a mounted dataset, and how it is told to drop that: a rollback changes everything at once.
 
 Nobody else changes a dataset while it is mounted, so the kernel may keep names, attributes and contents for as long as
-it likes. It is told of a rollback in messages that are no answers, each a header and a body:
+it likes. After a rollback it gets messages that answer no request, each a header and a body:
 
     header      length (u32), which message (i32), 0 (u64): the number of the request that it would answer
     INODE       node (u64), offset and length (i64): drop the attributes, and pages from the offset on; length 0: all
