@@ -173,6 +173,8 @@ class FolderWriter:
         Files that have only names left in folders that cannot be read, and had others: how many there are, and in
         which folder, changed. And such folders, from which something was moved away.
         """
+        if not self._kept_in and not self._objects.moved_out:
+            return
         # Folders that stay as they were, but lose what was found elsewhere.
         for number in sorted(self._objects.moved_out.keys() - {node.number for node in self._scan.written}):
             assert base is not None
@@ -274,15 +276,31 @@ class FolderWriter:
         kept = [p for p in self._previous.extras.tolist() if p[0] in self._scan.seen and p[0] not in written]
         extras = np.array([tuple(pair) for pair in kept] + self.result.extras, EXTRA)
         rows = one_an_inode(np.concatenate([old[stays], fresh]) if len(old) else fresh)
-        for number, (links, parent) in self.result.names.items():
-            mine = rows["object"] == number
-            rows["links"][mine], rows["parent"][mine] = links, parent
+        _set_names(rows, self.result.names)
         return Previous(rows, extras, ROOT)
+
+    def forget_nodes(self) -> None:
+        """Free the memory of what was scanned: all is written, and next_rows() needs none of it."""
+        # A folder and what is in it refer to one another.
+        for node in self._scan.written:
+            node.children = None
+        self._scan.written.clear()
+        self._scan.links.clear()
 
     def rows_of_step(self) -> Previous:
         """The rows of next_rows() after a step: folders are written again, under their present numbers."""
         self._objects.plan_folders(node for todo in self._todo for node in todo if isinstance(node, Node))
         return self.next_rows()
+
+
+def _set_names(rows: np.ndarray, names: dict[int, tuple[int, int]]) -> None:
+    """Note of files how many names they have now, and the folder of one."""
+    if not names:
+        return
+    numbers = np.fromiter(sorted(names), np.uint64, len(names))
+    mine = np.flatnonzero(np.isin(rows["object"], numbers))
+    found = [names[number] for number in rows["object"][mine].tolist()]
+    rows["links"][mine], rows["parent"][mine] = np.array(found, np.uint64).reshape(-1, 2).T
 
 
 def _lies_in(node: Node | None, folders: set[Node]) -> bool:

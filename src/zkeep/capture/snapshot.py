@@ -138,9 +138,11 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
                 cache.save(path, rows, _mark(pool, made))
 
         snapshot = commit(pool, new, get_key, writer_of.write, save, after=last.guid if last is not None else 0)
+        written = len(scan.written)
+        writer_of.forget_nodes()
         save(snapshot)
     problems = {problem.path: problem for problem in scan.problems + writer_of.result.problems}
-    return Taken(snapshot, list(problems.values()), len(scan.written), scan.bytes)
+    return Taken(snapshot, list(problems.values()), written, scan.bytes)
 
 
 def _open_top(pool: Pool, request: CaptureRequest, where: str) -> int:

@@ -33,7 +33,7 @@ from zkeep.snapshot.writer import SnapshotWriter
 
 STEP = 4 << 30
 "Bytes of new data after which a transaction group ends."
-MOST_BLOCKS = 1 << 17
+MOST_BLOCKS = 1 << 18
 "Blocks of one object in a transaction group: what is known of each is in memory until the object is complete."
 UINT64 = 8
 NO_OFFSET = 1 << 63

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class RecordBatches:
         if self._size > BATCH:
             self.flush()
 
-    def add_whole(self, types: list[int], lengths: list[int], parts: list[Any]) -> None:
+    def add_whole(self, types: Sequence[int], lengths: Sequence[int], parts: list[Any]) -> None:
         """Records that are all in memory. Few or small: a batch gets as large as all of them."""
         if sum(lengths) > BATCH:
             self.add_many(types, lengths, parts)
@@ -49,7 +49,7 @@ class RecordBatches:
         if self._size > BATCH:
             self.flush()
 
-    def add_many(self, types: list[int], lengths: list[int], parts: Iterable[Buffer]) -> None:
+    def add_many(self, types: Sequence[int], lengths: Sequence[int], parts: Iterable[Buffer]) -> None:
         """Records whose bytes come in pieces of any size."""
         at = 0
         pending = memoryview(b"")

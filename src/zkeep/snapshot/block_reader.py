@@ -75,7 +75,7 @@ class BlockReader:
             return
         # A stream that is not raw has no MACs to compare with.
         if obj.tree is None:
-            yield self._state.leaves(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
+            yield from self._state.leaves_by_chunk(dnode.number, first * dnode.blksz, min(end * dnode.blksz, END))
             return
         # Else read the leaves below each level 1 indirect block in the range, and check that block's MAC.
         fanout = TreeShape.of(dnode).fanout

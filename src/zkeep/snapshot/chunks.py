@@ -206,13 +206,16 @@ class State:
 
     def leaves(self, number: int, first: int, end: int) -> Array:
         """An object's blocks with first <= offset < end."""
-        found = []
+        found = list(self.leaves_by_chunk(number, first, end))
+        return np.concatenate(found) if found else np.empty(0, LEAF)
+
+    def leaves_by_chunk(self, number: int, first: int, end: int) -> Iterator[Array]:
+        """The same in several arrays: a large object has more blocks than fit in memory."""
         for chunk in self.over((number, first), (number, end)):
             blocks = chunk.table.blocks
             ends = np.array([[number, first], [number, min(end, LAST[1])]], np.uint64)
             low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
-            found.append(chunk.leaves[low:high])
-        return np.concatenate(found) if found else np.empty(0, LEAF)
+            yield chunk.leaves[low:high]
 
     def bytes_of(self, number: int, count: int = 1) -> int | None:
         """Bytes of the blocks' records of `count` objects from `number` on; None if they lie in many chunks."""

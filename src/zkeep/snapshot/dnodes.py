@@ -13,7 +13,9 @@ for each; one is made when it is asked for.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -105,7 +107,7 @@ class DnodeBlocks:
     def decrypt(self, index: int, keys: BlockKeys, seal: Seal, order: ByteOrder) -> Mapping[int, VerifiedObject]:
         """A block of a raw stream, which had this byte order on the sender's disk."""
         try:
-            chunks = list(self._chunks(index))
+            chunks = list(islice(self._chunks(index), 2))
             if len(chunks) == 1:
                 return self._decrypt(index, keys, seal, chunks[0], order)
             return self._decrypt_across_chunks(index, keys, seal, order)
@@ -152,15 +154,27 @@ class DnodeBlocks:
         return found
 
     def _objects(self, index: int, order: ByteOrder) -> list[VerifiedObject]:
-        """The objects of a block as their records have them, not yet authenticated, bonus buffers not decrypted."""
-        chunks = list(self._chunks(index))
-        dnodes: dict[int, Dnode] = {}
-        for chunk in chunks:
-            for row in range(*_rows_of(chunk.table.objects, index * SLOTS, SLOTS)):
+        """The objects of a block as their records have them, not yet authenticated, bonus buffers not decrypted.
+
+        Chunks come one by one, and none is kept: a large object has thousands of them.
+        """
+        objects: list[VerifiedObject] = []
+        at, end = index * SLOTS, index * SLOTS + SLOTS
+        while at < end:
+            # All objects that begin in the next chunk that has any; the last of them may reach over many more.
+            for chunk in self._state.over((at, 0), (end, 0)):
+                rows = range(*_rows_of(chunk.table.objects, at, end - at))
+                if rows:
+                    break
+            else:
+                break
+            for row in rows:
                 dnode = self._dnode(chunk, row, order)
-                # An object that reaches over several chunks has its row in each.
-                dnodes.setdefault(dnode.number, dnode)
-        return [self._with_blocks(dnodes[number], chunks) for number in sorted(dnodes)]
+                reach = self._state.over((dnode.number, 0), (dnode.number + 1, 0))
+                objects.append(self._with_blocks(dnode, reach))
+            # An object that reaches over several chunks has its row in each: it is done.
+            at = objects[-1].dnode.number + 1
+        return objects
 
     def _dnode(self, chunk: Chunk, at: int, order: ByteOrder) -> Dnode:
         row, (heads, bodies) = chunk.table.objects[at], chunk.objects
@@ -185,28 +199,46 @@ class DnodeBlocks:
         """A dnode with its spill pointer and with the pointers that the MAC tree over its blocks gives."""
         # The last spill block counts. A raw dnode's flag says whether there is one: where the stream disagrees, a
         # pointer of zeros (or none) stands for it, and the MAC over the block of dnodes fails.
-        spills = [c.spills[slice(*_rows_of(c.table.spills, dnode.number))] for c in chunks]
-        spill = next((s[-1:].copy() for s in spills if len(s)), np.empty(0, LEAF))
+        spills: list[Array] = []
+        parts = self._leaves_in(dnode, chunks, spills)
+        tree, flat, roots = None, None, b""
+        try:
+            # Without indirect blocks the dnode points to the blocks themselves: all leaves can be kept.
+            if not self._raw:
+                deque(parts, maxlen=0)
+            elif dnode.nlevels == 1:
+                flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
+                roots = self._flat_roots(dnode, flat)
+            # Else the tree keeps one MAC for each indirect block of level 1, and the leaves are read again later.
+            else:
+                tree = MacTree(TreeShape.of(dnode))
+                for part in parts:
+                    add_leaves(self._name, tree, dnode, part)
+                roots = tree.finish()
+        except OutOfTree:
+            raise Forgery(self._name, "it has blocks beyond its end", dnode.number) from None
+        return VerifiedObject(dnode, tree, roots, self._spill(dnode, spills), flat)
+
+    def _leaves_in(self, dnode: Dnode, chunks: Iterable[Chunk], spills: list[Array]) -> Iterator[Array]:
+        """The leaves of an object chunk by chunk; of a stream that is not raw none, as nothing covers them."""
+        for chunk in chunks:
+            spills.append(chunk.spills[slice(*_rows_of(chunk.table.spills, dnode.number))])
+            if self._raw:
+                yield chunk.leaves[slice(*_rows_of(chunk.table.blocks, dnode.number))]
+
+    def _spill(self, dnode: Dnode, spills: Iterable[Array]) -> Array:
+        """The leaf of an object's spill block, an array of one or none."""
+        # The last one counts. A raw dnode's flag says whether there is one: where the stream disagrees, a pointer of
+        # zeros (or none) stands for it, and the MAC over the block of dnodes fails.
+        spill = next((found[-1:].copy() for found in spills if len(found)), np.empty(0, LEAF))
         if not self._raw:
-            return VerifiedObject(dnode, None, b"", spill)
+            return spill
         if dnode.has_spill != bool(len(spill)):
             spill = np.zeros(int(dnode.has_spill), LEAF)
         # A spill block's pointer has the dnode's bonus type as its type, bits 48 to 55.
         spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
         spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
-        try:
-            parts = (chunk.leaves[slice(*_rows_of(chunk.table.blocks, dnode.number))] for chunk in chunks)
-            # Without indirect blocks the dnode points to the blocks themselves: all leaves can be kept.
-            if dnode.nlevels == 1:
-                flat = np.concatenate([part for part in parts if len(part)] or [NO_LEAVES])
-                return VerifiedObject(dnode, None, self._flat_roots(dnode, flat), spill, flat)
-            # Else the tree keeps one MAC for each indirect block of level 1, and the leaves are read again later.
-            tree = MacTree(TreeShape.of(dnode))
-            for part in parts:
-                add_leaves(self._name, tree, dnode, part)
-            return VerifiedObject(dnode, tree, tree.finish(), spill)
-        except OutOfTree:
-            raise Forgery(self._name, "it has blocks beyond its end", dnode.number) from None
+        return spill
 
     def _flat_roots(self, dnode: Dnode, leaves: Array) -> bytes:
         """The dnode's own pointers, which point to its blocks: there are no indirect ones."""

@@ -6,6 +6,8 @@ that of what changed, whatever the size of the object is.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
 from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape, runs_of
@@ -14,22 +16,51 @@ from zkeep.snapshot.block_reader import BlockReader
 from zkeep.snapshot.verified import VerifiedObject
 
 
-def roots_of(dnode: Dnode, leaves: dict[int, bytes], held: VerifiedObject | None, blocks: BlockReader | None) -> bytes:
+class NewLeaves:
+    """The pointers of an object's new blocks, packed, as there may be a hundred thousand: numbers ascend."""
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._pointers = bytearray()
+
+    def add(self, number: int, pointer: bytes) -> None:
+        self._numbers.append(number)
+        self._pointers += pointer
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def columns(self) -> tuple[Numbers, Pointers]:
+        return np.frombuffer(self._numbers, np.uint64), np.frombuffer(self._pointers, POINTER)
+
+    def roots(self, count: int) -> bytes | None:
+        """The pointers of a dnode with `count` of them if these are all; None: they lie below indirect blocks."""
+        if len(self) and self._numbers[-1] >= count:
+            return None
+        # Most files have one block.
+        if len(self) == count:
+            return bytes(self._pointers)
+        roots = bytearray(HOLE * count)
+        for at, number in enumerate(self._numbers):
+            roots[number * len(HOLE) : (number + 1) * len(HOLE)] = self._pointers[at * len(HOLE) : (at + 1) * len(HOLE)]
+        return bytes(roots)
+
+
+def roots_of(dnode: Dnode, leaves: NewLeaves, held: VerifiedObject | None, blocks: BlockReader | None) -> bytes:
     """The dnode's own pointers.
 
-    `leaves`: pointers of new blocks by number, a hole's is zeros. `held`: the object of the base whose other blocks
-    stay, and `blocks` reads them; None if it is a new one.
+    `leaves`: pointers of new blocks, a hole's is zeros. `held`: the object of the base whose other blocks stay, and
+    `blocks` reads them; None if it is a new one.
     """
     is_new = held is None or held.dnode.blksz != dnode.blksz
-    if is_new and dnode.nlevels == 1 and all(number < dnode.nblkptr for number in leaves):
-        return b"".join(leaves.get(number, HOLE) for number in range(dnode.nblkptr))  # most files are small
+    if is_new and dnode.nlevels == 1 and (roots := leaves.roots(dnode.nblkptr)) is not None:
+        return roots
     tree = MacTree(TreeShape.of(dnode))
-    numbers = np.array(sorted(leaves), np.uint64)
-    pointers = np.frombuffer(b"".join(leaves[number] for number in numbers.tolist()), POINTER)
+    numbers, pointers = leaves.columns()
     if held is None or blocks is None or is_new:
         tree.add(*_live(numbers, pointers))
         return tree.finish()
-    if not leaves and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
+    if not len(leaves) and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
         return held.roots
     # 1. All old pointers are in the dnode or below one indirect block: merge them with the new ones.
     if held.tree is None:

@@ -16,6 +16,7 @@ Source: OpenZFS module/zfs/dmu_send.c (order of records); module/os/linux/zfs/zi
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
 from zkeep.snapshot.metadnode import PROP
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.roots import roots_of
+from zkeep.snapshot.roots import NewLeaves, roots_of
 from zkeep.snapshot.verified import VerifiedObject
 
 Buffer = bytes | bytearray | memoryview
@@ -72,8 +73,9 @@ class _Waiting:
     "The spill pointer as its MAC covers it; empty if there is none."
     pieces: list[Buffer | tuple[int, int]] = field(default_factory=list)
     "Bytes, or [start, end) in the spool."
-    lengths: list[int] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=partial(array, "L"))
+    "Of each record, packed: an object in small blocks has many."
+    types: bytearray = field(default_factory=bytearray)
 
 
 class SnapshotWriter:
@@ -190,11 +192,11 @@ class SnapshotWriter:
         )
         return _Waiting(dnode, b"", b"")
 
-    def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> dict[int, bytes]:
-        """Encrypt the blocks that are given; block number -> its pointer, a hole's is zeros."""
+    def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> NewLeaves:
+        """Encrypt the blocks that are given; returns their pointers, a hole's is zeros."""
         # An object that takes the place of another one must free what it does not write: a receiver keeps old blocks
         # where the shape is the same. One that is kept frees only what became a hole.
-        leaves: dict[int, bytes] = {}
+        leaves = NewLeaves()
         index = change.number // SLOTS
         base = self._base if not change.keep and index in self._dnode_blocks else None
         replaces = base is not None and change.number in base.dnodes(index)
@@ -207,11 +209,11 @@ class SnapshotWriter:
             if result is None:
                 if change.keep or replaces:
                     holes.add(number, number + 1)
-                leaves[number] = HOLE
+                leaves.add(number, HOLE)
                 continue
             header, payload, pointer = result
             self._put(waiting, RecordType.WRITE, header, payload)
-            leaves[number] = pointer
+            leaves.add(number, pointer)
         if replaces and expected <= waiting.dnode.maxblkid:
             holes.add(expected, waiting.dnode.maxblkid + 1)
         holes.flush()
