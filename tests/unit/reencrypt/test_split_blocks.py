@@ -1,4 +1,4 @@
-"""A sender without -L cuts large blocks into pieces: a stream may break off, or a transaction group end, between two."""
+"""Senders without -L cut large blocks into pieces: a stream may break off, or a transaction group end, between two."""
 
 from __future__ import annotations
 
