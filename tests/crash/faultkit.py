@@ -1,4 +1,4 @@
-"""A disk that fails at a call of our choice: what zkeep.pool asks of the system and of SQLite is counted."""
+"""A disk that fails at a call of our choice: what zkeep asks of the system and of SQLite is counted."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ Moment = tuple[int, int, int]
 
 
 class Faults:
-    """Counts calls; from the `first` on, `count` of them fail. None fails where `first` is below 0."""
+    """Counts calls of `room`; from the `first` on, `count` of them fail. None fails where `first` is below 0."""
 
-    def __init__(self, first: int = -1, count: int = 1, number: int = errno.EIO) -> None:
+    def __init__(self, first: int = -1, count: int = 1, number: int = errno.EIO, room: str = "zkeep.pool") -> None:
+        self._room = room
         self.places: list[int] = []
         """Where each call came from: a hash of the functions and lines of zkeep that led to it."""
         self._failing = range(first, first + count) if first >= 0 else range(0)
@@ -71,9 +72,9 @@ class Faults:
     def wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def asked(*arguments: Any, **more: Any) -> Any:
             frame: Any = sys._getframe(1)
-            while frame and frame.f_globals.get("__name__") in ("os", "pathlib"):
+            while frame and frame.f_globals.get("__name__") in ("os", "pathlib", "tempfile"):
                 frame = frame.f_back
-            if frame and frame.f_globals.get("__name__", "").startswith("zkeep.pool"):
+            if frame and frame.f_globals.get("__name__", "").startswith(self._room):
                 self.ask(frame)
             return call(*arguments, **more)
 
@@ -143,6 +144,14 @@ def called(line: str, stream: str = "") -> int:
         os.close(source)
 
 
+def unload(home: Path, agent: Path) -> None:
+    """Let the agent that holds keys end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZKEEP_HOME", str(home))
+        patch.setenv("ZKEEP_AGENT", str(agent))
+        called("unload-key -a")
+
+
 def state(home: Path, *, guids: bool = True) -> list[object]:
     """What a user sees: pools, datasets with their properties and keys, snapshots with their holds, bookmarks."""
     registry = Registry(home)
@@ -151,6 +160,17 @@ def state(home: Path, *, guids: bool = True) -> list[object]:
         with suppress(NotThere), registry.open(name) as pool:  # a name may be left of a pool that is destroyed
             found += [(name, path.name), *_contents(pool, guids)]
     return sorted(found, key=repr)
+
+
+def written(folder: Path) -> list[object]:
+    """The files that a verb wrote into a folder of the user's, with what is in them."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [(str(path.relative_to(folder)), path.read_bytes()) for path in found]
+
+
+def drafts(folder: Path) -> list[str]:
+    """Files under names that no verb means to leave. The next extract removes what is left of one before."""
+    return [path.name for path in folder.rglob(".*") if not path.name.startswith(".zkeep-extract-")]
 
 
 def _contents(pool: Pool, guids: bool) -> Iterator[object]:
@@ -179,6 +199,12 @@ class Verb:
     random: bool = False
     quiet: bool = False
     """It changes nothing that a user sees but space."""
+    first: str = ""
+    """A command that comes before it, at which nothing fails."""
+    room: str = "zkeep.pool"
+    """The modules whose calls fail."""
+    parts: bool = False
+    """It writes several files: status 5 may leave some of them, and the same call writes the others."""
     way_out: str = ""
     """A command that finishes it where the same call does not; only after exit status 5."""
 
@@ -201,18 +227,20 @@ class Bench:
             known.write_text(known.read_text().replace(str(self._template), str(self.place)))
         if self._verb.line.startswith("pool import {place}/vault"):
             Registry(self.home).remove("vault")
+        if self._verb.first:
+            assert called(self._verb.first.format(place=self.place)) == 0
 
     def play(self, faults: Faults) -> int:
         with failing(faults), harmless_afterwards():
-            return called(self._verb.line.format(place=self.place), self._verb.stream)
+            return called(*(text.format(place=self.place) for text in (self._verb.line, self._verb.stream)))
 
     def state(self) -> list[object]:
-        return state(self.home, guids=not self._verb.random)
+        return [*state(self.home, guids=not self._verb.random), *written(self.place / "out")]
 
 
 def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[str]:
     """What is not as the exit status says, at each of the faults."""
-    before, counting = bench.state(), Faults()
+    before, counting = bench.state(), Faults(room=verb.room)
     assert bench.play(counting) == 0, capfd.readouterr()
     after = bench.state()
     assert verb.quiet or after != before
@@ -220,7 +248,7 @@ def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[s
     for first, count, number in counting.moments():
         bench.refresh()
         capfd.readouterr()
-        status = bench.play(Faults(first, count, number))
+        status = bench.play(Faults(first, count, number, verb.room))
         error = capfd.readouterr().err
         found = bench.state()
         again = bench.play(Faults()) if status else 0
@@ -229,11 +257,14 @@ def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[s
         # Where the disk left it open whether the change was made, it may have been: made again, it is there twice.
         twice = status == 5 and verb.random and found == after
         finished = (bench.state() == after or twice) and (again == 0 or found == after)
-        if "unexpected" in error or not finished or not is_true(status, found, before, after, verb):
+        # What was begun is tidied up, unless nothing can be done any more; what cannot be removed is named.
+        left = [name for name in drafts(bench.place / "out") if name not in error] if count == 1 else []
+        if "unexpected" in error or left or not finished or not is_true(status, found, before, after, verb):
             what = "once" if count == 1 else "on"
             more, less = [x for x in found if x not in before], [x for x in before if x not in found]
             done = "before" if found == before else "after" if found == after else f"between: +{more} -{less}"
             then = "" if finished else f" (again: status {again}: {capfd.readouterr().err.strip()})"
+            then += f" (left: {left})" if left else ""
             kind = errno.errorcode.get(number, "a signal")
             wrong.append(
                 f"call {first} {what}, {kind}: status {status}, {done}: {error.strip()}{then}"
@@ -245,5 +276,5 @@ def is_true(status: int, found: list[object], before: list[object], after: list[
     if status == 0:
         return found == after
     if status == 5 or verb.stepwise:
-        return found in (before, after) or verb.stepwise
+        return found in (before, after) or verb.stepwise or verb.parts
     return found == before

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faultkit import DATA, Bench, Verb, called, judge
+from faultkit import DATA, Bench, Verb, called, judge, unload
 
 import keykit
 
@@ -79,14 +79,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (top / "folder" / "second").write_bytes(os.urandom(100_000))
     yield top
     unload(top / "home", top.with_name("run") / "agent")
-
-
-def unload(home: Path, agent: Path) -> None:
-    """Let the agent that holds keys end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZKEEP_HOME", str(home))
-        patch.setenv("ZKEEP_AGENT", str(agent))
-        called("unload-key -a")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -12,7 +12,7 @@ from zkeep.cli.common.pools import opened, settings, widen
 from zkeep.cli.common.sink import Sink, stream_input
 from zkeep.cli.keys import encryption
 from zkeep.cli.keys.reencryption import EncryptingIntake
-from zkeep.errors import Refused, TryAgain
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, properties
 
@@ -57,16 +57,17 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
         try:
             # Two passes: the stream is stored encrypted, then sent raw. With contents=metadata it leaves step by step.
             arrival.receive(local, asked)
-        except BrokenPipeError:
-            raise TryAgain("cannot encrypt: nobody reads the stream any more; nothing is kept: run it again") from None
         except OSError as error:
-            raise Refused(f"cannot encrypt: {error.strerror or error}; nothing is kept: run it again") from None
+            raise arrival.broken_off(error) from None
         for request in arrival.requests():
             try:
                 send(pool, request, cast(BinaryIO, arrival.sink))
             except BrokenPipeError:
                 gone = f"nobody reads the stream any more; {target} has it: run it again"
                 raise TryAgain(f"cannot encrypt: {gone}") from None
+            except OSError as error:
+                why = f"the stream cannot be written: {error.strerror or error}; {target} has it: run it again"
+                raise TryAgain(f"cannot encrypt: {why}") from None
 
 
 class _Arrival:
@@ -78,6 +79,8 @@ class _Arrival:
         self._in_steps = _keeps_metadata(pool, target, local)
         self.sink = sink
         self._header: PackageHeader | None = None
+        self._guid = 0
+        "Of the snapshot that comes."
         self._names: list[SnapshotName] = []
 
     def receive(self, local: dict[str, str], asked: dict[str, str]) -> None:
@@ -115,7 +118,26 @@ class _Arrival:
                 raise Refused("cannot encrypt: the stream is raw, and so encrypted already")
             if isinstance(event, Package):
                 self._header = PackageHeader.of(event)
+            if isinstance(event, SubBegin):
+                self._guid = event.begin.toguid
             yield event
+
+    def broken_off(self, error: OSError) -> ZkeepError:
+        """The error to raise: it says whether the snapshot that came is kept, whose contents may be gone by now."""
+        from zkeep.reencrypt.outgoing import sent_before
+
+        is_unread = isinstance(error, BrokenPipeError)
+        why = "nobody reads the stream any more" if is_unread else f"{error.strerror or error}"
+        try:
+            dataset = self._pool.find(self._target)
+            there = self._pool.snapshots_by_guid(self._guid, dataset) if dataset is not None else []
+        except (ZkeepError, OSError):
+            return TryAgain(f"cannot encrypt: {why}; whether the snapshot is kept, zkeep list says")
+        if not there or there[0].doc.get(contents.STEP):
+            text = f"cannot encrypt: {why}; nothing is kept: run it again"
+            return TryAgain(text) if is_unread else Refused(text)
+        gone = sent_before(self._pool, there[0].name) if self._leaves_in_steps else "it is here: run it again"
+        return TryAgain(f"cannot encrypt: {why}; {gone}")
 
     def _note(self, arrival: Arrival) -> None:
         from zkeep.reencrypt.outgoing import refuse_sent

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from zkeep.cli.common.pools import registry
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
+from zkeep.names import shown
 
 NAMES = ("zfs", "zpool")
 _MARK = "Made by 'zkeep shim': this is zkeep, which answers as"
@@ -49,8 +51,15 @@ def shim_verb(force: bool, folder: Path) -> None:
     for path in paths:
         if os.path.lexists(path) and not force and not _is_ours(path):
             raise Refused(f"cannot install {path}: another program is there; choose another folder, or say -f")
-    for path in paths:
-        _install(path)
+    for number, path in enumerate(paths):
+        try:
+            _install(path)
+        except OSError as error:
+            if not number:
+                raise
+            done = ", ".join(str(each) for each in paths[:number])
+            why = f"{shown(done, 4096)} is installed, {shown(path.name)} is not ({error.strerror})"
+            raise TryAgain(f"{why}: run the same again") from None
 
 
 def _is_ours(path: Path) -> bool:
@@ -74,4 +83,5 @@ def _install(path: Path) -> None:
         fresh.chmod(0o755)
         fresh.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)

@@ -83,9 +83,14 @@ def remove_unsent(pool: Pool, name: DatasetName) -> None:
 
 def refuse_sent(pool: Pool, name: SnapshotName) -> None:
     """Raises Refused: a snapshot comes again, whose contents are not here any more."""
+    raise Refused(f"cannot encrypt: {sent_before(pool, name)}")
+
+
+def sent_before(pool: Pool, name: SnapshotName) -> str:
+    """What is so with a snapshot that was sent and has no contents here, and the way out if it did not arrive."""
     before = [each for each in pool.snapshots(pool.dataset(name.dataset)) if each.txg < pool.snapshot(name).txg]
     way_out = f"rollback -r {before[-1].name}" if before else f"destroy -r {name.dataset}"
-    raise Refused(
-        f"cannot encrypt: {name} was sent before, and its contents are not here (contents=metadata): if the other end "
+    return (
+        f"{name} was sent before, and its contents are not here (contents=metadata): if the other end "
         f"lacks it, zkeep {way_out}, and run it again"
     )

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path as FilePath
 from typing import Any
@@ -23,12 +24,13 @@ from zkeep.cli.common import text
 from zkeep.cli.common.own_path import own_path
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.snapshot_from import FromOptions
-from zkeep.errors import Refused, WrongUsage
+from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import shown
 from zkeep.pool.datasets import properties
 
 RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"
 "What is there where systemd runs; the units of the system's administrator."
+ENDINGS = ("service", "timer")
 SECONDS = 60
 "How long systemctl and crontab may take."
 NOT_RUN = 127
@@ -234,6 +236,8 @@ class Systemd(ScheduleStore):
     def entries(self) -> list[Entry]:
         found = []
         for path in sorted(self.folder.glob("zkeep-backup-*.timer")):
+            if not path.is_file():  # opening a pipe would wait
+                continue
             with path.open(encoding="utf-8", errors="replace") as file:
                 entry = timers.read_mark(file.readline(1 << 20).rstrip("\n"))
             found += [entry] if entry is not None else []
@@ -242,17 +246,44 @@ class Systemd(ScheduleStore):
     def add(self, entry: Entry, when: When) -> None:
         self._check(when)
         self.folder.mkdir(parents=True, exist_ok=True)
-        is_new = not (self.folder / f"{entry.name}.timer").exists()
-        unit = timers.service(entry, environment(), system=self._system)
-        self._write(f"{entry.name}.service", unit)
-        self._write(f"{entry.name}.timer", timers.timer(entry, when))
-        for words in (["daemon-reload"], ["enable", "--now", f"{entry.name}.timer"]):
-            done = self._systemctl(*words)
-            if done.returncode and not _is_out_of_reach(done):
-                why = " ".join(done.stderr.split()) or f"status {done.returncode}"
-                if is_new:
-                    self._unlink(entry.name)
-                raise Refused(f"cannot schedule: systemctl {words[0]} failed: {why}")
+        before = self._content(entry.name)
+        try:
+            unit = timers.service(entry, environment(), system=self._system)
+            self._write(f"{entry.name}.service", unit.encode("utf-8", "surrogateescape"))
+            self._write(f"{entry.name}.timer", timers.timer(entry, when).encode("utf-8", "surrogateescape"))
+            for words in (["daemon-reload"], ["enable", "--now", f"{entry.name}.timer"]):
+                done = self._systemctl(*words)
+                if done.returncode and not _is_out_of_reach(done):
+                    why = " ".join(done.stderr.split()) or f"status {done.returncode}"
+                    raise Refused(f"cannot schedule: systemctl {words[0]} failed: {why}")
+        except (OSError, Refused):
+            self._put_back(before)
+            raise
+
+    def _content(self, name: str) -> dict[str, bytes | None]:
+        """The units as they are; None for one that is not there."""
+        found: dict[str, bytes | None] = {}
+        for ending in ENDINGS:
+            try:
+                found[f"{name}.{ending}"] = (self.folder / f"{name}.{ending}").read_bytes()
+            except FileNotFoundError:
+                found[f"{name}.{ending}"] = None
+        return found
+
+    def _put_back(self, before: dict[str, bytes | None]) -> None:
+        """Let the units be as they were.
+
+        Raises:
+            TryAgain: that failed, too.
+        """
+        try:
+            for name, content in before.items():
+                if content is None:
+                    (self.folder / name).unlink(missing_ok=True)
+                elif (self.folder / name).read_bytes() != content:
+                    self._write(name, content)
+        except OSError as error:
+            raise TryAgain(f"the schedule is changed in part: run the same again: {error}") from None
 
     def _check(self, when: When) -> None:
         """Raises WrongUsage: systemd does not take the expression."""
@@ -262,10 +293,14 @@ class Systemd(ScheduleStore):
         if done.returncode:
             raise WrongUsage(f"--calendar: {' '.join(done.stderr.split()) or 'systemd does not take it'}")
 
-    def _write(self, name: str, content: str) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         fresh = self.folder / f".{name}.new"
-        fresh.write_text(content, encoding="utf-8", errors="surrogateescape")
-        fresh.replace(self.folder / name)
+        try:
+            fresh.write_bytes(content)
+            fresh.replace(self.folder / name)
+        finally:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
     def _systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Where it cannot be reached now (no session, a container), the user is told what to call."""
@@ -277,12 +312,13 @@ class Systemd(ScheduleStore):
 
     def remove(self, name: str) -> None:
         self._systemctl("disable", "--now", f"{name}.timer")
-        self._unlink(name)
+        try:
+            # The timer last: by it the same call finds what is left to do.
+            for ending in ENDINGS:
+                (self.folder / f"{name}.{ending}").unlink(missing_ok=True)
+        except OSError as error:
+            raise TryAgain(f"it is stopped, and its units are not all removed: run the same again: {error}") from None
         self._systemctl("daemon-reload")
-
-    def _unlink(self, name: str) -> None:
-        for ending in ("timer", "service"):
-            (self.folder / f"{name}.{ending}").unlink(missing_ok=True)
 
     def describe(self, name: str) -> str:
         return f"{self.folder / name}.timer and .service"

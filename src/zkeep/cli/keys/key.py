@@ -19,7 +19,7 @@ from zkeep.cli.common.pools import opened
 from zkeep.cli.common.terminal import say
 from zkeep.cli.keys.root_key import check_present, opening_material, records_of
 from zkeep.errors import Refused, WrongUsage
-from zkeep.names import DatasetName, shown
+from zkeep.names import DatasetName, printable, shown
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
@@ -188,6 +188,8 @@ def describe(pool: Pool, root: Dataset, secret: Secret | None, destination: str 
     from zkeep.cli.keys.sheet import Sheet
     from zkeep.crypto.unwrap import WrappedKeys
 
+    # What was named on the command line may have any bytes; the sheet is text, and is printed.
+    destination = printable(destination) if destination is not None else None
     record = records_of(pool, root)[0]
     wrapped, below = WrappedKeys.of(record.fields), [member.name.text for member in family(pool, root)[1:]]
     guid = int(str(View(pool).get(root, "guid").value or 0))

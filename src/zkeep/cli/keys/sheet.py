@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zkeep.cli.common.terminal import say
 from zkeep.crypto.groups import GROUP, READ_AS, Secret, lines_of
 from zkeep.crypto.unwrap import SUITES, KeyFormat
 from zkeep.errors import Refused
@@ -278,8 +278,17 @@ def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
         else:
             _link(name, path, content)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        _remove_draft(name)
+
+
+def _remove_draft(name: str) -> None:
+    """Remove the name under which a file was written. By then it has its own name, or an error is on its way."""
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        say(f"{shown(name, 4096)} cannot be removed, and has what was to be kept secret: {error.strerror}")
 
 
 def _fill(fd: int, content: bytes) -> None:
@@ -301,7 +310,7 @@ def _link(name: str, path: Path, content: bytes) -> None:
         try:
             _fill(fd, content)
         except BaseException:
-            os.unlink(path)
+            _remove_draft(str(path))
             raise
 
 

@@ -20,7 +20,7 @@ from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, DatasetTree, Snapshot, dataset_key, txg_key
-from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, Transaction
+from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, ChangeMark, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import closing_on_error
@@ -66,7 +66,7 @@ class Pool:
         self.store = store
         self.catalog = catalog
         self.name = name
-        self._tree: tuple[object, DatasetTree] | None = None
+        self._tree: tuple[ChangeMark, DatasetTree] | None = None
         self.warn: Callable[[str], object] = lambda text: None
         "Called with one line for a person, about a failure that did not undo what was asked for."
         self.scope: DatasetName | None = None
@@ -188,10 +188,11 @@ class Pool:
     # Lookups
 
     def tree(self) -> DatasetTree:
-        # One tree for each state of the catalog; a change makes a new one when it is next asked for.
-        version = self.catalog.version()
-        if not self._tree or self._tree[0] != version:
-            self._tree = version, DatasetTree(self.catalog, self.name)
+        # One tree for each state of the datasets; a change of one makes a new tree when it is next asked for. What
+        # else changes (runs, snapshots) leaves it: a package of many snapshots reads its dataset once for each.
+        mark, changed = self.catalog.changes("dataset", self._tree[0] if self._tree else None)
+        if self._tree is None or changed is None or changed:
+            self._tree = mark, DatasetTree(self.catalog, self.name)
         return self._tree[1]
 
     def sees(self, name: DatasetName) -> bool:

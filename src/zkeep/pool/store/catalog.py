@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import cast
@@ -93,16 +93,23 @@ class Transaction:
 
 
 class _LostIndex:
-    """Stands for an index that cannot be read any more: what was committed stays, every further query fails."""
+    """Stands for an index that cannot be read any more. What was committed stays; each query tries to read it again.
 
-    def __init__(self, why: str) -> None:
+    `reopen`: puts an index in its place, and returns that.
+    """
+
+    def __init__(self, why: str, reopen: Callable[[], Index]) -> None:
         self._why = why
+        self._reopen = reopen
 
     def close(self) -> None:
         """Nothing is open."""
 
     def __getattr__(self, name: str) -> object:
-        raise Damaged(self._why)
+        try:
+            return getattr(self._reopen(), name)
+        except (OSError, ZkeepError):
+            raise Damaged(self._why) from None
 
 
 class Catalog:
@@ -225,7 +232,7 @@ class Catalog:
             try:
                 self._index = self._in_memory()
             except (OSError, ZkeepError) as error:
-                lost = _LostIndex(f"{self._store.root}: the catalog cannot be read any more: {error}")
+                lost = _LostIndex(f"{self._store.root}: the catalog cannot be read any more: {error}", self._reopened)
                 self._index = cast(Index, lost)
         except BaseException:
             self._index.rollback()  # interrupted: the next transaction reads the line from the journal
@@ -233,6 +240,11 @@ class Catalog:
         with suppress(OSError, ZkeepError):
             if self._journal.is_long(place.generation):
                 self._checkpoint(place)
+
+    def _reopened(self) -> Index:
+        """The index, made from the journal, in place of one that was lost: the disk may answer again."""
+        self._index = self._in_memory()
+        return self._index
 
     def _checkpoint(self, place: JournalPlace) -> JournalPlace:
         # journal/0.log   |--- 5000 lines ---|      becomes      journal/5000.ckpt.gz + journal/5000.log, empty

@@ -107,7 +107,7 @@ _LAST_OF = (
 )
 
 
-FOLLOWED = ("run",)
+FOLLOWED = ("run", "dataset")
 "Kinds of documents whose changes an index remembers."
 
 

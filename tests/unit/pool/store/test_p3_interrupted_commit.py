@@ -6,7 +6,9 @@ the journal.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from receivekit import kept, stream, take, take_chain
 from vectors.histories import DATA, histories, new_pool, put_together
 from vectors.histories import take_chain as take_history
+from zkeep.errors import Damaged
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER
 from zkeep.names import DatasetName
@@ -134,3 +137,28 @@ def test_p3_healing_keeps_what_it_wrote(history: Pool, interrupt: Any, moment: s
     with pytest.raises(KeyboardInterrupt):
         heal(history, dataset, first, read_events(io.BytesIO(HISTORY.stream((None, 0)))), dry_run=False)
     assert scrub(history).clean
+
+
+@pytest.mark.parametrize("failing", [("move",), ("commit",)], ids=lambda names: names[0])
+def test_p3_a_disk_that_answers_again_is_read_again(
+    pool: Pool, failing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is durable, and from there on nothing can be read: a mount waits with what it has, and goes on."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        for name in failing:
+            patch.setattr(pool.catalog._index, name, refuse)
+        patch.setattr(Catalog, "_in_memory", refuse)
+        with pool.transaction() as t:
+            pool.create_dataset(t, DatasetName.parse("p/a"))
+        with pytest.raises(Damaged, match="cannot be read any more"):
+            pool.tree()
+    assert sorted(pool.tree().by_name) == ["p", "p/a"]
+    with pool.transaction() as t:
+        pool.create_dataset(t, DatasetName.parse("p/b"))
+    assert sorted(pool.tree().by_name) == ["p", "p/a", "p/b"]
+    with Pool.open(pool.path) as other:
+        assert sorted(other.tree().by_name) == ["p", "p/a", "p/b"]

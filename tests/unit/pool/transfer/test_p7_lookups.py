@@ -196,3 +196,10 @@ def test_p7_many_cost_as_much_each_as_few(
             ALL[kind][verb](pool, count)
         each.append(work.total() / count)
     assert each[1] <= 1.2 * each[0]
+
+
+def test_p7_a_snapshot_of_a_package_takes_few_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset is read again only after it was changed: of each snapshot, once."""
+    with filled(tmp_path, "snapshots", 0) as pool, counted(monkeypatch) as work:
+        full(pool, 50)
+    assert work.statements < 68 * 50

@@ -1,0 +1,91 @@
+"""A disk that fails at any call of a mounted dataset's commit: what is open goes on, and nothing of it is lost.
+
+A program's fsync fails where the commit did. The next commit has all of it, or says that the mount must end; what is
+then stored is as one of the two commits left it. ZKEEP_FAULTS says how many faults are tried (see faultkit).
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from faultkit import Faults, failing, harmless_afterwards
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "live"))
+from livekit import OWNER, ByPath, listing, live
+
+import keykit
+from zkeep.cli.main import run
+from zkeep.errors import ZkeepError
+
+
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZKEEP_AGENT", str(tmp_path / "run" / "agent"))
+    monkeypatch.setenv("ZKEEP_WAIT", "0.05")
+    place = tmp_path / "template"
+    place.mkdir()
+    key = keykit.write(place / "key", bytes(range(32)))
+    assert run(["pool", "create", "v", str(place / "pool")]) == 0
+    options = ("encryption=on", "keyformat=raw", f"keylocation={key}", "recordsize=16k")
+    assert run(["create", *(word for option in options for word in ("-o", option)), "v/home"]) == 0
+    with live(place) as files:
+        change(files, 1)
+    return place
+
+
+def change(files: ByPath, number: int) -> None:
+    for name in (b"same", b"new-%d" % number):
+        try:
+            inode = files.lookup(name)
+        except OSError:
+            inode = files.make(name, stat.S_IFREG | 0o644, OWNER)
+        files.write(inode, b"%d" % number * 30_000, 0)
+
+
+def stored(place: Path) -> dict[bytes, tuple[object, ...]]:
+    with live(place) as files:
+        return listing(files)
+
+
+def test_p3_a_commit_that_fails_loses_nothing(template: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+
+    def play(faults: Faults) -> str:
+        """What a commit in a fresh copy did: `done`, `failed`; or `ended`, if no commit after it is possible."""
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(template, place)
+        with live(place) as files:
+            change(files, 2)
+            outcome = "done"
+            with failing(faults), harmless_afterwards():
+                try:
+                    files.dataset.commit()
+                except (ZkeepError, OSError, KeyboardInterrupt):
+                    outcome = "failed"
+            change(files, 3)
+            try:
+                files.dataset.commit()
+            except (ZkeepError, OSError):
+                assert files.dataset.is_stale
+                files.dataset.changed.clear()
+                return "ended"
+        return outcome
+
+    counting = Faults(room="zkeep.")
+    before = stored(template)
+    assert play(counting) == "done"
+    after = stored(place)
+    wrong = []
+    for first, count, number in counting.moments():
+        outcome = play(Faults(first, count, number, "zkeep."))
+        found = stored(place)
+        if outcome == "ended" or found != after:
+            wrong.append(f"call {first} x{count} {number}: {outcome}, before: {found == before}, {sorted(found)}")
+    assert run(["pool", "import", str(place / "pool"), "again"]) == 0
+    assert run(["pool", "scrub", "again"]) == 0
+    assert not wrong, "\n".join(wrong)
