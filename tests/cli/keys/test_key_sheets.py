@@ -98,6 +98,14 @@ def test_a_sheet_says_what_it_is_and_what_to_do(capfd: Output) -> None:
     assert "█▀▀▀▀▀█" in sheet
 
 
+def test_a_destination_may_have_any_bytes(capfd: Output) -> None:
+    """It is a word of the command line: a byte that is no UTF-8 is shown, and nothing steers a terminal or printer."""
+    sheet = said(capfd, "key", "sheet", "--yes", "--destination", "ssh://b/v/\x1b[2J\udcff", "v/raw")
+    assert "ssh://b/v/\\x1b[2J\\xff" in sheet
+    said(capfd, "key", "sheet", "-o", "s.txt", "--pdf", "s.pdf", "--destination", "ssh://b/\x1b\udcff", "v/raw")
+    assert "ssh://b/\\x1b\\xff" in Path("s.txt").read_text()
+
+
 def test_files_of_a_sheet_are_private_and_are_not_overwritten(capfd: Output) -> None:
     said(capfd, "key", "sheet", "--pdf", "s.pdf", "--png", "s.png", "v/raw")
     before = {name: Path(name).read_bytes() for name in ("s.pdf", "s.png")}

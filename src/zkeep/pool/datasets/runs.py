@@ -54,7 +54,7 @@ class Runs:
         return kept
 
     def _follow(self) -> None:
-        self._mark, changed = self._catalog.changes("run", self._mark)
+        mark, changed = self._catalog.changes("run", self._mark)
         if changed is None:
             self._kept.clear()
         for key in changed or ():
@@ -68,3 +68,5 @@ class Runs:
                     kept.checked = {}
                 doc = self._catalog.get("run", key)
                 kept.runs[at : at + there] = [run_of(doc)] if doc else []
+        # Only now: where a document could not be read for a moment, the same changes are applied once more.
+        self._mark = mark
