@@ -114,6 +114,11 @@ def check_not_lost(pool: Pool, dataset: Dataset, there: Have, job: Job) -> None:
         raise LostThere(str(job.destination), None, had[-1].name)
 
 
+def is_own(name: str) -> bool:
+    """Whether a snapshot has the name of one that a backup of a folder made."""
+    return bool(_OWN.fullmatch(name)) and name[len(PREFIX) + 4 : len(PREFIX) + 5] == "-"
+
+
 def is_whole(snapshot: Snapshot) -> bool:
     """Whether it is not a part of one that is being made or received."""
     return not snapshot.doc.get(STEP) and not snapshot.doc.get(RESUME)

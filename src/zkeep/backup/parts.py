@@ -51,11 +51,15 @@ class Parts:
         wanted: Listed,
         pool: Pool,
         *,
+        target: ReceiveTarget | None = None,
         on_retry: Callable[[str], None] = lambda why: None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`target`: where it is received; else under its own name."""
         self._peer, self._wanted, self._pool = peer, wanted, pool
         self._on_retry, self._pause = on_retry, pause
+        here = name_here(wanted)
+        self._target = target or ReceiveTarget(here.dataset, here.name, here.dataset, excerpt=True)
         self.received = 0
 
     def index(self) -> Snapshot:
@@ -66,12 +70,11 @@ class Parts:
             TryAgain: the line breaks again and again.
             NotAuthentic: it is not the snapshot that was listed.
         """
-        here = name_here(self._wanted)
-        if found := self._pool.find_snapshot(here):
+        target = self._target
+        if found := self._pool.find_snapshot(target.name.snapshot(target.snapshot)):
             return checked(self._pool, found, self._wanted, raw=True)
-        if here.dataset.parent is not None and self._pool.find(here.dataset.parent) is None:
-            namespace.create(self._pool, here.dataset.parent, {}, True)
-        target = ReceiveTarget(here.dataset, here.name, here.dataset, excerpt=True)
+        if target.name.parent is not None and self._pool.find(target.name.parent) is None:
+            namespace.create(self._pool, target.name.parent, {}, True)
 
         def receive(events: Events) -> Snapshot:
             begin = next(events)

@@ -81,6 +81,10 @@ class PartialSnapshot(OpenSnapshot):
             self._open_state(stack)
             self._stack = stack.pop_all()
 
+    def blocks_to_fetch(self) -> list[int]:
+        """The numbers of all blocks of dnodes that are not here, ascending."""
+        return [index for index in self.numbers() if index not in self._here]
+
     def missing(self, numbers: Iterable[int]) -> Missing:
         """Which blocks of these objects are not here. Their dnodes have been asked for, and are authentic."""
         wanted = np.array(sorted(numbers), np.uint64)

@@ -25,6 +25,7 @@ from zkeep.pool.datasets import properties
 @click.option("-j", "--json", "as_json", is_flag=True, help="The same as one JSON object a line.")
 @click.option("--yes", "yes", is_flag=True, help="The first time: the key was or will be kept elsewhere, too.")
 @click.option("--key-file", metavar="FILE", help="The first time: use the key in FILE, or make it there.")
+@click.option("--recover", "recovers", is_flag=True, help="The state here is lost: fetch it from DEST; go on there.")
 @passing_options
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DEST")
@@ -39,6 +40,7 @@ def backup_verb(
     recursive: bool,
     yes: bool,
     key_file: str | None,
+    recovers: bool,
     retention: str | None,
     url: str | None,
     sshkey: str | None,
@@ -63,6 +65,9 @@ def backup_verb(
     raw, with all snapshots since the last time; without encryption it is encrypted on its way, by the pool 'local'. Of
     a dataset of zkeep, the snapshots that it has are sent.
 
+    When this machine has lost what it knew (a new disk), --recover fetches the metadata of the newest snapshot of DEST,
+    authenticates all of it with the key (-L or --key-file), and goes on with what changed since.
+
     Nothing is ever destroyed at DEST; its own rules do that ('retention').
 
     Exit status: 0 done; 3 done, but some files could not be read; 5 try again: it broke off, or the same backup runs
@@ -81,7 +86,7 @@ def backup_verb(
     policy = properties.check("retention", retention)[1] if retention is not None else None
     wanted = Wanted(
         *(job, dry_run, verbose, as_json, yes, key_file, policy, recursive, ssh_words(ssh_options, sshkey)),
-        *(tuple(locations), excluding),
+        *(tuple(locations), excluding, recovers),
     )
     wanted.reading().exclusions()  # a pattern that is none is refused before anything else
     with told(check_url(url) if not dry_run else None, wanted) as events:
@@ -89,6 +94,8 @@ def backup_verb(
 
 
 def _back_up(wanted: Wanted, events: Events) -> None:
+    if wanted.recovers and (not isinstance(wanted.job.source, Path) or wanted.job.destination.host is None):
+        raise WrongUsage("--recover goes with a folder that is backed up to a host")
     if isinstance(wanted.job.source, Path):
         from zkeep.cli.backup.folder import back_up_folder
 

@@ -54,6 +54,11 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     target = other_side(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
+    if wanted.recovers and target is not None:
+        from zkeep.cli.backup.recover import recovered
+
+        if (name := recovered(wanted, name, target, there, events)) is None:
+            return
     check_fits(wanted, name, name, there)
     if wanted.dry_run:
         say_plan(wanted, name, there, events)
@@ -138,8 +143,9 @@ def _check_new(wanted: Wanted, there: Have) -> None:
     if there.points or there.token:
         to = wanted.job.destination
         raise Refused(
-            f"cannot back up {wanted.job.source} to {to}: it has backups from elsewhere, which this machine cannot "
-            f"go on with; get them back with zkeep restore {to}, and name a DEST that does not exist yet"
+            f"cannot back up {wanted.job.source} to {to}: it has backups from elsewhere, or what this machine knew of "
+            f"them is lost. If they are of it, the same command with --recover -L file:///path/of/its/key goes on with "
+            f"them; else name a DEST that does not exist yet. zkeep restore {to} gets them back"
         )
 
 
@@ -174,7 +180,7 @@ def make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
     if not key.is_there:
         events.say("made", f"made the key {key.path}: keep a copy elsewhere", always=True, key=str(key.path))
     if name.pool not in registry().pools():
-        path = _make_pool()
+        path = make_pool()
         events.say("made", f"made the pool {LOCAL} in {path}", always=True, pool=LOCAL, path=str(path))
     with opened(name) as pool:
         _create(pool, name, wanted, key)
@@ -187,7 +193,7 @@ def first_key(wanted: Wanted) -> NewKey:
     return prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes, as_json=wanted.as_json)
 
 
-def _make_pool() -> FilePath:
+def make_pool() -> FilePath:
     path = registry().home / LOCAL
     try:
         destroyed.create(registry(), LOCAL, path, {})

@@ -31,6 +31,8 @@ class Wanted:
     "Words for ssh."
     locations: tuple[str, ...]
     excluding: dict[str, Any]
+    recovers: bool = False
+    "What is known here is lost, and is to be fetched from the destination."
 
     def reading(self) -> FromOptions:
         """How the folder is read."""
