@@ -57,14 +57,6 @@ class Record:
             mac = portable_mac(pool, snapshot)
             self.known.setdefault(snapshot.guid, Known(str(snapshot.doc["name"]), snapshot.guid, mac))
 
-    def add_lost(self, pool: Pool, place: str) -> None:
-        """Add what a pool noted of datasets that are not there any more."""
-        noted = [found for found in sent.of_pool(pool) if place in found.to]
-        self.complete = self.complete or bool(noted)
-        for found in noted:
-            self.known[found.guid] = Known(found.name, found.guid, found.portable_mac, found.at)
-
-
 def is_same_place(pool: Pool, dataset: Dataset, place: str) -> bool:
     """Whether a dataset's record concerns a place: not if it was sent elsewhere."""
     to = dataset.doc["local"].get(DESTINATION)

@@ -8,6 +8,7 @@ snapshot without contents, and the record that the destination has it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ def recovered(
         raise Refused(f"{cannot}: {name} is here, and knows what was sent: leave --recover out")
     if not there.snapshots:
         raise Refused(f"{cannot}: {wanted.job.destination} has no snapshot: leave --recover out")
+    _refuse_moved(wanted, cannot)
     newest = _newest(wanted, target)
     location = _key_location(wanted)
     if wanted.dry_run:
@@ -69,6 +71,19 @@ def recovered(
             name = _adopted(wanted, pool, found)
     events.say("recovered", f"recovered {name} from {newest.name}", always=True, dataset=str(name))
     return name
+
+
+def _refuse_moved(wanted: Wanted, cannot: str) -> None:
+    """Refuse what is not lost: the folder was backed up to this destination under another path."""
+    to = str(wanted.job.destination)
+    if LOCAL not in registry().pools():
+        return
+    with opened(LOCAL) as pool:
+        for dataset in pool.tree().by_name.values():
+            if dataset.doc["local"].get(local.DESTINATION) == to:
+                source = shown(str(dataset.doc["local"].get(local.SOURCE)))
+                way = f"zkeep set {shlex.quote(f'{local.SOURCE}={wanted.job.source}')} {dataset.name}"
+                raise Refused(f"{cannot}: {dataset.name} is sent to {to} and is of {source}; if that was moved: {way}")
 
 
 def _newest(wanted: Wanted, target: Side) -> Listed:
@@ -88,7 +103,6 @@ def _record(place: str, listed: Sequence[Listed]) -> Record:
         try:
             with opened(pool_name) as pool:
                 record.add(pool, place, listed)
-                record.add_lost(pool, place)
         except (ZkeepError, OSError) as error:
             say(f"warning: what the pool {pool_name} noted of backups is not compared: {error}")
     return record
