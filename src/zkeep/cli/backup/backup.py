@@ -65,10 +65,8 @@ def backup_verb(
     raw, with all snapshots since the last time; without encryption it is encrypted on its way, by the pool 'local'. Of
     a dataset of zkeep, the snapshots that it has are sent.
 
-    When this machine has lost what it knew (a new disk), --recover fetches the metadata of the newest snapshot of DEST,
-    authenticates all of it with the key (-L or --key-file), and goes on with what changed since.
-
-    Nothing is ever destroyed at DEST; its own rules do that ('retention').
+    A machine that lost what it knew goes on with --recover: the metadata of the newest snapshot of DEST is fetched, and
+    authenticated with the key (-L). Nothing is ever destroyed at DEST; its own rules do that ('retention').
 
     Exit status: 0 done; 3 done, but some files could not be read; 5 try again: it broke off, or the same backup runs
     already; 1 refused.
