@@ -98,14 +98,20 @@ def _dataset(text: str) -> Place:
     if not slash or not path:
         raise WrongUsage(f"{shown(text)} names no dataset: ssh://[user@]host[:port]/pool/dataset")
     program, name = _program(unquote(path))
-    return Place(DatasetName.parse(name), program, _host(authority, text))
+    return Place(DatasetName.parse(name), program, parse_host(authority, text))
 
 
 def _program(text: str) -> tuple[str, str]:
     return ("zfs", text[len(ZFS) :]) if text.startswith(ZFS) else ("zkeep", text)
 
 
-def _host(authority: str, text: str) -> Host:
+def parse_host(authority: str, text: str = "") -> Host:
+    """Parse `[user@]host[:port]`. `text`: what it stands in, for the message.
+
+    Raises:
+        WrongUsage: it is none.
+    """
+    text = text or authority
     user, at, rest = authority.rpartition("@")
     if rest.startswith("["):
         name, bracket, port = rest[1:].partition("]")

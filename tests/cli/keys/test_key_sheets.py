@@ -87,7 +87,7 @@ def test_a_sheet_brings_the_key_back(capfd: Output, keyformat: str) -> None:
 
 
 def test_a_sheet_says_what_it_is_and_what_to_do(capfd: Output) -> None:
-    destination = "ssh://backup@server:2222/vault/alice/home"
+    destination = "ssh://backup@server.invalid:2222/vault/alice/home"
     sheet = said(capfd, "key", "sheet", "--yes", "--destination", destination, "v/raw")
     guid = said(capfd, "get", "-Hp", "-o", "value", "guid", "v/raw").strip()
     for words in ("v/raw", f"guid {guid}", destination, "aes-256-gcm, keyformat raw", "zkeep key restore", "key check"):

@@ -262,8 +262,12 @@ def test_what_the_administrator_notes_above_the_root_is_not_told() -> None:
     assert run(["set", "org.example:own=1", "vault/alice"]) == 0
     assert ask("zfs receive vault/alice/home", stream=FULL).status == 0
     assert run(["set", "keylocation=file:///root/keys/alice", "vault/alice/home"]) == 0
+    assert run(["set", "mountpoint=/srv/clients", "vault"]) == 0
+    assert run(["set", "mountpoint=/mine", "vault/alice"]) == 0
+    assert ask("zfs list -H -o name,mountpoint vault vault/alice").out == "vault\t/vault\nvault/alice\t/mine\n"
     answer = ask("zfs get -H -r all vault")
     assert "bob" not in answer.out
+    assert "/srv/clients" not in answer.out
     assert "/root/keys" not in answer.out
     assert answer.out.count("org.example:own") == 3  # the root, and inherited: a dataset and its snapshot
 

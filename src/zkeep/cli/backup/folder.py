@@ -190,7 +190,8 @@ def make(wanted: Wanted, key: NewKey | None, events: Events) -> DatasetName:
 
 def first_key(wanted: Wanted) -> NewKey:
     """The key of a dataset that is not there yet."""
-    return prepare(wanted.job, _new_name(wanted), wanted.key_file, yes=wanted.yes, as_json=wanted.as_json)
+    asked = {"yes": wanted.yes, "as_json": wanted.as_json}
+    return prepare(wanted.job, _new_name(wanted), wanted.key_file, **asked, ssh=wanted.ssh)
 
 
 def make_pool() -> FilePath:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,18 @@ class NewKey:
             os.fsync(folder.fd)
 
 
-def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool, as_json: bool = False) -> NewKey:
+def prepare(
+    job: Job,
+    dataset: DatasetName,
+    key_file: str | None,
+    *,
+    yes: bool,
+    as_json: bool = False,
+    ssh: Sequence[str] = (),
+) -> NewKey:
     """The key for a first backup, which its owner has confirmed to have elsewhere, too; nothing is written yet.
+
+    `ssh`: words for ssh, by which the sheet says where the destination is.
 
     Raises:
         Refused, WrongUsage: there is nobody to ask, or the owner did not confirm.
@@ -72,7 +83,7 @@ def prepare(job: Job, dataset: DatasetName, key_file: str | None, *, yes: bool, 
         )
     key = _found(key_file, dataset)
     if not yes:
-        confirm(job, dataset, key)
+        confirm(job, dataset, key, ssh)
     return key
 
 
@@ -104,7 +115,7 @@ def _new(path: Path, material: bytes, *, is_there: bool) -> NewKey:
     return NewKey(path, material, is_there, own_keys(material, keyformat, path.as_uri()), new_guid())
 
 
-def confirm(job: Job, dataset: DatasetName, key: NewKey) -> None:
+def confirm(job: Job, dataset: DatasetName, key: NewKey, ssh: Sequence[str] = ()) -> None:
     """Print the recovery sheet, and let a group of it be typed back.
 
     Raises:
@@ -115,8 +126,9 @@ def confirm(job: Job, dataset: DatasetName, key: NewKey) -> None:
 
     wrapped = key.keys.wrapped
     secret = Secret.of(key.material, wrapped.keyformat)
-    to = str(job.destination)
-    sheet = page.Sheet(dataset.text, key.guid, wrapped.suite, wrapped.guid, wrapped.keyformat, to, secret=secret)
+    to = page.destination_of(str(job.destination), ssh)
+    fields = (wrapped.suite, wrapped.guid, wrapped.keyformat, to.text)
+    sheet = page.Sheet(dataset.text, key.guid, *fields, secret=secret, alias=to.alias, ssh=to.ssh)
     page.show(sheet)
     click.echo("\nPrint this, or write the lines down, and keep it where this machine is not.", err=True)
     for attempt in range(TRIES):

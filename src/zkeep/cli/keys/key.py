@@ -19,7 +19,7 @@ from zkeep.cli.common.pools import opened
 from zkeep.cli.common.terminal import say
 from zkeep.cli.keys.root_key import check_present, opening_material, records_of
 from zkeep.errors import Refused, WrongUsage
-from zkeep.names import DatasetName, printable, shown
+from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
@@ -185,15 +185,15 @@ def _root(pool: Pool, name: DatasetName) -> Dataset:
 def describe(pool: Pool, root: Dataset, secret: Secret | None, destination: str | None = None) -> Sheet:
     """The recovery sheet of an encryption root; `destination`: where its backups are, if not in this pool."""
     from zkeep.cli.keys.root_key import family
-    from zkeep.cli.keys.sheet import Sheet
+    from zkeep.cli.keys.sheet import Sheet, destination_of
     from zkeep.crypto.unwrap import WrappedKeys
 
-    # What was named on the command line may have any bytes; the sheet is text, and is printed.
-    destination = printable(destination) if destination is not None else None
+    to = destination_of(destination)
     record = records_of(pool, root)[0]
     wrapped, below = WrappedKeys.of(record.fields), [member.name.text for member in family(pool, root)[1:]]
     guid = int(str(View(pool).get(root, "guid").value or 0))
-    return Sheet(root.name.text, guid, wrapped.suite, wrapped.guid, wrapped.keyformat, destination, below, secret)
+    fields = (wrapped.suite, wrapped.guid, wrapped.keyformat, to.text, below, secret)
+    return Sheet(root.name.text, guid, *fields, alias=to.alias, ssh=to.ssh)
 
 
 def secret_of(pool: Pool, root: Dataset, location: str | None) -> Secret | None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from zkeep.cli.common.terminal import say
 from zkeep.crypto.groups import GROUP, READ_AS, Secret, lines_of
 from zkeep.crypto.unwrap import SUITES, KeyFormat
-from zkeep.errors import Refused
-from zkeep.names import shown
+from zkeep.errors import Refused, ZkeepError
+from zkeep.names import printable, shown
 
 QUIET = 2
 "Modules of white around a QR code."
@@ -50,10 +50,41 @@ class Sheet:
     "Datasets that the same key opens."
     secret: Secret | None = field(default=None, repr=False)
     made: float = field(default_factory=time.time)
+    alias: str | None = None
+    "The host of the destination as it is called where ssh_config has a name for it."
+    ssh: Sequence[str] = ()
+    "What ssh needs to get there, each as --ssh-option takes it."
 
     @property
     def source(self) -> str:
         return self.destination or self.dataset
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where backups are, for a sheet: `text` as any machine finds it; `alias` and `ssh` as Sheet has them."""
+
+    text: str | None = None
+    alias: str | None = None
+    ssh: Sequence[str] = ()
+
+
+def destination_of(text: str | None, ssh: Sequence[str] = ()) -> Destination:
+    """Look up what a destination is on other machines. `ssh`: more words for ssh, before the host."""
+    from zkeep.backup.places import parse_destination
+    from zkeep.backup.ssh_names import resolve
+
+    try:
+        place = parse_destination(text) if text is not None else None
+    except ZkeepError:
+        place = None
+    if place is None or place.host is None or text is None:
+        # What was named on the command line may have any bytes; the sheet is text, and is printed.
+        return Destination(printable(text) if text is not None else None)
+    found = resolve(place, ssh)
+    assert found.place.host is not None
+    alias = f"ssh://{place.host}" if found.place.host.name != place.host.name else None
+    return Destination(printable(str(found.place)), alias, found.options)
 
 
 def numbered(secret: Secret) -> list[str]:
@@ -75,6 +106,7 @@ def _head(sheet: Sheet) -> list[str]:
         ("dataset", f"{sheet.dataset} (encryption root, guid {sheet.guid})"),
         ("opens also", ", ".join(sheet.below[:3]) + (f" and {more} more" if more > 0 else "")),
         ("backups", sheet.destination or f"in the pool {sheet.dataset.partition('/')[0]}"),
+        ("", f"called {sheet.alias} on the machine that made them" if sheet.alias else ""),
         ("encryption", f"{SUITES[sheet.suite].name}, keyformat {form}, key guid {sheet.key_guid:#x}"),
         ("printed", time.strftime("%Y-%m-%d %H:%M", time.localtime(sheet.made))),
     ]
@@ -106,8 +138,9 @@ def _emergency(sheet: Sheet) -> list[str]:
     """The three commands."""
     source, key = shlex.quote(sheet.source), '"file://$PWD/zkeep.key"' if sheet.secret else "prompt"
     commands = ["zkeep key restore -o zkeep.key"] if sheet.secret else []
-    commands += [f"zkeep restore {source} -L {key} -C restored"]
-    commands += [f"zkeep restore {source} -L {key} --to zfs:tank/restored      # on a host with ZFS"]
+    over = "".join(f" --ssh-option {shlex.quote(option)}" for option in sheet.ssh)
+    commands += [f"zkeep restore {source}{over} -L {key} -C restored"]
+    commands += [f"zkeep restore {source}{over} -L {key} --to zfs:tank/restored      # on a host with ZFS"]
     lines = ["In an emergency, on any machine with zkeep:", "", *(f"    {command}" for command in commands)]
     if sheet.source.startswith("ssh://"):
         lines += ["", "The ssh key for that must be one that the server lets read: roles list,send of zkeep server."]

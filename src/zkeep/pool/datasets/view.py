@@ -102,6 +102,8 @@ class View:
             return derived.TABLE[prop.name](self, dataset)
         if prop.name in ("used", "usedbychildren", "available") and own:
             return self.get(own, "available" if prop.name == "available" else "used")
+        if prop.name == "mountpoint":
+            return Answer(f"/{dataset.name}", "default")
         if prop.can_be_set:
             return Answer(_typed(prop, prop.default), "default")
         return Answer(0 if prop.kind in ("size", "count") else None)
