@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from zkeep.errors import Damaged, TryAgain
+from zkeep.pool.store import staging
 from zkeep.pool.store.disk import Disk, DiskEntry
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.port import Store
@@ -248,3 +249,27 @@ def test_a_draft_that_is_left_keeps_all_of_it(store: Store) -> None:
         draft.write(b"two")
         draft.publish("left")
     assert store.get("left") == b"onetwo"
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_a_draft_of_which_a_write_failed_is_never_published(
+    store: Store, soon: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE", 64)
+    draft = store.draft("d")
+    draft.write(b"first" * 20, soon=soon)
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fails)
+        patch.setattr(os, "pwrite", fails)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            draft.write(b"second" * 20, soon=soon)
+    draft.write(b"third" * 20, soon=soon)
+    with pytest.raises(OSError, match="a write to it failed before"):
+        draft.publish("whole")
+    assert not store.exists("whole")
+    draft.discard()
+    assert store.drafts() == []

@@ -57,6 +57,8 @@ class LocalDraft(OpenFile):
         self._size = os.fstat(fd).st_size
         self._stage: WriteBuffer | None = None
         self._named = False
+        self._torn = False
+        "A write did not end: nobody knows how much of it is there."
 
     @property
     def size(self) -> int:
@@ -68,8 +70,10 @@ class LocalDraft(OpenFile):
         elif not self._stage:
             self._stage = self._store.stage(self._fd, self._append)
         take = self._stage.add if self._stage else self._append
+        torn, self._torn = self._torn, True
         for buffer in buffers:
             take(memoryview(buffer).cast("B"))
+        self._torn = torn
 
     def _append(self, content: memoryview) -> None:
         self._size = _write_all(self._store.disk, self._fd, self._size, content)
@@ -91,6 +95,8 @@ class LocalDraft(OpenFile):
             self._named = True
 
     def publish(self, name: str) -> None:
+        if self._torn:
+            raise OSError(errno.EIO, "a write to it failed before", name)
         self._flush()
         self._store.disk.sync(self._fd)
         self._store._publish(self._place, name)

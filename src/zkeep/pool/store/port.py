@@ -84,6 +84,8 @@ class Draft(AbstractContextManager["Draft"], Protocol):
     def write(self, *buffers: Buffer, soon: bool = False) -> None:
         """Append all buffers, in order. Durable only after sync() or publish(); a crash may keep any part of it.
 
+        If it raises, or is interrupted, any part may have been appended, and the draft is never published.
+
         `soon`: the bytes will be read soon, so keep them in the page cache; others need not be kept there.
         """
         ...
@@ -104,6 +106,7 @@ class Draft(AbstractContextManager["Draft"], Protocol):
         """Make the content durable, then let it appear as `name`, durably; it is closed then.
 
         Atomic: readers see the whole file or none. FileExistsError if there is such a name, and nothing is changed.
+        OSError if a write() to it failed, also if a later one did not.
         """
         ...
 

@@ -145,6 +145,10 @@ class SegmentWriter:
         self._position = 0
         self._begun = len(self.tally.segments)
         self._on_segment = on_segment
+        self._mark: tuple[Words, Key, tuple[int, int] | None] | None = None
+        "Where the segment ends that is closed, and of which `on_segment` does not know yet."
+        self._in_step = True
+        "Whether draft, rows and checksum end at the same record. Not so while one batch is added, or after it failed."
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -166,7 +170,7 @@ class SegmentWriter:
 
     def add(self, batch: Batch) -> None:
         """Write one batch, from new_part(). Its memory must not change until MAX_UNWRITTEN later ones were added, or
-        flush().
+        finish().
 
         An OBJECT at the end of the batch waits for the next one: it and its FREE to the end share a segment.
         """
@@ -182,6 +186,8 @@ class SegmentWriter:
             self._write_batch(batch)
 
     def _write_batch(self, batch: Batch) -> None:
+        self._refuse_torn()
+        self._in_step = False
         # The bytes are written by a worker; meanwhile their rows are made, and the checksum and place noted.
         draft = self._draft or self._begin_segment()
         if self._resumed:
@@ -195,6 +201,7 @@ class SegmentWriter:
         self._state = _advance(batch)
         self._last = last_key(batch) if self._on_segment else self._last
         self._last_write = last_write(batch) or self._last_write
+        self._in_step = True
         # Not too much may be pending, and a full segment is closed where no OBJECT is parted from its FREE.
         _drain(self._writing, MAX_UNWRITTEN)
         if self._position >= seg.TARGET and self._rows.closable:
@@ -205,14 +212,30 @@ class SegmentWriter:
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._write_batch(waiting)
-        self.flush()
+        self._refuse_torn()
+        self._flush()
         return self.tally
 
-    def flush(self) -> None:
+    def keep(self) -> None:
+        """Let `on_segment` know of all that is whole, after a failure or an interruption; nothing can be added then.
+
+        The segment is closed at the last record so far. If that was interrupted in the middle of a batch, or a write
+        failed, the segment is given up: the sender has its records, and sends them again.
+        """
+        if self._in_step:
+            self._flush()
+
+    def _flush(self) -> None:
         """Close the segment at the last record so far, and wait until all segments are durable."""
         if self._draft is not None and self._rows.records:
             self._close_segment()
+        self._tell()
         _drain(self._closing, 0)
+
+    def _refuse_torn(self) -> None:
+        """Refuse to go on where a batch was added in part: what follows it would close the gap."""
+        if not self._in_step:
+            raise RuntimeError("a segment in which the records of a batch are missing")
 
     def _begin_segment(self) -> Draft:
         self._rows = RowBuilder(self._source.spill_flags, self._source.bare)
@@ -235,12 +258,11 @@ class SegmentWriter:
         table, dead = resolve(self._rows.table(), self._timeline, self._past, self._source.kind)
         a, b, c, d = self._state.tolist()
         segment_id = f"{self._txg:x}-{self._begun:x}"
-        mark = (a, b, c, d), self._last, self._last_write
         body = self._position - seg.HEAD_SIZE
         # All of the body must be written before the table follows it.
         _drain(self._writing, 0)
-        self._draft = None
-        self._begun += 1
+        if draft.size != self._position:
+            raise RuntimeError(f"segment {segment_id}: {draft.size} bytes were written, not {self._position}")
 
         def publish() -> None:
             seg.finish(draft, table, (a, b, c, d), records)
@@ -249,13 +271,23 @@ class SegmentWriter:
             self._unpublished.remove(draft)
             self.tally.count(segment_id, table, records, body, size, dead)
 
+        # An interruption among these lines must not let keep() believe that the segment is closed, or still open.
+        self._in_step = False
         self._unpublished.append(draft)
+        self._draft = None
+        self._begun += 1
+        self._mark = (a, b, c, d), self._last, self._last_write
         self._closing.append(self._syncer.submit(publish))
-        # A resumable receive notes only what is durable.
-        if self._on_segment:
-            _drain(self._closing, 0)
-            self._on_segment(ResumePoint(self.tally, *mark))
+        self._in_step = True
+        self._tell()
         _drain(self._closing, MAX_UNSYNCED)
+
+    def _tell(self) -> None:
+        """Tell `on_segment` of the segment that was closed last, once it is durable."""
+        if self._on_segment and self._mark:
+            _drain(self._closing, 0)
+            self._on_segment(ResumePoint(self.tally, *self._mark))
+        self._mark = None
 
 
 class RecordCounter(SegmentWriter):
@@ -267,9 +299,12 @@ class RecordCounter(SegmentWriter):
 
 
 def _drain(tasks: list[Future[None]], most: int) -> None:
-    """Wait until at most `most` tasks are pending; raises the first failure."""
+    """Wait until at most `most` tasks are pending; raises the first failure, and again whenever it is called then."""
     while len(tasks) > most:
-        tasks.pop(0).result()
+        # One that failed, or that an interruption keeps us from waiting for, stays in the list: nobody may take it
+        # for done.
+        tasks[0].result()
+        del tasks[0]
 
 
 def _copy(batch: Batch) -> Batch:

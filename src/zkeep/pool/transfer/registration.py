@@ -88,8 +88,9 @@ class Registration:
     def settle(self) -> None:
         """Reserve only what a partial receive keeps."""
         with self._pool.transaction() as t:
-            if t.get("receive", self._key):
-                self._reservation.settle(t, kept_bytes(self.doc))
+            # As the catalog has it: the note of the last segment may have been interrupted once it was there.
+            if kept := t.get("receive", self._key):
+                self._reservation.settle(t, kept_bytes(kept))
 
     @property
     def kept(self) -> tuple[DatasetName, str] | None:

@@ -259,8 +259,10 @@ class ReceiveSession:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
         # A resumable receive closes its segment, so that what is durable can be gone on from.
         if self._target.resumable:
-            self._writer.flush()
-            self._registration.settle()
+            try:
+                self._writer.keep()
+            finally:
+                self._registration.settle()
             return
         self._work.close()
         with self._pool.transaction() as t:
