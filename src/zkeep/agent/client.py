@@ -72,6 +72,12 @@ def unload(pool: int, root: int) -> bool:
     return bool(answer and answer.get("found"))
 
 
+def hand_over(pool: int, root: int, to: int) -> bool:
+    """Let the key of a root be another one's; returns whether it was loaded."""
+    answer = _ask({"do": "move", "pool": pool, "root": root, "to": to})
+    return bool(answer and answer.get("found"))
+
+
 def unload_gone(pool: int, datasets: Container[int] | None = None) -> None:
     """Unload the keys of datasets that were destroyed, or of all of a pool that is no longer known here.
 

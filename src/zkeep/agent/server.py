@@ -70,6 +70,8 @@ class Agent:
                 return self._load(pool, root, key, request.get("seconds"))
             case {"do": "unload", "pool": int(pool), "root": int(root)}:
                 return self._unload(pool, root)
+            case {"do": "move", "pool": int(pool), "root": int(root), "to": int(to)}:
+                return self._move(pool, root, to)
             case {"do": "roots", "pool": int(pool)}:
                 return {"roots": sorted({entry.root for entry in self.entries if entry.pool == pool})}
             case {"do": "keys"}:
@@ -99,6 +101,15 @@ class Agent:
 
     def _unload(self, pool: int, root: int) -> dict[str, Any]:
         return {"found": self._drop([entry for entry in self.entries if (entry.pool, entry.root) == (pool, root)])}
+
+    def _move(self, pool: int, root: int, to: int) -> dict[str, Any]:
+        """Let a key be another root's, until the same time."""
+        moved = [entry for entry in self.entries if (entry.pool, entry.root) == (pool, root)]
+        if moved:
+            self._unload(pool, to)
+        for entry in moved:
+            entry.root = to
+        return {"found": bool(moved)}
 
     def forget_the_old(self) -> None:
         """Drop the keys whose time is up."""

@@ -104,7 +104,7 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
         top = _open_top(pool, request, where)
         stack.callback(os.close, top)
         path = request.cache / f"{pool.doc['guid']:x}-{dataset.guid:x}.capture"
-        last = next(reversed(pool.snapshots(dataset)), None)
+        last = head.last_snapshot(pool, dataset)
         before = _previous(pool, last, path, top, get_key).on_device(os.fstat(top).st_dev)
         # 2. What is in the folder now: one pass of stat(), nothing is read yet.
         exclusions = Exclusions(_with_own(pool, request, top), request.on_left_out)
@@ -124,7 +124,7 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
 
         def open_whole() -> OpenSnapshot | None:
             whole = (snapshot for snapshot in reversed(pool.snapshots(dataset)) if not snapshot.doc.get(STEP))
-            found = next(whole, None)
+            found = next(whole, None) or (pool.snapshot_at(*dataset.origin) if dataset.origin is not None else None)
             return stack.enter_context(OpenSnapshot(pool, found, get_key, scattered=True)) if found else None
 
         writer_of = FolderWriter(
@@ -172,7 +172,7 @@ def _report(pool: Pool, dataset: Dataset, scan: Scan, watch: Watch, get_key: Get
     if watch.change is None:
         return
     with ExitStack() as stack:
-        last = next(reversed(pool.snapshots(dataset)), None)
+        last = head.last_snapshot(pool, dataset)
         tree = Filesystem(stack.enter_context(OpenSnapshot(pool, last, get_key))) if last is not None else None
         for change in file_changes(scan, tree):
             watch.change(change)
@@ -242,7 +242,7 @@ def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
     if made is not None:
         return made
     # Otherwise the new snapshot has the contents of the last one, under a new name.
-    last = next(reversed(pool.snapshots(pool.dataset(name.dataset))), None)
+    last = head.last_snapshot(pool, pool.dataset(name.dataset))
     if last is not None and last.doc.get(STEP):
         raise Refused(
             f"cannot create snapshot {name}: {last.name} is what an interrupted 'zkeep snapshot --from' left; "

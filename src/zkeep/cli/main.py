@@ -25,6 +25,7 @@ VERBS = {
     "bookmark": ("namespace", "Name a snapshot's place in time, which outlives the snapshot."),
     "cat": ("files", "Write files of a snapshot to standard output."),
     "change-key": ("keys.changekey", "Change the key that opens datasets."),
+    "clone": ("clone", "Make a dataset of a snapshot, to be written to."),
     "completion": ("help.completion", "Print what makes a shell complete verbs and names."),
     "create": ("namespace", "Create a dataset, empty until something is received below it."),
     "demo": ("demo.demo", "Play the life of a backup server, with real streams."),
@@ -71,9 +72,9 @@ VERBS = {
 }
 "The module below zkeep.cli that has each verb, and its line in the overview."
 CHANGING = frozenset(
-    {"backup", "bookmark", "change-key", "create", "destroy", "forget-keys", "hold", "inherit", "load-key", "mount"}
-    | {"promote", "prune", "receive", "recv", "release", "rename", "restore", "rollback", "set", "snap", "snapshot"}
-    | {"umount", "unload-key", "unmount"}
+    {"backup", "bookmark", "change-key", "clone", "create", "destroy", "forget-keys", "hold", "inherit", "load-key"}
+    | {"mount", "promote", "prune", "receive", "recv", "release", "rename", "restore", "rollback", "set", "snap"}
+    | {"snapshot", "umount", "unload-key", "unmount"}
     | {f"pool {name}" for name in ("compact", "create", "destroy", "export", "scrub", "upgrade")}
 )
 "Verbs that only tell on standard output of what they do: it is done whether or not that can be written."

@@ -14,8 +14,10 @@ from zkeep.cli.keys import encryption
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
 from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.properties import parse_size
+from zkeep.pool.datasets.view import View
 
 
 @click.command("create")
@@ -142,7 +144,13 @@ def promote_verb(name: str) -> None:
     """
     dataset = DatasetName.parse(name)
     with opened(dataset) as pool:
+        root = encryption_root(View(pool), pool.dataset(dataset))
         promote(pool, dataset)
+        now = encryption_root(View(pool), pool.dataset(dataset))
+        # A root's key is its clone's from now on; where it is loaded, it stays so.
+        if root is not None and now is not None and root.id != now.id and pool.scope is None:
+            with pool.afterwards(f"{name} is promoted", f"zkeep load-key {now.name}"):
+                client.hand_over(pool.doc["guid"], root.id, now.id)
 
 
 @click.command("bookmark")

@@ -143,10 +143,11 @@ def _take_from(
 
 def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
     """Whether its next snapshot can be taken here: it is encrypted, and nothing was received into it."""
+    from zkeep.pool.datasets.head import last_snapshot
     from zkeep.snapshot.commit import MADE_HERE
 
-    last = pool.snapshots(dataset)[-1:]
-    return bool(dataset.doc.get("crypt")) and all(snapshot.doc.get(MADE_HERE) for snapshot in last)
+    last = last_snapshot(pool, dataset)
+    return bool(dataset.doc.get("crypt")) and (last is None or bool(last.doc.get(MADE_HERE)))
 
 
 def _why_not(pool: Pool, name: SnapshotName) -> str:

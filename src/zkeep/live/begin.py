@@ -22,7 +22,7 @@ def write_empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
 
 
 def refuse_unwritable(dataset: Dataset, state: Snapshot | None) -> None:
-    """Refuse a dataset that cannot be written to here. `state`: the newest one.
+    """Refuse a dataset that cannot be written to here. `state`: what it holds.
 
     Raises:
         Refused: with the reason.
@@ -30,8 +30,6 @@ def refuse_unwritable(dataset: Dataset, state: Snapshot | None) -> None:
     where = f"cannot mount '{dataset.name}' read-write"
     if dataset.is_volume:
         raise Refused(f"{where}: it is a volume")
-    if dataset.origin is not None and state is None:
-        raise Refused(f"{where}: it is a clone without a snapshot of its own")
     if state is not None and not state.doc.get(MADE_HERE):
         raise Refused(f"{where}: {state.name} was received: mount it with -o ro")
     if state is not None and state.doc.get(STEP):

@@ -130,7 +130,7 @@ def _let_roll_back(client: socket.socket, dataset: LiveDataset, mount: Mount) ->
             is_done = client.recv(1) == ROLLBACK
         # 2. Who asked may have been killed before it could say so: then another state is there now. If it was rolled
         #    back to the state that the mount has, only what waits is dropped.
-        state = head.newest_state(dataset.pool, dataset.dataset)
+        state = head.current_state(dataset.pool, dataset.dataset)
         if state is None or not (is_done or state.guid != dataset.state.guid):
             return
         mount.cache.return_to(state, known)

@@ -151,12 +151,12 @@ class LiveDataset:
     def __enter__(self) -> LiveDataset:
         with ExitStack() as stack:
             dataset = self._locked(stack)
-            state = head.newest_state(self.pool, dataset)
+            state = head.current_state(self.pool, dataset)
             refuse_unwritable(dataset, state)
             with self.pool.transaction() as t:
                 # From now on, destroying the newest snapshot leaves its state as the head. Look again after that.
                 dataset = self.pool.update_dataset(t, dataset, live=True, **self._places)
-            state = head.newest_state(self.pool, dataset)
+            state = head.current_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)
             stack.callback(self._close_base)
             if state is None:
@@ -456,7 +456,7 @@ class LiveDataset:
     def _is_superseded(self) -> bool:
         """Whether the dataset is gone, or its newest state is another one than what was committed here."""
         dataset = self.pool.tree().get(self._id)
-        state = head.newest_state(self.pool, dataset) if dataset is not None else None
+        state = head.current_state(self.pool, dataset) if dataset is not None else None
         return state is None or state.guid != self.state.guid
 
     def _merge_runs(self) -> None:

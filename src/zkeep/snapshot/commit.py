@@ -104,7 +104,7 @@ def remove_steps(pool: Pool, made: Snapshot) -> None:
 def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: int | None) -> Snapshot:
     """One transaction group: the snapshot, or a step on the way to it, that follows the one of guid `after`."""
     dataset = pool.dataset(new.name.dataset)
-    last = next(reversed(pool.snapshots(dataset)), None)
+    last = head.last_snapshot(pool, dataset)
     if head.unnamed(pool, dataset) is not None:
         where = f"cannot create snapshot {new.name}: {dataset.name}"
         raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
@@ -124,7 +124,10 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
             ),
             features=new.features,
             target=ReceiveTarget(
-                new.name.dataset, new.name.name, new.name.dataset, force=last is None, snapshot_fields={MADE_HERE: True}
+                *(new.name.dataset, new.name.name, new.name.dataset),
+                force=last is None,
+                made_here=True,
+                snapshot_fields={MADE_HERE: True},
             ),
             compress=new.compress,
             wrapped=wrapped,
@@ -156,6 +159,7 @@ def commit_head(pool: Pool, new: NewSnapshot, keys: MasterKeys, base: OpenSnapsh
             *(dataset.name, head.NAME, dataset.name),
             force=base is None,
             head=True,
+            made_here=True,
             snapshot_fields={MADE_HERE: True},
         ),
         compress=new.compress,

@@ -48,6 +48,17 @@ def test_a_key_is_held_until_it_is_unloaded_and_then_the_agent_ends(socket: Path
     assert list(client.keys()) == []
 
 
+def test_a_key_becomes_another_roots(socket: Path) -> None:
+    other = bytes(reversed(KEY))
+    client.load(1, 7, KEY)
+    client.load(1, 8, other)
+    assert client.hand_over(1, 7, 8)
+    assert client.roots(1) == {8}
+    assert list(client.keys()) == [KEY]
+    assert not client.hand_over(1, 7, 8)
+    assert client.unload(1, 8)
+
+
 def test_only_its_user_can_reach_the_socket(socket: Path) -> None:
     client.load(1, 7, KEY)
     assert stat.S_IMODE(socket.stat().st_mode) == 0o600

@@ -49,7 +49,6 @@ USAGE = {
 
 ABSENT = {
     "allow": "there are no users here to delegate to; give each client an ssh key of its own (command=), or a pool",
-    "clone": "clones come by 'zkeep receive'; look at a snapshot with 'zkeep mount', or clone it on a host with ZFS",
     "groupspace": "who owns what is encrypted; ask on the host that has the key and ZFS",
     "jail": "nothing is mounted into jails here",
     "program": "channel programs run in the kernel module, and there is none; give the verbs one by one",

@@ -205,9 +205,9 @@ Member = tuple[Dataset, "MasterKeys | None"]
 
 
 def _unwrapped(pool: Pool, dataset: Dataset, root: Dataset, key: bytes) -> list[Member]:
-    """Unwrap the keys of a dataset, and of those below it with the same encryption root."""
+    """Unwrap the keys of a dataset, and of those below it and clones of them with the same encryption root."""
     view = View(pool)
-    every = [d for d in view.tree.within(dataset) if d.doc.get("crypt") and encryption_root(view, d) == root]
+    every = [d for d in keyrecords.heirs_of(pool, dataset) if d.doc.get("crypt") and encryption_root(view, d) == root]
     return [(each, _opened_keys(pool, each, key)) for each in every]
 
 

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def family(pool: Pool, root: Dataset) -> list[Dataset]:
-    """The datasets whose keys the root's key wraps: the root, and those below it that inherit."""
+    """The datasets whose keys the root's key wraps: the root, those below it that inherit, and clones of them."""
     view = View(pool)
-    below = view.tree.within(root)
-    return [d for d in below if d.doc.get("crypt") and encryption_root(view, d) == root]
+    return [d for d in keyrecords.heirs_of(pool, root) if d.doc.get("crypt") and encryption_root(view, d) == root]
 
 
 def records_of(pool: Pool, root: Dataset) -> list[KeyRecord]:

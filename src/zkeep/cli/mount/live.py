@@ -31,14 +31,14 @@ def allows(view: View, dataset: Dataset, name: str) -> bool:
 
 def can_write(dataset: Dataset, pool: Pool) -> bool:
     """Whether a dataset can be mounted read-write: it is an encrypted filesystem, and nothing was received into it."""
-    from zkeep.pool.datasets.head import newest_state
+    from zkeep.pool.datasets.head import current_state
     from zkeep.snapshot.commit import MADE_HERE
 
     view = View(pool)
     if "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly")):
         return False
-    state = newest_state(pool, dataset)
-    made_here = not dataset.origin if state is None else bool(state.doc.get(MADE_HERE))
+    state = current_state(pool, dataset)
+    made_here = state is None or bool(state.doc.get(MADE_HERE))
     return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
 
 

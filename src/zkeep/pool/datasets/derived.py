@@ -118,10 +118,14 @@ def encryption_root(view: Lookup, dataset: Dataset) -> Dataset | None:
     """The nearest dataset upwards that has a wrapped key of its own; None if the dataset is not encrypted."""
     if not _crypt(dataset):
         return None
-    for level in (dataset, *view.tree.ancestors(dataset)):
-        if level.has_own_key:
-            return level
-    return dataset
+    # A clone has the keys of its origin, wherever it lies. It may be a clone of what lies below it.
+    level: Dataset | None = dataset
+    seen = set()
+    while level is not None and not level.has_own_key:
+        seen.add(level.id)
+        origin = view.tree.get(level.origin[0]) if level.origin is not None and _crypt(level) else None
+        level = origin if origin is not None and origin.id not in seen else view.tree.parent(level)
+    return level or dataset
 
 
 def _encryptionroot(view: Lookup, thing: Thing) -> Answer:

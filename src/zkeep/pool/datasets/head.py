@@ -50,6 +50,17 @@ def newest_state(pool: Pool, dataset: Dataset) -> Snapshot | None:
     return unnamed(pool, dataset) or pool.newest_snapshot(dataset)
 
 
+def last_snapshot(pool: Pool, dataset: Dataset) -> Snapshot | None:
+    """The newest snapshot; of a clone that has none, the one that it began with."""
+    newest = pool.newest_snapshot(dataset)
+    return pool.snapshot_at(*dataset.origin) if newest is None and dataset.origin is not None else newest
+
+
+def current_state(pool: Pool, dataset: Dataset) -> Snapshot | None:
+    """What a dataset holds now: its newest state, or what a clone to which nothing was written began with."""
+    return unnamed(pool, dataset) or last_snapshot(pool, dataset)
+
+
 def state_at(pool: Pool, dataset_id: int, txg: int) -> Snapshot | None:
     """The snapshot or the head of this txg."""
     found = pool.snapshot_at(dataset_id, txg)

@@ -207,6 +207,19 @@ def plan_forget(pool: Pool, datasets: list[Dataset]) -> list[Forgetting]:
     return plans
 
 
+def heirs_of(pool: Pool, dataset: Dataset) -> list[Dataset]:
+    """The datasets that may inherit a key from one: itself, all below it, clones of these, all below those, and so on.
+    """
+    tree = pool.tree()
+    found: dict[int, Dataset] = {}
+    todo = [dataset]
+    while todo:
+        new = [each for each in tree.within(todo.pop()) if each.id not in found]
+        found.update((each.id, each) for each in new)
+        todo += [clone for each in new for clone in tree.clones(each) if clone.id not in found]
+    return list(found.values())
+
+
 def _clones(pool: Pool, datasets: list[Dataset]) -> list[Dataset]:
     """Clones of these datasets, clones of those, and so on; without the given ones."""
     tree = pool.tree()

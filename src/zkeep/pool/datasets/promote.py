@@ -17,6 +17,7 @@ from zkeep.pool.datasets import head, keyrecords
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool, txg_key
 from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.types import Doc
 
 
 def promote(pool: Pool, name: DatasetName) -> None:
@@ -70,7 +71,12 @@ def promote_in(pool: Pool, t: Transaction, clone: Dataset) -> None:
     # The origin's key, if it was a root, is the clone's from now on, and the origin inherits it.
     fields = [name for name in ("encroot", "own_key") if origin.doc.get(name) and not clone.doc.get(name)]
     fields = fields if clone.doc.get("crypt") else []
-    mine, theirs = dict.fromkeys(fields, True), dict.fromkeys(fields, False)
+    mine: Doc = dict.fromkeys(fields, True)
+    theirs: Doc = dict.fromkeys(fields, False)
+    location = origin.doc["local"].get("keylocation")
+    if fields and location is not None:
+        mine["local"] = {"keylocation": location, **clone.doc["local"]}
+        theirs["local"] = {name: text for name, text in origin.doc["local"].items() if name != "keylocation"}
     # When the clone was promoted; and up to when a receiver's older state needs two promotions in one chain of clones
     # to follow, because the origin was a clone or was promoted itself.
     now = t.next_txg()

@@ -48,6 +48,8 @@ class ReceiveTarget:
     snapshot_fields: Doc = field(default_factory=dict)
     head: bool = False
     "A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."
+    made_here: bool = False
+    "It is written here: a clone to which nothing was written yet goes on from its origin."
     excerpt: bool = False
     "What comes is no whole stream, but an excerpt of one (format/excerpt.py)."
 
@@ -165,6 +167,9 @@ def _admit_increment(
     # The source: the snapshot with the guid that the stream names, or the unnamed state of a mounted dataset.
     source = next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
     state = head.unnamed(pool, dataset)
+    if newest is None and target.made_here:
+        origin = head.last_snapshot(pool, dataset)
+        source = origin if origin is not None and origin.guid == begin.fromguid else None
     if state is not None and state.guid == begin.fromguid and target.head:
         source = state
     elif state is not None and not target.force:
