@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from zkeep.pool.datasets import head
-from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.store.port import Store
 from zkeep.pool.timeline.summary import FOLDER
 from zkeep.pool.timeline.timeline import Run, Timeline
@@ -59,9 +60,13 @@ def own_runs(pool: Pool, dataset: Dataset) -> list[Run]:
     return pool.runs.of(dataset.key).runs
 
 
-def past_of(pool: Pool, dataset: Dataset) -> str | None:
+def past_of(pool: Pool, dataset: Dataset, apart_from: Collection[Snapshot] = ()) -> str | None:
     """What a dataset has that a full stream would overwrite, and the way out; None: its runs, if any, are garbage."""
-    if newest := pool.newest_snapshot(dataset):
+    newest = pool.newest_snapshot(dataset)
+    if newest and apart_from:
+        keys = {snapshot.key for snapshot in apart_from}
+        newest = next((snapshot for snapshot in reversed(pool.snapshots(dataset)) if snapshot.key not in keys), None)
+    if newest:
         return f"has snapshots (eg. {newest.name}); must destroy them"
     if head.unnamed(pool, dataset) is not None:
         return "was written to where it was mounted; take a snapshot of that"

@@ -19,6 +19,7 @@ from zkeep.pool.datasets.keyrecords import wrap_fields
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.view import View
+from zkeep.pool.transfer import steps
 from zkeep.pool.transfer.begin_rules import refuse_after, refuse_form, refuse_other_ivset, refuse_rest
 from zkeep.pool.types import Doc
 
@@ -64,7 +65,7 @@ class ReceivePlan:
     source: Snapshot | None
     clone: bool
     doomed: list[Snapshot]
-    "Snapshots newer than the source, which -F destroys."
+    "Snapshots newer than the source, which -F destroys, and steps of a package that broke off."
 
 
 def admit(pool: Pool, event: SubBegin, target: ReceiveTarget, begun: Doc | None = None) -> ReceivePlan:
@@ -132,14 +133,21 @@ def _admit_full(
     if dataset is None:
         _refuse_orphan(pool, where, target)
         return ReceivePlan(opening, begin, None, None, False, [])
-    if past := past_of(pool, dataset):
+    passing = steps.in_the_way(pool, dataset, begin)
+    if past := past_of(pool, dataset, passing):
         raise Refused(f"{where}: destination {past}, or receive under another name")
     if dataset.origin:
         raise Refused(f"{where}: destination is a clone")
-    if not target.force:
+    _refuse_existing(pool, where, begin, dataset, target)
+    refuse_needed(pool, where, passing)
+    return ReceivePlan(opening, begin, dataset, None, False, passing)
+
+
+def _refuse_existing(pool: Pool, where: str, begin: Begin, dataset: Dataset, target: ReceiveTarget) -> None:
+    """Refuse to overwrite an empty dataset without -F, unless all it was made for is steps of a package."""
+    if not target.force and not (steps.in_the_way(pool, dataset, begin) and steps.is_made_for(pool, dataset)):
         raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     _refuse_children(pool, where, begin, dataset)
-    return ReceivePlan(opening, begin, dataset, None, False, [])
 
 
 def _refuse_children(pool: Pool, where: str, begin: Begin, dataset: Dataset) -> None:
@@ -179,22 +187,26 @@ def _admit_increment(
         newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
         raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
     _refuse_other_chain(pool, where, opening, source)
-    doomed = _newer(pool, where, dataset, source, target)
+    doomed = _newer(pool, where, begin, dataset, source, target)
     return ReceivePlan(opening, begin, dataset, source, False, doomed)
 
 
-def _newer(pool: Pool, where: str, dataset: Dataset, source: Snapshot, target: ReceiveTarget) -> list[Snapshot]:
-    """The snapshots that -F destroys."""
+def _newer(
+    pool: Pool, where: str, begin: Begin, dataset: Dataset, source: Snapshot, target: ReceiveTarget
+) -> list[Snapshot]:
+    """The snapshots that -F destroys, and steps of a package that broke off."""
     newer = pool.snapshots_after(dataset, source.txg)
-    if newer and not target.force:
+    passing = {step.key for step in steps.in_the_way(pool, dataset, begin)} if newer else set()
+    stays = [snapshot for snapshot in newer if snapshot.key not in passing]
+    if stays and not target.force:
         raise Refused(
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
-            f"(that is @{newer[-1].doc['name']}): roll back with -F"
+            f"(that is @{stays[-1].doc['name']}): roll back with -F"
         )
-    if newer and target.append_only:
+    if stays and target.append_only:
         raise Refused(
             f"{where}: @{source.doc['name']}, its source, is not the most recent snapshot "
-            f"(that is @{newer[-1].doc['name']}): permission denied: newer snapshots are not destroyed here"
+            f"(that is @{stays[-1].doc['name']}): permission denied: newer snapshots are not destroyed here"
         )
     refuse_needed(pool, where, newer)
     return newer
@@ -216,9 +228,12 @@ def _admit_rest(pool: Pool, opening: Opening, dataset: Dataset, target: ReceiveT
     if source is not None:
         _refuse_other_chain(pool, where, opening, source)
     if source is not None and not begun["clone"]:
-        doomed = _newer(pool, where, dataset, source, target)
-    elif pool.newest_snapshot(dataset):
-        raise Refused(f"{where}: destination has snapshots meanwhile")
+        doomed = _newer(pool, where, first.begin, dataset, source, target)
+    else:
+        doomed = steps.in_the_way(pool, dataset, first.begin)
+        if len(pool.snapshot_txgs(dataset)) > len(doomed):
+            raise Refused(f"{where}: destination has snapshots meanwhile")
+        refuse_needed(pool, where, doomed)
     return ReceivePlan(first, first.begin, None if begun["new"] else dataset, source, begun["clone"], doomed)
 
 
@@ -282,19 +297,22 @@ def _admit_clone(
     pool: Pool, opening: Opening, begin: Begin, dataset: Dataset | None, target: ReceiveTarget
 ) -> ReceivePlan:
     where = f"cannot receive incremental stream into {target.name}"
-    if dataset is not None and (dataset.origin or past_of(pool, dataset)):
+    passing = steps.in_the_way(pool, dataset, begin) if dataset is not None else []
+    if dataset is not None and ((dataset.origin and not passing) or past_of(pool, dataset, passing)):
         _refuse_overwriting(pool, begin, dataset, target)
     source = clone_source(pool, where, begin, target)
+    # Where nothing but steps is in the way, the dataset may be a clone of the same snapshot.
+    if dataset is not None and dataset.origin not in (None, (source.dataset.id, source.txg)):
+        _refuse_overwriting(pool, begin, dataset, target)
     if not (begin.flags & BeginFlag.CLONE or target.origin):
         raise Refused(f"{where}: destination does not exist; the source is {source.name}")
     _refuse_other_chain(pool, where, opening, source)
     if dataset is None:
         _refuse_orphan(pool, where, target)
-    if dataset is not None and not target.force:
-        raise Refused(f"{where}: destination exists; must specify -F to overwrite it")
     if dataset is not None:
-        _refuse_children(pool, where, begin, dataset)
-    return ReceivePlan(opening, begin, dataset, source, True, [])
+        _refuse_existing(pool, where, begin, dataset, target)
+        refuse_needed(pool, where, passing)
+    return ReceivePlan(opening, begin, dataset, source, True, passing)
 
 
 def clone_source(pool: Pool, where: str, begin: Begin, target: ReceiveTarget) -> Snapshot:

@@ -168,8 +168,6 @@ class _Receiver:
         sent, snapshot = _sent_name(begin)
         if not self._names_settled:
             self._replicate_names(force=False)
-        if not self._options.dry_run:
-            steps.make_way(self._pool, begin.begin, self._names.dataset(sent))
         # 2. What is here already is read, verified and skipped.
         target = self._target(begin, sent, snapshot)
         if existing := self._existing(begin, target):

@@ -202,7 +202,7 @@ class ReceiveSession:
             raise Refused(f"{where}: the dataset was destroyed meanwhile")
         refuse_open_streams(self._pool, self._plan.begin, now, self._target)
         begins = source is None or self._plan.clone
-        if (source is None and now.origin) or (begins and past_of(self._pool, now)):
+        if (source is None and now.origin) or (begins and past_of(self._pool, now, self._plan.doomed)):
             raise Refused(f"{where}: the dataset was received into meanwhile")
         # 4. Nothing that goes became needed.
         refuse_needed(self._pool, where, self._plan.doomed)

@@ -10,14 +10,12 @@ from test_namespace import add, clone, ds, names, snap
 
 from receivekit import receiving
 from zkeep.errors import Refused, TryAgain
-from zkeep.format.records import Begin
 from zkeep.names import BookmarkName
 from zkeep.pool.datasets import destroy, namespace
 from zkeep.pool.datasets.destroy import DestroyOptions
 from zkeep.pool.datasets.model import NotThere, Pool, txg_key
 from zkeep.pool.datasets.rollback import plan_rollback
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer import steps
 
 
 @pytest.fixture
@@ -138,28 +136,3 @@ def test_runs_that_a_snapshot_needs_are_never_dropped(pool: Pool) -> None:
     with pytest.raises(TryAgain, match="p/a@3 was made meanwhile"), pool.transaction() as t:
         destroy.drop_after(pool, t, dataset, first)
     assert list(pool.catalog.scan("run")) == before
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_steps_of_a_package_go_and_what_was_just_received_stays(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    newest = pool.snapshots(pool.dataset(ds("p/a")))[-1]
-    with pool.transaction() as t:
-        pool.update_snapshot(t, newest, **{steps.RECEIVED_STEP: False, steps.STEP: True})
-    real = destroy.execute
-
-    def execute(mine: Pool, plan: destroy.DestroyPlan) -> None:
-        if moment == "after":
-            real(mine, plan)
-        with Pool.open(pool.path) as other:
-            add(other, "p/a@new")
-        if moment == "before":
-            real(mine, plan)
-
-    monkeypatch.setattr(steps.destroy, "execute", execute)
-    steps.make_way(pool, Begin(creation_time=0, type=2, toguid=99, fromguid=1), ds("p/a"))
-    left = ["p/a@3"] if moment == "before" else []
-    assert names(pool) == ["p", "p/a", "p/a@1", "p/a@2", *left, "p/a@new"]
-    pinned = {key for key, _ in pool.catalog.scan("snapshot")}
-    assert {key for key, _ in pool.catalog.scan("run")} == pinned
