@@ -110,11 +110,15 @@ def _unknown(program: str, verb: str, rest: Sequence[str]) -> WrongUsage | Denie
     return BadCall(f"unrecognized command {shown(verb)}" if verb else "missing command")
 
 
-_KEYED = ("load-key", "unload-key", "change-key", "forget-keys", "key", "verify", "extract", "cat", "ls", "diff")
+_KEYED = (
+    *("load-key", "unload-key", "change-key", "forget-keys", "key", "verify", "extract", "cat", "ls", "diff"),
+    "encrypt",
+)
 _REFUSED = (
     *("allow", "clone", "groupspace", "jail", "program", "project", "projectspace", "redact", "rewrite", "share"),
     *("unallow", "unjail", "unshare", "unzone", "upgrade", "userspace", "wait", "zone"),
-    *("backup", "completion", "demo", "dump", "help", "pool", "prune", "restore", "schedule", "server", "shim"),
+    *("backup", "completion", "demo", "dump", "health", "help", "metrics", "pool", "prune", "restore", "schedule"),
+    *("server", "shim"),
 )
 _POOL_REFUSED = (
     *("add", "attach", "checkpoint", "clear", "compact", "create", "ddtprune", "destroy", "detach", "events", "export"),
