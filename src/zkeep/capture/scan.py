@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from zkeep.capture.previous import UNKNOWN, Match, Previous, check_of, check_of_joined
+from zkeep.capture.previous import NEW, UNKNOWN, Previous, check_of, check_of_joined
 from zkeep.format.zap_writer import MAX_NAME
 
 OPEN_FOLDERS = 128
@@ -171,6 +171,8 @@ class Scanner:
         self._on_folder = on_folder
         self.folders = Folders(top)
         self._reads_all = os.geteuid() == 0
+        self._owners: dict[int, tuple[int, int]] = {}
+        "Objects of files with several names, and the inode whose they are."
 
     def scan(self, started: int) -> Scan:
         """Raises OSError: the folder itself cannot be read."""
@@ -272,9 +274,13 @@ class Scanner:
         whole = node.changed or self._previous.check_of_names(node.number) != check_of(names)
         children: list[Node] = []
         for at, (entry, match) in enumerate(zip(entries, matches, strict=True)):
-            if match.number in found.seen and entry.stat is not None and entry.stat.st_nlink == 1:
-                matches[at] = Match()  # one file at two places: mounted there, not linked; each has an object
-            found.seen.update(filter(None, [matches[at].number]))
+            assert entry.stat is not None
+            if not match.number:
+                pass
+            elif self._owns(entry.stat, entry.kind, match.number, found):
+                found.seen.add(match.number)
+            else:
+                matches[at] = NEW
             whole = whole or matches[at].number == 0 or matches[at].moved
         # 3. Make the nodes. Files that did not change get none, unless their folder is written, which names them.
         for entry, match in zip(entries, matches, strict=True):
@@ -295,6 +301,21 @@ class Scanner:
                 found.written.append(node)
         return below
 
+    def _owns(self, status: os.stat_result, kind: int, number: int, found: Scan) -> bool:
+        """Whether an object is this inode's. It belongs to the first inode that is met, under all names of it.
+
+        Others may match it, too. The folder that is the top now has the top's object, and so has, by its inode, the one
+        that was the top last time. By paths, as without a cache, both halves of what was one file are that file. And
+        what is mounted at two places is met twice.
+        """
+        if kind == FOLDER or status.st_nlink == 1:
+            return number not in found.seen
+        inode = status.st_dev, status.st_ino
+        if number in found.seen:
+            return self._owners.get(number) == inode
+        self._owners[number] = inode
+        return True
+
     def _keep(self, node: Node, entry: Seen, found: Scan) -> Node | None:
         """An entry whose status cannot be had; what the last snapshot has of it, and of all below it, stays."""
         # The folder still tells the inode, and by that the object is found.
@@ -303,8 +324,13 @@ class Scanner:
         device = os.fstat(self.folders.fd(node)).st_dev
         number = self._previous.object_of(device, entry.inode, entry.kind, node.number)
         row = self._previous.row_of(number)
-        if not number or row is None or (number in found.seen and row["links"] < 2):
+        if not number or row is None:
             return None
+        several = entry.kind != FOLDER and int(row["links"]) > 1
+        if number in found.seen and not (several and self._owners.get(number) == (device, entry.inode)):
+            return None
+        if several:
+            self._owners[number] = device, entry.inode
         found.seen.add(number)
         child = Node(entry.name, node, entry.kind, number, False)
         if entry.kind == FOLDER:

@@ -198,7 +198,7 @@ def _matched(tree: Filesystem, top: int) -> Previous:
     """Rows of a snapshot's files that are where they were, as the folder's files are now."""
     rows: list[tuple[int, ...]] = []
     extras: list[tuple[int, int]] = []
-    waiting = [(tree.root, b".", tree.root)]
+    waiting: list[tuple[int, bytes | None, int]] = [(tree.root, b".", tree.root)]
     while waiting:
         number, path, parent = waiting.pop()
         node = tree.znode(number)
@@ -207,15 +207,14 @@ def _matched(tree: Filesystem, top: int) -> Previous:
             extras.append((number, node.xattr_folder))
             extras += [(number, entry.number) for entry in tree.names(node.xattr_folder)]
         names = list(tree.names(number)) if node.is_folder else []
-        waiting += [(entry.number, path + b"/" + entry.name, number) for entry in names]
-        # The file at this path may be another one now; its kind is all that is checked. With a ctime of 0 it is
-        # read again in any case, and only blocks that differ are stored.
-        try:
-            status = os.stat(path, dir_fd=top, follow_symlinks=False)
-        except OSError:
+        status = _status(top, path, node.mode)
+        # Below what is no folder any more nothing is looked for: it may be a link to another one.
+        below = path + b"/" if path is not None and status is not None else None
+        waiting += [(entry.number, below + entry.name if below else None, number) for entry in names]
+        if status is None:
             continue
-        if (status.st_mode ^ node.mode) & 0o170000:
-            continue
+        # The file at this path may be another one now. With a ctime of 0 it is read again in any case, and only
+        # blocks that differ are stored.
         rows.append(
             (
                 status.st_dev,
@@ -225,13 +224,24 @@ def _matched(tree: Filesystem, top: int) -> Previous:
                 0,
                 number,
                 parent,
-                node.links,
+                1 if node.is_folder else node.links,
                 cache.UNKNOWN,
                 node.mode >> 12,
             )
         )
     unique = {(row[0], row[1]): row for row in rows}
     return Previous(cache.rows_of(unique.values()), np.array(extras, cache.EXTRA), tree.root)
+
+
+def _status(top: int, path: bytes | None, mode: int) -> os.stat_result | None:
+    """The status of what is at a path, if it is of the kind that a mode says."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path, dir_fd=top, follow_symlinks=False)
+    except OSError:
+        return None
+    return None if (status.st_mode ^ mode) & 0o170000 else status
 
 
 def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
