@@ -152,26 +152,52 @@ class _Field:
         return base if self.count == 1 else (base, (self.count,))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def _value(cls: type[_T]) -> type[_T]:
+    """Make a class of annotated fields one of values, which the type checker lets nobody change."""
+    return dataclasses.dataclass(slots=True, kw_only=True, eq=False, repr=False)(cls)
+
+
+@_value
 class Layout:
-    """A record's header. `payloadlen` is drr_payloadlen: it is the payload's size only in a BEGIN."""
+    """A record's header. `payloadlen` is drr_payloadlen: it is the payload's size only in a BEGIN.
+
+    Nothing guards its fields at run time: headers are made by the million, and that would take twice as long.
+    """
 
     RTYPE: ClassVar[RecordType]
     _codes: ClassVar[str]
     _fields: ClassVar[tuple[_Field, ...]]
     _values: ClassVar[Callable[[Any], tuple[Any, ...]]]
     "Gives `payloadlen` and all fields."
-    _is_flat: ClassVar[bool]
-    "Whether none of them is a tuple."
+    _sum_at: ClassVar[int]
+    "Which of them is a tuple; -1: none."
 
     payloadlen: int = 0
+
+    # Written once here: a dataclass would compile a copy for each record whenever a process starts.
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and type(self)._values(other) == type(self)._values(self)
+
+    def __hash__(self) -> int:
+        return hash((self.RTYPE, type(self)._values(self)))
+
+    def __repr__(self) -> str:
+        names = ("payloadlen", *(field.name for field in self._fields))
+        values = zip(names, type(self)._values(self), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values)})"
 
     def pack(self, byteorder: ByteOrder = NATIVE) -> bytes:
         """The 312 bytes, with a checksum field of zeros (BEGIN has none)."""
         values = type(self)._values(self)
         # struct.pack() takes the words of a sum one by one.
-        if not self._is_flat:
-            values = tuple(flat for value in values for flat in (value if isinstance(value, tuple) else (value,)))
+        at = self._sum_at
+        if at >= 0:
+            values = (*values[:at], *values[at], *values[at + 1 :])
         return _padded(self._codes, byteorder).pack(self.RTYPE, *values)
 
     @classmethod
@@ -242,14 +268,15 @@ def layout(rtype: RecordType, size: int) -> Callable[[type[_L]], type[_L]]:
     def declare(cls: type[_L]) -> type[_L]:
         # Only its own annotations: those of the base as well, for each record, would be most of the start of a process.
         own = inspect.get_annotations(cls, eval_str=True)
-        made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
+        made = _value(cls)
         made.RTYPE = rtype
         # The annotations say how each field lies in C; where their sizes do not add up to the struct's, import fails.
         made._codes, made._fields = _place({name: hint.__metadata__[0] for name, hint in own.items()})
         made._values = attrgetter("payloadlen", *(field.name for field in made._fields))
-        made._is_flat = all(field.count == 1 or field.code == "s" for field in made._fields)
-        if struct.calcsize("=" + made._codes) != size:
-            raise TypeError(f"{cls.__name__} does not have {size} bytes")
+        sums = [at for at, field in enumerate(made._fields, start=1) if field.count > 1 and field.code != "s"]
+        made._sum_at = sums[0] if sums else -1
+        if struct.calcsize("=" + made._codes) != size or len(sums) > 1:
+            raise TypeError(f"{cls.__name__} does not have {size} bytes, or has more than one sum")
         LAYOUTS[rtype] = made
         return made
 

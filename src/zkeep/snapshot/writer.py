@@ -58,6 +58,8 @@ METADNODE = (INDIRECT_SHIFT, 6, 3, 0, 0)
 "Shape of a metadnode: indblkshift, levels, pointers, checksum, compression. A kernel takes no other for an increment."
 SPOOL = 16 << 20
 "Bytes of ciphertext that wait in memory."
+PIECES = 1 << 10
+"Bytes that the pieces of a record take beside what is in them: small blocks take more room than they hold."
 THREADS = os.cpu_count() or 1
 INLINE = 32 << 10
 "Bytes of a block that are not worth handing to another thread."
@@ -304,7 +306,7 @@ class SnapshotWriter:
         waiting.pieces += [header, payload] if payload else [header]
         waiting.lengths.append(size)
         waiting.types.append(rtype)
-        self._held += size
+        self._held += size + PIECES
         # Ciphertext may lie in a file; plain text never does.
         if self._held > SPOOL and self._spool is not None:
             self._spill_to_disk(waiting)

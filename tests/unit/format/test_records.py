@@ -14,8 +14,10 @@ from zkeep.format.records import (
     Begin,
     ByteOrder,
     Feature,
+    Free,
     Layout,
     RecordType,
+    Redact,
     Write,
 )
 
@@ -60,6 +62,22 @@ def test_a_header_comes_back_as_it_was(rtype: RecordType, byteorder: ByteOrder, 
 def test_a_header_of_another_type_is_not_read() -> None:
     with pytest.raises(ValueError, match="not WRITE"):
         Write.unpack(Begin().pack())
+
+
+@given(rtype=st.sampled_from(RecordType), data=st.data())
+def test_headers_are_equal_if_their_fields_are(rtype: RecordType, data: st.DataObject) -> None:
+    layout = LAYOUTS[rtype]
+    one, other = (data.draw(values(layout)) for _ in range(2))
+    assert layout(**one) == layout(**one)
+    assert hash(layout(**one)) == hash(layout(**one))
+    assert (layout(**one) == layout(**other)) == (one == other)
+    assert all(f"{name}={value!r}" in repr(layout(**one)) for name, value in one.items())
+
+
+def test_records_of_two_types_are_never_equal() -> None:
+    same = {"object": 1, "offset": 2, "length": 3, "toguid": 4}
+    assert Free(**same) != Redact(**same)
+    assert Free(**same) != tuple(same.values())
 
 
 def test_versioninfo_holds_header_type_and_features() -> None:
