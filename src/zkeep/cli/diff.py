@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from zkeep.cli.common.open_snapshot import keys_from, snapshots_of, takes_key
+from zkeep.cli.common.pools import opened as open_pool
+from zkeep.cli.common.stream_files import is_stream
 from zkeep.cli.common.terminal import encoded
+from zkeep.cli.mount.live import opened_state
 from zkeep.errors import WrongUsage
-from zkeep.names import printable_path
+from zkeep.names import DatasetName, SnapshotName, printable_path
 
 if TYPE_CHECKING:
+    from zkeep.crypto.unwrap import GetKey
     from zkeep.restore.diff import DiffEntry
+    from zkeep.snapshot.open import OpenSnapshot
 
 
 @click.command("diff")
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("-t", "timestamp", is_flag=True, help="Begin with the time of the change.")
 @click.option("-h", "plain", is_flag=True, help="Do not escape what is not ASCII.")
 @takes_key
-@click.argument("arguments", nargs=-1, required=True, metavar="SNAPSHOT SNAPSHOT")
+@click.argument("arguments", nargs=-1, required=True, metavar="SNAPSHOT [SNAPSHOT|DATASET]")
 def diff_verb(
     *,
     classify: bool,
@@ -32,19 +39,54 @@ def diff_verb(
     key_locations: tuple[str, ...],
     arguments: tuple[str, ...],
 ) -> None:
-    """Show what changed from the first snapshot to the second: + made, - gone, M modified, R renamed."""
+    """Show what changed from the first snapshot to the second: + made, - gone, M modified, R renamed.
+
+    With a dataset in place of the second, or alone: what changed since then, also while it is mounted.
+
+    \b
+        zkeep diff vault/home@monday @tuesday
+        zkeep diff vault/home@monday
+    """
     from zkeep.restore.diff import diff
+
+    with _sides(arguments, keys_from(key_locations)) as (before, after):
+        for change in diff(before, after):
+            sys.stdout.buffer.write(_line(change, classify, scripted, timestamp, plain))
+
+
+@contextmanager
+def _sides(arguments: tuple[str, ...], get_key: GetKey) -> Iterator[tuple[OpenSnapshot, OpenSnapshot]]:
+    """Open what the arguments name: two snapshots, or one and what a dataset holds now."""
     from zkeep.snapshot.open import OpenSnapshot
 
-    if len(arguments) == 2 and arguments[1].startswith("@"):
-        arguments = (arguments[0], arguments[0].partition("@")[0] + arguments[1])
-    get_key = keys_from(key_locations)
-    with snapshots_of(arguments, 2) as (pool, (first, second), rest):
+    first, second = arguments[0], arguments[1] if len(arguments) == 2 else ""
+    if len(arguments) == 2 and second.startswith("@"):
+        arguments = (first, first.partition("@")[0] + second)
+    live = _dataset(first, second) if len(arguments) < 3 else None
+    if live is not None:
+        snapshot = SnapshotName.parse(first)
+        with (
+            open_pool(snapshot) as pool,
+            OpenSnapshot(pool, pool.snapshot(snapshot), get_key) as before,
+            opened_state(pool, pool.dataset(live), get_key, f"cannot diff '{live}'") as after,
+        ):
+            yield before, after
+        return
+    with snapshots_of(arguments, 2) as (pool, (one, other), rest):
         if rest:
             raise WrongUsage("diff takes two snapshots")
-        with OpenSnapshot(pool, first, get_key) as before, OpenSnapshot(pool, second, get_key) as after:
-            for change in diff(before, after):
-                sys.stdout.buffer.write(_line(change, classify, scripted, timestamp, plain))
+        with OpenSnapshot(pool, one, get_key) as before, OpenSnapshot(pool, other, get_key) as after:
+            yield before, after
+
+
+def _dataset(first: str, second: str) -> DatasetName | None:
+    """The dataset whose present state is the second side; None if that is a snapshot."""
+    if is_stream(first) or "@" not in first or "@" in second:
+        return None
+    name = DatasetName.parse(second or first.partition("@")[0])
+    if name.pool != SnapshotName.parse(first).dataset.pool:
+        raise WrongUsage(f"{first} and {name} are not in the same pool")
+    return name
 
 
 def _line(change: DiffEntry, classify: bool, scripted: bool, timestamp: bool, plain: bool) -> bytes:

@@ -352,7 +352,7 @@ def _into_datasets(pool: Pool, tree: SnapshotTree, recursive: bool, get_key: Get
         for snapshot in snapshots:
             check_snapshot(pool, snapshot, get_key, str(snapshot.name))
     for snapshot in snapshots:
-        below = tree.place(snapshot)
+        below = tree.place(snapshot.dataset)
         _into_dataset(pool, snapshot, to.child(below) if below else to)
 
 

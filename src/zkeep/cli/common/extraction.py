@@ -48,7 +48,7 @@ class ExtractRequest:
         errors = Errors()
         for snapshot in tree.snapshots(self.recursive):
             with errors.spared(), OpenSnapshot(pool, snapshot, get_key) as opened:
-                self._one(opened, tree.place(snapshot))
+                self._one(opened, tree.place(snapshot.dataset))
         if not self.paths:
             tree.say_left_out(self.recursive, self.verb)
         errors.conclude()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zkeep.cli.common.pools import runtime_folder
-from zkeep.errors import TryAgain
+from zkeep.cli.common.terminal import say
+from zkeep.errors import Refused, TryAgain
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from zkeep.live.fuse import Operations
     from zkeep.pool.datasets.model import Dataset, Pool
     from zkeep.restore.mount.fuse import ReadOnlyOperations
+    from zkeep.snapshot.open import OpenSnapshot
 
 IDLE = 60.0
 "Seconds after which snapshots that nobody looks at are closed."
@@ -158,18 +160,50 @@ def is_mounted(pool: Pool, dataset: Dataset) -> bool:
         return True
 
 
+def is_live_at(dataset: Dataset, folder: str) -> bool:
+    """Whether it is this folder on which a dataset was mounted read-write last; others show it read-only."""
+    return str(dataset.doc.get("folder", folder)) == folder
+
+
 @contextmanager
-def committed(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[None]:
+def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool = True) -> Iterator[None]:
     """While this is held, all that was written to these datasets is committed, and their mounts change nothing.
+
+    `named`: it gets a name, so that there must be something that has none.
 
     Raises:
         TryAgain: one is mounted, and its mount does not answer.
     """
-    from zkeep.live.control import held_still
+    from zkeep.live.control import COMMIT, SNAPSHOT, held_still
 
     mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
-    with held_still([socket_of(pool, dataset) for dataset in mounted], what):
+    with held_still([socket_of(pool, dataset) for dataset in mounted], what, SNAPSHOT if named else COMMIT):
         yield
+
+
+@contextmanager
+def opened_state(pool: Pool, dataset: Dataset, get_key: GetKey, what: str) -> Iterator[OpenSnapshot]:
+    """Open what a dataset holds now: if it is mounted read-write, all that was written to it so far.
+
+    It stays as it was, whatever is written meanwhile.
+
+    Raises:
+        Refused: it holds nothing.
+    """
+    from zkeep.pool.datasets.head import current_state
+    from zkeep.snapshot.open import OpenSnapshot
+
+    with ExitStack() as stack:
+        with ExitStack() as held:
+            try:
+                held.enter_context(committed(pool, [dataset], what, named=False))
+            except TryAgain as error:
+                say(f"warning: {error}; what is not committed yet is left out")
+            state = current_state(pool, dataset)
+            if state is None:
+                raise Refused(f"{what}: nothing was written to it yet")
+            opened = stack.enter_context(OpenSnapshot(pool, state, get_key))
+        yield opened
 
 
 @contextmanager
@@ -195,11 +229,8 @@ def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:
     Raises:
         TryAgain: its mount does not answer, or cannot commit.
     """
-    from zkeep.live.control import COMMIT, held_still
-
-    if is_mounted(pool, dataset):
-        with held_still([socket_of(pool, dataset)], what, COMMIT):
-            return
+    with committed(pool, [dataset], what, named=False):
+        return
 
 
 def end_mount(pool: Pool, dataset: Dataset, what: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from zkeep.names import DatasetName, parse_any, shown
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-    from zkeep.restore.mount.layout import MountLayout, MountPlace
+    from zkeep.restore.mount.layout import LazySnapshot, MountLayout, MountPlace
 
 OPTIONS = ("allow_other", "ro")
 
@@ -58,7 +58,7 @@ def mount_verb(
     unmounted. 'zkeep snapshot' takes a snapshot while it is mounted. After a crash it is as the last commit left it.
     Without DIR, it is mounted on its mountpoint, if one was set here; with -a, all datasets that have one.
 
-    Read-only, of a dataset, the newest snapshot is shown. All snapshots lie below .zfs/snapshot.
+    Read-only, of a dataset, what it holds when it is mounted is shown. All snapshots lie below .zfs/snapshot.
     With -r, read-only, each dataset below lies where its name says, as zfs mounts it; of a snapshot, theirs of this
     name.
 
@@ -215,9 +215,9 @@ def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
             if len(what) > 1:
                 raise WrongUsage("name one dataset, and a folder")
             pool = stack.enter_context(open_pool(name))
-            tree = _newest(pool, name)
+            tree = _current(pool, name)
             if not key_locations and not sys.stdin.isatty():
-                _check_key(pool, tree.top.dataset, any_loaded=True)
+                _check_key(pool, tree.datasets[0], any_loaded=True)
         else:
             pool, (snapshot,), rest = stack.enter_context(snapshots_of(what))
             if rest and "@" in rest[0]:
@@ -226,14 +226,17 @@ def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
                 raise WrongUsage("name one snapshot, and a folder")
             tree = SnapshotTree.of(pool, snapshot)
         get_key = keys_from(key_locations)
-        snapshots = tree.snapshots(request.recursive)
-        top, *below = [_place(pool, tree, s, get_key, whole=whole) for s in snapshots]
-        below = [place for place, s in zip(below, snapshots[1:], strict=True) if _can_open(pool, s, get_key)]
+        chosen = tree.shown(request.recursive)
+        snapshots = [state for _, state in chosen]
+        places = _Places(pool, tree, get_key, stack)
+        top = places.place(*chosen[0], whole=whole)
+        below = [places.place(*each, whole=whole) for each in chosen[1:] if _can_open(pool, each[1], get_key)]
         files = stack.enter_context(MountLayout(top.top, top.others, below))
         tree.say_left_out(request.recursive, "mount")
         _say_what_lacks(pool, snapshots)
         view = View(pool)
-        size = sum(int(view.get(s, "referenced").value or 0) for s in snapshots)
+        things = chosen if whole else [(state, state) for state in snapshots]
+        size = sum(int(view.get(thing, "referenced").value or 0) for thing, _ in things)
         yield str(name or tree.top.name), files, size
 
 
@@ -247,23 +250,49 @@ def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
             say(str(NotHere(str(snapshot.name))))
 
 
-def _newest(pool: Pool, name: DatasetName) -> SnapshotTree:
+def _current(pool: Pool, name: DatasetName) -> SnapshotTree:
     try:
-        return SnapshotTree.newest(pool, pool.dataset(name))
+        return SnapshotTree.current(pool, pool.dataset(name))
     except Refused as error:
         raise Refused(f"cannot mount {error}") from None
 
 
-def _place(pool: Pool, tree: SnapshotTree, snapshot: Snapshot, get_key: GetKey, *, whole: bool) -> MountPlace:
-    """`whole`: with all snapshots of the dataset below .zfs."""
-    from zkeep.restore.mount.layout import LazySnapshot, MountPlace
-    from zkeep.snapshot.open import OpenSnapshot
+@dataclass(frozen=True)
+class _Places:
+    """Makes what a read-only mount shows; `stack` closes what has to stay open."""
 
-    def lazy(s: Snapshot) -> LazySnapshot:
-        return LazySnapshot(s.doc["name"], int(s.doc["creation"]), partial(OpenSnapshot, pool, s, get_key))
+    pool: Pool
+    tree: SnapshotTree
+    get_key: GetKey
+    stack: ExitStack
 
-    every = [lazy(s) for s in pool.snapshots(snapshot.dataset)] if whole else None
-    return MountPlace(os.fsencode(tree.place(snapshot)), lazy(snapshot), every)
+    def place(self, dataset: Dataset, state: Snapshot, *, whole: bool) -> MountPlace:
+        """`whole`: with all snapshots of the dataset below .zfs."""
+        from zkeep.cli.mount.live import is_mounted
+        from zkeep.restore.mount.layout import MountPlace
+
+        every = [self._lazy(s) for s in self.pool.snapshots(dataset)] if whole else None
+        is_named = self.pool.snapshot_at(state.dataset.id, state.txg) is not None
+        changes = whole and (not is_named or is_mounted(self.pool, dataset))
+        shown = self._opened(dataset) if changes else self._lazy(state)
+        return MountPlace(os.fsencode(self.tree.place(dataset)), shown, every)
+
+    def _lazy(self, snapshot: Snapshot) -> LazySnapshot:
+        from zkeep.restore.mount.layout import LazySnapshot
+        from zkeep.snapshot.open import OpenSnapshot
+
+        opening = partial(OpenSnapshot, self.pool, snapshot, self.get_key)
+        return LazySnapshot(snapshot.doc["name"], int(snapshot.doc["creation"]), opening)
+
+    def _opened(self, dataset: Dataset) -> LazySnapshot:
+        """A state without a name: it stays open, as it could not be opened again once a newer one is there."""
+        from zkeep.cli.mount.live import opened_state
+        from zkeep.restore.mount.layout import LazySnapshot
+
+        where = f"cannot mount '{dataset.name}'"
+        opened = self.stack.enter_context(opened_state(self.pool, dataset, self.get_key, where))
+        doc = opened.snapshot.doc
+        return LazySnapshot(doc["name"], int(doc["creation"]), lambda: nullcontext(opened))
 
 
 def _can_open(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> bool:

@@ -56,7 +56,7 @@ def _unmount(name: str, folder: str, force: bool) -> None:
     if reason := _taken_away(folder, force):
         error = TryAgain if "busy" in reason else Refused
         raise error(f"cannot unmount {name} from {folder}: {reason}")
-    _wait_for_commit(name)
+    _wait_for_commit(name, folder)
     _tell_what_is_lost(name, folder)
     _forget(folder)
 
@@ -74,14 +74,16 @@ def _commit_first(name: str, folder: str, force: bool) -> None:
 
     `force`: then it is a warning.
     """
-    from zkeep.cli.mount.live import commit_mounted
+    from zkeep.cli.mount.live import commit_mounted, is_live_at
 
     with suppress(BadName, NotThere):
         parsed_name = parse_any(name)
         if isinstance(parsed_name, DatasetName):
             with open_pool(parsed_name) as pool:
                 try:
-                    commit_mounted(pool, pool.dataset(parsed_name), f"cannot unmount {name} from {folder}")
+                    dataset = pool.dataset(parsed_name)
+                    if is_live_at(dataset, folder):
+                        commit_mounted(pool, dataset, f"cannot unmount {name} from {folder}")
                 except TryAgain as error:
                     if not force:
                         raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
@@ -97,15 +99,16 @@ def _tell_what_is_lost(name: str, folder: str) -> None:
         raise Refused(f"{name} is unmounted, and what was written to it last is lost: {reason}")
 
 
-def _wait_for_commit(name: str) -> None:
+def _wait_for_commit(name: str, folder: str) -> None:
     """Return when what was written to a dataset is on disk: its mount commits when it is unmounted."""
-    from zkeep.cli.mount.live import wait_for_commit
+    from zkeep.cli.mount.live import is_live_at, wait_for_commit
 
     with suppress(BadName, NotThere):
         parsed_name = parse_any(name)
         if isinstance(parsed_name, DatasetName):
             with open_pool(parsed_name) as pool:
-                if (dataset := pool.find(parsed_name)) is not None:
+                dataset = pool.find(parsed_name)
+                if dataset is not None and is_live_at(dataset, folder):
                     wait_for_commit(pool, dataset, COMMITTING)
 
 

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from zkeep.cache import Cache
@@ -44,7 +44,7 @@ class LazySnapshot:
 
     name: str
     created: int
-    open: Callable[[], OpenSnapshot]
+    open: Callable[[], AbstractContextManager[OpenSnapshot]]
 
 
 @dataclass(frozen=True)
