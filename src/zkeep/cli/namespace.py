@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import click
 
@@ -11,6 +12,7 @@ from zkeep.agent import client
 from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import note_settings, opened, settings
 from zkeep.cli.keys import encryption
+from zkeep.cli.mount.live import held_mounts
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, parse_any, shown
 from zkeep.pool.datasets import namespace
@@ -137,15 +139,18 @@ def rename_verb(*, parents: bool, recursive: bool, unmounted: bool, force: bool,
 def promote_verb(name: str) -> None:
     """Make a clone independent of its origin.
 
-    The snapshots that both share become the clone's, and its origin becomes a clone of it.
+    The snapshots that both share become the clone's, and its origin becomes a clone of it. Both may be mounted.
 
     \b
         zkeep promote vault/home-tried
     """
     dataset = DatasetName.parse(name)
     with opened(dataset) as pool:
-        root = encryption_root(View(pool), pool.dataset(dataset))
-        promote(pool, dataset)
+        clone = pool.dataset(dataset)
+        root = encryption_root(View(pool), clone)
+        both = [clone, *(origin for origin, _ in islice(pool.origins(clone), 1))]
+        with held_mounts(pool, both, f"cannot promote {name}") as held_still:
+            promote(pool, dataset, held_still)
         now = encryption_root(View(pool), pool.dataset(dataset))
         # A root's key is its clone's from now on; where it is loaded, it stays so.
         if root is not None and now is not None and root.id != now.id and pool.scope is None:

@@ -238,6 +238,7 @@ class LiveDataset:
 
     def _open_base(self) -> tuple[OpenSnapshot, Filesystem]:
         self._close_base()
+        self.state = head.as_it_is_now(self.pool, self.dataset, self.state)
         with ExitStack() as stack:
             base = stack.enter_context(OpenSnapshot(self.pool, self.state, self._get_key, scattered=True))
             found = self._base = base, Filesystem(base)

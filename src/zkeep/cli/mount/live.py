@@ -182,6 +182,19 @@ def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool
 
 
 @contextmanager
+def held_mounts(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[set[int]]:
+    """While this is held, those of the datasets that are mounted change nothing; yields their ids.
+
+    Raises:
+        TryAgain: one is mounted, and its mount does not answer.
+    """
+    # A client of a server does not ask mounts: they are not its own.
+    mounted = [d for d in datasets if pool.scope is None and is_mounted(pool, d)]
+    with committed(pool, mounted, what, named=False):
+        yield {dataset.id for dataset in mounted}
+
+
+@contextmanager
 def opened_state(pool: Pool, dataset: Dataset, get_key: GetKey, what: str) -> Iterator[OpenSnapshot]:
     """Open what a dataset holds now: if it is mounted read-write, all that was written to it so far.
 

@@ -61,6 +61,12 @@ def current_state(pool: Pool, dataset: Dataset) -> Snapshot | None:
     return unnamed(pool, dataset) or last_snapshot(pool, dataset)
 
 
+def as_it_is_now(pool: Pool, dataset: Dataset, state: Snapshot) -> Snapshot:
+    """The state of a dataset, as documents say it now: it may have a name, or lie in the clone that was promoted."""
+    now = current_state(pool, dataset)
+    return now if now is not None and now.guid == state.guid else state
+
+
 def state_at(pool: Pool, dataset_id: int, txg: int) -> Snapshot | None:
     """The snapshot or the head of this txg."""
     found = pool.snapshot_at(dataset_id, txg)

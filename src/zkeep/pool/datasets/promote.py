@@ -9,6 +9,7 @@ module/zfs/dsl_crypt.c dsl_dataset_promote_crypt_sync().
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 
 from zkeep.errors import Refused
@@ -20,15 +21,20 @@ from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.types import Doc
 
 
-def promote(pool: Pool, name: DatasetName) -> None:
-    """Promote a clone in a transaction of its own. Raises Refused, TryAgain: nothing was changed."""
+def promote(pool: Pool, name: DatasetName, held_still: Collection[int] = ()) -> None:
+    """Promote a clone in a transaction of its own. Raises Refused, TryAgain: nothing was changed.
+
+    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile.
+    """
     with ExitStack() as stack, pool.transaction() as t:
         clone = pool.dataset(name)
-        lock_both(pool, clone, stack, set())
+        lock_both(pool, clone, stack, set(), held_still)
         promote_in(pool, t, clone)
 
 
-def lock_both(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> None:
+def lock_both(
+    pool: Pool, clone: Dataset, stack: ExitStack, held: set[int], held_still: Collection[int] = ()
+) -> None:
     """Lock both datasets against receives, destroys and mounts. `held`: ids of datasets that are locked already.
 
     Raises:
@@ -38,8 +44,10 @@ def lock_both(pool: Pool, clone: Dataset, stack: ExitStack, held: set[int]) -> N
         dataset = pool.by_id(dataset_id)
         busy = f"cannot promote {clone.name}: {dataset.name} is busy"
         stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
-        # A mount commits on top of the newest state of its dataset, which may move to the other one.
-        stack.enter_context(head.not_mounted(pool, dataset, f"cannot promote {clone.name}: {dataset.name}"))
+        # A mount commits on top of the newest state of its dataset, which may move to the other one. If it holds still,
+        # it finds it there: it knows it by its guid.
+        if dataset_id not in held_still:
+            stack.enter_context(head.not_mounted(pool, dataset, f"cannot promote {clone.name}: {dataset.name}"))
         held.add(dataset_id)
 
 
