@@ -92,3 +92,28 @@ def test_readonly_datasets_show_what_was_written_last(zkeep: Zkeep, tmp_path: Pa
         assert sorted(os.listdir(shown / "try")) == ["one"], "a clone that nothing was written to"
     assert zkeep("set", "readonly=off", "v/home") == 0
     assert names(tmp_path) == [b"one", b"two"]
+
+
+@needs_fuse
+def test_all_are_mounted_parents_first_and_read_only_ones_too(zkeep: Zkeep, tmp_path: Path) -> None:
+    """A dataset that is older than the one above it is mounted inside of that, not hidden by it."""
+    home = tmp_path / "home"
+    assert zkeep("create", "v/home/low") == 0
+    assert zkeep("create", "v/home/up") == 0
+    assert zkeep("rename", "v/home/low", "v/home/up/low") == 0
+    assert zkeep("create", "v/home/still") == 0
+    write(tmp_path, b"one", "v/home/still")
+    assert zkeep("set", "readonly=on", "v/home/still") == 0
+    assert zkeep("set", "exec=off", "v/home/still") == 0
+    assert zkeep("set", f"mountpoint={home}", "v/home") == 0
+    try:
+        assert zkeep("mount", "-a") == 0
+        assert zkeep("mount", "-a") == 0, "all are mounted already"
+        (home / "up" / "low" / "file").write_text("below")
+        assert os.listdir(home / "still") == ["one"]
+        (line,) = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"{home}/still" in line]
+        assert {"ro", "noexec", "nosuid", "nodev"} <= set(line.split()[3].split(","))
+    finally:
+        for folder in (home / "up" / "low", home / "up", home / "still", home):
+            zkeep("unmount", str(folder))
+    assert names(tmp_path, "v/home/up/low") == [b"file"]

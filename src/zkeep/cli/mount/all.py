@@ -63,13 +63,13 @@ def load_key_of(pool: Pool, dataset: Dataset) -> None:
 
 
 def mount_all(*, load_keys: bool) -> None:
-    """Mount every dataset that can be written to, has a mountpoint set here, and canmount=on.
+    """Mount every dataset that was made here, has a mountpoint set here, and canmount=on; those in another after it.
 
     Raises:
         ZkeepError: what the first one could not be mounted for; the others are mounted all the same.
     """
     failed: ZkeepError | None = None
-    for name in [name for pool in sorted(registry().pools()) for name in _mountable(pool)]:
+    for _, name in sorted(found for pool in registry().pools() for found in _mountable(pool)):
         command = [sys.executable, "-m", "zkeep", "mount", *(["-l"] if load_keys else []), str(name)]
         done = subprocess.run(command, check=False)  # noqa: S603
         if done.returncode and failed is None:
@@ -79,17 +79,23 @@ def mount_all(*, load_keys: bool) -> None:
         raise failed
 
 
-def _mountable(pool_name: str) -> list[DatasetName]:
-    from zkeep.cli.mount.live import allows, can_write, is_mounted
+def _mountable(pool_name: str) -> list[tuple[tuple[str, ...], DatasetName]]:
+    """Datasets that are to be mounted, each behind the parts of its mountpoint."""
+    from zkeep.cli.mount.live import allows, can_write, is_mounted, was_made_here
+    from zkeep.cli.mount.mounted import mounted
+    from zkeep.pool.datasets.head import current_state
     from zkeep.pool.datasets.view import View
 
+    taken = {folder for _, folder in mounted()}
     with open_pool(pool_name) as pool:
-        view = View(pool)
-        return [
-            dataset.name
-            for dataset in pool.tree().by_id.values()
-            if can_write(dataset, pool)
-            and allows(view, dataset, "canmount")
-            and mountpoint_of(pool, dataset) is not None
-            and not is_mounted(pool, dataset)
-        ]
+        view, found = View(pool), []
+        for dataset in pool.tree().by_id.values():
+            if not was_made_here(dataset, pool) or not allows(view, dataset, "canmount"):
+                continue
+            place = mountpoint_of(pool, dataset)
+            if place is None or str(place[0]) in taken or is_mounted(pool, dataset):
+                continue
+            # What is read-only must hold something that can be shown.
+            if can_write(dataset, pool) or current_state(pool, dataset) is not None:
+                found.append((place[0].parts, dataset.name))
+        return found

@@ -32,13 +32,18 @@ def allows(view: View, dataset: Dataset, name: str) -> bool:
 
 
 def can_write(dataset: Dataset, pool: Pool) -> bool:
-    """Whether a dataset can be mounted read-write: it is an encrypted filesystem, and nothing was received into it."""
-    from zkeep.pool.datasets.head import current_state
-    from zkeep.snapshot.commit import MADE_HERE
-
+    """Whether a dataset can be mounted read-write."""
     view = View(pool)
     if "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly")):
         return False
+    return was_made_here(dataset, pool)
+
+
+def was_made_here(dataset: Dataset, pool: Pool) -> bool:
+    """Whether a dataset is an encrypted filesystem, and nothing was received into it."""
+    from zkeep.pool.datasets.head import current_state
+    from zkeep.snapshot.commit import MADE_HERE
+
     state = current_state(pool, dataset)
     made_here = state is None or bool(state.doc.get(MADE_HERE))
     return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here

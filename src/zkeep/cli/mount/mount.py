@@ -189,21 +189,23 @@ def _mount(request: _Request, ready: Callable[[], None]) -> None:
     keep_secret(locked=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _open_layout(request) as (name, files, size), _quiet() as (captured, end):
+    with _open_layout(request) as (name, files, size, executable), _quiet() as (captured, end):
+        options = request.options if executable else {**request.options, "noexec": True}
 
         def on_mounted() -> None:
             end()
             ready()
 
         try:
-            serve(ReadOnlyOperations(files, size, _log, on_mounted), request.folder, name, request.options)
+            serve(ReadOnlyOperations(files, size, _log, on_mounted), request.folder, name, options)
         except OSError as error:
             raise Refused(f"cannot mount {name}: {captured() or error.strerror}") from None
 
 
 @contextmanager
-def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
-    """Open what the arguments name: its name, the layout of the mount, and its bytes."""
+def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int, bool]]:
+    """Open what the arguments name: its name, the layout of the mount, its bytes, and whether programs may run."""
+    from zkeep.cli.mount.live import allows
     from zkeep.pool.datasets.view import View
     from zkeep.restore.mount.layout import MountLayout
 
@@ -237,7 +239,7 @@ def _open_layout(request: _Request) -> Iterator[tuple[str, MountLayout, int]]:
         view = View(pool)
         things = chosen if whole else [(state, state) for state in snapshots]
         size = sum(int(view.get(thing, "referenced").value or 0) for thing, _ in things)
-        yield str(name or tree.top.name), files, size
+        yield str(name or tree.top.name), files, size, not whole or allows(view, tree.datasets[0], "exec")
 
 
 def _say_what_lacks(pool: Pool, snapshots: list[Snapshot]) -> None:
