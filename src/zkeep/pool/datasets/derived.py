@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zkeep.errors import Damaged
 from zkeep.pool.datasets.answers import NOTHING, Answer, Lookup, Thing, Value, head, type_name
 from zkeep.pool.datasets.model import Bookmark, Dataset, Snapshot
+from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.properties import PROPERTIES
 from zkeep.pool.datasets.space import Amount
 from zkeep.pool.datasets.things import RESUME
@@ -146,7 +147,7 @@ def _keylocation(view: Lookup, thing: Thing) -> Answer:
 
 def _token(view: Lookup, thing: Thing) -> Answer:
     # A receive that broke off inside the pool has a document; one that was encrypted on the way, a snapshot's field.
-    state = view.pool.catalog.get("receive", head(thing).key)
+    state = state_of(view.pool.catalog, head(thing))
     if state is None:
         newest = view.pool.newest_snapshot(head(thing))
         state = newest.doc.get(RESUME) if newest is not None else None
@@ -155,7 +156,7 @@ def _token(view: Lookup, thing: Thing) -> Answer:
 
 def _inconsistent(view: Lookup, thing: Thing) -> Answer:
     """1 while a dataset has nothing but a partial receive of its first snapshot."""
-    state = view.pool.catalog.get("receive", thing.key) if isinstance(thing, Dataset) else None
+    state = state_of(view.pool.catalog, thing) if isinstance(thing, Dataset) else None
     return Answer(int(bool(state and state.get("new"))))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, parse_pool, shown, whole_number
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, DatasetTree, Snapshot, dataset_key, txg_key
-from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, ChangeMark, Transaction
+from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, ChangeMark, Malformed, Transaction
 from zkeep.pool.store.disk import Disk
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import closing_on_error
@@ -433,8 +433,9 @@ class Pool:
         runs = t.scan("run", dataset.key + "/")
         segments = [segment for _, run in runs for segment in run["segments"]]
         # A partial receive has segments, too, that no run names yet.
-        partial = t.get("receive", dataset.key)
-        segments += partial["tally"]["segments"] if partial else []
+        with suppress(Malformed):
+            partial = t.get("receive", dataset.key)
+            segments += partial["tally"]["segments"] if partial else []
         for kind in ("snapshot", "begin", "run", "bookmark", "key", "sent"):
             for key, _ in t.scan(kind, dataset.key + "/"):
                 t.delete(kind, key)

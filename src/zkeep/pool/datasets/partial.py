@@ -2,19 +2,57 @@
 
 A document of kind `receive` with the dataset's key represents one. In zfs it is a clone called `%recv`; as there, the
 snapshot that its increment follows cannot be destroyed before the receive is finished or given up.
+
+One that is malformed costs that partial receive, and nothing else: everybody asks receives() and state_of(), which pass
+over it. The next receive replaces it, and `zkeep receive -A` removes it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Protocol
+
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.store.catalog import Malformed
+from zkeep.pool.types import Doc
 
 Bases = dict[tuple[int, int], Dataset]
+RECEIVE = "receive"
+
+
+class Reader(Protocol):
+    """A catalog or a transaction."""
+
+    def get(self, kind: str, key: str) -> Doc | None: ...
+
+    def sound(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]: ...
+
+
+def receives(reader: Reader) -> list[tuple[str, Doc]]:
+    """The documents of all receives, partial ones and those under way, by key."""
+    return reader.sound(RECEIVE)
+
+
+def state_of(reader: Reader, dataset: Dataset) -> Doc | None:
+    """The document of a dataset's partial receive; None if it has none, or one that nothing can be done with."""
+    with suppress(Malformed):
+        return reader.get(RECEIVE, dataset.key)
+    return None
+
+
+def is_malformed(reader: Reader, dataset: Dataset) -> bool:
+    """Whether the dataset has a partial receive with which nothing can be done."""
+    try:
+        reader.get(RECEIVE, dataset.key)
+    except Malformed:
+        return True
+    return False
 
 
 def bases(pool: Pool) -> Bases:
     """The dataset of a partial receive by the snapshot (dataset's id, txg) that it builds on."""
     found: Bases = {}
-    for key, doc in pool.catalog.scan("receive"):
+    for key, doc in receives(pool.catalog):
         dataset = pool.tree().get(int(key)) if key.isdecimal() else None
         if doc["resumable"] and doc["source"] and dataset:
             found[(int(doc["source"][0]), int(doc["source"][1]))] = dataset

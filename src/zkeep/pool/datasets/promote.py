@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName
-from zkeep.pool.datasets import head, keyrecords
+from zkeep.pool.datasets import head, keyrecords, partial
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool, txg_key
 from zkeep.pool.store.catalog import Transaction
@@ -124,7 +124,7 @@ def _redirect(pool: Pool, t: Transaction, origin: Dataset, clone: Dataset, txg: 
     for other in pool.tree().clones(origin):
         if other.id != clone.id and other.origin and other.origin[1] <= txg:
             pool.update_dataset(t, other, origin={"dataset": clone.id, "txg": other.origin[1]})
-    for key, doc in t.scan("receive"):
+    for key, doc in partial.receives(t):
         source = doc.get("source")
         if source and source[0] == origin.id and source[1] <= txg:
             # One under way has read what it needs, and its files stay. A partial one must find its source again.

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from zkeep.errors import Refused
 from zkeep.names import SnapshotName
+from zkeep.pool.datasets import partial
 from zkeep.pool.datasets.destroy import DestroyOptions, DestroyPlan, add_clones, check
 from zkeep.pool.datasets.model import Bookmark, Pool, Snapshot
 from zkeep.pool.datasets.view import View
@@ -56,7 +57,7 @@ def _refused(name: SnapshotName, reason: str, letter: str, what: str, names: Ite
 
 def _check_receives(pool: Pool, plan: DestroyPlan, snapshot: Snapshot) -> None:
     """An interrupted receive goes on from its source, which must stay."""
-    for _, state in pool.catalog.scan("receive"):
+    for _, state in partial.receives(pool.catalog):
         dataset_id, txg = state["source"] or (0, 0)
         if dataset_id == snapshot.dataset.id and txg > snapshot.txg:
             source = pool.snapshot_at(dataset_id, txg)
@@ -65,5 +66,5 @@ def _check_receives(pool: Pool, plan: DestroyPlan, snapshot: Snapshot) -> None:
                 f"{source.name if source else 'a newer snapshot'}; end it, or give it up with 'zkeep receive -A'"
             )
     for dataset in plan.datasets:
-        if pool.catalog.get("receive", dataset.key):
+        if partial.state_of(pool.catalog, dataset):
             raise Refused(f"cannot rollback to '{snapshot.name}': {dataset.name} has the state of a receive")

@@ -16,6 +16,7 @@ from zkeep.names import MAX_UINT64, BookmarkName, SnapshotName, whole_number
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.answers import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
+from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.properties import PROPERTIES, Property
 from zkeep.pool.datasets.space import HEAD, DatasetSpace, SpaceHistory
 from zkeep.pool.datasets.spaces import Spaces
@@ -223,7 +224,8 @@ class View:
         # Partial receives count what they keep, also where no reservation was written for them.
         for key in set(self.pool.catalog.keys("receive")) - docs.keys() - {apart_from}:
             if key.isdecimal() and self._is_in(level, int(key)):  # a partial receive of a version without reservations
-                partial = self.pool.catalog.get("receive", key)
+                dataset = self.tree.get(int(key))
+                partial = state_of(self.pool.catalog, dataset) if dataset is not None else None
                 total += int(partial["tally"]["bytes"]) if partial else 0
         return total
 

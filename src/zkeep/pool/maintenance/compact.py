@@ -23,6 +23,7 @@ from zkeep.pool.datasets import contents, destroy, summaries
 from zkeep.pool.datasets.history import history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import READERS, discard, reading
+from zkeep.pool.datasets.partial import receives
 from zkeep.pool.datasets.room import free_bytes
 from zkeep.pool.maintenance.step import ChangedError, CompactionStep, is_raw
 from zkeep.pool.store.port import segment_name
@@ -246,7 +247,8 @@ def sweep(pool: Pool) -> int:
     drafts = pool.store.drafts()
     with pool.catalog.reading():
         named = {s for _, doc in pool.catalog.scan("run") for s in doc["segments"]}
-        owners = {int(doc["txg"]): ("receive", key, doc) for key, doc in pool.catalog.scan("receive")}
+        owners = {int(doc["txg"]): ("receive", key, doc) for key, doc in receives(pool.catalog)}
+        lost = set(pool.catalog.keys("receive")) - {key for _, key, _ in owners.values()}
         owners |= {int(doc["txg"]): ("compact", key, doc) for key, doc in pool.catalog.scan("compact")}
     freed = 0
     # A txg has an owner if a document registers it: then its lock says whether the process lives. Files of no owner
@@ -259,7 +261,18 @@ def sweep(pool: Pool) -> int:
                 _remove_drafts(pool, [i for i in drafts if _txg(i) == txg])
         freed += _remove(pool, [i for i in files if _txg(i) not in owners and i not in named])
         _remove_drafts(pool, [i for i in drafts if _txg(i) not in owners])
+        # No receive is under way, as none reads: so a malformed document is of one that ended. Where a dataset has it,
+        # it is left for those who look what became of that.
+        _forget(pool, [key for key in lost if not key.isdecimal()])
     return freed
+
+
+def _forget(pool: Pool, receives: list[str]) -> None:
+    if receives:
+        with pool.transaction() as t:
+            for key in receives:
+                t.delete("receive", key)
+                t.delete("reserve", key)
 
 
 def _txg(segment_id: str) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.lifecycle import SCRUB
 from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
+from zkeep.pool.datasets.partial import is_malformed, receives
 from zkeep.pool.datasets.pruning import clock_fault
 from zkeep.pool.datasets.retention import BadRetention, parse_age, span
 from zkeep.pool.datasets.view import View
@@ -89,7 +90,7 @@ def examine(pool: Pool, now: int, names: Iterable[DatasetName] = ()) -> PoolHeal
     # One look at each kind of document, then one dataset after the other.
     chosen = {d.id: d for name in names for d in pool.tree().within(pool.dataset(name))} or view.tree.by_id
     ordered = sorted(chosen.values(), key=lambda dataset: dataset.name.text)
-    partials = {key: doc for key, doc in pool.catalog.scan("receive") if key.isdecimal()}
+    partials = {key: doc for key, doc in receives(pool.catalog) if key.isdecimal()}
     disk = os.statvfs(pool.path)
     scrub = pool.catalog.get(SCRUB, "") or {}
     found = PoolHealth(
@@ -141,6 +142,9 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
         yield HealthProblem("late", why)
     if found_damage(view.pool, dataset):
         yield HealthProblem("damaged", "the last scrub found damage in it")
+    if is_malformed(view.pool.catalog, dataset):
+        way = f"give it up with 'zkeep receive -A {dataset.name}'"
+        yield HealthProblem("damaged", f"its partial receive is not what was stored: {way}")
     if found.not_authentic:
         yield HealthProblem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
     if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:

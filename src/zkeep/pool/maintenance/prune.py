@@ -16,6 +16,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.contents import STEP as PART
 from zkeep.pool.datasets.model import CLOCK, Dataset, NotThere, Pool, Snapshot
+from zkeep.pool.datasets.partial import receives
 from zkeep.pool.datasets.pruning import NOTE_EVERY, Candidate, Offset, Reasons, clock_fault, decide
 from zkeep.pool.datasets.retention import BadRetention, Policy, parse, parse_age
 from zkeep.pool.datasets.view import View
@@ -77,7 +78,7 @@ def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Deci
         raise Damaged(f"cannot prune {dataset.name}: the last scrub found damage in it; {way}")
     snapshots = view.snapshots[dataset.id]
     # The snapshots (dataset's id, txg) that receives build on, partial ones and those under way.
-    sources = [doc["source"] for _, doc in pool.catalog.scan("receive")]
+    sources = [doc["source"] for _, doc in receives(pool.catalog)]
     needed = {(int(source[0]), int(source[1])) for source in sources if source}
     candidates = [Candidate(s.received_at, _pins(view, s, needed), not s.doc.get(PART)) for s in snapshots]
     try:

@@ -18,6 +18,7 @@ from zkeep.format.records import Feature
 from zkeep.pool.datasets import contents
 from zkeep.pool.datasets.model import Dataset, Pool, dataset_key, txg_key
 from zkeep.pool.datasets.orphans import undo
+from zkeep.pool.datasets.partial import receives
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.timeline.copying import Made
 from zkeep.pool.timeline.rewrite import Drops, RewriteJob, rewrite, shed, slices_of
@@ -219,7 +220,7 @@ class CompactionStep:
         first = txg_key(self._dataset.id, self.group[0].txg)
         if {key: doc for key, doc in behind.items() if key >= first} != known:
             raise ChangedError("others came meanwhile")
-        for _, doc in t.scan("receive"):
+        for _, doc in receives(t):
             if (source := doc.get("source")) and source[0] in family:
                 raise TryAgain("a receive that builds on them is not complete; end or abort it first")
 
@@ -305,7 +306,7 @@ class CompactionStep:
 
     def _rename_in_receives(self, t: Transaction, family: list[int]) -> None:
         """A receive that is interrupted names old runs, too; one that is under way must not be disturbed."""
-        for key, doc in t.scan("receive"):
+        for key, doc in receives(t):
             source = doc.get("source")
             if not source or source[0] not in family:
                 continue

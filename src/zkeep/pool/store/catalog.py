@@ -34,13 +34,14 @@ from zkeep.pool.store.index import (
     ChangeMark,
     ForeignIndex,
     Index,
+    Malformed,
     closing_on_error,
 )
 from zkeep.pool.store.journal import Journal, JournalPlace, Operation, encode
 from zkeep.pool.store.port import Store
 from zkeep.pool.types import Doc
 
-__all__ = ["Catalog", "ChangeMark", "Transaction"]
+__all__ = ["Catalog", "ChangeMark", "Malformed", "Transaction"]
 
 INDEX = "catalog.sqlite"
 RESERVE = "reserve"
@@ -70,6 +71,9 @@ class Transaction:
 
     def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
         return self._index.scan(kind, prefix)
+
+    def sound(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
+        return self._index.sound(kind, prefix)
 
     def next_id(self) -> int:
         """A number that no dataset or segment of this pool has had."""
@@ -135,6 +139,10 @@ class Catalog:
     def scan(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
         """All documents of `kind` whose key begins with `prefix`, by key."""
         return self._index.scan(kind, prefix)
+
+    def sound(self, kind: str, prefix: str = "") -> list[tuple[str, Doc]]:
+        """What scan() says, without documents that are not what one of their kind is: whole, and forged or a bug's."""
+        return self._index.sound(kind, prefix)
 
     def keys(self, kind: str, prefix: str = "") -> list[str]:
         return self._index.keys(kind, prefix)

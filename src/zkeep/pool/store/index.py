@@ -95,6 +95,10 @@ class ForeignIndex(Damaged):
     """An SQLite file whose schema is not ours: it may hold views and triggers, and nothing in it is used."""
 
 
+class Malformed(Damaged):
+    """A document that is whole, and not what one of its kind is: forged, or written by a faulty version."""
+
+
 _EVERYTHING = "SELECT * FROM doc ORDER BY kind, key"
 _ALL = f"SELECT * FROM doc WHERE {_DOCUMENTS} ORDER BY kind, key"  # noqa: S608 (constants)
 _LOOKUP = (
@@ -364,6 +368,15 @@ class Index:
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [(row[1], _checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
 
+    def sound(self, kind: str, prefix: str) -> list[tuple[str, Doc]]:
+        """What scan() says, without the documents that are not what one of their kind is."""
+        query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        found = []
+        for row in self._run(query, kind, prefix, prefix + _LAST):
+            with suppress(Malformed):
+                found.append((row[1], _checked(*row)))
+        return found
+
     def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` is `term` and whose key begins with `prefix`, by key."""
         start = f"{term}\n{prefix}"
@@ -460,5 +473,8 @@ def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
     if not isinstance(document, dict):
         raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} is no document; {REMEDY}")
     if wrong := fault(kind, key, document):
-        raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} {wrong}: it is not what was stored")
+        way = "; give it up with zkeep receive -A" if kind == "receive" else ""
+        raise Malformed(
+            f"catalog: {_without_quotes(kind)} {_without_quotes(key)} {wrong}: it is not what was stored{way}"
+        )
     return document

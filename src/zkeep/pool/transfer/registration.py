@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from zkeep.clock import seconds_now
-from zkeep.errors import TryAgain
+from zkeep.errors import Damaged, TryAgain
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Feature
 from zkeep.names import DatasetName
@@ -17,7 +17,9 @@ from zkeep.pool.datasets import charge
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.namespace import make_parents
+from zkeep.pool.datasets.partial import receives
 from zkeep.pool.store.catalog import Transaction
+from zkeep.pool.store.shapes import fault
 from zkeep.pool.timeline.ingest import ResumePoint, Tally
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import ReceivePlan, ReceiveTarget, nearest
@@ -73,7 +75,7 @@ class Registration:
             doc["object"], doc["offset"] = mark.write
         doc["token"] = token_of(doc).encode()
         with self._pool.transaction() as t:
-            t.put("receive", self._key, doc)
+            _put(t, self._key, doc)
         self.doc = doc
 
     def is_there(self, t: Transaction) -> bool:
@@ -130,9 +132,16 @@ def register(
         level = dataset or nearest(pool, target.name)
         reservation = _reservation(pool, target, charges, key, level, own=dataset is not None)
         reservation.begin(t, doc["base"])
-        t.put("receive", key, doc)
+        _put(t, key, doc)
         lock = locks.pop_all()
     return Registration(pool, target, dataset, key, doc, reservation, lock)
+
+
+def _put(t: Transaction, key: str, doc: Doc) -> None:
+    """Store the document of a receive. Raises Damaged: nobody could read it again, so there is a fault in it."""
+    if wrong := fault("receive", key, doc):
+        raise Damaged(f"the state of a receive {wrong}: it is not kept")
+    t.put("receive", key, doc)
 
 
 def register_again(pool: Pool, target: ReceiveTarget, charges: Charges, resumed: Resumed) -> Registration:
@@ -220,7 +229,7 @@ def token_of(doc: Doc) -> Token:
 def under_way(pool: Pool) -> list[DatasetName]:
     """The datasets in the pool's scope that are being received into now."""
     found = set()
-    for key, doc in pool.catalog.scan("receive"):
+    for key, doc in receives(pool.catalog):
         # A receive into a new dataset has no id yet: its reservation names the nearest dataset above.
         level = (pool.catalog.get(KIND, key) or {}).get("dataset", 0)
         dataset = pool.tree().get(int(key) if key.isdecimal() else int(level))

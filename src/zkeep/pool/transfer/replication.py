@@ -15,7 +15,7 @@ from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.orphans import discard
-from zkeep.pool.datasets.partial import base_of, bases, needed_by
+from zkeep.pool.datasets.partial import base_of, bases, needed_by, state_of
 from zkeep.pool.datasets.promote import lock_both, promote_in
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
@@ -177,7 +177,7 @@ def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterato
     for dataset in local:
         # Newest first: after a promotion both datasets have the old snapshots, and only the newest tells them apart.
         mine = [s.guid for s in reversed(pool.snapshots(dataset))]
-        partial = pool.catalog.get("receive", dataset.key) if not mine else None
+        partial = state_of(pool.catalog, dataset) if not mine else None
         mine += [partial["toguid"]] if partial else []
         found = next((guid for guid in mine if guid in guids), None)
         if found is not None:

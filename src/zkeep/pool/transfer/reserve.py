@@ -14,6 +14,7 @@ from contextlib import suppress
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.partial import receives
 from zkeep.pool.datasets.room import disk_is_full
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import ChangeMark, Transaction
@@ -194,7 +195,7 @@ def remove_leftovers(pool: Pool) -> bool:
     What a partial receive can go on with stays, and stays reserved. Returns whether anything was removed.
     """
     found = False
-    for key, doc in pool.catalog.scan("receive"):
+    for key, doc in receives(pool.catalog):
         with suppress(TryAgain), pool.store.lock(f"receive-{doc['txg']:x}", passing=True):
             # Only now it is certain that no process works on it: look at its document again.
             now, reserved = pool.catalog.get("receive", key), pool.catalog.get(KIND, key)

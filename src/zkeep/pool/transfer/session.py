@@ -27,6 +27,7 @@ from zkeep.pool.datasets.history import History, history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard, reading
+from zkeep.pool.datasets.partial import is_malformed, state_of
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
@@ -293,7 +294,9 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
             locks.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
         # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
         dataset = pool.find(target.name)
-        state = pool.catalog.get("receive", dataset.key) if dataset else None
+        if dataset is not None and is_malformed(pool.catalog, dataset):
+            target = _without_malformed(pool, dataset, target)
+        state = state_of(pool.catalog, dataset) if dataset else None
         begun = state if state and goes_on(state, event, target) else None
         if begun:
             target = begun_target(target, begun, pool.dataset(target.name))
@@ -327,6 +330,18 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
                         registration.remove(t)
             raise
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
+
+
+def _without_malformed(pool: Pool, dataset: Dataset, target: ReceiveTarget) -> ReceiveTarget:
+    """Give up a partial receive whose document nothing can be done with; the caller has the dataset's lock.
+
+    The dataset may have been made for it, so it may be overwritten if there is nothing in it.
+    """
+    pool.warn(f"{dataset.name}: its partial receive is not what was stored, and is given up")
+    with pool.transaction() as t:
+        t.delete("receive", dataset.key)
+        t.delete(KIND, dataset.key)
+    return target if past_of(pool, dataset) else replace(target, force=True)
 
 
 def _with_room(pool: Pool, make: Callable[[], Registration]) -> Registration:
@@ -377,17 +392,24 @@ def give_up(pool: Pool, dataset: Dataset) -> None:
         Refused: there is none.
     """
     with pool.store.lock(lock_name(dataset), busy=f"{dataset.name} is being received into"):
-        state = pool.catalog.get("receive", dataset.key)
-        if state is None:
+        state = state_of(pool.catalog, dataset)
+        if state is None and not is_malformed(pool.catalog, dataset):
             raise Refused(f"{dataset.name} has no resumable receive state to abort")
         with pool.transaction() as t:
             t.delete("receive", dataset.key)
             t.delete(KIND, dataset.key)
-            source = pool.snapshot_at(*state["source"]) if state["source"] else None
-            if source is not None:
-                remove_if_deferred(pool, t, source)
-            # A dataset that was made for it goes with it, unless something else is in it by now.
-            empty = head.newest_state(pool, dataset) is None and pool.tree().within(dataset) == [dataset]
-            if state["new"] and empty:
-                pool.remove_dataset(t, dataset)
-    discard(pool, state["tally"]["segments"])
+            if state is not None:
+                _remove_made_for(pool, t, dataset, state)
+    # Of a malformed one nobody knows the segments; what no document names is removed by compact.sweep().
+    discard(pool, state["tally"]["segments"] if state is not None else [])
+
+
+def _remove_made_for(pool: Pool, t: Transaction, dataset: Dataset, state: Doc) -> None:
+    """Remove what stayed for a partial receive: a source that is to be destroyed, a dataset that was made for it."""
+    source = pool.snapshot_at(*state["source"]) if state["source"] else None
+    if source is not None:
+        remove_if_deferred(pool, t, source)
+    # Not if something else is in the dataset by now.
+    empty = head.newest_state(pool, dataset) is None and pool.tree().within(dataset) == [dataset]
+    if state["new"] and empty:
+        pool.remove_dataset(t, dataset)

@@ -20,6 +20,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.view import View
 from zkeep.pool.types import Doc
 
@@ -43,7 +44,7 @@ def is_made_for(pool: Pool, dataset: Dataset) -> bool:
     """Whether a dataset was made for the steps that are all it has, or for the partial receive of the first one."""
     snapshots = pool.snapshots(dataset) if _has_steps(pool, dataset) else []
     if pool.newest_snapshot(dataset) is None:
-        partial = pool.catalog.get("receive", dataset.key)
+        partial = state_of(pool.catalog, dataset)
         return partial is not None and bool(partial["new"])
     return bool(snapshots) and all(snapshot.doc.get(RECEIVED_STEP) is True for snapshot in snapshots)
 

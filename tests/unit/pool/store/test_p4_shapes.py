@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from receivekit import receiving, take_chain
+from receivekit import cut, kept, receiving, stream, take, take_chain
 from zkeep.cli.main import run
 from zkeep.errors import Damaged
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool, dataset_key
 from zkeep.pool.datasets.registry import Registry
+from zkeep.pool.maintenance.scrub import scrub
 from zkeep.pool.store.shapes import OPTIONAL, REQUIRED, fault
+from zkeep.pool.timeline.ingest import Tally
 
 KEYED = ("pool", "dataset", "snapshot", "bookmark", "begin", "run", "receive", "reserve", "compact")
 WRONG = (None, "\x1b", -1, 1 << 64, 0.5, True, [], [1], ["../../x-1"], {}, {"x": [1]}, "../x", "9" * 5000)
@@ -24,7 +26,7 @@ CALLS = {
     "bookmark": (["list", "-t", "bookmark"], ["destroy", "v/a#b"]),
     "begin": (["send", "-w", "v/a@s2"], ["pool", "scrub", "v"]),
     "run": (["get", "used", "v/a"], ["send", "-w", "v/a@s2"], ["pool", "compact", "v"], ["pool", "scrub", "v"]),
-    "receive": (["receive", "-A", "v/a"], ["get", "receive_resume_token", "v/a"], ["destroy", "v/a@s2"]),
+    "receive": (["pool", "scrub", "v"],),
     "reserve": (["get", "available", "v/a"],),
     "compact": (["pool", "compact", "v"],),
 }
@@ -166,3 +168,81 @@ def test_p4_a_begin_that_is_none(home: Path, header: str, capfd: pytest.CaptureF
         status, err = says(capfd, *call)
         assert "unexpected" not in err, err
     assert status == 3
+
+
+ELSEWHERE = (
+    ["list", "-r", "-t", "all", "v"],
+    ["get", "-r", "all", "v"],
+    ["get", "receive_resume_token", "v/a"],
+    ["snapshot", "v/b@new"],
+    ["destroy", "v/a@s2"],
+    ["destroy", "-r", "v/b"],
+    ["rename", "v/b", "v/c"],
+    ["rollback", "-r", "v/a@s1"],
+    ["pool", "compact", "v"],
+    ["prune", "-r", "v"],
+    ["set", "quota=1T", "v/a"],
+    ["destroy", "-r", "v/a"],
+)
+
+
+@pytest.fixture
+def malformed(home: Path) -> Path:
+    """A pool with a partial receive into `v/a` that lacks a field, and one into a dataset that is not there yet."""
+    for key in (last(home, "receive")[0], f"txg/{97:020d}"):
+        change(home, "receive", key, {"resumable": True})
+    with Pool.open(home / "pool") as pool:
+        take_chain(pool, "full-s0", target="v/b")
+    return home
+
+
+@pytest.mark.parametrize("call", ELSEWHERE, ids=" ".join)
+def test_p3_a_malformed_receive_costs_nothing_else(
+    malformed: Path, call: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, err = says(capfd, *call)
+    assert (status, err) == (0, "") or (call[0] == "snapshot" and "zkeep" in err), err
+
+
+def test_p3_a_malformed_receive_is_told_of_and_given_up(malformed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["health", "v"]) == 3
+    assert "zkeep receive -A v/a" in capfd.readouterr().out
+    assert run(["receive", "-A", "v/a"]) == 0
+    assert run(["pool", "compact", "v"]) == 0
+    with Pool.open(malformed / "pool") as pool:
+        assert pool.catalog.keys("receive") == []
+        assert pool.catalog.keys("reserve") == []
+        assert pool.catalog.verify() == []
+        assert scrub(pool).clean
+    assert run(["receive", "-A", "v/a"]) == 1
+
+
+def test_p3_the_next_receive_replaces_a_malformed_one(malformed: Path) -> None:
+    said: list[str] = []
+    with Pool.open(malformed / "pool") as pool:
+        pool.warn = said.append
+        with pool.transaction() as t:
+            made = pool.create_dataset(t, DatasetName("v/d"))
+        change(malformed, "receive", made.key, {"resumable": True})
+        cut(pool, stream("full-s0"), 100_000, "v/d")  # without -F: the dataset may have been made for it
+        take(pool, stream("full-s0"), "v/d", resumable=True)
+        assert kept(pool)["v/d"] == ["s0"]
+        assert said == ["v/d: its partial receive is not what was stored, and is given up"]
+
+
+def test_p3_the_state_of_a_receive_that_nobody_could_read_is_not_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Tally.doc
+    monkeypatch.setattr(Tally, "doc", lambda tally: real(tally) | ({"extra": -1} if tally.segments else {}))
+    with Pool.open(home / "pool") as pool:
+        content = stream("full-s0")
+        cut(pool, content, len(content) // 2, "v/d")
+        state = pool.catalog.get("receive", pool.dataset(DatasetName("v/d")).key)
+        assert state is not None
+        assert state["tally"]["segments"] == []
+        with pytest.raises(Damaged, match="the state of a receive has a tally that is none: it is not kept"):
+            take(pool, content, "v/d", resumable=True)
+        monkeypatch.undo()
+        take(pool, content, "v/d", resumable=True)
+        assert kept(pool)["v/d"] == ["s0"]
