@@ -29,11 +29,13 @@ class Session:
     def __call__(self, *words: str) -> int:
         return run(list(words))
 
-    def receive(self, stream: Path | bytes, *words: str) -> subprocess.CompletedProcess[str]:
+    def receive(
+        self, stream: Path | bytes, *words: str, verb: str = "receive"
+    ) -> subprocess.CompletedProcess[str]:
         content = stream if isinstance(stream, bytes) else stream.read_bytes()
         path = self.folder / "stream"
         path.write_bytes(content)
-        command = [sys.executable, "-m", "zkeep", "receive", *words]
+        command = [sys.executable, "-m", "zkeep", verb, *words]
         with path.open("rb") as source:
             done = subprocess.run(command, stdin=source, capture_output=True, text=True, check=False)
         assert "Traceback" not in done.stderr
@@ -171,6 +173,27 @@ def test_a_raw_increment_cannot_follow_what_was_encrypted_here_nor_a_plain_one_w
         assert subprocess.run(send, stdout=sink, check=False).returncode == 0
     done = zkeep.receive(raw, "v/enc/ds")
     assert (done.returncode, "encrypted here, from a plain stream" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("verb", ["receive", "encrypt"])
+def test_an_increment_whose_source_is_gone_is_refused_with_the_way_out(
+    zkeep: Session, capsys: Capture, verb: str
+) -> None:
+    """A bookmark stays of it here, which is no source of a receive."""
+    for stream in (PLAIN_2018, PLAIN_2019):
+        assert zkeep.receive(stream, "v/enc/ds").returncode == 0
+    assert zkeep("bookmark", "v/enc/ds@2019", "#b") == 0
+    assert zkeep("rollback", "v/enc/ds@2019") == 0
+    assert zkeep("destroy", "v/enc/ds@2019") == 0
+    third = STORY / "plain-blanc-2020.zfs"
+    done = zkeep.receive(third, "v/enc/ds", verb=verb)
+    assert done.returncode == 1
+    assert "newest is @2018, 0x" in done.stderr
+    assert "send from that one, or from a bookmark of it" in done.stderr
+    assert zkeep("destroy", "v/enc/ds@2018") == 0
+    done = zkeep.receive(third, "v/enc/ds", verb=verb)
+    assert (done.returncode, "destination has no snapshot: send it in full" in done.stderr) == (1, True), done.stderr
+    assert listed(capsys, zkeep, "-t", "all", "-r", "v/enc") == ["v/enc", "v/enc/ds", "v/enc/ds#b"]
 
 
 def test_a_blind_pool_refuses_plain_streams_where_nothing_encrypts_them(zkeep: Session) -> None:

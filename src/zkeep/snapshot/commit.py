@@ -242,9 +242,10 @@ def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) 
     if record is None:
         raise Refused(f"{where}: it is not encrypted: create one with zkeep create -o encryption=on -o keyformat=...")
     wrapped = WrappedKeys.of(record.fields)
-    if last is not None:
-        return wrapped, master_keys(pool, last, get_key)
-    return wrapped, unwrap(wrapped, get_key(wrapped))
+    try:
+        return wrapped, master_keys(pool, last, get_key) if last is not None else unwrap(wrapped, get_key(wrapped))
+    except Refused as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def opening_of(group: Group, features: Feature, ivset_guid: int) -> Opening:

@@ -180,7 +180,8 @@ def take(pool: Pool, name: SnapshotName, options: FromOptions, locations: Sequen
     printer.summary(name, taken)
     if taken.problems:
         what = f"{name} was taken" if taken.snapshot else f"{name} would be taken"
-        raise NotAllRead(f"{what}, but {count(len(taken.problems), 'file')} could not be read as they are")
+        files = count(len(taken.problems), "file")
+        raise NotAllRead(f"{what}, but {files} could not be read as {'it is' if files == '1 file' else 'they are'}")
 
 
 def _step() -> int:

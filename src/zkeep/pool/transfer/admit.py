@@ -184,8 +184,10 @@ def _admit_increment(
         way = "roll back with -F, or take a snapshot"
         raise Refused(f"{where}: destination {dataset.name} has been modified since most recent snapshot: {way}")
     if source is None:
-        newest_is = f"newest is @{newest.doc['name']}, {newest.guid:#x}" if newest else "it has none"
-        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there ({newest_is})")
+        way = "destination has no snapshot: send it in full"
+        if newest is not None:
+            way = f"newest is @{newest.doc['name']}, {newest.guid:#x}: send from that one, or from a bookmark of it"
+        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there; {way}")
     _refuse_other_chain(pool, where, opening, source)
     doomed = _newer(pool, where, begin, dataset, source, target)
     return ReceivePlan(opening, begin, dataset, source, False, doomed)
@@ -286,7 +288,8 @@ def _refuse_overwriting(pool: Pool, begin: Begin, dataset: Dataset, target: Rece
     """
     where = f"cannot receive incremental stream into {target.name}"
     if not begin.flags & BeginFlag.CLONE and target.origin is None:
-        raise Refused(f"{where}: incremental source guid {begin.fromguid:#x} is not there")
+        missing = f"incremental source guid {begin.fromguid:#x} is not there"
+        raise Refused(f"{where}: {missing}; destination has no snapshot: send it in full")
     if not target.force:
         raise Refused(f"{where}: the stream is of a clone and destination exists; must specify -F to overwrite it")
     past = past_of(pool, dataset) or "has an origin; must destroy it"
