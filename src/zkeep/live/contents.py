@@ -8,6 +8,8 @@ from zkeep.live.inode import Inode
 from zkeep.tree.objects import Objects
 from zkeep.tree.windows import Content
 
+Buffer = bytes | bytearray | memoryview
+
 
 class Contents:
     """Reads and writes files. `dirty`: bytes that wait for the next commit; `base` gives what has the others."""
@@ -20,7 +22,15 @@ class Contents:
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Bytes of a file, zeros where it has holes; fewer where it ends."""
+        return bytes(self.view(inode, offset, size))
+
+    def view(self, inode: Inode, offset: int, size: int) -> Buffer:
+        """The same, not copied where the base has all of it. What is written later does not change it."""
         end = min(offset + size, inode.fields.size)
+        if not inode.blocks and offset < end:
+            stored = self._read_base(inode, offset, end)
+            if len(stored) == end - offset:
+                return stored
         out = bytearray(max(end - offset, 0))
         at = offset
         while at < end:
@@ -28,13 +38,13 @@ class Contents:
             start = number * inode.block
             if number in inode.blocks:
                 stop = min(start + inode.block, end)
-                part: bytes | bytearray = (inode.blocks[number] or b"")[at - start : stop - start]
+                part: Buffer = (inode.blocks[number] or b"")[at - start : stop - start]
             else:
                 stop = self._clean(inode, number, end)
                 part = self._read_base(inode, at, stop)
             out[at - offset : at - offset + len(part)] = part
             at = stop
-        return bytes(out)
+        return out
 
     def _clean(self, inode: Inode, number: int, end: int) -> int:
         """Where the blocks end that were not written, from this one on."""
@@ -43,7 +53,7 @@ class Contents:
             number += 1
         return min((number + 1) * inode.block, end)
 
-    def _read_base(self, inode: Inode, start: int, stop: int) -> bytes:
+    def _read_base(self, inode: Inode, start: int, stop: int) -> bytes | memoryview:
         """What the base has there; fewer bytes where it has no more, or that was cut off."""
         stop = min(stop, inode.cut * inode.block, (inode.last + 1) * inode.width)
         if not inode.stored or start >= stop:
@@ -51,7 +61,7 @@ class Contents:
         objects = self._base()
         if self._content is None or self._content[0] is not objects:
             self._content = objects, Content(objects)
-        return self._content[1].read(inode.number, (inode.last + 1) * inode.width, start, stop - start)
+        return self._content[1].view(inode.number, (inode.last + 1) * inode.width, start, stop - start)
 
     def load(self, inode: Inode, number: int) -> bytearray:
         """Load a block that is about to be changed, and mark it dirty. Its end may lack zeros."""

@@ -10,6 +10,7 @@ import errno
 import stat
 import time
 
+from zkeep.live.contents import Buffer
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.errors import fail
 from zkeep.live.inode import Inode
@@ -233,11 +234,15 @@ class LiveFiles:
     # Content
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        return bytes(self.view(inode, offset, size))
+
+    def view(self, inode: Inode, offset: int, size: int) -> Buffer:
+        """What is read, copied only where need be."""
         if inode.is_folder:
             fail(errno.EISDIR)
         if self._atime:
             self._note_access(inode)
-        return self.dataset.contents.read(inode, offset, size)
+        return self.dataset.contents.view(inode, offset, size)
 
     def _note_access(self, inode: Inode) -> None:
         now, fields = time.time_ns(), inode.fields

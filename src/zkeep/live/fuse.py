@@ -417,7 +417,7 @@ class Operations:
 
     def _read(self, request: Request) -> Body:
         _, offset, size, *_ = p.READ_IN.unpack_from(request.body)
-        return self.files.read(self._inode(request.node), offset, size)
+        return self.files.view(self._inode(request.node), offset, size)
 
     def _write(self, request: Request) -> bytes:
         _, offset, size, flags, *_ = p.WRITE_IN.unpack_from(request.body)

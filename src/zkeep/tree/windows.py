@@ -31,7 +31,7 @@ class Content:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._windows: Cache[tuple[int, int, int], bytes] = Cache(HELD, len)
+        self._windows: Cache[tuple[int, int, int], memoryview] = Cache(HELD, len)
         self._bad: Cache[tuple[int, int, int], bool] = Cache(OBJECTS)
         self._next: Cache[int, int] = Cache(OBJECTS)
 
@@ -41,6 +41,10 @@ class Content:
         Raises:
             BadBlock: a block that the stretch meets is damaged or not authentic.
         """
+        return bytes(self.view(number, end, offset, size))
+
+    def view(self, number: int, end: int, offset: int, size: int) -> bytes | memoryview:
+        """The same, not copied where all of it lies in one window."""
         last = min(offset + size, end)
         parts = []
         at = offset
@@ -52,7 +56,7 @@ class Content:
         self._next.put(number, at)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _window(self, number: int, end: int, at: int) -> tuple[int, bytes]:
+    def _window(self, number: int, end: int, at: int) -> tuple[int, memoryview]:
         """Return where a window begins that holds the byte at `at`, and its content."""
         block = max(self._objects.dnode(number).blksz, 512)
         # Windows of three sizes, all multiples of the block: wide, narrow, a single block. An object of a single block
@@ -78,7 +82,7 @@ class Content:
         except ZkeepError as error:
             raise BadBlock(number, keys[-1][1], error) from None
 
-    def _open(self, key: tuple[int, int, int], end: int) -> bytes:
+    def _open(self, key: tuple[int, int, int], end: int) -> memoryview:
         number, start, size = key
         # Holes stay zeros; blocks that reach beyond the window are cut.
         stop = min(start + size, end)
@@ -86,4 +90,4 @@ class Content:
         for offset, content in self._objects.data(number, start, stop):
             low, high = max(offset, start), min(offset + len(content), stop)
             out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
-        return bytes(out)
+        return memoryview(out).toreadonly()

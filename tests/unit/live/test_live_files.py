@@ -84,6 +84,26 @@ def test_acls_follow_the_mode_and_are_inherited(zkeep: Zkeep, tmp_path: Path) ->
         assert error_of(lambda: files.xattrs.set(inode, ACCESS, WITH_A_USER[:4])) == "EINVAL"
 
 
+def test_what_was_read_stays_whatever_is_written(zkeep: Zkeep, tmp_path: Path) -> None:
+    """An answer is not copied: it is on its way to the kernel when the next request changes the file."""
+    first, second = os.urandom(5 * RECORD), os.urandom(5 * RECORD)
+    with live(tmp_path) as files:
+        inode = files.make(b"file", FILE, OWNER)
+        files.write(inode, first, 0)
+        waiting = files.view(inode, 0, len(first))
+        files.dataset.commit()
+        stored = files.view(inode, 0, len(first))
+        parts = [files.view(inode, at, 1000) for at in range(0, len(first), 1000)]
+        assert all(memoryview(part).readonly for part in (stored, *parts))
+        files.write(inode, second, 0)
+        assert files.read(inode, 0, len(second)) == second
+        files.dataset.commit()
+        files.truncate(inode, 0)
+        files.dataset.commit()
+        assert waiting == stored == first
+        assert b"".join(parts) == first
+
+
 def test_holes_are_told_and_made(zkeep: Zkeep, tmp_path: Path) -> None:
     with live(tmp_path) as files:
         inode = files.make(b"file", FILE, OWNER)
