@@ -431,7 +431,10 @@ def _delete_index(store: Store) -> None:
 
 
 def _mend_journal(store: Store, wait: float) -> None:
-    """If the journal is damaged or shorter than a sound index, write it again from the index."""
+    """If the journal is damaged or shorter than a sound index, write it again from the index.
+
+    Raises Damaged: the index is not sound either, or lacks what lies behind the damage.
+    """
     journal = Journal(store)
     trouble: Damaged | None = None
     number = -1
@@ -443,6 +446,12 @@ def _mend_journal(store: Store, wait: float) -> None:
     with _sound_index(store, wait) as index:
         place = index.place() if index else None
         if index and place and place.number > number:
+            # The index may lag: what the journal has behind the index's place was acknowledged as well.
+            with index.change():
+                for after, operations in journal.following(place):
+                    index.apply(operations)
+                    place = after
+                index.move(place)
             journal.renew(place, index.rows())
         elif trouble:
             raise trouble

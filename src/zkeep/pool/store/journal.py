@@ -43,6 +43,7 @@ _CHUNK = 1 << 20
 _TORN = 10_000
 "Lines that are not whole in one log; each is what a crash left."
 _CHECKPOINT = re.compile(FOLDER + r"/(\d{20})\.ckpt\.gz")
+_FILE = re.compile(FOLDER + r"/(\d{20})\.(?:log|ckpt\.gz)")
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
@@ -205,6 +206,26 @@ class Journal:
             place = replace(place, number=number, digest=digest)
             yield place, operations
 
+    def following(self, place: JournalPlace) -> Iterator[tuple[JournalPlace, list[Operation]]]:
+        """The transactions after `place`, on into the logs of later checkpoints. No checkpoint is read.
+
+        Damaged: the chain breaks, so that what is behind cannot be had. A log that is shorter than `place` says has
+        nothing after it.
+        """
+        while True:
+            if self.length(place.generation) >= place.offset:
+                for after, operations in self.entries(place):
+                    yield after, operations
+                    place = after
+            # The next log begins at a checkpoint, and a checkpoint is made of all transactions before it.
+            found = map(_FILE.fullmatch, self._store.names(FOLDER))
+            later = min((int(match[1]) for match in found if match and int(match[1]) > place.generation), default=0)
+            if not later:
+                return
+            if later != place.number:
+                raise Damaged(f"{self._checkpoint(later)}: it is damaged, and so is a transaction before it")
+            place = replace(place, generation=later, offset=0)
+
     def _text(self, log: str, start: int, end: int) -> Iterator[bytes]:
         with self._store.open(log) as blob:
             chunks = (blob.read(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK))
@@ -243,10 +264,14 @@ class Journal:
         return JournalPlace(place.number, 0, place.number, place.digest)
 
     def renew(self, place: JournalPlace, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Replace the whole journal by a checkpoint. The caller has all documents in a durable place of their own."""
-        for name in self._store.names(FOLDER):
+        """Replace the whole journal by a checkpoint; `rows`: all documents as of `place`, its last."""
+        former = self._store.names(FOLDER)
+        # The new checkpoint is there before anything goes; it is the newest, so it counts from then on.
+        found = map(_FILE.fullmatch, former)
+        newest = max((int(match[1]) for match in found if match), default=-1)
+        self.checkpoint(replace(place, number=max(place.number, newest + 1)), rows)
+        for name in former:
             self._store.delete(name)
-        self.checkpoint(place, rows)
 
     def load(self, generation: int) -> tuple[JournalPlace, Iterator[tuple[str, str, str]]]:
         """The place of a checkpoint, and its documents; none for generation 0.
