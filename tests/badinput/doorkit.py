@@ -18,6 +18,8 @@ import zkeep
 ROOT = "v/alice"
 CANARY = "/canary/key"
 """Nothing may ever open it."""
+LZOP = ("/usr/bin/lzop", ["/usr/bin/lzop", "-dc"], None, {})
+"""The one program that is run, where it is installed: with these words, in no environment (server/filters.py)."""
 COMMANDS = (
     "zfs list -H -o name -t all v/alice",
     "zfs get -Hpd 1 -t snapshot guid,creation 'v/alice/home'",
@@ -109,6 +111,8 @@ class _Watch:
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if _Watch.found is None:
+        return
+    if event == "subprocess.Popen" and arguments == LZOP:
         return
     if event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"):
         _Watch.found.append(f"{event} {arguments!r}")

@@ -57,7 +57,8 @@ VALUES = {
     "get -d": ("9", "{}"),
 }
 """What an option takes; `{}` is a name, TOKEN a resume token of a snapshot that may be another's, GUID its guid."""
-FIRST = {"get": ("all", "guid,used", "{}", "written@s1"), "hold": ("tag", "bobs"), "release": ("bobs", "{}")}
+FIRST = {"get": ("all", "guid,used", "{}", "written@s1", "written@{}"), "hold": ("tag", "bobs")}
+FIRST |= {"release": ("bobs", "{}")}
 FIRST |= {"set": ("a:b=c", "quota=1G", "retention=daily=1", "a:b={}"), "inherit": ("quota", "a:b")}
 """The words that some verbs take before names."""
 

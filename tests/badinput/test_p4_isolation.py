@@ -114,3 +114,26 @@ def test_p4_an_origin_in_the_target_is_found(two: Box) -> None:
     """With -d and -e what was named is above the dataset that is made."""
     two.takes(clone_of(AFTER, "B/y@new"), "-d", "v/B")
     assert two.zkeep("get", "-Ho", "value", "origin", "v/B/y").out.strip() == "v/B/data@s1"
+
+
+def test_p4_written_since_a_snapshot_that_it_was_cloned_from(
+    named_here: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its full name, as zfs takes it; a client is told nothing about what it does not see."""
+
+    def written(since: str, dataset: str = "v/A/d/x") -> str:
+        return named_here.zkeep("get", "-Hp", "-o", "value", f"written@{since}", dataset).out.strip()
+
+    both, own = written("v/B/data@s0"), written("v/B/data@s1")
+    assert int(both) >= int(own) > 0
+    assert written("v/B/data@s0", "v/B/data") == written("s0", "v/B/data") != "-"
+    # What came after the clone, or is no part of its past, is none of its snapshots.
+    named_here.takes(AFTER, "v/B/data@s2")
+    # The clone has the same since s1 as its origin has.
+    assert (written("s0", "v/B/data"), written("s1", "v/B/data")) == (both, own)
+    for since in ("v/B/data@s2", "v/A/d@a0", "s1", "v/B/data@none", "v/B/data@s0@s1", "v/B/data#s0", "/@s0", "x@"):
+        assert written(since) == "-"
+    with monkeypatch.context() as patch:
+        line = "zfs get -Hp -o value written@v/B/data@s1,written@v/B/data@none v/A/d/x"
+        patch.setenv("SSH_ORIGINAL_COMMAND", line)
+        assert named_here.zkeep("server", "--root", "v/A").out.split() == ["-", "-"]

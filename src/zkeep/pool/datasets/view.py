@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from zkeep.errors import Damaged
-from zkeep.names import MAX_UINT64, BookmarkName, SnapshotName, whole_number
+from zkeep.names import MAX_UINT64, BadName, BookmarkName, SnapshotName, parse_any, whole_number
 from zkeep.pool.datasets import charge, derived, properties
 from zkeep.pool.datasets.answers import Answer, Thing, Value, head, letter
 from zkeep.pool.datasets.model import Bookmark, Dataset, Pool, Snapshot
@@ -146,20 +146,34 @@ class View:
         return Answer(_typed(prop, prop.default), "default", received)
 
     def _written_since(self, thing: Thing, name: str) -> Value:
-        """`written@x`: bytes written after the snapshot x of its dataset (`written#x`: after the bookmark x)."""
+        """`written@x`: bytes written after the snapshot x of its dataset (`written#x`: after the bookmark x).
+
+        x may be a full name, as `tank/home@x`; then also that of a snapshot from which the dataset was cloned.
+        """
         if isinstance(thing, Bookmark):
             return None
         dataset, mark = head(thing), name[len("written") :]
-        point: Snapshot | Bookmark | None
-        if mark[0] == "@":
-            point = self.pool.find_snapshot(SnapshotName(dataset.name, mark[1:]))
-        else:
-            point = self.pool.find_bookmark(BookmarkName(dataset.name, mark[1:]))
-        if point is None:
-            return None
-        since = point.txg
-        until = thing.txg if isinstance(thing, Snapshot) else HEAD
-        return self.history(dataset).written(since, until).stored
+        text = mark[1:] if "@" in mark[1:] or "#" in mark[1:] else f"{dataset.name}{mark}"
+        point: Snapshot | Bookmark | None = None
+        with suppress(BadName):
+            parsed = parse_any(text)
+            if isinstance(parsed, SnapshotName):
+                point = self.pool.find_snapshot(parsed)
+            elif isinstance(parsed, BookmarkName):
+                point = self.pool.find_bookmark(parsed)
+        return self._written(dataset, point, thing.txg if isinstance(thing, Snapshot) else HEAD) if point else None
+
+    def _written(self, dataset: Dataset, since: Snapshot | Bookmark, until: int) -> int | None:
+        """Bytes referred to at `until` and born after a point of the dataset's past; None: it is none of it."""
+        total = self.history(dataset).written(since.txg, until).stored
+        # What a clone got from its origin, and was born after the point, was written by the origin.
+        while since.dataset.id != dataset.id:
+            origin = dataset.origin and self.pool.snapshot_at(*dataset.origin)
+            if not origin or since.txg > origin.txg:
+                return None
+            dataset = origin.dataset
+            total += self.history(dataset).written(since.txg, origin.txg).stored
+        return total
 
     # Room
 
