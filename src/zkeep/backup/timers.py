@@ -62,6 +62,20 @@ class When:
             return self.text
         return f"{self.minute} {self.hour} * * {self.day + 1 if self.kind == 'weekly' else '*'}"
 
+    @property
+    def due(self) -> str | None:
+        """The time as `zkeep backup --due` takes it; None where cron's own fields are enough or all there is."""
+        if self.kind not in ("daily", "weekly"):
+            return None
+        return f"{DAYS[self.day] + ' ' if self.kind == 'weekly' else ''}{self.hour:02d}:{self.minute:02d}"
+
+    def last_before(self, now: datetime) -> datetime:
+        """The last time, daily or weekly, at which a run was to begin."""
+        at = now.replace(hour=self.hour, minute=self.minute, second=0, microsecond=0)
+        while at > now or (self.kind == "weekly" and at.weekday() != self.day):
+            at -= timedelta(days=1)
+        return at
+
     def next_after(self, now: datetime) -> datetime | None:
         """The next run, without the delay; None if only systemd or cron knows."""
         if self.kind == "calendar":
@@ -214,14 +228,20 @@ def _described(text: str) -> str:
 
 
 def cron_line(entry: Entry, when: When, environment: dict[str, str]) -> str:
-    """A line of a crontab, without its comment. cron reads `%` as the end of a line, quoted or not."""
+    """A line of a crontab, without its comment. cron reads `%` as the end of a line, quoted or not.
+
+    A daily or weekly backup is looked after every hour, by its own option --due: so none is missed for good.
+    """
+    at, words = when.cron, entry.words
+    if when.due is not None:
+        at, words = f"{when.minute} * * * *", (*words[:2], "--due", when.due, *words[2:])
     env = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
-    command = shlex.join([*env, *entry.words])
+    command = shlex.join([*env, *words])
     if not command.isprintable():  # a line feed begins another line, and so may other characters
         raise WrongUsage("cron takes no lines with control characters in them: use systemd, or another name")
     if "\\%" in command:
         raise WrongUsage("cron takes no backslash before a %: use systemd, or another name")
-    return f"{when.cron} {command}".replace("%", "\\%")
+    return f"{at} {command}".replace("%", "\\%")
 
 
 def entries(crontab: str) -> Iterator[Entry]:

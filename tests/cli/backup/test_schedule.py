@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -80,13 +82,85 @@ def test_a_line_of_cron(machine: Machine, tmp_path: Path) -> None:
     docs = str(tmp_path / "docs")
     machine.tab.write_text("0 5 * * * other\n")
     status, out, _ = machine("--cron", docs, "usb/docs", "--weekly", "Sun 03:00")
-    assert (status, "a time at which this machine is off is missed" in out) == (0, True)
+    assert (status, "one that is missed at Sun 03:00 begins later" in out) == (0, True)
     other, _, line = machine.tab.read_text().splitlines()
-    assert line.startswith("0 3 * * 7 env ZKEEP_HOME=")
-    assert line.endswith(f"backup {docs} usb/docs")
+    assert line.startswith("0 * * * * env ZKEEP_HOME=")
+    assert line.endswith(f"backup --due 'Sun 03:00' {docs} usb/docs")
     assert machine()[1].split()[-1] == "cron"
     assert machine("--remove", docs, "usb/docs")[0] == 0
     assert machine.tab.read_text() == f"{other}\n"
+    status, out, _ = machine("--cron", docs, "usb/docs", "--calendar", "0 3 * * 1-5")
+    assert (status, "a time at which this machine is off is missed" in out) == (0, True)
+    assert "--due" not in machine.tab.read_text()
+
+
+def test_a_line_of_cron_catches_up(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line is run every hour; the machine was off at the time of the backup, or the backup failed."""
+    docs = str(tmp_path / "docs")
+    (tmp_path / "docs" / "a").write_bytes(b"x")
+    now = [datetime(2026, 11, 28, 12, 0)]
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return now[0]
+
+    for module in ("zkeep.cli.backup.backup.datetime", "zkeep.cli.backup.schedule.datetime"):
+        monkeypatch.setattr(module, Then)
+    assert machine("--cron", docs, "usb/docs", "--daily", "02:30")[0] == 0
+    line = machine.tab.read_text().splitlines()[-1]
+    words = shlex.split(line.partition(" backup ")[2])
+    assert words[:2] == ["--due", "02:30"]
+    key = ["-L", (tmp_path / "key").as_uri()]
+
+    def snapshots() -> int:
+        capfd.readouterr()
+        assert run(["list", "-H", "-t", "snapshot", "usb/docs"]) == 0
+        return capfd.readouterr().out.count("\n")
+
+    # The first is due at its next time, not at once; then once, however often it is looked after.
+    counts = []
+    for day, hour in ((28, 13), (29, 1), (29, 7), (29, 8), (30, 2), (30, 3), (30, 4)):
+        now[0] = datetime(2026, 11, day, hour, 30)
+        assert run(["backup", *key, *words]) == 0
+        counts.append(snapshots())
+    assert counts == [0, 0, 1, 1, 2, 2, 2]
+    # One that fails is tried again.
+    now[0] = datetime(2026, 12, 1, 9, 30)
+    (tmp_path / "docs").rename(tmp_path / "away")
+    assert run(["backup", *key, *words]) == 1
+    (tmp_path / "away").rename(tmp_path / "docs")
+    now[0] = datetime(2026, 12, 1, 10, 30)
+    assert run(["backup", *key, *words]) == 0
+    assert snapshots() == 3
+    # What a clock noted that was years ahead keeps nothing from being done; nor does a note that is none.
+    (noted,) = (tmp_path / "home" / "backups").iterdir()
+    for text in ("99999999999\n", "", "\0\n", "9" * 40):
+        noted.write_text(text)
+        before = snapshots()
+        assert run(["backup", *key, *words]) == 0
+        assert snapshots() == before + 1
+    assert run(["backup", "--due", "noon", docs, "usb/docs"]) == 2
+
+
+def test_the_only_backup_need_not_be_named(machine: Machine, tmp_path: Path) -> None:
+    docs, key = tmp_path / "docs", (tmp_path / "key").as_uri()
+    status, _, err = machine("--daily", "02:30")
+    assert (status, err.splitlines()[-1]) == (2, "zkeep: name the backup: SRC DEST")
+    (docs / "a").write_bytes(b"x")
+    assert run(["backup", "-L", key, str(docs), "usb/docs"]) == 0
+    for words in ((), (str(docs),)):
+        assert machine("--daily", "02:30", *words)[0] == 0
+    assert machine()[1].count("\n") == 2
+    assert machine("--remove")[0] == 2
+    other = tmp_path / "other docs"
+    other.mkdir()
+    assert run(["create", "usb/more"]) == 0
+    assert run(["set", f"zkeep:backup-source={other}", "zkeep:backup-destination=ssh://box/v/o", "usb/more"]) == 0
+    status, _, err = machine("--hourly")
+    assert (status, f"'{other}' ssh://box/v/o" in err) == (2, True)
 
 
 def test_what_never_ran_cannot_be_scheduled(machine: Machine, tmp_path: Path) -> None:

@@ -38,6 +38,18 @@ def test_when(options: dict[str, object], calendar: str, cron: str, following: d
     assert (when.on_calendar, when.cron, when.next_after(NOW)) == (calendar, cron, following)
 
 
+def test_the_last_time_of_a_backup() -> None:
+    for when, last in (
+        (When("daily", 30, 12), datetime(2026, 11, 28, 12, 30)),
+        (When("daily", 31, 12), datetime(2026, 11, 27, 12, 31)),
+        (When("weekly", 0, 3, 6), datetime(2026, 11, 22, 3, 0)),
+        (When("weekly", 30, 12, 5), datetime(2026, 11, 28, 12, 30)),
+        (When("weekly", 31, 12, 5), datetime(2026, 11, 21, 12, 31)),
+    ):
+        assert when.last_before(NOW) == last
+    assert [When(kind, 5, 7, 6).due for kind in ("daily", "weekly", "hourly")] == ["07:05", "Sun 07:05", None]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,7 +111,8 @@ def test_a_crontab_keeps_what_is_not_ours() -> None:
     first = entry("/bin/zkeep", "backup", "a%b")
     second = Entry("zkeep-backup-other-2", "/srv", "vault/srv", "hourly", ("/bin/zkeep",))
     line = timers.cron_line(first, When("daily", 30, 2), {"ZKEEP_HOME": "/h"})
-    assert line == "30 2 * * * env ZKEEP_HOME=/h /bin/zkeep backup a\\%b"
+    assert line == "30 * * * * env ZKEEP_HOME=/h /bin/zkeep backup --due 02:30 a\\%b"
+    assert timers.cron_line(first, When("hourly", 7), {}) == "7 * * * * /bin/zkeep backup a\\%b"
     tab = timers.added(timers.added(before, first, line), second, "x")
     assert list(timers.entries(tab)) == [first, second]
     assert list(timers.entries(timers.added(tab, first, line))) == [second, first]

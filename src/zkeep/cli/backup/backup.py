@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
 
 from zkeep.backup.local import Job
 from zkeep.backup.places import Path, parse_destination, parse_source
+from zkeep.cli.backup import due
 from zkeep.cli.backup.events import Events
 from zkeep.cli.backup.ping import check_url, ping
 from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
@@ -26,6 +28,7 @@ from zkeep.pool.datasets import properties
 @click.option("--yes", "yes", is_flag=True, help="The first time: the key was or will be kept elsewhere, too.")
 @click.option("--key-file", metavar="FILE", help="The first time: use the key in FILE, or make it there.")
 @click.option("--recover", "recovers", is_flag=True, help="The state here is lost: fetch it from DEST; go on there.")
+@click.option("--due", "due_text", metavar="[DAY] HH:MM", help="Only if none that was done began since that time.")
 @passing_options
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DEST")
@@ -41,6 +44,7 @@ def backup_verb(
     yes: bool,
     key_file: str | None,
     recovers: bool,
+    due_text: str | None,
     retention: str | None,
     url: str | None,
     sshkey: str | None,
@@ -68,8 +72,8 @@ def backup_verb(
     A machine that lost what it knew goes on with --recover: the metadata of the newest snapshot of DEST is fetched, and
     authenticated with the key (-L). Nothing is ever destroyed at DEST; its own rules do that ('retention').
 
-    Exit status: 0 done; 3 done, but some files could not be read; 5 try again: it broke off, or the same backup runs
-    already; 1 refused.
+    Exit status: 0 done, or not due (--due); 3 done, but some files could not be read; 5 try again: it broke off, or the
+    same backup runs already; 1 refused.
 
     \b
         zkeep backup ~/Documents ssh://box/vault/me
@@ -87,11 +91,28 @@ def backup_verb(
         *(tuple(locations), excluding, recovers),
     )
     wanted.reading().exclusions()  # a pattern that is none is refused before anything else
-    with told(check_url(url) if not dry_run else None, wanted) as events:
-        _back_up(wanted, events)
+    _back_up(wanted, check_url(url) if not dry_run else None, due_text)
 
 
-def _back_up(wanted: Wanted, events: Events) -> None:
+def _back_up(wanted: Wanted, url: str | None, due_text: str | None) -> None:
+    """Do it if it is due, and note that it was done.
+
+    That is so also if some files could not be read: nothing is gained by another try.
+    """
+    began = datetime.now()
+    if due_text is not None and not due.is_due(wanted.job, due.parse_due(due_text), began):
+        return
+    try:
+        with told(url, wanted) as events:
+            _do(wanted, events)
+    except NotAllRead:
+        due.note(wanted.job, began)
+        raise
+    if not wanted.dry_run:
+        due.note(wanted.job, began)
+
+
+def _do(wanted: Wanted, events: Events) -> None:
     if wanted.recovers and (not isinstance(wanted.job.source, Path) or wanted.job.destination.host is None):
         raise WrongUsage("--recover goes with a folder that is backed up to a host")
     if isinstance(wanted.job.source, Path):

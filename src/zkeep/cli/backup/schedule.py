@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -15,17 +16,18 @@ from typing import Any
 import click
 
 from zkeep.backup import timers
-from zkeep.backup.local import Job, digest
+from zkeep.backup.local import DESTINATION, SOURCE, Job, digest
 from zkeep.backup.places import Path, parse_destination, parse_source
 from zkeep.backup.timers import Entry, When
+from zkeep.cli.backup import due
 from zkeep.cli.backup.ping import check_url
 from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
 from zkeep.cli.common import text
 from zkeep.cli.common.own_path import own_path
-from zkeep.cli.common.pools import registry
+from zkeep.cli.common.pools import opened, registry
 from zkeep.cli.common.snapshot_from import FromOptions
-from zkeep.errors import Refused, TryAgain, WrongUsage
-from zkeep.names import shown
+from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
+from zkeep.names import printable, shown
 from zkeep.pool.datasets import properties
 
 RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"
@@ -65,8 +67,9 @@ def schedule_verb(
 
     With systemd, a timer is made that also catches up on what was missed while the machine was off: as root for the
     system, else for this user ('loginctl enable-linger' lets it run while you are not logged in). Elsewhere it is a
-    line of this user's crontab, and nothing catches up. The other options are those of 'zkeep backup'. That has to be
-    run once before where the first time asks for a key: for all but an encrypted dataset.
+    line of this user's crontab, which looks every hour whether a daily or weekly backup is due. The other options are
+    those of 'zkeep backup'. That has to be run once before where the first time asks for a key: for all but an
+    encrypted dataset. SRC and DEST may be left out if only one backup was made here.
 
     \b
         zkeep schedule ~/Documents ssh://box/vault/me --daily 02:30
@@ -75,13 +78,12 @@ def schedule_verb(
         zkeep schedule --remove ~/Documents ssh://box/vault/me
     """
     place: ScheduleStore = Systemd() if not cron and Systemd.is_there() else Cron()
-    if source is None:
-        if remove or hourly or daily or weekly or calendar:
-            raise WrongUsage("name the backup: SRC DEST")
+    makes = bool(hourly or daily or weekly or calendar)
+    if source is None and not (remove or makes):
         _list()
         return
-    if destination is None:
-        raise WrongUsage("name where it goes: SRC DEST")
+    if source is None or destination is None:
+        source, destination = _only_one(source, remove=remove)
     job = Job(parse_source(source, registry().pools()), parse_destination(destination))
     name = timers.unit_name(job.base(), digest(job)[:8])
     if remove:
@@ -90,8 +92,39 @@ def schedule_verb(
     when = timers.parse_when(hourly, daily, weekly, calendar, int(digest(job)[:8], 16))
     _check_ready(job, passed)
     words = (own_path(), "backup", *_words(passed), str(job.source), str(job.destination))
+    due.begin_with(job, datetime.now())
     place.add(Entry(name, str(job.source), str(job.destination), _describe(when), words), when)
     _say_next(place, when, name)
+
+
+def _only_one(source: str | None, *, remove: bool) -> tuple[str, str]:
+    """SRC and DEST of the backup that is meant: the only one that was made here, or the only one of SRC.
+
+    Raises:
+        WrongUsage: there are none or several; or it is to be removed, for which both are to be named.
+    """
+    missing = "name the backup: SRC DEST" if source is None else "name where it goes: SRC DEST"
+    made = [] if remove else _made_here()
+    if source is not None:
+        wanted = str(parse_source(source, registry().pools()))
+        made = [pair for pair in made if pair[0] == wanted]
+    if len(made) != 1:
+        more = ", ..." if len(made) > 3 else ""
+        known = ", ".join(shlex.join(pair) for pair in made[:3])
+        raise WrongUsage(f"{missing}" + (f"; made here were {printable(known)}{more}" if made else ""))
+    return made[0]
+
+
+def _made_here() -> list[tuple[str, str]]:
+    """SRC and DEST of all backups of folders that were made by this machine."""
+    found = set()
+    for name in registry().pools():
+        with suppress(ZkeepError, OSError), opened(name) as pool:
+            for dataset in pool.tree().by_name.values():
+                pair = tuple(str(dataset.doc["local"].get(key)) for key in (SOURCE, DESTINATION))
+                if {SOURCE, DESTINATION} <= dataset.doc["local"].keys():
+                    found.add((pair[0], pair[1]))
+    return sorted(found)
 
 
 def _describe(when: When) -> str:
@@ -148,7 +181,7 @@ def _say_next(place: ScheduleStore, when: When, name: str) -> None:
     following = at.strftime("%a %Y-%m-%d %H:%M") if at is not None else place.next_run(when)
     click.echo(f"made {place.describe(name)}")
     click.echo(f"next run: {following or 'as the calendar says'}" + place.delay)
-    for line in place.hints():
+    for line in place.hints(when):
         click.echo(line)
 
 
@@ -212,7 +245,7 @@ class ScheduleStore:
     def next_run(self, when: When) -> str:
         return ""
 
-    def hints(self) -> list[str]:
+    def hints(self, when: When) -> list[str]:
         return []
 
 
@@ -329,7 +362,7 @@ class Systemd(ScheduleStore):
                 return line.partition(":")[2].strip()
         return ""
 
-    def hints(self) -> list[str]:
+    def hints(self, when: When) -> list[str]:
         lines = [f"systemd was not reached; then call: {called}" for called in self._failed]
         name = pwd.getpwuid(os.getuid()).pw_name if not self._system else ""
         if not self._system and not os.path.exists(f"/var/lib/systemd/linger/{name}"):
@@ -357,7 +390,9 @@ class Cron(ScheduleStore):
     def describe(self, name: str) -> str:
         return "a line of your crontab"
 
-    def hints(self) -> list[str]:
+    def hints(self, when: When) -> list[str]:
+        if when.due is not None:
+            return [f"cron looks every hour whether it is due: one that is missed at {when.due} begins later"]
         return ["cron makes up for nothing: a time at which this machine is off is missed"]
 
     def _read(self) -> str:

@@ -1,0 +1,62 @@
+"""Whether a backup is due: cron knows nothing of a time at which the machine was off, asleep or without a network.
+
+So cron calls `zkeep backup --due 02:30` every hour. When a backup that was done began is noted in a file of the home.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from zkeep.backup import timers
+from zkeep.backup.local import Job, digest
+from zkeep.backup.timers import When
+from zkeep.cli.common.pools import registry
+from zkeep.names import MAX_UINT64, whole_number
+
+FOLDER = "backups"
+
+
+def parse_due(text: str) -> When:
+    """Parse `HH:MM` or `DAY HH:MM`. Raises WrongUsage: it is neither."""
+    is_daily = text[:1].isdigit()
+    return timers.parse_when(False, text if is_daily else None, None if is_daily else text, None, 0)
+
+
+def is_due(job: Job, when: When, now: datetime) -> bool:
+    """Whether none that was done began since the last time at which one is to begin.
+
+    A note from the future is that of a clock that was wrong: it counts for nothing.
+    """
+    began = _noted(job)
+    return began is None or not when.last_before(now) <= began <= now
+
+
+def note(job: Job, began: datetime) -> None:
+    """Note when a backup that is done began. Where that fails, the next one is only earlier than it had to be."""
+    path = _path(job)
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(f"{int(began.timestamp())}\n")
+        fresh.replace(path)
+
+
+def begin_with(job: Job, now: datetime) -> None:
+    """Let the first backup be due at its next time, not at once, if nothing is noted yet."""
+    if _noted(job) is None:
+        note(job, now)
+
+
+def _path(job: Job) -> Path:
+    return registry().home / FOLDER / digest(job)[:16]
+
+
+def _noted(job: Job) -> datetime | None:
+    try:
+        with _path(job).open(encoding="ascii") as file:
+            return datetime.fromtimestamp(whole_number(file.read(32).strip(), MAX_UINT64))
+    except (OSError, ValueError, OverflowError):
+        return None
