@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zkeep.backup import fetch
 from zkeep.backup.parts import Parts
 from zkeep.errors import NotAuthentic, TryAgain
+from zkeep.pool.datasets.contents import NotHere
 from zkeep.pool.datasets.model import Pool, Snapshot
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ def fetch_paths(
     with PartialSnapshot(pool, snapshot, get_key, parts.blocks) as opened:
         if opened.is_volume:
             return opened.snapshot
-        filesystem = Filesystem(opened)
-        found = [path for text in paths for path in typed(filesystem, text)]
-        _fetch_contents(parts, opened, wanted_objects(opened, filesystem, found), on_retry, pause)
+        try:
+            filesystem = Filesystem(opened)
+            found = [path for text in paths for path in typed(filesystem, text)]
+            wanted = wanted_objects(opened, filesystem, found)
+        except NotHere:
+            raise NotAuthentic(f"{opened.name}: not all came that was asked for: a folder lacks blocks") from None
+        _fetch_contents(parts, opened, wanted, on_retry, pause)
         return opened.snapshot
 
 
