@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from zkeep.backup.places import Path, Place
 from zkeep.backup.plan import Have, LostThere, NothingInCommon, Plan, Point, plan
+from zkeep.errors import Refused
 from zkeep.names import BadName, DatasetName
 from zkeep.pool.datasets import contents, destroy, sent
 from zkeep.pool.datasets.contents import STEP
@@ -157,7 +158,15 @@ def drop_older(pool: Pool, dataset: Dataset, guid: int) -> list[str]:
     view = View(pool)
     old = [s for s in snapshots if s.txg < newest.txg and is_whole(s) and _OWN.fullmatch(str(s.doc["name"]))]
     free = [s for s in old if not s.holds and not pool.tree().clones(dataset, s.txg)]
+
+    def decide_again() -> None:
+        # The one that the destination has may have been destroyed meanwhile: then the next increment needs another.
+        now = pool.snapshot_at(dataset.id, newest.txg)
+        if now is None or now.guid != guid:
+            raise Refused(f"cannot destroy {free[-1].name}: {newest.name} was destroyed meanwhile")
+
     if free:
-        names = ",".join(str(snapshot.doc["name"]) for snapshot in free)
-        destroy.execute(pool, destroy.plan_snapshots(view, dataset.name, names, destroy.DestroyOptions()))
+        plan = destroy.DestroyPlan(snapshots=free)
+        destroy.check(view, plan, destroy.DestroyOptions())
+        destroy.execute(pool, plan, decide_again=decide_again)
     return [str(snapshot.doc["name"]) for snapshot in free]

@@ -7,7 +7,7 @@ without -r, clones without -R.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -205,10 +205,17 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
     return view.figures(top).used.stored - compute(kept, runs, pins).datasets[top.id].used.stored
 
 
-def execute(pool: Pool, plan: DestroyPlan, held_still: Collection[int] = ()) -> None:
+def execute(
+    pool: Pool,
+    plan: DestroyPlan,
+    held_still: Collection[int] = (),
+    decide_again: Callable[[], None] = lambda: None,
+) -> None:
     """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit.
 
-    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile.
+    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile. `decide_again`: called
+    within the transaction that destroys, where nothing changes any more: it may take snapshots out of the plan, or
+    raise.
     """
     segments: list[str] = []
     rolled_back = [plan.back_to[0]] if plan.back_to else []
@@ -221,6 +228,7 @@ def execute(pool: Pool, plan: DestroyPlan, held_still: Collection[int] = ()) -> 
             if dataset.id not in held_still:
                 stack.enter_context(head.not_mounted(pool, dataset, f"cannot destroy {dataset.name}"))
         with pool.catalog.transaction(urgent=True) as t:
+            decide_again()
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)
     discard(pool, segments)
@@ -247,18 +255,24 @@ def _recheck(pool: Pool, plan: DestroyPlan) -> None:
         now = pool.snapshot_at(snapshot.dataset.id, snapshot.txg)
         if not now or now.doc != snapshot.doc:
             raise Refused(f"cannot destroy {snapshot.name}: it was changed meanwhile")
-    # What came into a doomed dataset since the plan was made was never shown to the user.
     planned = Counter(s.dataset.id for s in plan.snapshots)
     for dataset in plan.datasets:
-        fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
-        if fresh or len(pool.catalog.keys("snapshot", dataset.key + "/")) != planned[dataset.id]:
-            raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
+        _recheck_dataset(pool, dataset, known, planned[dataset.id])
     if plan.back_to:
         dataset, txg = plan.back_to
         newer = {s.key for s in pool.snapshots_after(dataset, txg)}
         gone = txg > 0 and pool.snapshot_at(dataset.id, txg) is None
         if gone or newer - {s.key for s in plan.snapshots}:
             raise Refused(f"cannot roll back {dataset.name}: it was changed meanwhile")
+
+
+def _recheck_dataset(pool: Pool, dataset: Dataset, known: set[int], planned: int) -> None:
+    """Refuse if a doomed dataset has another name now, or more in it: what came since was never shown to the user."""
+    now = pool.tree().get(dataset.id)
+    fresh = [d for d in pool.tree().within(dataset) if d.id not in known]
+    count = len(pool.catalog.keys("snapshot", dataset.key + "/"))
+    if now is None or now.name != dataset.name or fresh or count != planned:
+        raise Refused(f"cannot destroy {dataset.name}: it was changed meanwhile")
 
 
 def _remove(pool: Pool, t: Transaction, plan: DestroyPlan) -> list[str]:

@@ -52,6 +52,7 @@ class Decision:
     dataset: Dataset
     policy: Policy
     verdicts: list[Verdict]
+    clock: Clock
 
     @property
     def gone(self) -> list[Snapshot]:
@@ -91,7 +92,7 @@ def consider(view: View, dataset: Dataset, policy: Policy, clock: Clock) -> Deci
     for s, why in zip(snapshots, reasons, strict=True):
         marked = not why and pool.catalog.lookup("bookmark", "guid", str(s.guid), "")
         verdicts.append(Verdict(s, ("bookmark",) if marked else why))
-    return Decision(dataset, policy, verdicts)
+    return Decision(dataset, policy, verdicts, clock)
 
 
 def _pins(view: View, snapshot: Snapshot, needed: set[tuple[int, int]]) -> Reasons:
@@ -146,13 +147,36 @@ def datasets(pool: Pool, name: DatasetName, recursive: bool) -> list[Dataset]:
 def execute(pool: Pool, decision: Decision) -> Iterator[Snapshot]:
     """Destroy what goes, a step in each transaction; yields what is destroyed.
 
+    Within each transaction all is decided again, by what is there then: others may have taken holds, bookmarks or
+    clones, set another retention, or found damage. Only what was to go and is to go still goes.
+
     Raises:
-        Refused: a snapshot was changed meanwhile (a hold, a clone): those before it are gone, and it stays.
+        Refused: something is to stay now; the others are gone.
+        Damaged: a scrub found damage meanwhile.
     """
-    gone = decision.gone
+    gone, stays = decision.gone, dict[str, str]()
     for start in range(0, len(gone), STEP):
-        # Check again in each step: holds and clones may have come since the decision.
         plan = destroy.DestroyPlan(snapshots=gone[start : start + STEP])
-        destroy.check(View(pool), plan, destroy.DestroyOptions())
-        destroy.execute(pool, plan)
+
+        def decide_again(plan: destroy.DestroyPlan = plan) -> None:
+            going = {snapshot.key for snapshot in _decide_again(pool, decision)}
+            stays.update({s.key: str(s.name) for s in plan.snapshots if s.key not in going})
+            plan.snapshots = [s for s in plan.snapshots if s.key in going]
+
+        destroy.execute(pool, plan, decide_again=decide_again)
         yield from plan.snapshots
+    if stays:
+        names = list(stays.values())
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        what = "what keeps them changed meanwhile"
+        raise Refused(f"cannot prune {', '.join(names[:3])}{more}: {what}; 'zkeep prune -v' says what keeps them")
+
+
+def _decide_again(pool: Pool, decision: Decision) -> list[Snapshot]:
+    """What is to go by what is there now; nothing where the dataset is gone or has no policy any more."""
+    view = View(pool)
+    dataset = view.tree.get(decision.dataset.id)
+    policy = policy_of(view, dataset) if dataset is not None else None
+    if dataset is None or policy is None:
+        return []
+    return consider(view, dataset, policy, decision.clock).gone

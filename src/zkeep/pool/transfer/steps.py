@@ -74,5 +74,11 @@ def remove_older(pool: Pool, name: DatasetName) -> None:
     if dataset is not None and steps:
         done = f"the newest snapshot of {name} is received"
         with pool.afterwards(done, "the next stream"), suppress(Refused):
-            names = ",".join(str(step.doc["name"]) for step in steps)
-            destroy.execute(pool, destroy.plan_snapshots(View(pool), dataset.name, names, destroy.DestroyOptions()))
+            plan, newest = destroy.DestroyPlan(snapshots=steps), max(s.txg for s in pool.snapshots(dataset))
+            destroy.check(View(pool), plan, destroy.DestroyOptions())
+
+            def decide_again() -> None:
+                if pool.snapshot_at(dataset.id, newest) is None:
+                    raise Refused(f"cannot destroy steps of {name}: its newest snapshot was destroyed meanwhile")
+
+            destroy.execute(pool, plan, decide_again=decide_again)
