@@ -102,9 +102,11 @@ def check_dataset(dataset: Dataset) -> None:
 
 
 def _set(pool: Pool, t: Transaction, thing: Dataset | Snapshot) -> None:
-    if thing.doc["local"].get(CONTENTS) == METADATA:
+    # As it is now: what was set on it since it was looked up stays.
+    now = t.get("dataset" if isinstance(thing, Dataset) else "snapshot", thing.key) or thing.doc
+    if now["local"].get(CONTENTS) == METADATA:
         return
-    local = {**thing.doc["local"], CONTENTS: METADATA}
+    local = {**now["local"], CONTENTS: METADATA}
     if isinstance(thing, Dataset):
         pool.update_dataset(t, thing, local=local)
     else:

@@ -354,9 +354,9 @@ class Pool:
                 raise Refused(f"cannot set so many properties: each has room for {MOST_SETTINGS} bytes of them")
 
     def update_dataset(self, t: Transaction, dataset: Dataset, **fields: object) -> Dataset:
-        """Set these fields; the others stay as the catalog has them."""
+        """Set these fields; the others stay as the catalog has them. Raises Refused: it was destroyed meanwhile."""
         self._bound(fields.get("local"))
-        changed = Dataset(dataset.name, {**(t.get("dataset", dataset.key) or dataset.doc), **fields})
+        changed = Dataset(dataset.name, {**_as_now(t, "dataset", dataset), **fields})
         t.put("dataset", dataset.key, changed.doc)
         return changed
 
@@ -400,7 +400,7 @@ class Pool:
 
     def update_snapshot(self, t: Transaction, snapshot: Snapshot, **fields: object) -> Snapshot:
         self._bound(fields.get("local"))
-        changed = Snapshot(snapshot.dataset, {**(t.get("snapshot", snapshot.key) or snapshot.doc), **fields})
+        changed = Snapshot(snapshot.dataset, {**_as_now(t, "snapshot", snapshot), **fields})
         t.put("snapshot", snapshot.key, changed.doc)
         return changed
 
@@ -411,7 +411,7 @@ class Pool:
         """
         t.delete("snapshot", snapshot.key)
         dataset = snapshot.dataset
-        now = t.get("dataset", dataset.key) or dataset.doc  # it may have been mounted since it was looked up
+        now = t.get("dataset", dataset.key) or {}  # it may have been mounted since it was looked up
         if now.get("live") and not self.catalog.after("run", dataset.key + "/", snapshot.key):
             t.put(HEAD, dataset.key, {**snapshot.doc, "name": "head", "holds": {}, "local": {}})
         else:
@@ -450,6 +450,14 @@ class Pool:
         doc, now = t.get("dataset", dataset.key), seconds_now()
         if doc and doc.get("snapshots_changed") != now:
             t.put("dataset", dataset.key, {**doc, "snapshots_changed": now})
+
+
+def _as_now(t: Transaction, kind: str, thing: Dataset | Snapshot) -> Doc:
+    """The document as it is in a transaction: one that is gone must not come back with what was read before."""
+    now = t.get(kind, thing.key)
+    if now is None:
+        raise NotThere(f"cannot change {thing.name}: it was destroyed meanwhile")
+    return now
 
 
 def read_identity(path: Path, file_name: str = IDENTITY) -> Doc:

@@ -90,7 +90,8 @@ def remember(pool: Pool, reported: list[HealthChange]) -> None:
     """Note what was reported, so that it is not reported again."""
     with pool.transaction() as t:
         for change in reported:
-            if change.problems:
+            is_there = change.key == _POOL or t.get("dataset", change.key) is not None
+            if change.problems and is_there:
                 t.put(STATE, change.key, {"kinds": sorted({problem.kind for problem in change.problems})})
             else:
                 t.delete(STATE, change.key)

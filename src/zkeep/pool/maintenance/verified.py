@@ -21,6 +21,8 @@ def note(pool: Pool, snapshot: Snapshot, now: int, *, authentic: bool) -> None:
         return
     with suppress(ZkeepError, OSError), pool.transaction() as t:
         key = snapshot.dataset.key
+        if t.get("dataset", key) is None:
+            return  # destroyed meanwhile: nobody would remove the note
         failed = [guid for guid in (t.get(VERIFY, key) or {}).get("failed", []) if guid != snapshot.guid]
         if not authentic:
             failed = [*failed[-MOST_FAILED + 1 :], snapshot.guid]

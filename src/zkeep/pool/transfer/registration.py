@@ -9,11 +9,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from zkeep.clock import seconds_now
-from zkeep.errors import Damaged, TryAgain
+from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Feature
 from zkeep.names import DatasetName
-from zkeep.pool.datasets import charge
+from zkeep.pool.datasets import charge, head
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.namespace import make_parents
@@ -69,14 +69,23 @@ class Registration:
 
     def note(self, mark: ResumePoint) -> None:
         """Register a finished segment of a resumable receive: from here on it survives this process."""
-        # The tally, the checksum and the last key are of the same moment: a resumed stream goes on exactly there.
-        doc = {**self.doc, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
-        if mark.write:
-            doc["object"], doc["offset"] = mark.write
-        doc["token"] = token_of(doc).encode()
         with self._pool.transaction() as t:
+            # What others wrote stays: a promotion, where the source is now. What they removed does not come back.
+            now = t.get("receive", self._key)
+            if now is None or now["txg"] != self.txg:
+                raise Refused(f"cannot receive {self._target.name}: the receive was given up meanwhile")
+            # The tally, the checksum and the last key are of the same moment: a resumed stream goes on exactly there.
+            doc = {**now, "tally": mark.tally.doc(), "state": list(mark.state), "last": list(mark.last)}
+            if mark.write:
+                doc["object"], doc["offset"] = mark.write
+            doc["token"] = token_of(doc).encode()
             _put(t, self._key, doc)
         self.doc = doc
+
+    def source(self, t: Transaction) -> tuple[int, int] | None:
+        """The dataset's id and the txg of what an increment follows, as they are now: a promotion may have moved it."""
+        doc = t.get("receive", self._key) or self.doc
+        return (int(doc["source"][0]), int(doc["source"][1])) if doc["source"] else None
 
     def is_there(self, t: Transaction) -> bool:
         """Whether the receive is registered still; the commit of its snapshot ends that."""
@@ -115,6 +124,9 @@ def register(
         QuotaExceeded: there is no room.
     """
     with ExitStack() as locks, pool.transaction() as t:
+        # The source as it was admitted: from here on a promotion that moves it is followed.
+        if plan.source is not None and head.state_at(pool, plan.source.dataset.id, plan.source.txg) is None:
+            raise TryAgain(f"cannot receive {target.name}: {plan.source.name}, its source, was changed meanwhile")
         # The lock comes before anybody can see the document, and take its owner for dead.
         txg = t.next_txg()
         _lock_txg(pool, target, txg, locks)

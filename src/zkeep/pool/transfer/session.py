@@ -14,7 +14,7 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Self
 
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.checksum import fletcher4
 from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.objtypes import ObjsetType
@@ -54,6 +54,10 @@ DSL_CRYPTO = {
     "keyformat": "keyformat",
     "pbkdf2iters": "pbkdf2iters",
 }
+
+
+LOCKED_ANEW = 10
+"How often a dataset is looked up again that others replace while it is locked."
 
 
 class ReceiveSession:
@@ -157,7 +161,7 @@ class ReceiveSession:
         with self._pool.transaction() as t:
             # Check again what may have changed since the BEGIN.
             self._registration.check()
-            source = self._plan.source
+            source = self._follow_source(t)
             if int(self._refquota() or 0):
                 # What the source refers to, less what died, and what came.
                 before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
@@ -185,6 +189,15 @@ class ReceiveSession:
             if not self._target.dry_run:
                 sum_up(self._pool, snapshot.dataset)
         return snapshot
+
+    def _follow_source(self, t: Transaction) -> Snapshot | None:
+        """What the stream follows, wherever it is now: a promotion may have moved it to another dataset."""
+        at, known = self._registration.source(t), self._plan.source
+        if known is not None and at is not None and at != (known.dataset.id, known.txg):
+            moved = head.state_at(self._pool, *at)
+            if moved is not None and moved.guid == known.guid:
+                self._plan = replace(self._plan, source=moved)
+        return self._plan.source
 
     def _current_dataset(self, t: Transaction) -> Dataset:
         """The dataset as it is now, if what was checked at the BEGIN still holds; it is made if need be."""
@@ -285,15 +298,8 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
     charges = charges or Charges(pool)
     with ExitStack() as locks:
         # 1. No other process may receive into the dataset, or destroy it.
-        #    Where there is no dataset yet, its name is locked.
-        there = pool.find(target.name)
-        name = lock_name(there) if there else f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"
-        busy = f"cannot receive into {target.name}: dataset is busy"
-        locks.enter_context(pool.store.lock(name, busy=busy, passing=there is None))
-        if (there := pool.find(target.name)) is not None and not target.head:
-            locks.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
+        dataset = _locked(pool, target, locks)
         # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
-        dataset = pool.find(target.name)
         if dataset is not None and is_malformed(pool.catalog, dataset):
             target = _without_malformed(pool, dataset, target)
         state = state_of(pool.catalog, dataset) if dataset else None
@@ -330,6 +336,29 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
                         registration.remove(t)
             raise
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
+
+
+def _locked(pool: Pool, target: ReceiveTarget, locks: ExitStack) -> Dataset | None:
+    """Lock the dataset, or where there is none yet, its name; returns the dataset as it is under the lock.
+
+    Raises:
+        TryAgain: another process has the lock.
+    """
+    busy = f"cannot receive into {target.name}: dataset is busy"
+    for _ in range(LOCKED_ANEW):
+        with ExitStack() as stack:
+            found = pool.find(target.name)
+            name = lock_name(found) if found else f"name-{sha256(target.name.text.encode()).hexdigest()[:32]}"
+            stack.enter_context(pool.store.lock(name, busy=busy, passing=found is None))
+            # It may have been made, renamed or destroyed before the lock was ours: then that was another's lock.
+            there = pool.find(target.name)
+            if (there and there.id) != (found and found.id):
+                continue
+            if there is not None and not target.head:
+                stack.enter_context(head.not_mounted(pool, there, f"cannot receive into {target.name}"))
+            locks.push(stack.pop_all())
+            return there
+    raise TryAgain(busy)
 
 
 def _without_malformed(pool: Pool, dataset: Dataset, target: ReceiveTarget) -> ReceiveTarget:
@@ -391,15 +420,15 @@ def give_up(pool: Pool, dataset: Dataset) -> None:
     Raises:
         Refused: there is none.
     """
-    with pool.store.lock(lock_name(dataset), busy=f"{dataset.name} is being received into"):
-        state = state_of(pool.catalog, dataset)
-        if state is None and not is_malformed(pool.catalog, dataset):
+    busy = f"{dataset.name} is being received into"
+    with pool.store.lock(lock_name(dataset), busy=busy), pool.transaction() as t:
+        state = state_of(t, dataset)
+        if state is None and not is_malformed(t, dataset):
             raise Refused(f"{dataset.name} has no resumable receive state to abort")
-        with pool.transaction() as t:
-            t.delete("receive", dataset.key)
-            t.delete(KIND, dataset.key)
-            if state is not None:
-                _remove_made_for(pool, t, dataset, state)
+        t.delete("receive", dataset.key)
+        t.delete(KIND, dataset.key)
+        if state is not None:
+            _remove_made_for(pool, t, dataset, state)
     # Of a malformed one nobody knows the segments; what no document names is removed by compact.sweep().
     discard(pool, state["tally"]["segments"] if state is not None else [])
 
