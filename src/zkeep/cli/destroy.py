@@ -7,7 +7,7 @@ import click
 from zkeep.cli.common import text
 from zkeep.cli.common.give_back import give_back
 from zkeep.cli.common.pools import opened
-from zkeep.cli.mount.unmount import unmount_datasets
+from zkeep.cli.mount.unmount import unmounted
 from zkeep.errors import WrongUsage
 from zkeep.names import BookmarkName, DatasetName
 from zkeep.pool.datasets import destroy
@@ -68,8 +68,8 @@ def destroy_verb(
         if verbose or parsable:
             _report(view, plan, dry_run, parsable, bool(mark))
         if not dry_run:
-            unmount_datasets(pool, plan.datasets, f"cannot destroy '{name}'", force=force)
-            _execute(pool, plan)
+            with unmounted(pool, plan.datasets, f"cannot destroy '{name}'", force=force):
+                _execute(pool, plan)
 
 
 def _report(view: View, plan: destroy.DestroyPlan, dry_run: bool, parsable: bool, of_snapshots: bool) -> None:

@@ -149,8 +149,8 @@ def promote_verb(name: str) -> None:
         clone = pool.dataset(dataset)
         root = encryption_root(View(pool), clone)
         both = [clone, *(origin for origin, _ in islice(pool.origins(clone), 1))]
-        with held_mounts(pool, both, f"cannot promote {name}") as held_still:
-            promote(pool, dataset, held_still)
+        with held_mounts(pool, both, f"cannot promote {name}") as mounts:
+            promote(pool, dataset, mounts)
         now = encryption_root(View(pool), pool.dataset(dataset))
         # A root's key is its clone's from now on; where it is loaded, it stays so.
         if root is not None and now is not None and root.id != now.id and pool.scope is None:

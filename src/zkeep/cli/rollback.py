@@ -7,7 +7,7 @@ import click
 from zkeep.cli.common.give_back import give_back
 from zkeep.cli.common.pools import opened
 from zkeep.cli.mount.live import rolled_back
-from zkeep.cli.mount.unmount import unmount_datasets
+from zkeep.cli.mount.unmount import unmounted
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.destroy import DestroyOptions, execute
 from zkeep.pool.datasets.rollback import plan_rollback
@@ -33,8 +33,8 @@ def rollback_verb(recursive: bool, clones: bool, force: bool, name: str) -> None
         view = View(pool)
         plan = plan_rollback(view, snapshot, DestroyOptions(recursive or clones, clones))
         dataset = pool.dataset(snapshot.dataset)
-        unmount_datasets(pool, plan.datasets, f"cannot rollback to '{snapshot}'", force=force)
-        with rolled_back(pool, dataset, f"cannot rollback to '{snapshot}'") as is_mounted:
-            execute(pool, plan, held_still={dataset.id} if is_mounted else ())
+        what = f"cannot rollback to '{snapshot}'"
+        with unmounted(pool, plan.datasets, what, force=force), rolled_back(pool, dataset, what) as mounts:
+            execute(pool, plan, mounts)
         with pool.afterwards("rolled back"):
             give_back(pool, {pool.dataset(snapshot.dataset).id})

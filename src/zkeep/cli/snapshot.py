@@ -120,8 +120,9 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
             raise Refused(f"cannot create snapshot {dataset.name}@{name.name}: dataset already exists")
     keys = keys_from(locations)
     # Where a dataset is mounted read-write, its mount writes what it holds back, and waits.
-    with committed(pool, wanted, f"cannot create snapshot {name}"):
+    with committed(pool, wanted, f"cannot create snapshot {name}") as mounts:
         for dataset in wanted:
+            mounts.check()
             take_state(pool, dataset.name.snapshot(name.name), keys)
     return [str(dataset.name.snapshot(name.name)) for dataset in wanted]
 

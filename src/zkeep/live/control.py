@@ -14,8 +14,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from zkeep.live.dataset import LiveDataset
 from zkeep.live.kernel_cache import KernelCache
 from zkeep.names import shown
 from zkeep.pool.datasets import head
+from zkeep.pool.datasets.destroy import lock_name
 
 STILL = 20.0
 "Seconds that a mount holds still for one that asked for it."
@@ -73,6 +75,10 @@ def listening(path: Path) -> Iterator[socket.socket]:
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
+            # To close it does not wake the thread that waits for a connection: it would take one of the next socket
+            # that gets the same descriptor.
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
 
 
 class Mount(Protocol):
@@ -128,8 +134,11 @@ def _let_roll_back(client: socket.socket, dataset: LiveDataset, mount: Mount) ->
         is_done = False
         with suppress(OSError):  # it took too long
             is_done = client.recv(1) == ROLLBACK
-        # 2. Who asked may have been killed before it could say so: then another state is there now. If it was rolled
-        #    back to the state that the mount has, only what waits is dropped.
+        # 2. Who asked may be in the middle of it, and must not be overtaken: it holds the dataset's lock until it is
+        #    done. Or it was killed before it could say so: then another state is there now. If it was rolled back to
+        #    the state that the mount has, only what waits is dropped.
+        if not is_done:
+            _wait_for_lock(dataset)
         state = head.current_state(dataset.pool, dataset.dataset)
         if state is None or not (is_done or state.guid != dataset.state.guid):
             return
@@ -137,6 +146,12 @@ def _let_roll_back(client: socket.socket, dataset: LiveDataset, mount: Mount) ->
     # 3. The kernel asks again for what it needs.
     mount.cache.drop(known)
     client.sendall(OK)
+
+
+def _wait_for_lock(dataset: LiveDataset) -> None:
+    """Wait until nobody holds the lock under which a dataset is rolled back, or as long as a commit may take."""
+    with suppress(TryAgain), dataset.pool.store.lock(lock_name(dataset.dataset), shared=True, wait=ANSWERING):
+        return
 
 
 def _asked(client: socket.socket, path: Path, request: bytes, what: str) -> None:
@@ -164,22 +179,30 @@ def _send(client: socket.socket, request: bytes, what: str) -> None:
         raise TryAgain(f"{what}: its mount cannot {'go back' if request == ROLLBACK else 'commit'}: {shown(answer)}")
 
 
-def _check_still(client: socket.socket, what: str) -> None:
+def _check_still(clients: Iterable[socket.socket], what: str) -> None:
     """Raise TryAgain if a mount goes on already."""
-    client.setblocking(False)
-    with suppress(BlockingIOError):  # there is nothing to read as long as it holds still
-        if not client.recv(1):
-            raise TryAgain(f"{what}: it took too long, and a mount went on")
+    for client in clients:
+        client.setblocking(False)
+        try:
+            client.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:  # there is nothing to read as long as it holds still
+            client.settimeout(ANSWERING)
+            continue
+        except OSError:
+            pass
+        raise TryAgain(f"{what}: it took too long, and a mount went on")
 
 
 @contextmanager
-def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> Iterator[None]:
+def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> Iterator[Callable[[], None]]:
     """While this is held, the mounts with these sockets have committed everything, and change nothing.
+
+    They wait for STILL seconds. Yields what raises TryAgain if one has gone on.
 
     Raises:
         TryAgain: one does not answer, or cannot commit.
     """
-    clients = []
+    clients: list[socket.socket] = []
     with ExitStack() as stack:
         # 1. Each mount commits and answers "ok", then waits as long as its connection is open.
         for path in paths:
@@ -187,23 +210,24 @@ def held_still(paths: Iterable[Path], what: str, request: bytes = SNAPSHOT) -> I
             _asked(client, path, request, what)
             clients.append(client)
         # 2. None may have gone on while the others were asked.
-        for client in clients:
-            _check_still(client, what)
-        yield
+        check = partial(_check_still, clients, what)
+        check()
+        yield check
 
 
 @contextmanager
-def rolling_back(path: Path, what: str) -> Iterator[None]:
+def rolling_back(path: Path, what: str) -> Iterator[Callable[[], None]]:
     """While this is held, a mount changes nothing; in the end it shows the state to which its dataset was rolled back.
 
-    If what is inside fails, it goes on as before.
+    If what is inside fails, it goes on as before. It waits for STILL seconds, and until the dataset's lock is free.
+    Yields what raises TryAgain if it has gone on.
 
     Raises:
         TryAgain: it does not answer.
     """
     with socket.socket(socket.AF_UNIX) as client:
         _asked(client, path, ROLLBACK, what)
-        yield
+        yield partial(_check_still, [client], what)
         _send(client, ROLLBACK, f"{what}: it is rolled back; unmount and mount it")
 
 

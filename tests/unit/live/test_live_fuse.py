@@ -11,6 +11,11 @@ import pytest
 from livekit import mounted
 
 from mountkit import needs_fuse
+from zkeep.cli import destroy
+from zkeep.errors import TryAgain
+from zkeep.names import DatasetName
+from zkeep.pool.datasets.destroy import lock_name
+from zkeep.pool.datasets.model import Pool
 
 Zkeep = Callable[..., int]
 
@@ -85,3 +90,42 @@ def test_what_cannot_be_committed_stays_mounted_and_what_is_lost_is_told(zkeep: 
         assert os.path.ismount(folder)
         assert zkeep("unmount", "-f", str(folder)) == 1, "what was written last is lost"
         assert process.wait() == 1
+
+
+@needs_fuse
+def test_a_refused_destroy_loses_nothing_of_what_waits(
+    zkeep: Zkeep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = os.urandom(3 << 20)
+    with mounted(tmp_path) as (top, _), Pool.open(tmp_path / "pool") as pool:
+        (top / "file").write_bytes(content)
+        assert zkeep("set", "quota=1M", "v/home") == 0
+        # It cannot be committed: then it is not unmounted, unless it is wanted so.
+        assert zkeep("destroy", "v/home") == 5
+        assert "with -f it goes" in capfd.readouterr().err
+        assert (top / "file").read_bytes() == content
+        # It can be, and then it cannot be destroyed: somebody receives into it.
+        assert zkeep("set", "quota=none", "v/home") == 0
+        with pool.store.lock(lock_name(pool.dataset(DatasetName.parse("v/home")))):
+            (top / "more").write_bytes(content)
+            assert zkeep("destroy", "v/home") == 5
+    with mounted(tmp_path) as (top, _):
+        assert (top / "file").read_bytes() == content
+
+
+@needs_fuse
+def test_what_a_refused_destroy_lost_after_all_is_told(
+    zkeep: Zkeep, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TryAgain("dataset is busy")
+
+    with mounted(tmp_path) as (top, process):
+        (top / "file").write_bytes(os.urandom(3 << 20))
+        assert zkeep("set", "quota=1M", "v/home") == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(destroy, "_execute", refuse)
+            assert zkeep("destroy", "-f", "v/home") == 5
+        assert "what was written to it last is lost" in capfd.readouterr().err
+        process.wait()
+        assert zkeep("destroy", "-f", "v/home") == 0

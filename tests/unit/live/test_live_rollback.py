@@ -9,19 +9,26 @@ import random
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from livekit import OWNER, ZKEEP, ByPath, Twins, answering, listing, live, model_listing, mounted, operations
 
-from zkeep.cli.mount.live import socket_of
-from zkeep.live import kernel_cache, protocol
+from zkeep.cli.mount.live import held_mounts, rolled_back, socket_of
+from zkeep.errors import TryAgain
+from zkeep.live import control, kernel_cache, protocol
 from zkeep.live.control import rolling_back
 from zkeep.live.kernel_cache import KernelCache
 from zkeep.live.protocol import Op, Request
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import destroy
 from zkeep.pool.datasets.destroy import DestroyOptions, execute
+from zkeep.pool.datasets.head import HeldMounts
+from zkeep.pool.datasets.promote import promote
 from zkeep.pool.datasets.rollback import plan_rollback
 from zkeep.pool.datasets.view import View
 
@@ -89,10 +96,69 @@ def test_a_rollback_that_fails_drops_nothing_and_one_that_is_cut_off_is_seen(zke
             assert set(listing(files)) == {b"", b"one", b"two", b"three"}
         # Killed between the rollback and the word that it is done.
         with suppress(InterruptedError), rolling_back(socket_of(pool, dataset), "cannot rollback"):
-            execute(pool, plan_rollback(View(pool), dataset.name.snapshot("a"), DestroyOptions()), {dataset.id})
+            plan = plan_rollback(View(pool), dataset.name.snapshot("a"), DestroyOptions())
+            execute(pool, plan, HeldMounts([dataset.id]))
             raise InterruptedError
         with rolling_back(socket_of(pool, dataset), "cannot rollback"):
             assert set(listing(files)) == {b"", b"one"}
+
+
+def wait_until_free(files: ByPath) -> None:
+    """Wait until a mount that held still goes on."""
+    with files.dataset.lock:
+        return
+
+
+@pytest.mark.parametrize("verb", ["rollback", "promote"])
+def test_what_a_mount_accepted_once_it_went_on_is_kept(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A machine that was suspended, a slow disk: who asked the mount to hold still comes back to it too late."""
+    monkeypatch.setattr(control, "STILL", 0.2)
+    with answering(tmp_path) as files:
+        make(files, b"one")
+        assert zkeep("snapshot", "v/home@a") == 0
+        assert zkeep("clone", "v/home@a", "v/clone") == 0
+        pool, dataset, clone = files.dataset.pool, files.dataset.dataset, DatasetName.parse("v/clone")
+        plan = plan_rollback(View(pool), dataset.name.snapshot("a"), DestroyOptions())
+        held = rolled_back(pool, dataset, "cannot") if verb == "rollback" else held_mounts(pool, [dataset], "cannot")
+        with suppress(TryAgain), held as mounts:
+            wait_until_free(files)
+            make(files, b"two")
+            files.dataset.commit()
+            with pytest.raises(TryAgain, match="a mount went on") as caught:
+                execute(pool, plan, mounts) if verb == "rollback" else promote(pool, clone, mounts)
+            raise caught.value
+        make(files, b"three")
+        files.dataset.commit()
+    with live(tmp_path) as files:
+        assert set(listing(files)) == {b"", b"one", b"two", b"three"}
+    assert zkeep("pool", "scrub", "v") == 0
+
+
+def test_a_mount_waits_for_a_rollback_that_has_begun(
+    zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "STILL", 0.1)
+    remove = destroy._remove
+
+    def slow(*arguments: Any) -> list[str]:
+        time.sleep(0.5)
+        return remove(*arguments)
+
+    monkeypatch.setattr(destroy, "_remove", slow)
+    with answering(tmp_path) as files:
+        make(files, b"one")
+        assert zkeep("snapshot", "v/home@a") == 0
+        make(files, b"two")
+        files.dataset.commit()
+        assert zkeep("rollback", "v/home@a") == 0
+        wait_until_free(files)
+        assert set(listing(files)) == {b"", b"one"}
+        make(files, b"three")
+        files.dataset.commit()
+    with live(tmp_path) as files:
+        assert set(listing(files)) == {b"", b"one", b"three"}
 
 
 def test_a_file_that_is_gone_is_stale_for_who_has_it_open_and_its_number_is_not_given_out(

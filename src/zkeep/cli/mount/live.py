@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from zkeep.cli.common.pools import runtime_folder
 from zkeep.cli.common.terminal import say
 from zkeep.errors import Refused, TryAgain
+from zkeep.pool.datasets.head import HeldMounts
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def is_live_at(dataset: Dataset, folder: str) -> bool:
 
 
 @contextmanager
-def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool = True) -> Iterator[None]:
+def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool = True) -> Iterator[HeldMounts]:
     """While this is held, all that was written to these datasets is committed, and their mounts change nothing.
 
     `named`: it gets a name, so that there must be something that has none.
@@ -182,21 +183,21 @@ def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool
     from zkeep.live.control import COMMIT, SNAPSHOT, held_still
 
     mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
-    with held_still([socket_of(pool, dataset) for dataset in mounted], what, SNAPSHOT if named else COMMIT):
-        yield
+    with held_still([socket_of(pool, dataset) for dataset in mounted], what, SNAPSHOT if named else COMMIT) as check:
+        yield HeldMounts({dataset.id for dataset in mounted}, check)
 
 
 @contextmanager
-def held_mounts(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[set[int]]:
-    """While this is held, those of the datasets that are mounted change nothing; yields their ids.
+def held_mounts(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[HeldMounts]:
+    """While this is held, those of the datasets that are mounted change nothing.
 
     Raises:
         TryAgain: one is mounted, and its mount does not answer.
     """
     # A client of a server does not ask mounts: they are not its own.
     mounted = [d for d in datasets if pool.scope is None and is_mounted(pool, d)]
-    with committed(pool, mounted, what, named=False):
-        yield {dataset.id for dataset in mounted}
+    with committed(pool, mounted, what, named=False) as mounts:
+        yield mounts
 
 
 @contextmanager
@@ -225,8 +226,8 @@ def opened_state(pool: Pool, dataset: Dataset, get_key: GetKey, what: str) -> It
 
 
 @contextmanager
-def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[bool]:
-    """Roll a dataset back inside of this. Yields whether it is mounted: its mount holds still, and then shows that.
+def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[HeldMounts]:
+    """Roll a dataset back inside of this. If it is mounted, its mount holds still, and then shows that.
 
     Raises:
         TryAgain: it is mounted, and its mount does not answer.
@@ -235,10 +236,10 @@ def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[bool]:
 
     # A client of a server does not ask mounts: they are not its own.
     if pool.scope is not None or not is_mounted(pool, dataset):
-        yield False
+        yield HeldMounts()
         return
-    with rolling_back(socket_of(pool, dataset), what):
-        yield True
+    with rolling_back(socket_of(pool, dataset), what) as check:
+        yield HeldMounts({dataset.id}, check)
 
 
 def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -120,23 +120,49 @@ def _forget(folder: str) -> None:
             log.unlink()
 
 
-def unmount_datasets(pool: Pool, datasets: Iterable[Dataset], what: str, *, force: bool) -> None:
-    """Unmount what is about to be destroyed, in this order. `force`: also what is in use, which fails from then on.
+@contextmanager
+def unmounted(pool: Pool, datasets: Iterable[Dataset], what: str, *, force: bool) -> Iterator[None]:
+    """Unmount, in this order, datasets that are destroyed inside of this; if that fails, they hold what was written.
+
+    `force`: also what is in use, which fails from then on, and what cannot be committed, which is lost then.
 
     Raises:
-        TryAgain: one is in use.
+        TryAgain: one is in use, or cannot be committed.
     """
-    from zkeep.cli.mount.live import end_mount, is_mounted, wait_for_commit
+    from zkeep.cli.mount.live import commit_mounted, is_mounted
+
+    shown = [path for _, path in mounted()] if pool.scope is None else []
+    going = [d for d in datasets if str(d.doc.get("folder")) in shown and is_mounted(pool, d)]
+    # 1. Nothing is unmounted yet: it may turn out that they cannot be destroyed.
+    for dataset in [] if force else going:
+        try:
+            commit_mounted(pool, dataset, what)
+        except TryAgain as error:
+            raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+    # 2. What was written since is committed when it is unmounted.
+    try:
+        _unmount_all(pool, going, what, force)
+        yield
+    except BaseException:
+        for dataset in going:
+            try:
+                _tell_what_is_lost(str(dataset.name), str(dataset.doc.get("folder")))
+            except Refused as error:
+                say(f"warning: {error}")
+        raise
+    for dataset in going:
+        lost_of(str(dataset.doc.get("folder"))).unlink(missing_ok=True)  # it is gone anyway
+
+
+def _unmount_all(pool: Pool, datasets: Iterable[Dataset], what: str, force: bool) -> None:
+    from zkeep.cli.mount.live import end_mount, wait_for_commit
 
     for dataset in datasets:
         folder = str(dataset.doc.get("folder"))
-        if pool.scope is not None or not is_mounted(pool, dataset) or folder not in [path for _, path in mounted()]:
-            continue
         if reason := _taken_away(folder, force=False):
             if not force:
                 error = TryAgain if "busy" in reason else Refused
                 raise error(f"{what}: cannot unmount '{folder}': {reason}")
             end_mount(pool, dataset, what)
         wait_for_commit(pool, dataset, COMMITTING)
-        lost_of(folder).unlink(missing_ok=True)  # what could not be committed goes anyway
         _forget(folder)

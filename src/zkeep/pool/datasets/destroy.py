@@ -7,7 +7,7 @@ without -r, clones without -R.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -208,15 +208,19 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
 def execute(
     pool: Pool,
     plan: DestroyPlan,
-    held_still: Collection[int] = (),
+    mounts: head.HeldMounts | None = None,
     decide_again: Callable[[], None] = lambda: None,
 ) -> None:
     """Execute a plan, all or nothing; the files of destroyed datasets are deleted after the commit.
 
-    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile. `decide_again`: called
-    within the transaction that destroys, where nothing changes any more: it may take snapshots out of the plan, or
-    raise.
+    `mounts`: those of its datasets that are mounted may stay so. `decide_again`: called within the transaction that
+    destroys, where nothing changes any more: it may take snapshots out of the plan, or raise.
+
+    Raises:
+        Refused: something changed since it was planned.
+        TryAgain: a dataset is busy, or its mount has gone on.
     """
+    mounts = mounts or head.HeldMounts()
     segments: list[str] = []
     rolled_back = [plan.back_to[0]] if plan.back_to else []
     # Under the locks of all datasets no receive begins; what was planned is checked again inside the transaction.
@@ -225,9 +229,10 @@ def execute(
         for dataset in [*plan.datasets, *rolled_back]:
             busy = f"cannot destroy {dataset.name}: dataset is busy"
             stack.enter_context(pool.store.lock(lock_name(dataset), busy=busy))
-            if dataset.id not in held_still:
+            if dataset.id not in mounts.ids:
                 stack.enter_context(head.not_mounted(pool, dataset, f"cannot destroy {dataset.name}"))
         with pool.catalog.transaction(urgent=True) as t:
+            mounts.check()
             decide_again()
             _recheck(pool, plan)
             segments = _remove(pool, t, plan)

@@ -8,8 +8,9 @@ snapshot is to give the head a name: nothing is written but a few documents.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from zkeep.clock import seconds_now
 from zkeep.errors import Damaged
@@ -22,6 +23,16 @@ from zkeep.pool.types import Doc
 
 NAME = "head"
 "What it is called in messages, and in its BEGIN, until a snapshot gives it a name."
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMounts:
+    """Datasets that are mounted, and whose mounts have promised to change nothing."""
+
+    ids: Collection[int] = ()
+    check: Callable[[], None] = lambda: None
+    """Raises TryAgain if a mount has gone on: none waits for ever. To be asked under the locks of the datasets, which
+    a commit needs."""
 
 
 def mount_lock(dataset: Dataset) -> str:

@@ -21,14 +21,16 @@ from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.types import Doc
 
 
-def promote(pool: Pool, name: DatasetName, held_still: Collection[int] = ()) -> None:
+def promote(pool: Pool, name: DatasetName, mounts: head.HeldMounts | None = None) -> None:
     """Promote a clone in a transaction of its own. Raises Refused, TryAgain: nothing was changed.
 
-    `held_still`: ids of datasets that are mounted, and whose mounts change nothing meanwhile.
+    `mounts`: those of both datasets that are mounted may stay so.
     """
+    mounts = mounts or head.HeldMounts()
     with ExitStack() as stack, pool.transaction() as t:
         clone = pool.dataset(name)
-        lock_both(pool, clone, stack, set(), held_still)
+        lock_both(pool, clone, stack, set(), mounts.ids)
+        mounts.check()
         promote_in(pool, t, clone)
 
 
