@@ -189,8 +189,6 @@ class _Scrub:
     def _begins(self, dataset: Dataset, txgs: set[int]) -> None:
         for snapshot in self._pool.snapshots(dataset):
             doc = self._pool.catalog.get("begin", snapshot.key)
-            if doc is None and snapshot.txg not in txgs:
-                continue
             fault = _begin_fault(doc, snapshot)
             if fault:
                 self._find(dataset, f"catalog: begin {snapshot.key}", -1, fault, [snapshot])

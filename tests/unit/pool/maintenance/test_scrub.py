@@ -120,6 +120,32 @@ def test_a_begin_of_another_snapshot_is_seen(pool: Pool) -> None:
     assert hurt(scrub(pool)) == {1}
 
 
+@pytest.mark.parametrize("kinds", [("run",), ("begin",), ("run", "begin")])
+@pytest.mark.parametrize("number", [1, HISTORY.last])
+def test_a_snapshot_whose_documents_were_lost_is_named(pool: Pool, kinds: tuple[str, ...], number: int) -> None:
+    lost = snapshot(pool, number)
+    with pool.transaction() as t:
+        for kind in kinds:
+            t.delete(kind, lost.key)
+    report = scrub(pool)
+    assert number in hurt(report)
+    assert [error.where for error in report.errors if "it is missing" in error.what] == [
+        f"catalog: {kind} {lost.key}" for kind in ("begin", "run") if kind in kinds
+    ]
+    assert report.damaged == {lost.dataset.id}
+
+
+def test_the_last_snapshot_is_named_where_nothing_else_of_its_dataset_is_left(pool: Pool) -> None:
+    lost = snapshot(pool, HISTORY.last)
+    with pool.transaction() as t:
+        for kind in ("run", "begin"):
+            for key, _ in t.scan(kind, lost.dataset.key + "/"):
+                t.delete(kind, key)
+        for number in range(HISTORY.last):
+            t.delete("snapshot", snapshot(pool, number).key)
+    assert hurt(scrub(pool)) == {HISTORY.last}
+
+
 def test_figures_that_do_not_add_up_are_seen(pool: Pool) -> None:
     key = snapshot(pool, 1).key
     with pool.transaction() as t:
