@@ -18,6 +18,7 @@ from backupkit import ZKEEP, Laptop
 from zkeep.backup import fetch, parts
 from zkeep.errors import BadStream, TryAgain
 from zkeep.format.excerpt import EXCERPT_MAGIC, ExcerptReader, frame_head
+from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import HEADER, RecordType
 
 DEST = "ssh://box/vault/me"
@@ -224,3 +225,34 @@ def test_p5_what_is_restored_of_forged_parts_is_what_was_backed_up(keeper: Keepe
             assert status in (0, 3, 4, 5) or "what came is" in said, (kind.__name__, seed, status, said)
             noticed += status != 0
     assert noticed >= LIES * len(KINDS) // 4
+
+
+def test_p5_a_recovered_backup_has_all_but_the_contents_of_files(keeper: Keeper) -> None:
+    """A folder without its blocks would pass as one whose contents are elsewhere, and no next snapshot follow it."""
+    laptop = keeper._laptop
+    shutil.rmtree(laptop.folder / "home")
+    words = ("backup", "--recover", "-L", laptop.key.as_uri(), str(laptop.source), DEST)
+    seen, held = set[int](), list[int]()
+
+    def hold_back(records: list[Record], old: list[Record]) -> None:
+        kinds = {int(records[at].get().object): int(records[at].get().type) for at in body(records, RecordType.OBJECT)}
+        for at in body(records, RecordType.WRITE):
+            kind = kinds[int(records[at].get().object)]
+            if records[at].payload and kind not in seen:
+                held.append(kind)
+            if held and kind == held[0]:
+                records[at].payload = b""
+
+    keeper.change = hold_back
+    while True:
+        held.clear()
+        done = laptop.run(*words)
+        if not held:
+            break
+        assert (done.status, done.err.count("\n")) == (4, 1), (held, done.err)
+        assert "lacks blocks" in done.err
+        assert laptop.run("list", "-H", "-o", "name", "-r", "local").out.split() == ["local"]
+        seen.add(held[0])
+    assert ObjectType.DIRECTORY in seen
+    assert ObjectType.MASTER_NODE in seen
+    assert done.status == 0, done.err

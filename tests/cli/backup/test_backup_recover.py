@@ -11,6 +11,10 @@ import pytest
 
 from backupkit import ZKEEP, Done, Laptop
 from zkeep.backup import fetch
+from zkeep.names import DatasetName
+from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.model import Pool
+from zkeep.pool.store.catalog import Transaction
 
 DEST = "ssh://box/vault/me"
 CUT = """
@@ -134,3 +138,36 @@ def test_wrong_calls(laptop: Laptop, words: tuple[str, ...]) -> None:
     assert done.status in (1, 2)
     assert done.err.count("\n") == 1
     assert len(laptop.snapshots()) == 1
+
+
+def test_a_receive_that_waits_there_is_told_before_anything_is_fetched(laptop: Laptop) -> None:
+    (laptop.source / "new").write_bytes(random.Random(6).randbytes(3_000_000))
+    (laptop.folder / "cut").write_text("1500000")
+    assert laptop.backup().status == 5
+    (laptop.folder / "cut").unlink()
+    assert laptop.serve("get", "-H", "-o", "value", "receive_resume_token", "vault/me").out.strip() != "-"
+    shutil.rmtree(laptop.folder / "home")
+    laptop.said()
+    refused = recover(laptop)
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "zkeep receive -A vault/me" in refused.err
+    assert not any("send" in line for line in laptop.said())
+    assert laptop.serve("receive", "-A", "vault/me").status == 0
+    assert recover(laptop).status == 0
+    assert same(laptop)
+
+
+def test_what_a_killed_call_leaves_is_found_by_the_next(laptop: Laptop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(laptop.folder / "home")
+
+    def killed(pool: Pool, t: Transaction, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(namespace, "rename_within", killed)
+        assert recover(laptop).status != 0
+    assert "recovering-" in laptop.run("list", "-H", "-o", "name", "-r", "local").out
+    laptop.said()
+    assert recover(laptop).status == 0
+    assert not any("--metadata" in line for line in laptop.said())
+    assert laptop.run("list", "-H", "-o", "name", "-r", "local").out.split() == ["local", "local/docs"]

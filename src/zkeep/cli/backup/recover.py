@@ -33,6 +33,7 @@ from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import contents, destroy, namespace, sent
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.view import View
+from zkeep.pool.timeline.table import content_numbers
 from zkeep.pool.transfer.admit import ReceiveTarget
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def recovered(
     cannot = f"cannot recover the backup of {wanted.job.source}"
     if name is not None:
         raise Refused(f"{cannot}: {name} is here, and knows what was sent: leave --recover out")
+    _refuse_waiting(wanted, there, cannot)
     if not there.snapshots:
         raise Refused(f"{cannot}: {wanted.job.destination} has no snapshot: leave --recover out")
     _refuse_moved(wanted, cannot)
@@ -84,6 +86,17 @@ def _refuse_moved(wanted: Wanted, cannot: str) -> None:
                 source = shown(str(dataset.doc["local"].get(local.SOURCE)))
                 way = f"zkeep set {shlex.quote(f'{local.SOURCE}={wanted.job.source}')} {dataset.name}"
                 raise Refused(f"{cannot}: {dataset.name} is sent to {to} and is of {source}; if that was moved: {way}")
+
+
+def _refuse_waiting(wanted: Wanted, there: Have, cannot: str) -> None:
+    """Refuse, before anything is fetched, a destination that waits for the rest of a stream that was lost here."""
+    if there.token is not None:
+        to = wanted.job.destination
+        raise Refused(
+            f"{cannot}: an interrupted receive of snapshot guid {there.token.toguid:#x} waits at {to}, and what it "
+            f"was sent from is lost; if nothing else sends there, give it up there, and call again: "
+            f"{to.program} receive -A {to.dataset}"
+        )
 
 
 def _newest(wanted: Wanted, target: Side) -> Listed:
@@ -186,8 +199,27 @@ def _check(pool: Pool, snapshot: Snapshot, get_key: GetKey) -> None:
 
     check_snapshot(pool, snapshot, get_key, str(snapshot.name))
     with OpenSnapshot(pool, snapshot, get_key) as opened_one:
+        if not opened_one.is_volume:
+            _refuse_held_back(opened_one)
         if opened_one.is_volume or not _is_ours(opened_one):
             raise Refused("cannot recover: the newest snapshot is not that of a folder that zkeep backed up")
+
+
+def _refuse_held_back(opened_one: OpenSnapshot) -> None:
+    """Refuse a snapshot of which more is missing than contents of files: the next one could not be made from it.
+
+    Raises:
+        NotAuthentic: a block of a folder, or of what describes the filesystem, came without its payload.
+    """
+    # The rows were made here of records whose MACs are verified by now: so is what they say of an object's type.
+    for chunk in opened_one.state.chunks():
+        bare = chunk.table.blocks["object"][chunk.table.blocks["bare"] > 0]
+        others = bare[~np.isin(bare, content_numbers(chunk.table.objects))]
+        if len(others):
+            raise NotAuthentic(
+                f"cannot recover: {opened_one.name}: not all came that was asked for: object {int(others[0])}, a "
+                f"folder or the like, lacks blocks; nothing of it is kept"
+            )
 
 
 def _is_ours(opened_one: OpenSnapshot) -> bool:
@@ -208,6 +240,8 @@ def _is_ours(opened_one: OpenSnapshot) -> bool:
 def _adopted(wanted: Wanted, pool: Pool, snapshot: Snapshot) -> DatasetName:
     """Let it be the dataset of the backup; returns its name."""
     dataset, job = snapshot.dataset, wanted.job
+    # All in one transaction: what a call that is killed leaves is found by the next, as what is being recovered or as
+    # the dataset of the backup.
     with pool.transaction() as t:
         # The other side has it: that is the record, and contents are not here.
         sent.note(pool, t, snapshot, str(job.destination))
@@ -215,8 +249,9 @@ def _adopted(wanted: Wanted, pool: Pool, snapshot: Snapshot) -> DatasetName:
         for run in pool.runs.of(dataset.key).runs:
             key = f"{dataset.key}/{run.txg:020d}"
             t.put("run", key, {**run.doc, contents.CONTENTS: contents.METADATA})
-    name = local.free_name(pool, DatasetName(LOCAL), job)
-    namespace.rename(pool, dataset.name, name)
-    # By these a backup finds its dataset: from here on it is one.
-    namespace.set_properties(pool, [name], job.properties)
+        # By these properties a backup finds its dataset: from here on it is one.
+        marked = pool.dataset(dataset.name)
+        pool.update_dataset(t, marked, local={**marked.doc["local"], **namespace.check_settings(job.properties, "f")})
+        name = local.free_name(pool, DatasetName(LOCAL), job)
+        namespace.rename_within(pool, t, dataset.name, name)
     return name

@@ -158,29 +158,34 @@ def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapsh
 def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
     """Rename a dataset, and with it everything below."""
     with pool.transaction() as t:
-        dataset = pool.dataset(old)
-        _check_rename(pool, old, new)
-        if parents:
-            make_parents(pool, t, new)
-        above = new.parent and pool.find(new.parent)
-        if not above:
-            raise NotThere(f"cannot rename to {new}: parent does not exist")
-        if above.is_volume:
-            raise Refused(f"cannot rename to {new}: its parent is a volume")
-        # One that is mounted stays so: its mount knows it by its id.
-        moved = pool.tree().within(dataset)
-        _check_lengths(pool, moved, old, new)
-        # The encryption roots before; the same ones must hold afterwards, or a key would not open what moved.
-        roots = {d.id: encryption_root(View(pool), d) for d in moved}
-        for each in moved:
-            relative = pool.relative(DatasetName(new.text + each.name.text[len(old.text) :]))
-            t.put("dataset", each.key, {**each.doc, "name": relative})
-        # Refuse to move a dataset out of its encryption root, as zfs does.
-        view = View(pool)
-        for dataset_id, root in roots.items():
-            now = encryption_root(view, pool.by_id(dataset_id))
-            if (now and now.id) != (root and root.id):
-                raise Refused(f"cannot rename {old}: it would leave its encryption root")
+        rename_within(pool, t, old, new, parents)
+
+
+def rename_within(pool: Pool, t: Transaction, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
+    """Rename a dataset, and with it everything below, inside a transaction that changes more."""
+    dataset = pool.dataset(old)
+    _check_rename(pool, old, new)
+    if parents:
+        make_parents(pool, t, new)
+    above = new.parent and pool.find(new.parent)
+    if not above:
+        raise NotThere(f"cannot rename to {new}: parent does not exist")
+    if above.is_volume:
+        raise Refused(f"cannot rename to {new}: its parent is a volume")
+    # One that is mounted stays so: its mount knows it by its id.
+    moved = pool.tree().within(dataset)
+    _check_lengths(pool, moved, old, new)
+    # The encryption roots before; the same ones must hold afterwards, or a key would not open what moved.
+    roots = {d.id: encryption_root(View(pool), d) for d in moved}
+    for each in moved:
+        relative = pool.relative(DatasetName(new.text + each.name.text[len(old.text) :]))
+        t.put("dataset", each.key, {**each.doc, "name": relative})
+    # Refuse to move a dataset out of its encryption root, as zfs does.
+    view = View(pool)
+    for dataset_id, root in roots.items():
+        now = encryption_root(view, pool.by_id(dataset_id))
+        if (now and now.id) != (root and root.id):
+            raise Refused(f"cannot rename {old}: it would leave its encryption root")
 
 
 def _check_rename(pool: Pool, old: DatasetName, new: DatasetName) -> None:
