@@ -13,6 +13,7 @@ import click
 from zkeep.cli.common.pools import registry
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import shown
+from zkeep.pool.store.disk import make_folder, replace_durably
 
 NAMES = ("zfs", "zpool")
 _MARK = "Made by 'zkeep shim': this is zkeep, which answers as"
@@ -46,7 +47,7 @@ def shim_verb(force: bool, folder: Path) -> None:
         zkeep shim ~/bin
         PATH=~/bin:$PATH syncoid ...
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = [folder / name for name in NAMES]
     for path in paths:
         if os.path.lexists(path) and not force and not _is_ours(path):
@@ -81,7 +82,7 @@ def _install(path: Path) -> None:
     try:
         fresh.write_text(text, "utf-8")
         fresh.chmod(0o755)
-        fresh.replace(path)
+        replace_durably(fresh, path)
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)

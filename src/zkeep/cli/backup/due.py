@@ -15,6 +15,7 @@ from zkeep.backup.local import Job, digest
 from zkeep.backup.timers import When
 from zkeep.cli.common.pools import registry
 from zkeep.names import MAX_UINT64, whole_number
+from zkeep.pool.store.disk import make_folder, replace_durably
 
 FOLDER = "backups"
 
@@ -38,10 +39,10 @@ def note(job: Job, began: datetime) -> None:
     """Note when a backup that is done began. Where that fails, the next one is only earlier than it had to be."""
     path = _path(job)
     with suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent, 0o700)
         fresh = path.with_suffix(f".{os.getpid()}")
         fresh.write_text(f"{int(began.timestamp())}\n")
-        fresh.replace(path)
+        replace_durably(fresh, path)
 
 
 def begin_with(job: Job, now: datetime) -> None:

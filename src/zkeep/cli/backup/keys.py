@@ -18,7 +18,7 @@ from zkeep.cli.keys.encryption import NewKeys, own_keys
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.model import new_guid
-from zkeep.pool.store.disk import open_folder
+from zkeep.pool.store.disk import make_folder, sync_folder
 
 RAW = 32
 "Bytes of a raw key."
@@ -47,14 +47,14 @@ class NewKey:
         from zkeep.cli.keys.sheet import write_new
 
         if self.is_there:
+            # A call that was killed, or failed, may have made it just now, before its name was on the disk.
+            sync_folder(self.path.parent)
             return
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path.parent, 0o700)
         try:
             write_new(self.path, self.material)
         except FileExistsError:
             raise Refused(f"cannot write the key: {shown(str(self.path))} is there meanwhile: call again") from None
-        with open_folder(self.path.parent, ()) as folder:
-            os.fsync(folder.fd)
 
 
 def prepare(

@@ -12,6 +12,7 @@ import click
 from zkeep.backup.local import Job, digest
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.snapshot_from import FromOptions, excluding_options
+from zkeep.pool.store.disk import make_folder
 from zkeep.pool.store.files import LocalStore
 
 
@@ -84,7 +85,7 @@ def locked(job: Job) -> Iterator[None]:
         TryAgain: one does.
     """
     home = registry().home
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(home, 0o700)
     busy = f"cannot back up {job.source}: the same backup runs already"
     with LocalStore(home).lock(f"backup-{digest(job)[:16]}", busy=busy):
         yield

@@ -21,6 +21,7 @@ from zkeep.crypto.groups import GROUP, READ_AS, Secret, lines_of
 from zkeep.crypto.unwrap import SUITES, KeyFormat
 from zkeep.errors import Refused, ZkeepError
 from zkeep.names import printable, shown
+from zkeep.pool.store.disk import sync_folder
 
 QUIET = 2
 "Modules of white around a QR code."
@@ -312,6 +313,7 @@ def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
             _link(name, path, content)
     finally:
         _remove_draft(name)
+    sync_folder(path.parent)
 
 
 def _remove_draft(name: str) -> None:

@@ -21,7 +21,7 @@ from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName, par
 from zkeep.pool.datasets.pruning import NOTE_EVERY, clock_fault
 from zkeep.pool.datasets.things import Bookmark, Dataset, DatasetTree, Snapshot, dataset_key, txg_key
 from zkeep.pool.store.catalog import INDEX, RESERVE, WAIT, Catalog, ChangeMark, Malformed, Transaction
-from zkeep.pool.store.disk import Disk
+from zkeep.pool.store.disk import Disk, make_folder
 from zkeep.pool.store.files import LocalStore
 from zkeep.pool.store.index import closing_on_error
 from zkeep.pool.types import Doc
@@ -76,7 +76,7 @@ class Pool:
     def create(cls, path: Path, name: str, local: dict[str, str] | None = None) -> Pool:
         """Make a pool in `path`, a folder that is empty or not there. `local`: the top's properties."""
         parse_pool(name)
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path, 0o700)
         if (path / IDENTITY).exists():
             raise Exists(f"cannot create pool {name}: there is a pool in {path} already")
         if strangers := sorted(set(os.listdir(path)) - _OURS):

@@ -14,7 +14,7 @@ from zkeep.errors import Damaged, Refused, ZkeepError
 from zkeep.names import DatasetName, parse_pool, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.datasets.model import Dataset, Exists, NotThere, Pool
-from zkeep.pool.store.disk import open_folder
+from zkeep.pool.store.disk import make_folder, sync_folder
 from zkeep.pool.store.files import LocalStore
 
 FILE = "pools.json"
@@ -143,7 +143,7 @@ class Registry:
     def _change(self) -> AbstractContextManager[None]:
         if self.scope is not None:
             raise Refused("cannot change which pools are known: permission denied")
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.home, 0o700)
         return LocalStore(self.home).lock("pools", wait=5.0, busy=f"{self.home / FILE} is busy")
 
     def _write(self, pools: dict[str, Path]) -> None:
@@ -162,8 +162,8 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.home / name)
-        with suppress(OSError), open_folder(self.home, ()) as folder:
-            os.fsync(folder.fd)
+        with suppress(OSError):
+            sync_folder(self.home)
 
 
 def _setting(pool: Pool, dataset: Dataset, name: str) -> str:

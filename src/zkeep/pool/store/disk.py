@@ -120,6 +120,43 @@ class Disk:
         os.mkdir(entry.name, 0o700, dir_fd=entry.folder.fd)
 
 
+_NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.EROFS)
+"What fsync of a folder, or opening it for that, says where this cannot be done at all."
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: those made, renamed and removed. It may be reached by links."""
+    try:
+        fd = os.open(path, _FOLDER)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it, where they are missing, and wait until their names are on the disk."""
+    fresh = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for each in fresh:
+        sync_folder(each.parent)
+
+
+def replace_durably(fresh: Path, path: Path) -> None:
+    """Rename `fresh`, which is written, over `path`: after a power loss there is the old or the whole new file."""
+    # The content first, then the name: a name that is durable earlier could lead to an empty file.
+    fd = os.open(fresh, os.O_RDONLY | _SAFE)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fresh.replace(path)
+    sync_folder(path.parent)
+
+
 def open_file(entry: DiskEntry, flags: int, opener: Callable[[DiskEntry, int], int] | None = None) -> int:
     """Open a regular file. Raises Damaged where the name is anything else: a link, a FIFO, a device."""
     with suppress(FileNotFoundError):

@@ -135,6 +135,8 @@ class LocalStore:
         self.root = root
         self.disk = disk or Disk()
         self._memories: list[mmap] = []
+        self._named: set[str] = set()
+        "The files that were appended to, and whose names are durable."
 
     def stage(self, fd: int, append: Callable[[memoryview], None]) -> WriteBuffer:
         """A write buffer for a draft, until unstage()."""
@@ -235,7 +237,8 @@ class LocalStore:
         return [name.removeprefix("partial/") for name in self.names("partial") if name.count("/") == 1]
 
     def append(self, name: str, content: Buffer) -> int:
-        fresh = not self.exists(name)
+        # A process that was killed may have made the file and not synced its folder: so each store does that once.
+        fresh = name not in self._named or not self.exists(name)
         fd = self._open_own(name)
         try:
             return self._append(fd, name, content, fresh)
@@ -250,6 +253,7 @@ class LocalStore:
             self.disk.sync(fd)
             if fresh:
                 self._sync_folder_of(name)
+                self._named.add(name)
         except BaseException:
             # What is torn off here would be taken for a crash's rest by later readers; better to leave none.
             self._undo_append(fd, name, before)
