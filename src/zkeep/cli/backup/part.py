@@ -49,7 +49,7 @@ def fetch_paths(
             return opened.snapshot
         try:
             filesystem = Filesystem(opened)
-            found = [path for text in paths for path in typed(filesystem, text)]
+            found = [path for text in paths for path in typed(filesystem, text, opened.expect)]
             wanted = wanted_objects(opened, filesystem, found)
         except NotHere:
             raise NotAuthentic(f"{opened.name}: not all came that was asked for: a folder lacks blocks") from None
