@@ -12,7 +12,7 @@ from zkeep.cli.common.pools import opened, settings, widen
 from zkeep.cli.common.sink import Sink, stream_input
 from zkeep.cli.keys import encryption
 from zkeep.cli.keys.reencryption import EncryptingIntake
-from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, properties
 
@@ -68,6 +68,11 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
             except OSError as error:
                 why = f"the stream cannot be written: {error.strerror or error}; {target} has it: run it again"
                 raise TryAgain(f"cannot encrypt: {why}") from None
+            except Damaged as error:
+                if not arrival.is_new:
+                    raise
+                # Something was changed. If it is damage, the next call says so: the snapshot is there already then.
+                raise TryAgain(f"cannot encrypt: {error}; {target} has what came: run it again") from None
 
 
 class _Arrival:
@@ -82,6 +87,8 @@ class _Arrival:
         self._guid = 0
         "Of the snapshot that comes."
         self._names: list[SnapshotName] = []
+        self.is_new = False
+        "Whether a snapshot came that was not here before."
 
     def receive(self, local: dict[str, str], asked: dict[str, str]) -> None:
         from zkeep.format.reader import read_events
@@ -146,6 +153,7 @@ class _Arrival:
             refuse_sent(self._pool, SnapshotName.parse(arrival.kept))
         if arrival.ignored or arrival.bytes is not None:
             self._names.append(SnapshotName.parse(arrival.kept))
+            self.is_new = self.is_new or not arrival.ignored
 
     def requests(self) -> list[SendRequest]:
         """The streams to send: one, for what came and has not left yet."""
