@@ -29,7 +29,7 @@ from zkeep.cli.common.snapshot_from import FromOptions
 from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import printable, shown
 from zkeep.pool.datasets import properties
-from zkeep.pool.store.disk import make_folder, replace_durably, sync_folder
+from zkeep.pool.store.disk import make_folder
 
 RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"
 "What is there where systemd runs; the units of the system's administrator."
@@ -331,7 +331,7 @@ class Systemd(ScheduleStore):
         fresh = self.folder / f".{name}.new"
         try:
             fresh.write_bytes(content)
-            replace_durably(fresh, self.folder / name)
+            fresh.replace(self.folder / name)
         finally:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
@@ -350,8 +350,6 @@ class Systemd(ScheduleStore):
             # The timer last: by it the same call finds what is left to do.
             for ending in ENDINGS:
                 (self.folder / f"{name}.{ending}").unlink(missing_ok=True)
-            if self.folder.is_dir():
-                sync_folder(self.folder)
         except OSError as error:
             raise TryAgain(f"it is stopped, and its units are not all removed: run the same again: {error}") from None
         self._systemctl("daemon-reload")

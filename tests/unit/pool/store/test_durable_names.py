@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from recorder import Recorder
-from zkeep.cli.backup import due, schedule
+from zkeep.cli.backup import due
 from zkeep.cli.backup.keys import NewKey
 from zkeep.cli.backup.wanted import locked
 from zkeep.cli.keys.sheet import write_new
@@ -154,14 +154,6 @@ def test_a_key_file_is_durable_also_if_a_call_that_was_killed_made_it(
     unused: Any = None
     NewKey(path, b"k" * 32, is_there, unused, 1).write()
     assert path.read_bytes() == b"k" * 32
-    assert names.are_durable()
-
-
-def test_a_schedule_is_durable(names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    units: Any = object.__new__(schedule.Systemd)
-    units.folder = tmp_path / "systemd" / "user"
-    make_folder(units.folder)
-    units._write("zkeep-backup-x.timer", b"[Timer]\n")
     assert names.are_durable()
 
 
