@@ -328,13 +328,13 @@ def test_a_pattern_asks_once_for_all_folders_of_a_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     laptop = Laptop(tmp_path, monkeypatch, capfd, "receive,list,send")
-    for number in range(300):
+    for number in range(150):
         folder = laptop.source / f"d{number:03}" / "sub"
         folder.mkdir(parents=True)
         (folder / "f").write_text(str(number))
         (folder.parent / "f1").write_text(f"one {number}")
     assert laptop.backup().status == 0
-    for pattern, wanted in (("*/*/f", "*/*/f"), ("**/f1", "*/f1"), ("d*7/sub", "d*7/sub/f")):
+    for pattern, wanted in (("*/*/f", "*/*/f"), ("**/f1", "*/f1")):
         laptop.said()
         into = tmp_path / "out" / pattern.replace("/", "-")
         done = laptop.run("restore", "-L", laptop.key.as_uri(), "-C", str(into), "ssh://box/vault/me", pattern)
@@ -342,4 +342,4 @@ def test_a_pattern_asks_once_for_all_folders_of_a_level(
         found = {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
         assert found == {str(path.relative_to(laptop.source)): path.read_bytes() for path in laptop.source.glob(wanted)}
         asked = [line for line in laptop.said() if "send -w --" in line]
-        assert len(asked) <= 8, (pattern, asked)
+        assert len(asked) <= 6, (pattern, asked)
