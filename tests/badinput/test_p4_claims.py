@@ -59,8 +59,8 @@ def test_p4_a_long_name_does_not_fit(box: Box) -> None:
 
 
 def test_p4_an_increment_of_another_history_is_refused(kept: Box) -> None:
-    kept.refuses(OTHER, "v/x", why="is not there (newest is @s0")
-    kept.refuses(AFTER, "v/x", why="is not there (newest is @s0")
+    kept.refuses(OTHER, "v/x", why="is not there; newest is @s0")
+    kept.refuses(AFTER, "v/x", why="is not there; newest is @s0")
     kept.refuses(NEXT, "v/y")
     kept.refuses(FULL, "v/x@again")
     kept.refuses(FULL, "-F", "v/x@again")

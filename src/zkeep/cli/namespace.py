@@ -151,10 +151,10 @@ def promote_verb(name: str) -> None:
         both = [clone, *(origin for origin, _ in islice(pool.origins(clone), 1))]
         with held_mounts(pool, both, f"cannot promote {name}") as mounts:
             promote(pool, dataset, mounts)
-        now = encryption_root(View(pool), pool.dataset(dataset))
         # A root's key is its clone's from now on; where it is loaded, it stays so.
-        if root is not None and now is not None and root.id != now.id and pool.scope is None:
-            with pool.afterwards(f"{name} is promoted", f"zkeep load-key {now.name}"):
+        with pool.afterwards(f"{name} is promoted", f"zkeep load-key {name}"):
+            now = encryption_root(View(pool), pool.dataset(dataset))
+            if root is not None and now is not None and root.id != now.id and pool.scope is None:
                 client.hand_over(pool.doc["guid"], root.id, now.id)
 
 

@@ -196,7 +196,7 @@ def serve(answers: ReadOnlyOperations, folder: str, name: str, options: dict[str
         Refused: FUSE is not installed.
         OSError: it could not be mounted; libfuse has said why on standard error.
     """
-    driver = _driver()
+    driver, cache_options = _driver()
     try:
         driver(
             answers,
@@ -207,6 +207,7 @@ def serve(answers: ReadOnlyOperations, folder: str, name: str, options: dict[str
             ro=True,
             fsname=name.replace(",", "\\,"),
             subtype="zkeep",
+            **cache_options(FOREVER),
             **options,
         )
     except RuntimeError:
@@ -214,11 +215,11 @@ def serve(answers: ReadOnlyOperations, folder: str, name: str, options: dict[str
             raise OSError(errno.EIO, "FUSE would not") from None
 
 
-def _driver() -> Any:
+def _driver() -> tuple[Any, Callable[[float], dict[str, str | bool]]]:
     try:
-        from zkeep.restore.mount.readdirplus import Driver
+        from zkeep.restore.mount.readdirplus import Driver, cache_options
     except ImportError:
         raise Refused("mounting needs mfusepy, which is not installed: pip install 'zkeep[mount]'") from None
     except OSError:
         raise Refused("mounting needs libfuse, which is not installed (Debian: apt install fuse3)") from None
-    return Driver
+    return Driver, cache_options

@@ -5,7 +5,13 @@ Source: libfuse include/fuse.h fuse_readdir_flags, fuse_fill_dir_flags; lib/fuse
 
 from __future__ import annotations
 
+import os
+from ctypes.util import find_library
 from typing import Any
+
+# Where libfuse 2 is installed, too, mfusepy would take that: it has no readdirplus.
+if not {"FUSE_LIBRARY_PATH", "FUSE_LIBRARY_NAME"} & os.environ.keys() and find_library("fuse3"):
+    os.environ["FUSE_LIBRARY_NAME"] = "fuse3"
 
 import mfusepy
 
@@ -15,6 +21,14 @@ FILLED = 1 << 1
 "Flag of an entry (FUSE_FILL_DIR_PLUS): these are all of its attributes."
 
 TIMES = ("st_atime", "st_mtime", "st_ctime")
+
+
+def cache_options(seconds: float) -> dict[str, str | bool]:
+    """What libfuse 2 is to be told as options, and libfuse 3 in `init_with_config`: numbers of inodes, and caching."""
+    if mfusepy.fuse_version_major >= 3:
+        return {}
+    times = dict.fromkeys(("entry_timeout", "negative_timeout", "attr_timeout"), str(seconds))
+    return {"use_ino": True, "kernel_cache": True, **times}
 
 
 class Driver(mfusepy.FUSE):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+from ctypes.util import find_library
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,3 +271,19 @@ def test_a_dataset_is_mounted_and_gone_again(pool: Pool, key: GetKey, tmp_path: 
             (tmp_path / "m" / "new").touch()
         assert log.read_text() == ""
     assert not list((tmp_path / "m").iterdir())
+
+
+@needs_fuse
+@pytest.mark.parametrize("library", ["", *(name for name in ("fuse", "fuse3") if find_library(name))])
+def test_numbers_of_files_are_those_of_objects_whichever_libfuse_is_used(library: str) -> None:
+    """libfuse 2 takes as options what libfuse 3 is told later; where both are installed, it is libfuse 3."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FUSE_LIBRARY")}
+    if library:
+        env["FUSE_LIBRARY_NAME"] = library
+    code = (
+        "from zkeep.restore.mount.readdirplus import cache_options, mfusepy;"
+        "print(mfusepy.fuse_version_major, 'use_ino' in cache_options(1.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    expected = "2 True" if library == "fuse" or not find_library("fuse3") else "3 False"
+    assert done.stdout.split() == expected.split()
