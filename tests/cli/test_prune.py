@@ -73,6 +73,14 @@ def snapshots(shell: Shell, name: str = "v/a") -> list[str]:
     return [line.partition("@")[2] for line in shell("list", "-H", "-t", "snapshot", "-o", "name", name).split()]
 
 
+def considered(pool: Pool) -> prune.Decision:
+    """What a prune of v/a decides now."""
+    view, dataset = View(pool), pool.dataset(DatasetName.parse("v/a"))
+    policy = prune.policy_of(view, dataset)
+    assert policy
+    return prune.consider(view, dataset, policy, Clock(NOW, lambda at: 0))
+
+
 def test_what_is_said_and_what_goes(shell: Shell) -> None:
     days(4)
     shell("set", "retention=daily=2", "v")
@@ -337,16 +345,13 @@ def test_what_is_pinned_meanwhile_stays(shell: Shell, meanwhile: str) -> None:
     days(3)
     shell("set", "retention=daily=1", "v")
     with opened("v") as pool:
-        view, dataset = View(pool), pool.dataset(DatasetName.parse("v/a"))
-        policy = prune.policy_of(view, dataset)
-        assert policy
-        decision = prune.consider(view, dataset, policy, Clock(NOW, lambda at: 0))
+        decision = considered(pool)
         oldest = pool.snapshot(SnapshotName.parse("v/a@3"))
         with pool.transaction() as t:
             if meanwhile == "hold":
                 pool.update_snapshot(t, oldest, holds={"mine": 1})
             else:
-                origin = {"dataset": dataset.id, "txg": oldest.txg}
+                origin = {"dataset": oldest.dataset.id, "txg": oldest.txg}
                 pool.create_dataset(t, DatasetName.parse("v/clone"), origin=origin)
         with pytest.raises(Refused):
             list(prune.execute(pool, decision))

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from test_prune import NOW, Shell, days, shell, snapshots  # noqa: F401 (a fixture)
+from test_prune import Shell, considered, days, shell, snapshots  # noqa: F401 (a fixture)
 
 from zkeep.cli.common.pools import opened
 from zkeep.cli.main import run
 from zkeep.errors import Damaged, Refused
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
-from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance import prune
-from zkeep.pool.maintenance.prune import Clock
 
 
 def _note_damage(pool: Pool) -> None:
@@ -57,10 +55,7 @@ def test_what_is_to_stay_by_what_is_there_now_stays(shell: Shell, change: str) -
     days(4)
     shell("set", "retention=daily=1", "v")
     with opened("v") as pool:
-        view, dataset = View(pool), pool.dataset(DatasetName.parse("v/a"))
-        policy = prune.policy_of(view, dataset)
-        assert policy
-        decision = prune.consider(view, dataset, policy, Clock(NOW, lambda at: 0))
+        decision = considered(pool)
         assert [s.doc["name"] for s in decision.gone] == ["4", "3", "2"]
         meanwhile, left = CHANGES[change]
         with opened("v") as other:

@@ -144,11 +144,11 @@ def called(line: str, stream: str = "") -> int:
         os.close(source)
 
 
-def unload(home: Path, agent: Path) -> None:
-    """Let the agent that holds keys end."""
+def unload(place: Path) -> None:
+    """Let the agent end that holds the keys of a bench or of its template."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZKEEP_HOME", str(home))
-        patch.setenv("ZKEEP_AGENT", str(agent))
+        patch.setenv("ZKEEP_HOME", str(place / "home"))
+        patch.setenv("ZKEEP_AGENT", str(place.with_name("run") / "agent"))
         called("unload-key -a")
 
 
@@ -239,7 +239,14 @@ class Bench:
 
 
 def judge(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """What is not as the exit status says, at each of the faults."""
+    """What is not as the exit status says, at each of the faults. No agent is left."""
+    try:
+        return _wrong(bench, verb, capfd)
+    finally:
+        unload(bench.place)
+
+
+def _wrong(bench: Bench, verb: Verb, capfd: pytest.CaptureFixture[str]) -> list[str]:
     before, counting = bench.state(), Faults(room=verb.room)
     assert bench.play(counting) == 0, capfd.readouterr()
     after = bench.state()

@@ -91,7 +91,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ):
             assert called(line) == 0, line
     yield top
-    unload(top / "home", top.with_name("run") / "agent")
+    unload(top)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -110,8 +110,5 @@ def test_p3_the_exit_status_says_what_is_true_of_files(
     monkeypatch.setattr(schedule, "RUNNING", str(tmp_path))
     monkeypatch.setattr(schedule, "SYSTEM_UNITS", str(place / "out" / "systemd" / "user"))
     bench = Bench(template, place, VERBS[verb], monkeypatch)
-    try:
-        wrong = judge(bench, VERBS[verb], capfd)
-    finally:
-        unload(bench.home, place.with_name("run") / "agent")
+    wrong = judge(bench, VERBS[verb], capfd)
     assert not wrong, "\n".join(wrong)

@@ -195,8 +195,7 @@ def held_mounts(pool: Pool, datasets: Iterable[Dataset], what: str) -> Iterator[
         TryAgain: one is mounted, and its mount does not answer.
     """
     # A client of a server does not ask mounts: they are not its own.
-    mounted = [d for d in datasets if pool.scope is None and is_mounted(pool, d)]
-    with committed(pool, mounted, what, named=False) as mounts:
+    with committed(pool, datasets if pool.scope is None else (), what, named=False) as mounts:
         yield mounts
 
 

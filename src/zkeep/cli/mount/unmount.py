@@ -54,8 +54,7 @@ def _chosen(mounts: list[Mounted], text: str) -> Mounted:
 def _unmount(name: str, folder: str, force: bool) -> None:
     _commit_first(name, folder, force)
     if reason := _taken_away(folder, force):
-        error = TryAgain if "busy" in reason else Refused
-        raise error(f"cannot unmount {name} from {folder}: {reason}")
+        raise _refusal(f"cannot unmount {name} from {folder}", reason)
     _wait_for_commit(name, folder)
     _tell_what_is_lost(name, folder)
     _forget(folder)
@@ -69,25 +68,36 @@ def _taken_away(folder: str, force: bool) -> str:
     return " ".join(done.stderr.split()) if done.returncode else ""
 
 
+def _refusal(what: str, reason: str) -> Refused | TryAgain:
+    """What to raise where a folder could not be unmounted."""
+    return (TryAgain if "busy" in reason else Refused)(f"{what}: {reason}")
+
+
 def _commit_first(name: str, folder: str, force: bool) -> None:
     """Have everything committed before it is unmounted. If that fails, the mount stays, and nothing is lost yet.
 
     `force`: then it is a warning.
     """
-    from zkeep.cli.mount.live import commit_mounted, is_live_at
+    from zkeep.cli.mount.live import is_live_at
 
     with suppress(BadName, NotThere):
         parsed_name = parse_any(name)
         if isinstance(parsed_name, DatasetName):
             with open_pool(parsed_name) as pool:
-                try:
-                    dataset = pool.dataset(parsed_name)
-                    if is_live_at(dataset, folder):
-                        commit_mounted(pool, dataset, f"cannot unmount {name} from {folder}")
-                except TryAgain as error:
-                    if not force:
-                        raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
-                    say(f"warning: {error}")
+                dataset = pool.dataset(parsed_name)
+                if is_live_at(dataset, folder):
+                    _commit(pool, dataset, f"cannot unmount {name} from {folder}", force)
+
+
+def _commit(pool: Pool, dataset: Dataset, what: str, force: bool) -> None:
+    from zkeep.cli.mount.live import commit_mounted
+
+    try:
+        commit_mounted(pool, dataset, what)
+    except TryAgain as error:
+        if not force:
+            raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+        say(f"warning: {error}")
 
 
 def _tell_what_is_lost(name: str, folder: str) -> None:
@@ -129,16 +139,13 @@ def unmounted(pool: Pool, datasets: Iterable[Dataset], what: str, *, force: bool
     Raises:
         TryAgain: one is in use, or cannot be committed.
     """
-    from zkeep.cli.mount.live import commit_mounted, is_mounted
+    from zkeep.cli.mount.live import is_mounted
 
     shown = [path for _, path in mounted()] if pool.scope is None else []
     going = [d for d in datasets if str(d.doc.get("folder")) in shown and is_mounted(pool, d)]
     # 1. Nothing is unmounted yet: it may turn out that they cannot be destroyed.
     for dataset in [] if force else going:
-        try:
-            commit_mounted(pool, dataset, what)
-        except TryAgain as error:
-            raise TryAgain(f"{error}; with -f it goes, and what is not committed may be lost") from None
+        _commit(pool, dataset, what, force)
     # 2. What was written since is committed when it is unmounted.
     try:
         _unmount_all(pool, going, what, force)
@@ -161,8 +168,7 @@ def _unmount_all(pool: Pool, datasets: Iterable[Dataset], what: str, force: bool
         folder = str(dataset.doc.get("folder"))
         if reason := _taken_away(folder, force=False):
             if not force:
-                error = TryAgain if "busy" in reason else Refused
-                raise error(f"{what}: cannot unmount '{folder}': {reason}")
+                raise _refusal(f"{what}: cannot unmount '{folder}'", reason)
             end_mount(pool, dataset, what)
         wait_for_commit(pool, dataset, COMMITTING)
         _forget(folder)
