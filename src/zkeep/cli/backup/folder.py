@@ -23,6 +23,8 @@ from zkeep.backup.plan import Have, Plan, plan
 from zkeep.backup.run import Side, replicate
 from zkeep.cli.backup.events import Events
 from zkeep.cli.backup.keys import NewKey, file_of, prepare
+from zkeep.cli.backup.local_pool import LOCAL, make_pool
+from zkeep.cli.backup.recover import recovered
 from zkeep.cli.backup.wanted import Wanted, locked
 from zkeep.cli.common.give_back import give_back
 from zkeep.cli.common.pools import opened, registry
@@ -33,13 +35,11 @@ from zkeep.cli.keys.root_key import key_location, opening_key
 from zkeep.clock import seconds_now
 from zkeep.errors import Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, SnapshotName, printable, shown
-from zkeep.pool.datasets import destroyed, lifecycle, namespace
+from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.derived import encryption_root
-from zkeep.pool.datasets.model import Dataset, Exists, Pool
+from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.view import View
 
-LOCAL = "local"
-"The pool of this machine's own."
 BLOCK = 16 << 10
 "Bytes of a volume's block."
 
@@ -54,11 +54,8 @@ def back_up_folder(wanted: Wanted, events: Events) -> None:
     target = other_side(wanted)
     there = target.have() if target else Have()
     name = find_dataset(wanted.job)
-    if wanted.recovers and target is not None:
-        from zkeep.cli.backup.recover import recovered
-
-        if (name := recovered(wanted, name, target, there, events)) is None:
-            return
+    if wanted.recovers and target is not None and (name := recovered(wanted, name, target, there, events)) is None:
+        return
     check_fits(wanted, name, name, there)
     if wanted.dry_run:
         say_plan(wanted, name, there, events)
@@ -192,15 +189,6 @@ def first_key(wanted: Wanted) -> NewKey:
     """The key of a dataset that is not there yet."""
     asked = {"yes": wanted.yes, "as_json": wanted.as_json}
     return prepare(wanted.job, _new_name(wanted), wanted.key_file, **asked, ssh=wanted.ssh)
-
-
-def make_pool() -> FilePath:
-    path = registry().home / LOCAL
-    try:
-        destroyed.create(registry(), LOCAL, path, {})
-    except Exists:  # an earlier call ended before the pool was known
-        lifecycle.adopt(registry(), path, LOCAL)
-    return path
 
 
 def _create(pool: Pool, name: DatasetName, wanted: Wanted, key: NewKey) -> None:

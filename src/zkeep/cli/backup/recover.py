@@ -21,8 +21,8 @@ from zkeep.backup.plan import Have
 from zkeep.backup.record import Record, check_arrived, check_listing
 from zkeep.backup.run import Side
 from zkeep.cli.backup.events import Events
-from zkeep.cli.backup.folder import LOCAL, make_pool
 from zkeep.cli.backup.keys import file_of
+from zkeep.cli.backup.local_pool import LOCAL, make_pool
 from zkeep.cli.backup.wanted import Wanted, locked
 from zkeep.cli.common.open_snapshot import keys_from
 from zkeep.cli.common.pools import opened, registry
