@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 
 import click
 
@@ -148,7 +147,7 @@ def promote_verb(name: str) -> None:
     with opened(dataset) as pool:
         clone = pool.dataset(dataset)
         root = encryption_root(View(pool), clone)
-        both = [clone, *(origin for origin, _ in islice(pool.origins(clone), 1))]
+        both = [clone, *(origin for origin, _ in pool.origins(clone)[:1])]
         with held_mounts(pool, both, f"cannot promote {name}") as mounts:
             promote(pool, dataset, mounts)
         # A root's key is its clone's from now on; where it is loaded, it stays so.

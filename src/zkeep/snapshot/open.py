@@ -24,11 +24,12 @@ from zkeep.crypto.block import BlockKeys
 from zkeep.crypto.dnodeblock import Metadnode, Seal, portable_mac
 from zkeep.crypto.mactree import MacTree, OutOfTree, TreeShape
 from zkeep.crypto.unwrap import GetKey
-from zkeep.errors import Damaged, Refused
+from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.format.dnode import SLOTS, Dnode
 from zkeep.format.nvlist import NvList
 from zkeep.format.objtypes import ObjectType, ObjsetType
 from zkeep.format.records import ByteOrder
+from zkeep.pool.datasets import head
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.contents import lacking
 from zkeep.pool.datasets.history import history_of
@@ -74,18 +75,19 @@ class OpenSnapshot:
         self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None, *, scattered: bool = False
     ) -> None:
         """`scattered`: little of it will be read, here and there, so that no more is read around it than need be."""
+        self.pool = pool
         self.snapshot = snapshot
         self._scattered = scattered
         self.name = str(snapshot.name)
         doc = pool.catalog.get("begin", snapshot.key)
         if doc is None:
+            self._refuse_gone()
             if history_of(pool, snapshot.dataset).upto(snapshot.txg).runs:
                 raise Damaged(f"{self.name}: the catalog has lost its BEGIN")
             raise NotThere(f"cannot open {self.name}: it holds nothing")
         opening = Opening.from_doc(doc)
         self.begin = opening.begin
         self.crypt = opening.crypt if self.begin.raw else None
-        self.pool = pool
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
@@ -112,6 +114,11 @@ class OpenSnapshot:
         except Refused as error:
             raise type(error)(f"cannot open {self.name}: {error}") from None
 
+    def _refuse_gone(self) -> None:
+        """Raises TryAgain: it is not where it was when it was looked up."""
+        if head.state_at(self.pool, self.snapshot.dataset.id, self.snapshot.txg) is None:
+            raise TryAgain(f"cannot open {self.name}: it was destroyed, or a clone of it promoted, meanwhile")
+
     def __enter__(self) -> OpenSnapshot:
         keep_freed_memory()
         with ExitStack() as stack:
@@ -126,6 +133,8 @@ class OpenSnapshot:
         # From here on no segment that the catalog names is deleted.
         stack.enter_context(reading(self.pool))
         history = history_of(self.pool, self.snapshot.dataset).upto(self.snapshot.txg)
+        # If it was destroyed since it was looked up, its runs may be merged: what it was cannot be told any more.
+        self._refuse_gone()
         timeline = stack.enter_context(history.timeline(self.pool.store))
         self.state = State(timeline, history.runs)
         fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state

@@ -44,15 +44,22 @@ class History:
 
 
 def history_of(pool: Pool, dataset: Dataset) -> History:
-    """All runs that lead to the dataset's newest state."""
-    own = pool.runs.of(dataset.key)
-    runs, checked = own.runs, {dataset.key: own.checked}
-    # clone:   origin's runs up to the origin's txg | own runs       and so on, for a clone of a clone
-    seen = {dataset.id: dataset.key}
-    for origin, txg in pool.origins(dataset):
-        seen[origin.id] = origin.key
-        own = pool.runs.of(origin.key)
-        runs, checked[origin.key] = [run for run in own.runs if run.txg <= txg] + runs, own.checked
+    """All runs that lead to the dataset's newest state, as they are at one moment.
+
+    That may be later than the one at which the dataset was looked up: runs may have been merged, and a promotion may
+    have moved them to another dataset. What a snapshot was is told by its BEGIN: where that is still there afterwards,
+    these are the runs that lead to it.
+    """
+    # Read at two moments, runs that a promotion moved in between would be in neither dataset.
+    with pool.catalog.reading():
+        own = pool.runs.of(dataset.key)
+        runs, checked = own.runs, {dataset.key: own.checked}
+        # clone:   origin's runs up to the origin's txg | own runs       and so on, for a clone of a clone
+        seen = {dataset.id: dataset.key}
+        for origin, txg in pool.origins(dataset):
+            seen[origin.id] = origin.key
+            own = pool.runs.of(origin.key)
+            runs, checked[origin.key] = [run for run in own.runs if run.txg <= txg] + runs, own.checked
     return History(runs, tuple(seen.values()), checked)
 
 

@@ -222,19 +222,25 @@ class Pool:
             raise Damaged(f"catalog: dataset {dataset_id} is named, and is not there")
         return found
 
-    def origins(self, dataset: Dataset) -> Iterator[tuple[Dataset, int]]:
+    def origins(self, dataset: Dataset) -> list[tuple[Dataset, int]]:
         """What it is a clone of, what that is one of, and so on; each with the txg at which the clone began.
 
-        Damaged: one of them is not there, or is a clone of itself.
+        All as it is now, and at one moment: a promotion may have turned round what `dataset` was looked up with.
+
+        Raises:
+            Damaged: one of them is not there, or is a clone of itself.
         """
-        seen = {dataset.id}
-        while dataset.origin is not None:
-            dataset_id, txg = dataset.origin
-            if dataset_id in seen:
-                raise Damaged(f"catalog: {dataset.name} is a clone of itself")
-            seen.add(dataset_id)
-            dataset = self.by_id(dataset_id)
-            yield dataset, txg
+        found: list[tuple[Dataset, int]] = []
+        with self.catalog.reading():
+            level, seen = self.tree().get(dataset.id), {dataset.id}
+            while level is not None and level.origin is not None:
+                dataset_id, txg = level.origin
+                if dataset_id in seen:
+                    raise Damaged(f"catalog: {level.name} is a clone of itself")
+                seen.add(dataset_id)
+                level = self.by_id(dataset_id)
+                found.append((level, txg))
+        return found
 
     def snapshots(self, dataset: Dataset) -> list[Snapshot]:
         """Oldest first."""

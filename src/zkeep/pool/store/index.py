@@ -154,6 +154,7 @@ class Index:
         self._path = path
         self._frozen = frozen
         self._undone = 0
+        self._begun = 0
         self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
         self._places = 0
         self._seen: int | None = None
@@ -256,14 +257,16 @@ class Index:
     def begin(self, mode: str = "IMMEDIATE") -> None:
         self._run(f"BEGIN {mode}")
         self._seen = None
+        self._begun = self._db.total_changes
 
     def commit(self) -> None:
         self._note_places()
         self._run("COMMIT")
 
     def rollback(self) -> None:
+        # What only read has changed nothing: what is cached stays true.
+        self._undone += self._db.total_changes != self._begun
         self._db.rollback()
-        self._undone += 1
         self._places = 0
 
     @contextmanager

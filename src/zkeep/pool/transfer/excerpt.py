@@ -121,15 +121,17 @@ def send_excerpt(pool: Pool, name: str, excerpt: Excerpt, sink: BinaryIO) -> Non
         Refused: it cannot be made; nothing was written.
         Damaged: the pool's own data is bad; the excerpt breaks off without an END.
     """
-    snapshot = pool.snapshot(SnapshotName.parse(name))
-    doc = pool.catalog.get("begin", snapshot.key)
-    if doc is None:
-        raise NotThere(f"cannot send {snapshot.name}: it holds nothing yet")
-    stored = Opening.from_doc(doc)
-    if not stored.begin.raw:
-        raise Refused(f"cannot send {snapshot.name}: {NO_PARTS}: it is not encrypted")
     with reading(pool):
-        history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
+        # What others change meanwhile, compaction and promotion, is not seen here.
+        with pool.catalog.reading():
+            snapshot = pool.snapshot(SnapshotName.parse(name))
+            doc = pool.catalog.get("begin", snapshot.key)
+            history = history_of(pool, snapshot.dataset).upto(snapshot.txg)
+        if doc is None:
+            raise NotThere(f"cannot send {snapshot.name}: it holds nothing yet")
+        stored = Opening.from_doc(doc)
+        if not stored.begin.raw:
+            raise Refused(f"cannot send {snapshot.name}: {NO_PARTS}: it is not encrypted")
         with history.timeline(pool.store) as timeline:
             _check(timeline, history, snapshot, stored, excerpt)
             # Names and guids of the BEGIN are those of a full stream.

@@ -97,7 +97,7 @@ def _promote_as_there(work: _Replication) -> None:
     and one at least, but no more, whatever the header says.
     """
     pool, top = work.pool, work.top
-    left = Counter({d.id: max(1, len(list(pool.origins(d)))) for d in pool.tree().within(top)})
+    left = Counter({d.id: max(1, len(pool.origins(d))) for d in pool.tree().within(top)})
     while True:
         local = pool.tree().within(top)
         found = next((d for d in local if left[d.id] > 0 and _is_promoted(work, d)), None)

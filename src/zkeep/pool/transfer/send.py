@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol
 
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 from zkeep.format.records import Begin, Feature
 from zkeep.names import BookmarkName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import contents
@@ -119,7 +119,8 @@ def send(pool: Pool, request: SendRequest, sink: BinaryIO) -> None:
         Damaged: the pool's own data is bad; the stream breaks off without an END.
     """
     with reading(pool):
-        legs = list(_legs(pool, request))
+        with pool.catalog.reading():
+            legs = list(_legs(pool, request))
         for leg in legs:
             _check_contents(pool, leg)
         decrypting = _plain_sender(pool, legs, request)
@@ -199,10 +200,19 @@ def write_leg(pool: Pool, leg: Leg, write: Write, options: LegOptions) -> None:
 
 
 def runs_of(pool: Pool, leg: Leg) -> tuple[History, list[Run], list[Run]]:
-    """The runs up to a leg's snapshot: all, those that the receiver has, and those that it lacks."""
+    """The runs up to a leg's snapshot: all, those that the receiver has, and those that it lacks.
+
+    The caller reads the snapshot's BEGIN after this: it is there only if these runs lead to it. Whether the source was
+    destroyed meanwhile, and its runs merged with later ones, is all the same: then more of them is sent.
+    """
     history = history_of(pool, leg.snapshot.dataset).upto(leg.snapshot.txg)
+    return history, *parted(history, leg)
+
+
+def parted(history: History, leg: Leg) -> tuple[list[Run], list[Run]]:
+    """The runs up to a leg's snapshot: those that the receiver has, and those that it lacks."""
     source_txg = leg.source.txg if leg.source else 0
-    return history, history.upto(source_txg).runs, history.after(source_txg).runs
+    return history.upto(source_txg).runs, history.after(source_txg).runs
 
 
 def opened_source(pool: Pool, leg: Leg) -> Snapshot | None:
@@ -241,6 +251,8 @@ def _address(leg: Leg, begin: Begin, options: LegOptions) -> Address:
 
 def _opening(pool: Pool, snapshot: Snapshot) -> Opening:
     doc = pool.catalog.get("begin", snapshot.key)
+    if doc is None and pool.snapshot_at(snapshot.dataset.id, snapshot.txg) is None:
+        raise TryAgain(f"cannot send {snapshot.name}: it was destroyed, or a clone of it promoted, meanwhile")
     if doc is None:
         raise NotThere(f"cannot send {snapshot.name}: it holds nothing yet")
     return Opening.from_doc(doc)

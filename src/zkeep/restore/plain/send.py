@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from zkeep.crypto.unwrap import GetKey, WrongKey
 from zkeep.errors import Refused
 from zkeep.pool.datasets.begin import Opening
+from zkeep.pool.datasets.history import History
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.timeline.compose import Journey, plan
 from zkeep.pool.timeline.emit import StreamWriter, Write
-from zkeep.pool.transfer.send import Leg, opened_source, runs_of
+from zkeep.pool.transfer.send import Leg, opened_source, parted
 from zkeep.restore.plain.difference import Difference
 from zkeep.restore.plain.steps import plain_steps
 from zkeep.restore.plain.writer import PlainWriter
@@ -44,13 +45,13 @@ class PlainSender:
             Forgery: something is not authentic; the stream breaks off without an END.
             Damaged: the pool's own data is not what was stored; likewise.
         """
-        # The runs that the receiver has already, and those that are sent.
-        _, before, new = runs_of(pool, leg)
         source = opened_source(pool, leg)
         with ExitStack() as stack:
             # Opened with the key, so that only what is authentic leaves.
             snapshot = stack.enter_context(OpenSnapshot(pool, leg.snapshot, self._get_key))
             old = stack.enter_context(OpenSnapshot(pool, source, self._get_key)) if source is not None else None
+            # The runs that the receiver has already, and those that are sent.
+            before, new = parted(History(snapshot.state.runs), leg)
             timeline, order, toguid = snapshot.state.timeline, opening.byteorder, opening.begin.toguid
             # A resumed stream begins in the middle; what came before it was compared then.
             resume = _block(snapshot, leg.resume)
