@@ -23,9 +23,9 @@ if [ -e {folder}/answer ]; then . {folder}/answer; fi
 export SSH_ORIGINAL_COMMAND="$line" ZKEEP_HOME={server}
 case "$line" in
   'zkeep receive'*) if [ -e {folder}/cut ]; then
-      head -c "$(cat {folder}/cut)" | {zkeep} server --root vault/me --allow {roles} >&2; exit 255; fi ;;
+      head -c "$(cat {folder}/cut)" | {zkeep} server --root {root} --allow {roles} >&2; exit 255; fi ;;
 esac
-exec {zkeep} server --root vault/me --allow {roles}
+exec {zkeep} server --root {root} --allow {roles}
 """
 
 
@@ -48,7 +48,7 @@ class Laptop:
     ) -> None:
         self.folder, self._monkeypatch, self._capfd = folder, monkeypatch, capfd
         self.server, self.source, self.key = folder / "srv", folder / "docs", folder / "key"
-        self._home, self._log, self._outs = folder / "home", folder / "log", 0
+        self.home, self._log, self._outs = folder / "home", folder / "log", 0
         (folder / "bin").mkdir()
         self.source.mkdir()
         (self.source / "a").write_bytes(b"first")
@@ -58,15 +58,15 @@ class Laptop:
         for words in (("pool", "create", "vault", str(folder / "pv")), ("create", "vault/me")):
             assert self.serve(*words).status == 0
 
-    def write_ssh(self, roles: str) -> None:
-        names = {"zkeep": " ".join(ZKEEP), "server": self.server, "log": self._log, "roles": roles}
+    def write_ssh(self, roles: str, root: str = "vault/me") -> None:
+        names = {"zkeep": " ".join(ZKEEP), "server": self.server, "log": self._log, "roles": roles, "root": root}
         program = self.folder / "bin" / "ssh"
         program.write_text(SSH.format(folder=self.folder, **names))
         program.chmod(0o755)
 
     def run(self, *words: str) -> Done:
         """zkeep on the user's machine."""
-        return self._run(self._home, *words)
+        return self._run(self.home, *words)
 
     def serve(self, *words: str) -> Done:
         """zkeep on the server, as its administrator."""

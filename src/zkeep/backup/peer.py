@@ -37,7 +37,7 @@ STALL_SECONDS = 3600.0
 "How long a stream may stand still, and how long a receiver may take when it has all of it."
 CHUNK = 1 << 18
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?|[\x80-\x9f]")
-_REASON = re.compile(r"Partially received snapshot is saved\..*\((cannot [^()]*)\)$")
+_REASON = re.compile(r" Partially received snapshot is saved\..*\(([^()]*)\)$")
 _TOKEN = re.compile(r"\b1-[0-9a-f]+-[0-9a-f]+-[0-9a-f]{20,}")
 _GONE = re.compile(r"dataset does not exist|no such pool|parent does not exist")
 _TYPES = ("filesystem", "volume", "snapshot", "bookmark")
@@ -54,9 +54,15 @@ def clean(text: str, limit: int = 400) -> str:
     """What a peer said, on one line, without what could steer a terminal."""
     line = printable(" ".join(_ANSI.sub("", text).split()))
     if (found := _REASON.search(line)) is not None:
-        line = found[1]  # of a receive that broke off: the rest tells how to resume it by hand
+        # Of a receive that broke off; the rest tells how to resume it by hand.
+        line = _reason(line[: found.start()], found[1])
     line = _TOKEN.sub("TOKEN", line)
     return line if len(line) <= limit else f"{line[: limit // 2]}...{line[-limit // 2 :]}"
+
+
+def _reason(said: str, why: str) -> str:
+    """Why a receive broke off, of what is said first and at the end: each thing once."""
+    return why if why.startswith("cannot ") else said if why in said else f"{said} ({why})"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import click
 
 from zkeep.cli.common import as_zfs, usage
 from zkeep.cli.common.signals import interrupting
-from zkeep.cli.common.terminal import fill_closed_streams, guarded, program, say, settle
+from zkeep.cli.common.terminal import explained, fill_closed_streams, guarded, program, say, settle
 from zkeep.errors import Interrupted, TryAgain, ZkeepError
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -268,8 +268,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", TryAgain.status
     if isinstance(error, OSError):
-        what = error.strerror or str(error)
-        return (f"{error.filename}: {what}" if error.filename else what), 1
+        return explained(error), 1
     if isinstance(error, MemoryError):
         return "out of memory", 1
     return f"unexpected {type(error).__name__}: {error}; ZKEEP_DEBUG=1 shows where", 1

@@ -10,6 +10,7 @@ import click
 from zkeep.cli.common.pools import opened, settings
 from zkeep.cli.common.pruning import prune_taken
 from zkeep.cli.common.snapshot_from import FromOptions, NotAllRead, from_options, take
+from zkeep.cli.common.terminal import explained
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import contents, namespace
@@ -100,8 +101,7 @@ def _take(
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise Refused(f"cannot create snapshot {name}: {where}{error.strerror or error}") from None
+        raise Refused(f"cannot create snapshot {name}: {explained(error)}") from None
 
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:

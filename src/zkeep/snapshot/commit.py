@@ -26,6 +26,7 @@ from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
 from zkeep.pool.datasets.view import View
+from zkeep.pool.store.disk import FULL, naming
 from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import open_session
@@ -211,7 +212,8 @@ def write_group(
     none = Feature(0), 0
     before = (base.begin.features, number(base.crypt, "to_ivset_guid")) if base is not None else none
     opening = opening_of(group, *before)
-    with ExitStack() as stack:
+    # Of a disk that is full there is only one: files are read from others.
+    with naming(pool.path, FULL), ExitStack() as stack:
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
         session = stack.enter_context(open_session(pool, event, target, charges))
         # What a mounted dataset writes has a bound, and waits in memory; a snapshot of a folder has none.

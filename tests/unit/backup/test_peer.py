@@ -79,6 +79,25 @@ def test_messages_steer_no_terminal() -> None:
     assert len(clean("x" * 100_000)) < 500
 
 
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("No space left on device", "zkeep: cannot receive full stream: No space left on device."),
+        ("cannot receive v/me: quota exceeded", "cannot receive v/me: quota exceeded"),
+        ("stream ends early", "zkeep: cannot receive full stream: No space left on device. (stream ends early)"),
+    ],
+)
+def test_the_reason_of_a_receive_that_broke_off_is_told_once_without_the_token(why: str, said: str) -> None:
+    lines = [
+        "zkeep: cannot receive full stream: No space left on device.",
+        "Partially received snapshot is saved.",
+        "A resuming stream can be generated on the sending system by running:",
+        f"    zfs send -t 1-c0ffee-e0-{'7' * 40}",
+        f"to go on with v/me@s by: zkeep receive -s v/me ({why})",
+    ]
+    assert clean("\n".join(lines)) == said
+
+
 class Script(Peer):
     """Runs Python instead of zkeep, as if it were behind ssh."""
 

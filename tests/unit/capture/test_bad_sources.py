@@ -169,7 +169,7 @@ def test_a_full_disk_ends_the_snapshot_and_nothing_of_it_stays(
         patch.setattr("zkeep.snapshot.writer.SPOOL", 0)
         patch.setattr("zkeep.snapshot.commit.TemporaryFile", full)
         assert take(zkeep, source, "1") == 1
-    assert "cannot create snapshot v/home@1: No space left on device" in capsys.readouterr().err
+    assert f"cannot create snapshot v/home@1: {tmp_path / 'pool'}: No space left on device" in capsys.readouterr().err
     assert names(zkeep, capsys) == []
     assert zkeep("pool", "scrub", "v") == 0
     assert not [path for path in (tmp_path / "pool" / "tmp").rglob("*") if path.is_file()]

@@ -17,7 +17,8 @@ from zkeep.cli.backup.ping import check_url, ping
 from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.snapshot_from import NotAllRead
-from zkeep.errors import TryAgain, WrongUsage, ZkeepError
+from zkeep.cli.common.terminal import explained
+from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.pool.datasets import properties
 
 
@@ -103,13 +104,24 @@ def _back_up(wanted: Wanted, url: str | None, due_text: str | None) -> None:
     if due_text is not None and not due.is_due(wanted.job, due.parse_due(due_text), began):
         return
     try:
-        with told(url, wanted) as events:
+        with told(url, wanted) as events, _naming(wanted.job):
             _do(wanted, events)
     except NotAllRead:
         due.note(wanted.job, began)
         raise
     if not wanted.dry_run:
         due.note(wanted.job, began)
+
+
+@contextmanager
+def _naming(job: Job) -> Iterator[None]:
+    """Say of errors of the system, such as those of a full disk, what could not be done."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Refused(f"cannot back up {job.source}: {explained(error)}") from error
 
 
 def _do(wanted: Wanted, events: Events) -> None:

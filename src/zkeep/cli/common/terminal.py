@@ -124,6 +124,24 @@ def named(error: OSError | Refused) -> OSError | Refused:
     return OSError(error.errno, error.strerror, "standard output")
 
 
+def explained(error: OSError) -> str:
+    """What an error of the system says, with the file or pool that it names; of a full folder of temporary files, more.
+
+    Everything that is temporary lies in folders called zkeep-... of TMPDIR.
+    """
+    what = error.strerror or str(error)
+    if not isinstance(error.filename, str):
+        return what
+    import tempfile  # with what else it needs, a tenth of a short command's time
+
+    from zkeep.pool.store.disk import FULL
+
+    way, temporary = "", os.path.join(tempfile.gettempdir(), "zkeep-")
+    if error.errno in FULL and error.filename.startswith(temporary):
+        way = "; TMPDIR=FOLDER before the command takes a folder with more room"
+    return f"{error.filename}: {what}{way}"
+
+
 def discard(stream: TextIO) -> None:
     """Let what cannot be written, and all that follows, go nowhere: Python would try again at its end, and fail."""
     with suppress(OSError, ValueError, Refused):

@@ -12,7 +12,6 @@ remaining snapshot or bookmark, nor a figure.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from zkeep.pool.datasets.orphans import READERS, discard, reading
 from zkeep.pool.datasets.partial import receives
 from zkeep.pool.datasets.room import free_bytes
 from zkeep.pool.maintenance.step import ChangedError, CompactionStep, is_raw
+from zkeep.pool.store.disk import FULL
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.timeline import tiers
 from zkeep.pool.timeline.timeline import Run, Timeline
@@ -34,7 +34,6 @@ from zkeep.pool.types import Doc
 Progress = Callable[[int], object]
 
 _MERGING, _TRIMMING, _DROPPING = "merging", "trimming", "dropping"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 STEP = 256 << 20
 "A budget for compaction that runs while a user waits."
 
@@ -208,7 +207,7 @@ class _Compaction:
             self.report.skipped.append(f"{dataset.name}: runs of txg {txgs}: {error}")
             return True
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             # Others filled the disk meanwhile, or a quota of its file system is used up.
             refused |= {p.txg for p in parts}

@@ -18,7 +18,6 @@ A Catalog serves one thread at a time; inside a transaction its own `get` and `s
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -26,6 +25,7 @@ from dataclasses import replace
 from typing import cast
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
+from zkeep.pool.store.disk import FULL
 from zkeep.pool.store.index import (
     MEMORY,
     REMEDY,
@@ -48,7 +48,6 @@ RESERVE = "reserve"
 _LOG = INDEX + "-wal"
 _RESERVE_SIZE = 128 << 10
 _PLENTY = 16 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 5.0
 "Seconds that a writer waits for another one."
 
@@ -221,7 +220,7 @@ class Catalog:
         try:
             return self._journal.append(place, operations)
         except OSError as error:
-            if not urgent or error.errno not in _FULL or not self._store.exists(RESERVE):
+            if not urgent or error.errno not in FULL or not self._store.exists(RESERVE):
                 raise
         # The disk is full and this transaction is to free space: the reserve's blocks are for its line.
         self._store.delete(RESERVE)

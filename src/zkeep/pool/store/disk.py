@@ -29,6 +29,8 @@ from zkeep.pool.store.port import Buffer
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 "O_NONBLOCK has no effect on a regular file, and keeps the opening of a FIFO from blocking."
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"What a disk says that has no room."
 DEPTH = 3
 "How many levels of folders names() looks into; a pool's own names have two."
 
@@ -195,6 +197,21 @@ def _not_regular(path: Path) -> str:
 def _named(error: OSError, path: Path) -> OSError:
     """Add the whole path to an error: a call below an open folder knows only the last name."""
     return OSError(error.errno, error.strerror, str(path))
+
+
+@contextmanager
+def naming(path: Path, only: Sequence[int] = ()) -> Iterator[None]:
+    """Name a folder in errors that have no whole path: calls on a descriptor know none, those below a folder a part.
+
+    Else a person is not told which of the disks is full. `only`: in errors of these numbers; none: in all.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = error.filename
+        if (not only or error.errno in only) and not (isinstance(known, str) and os.path.isabs(known)):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from zkeep.errors import TryAgain
 from zkeep.pool.store.blob import LocalBlob, OpenFile
-from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, file_size, open_file, open_folder, walk
+from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, file_size, naming, open_file, open_folder, walk
 from zkeep.pool.store.port import BadStoreName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import WriteBuffer, memory
 
@@ -37,16 +37,6 @@ _WRITTEN = ("journal", "lock")
 "Folders that every change writes to."
 _CHUNK = 1 << 20
 _POLL = 0.02
-
-
-def _write_all(disk: Disk, fd: int, offset: int, content: Buffer) -> int:
-    """Returns the offset after the last byte."""
-    rest = memoryview(content).cast("B")
-    while len(rest):
-        done = disk.write(fd, offset, [rest])
-        offset += done
-        rest = rest[done:]
-    return offset
 
 
 class LocalDraft(OpenFile):
@@ -76,7 +66,7 @@ class LocalDraft(OpenFile):
         self._torn = torn
 
     def _append(self, content: memoryview) -> None:
-        self._size = _write_all(self._store.disk, self._fd, self._size, content)
+        self._size = self._store._write_all(self._fd, self._size, content)
 
     def readinto(self, offset: int, *buffers: bytearray | memoryview) -> None:
         self._flush()
@@ -84,12 +74,13 @@ class LocalDraft(OpenFile):
 
     def truncate(self, size: int) -> None:
         self._flush()
-        self._store.disk.truncate(self._fd, size)
+        with naming(self._store.root):
+            self._store.disk.truncate(self._fd, size)
         self._size = size
 
     def sync(self) -> None:
         self._flush()
-        self._store.disk.sync(self._fd)
+        self._store._sync(self._fd)
         if not self._named:
             self._store._sync_folder_of(self._place)
             self._named = True
@@ -98,7 +89,7 @@ class LocalDraft(OpenFile):
         if self._torn:
             raise OSError(errno.EIO, "a write to it failed before", name)
         self._flush()
-        self._store.disk.sync(self._fd)
+        self._store._sync(self._fd)
         self._store._publish(self._place, name)
         with suppress(OSError):  # it was synced
             self.close()
@@ -167,12 +158,26 @@ class LocalStore:
                 folder = stack.enter_context(open_folder(self.root, folders))
             yield folder.entry(last)
 
+    def _write_all(self, fd: int, offset: int, content: Buffer) -> int:
+        """Returns the offset after the last byte."""
+        rest = memoryview(content).cast("B")
+        with naming(self.root):
+            while len(rest):
+                done = self.disk.write(fd, offset, [rest])
+                offset += done
+                rest = rest[done:]
+        return offset
+
+    def _sync(self, fd: int) -> None:
+        with naming(self.root):
+            self.disk.sync(fd)
+
     def _make_folders(self, names: Sequence[str]) -> None:
         """Make the folder and those above it, durably, where they are missing."""
         for end in range(1, len(names) + 1):
             with self._entry("/".join(names[:end])) as entry:
                 if not entry.exists():
-                    with suppress(FileExistsError):
+                    with suppress(FileExistsError), naming(self.root):
                         self.disk.mkdir(entry)
                     self.disk.sync_folder(entry.folder)
 
@@ -180,10 +185,11 @@ class LocalStore:
         with self.lock("put", shared=True, wait=60.0):
             temporary = f"tmp/{os.urandom(16).hex()}"
             with self._entry(temporary, make=True) as entry:
-                fd = self.disk.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with naming(self.root):
+                    fd = self.disk.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 try:
-                    _write_all(self.disk, fd, 0, content)
-                    self.disk.sync(fd)
+                    self._write_all(fd, 0, content)
+                    self._sync(fd)
                     # Its blocks are durable before it has a name; the name is durable when the folder is synced.
                     self._publish(temporary, name)
                 finally:
@@ -249,8 +255,8 @@ class LocalStore:
     def _append(self, fd: int, name: str, content: Buffer, fresh: bool) -> int:
         before = os.fstat(fd).st_size
         try:
-            after = _write_all(self.disk, fd, before, content)
-            self.disk.sync(fd)
+            after = self._write_all(fd, before, content)
+            self._sync(fd)
             if fresh:
                 self._sync_folder_of(name)
                 self._named.add(name)
@@ -300,8 +306,8 @@ class LocalStore:
             try:
                 at = 0
                 while content := os.pread(fd, _CHUNK, at):
-                    at = _write_all(self.disk, target, at, content)
-                self.disk.sync(target)
+                    at = self._write_all(target, at, content)
+                self._sync(target)
                 self.disk.rename(copy, entry)
                 self.disk.sync_folder(entry.folder)
             finally:
@@ -388,9 +394,11 @@ class LocalStore:
         """Let the synced file `source` appear as `name`, once."""
         with self._entry(source) as old, self._entry(name, make=True) as new:
             # link() refuses a name that is taken, rename() would replace it: link where the disk can do that.
-            linked = self._link_or_rename(old, new)
+            with naming(self.root):
+                linked = self._link_or_rename(old, new)
             try:
-                self.disk.sync_folder(new.folder)
+                with naming(self.root):
+                    self.disk.sync_folder(new.folder)
             except OSError:  # the caller sees an error, so it must not find the name
                 with suppress(OSError):
                     self.disk.unlink(new) if linked else self.disk.rename(new, old)
