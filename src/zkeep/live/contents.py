@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from zkeep.live.inode import Inode
-from zkeep.tree.objects import Objects
+from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.windows import Content
 
 Buffer = bytes | bytearray | memoryview
@@ -14,11 +14,11 @@ Buffer = bytes | bytearray | memoryview
 class Contents:
     """Reads and writes files. `dirty`: bytes that wait for the next commit; `base` gives what has the others."""
 
-    def __init__(self, recordsize: int, base: Callable[[], Objects]) -> None:
+    def __init__(self, recordsize: int, base: Callable[[], OpenSnapshot]) -> None:
         self.dirty = 0
         self._recordsize = recordsize
         self._base = base
-        self._content: tuple[Objects, Content] | None = None
+        self._content: tuple[OpenSnapshot, Content] | None = None
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Bytes of a file, zeros where it has holes; fewer where it ends."""
@@ -59,6 +59,9 @@ class Contents:
         if not inode.stored or start >= stop:
             return b""
         objects = self._base()
+        block = start // inode.width
+        if (stop - 1) // inode.width == block and (known := objects.known_block(inode.number, block)) is not None:
+            return memoryview(known)[start - block * inode.width : stop - block * inode.width]
         if self._content is None or self._content[0] is not objects:
             self._content = objects, Content(objects)
         return self._content[1].view(inode.number, (inode.last + 1) * inode.width, start, stop - start)

@@ -24,6 +24,7 @@ from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
+from zkeep.live.base import Base
 from zkeep.live.begin import refuse_unwritable, write_empty
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
@@ -102,7 +103,6 @@ class LiveDataset:
         self._get_key = get_key
         self._keys: MasterKeys | None = None
         self._stack = ExitStack()
-        self._opened = ExitStack()
         self._room_known: int | None = None
         self._dirty_xattrs = 0
         "Bytes of extended attributes that wait for the next commit."
@@ -121,7 +121,7 @@ class LiveDataset:
         self._places = places
         self.state: Snapshot
         "What the last commit made."
-        self._base: tuple[OpenSnapshot, Filesystem] | None = None
+        self._base = Base(pool, get_key, self._state_now)
 
     @property
     def name(self) -> DatasetName:
@@ -142,11 +142,11 @@ class LiveDataset:
     @property
     def base(self) -> OpenSnapshot:
         """The newest state. If it could not be opened after a commit, it is tried again."""
-        return (self._base or self._open_base())[0]
+        return self._base.objects
 
     @property
     def tree(self) -> Filesystem:
-        return (self._base or self._open_base())[1]
+        return self._base.tree
 
     def __enter__(self) -> LiveDataset:
         with ExitStack() as stack:
@@ -158,7 +158,8 @@ class LiveDataset:
                 dataset = self.pool.update_dataset(t, dataset, live=True, **self._places)
             state = head.current_state(self.pool, dataset)
             self._keys = self._unwrapped(dataset, state)
-            stack.callback(self._close_base)
+            self._base.hand_on(self._keys)
+            stack.callback(self._base.close)
             if state is None:
                 state = commit_head(self.pool, self._new, self._keys, None, write_empty)
             self._begin(state)
@@ -168,7 +169,7 @@ class LiveDataset:
     def _begin(self, state: Snapshot, known: Mapping[int, int] = MappingProxyType({})) -> None:
         """Open a state, to go on from it. `known`: generations of the files that the kernel knows, by number."""
         self.state = state
-        self._open_base()
+        self._base.open()
         self.gone |= {number for number, generation in known.items() if self._generation_of(number) != generation}
         self.numbers = Numbers(np.union1d(live_objects(self.base), np.array(sorted(self.gone), np.uint64)))
         self._runs = self.pool.runs.count(self.dataset.key)
@@ -232,18 +233,9 @@ class LiveDataset:
         wrapped = newest_wrap(self.pool, dataset)
         return unwrap(wrapped, self._get_key(wrapped))
 
-    def _close_base(self) -> None:
-        self._base = None
-        self._opened.close()
-
-    def _open_base(self) -> tuple[OpenSnapshot, Filesystem]:
-        self._close_base()
+    def _state_now(self) -> Snapshot:
         self.state = head.as_it_is_now(self.pool, self.dataset, self.state)
-        with ExitStack() as stack:
-            base = stack.enter_context(OpenSnapshot(self.pool, self.state, self._get_key, scattered=True))
-            found = self._base = base, Filesystem(base)
-            self._opened = stack.pop_all()
-        return found
+        return self.state
 
     # Inodes
 
@@ -449,10 +441,10 @@ class LiveDataset:
         self._settle(pending, work.attributes.next_number)
         self._room_known = None
         self._queued = queue
-        self._close_base()
+        self._base.close()
         self._merge_runs()
         with suppress(ZkeepError, OSError):
-            self._open_base()  # else who uses it next tries again, and is told
+            self._base.open()  # else who uses it next tries again, and is told
 
     def _is_superseded(self) -> bool:
         """Whether the dataset is gone, or its newest state is another one than what was committed here."""

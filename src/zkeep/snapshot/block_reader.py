@@ -18,7 +18,7 @@ import numpy as np
 
 from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
-from zkeep.crypto.mactree import MacTree, TreeShape
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape
 from zkeep.format.compress import BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import HEADER, RecordType, WriteEmbedded
@@ -28,6 +28,7 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
+from zkeep.snapshot.known import Known
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.tree.objects import Content
 
@@ -42,6 +43,8 @@ WORTHWHILE = 256 << 10
 END = MAX_UINT64
 "Behind every block number and every offset."
 T = TypeVar("T")
+FLAT = -1
+"In the place of an indirect block's number: an object has none."
 EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 
 
@@ -53,8 +56,9 @@ class BlockReader:
         Damaged: the pool's own data is not what was stored.
     """
 
-    def __init__(self, name: str, state: State, keys: BlockKeys | None) -> None:
+    def __init__(self, name: str, state: State, keys: BlockKeys | None, known: Known | None = None) -> None:
         self.name = name
+        self._known = known
         self.keys = keys
         self.records = state.records
         self._state = state
@@ -66,12 +70,13 @@ class BlockReader:
         """The authenticated leaves of an object's blocks with numbers first <= n < end, in several arrays."""
         dnode = obj.dnode
         # Without indirect blocks, all leaves were authenticated together with the dnode.
-        if obj.flat is not None:
-            if not first and (not len(obj.flat) or int(obj.flat["offset"][-1]) < end * dnode.blksz):
-                yield obj.flat
+        flat = self._placed(obj) if obj.unplaced and obj.flat is not None else obj.flat
+        if flat is not None:
+            if not first and (not len(flat) or int(flat["offset"][-1]) < end * dnode.blksz):
+                yield flat
                 return
-            numbers = obj.flat["offset"] // np.uint64(dnode.blksz)
-            yield obj.flat[(numbers >= first) & (numbers < end)]
+            numbers = flat["offset"] // np.uint64(dnode.blksz)
+            yield flat[(numbers >= first) & (numbers < end)]
             return
         # A stream that is not raw has no MACs to compare with.
         if obj.tree is None:
@@ -103,6 +108,43 @@ class BlockReader:
             raise Forgery(self.name, "its blocks changed while they were read", dnode.number, group * size)
         return self._groups.put((dnode.number, group), leaves)
 
+    def _placed(self, obj: VerifiedObject) -> Array:
+        """All leaves of an object without indirect blocks, of which only the MACs were known."""
+        number = obj.dnode.number
+        cached = self._groups.get((number, FLAT))
+        if cached is not None:
+            return cached
+        leaves = self._state.leaves(number, 0, END)
+        tree = MacTree(TreeShape.of(obj.dnode))
+        add_leaves(self.name, tree, obj.dnode, leaves)
+        if tree.finish() != obj.roots:
+            raise Forgery(self.name, "its blocks are not those that were written", number)
+        return self._groups.put((number, FLAT), leaves)
+
+    def pointers(self, obj: VerifiedObject, group: int) -> tuple[Numbers, Pointers]:
+        """Numbers and pointers of the blocks of an object below one indirect block; all, if it has none. No holes."""
+        if obj.tree is None:
+            found = np.frombuffer(obj.roots, POINTER)
+            numbers = np.flatnonzero(found.view("V32") != np.void(HOLE)).astype(np.uint64)
+            return numbers, found[numbers]
+        number, mac = obj.dnode.number, obj.tree.first.get(group)
+        if mac is None:
+            return np.empty(0, np.uint64), np.empty(0, POINTER)
+        if self._known is not None and (known := self._known.group(number, group, mac)) is not None:
+            return known
+        leaves = self._group(obj, group, obj.tree.shape.fanout)
+        pair = leaves["offset"] // np.uint64(obj.dnode.blksz), np.ascontiguousarray(leaves["pointer"])
+        if self._known is not None:
+            self._known.put_group(number, group, mac, *pair)
+        return pair
+
+    def pointer(self, obj: VerifiedObject, block: int) -> bytes | None:
+        """The pointer to one block of an object; None for a hole."""
+        group = 0 if obj.tree is None else block >> obj.tree.shape.fanout
+        numbers, pointers = self.pointers(obj, group)
+        at = int(numbers.searchsorted(np.uint64(block)))
+        return pointers[at].tobytes() if at < len(numbers) and int(numbers[at]) == block else None
+
     # Contents
 
     def contents(self, kind: int, leaves: Array) -> Iterator[tuple[Array, Content]]:
@@ -122,8 +164,16 @@ class BlockReader:
         """The content of an object's spill block, if it has one."""
         if not len(obj.spill):
             return None
-        (_, content), *_ = self.contents(obj.dnode.bonustype, obj.spill)
+        spill = self._placed_spill(obj) if obj.unplaced else obj.spill
+        (_, content), *_ = self.contents(obj.dnode.bonustype, spill)
         return bytes(content)
+
+    def _placed_spill(self, obj: VerifiedObject) -> Array:
+        """The leaf of a spill block of which only the pointer was known."""
+        leaf = self._state.spill(obj.dnode.number, obj.dnode.bonustype)
+        if not np.array_equal(leaf["pointer"], obj.spill["pointer"]):
+            raise Forgery(self.name, "its spill block is not the one that was written", obj.dnode.number)
+        return leaf
 
     def stored_records(self, leaves: Array) -> list[memoryview]:
         """The records of blocks. In a raw stream there is room for a MAC behind each; else checksums are checked."""

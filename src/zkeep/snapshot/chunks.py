@@ -21,7 +21,7 @@ from zkeep.pool.timeline.table import DTYPES, NOTHING, Table, fold
 from zkeep.pool.timeline.timeline import LAST, Run, Timeline
 from zkeep.snapshot.records import Packed, StoredRecords
 from zkeep.snapshot.small_objects import SmallObjects
-from zkeep.snapshot.verified import LEAF
+from zkeep.snapshot.verified import LEAF, with_type
 
 CHUNK_ROWS = 8192
 SCATTERED_ROWS = 256
@@ -139,10 +139,15 @@ class State:
         self.timeline = timeline
         self.runs = runs
         self.records = StoredRecords(timeline)
-        self._marks: list[Key] = [(0, 0), *timeline.cuts(runs, rows), LAST]
+        self._rows = rows
         self._chunks: Cache[int, Chunk] = Cache(CHUNKS)
         self._gathered: Chunk | None = None
         self._gathered_blocks: frozenset[int] = frozenset()
+
+    @cached_property
+    def _marks(self) -> list[Key]:
+        """Keys between which chunks lie. To find them, all segments are looked at."""
+        return [(0, 0), *self.timeline.cuts(self.runs, self._rows), LAST]
 
     def gather(self, indices: Array) -> None:
         """Find the rows of these blocks of dnodes at once: over() gives them as one chunk.
@@ -216,6 +221,14 @@ class State:
             ends = np.array([[number, first], [number, min(end, LAST[1])]], np.uint64)
             low, high = np.searchsorted(keys(blocks["object"], blocks["offset"]), keys(ends[:, 0], ends[:, 1]))
             yield chunk.leaves[low:high]
+
+    def spill(self, number: int, bonustype: int) -> Array:
+        """The leaf of an object's spill block, an array of one or none."""
+        for chunk in self.over((number, 0), (number + 1, 0)):
+            found = chunk.spills[_rows_between(chunk.table.spills, number, 1)]
+            if len(found):
+                return with_type(found[-1:].copy(), bonustype)
+        return np.empty(0, LEAF)
 
     def bytes_of(self, number: int, count: int = 1) -> int | None:
         """Bytes of the blocks' records of `count` objects from `number` on; None if they lie in many chunks."""

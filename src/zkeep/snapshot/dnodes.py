@@ -29,7 +29,7 @@ from zkeep.snapshot import recheck
 from zkeep.snapshot.chunks import Chunk, State
 from zkeep.snapshot.errors import Forgery
 from zkeep.snapshot.small_objects import Columns
-from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject
+from zkeep.snapshot.verified import LEAF, NO_LEAVES, VerifiedObject, with_type
 from zkeep.tree.objects import Bonus
 
 
@@ -235,10 +235,7 @@ class DnodeBlocks:
             return spill
         if dnode.has_spill != bool(len(spill)):
             spill = np.zeros(int(dnode.has_spill), LEAF)
-        # A spill block's pointer has the dnode's bonus type as its type, bits 48 to 55.
-        spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
-        spill["pointer"]["prop"] |= np.uint64(dnode.bonustype << 48)
-        return spill
+        return with_type(spill, dnode.bonustype)
 
     def _flat_roots(self, dnode: Dnode, leaves: Array) -> bytes:
         """The dnode's own pointers, which point to its blocks: there are no indirect ones."""

@@ -42,6 +42,7 @@ from zkeep.snapshot.chunks import SCATTERED_ROWS, State
 from zkeep.snapshot.dnodes import DnodeBlock, DnodeBlocks
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.keys import master_keys
+from zkeep.snapshot.known import Known
 from zkeep.snapshot.malloc import keep_freed_memory
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.prefetch import read_ahead
@@ -72,9 +73,18 @@ class OpenSnapshot:
     _fine: State
 
     def __init__(
-        self, pool: Pool, snapshot: Snapshot, get_key: GetKey | None = None, *, scattered: bool = False
+        self,
+        pool: Pool,
+        snapshot: Snapshot,
+        get_key: GetKey | None = None,
+        *,
+        scattered: bool = False,
+        known: Known | None = None,
     ) -> None:
-        """`scattered`: little of it will be read, here and there, so that no more is read around it than need be."""
+        """`scattered`: little of it will be read, here and there, so that no more is read around it than need be.
+
+        `known`: what is known of states before it, under the same keys.
+        """
         self.pool = pool
         self.snapshot = snapshot
         self._scattered = scattered
@@ -88,6 +98,7 @@ class OpenSnapshot:
         opening = Opening.from_doc(doc)
         self.begin = opening.begin
         self.crypt = opening.crypt if self.begin.raw else None
+        self.known = known if self.crypt is not None else None
         self._keys = self._unwrap(get_key)
         self._stack = ExitStack()
         self._seals: Seals | None = None
@@ -110,7 +121,10 @@ class OpenSnapshot:
         if get_key is None:
             raise Unreadable(f"cannot open {self.name}: it is encrypted and no key is here: give it with -L")
         try:
-            return BlockKeys(master_keys(self.pool, self.snapshot, get_key))
+            keys = master_keys(self.pool, self.snapshot, get_key)
+            if self.known is not None and self.known.keys != keys:
+                self.known = None
+            return BlockKeys(keys)
         except Refused as error:
             raise type(error)(f"cannot open {self.name}: {error}") from None
 
@@ -140,7 +154,7 @@ class OpenSnapshot:
         fine = State(timeline, history.runs, SCATTERED_ROWS) if self._scattered else self.state
         self._dnodes = DnodeBlocks(self.name, fine, raw=self._keys is not None)
         self._fine = fine
-        self.blocks = BlockReader(self.name, fine, self._keys)
+        self.blocks = BlockReader(self.name, fine, self._keys, self.known)
         stack.callback(self.blocks.stop_threads)
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +170,12 @@ class OpenSnapshot:
         # over what
         # it points to: so this one MAC covers every block of dnodes.
         shape = _metadnode(crypt)
-        self._seals = Seals(self.state.ranges(), self.state.records)
+        mac = crypt.get("portable_mac")
+        if self.known is not None and isinstance(mac, bytes):
+            self._seals = self.known.seals(shape, mac)
+            if self._seals is not None:
+                return
+        self._seals = Seals.read(self.state.ranges(), self.state.records)
         tree = MacTree(TreeShape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
         try:
             tree.add(self._seals.blocks, self._seals.pointers())
@@ -164,9 +183,11 @@ class OpenSnapshot:
         except OutOfTree:
             recheck.seals(self.state)
             raise Forgery(self.name, "there are dnodes beyond the metadnode's end") from None
-        if found != crypt.get("portable_mac"):
+        if found != mac:
             recheck.seals(self.state)
             raise Forgery(self.name, "the MAC of the object set does not verify")
+        if self.known is not None:
+            self.known.put_seals(shape, found, self._seals)
 
     def metadnode_shape(self) -> Metadnode:
         """The shape of the object that holds all dnodes, as the BEGIN of an encrypted snapshot gives it."""
@@ -179,17 +200,17 @@ class OpenSnapshot:
         """The number of the highest block of dnodes that there ever was."""
         return self.metadnode_shape().maxblkid
 
-    def dnode_block_macs(self) -> dict[int, bytes]:
-        """The MAC of each block of dnodes, by its number.
+    def seals(self) -> Seals:
+        """The seals of all blocks of dnodes, which are none in a stream that is not raw.
 
         Raises:
             Unreadable: a block was written on a big-endian host.
         """
         if self._seals is None:
-            return {}
-        if not all(self._seals.is_little(index) for index in self._seals):
+            return Seals.of({})
+        if not self._seals.are_little():
             raise Unreadable(f"{self.name}: it was written on a big-endian host")
-        return {index: self._seals.get(index).mac for index in self._seals}
+        return self._seals
 
     # Dnodes
 
@@ -207,7 +228,7 @@ class OpenSnapshot:
     def numbers(self) -> Iterator[int]:
         """The numbers of all blocks of dnodes."""
         if self._keys is not None:
-            yield from self._seals or ()
+            yield from self._seals if self._seals is not None else ()
             return
         last = -1
         for chunk in self.state.chunks():
@@ -218,7 +239,7 @@ class OpenSnapshot:
 
     def seal(self, index: int) -> Seal | None:
         """Salt, IV and MAC of one block of dnodes: equal seals, equal blocks. None in a stream that is not raw."""
-        return self._seals.get(index) if self._seals and index in self._seals else None
+        return self._seals.find(index) if self._seals is not None else None
 
     def same(self, one: VerifiedObject, another: VerifiedObject) -> bool:
         """Whether an object of this snapshot and one of another agree in everything that MACs cover."""
@@ -238,10 +259,20 @@ class OpenSnapshot:
         found: Mapping[int, VerifiedObject] = {}
         if self._keys is None:
             found = self._dnodes.read(index)
-        elif self._seals is not None and index in self._seals:
-            order: ByteOrder = "little" if self._seals.is_little(index) else "big"
-            found = self._dnodes.decrypt(index, self._keys, self._seals.get(index), order)
+        elif self._seals is not None and (seal := self._seals.find(index)) is not None:
+            found = self._sealed(index, seal, self._keys, "little" if self._seals.is_little(index) else "big")
         return self._dnode_blocks.put(index, found)
+
+    def _sealed(self, index: int, seal: Seal, keys: BlockKeys, order: ByteOrder) -> Mapping[int, VerifiedObject]:
+        """A block of dnodes that is known by its seal, or read and decrypted."""
+        known = self.known.block(index, seal) if self.known is not None else None
+        if known is not None:
+            return known
+        found = self._dnodes.decrypt(index, keys, seal, order)
+        if self.known is not None:
+            # Where its records lie is left out: compaction moves them.
+            self.known.put_block(index, seal, {number: obj.without_places() for number, obj in found.items()})
+        return found
 
     # What zkeep.tree asks for: see Objects
 
@@ -260,10 +291,29 @@ class OpenSnapshot:
 
     def read_block(self, number: int, block: int) -> bytes:
         obj = self.object(number)
+        if self.known is None:
+            return self._stored_block(obj, block)
+        pointer = self.blocks.pointer(obj, block)
+        if pointer is None:
+            return bytes(obj.dnode.blksz)
+        found = self.known.content(pointer)
+        if found is None:
+            found = self._stored_block(obj, block)
+            self.known.put_content(pointer, found)
+        return found
+
+    def _stored_block(self, obj: VerifiedObject, block: int) -> bytes:
         for leaves in self.blocks.leaves(obj, block, block + 1):
             for _, content in self.blocks.contents(obj.dnode.type, leaves):
                 return bytes(content)
         return bytes(obj.dnode.blksz)
+
+    def known_block(self, number: int, block: int) -> bytes | None:
+        """A block of a file, or of another object, if its content is known without reading it."""
+        if self.known is None:
+            return None
+        pointer = self.blocks.pointer(self.object(number), block)
+        return self.known.content(pointer) if pointer is not None else None
 
     def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, Content]]:
         if end <= start:

@@ -13,6 +13,7 @@ import numpy as np
 from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape, runs_of
 from zkeep.format.dnode import Dnode
 from zkeep.snapshot.block_reader import BlockReader
+from zkeep.snapshot.known import Known
 from zkeep.snapshot.verified import VerifiedObject
 
 
@@ -46,53 +47,54 @@ class NewLeaves:
         return bytes(roots)
 
 
-def roots_of(dnode: Dnode, leaves: NewLeaves, held: VerifiedObject | None, blocks: BlockReader | None) -> bytes:
-    """The dnode's own pointers.
+def roots_of(
+    dnode: Dnode, leaves: NewLeaves, held: VerifiedObject | None, blocks: BlockReader | None, known: Known | None = None
+) -> tuple[bytes, MacTree | None]:
+    """The dnode's own pointers, and the tree of MACs between them and its blocks; None if it has no indirect blocks.
 
     `leaves`: pointers of new blocks, a hole's is zeros. `held`: the object of the base whose other blocks stay, and
-    `blocks` reads them; None if it is a new one.
+    `blocks` finds them; None if it is a new one. `known` learns of the indirect blocks that are made.
     """
     is_new = held is None or held.dnode.blksz != dnode.blksz
     if is_new and dnode.nlevels == 1 and (roots := leaves.roots(dnode.nblkptr)) is not None:
-        return roots
+        return roots, None
     tree = MacTree(TreeShape.of(dnode))
     numbers, pointers = leaves.columns()
     if held is None or blocks is None or is_new:
         tree.add(*_live(numbers, pointers))
-        return tree.finish()
+        return _finished(tree)
     if not len(leaves) and held.dnode.nlevels == dnode.nlevels and held.dnode.maxblkid == dnode.maxblkid:
-        return held.roots
-    # 1. All old pointers are in the dnode or below one indirect block: merge them with the new ones.
+        return held.roots, held.tree
+    # 1. All old pointers are in the dnode: merge them with the new ones.
     if held.tree is None:
-        end = held.dnode.maxblkid + 1
-        tree.add(*_merged(blocks, held, (0, end), numbers, pointers))
-        return tree.finish()
+        tree.add(*_merged(*blocks.pointers(held, 0), numbers, pointers))
+        return _finished(tree)
     # 2. Only indirect blocks with new children get a new MAC; the others keep the one that they had.
-    fanout = tree.shape.fanout
-    groups = numbers >> np.uint64(fanout)
+    groups = numbers >> np.uint64(tree.shape.fanout)
     first = dict(held.tree.first)
     for start, end in runs_of(groups):
         group = int(groups[start])
-        reach = group << fanout, (group + 1) << fanout
-        mine = _merged(blocks, held, reach, numbers[start:end], pointers[start:end])
+        mine = _merged(*blocks.pointers(held, group), numbers[start:end], pointers[start:end])
         first.pop(group, None)
         if len(mine[0]):  # an indirect block without a live child is a hole
             first[group] = tree.digest(*mine)
+            if known is not None:
+                known.put_group(dnode.number, group, first[group], *mine)
     tree.first = dict(sorted(first.items()))
-    return tree.finish()
+    return _finished(tree)
+
+
+def _finished(tree: MacTree) -> tuple[bytes, MacTree | None]:
+    return tree.finish(), tree if tree.shape.nlevels > 1 else None
 
 
 def _merged(
-    blocks: BlockReader, held: VerifiedObject, reach: tuple[int, int], numbers: Numbers, pointers: Pointers
+    old: Numbers, old_pointers: Pointers, numbers: Numbers, pointers: Pointers
 ) -> tuple[Numbers, Pointers]:
-    """The live pointers in a range of block numbers: the given ones, and those of the base that they do not replace."""
-    all_numbers, all_pointers = [numbers], [pointers]
-    for part in blocks.leaves(held, *reach):
-        old = part["offset"] // np.uint64(held.dnode.blksz)
-        stays = ~np.isin(old, numbers)
-        all_numbers.append(old[stays])
-        all_pointers.append(part["pointer"][stays])
-    merged, found = np.concatenate(all_numbers), np.concatenate(all_pointers)
+    """The live pointers of a range of blocks: the given ones, and old ones that they do not replace."""
+    stays = ~np.isin(old, numbers)
+    merged = np.concatenate([numbers, old[stays]])
+    found = np.concatenate([pointers, old_pointers[stays]])
     order = np.argsort(merged, kind="stable")
     return _live(merged[order], found[order])
 

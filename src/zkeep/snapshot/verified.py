@@ -43,7 +43,8 @@ class VerifiedObject(NamedTuple):
 
     `roots`: the dnode's own pointers, 32 authenticated bytes each. `spill`: the leaf of its spill block, an array of
     one or none. `flat`: all leaves of an object without indirect blocks; of another one, `tree` has the MAC of each
-    indirect block of level 1. A stream that is not raw has neither.
+    indirect block of level 1. A stream that is not raw has neither. `unplaced`: MACs are known, but not where the
+    records of its blocks lie: `flat` is empty, and the leaf in `spill` has a pointer only; BlockReader finds the rest.
     """
 
     dnode: Dnode
@@ -51,7 +52,28 @@ class VerifiedObject(NamedTuple):
     roots: bytes
     spill: Array
     flat: Array | None = None
+    unplaced: bool = False
 
     def with_bonus(self, bonus: bytes) -> VerifiedObject:
         """The same object with its bonus buffer decrypted."""
         return VerifiedObject(Dnode(*self.dnode[:-1], bonus), *self[1:])
+
+    def without_places(self) -> VerifiedObject:
+        """The same object, without what compaction changes: where its records lie."""
+        flat = NO_LEAVES if self.tree is None else None
+        spill = unplaced_spill(self.spill["pointer"].tobytes())
+        return VerifiedObject(self.dnode, self.tree, self.roots, spill, flat, unplaced=True)
+
+
+def with_type(spill: Array, bonustype: int) -> Array:
+    """Change the leaf of a spill block: its pointer has the dnode's bonus type as its type, bits 48 to 55."""
+    spill["pointer"]["prop"] &= ~np.uint64(0xFF << 48)
+    spill["pointer"]["prop"] |= np.uint64(bonustype << 48)
+    return spill
+
+
+def unplaced_spill(pointer: bytes) -> Array:
+    """The leaf of a spill block (empty: of none) of which only the pointer is known."""
+    spill = np.zeros(len(pointer) // POINTER.itemsize, LEAF)
+    spill["pointer"] = np.frombuffer(pointer, POINTER)
+    return spill

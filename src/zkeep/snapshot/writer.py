@@ -16,10 +16,8 @@ Source: OpenZFS module/zfs/dmu_send.c (order of records); module/os/linux/zfs/zi
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
 
@@ -28,13 +26,14 @@ import numpy as np
 from zkeep.crypto.block import MAC, BlockKeys
 from zkeep.crypto.dnodeblock import (
     Metadnode,
+    Seal,
     Stretch,
     encrypt_dnodes,
     has_encrypted_bonus,
     portable_mac,
     stretch_of,
 )
-from zkeep.crypto.mactree import HOLE, POINTER, MacTree, TreeShape
+from zkeep.crypto.mactree import HOLE, MacTree, TreeShape
 from zkeep.crypto.unwrap import MasterKeys
 from zkeep.errors import Refused
 from zkeep.format.compress import Compression
@@ -46,10 +45,12 @@ from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
-from zkeep.snapshot.metadnode import PROP
+from zkeep.snapshot.known import Known
+from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.roots import NewLeaves, roots_of
 from zkeep.snapshot.verified import VerifiedObject
+from zkeep.snapshot.waiting import Waiting, slots_of, unchanged, verified
 
 Buffer = bytes | bytearray | memoryview
 INDIRECT_SHIFT = 17
@@ -61,23 +62,10 @@ SPOOL = 16 << 20
 PIECES = 1 << 10
 "Bytes that the pieces of a record take beside what is in them: small blocks take more room than they hold."
 THREADS = os.cpu_count() or 1
+KEPT = 32
+"Blocks of an object of which the content stays known, as some of them may be changed again."
 INLINE = 32 << 10
 "Bytes of a block that are not worth handing to another thread."
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """An object whose block of dnodes is not complete yet. `pieces` hold its records, in order."""
-
-    dnode: Dnode
-    roots: bytes
-    spill: bytes
-    "The spill pointer as its MAC covers it; empty if there is none."
-    pieces: list[Buffer | tuple[int, int]] = field(default_factory=list)
-    "Bytes, or [start, end) in the spool."
-    lengths: array[int] = field(default_factory=partial(array, "L"))
-    "Of each record, packed: an object in small blocks has many."
-    types: bytearray = field(default_factory=bytearray)
 
 
 class SnapshotWriter:
@@ -111,9 +99,12 @@ class SnapshotWriter:
         self._spooled = 0
         self._held = 0
         self._index = -1
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._freed: set[int] = set()
-        self._dnode_blocks = _base_blocks(base)
+        self._known = base.known if base is not None else None
+        self._seals = _base_seals(base)
+        self._sealed: dict[int, Seal | None] = {}
+        "Blocks of dnodes that were written; None: one that is a hole now."
         self._pool = ThreadPoolExecutor(THREADS)
         self.last_block = base.last_dnode_block if base is not None else 0
 
@@ -137,7 +128,8 @@ class SnapshotWriter:
         waiting = self._begun(change, held)
         # Data first: the MAC tree over it gives the dnode's pointers.
         leaves = self._write_blocks(change, waiting)
-        waiting.roots = roots_of(waiting.dnode, leaves, held, self._base.blocks if self._base else None)
+        blocks = self._base.blocks if self._base is not None else None
+        waiting.roots, waiting.tree = roots_of(waiting.dnode, leaves, held, blocks, self._known)
         # Only now it is known whether it has a spill block, which takes room from the bonus.
         dnode = waiting.dnode._replace(has_spill=change.spill is not None)
         waiting.dnode = dnode._replace(bonus=change.bonus.ljust(dnode.bonus_room, b"\0") if change.bonus else b"")
@@ -156,18 +148,16 @@ class SnapshotWriter:
         # The tree of MACs over all blocks of dnodes, those of the base that did not change among them.
         shape = Metadnode(*METADNODE, self.last_block)
         tree = MacTree(TreeShape(ObjectType.DNODE, shape.nlevels, shape.indblkshift, shape.nblkptr))
-        numbers = np.array(sorted(self._dnode_blocks), np.uint64)
-        pointers = np.zeros(len(numbers), POINTER)
-        pointers["prop"] = np.uint64(PROP | 1 << 63)
-        if len(numbers):
-            macs = b"".join(self._dnode_blocks[number] for number in numbers.tolist())
-            pointers["mac"] = np.frombuffer(macs, "V16")
-        tree.add(numbers, pointers)
-        return portable_mac(self._keys, self._objset_type, shape, tree.finish()), self.last_block
+        seals = self._seals.changed(self._sealed)
+        tree.add(seals.blocks, seals.pointers())
+        mac = portable_mac(self._keys, self._objset_type, shape, tree.finish())
+        if self._known is not None:
+            self._known.put_seals(shape, mac, seals)
+        return mac, self.last_block
 
     # One object
 
-    def _begun(self, change: ObjectChange, held: VerifiedObject | None) -> _Waiting:
+    def _begun(self, change: ObjectChange, held: VerifiedObject | None) -> Waiting:
         pointers = pointers_beside(change.bonustype, len(change.bonus), change.slots)
         last = max(change.last, 0)
         levels = levels_of(last, pointers)
@@ -192,15 +182,15 @@ class SnapshotWriter:
             byteorder="little",
             bonus=b"",
         )
-        return _Waiting(dnode, b"", b"")
+        return Waiting(dnode, b"", b"")
 
-    def _write_blocks(self, change: ObjectChange, waiting: _Waiting) -> NewLeaves:
+    def _write_blocks(self, change: ObjectChange, waiting: Waiting) -> NewLeaves:
         """Encrypt the blocks that are given; returns their pointers, a hole's is zeros."""
         # An object that takes the place of another one must free what it does not write: a receiver keeps old blocks
         # where the shape is the same. One that is kept frees only what became a hole.
         leaves = NewLeaves()
         index = change.number // SLOTS
-        base = self._base if not change.keep and index in self._dnode_blocks else None
+        base = self._base if not change.keep and index in self._seals else None
         replaces = base is not None and change.number in base.dnodes(index)
         holes = HoleRun(partial(self._put_free, waiting))
         expected = 0
@@ -225,22 +215,26 @@ class SnapshotWriter:
         """Header, ciphertext and pointer of each block; large ones by several threads, in order."""
         ahead: list[tuple[int, Future[tuple[bytes, Buffer, bytes] | None]]] = []
         most = 2 * THREADS
-        for block in change.blocks:
+        for count, block in enumerate(change.blocks):
+            # Who writes many blocks at once writes a stream, and will not ask for its end soon.
+            known = self._known if count < KEPT else None
             if block.content is None or len(block.content) <= INLINE:
                 # A small block is not worth a thread, but must come behind those that are still at work.
                 while ahead:
                     number, future = ahead.pop(0)
                     yield number, future.result()
-                yield block.number, self._encrypt(change, block)
+                yield block.number, self._encrypt(change, block, known)
                 continue
-            ahead.append((block.number, self._pool.submit(self._encrypt, change, block)))
+            ahead.append((block.number, self._pool.submit(self._encrypt, change, block, known)))
             if len(ahead) > most:
                 number, future = ahead.pop(0)
                 yield number, future.result()
         for number, future in ahead:
             yield number, future.result()
 
-    def _encrypt(self, change: ObjectChange, block: Block) -> tuple[bytes, Buffer, bytes] | None:
+    def _encrypt(
+        self, change: ObjectChange, block: Block, known: Known | None
+    ) -> tuple[bytes, Buffer, bytes] | None:
         content, code = block.content, block.compression
         if content is None or (code is None and is_zeros(content)):
             return None
@@ -265,7 +259,10 @@ class SnapshotWriter:
         )
         # The pointer's authenticated part: blk_prop (8) | MAC (16) | padding (8).
         prop = pointer_prop(logical, len(content), code, change.type, little=True)
-        return header.pack("little"), ciphertext, prop.to_bytes(8, "little") + mac + bytes(8)
+        pointer = prop.to_bytes(8, "little") + mac + bytes(8)
+        if known is not None and block.compression is None and block.content is not None:
+            known.put_content(pointer, bytes(block.content))
+        return header.pack("little"), ciphertext, pointer
 
     def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
@@ -277,7 +274,7 @@ class SnapshotWriter:
         self._keys.encrypt_into(self._salt, iv, content, made)
         return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
 
-    def _write_spill(self, change: ObjectChange, waiting: _Waiting, held: VerifiedObject | None) -> None:
+    def _write_spill(self, change: ObjectChange, waiting: Waiting, held: VerifiedObject | None) -> None:
         if change.spill is None:
             return
         if isinstance(change.spill, str):
@@ -301,7 +298,7 @@ class SnapshotWriter:
         prop = pointer_prop(size, size, Compression.OFF, change.bonustype, little=True)
         waiting.spill = prop.to_bytes(8, "little") + mac + bytes(8)
 
-    def _put(self, waiting: _Waiting, rtype: RecordType, header: bytes, payload: Buffer = b"") -> None:
+    def _put(self, waiting: Waiting, rtype: RecordType, header: bytes, payload: Buffer = b"") -> None:
         size = len(header) + len(payload)
         waiting.pieces += [header, payload] if payload else [header]
         waiting.lengths.append(size)
@@ -311,14 +308,14 @@ class SnapshotWriter:
         if self._held > SPOOL and self._spool is not None:
             self._spill_to_disk(waiting)
 
-    def _put_free(self, waiting: _Waiting, first: int, end: int) -> None:
+    def _put_free(self, waiting: Waiting, first: int, end: int) -> None:
         size = waiting.dnode.blksz
         header = Free(
             object=waiting.dnode.number, offset=first * size, length=(end - first) * size, toguid=self._toguid
         )
         self._put(waiting, RecordType.FREE, header.pack("little"))
 
-    def _spill_to_disk(self, waiting: _Waiting) -> None:
+    def _spill_to_disk(self, waiting: Waiting) -> None:
         """Move what waits in memory to the spool; it is ciphertext."""
         assert self._spool is not None
         for each in [*self._waiting.values(), waiting]:
@@ -353,7 +350,7 @@ class SnapshotWriter:
         every = self._all_objects(index)
         if not every:
             # A block without a dnode is a hole, which only FREEOBJECTS tells.
-            self._dnode_blocks.pop(index, None)
+            self._sealed[index] = None
             self._out.add(RecordType.FREEOBJECTS, self._free_objects(first, SLOTS))
         else:
             self._emit_block(index, every)
@@ -364,34 +361,36 @@ class SnapshotWriter:
             self._spool.truncate()
             self._spooled = 0
 
-    def _all_objects(self, index: int) -> list[_Waiting]:
+    def _all_objects(self, index: int) -> list[Waiting]:
         """The objects of the block as they will be: changed ones, and those of the base that stay."""
         every = dict(self._waiting)
-        if self._base is not None and index in self._dnode_blocks:
+        if self._base is not None and index in self._seals:
             # One MAC covers the whole block, so unchanged dnodes of the base are written again beside the changed
             # ones.
-            taken = {slot for each in self._waiting.values() for slot in _slots(each.dnode)}
+            taken = {slot for each in self._waiting.values() for slot in slots_of(each.dnode)}
             for number, held in self._base.dnodes(index).items():
                 if number in every or number in self._freed:
                     continue
-                if taken.intersection(_slots(held.dnode)):  # a larger dnode lies there now
+                if taken.intersection(slots_of(held.dnode)):  # a larger dnode lies there now
                     self._freed.add(number)
                     continue
-                every[number] = _unchanged(held)
+                every[number] = unchanged(held)
         return [every[number] for number in sorted(every)]
 
-    def _emit_block(self, index: int, every: list[_Waiting]) -> None:
+    def _emit_block(self, index: int, every: list[Waiting]) -> None:
         # One MAC covers the shapes, bonus buffers and pointers of all 32 slots, so their records come together: first
         # the OBJECT_RANGE with that MAC, then each object with its data, FREEOBJECTS in between.
         first, iv = index * SLOTS, os.urandom(12)
         stretches: list[Stretch] = [stretch_of(each.dnode, each.roots, each.spill) for each in every]
         ciphertext, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)
-        self._dnode_blocks[index] = mac
+        seal = self._sealed[index] = Seal(self._salt, iv, mac)
+        if self._known is not None:  # whatever reads this block later has read the seal first
+            self._known.put_block(index, seal, {each.dnode.number: verified(each) for each in every})
         self.last_block = max(self.last_block, index)
         head = ObjectRange(firstobj=first, numslots=SLOTS, toguid=self._toguid, salt=self._salt, iv=iv, mac=mac)
         self._out.add(RecordType.OBJECT_RANGE, head.pack("little"))
         at = 0
-        freed = sorted(self._freed - {slot for each in every for slot in _slots(each.dnode)})
+        freed = sorted(self._freed - {slot for each in every for slot in slots_of(each.dnode)})
         for each in every:
             while freed and freed[0] < each.dnode.number:
                 self._out.add(RecordType.FREEOBJECTS, self._free_objects(freed.pop(0), 1))
@@ -407,7 +406,7 @@ class SnapshotWriter:
     def _free_objects(self, first: int, count: int) -> bytes:
         return FreeObjects(firstobj=first, numobjs=count, toguid=self._toguid).pack("little")
 
-    def _emit_object(self, each: _Waiting, bonus: bytes) -> None:
+    def _emit_object(self, each: Waiting, bonus: bytes) -> None:
         dnode = each.dnode
         header = Object(
             object=dnode.number,
@@ -454,31 +453,18 @@ class SnapshotWriter:
             self._spool.seek(0, os.SEEK_END)
 
 
-def _unchanged(held: VerifiedObject) -> _Waiting:
-    dnode = held.dnode
-    if dnode.byteorder != "little":
-        raise Refused(f"object {dnode.number} was written on a big-endian host: it cannot be changed here")
-    room = dnode.bonus_room if dnode.bonuslen else 0
-    bonus = dnode.bonus.ljust(room, b"\0") if dnode.bonuslen else b""
-    return _Waiting(dnode._replace(bonus=bonus), held.roots, held.spill["pointer"].tobytes())
-
-
-def _slots(dnode: Dnode) -> range:
-    return range(dnode.number, dnode.number + dnode.slots)
-
-
-def _base_blocks(base: OpenSnapshot | None) -> dict[int, bytes]:
-    """The MACs of all blocks of dnodes of the base, by number.
+def _base_seals(base: OpenSnapshot | None) -> Seals:
+    """The seals of all blocks of dnodes of the base.
 
     Raises:
         Refused: its metadnode has a shape that no increment made here could have.
     """
     if base is None:
-        return {}
+        return Seals.of({})
     shape = base.metadnode_shape()
     if shape != Metadnode(*METADNODE, shape.maxblkid):
         raise Refused(f"{base.name}: its metadnode has an unusual shape: it cannot be written on here")
-    return base.dnode_block_macs()
+    return base.seals()
 
 
 def levels_of(last: int, pointers: int) -> int:

@@ -15,6 +15,7 @@ from livekit import OWNER, answering, live, operations
 from zkeep.cli.mount import live as mount_live
 from zkeep.cli.mount.live import commit_mounted
 from zkeep.errors import Refused, TryAgain
+from zkeep.live import base as live_base
 from zkeep.live import dataset as live_dataset
 from zkeep.live import protocol
 from zkeep.live.files import LiveFiles
@@ -194,18 +195,18 @@ def test_names_that_are_swapped_while_a_commit_is_written(
 def test_a_base_that_could_not_be_opened_is_opened_later(
     zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = live_dataset.OpenSnapshot
+    real = live_base.OpenSnapshot
 
     def fails(*arguments: object, **more: object) -> object:
         raise OSError(errno.EMFILE, "too many open files")
 
     with live(tmp_path) as files:
         make(files, b"one")
-        monkeypatch.setattr(live_dataset, "OpenSnapshot", fails)
+        monkeypatch.setattr(live_base, "OpenSnapshot", fails)
         files.dataset.commit()
         with pytest.raises(OSError, match="too many"):
             files.read(files.lookup(b"one"), 0, 10)
-        monkeypatch.setattr(live_dataset, "OpenSnapshot", real)
+        monkeypatch.setattr(live_base, "OpenSnapshot", real)
         assert files.read(files.lookup(b"one"), 0, 20) == b"content of one"
         make(files, b"two")
     assert names(tmp_path) == [b"one", b"two"]

@@ -65,7 +65,7 @@ def test_a_base_that_could_not_be_opened_is_found_in_the_other(zkeep: Zkeep, tmp
     (tmp_path / "run" / "zkeep").mkdir(mode=0o700, exist_ok=True)
     with answering(tmp_path, "v/try", **places) as files:
         with files.dataset.lock:
-            files.dataset._close_base()
+            files.dataset._base.close()
         assert zkeep("promote", "v/try") == 0
         assert listed(files) == [b"one"]
         put(files, b"two")

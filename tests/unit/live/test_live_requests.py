@@ -15,6 +15,7 @@ from livekit import ByPath, live
 
 from zkeep.errors import TryAgain
 from zkeep.format import posix_acl
+from zkeep.live import base as live_base
 from zkeep.live import dataset as live_dataset
 from zkeep.live import protocol as p
 from zkeep.live.control_folder import FIRST_NODE
@@ -81,8 +82,8 @@ def test_what_waits_is_kept_while_the_pool_cannot_be_read(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(live_dataset, "OpenSnapshot", broken)
-        kernel.files.dataset._close_base()
+        patch.setattr(live_base, "OpenSnapshot", broken)
+        kernel.files.dataset._base.close()
         assert kernel.write(node, b"acknowledged") == 0
         assert kernel.lookup(b"elsewhere") == (errno.EIO, b"") or kernel.files.dataset.root.complete
         assert kernel.ask(Op.GETATTR)[0] in (0, errno.EIO)

@@ -14,7 +14,8 @@ from zkeep.format.writer import Writer
 from zkeep.names import SnapshotName
 from zkeep.snapshot import chunks, open, writer
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.writer import SnapshotWriter, _Waiting
+from zkeep.snapshot.waiting import Waiting
+from zkeep.snapshot.writer import SnapshotWriter
 
 BLOCKS = 3000
 BONUS = b"\x5a\x50\x2f\x00\x02\x04\x00\x00".ljust(168, b"\x11")
@@ -72,7 +73,7 @@ def test_blocks_that_wait_take_no_more_memory_because_they_are_small(
     counted: list[int] = []
     to_disk = SnapshotWriter._spill_to_disk
 
-    def spill(self: SnapshotWriter, waiting: _Waiting) -> None:
+    def spill(self: SnapshotWriter, waiting: Waiting) -> None:
         counted.append(sum(not isinstance(piece, tuple) for piece in waiting.pieces))
         to_disk(self, waiting)
 

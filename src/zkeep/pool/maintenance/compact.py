@@ -170,7 +170,7 @@ class _Compaction:
                 return self._try(dataset, history, [part], refused, wasted, _DROPPING)
         # Then runs between which no snapshot is left become one.
         for group in groups:
-            for parts in tiers.merges(group):
+            for parts in tiers.merges(group, self.left):
                 if not refused & {p.txg for p in parts} and self._fits(sum(part.live for part in parts)):
                     return self._try(dataset, history, parts, refused, wasted, _MERGING)
         # Last, single runs of which much is garbage.

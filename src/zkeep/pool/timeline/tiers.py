@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from zkeep.names import MAX_UINT64
 from zkeep.pool.types import Doc
 
 RATIO = 4
@@ -134,18 +135,20 @@ def groups(runs: Sequence[Doc], pins: Iterable[int], needed: Iterable[int]) -> I
         yield group
 
 
-def merges(group: Group) -> Iterator[Group]:
-    """Neighbours of a group that are worth merging."""
+def merges(group: Group, most: int = MAX_UINT64) -> Iterator[Group]:
+    """Neighbours of a group that are worth merging. `most`: the bytes that one merge may write."""
     if len(group) < 2:
         return
     sizes = [max(part.live, FLOOR) for part in group]
-    # The largest run is rewritten only if the others bring enough; else the runs on both sides of it are tried.
+    # The largest run is rewritten only if the others bring enough; else the runs on both sides of it are tried. So are
+    # they where the whole is too much at a time: a few large runs must not keep many small ones from merging.
     largest = max(range(len(group)), key=sizes.__getitem__)
-    if sizes[largest] <= min(CEILING, RATIO * (sum(sizes) - sizes[largest])):
+    is_worth_it = sizes[largest] <= min(CEILING, RATIO * (sum(sizes) - sizes[largest]))
+    if is_worth_it and sum(part.live for part in group) <= most:
         yield group
         return
-    yield from merges(group[:largest])
-    yield from merges(group[largest + 1 :])
+    yield from merges(group[:largest], most)
+    yield from merges(group[largest + 1 :], most)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,12 @@ def test_small_runs_do_not_pile_up() -> None:
     assert list(tiers.merges(group)) == [group]
 
 
+def test_a_few_large_runs_do_not_keep_small_ones_from_merging() -> None:
+    group = [part(60 << 20), part(60 << 20), part(60 << 20), *(part(4 << 10) for _ in range(40)), part(50 << 20)]
+    assert list(tiers.merges(group)) == [group]
+    assert list(tiers.merges(group, 64 << 20)) == [group[3:-1]]
+
+
 def test_a_run_is_trimmed_when_that_pays() -> None:
     most, some = part(1 << 20, garbage=900_000), part(1 << 20, garbage=100_000)
     assert tiers.trims([some, most]) == [most]
