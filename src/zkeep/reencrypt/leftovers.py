@@ -74,6 +74,11 @@ def _steps(pool: Pool, name: DatasetName) -> list[Snapshot]:
     return found[::-1]
 
 
+def has_steps(pool: Pool, name: DatasetName) -> bool:
+    """Whether an earlier receive left something, to go on from or to clear away."""
+    return bool(_steps(pool, name))
+
+
 def partial_of(pool: Pool, name: DatasetName) -> Doc | None:
     """The resume document of an interrupted receive; None if there is none."""
     steps = _steps(pool, name)

@@ -29,13 +29,14 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import ReceiveTarget, clone_source, nearest
 from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import open_session
+from zkeep.pool.transfer.session import judge, open_session
 from zkeep.pool.types import Doc
 from zkeep.reencrypt.leftovers import (
     MADE_FOR,
     PartialStream,
     continued,
     exclusive,
+    has_steps,
     partial_of,
     remove_leftovers,
     resume,
@@ -136,16 +137,7 @@ class Reencryption:
             Refused, BadStream: nothing of it is kept.
         """
         event, target = substream.event, substream.target
-        where = f"cannot receive {target.name}"
-        if event.byteorder == "big":
-            raise Refused(
-                f"{where}: the stream is of a big-endian host, and cannot be encrypted here: receive it with zfs on a "
-                "little-endian host, and send it from there"
-            )
-        if event.begin.features & Feature.REDACTED:
-            raise Refused(
-                f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact"
-            )
+        _refuse_kind(event, target)
         if target.dry_run:
             return self._rehearse(pool, substream, charges, events)
         with exclusive(pool, target.name):
@@ -172,6 +164,14 @@ class Reencryption:
         assert records.end is not None
         return records.end
 
+    def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
+        """Refuse what receive() would refuse at once; it changes nothing."""
+        _refuse_kind(substream.event, substream.target)
+        # What an earlier receive left is gone on from, or cleared away, when it is received; else as with -n.
+        resume(pool, substream.event, substream.target)
+        if not has_steps(pool, substream.target.name):
+            judge(pool, *self._as_written(pool, substream), charges)
+
     @property
     def _follower(self) -> Follower | None:
         return self.follower if self.follower is not None and self.follower.takes() else None
@@ -193,16 +193,20 @@ class Reencryption:
         self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]
     ) -> SubEnd:
         """Receive with -n: decide as the real receive does, read and verify the stream, encrypt nothing."""
-        # The decision is made by the session that the real receive would open, with the BEGIN that it would write.
+        event, target = self._as_written(pool, substream)
+        with open_session(pool, event, target, charges) as session:
+            end = next(event for event in events if isinstance(event, SubEnd))
+            session.commit(end)
+        return end
+
+    def _as_written(self, pool: Pool, substream: Substream) -> tuple[SubBegin, ReceiveTarget]:
+        """The BEGIN that a receive would write, and where: what its session decides by."""
         base = _source_of(pool, substream.event.begin, substream.target)
         group = self._group(pool, substream, base)
         before = (Feature(base.doc["features"]), int(base.doc["ivset_guid"])) if base else (Feature(0), 0)
         opening = opening_of(group, *before)
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
-        with open_session(pool, event, group.target, charges) as session:
-            end = next(event for event in events if isinstance(event, SubEnd))
-            session.commit(end)
-        return end
+        return event, group.target
 
     def _write(
         self, pool: Pool, substream: Substream, charges: Charges, translator: Translator, step: Snapshot | None
@@ -289,6 +293,20 @@ class Reencryption:
             root = (encryption_root(View(pool), dataset) or dataset).name
             why = f"the key of '{root}' is not loaded: zkeep load-key {root}"
             raise Refused(f"cannot receive {target.name}: {why}") from None
+
+
+def _refuse_kind(event: SubBegin, target: ReceiveTarget) -> None:
+    """Refuse a plain stream that cannot be encrypted here."""
+    where = f"cannot receive {target.name}"
+    if event.byteorder == "big":
+        raise Refused(
+            f"{where}: the stream is of a big-endian host, and cannot be encrypted here: receive it with zfs on a "
+            "little-endian host, and send it from there"
+        )
+    if event.begin.features & Feature.REDACTED:
+        raise Refused(
+            f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact"
+        )
 
 
 def encrypted_above(pool: Pool, name: DatasetName) -> Dataset | None:

@@ -60,6 +60,9 @@ class EncryptingIntake:
     def takes(self, pool: Pool, substream: Substream) -> bool:
         return not substream.event.begin.raw and self._reencryption().takes(pool, substream)
 
+    def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
+        self._reencryption().judge(pool, substream, charges)
+
     def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         return self._reencryption().receive(pool, substream, charges, events)
 
@@ -106,6 +109,9 @@ class KeylessIntake:
                 raise Refused(f"cannot receive {name}: {_NO_KEY}: send it raw, with zfs send -w")
             above = above.parent
         return False
+
+    def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
+        raise Refused(f"cannot receive {substream.target.name}: {_NO_KEY}")
 
     def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
         raise Refused(f"cannot receive {substream.target.name}: {_NO_KEY}")

@@ -24,9 +24,9 @@ from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
-from zkeep.pool.transfer.replication import replicate_names
+from zkeep.pool.transfer.replication import Replicated, replicate_names
 from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import give_up, open_session
+from zkeep.pool.transfer.session import give_up, judge, open_session, with_room
 from zkeep.pool.types import Doc
 
 
@@ -61,6 +61,10 @@ class Intake(Protocol):
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
         """Whether it takes a substream."""
+        ...
+
+    def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
+        """Refuse what receive() would refuse at once. It changes nothing. Raises Refused."""
         ...
 
     def receive(self, pool: Pool, substream: Substream, charges: Charges, events: Iterator[Batch | SubEnd]) -> SubEnd:
@@ -135,10 +139,23 @@ class _Receiver:
         self._header = PLAIN
         self._stepped: set[DatasetName] = set()
         "Datasets of which this package brought a step."
+        self._forces_names = False
+        "Whether what is gone at the source is still to be destroyed here (-F)."
         self._names_settled = True
         "Whether all datasets have the names that the replication stream gives them."
+        self._replicated: list[str] = []
+        "What was done to follow the source, apart from receiving: renamed, promoted, destroyed."
 
     def run(self, events: Iterator[Event]) -> None:
+        try:
+            self._receive_all(events)
+        except BaseException:
+            if self._replicated and not self._options.dry_run:
+                done = ", ".join(self._replicated)
+                self._pool.warn(f"{self._names.target}: before this failed, things were {done} as at the source")
+            raise
+
+    def _receive_all(self, events: Iterator[Event]) -> None:
         for event in events:
             if isinstance(event, Package):
                 self._header = PackageHeader.of(event)
@@ -147,18 +164,33 @@ class _Receiver:
                     raise Refused(
                         "cannot receive: a package of several snapshots goes to a dataset, not to one snapshot"
                     )
-                self._replicate_names(force=self._options.force and not self._options.append_only)
+                # Names follow the source when the first BEGIN is here, which may be refused.
+                self._names_settled = not self._header.incremental
+                self._forces_names = self._options.force and not self._options.append_only
             elif isinstance(event, SubBegin):
                 self._receive_substream(event, events)
-        self._replicate_names(force=False)
+        self._replicate_names(lambda: None)
 
-    def _replicate_names(self, *, force: bool) -> None:
-        if self._header.incremental:
-            local = self._names.dataset(self._header.top)
+    def _replicate_names(self, judge: Callable[[], None]) -> None:
+        """Let names follow the source; `judge` raises if what comes next is refused, and then they do not."""
+        if not self._header.incremental:
+            return
+        local = self._names.dataset(self._header.top)
+
+        def attempt() -> Replicated:
             self._charges.forget()
-            self._names_settled = replicate_names(
-                *(self._pool, self._header, local, self._names.target, self._names.dataset), force=force
+            return replicate_names(
+                *(self._pool, self._header, local, self._names.target, self._names.dataset),
+                force=self._forces_names,
+                judge=judge,
             )
+
+        try:
+            done = with_room(self._pool, attempt)
+        finally:
+            self._charges.forget()
+        self._forces_names, self._names_settled = False, done.settled
+        self._replicated += [word for word in done.done if word not in self._replicated]
 
     # One substream
 
@@ -167,7 +199,7 @@ class _Receiver:
         # 1. Its name here. Datasets that could not be renamed before may have their parents now.
         sent, snapshot = _sent_name(begin)
         if not self._names_settled:
-            self._replicate_names(force=False)
+            self._replicate_names(lambda: self._judge(begin, sent, snapshot))
         # 2. What is here already is read, verified and skipped.
         target = self._target(begin, sent, snapshot)
         if existing := self._existing(begin, target):
@@ -194,6 +226,17 @@ class _Receiver:
                 self._stepped.add(target.name)
             size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
             self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
+
+    def _judge(self, begin: SubBegin, sent: str, snapshot: str) -> None:
+        """Refuse what would be refused when it is received."""
+        target = self._target(begin, sent, snapshot)
+        if self._existing(begin, target):
+            return
+        substream = Substream(begin, target, self._is_top(sent))
+        if intake := self._intake(substream):
+            intake.judge(self._pool, substream, self._charges)
+        else:
+            judge(self._pool, begin, target, self._charges)
 
     def _intake(self, substream: Substream) -> Intake | None:
         """What takes the substream; None: it is kept as it comes."""

@@ -149,6 +149,16 @@ def register(
     return Registration(pool, target, dataset, key, doc, reservation, lock)
 
 
+def refuse_no_room(pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges) -> None:
+    """Check what comes before the records against the quotas, as register() does. Raises QuotaExceeded."""
+    dataset = plan.dataset
+    key = dataset.key if target.resumable and dataset else ""
+    made = target.resumable and dataset is None
+    level = dataset or nearest(pool, target.name)
+    base = _document(plan, target, 0, made=made)["base"]
+    _reservation(pool, target, charges, key, level, own=dataset is not None).check(base)
+
+
 def _put(t: Transaction, key: str, doc: Doc) -> None:
     """Store the document of a receive. Raises Damaged: nobody could read it again, so there is a fault in it."""
     if wrong := fault("receive", key, doc):

@@ -25,7 +25,8 @@ from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 class _Replication:
     """The state of one replication of names: a transaction, what the stream's header says, and the datasets here.
 
-    `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`.
+    `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`. `done`: what was
+    changed so far, as participles.
     """
 
     pool: Pool
@@ -35,11 +36,25 @@ class _Replication:
     within: DatasetName
     stack: ExitStack
     locked: set[int] = field(default_factory=set)
+    done: list[str] = field(default_factory=list)
 
     def promote(self, clone: Dataset) -> None:
         """Promote a clone here; both datasets stay locked until the end."""
         lock_both(self.pool, clone, self.stack, self.locked)
         promote_in(self.pool, self.t, clone)
+        self.note("promoted")
+
+    def note(self, done: str) -> None:
+        if done not in self.done:
+            self.done.append(done)
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """What replicate_names() did. `settled`: all datasets have their final names; `done`: what was changed."""
+
+    settled: bool = True
+    done: tuple[str, ...] = ()
 
 
 def replicate_names(
@@ -50,13 +65,14 @@ def replicate_names(
     place: Callable[[str], DatasetName],
     *,
     force: bool,
-) -> bool:
+    judge: Callable[[], None] = lambda: None,
+) -> Replicated:
     """Before an incremental replication: promote, rename, and with -F destroy, as was done at the source.
 
-    `within`: the dataset that the user named; nothing outside is changed, whatever the header says.
+    `within`: the dataset that the user named; nothing outside is changed, whatever the header says. `judge` is called
+    when all has its new name, before that becomes durable: if it raises, nothing is changed.
 
-    One transaction: all or nothing. Returns whether all datasets have their final names; if not, call it again when
-    more datasets have arrived.
+    One transaction: all or nothing. If not all names are settled, call it again when more datasets have arrived.
 
     Raises:
         Refused: something to destroy is held or has a clone that stays.
@@ -64,7 +80,7 @@ def replicate_names(
     """
     dataset = pool.find(top)
     if dataset is None:
-        return True
+        return Replicated()
     segments: list[str] = []
     with ExitStack() as stack, pool.transaction() as t:
         # 1. Clones have the origins that they have there: promoted ones are promoted, pasts of two datasets parted.
@@ -86,8 +102,10 @@ def replicate_names(
                 verb = "destroy" if now is None else "rename"
                 cannot = f"cannot {verb} {before.name} as at the source"
                 stack.enter_context(head.not_mounted(pool, before, cannot))
+        # 5. What comes next is judged with these names; if it is refused, all of this is undone.
+        judge()
     discard(pool, segments)
-    return settled
+    return Replicated(settled, tuple(work.done))
 
 
 def _promote_as_there(work: _Replication) -> None:
@@ -194,6 +212,8 @@ def _destroy_gone(work: _Replication, local: list[Dataset], matched: dict[int, P
         whole = dataset.id not in matched and dataset is not local[0]
         for snapshot in gone:
             _refuse_kept(pool, snapshot, whole=whole)
+        if whole or (gone and dataset.id in matched):
+            work.note("destroyed")
         if dataset.id in matched:
             for snapshot in gone:
                 pool.remove_snapshot(t, snapshot)
@@ -241,6 +261,7 @@ def _rename_snapshots(work: _Replication, matched: dict[int, PackageDataset]) ->
                 if name in kept:
                     raise Refused(f"cannot rename {snapshot.name} to @{name}, as at the source: the name is taken")
                 pool.update_snapshot(work.t, snapshot, name=name)
+                work.note("renamed")
 
 
 def _rename_datasets(
@@ -273,6 +294,7 @@ def _rename_datasets(
     for dataset in below:
         if names[dataset.id] != dataset.name.text:
             pool.update_dataset(work.t, dataset, name=pool.relative(DatasetName.parse(names[dataset.id])))
+            work.note("renamed")
     taken = sorted(name for name, count in Counter(names.values()).items() if count > 1 or name in others)
     if taken:
         raise Refused(f"cannot rename as at the source: {shown(taken[0])} is in the way")

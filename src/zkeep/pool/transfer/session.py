@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.checksum import fletcher4
@@ -43,7 +43,7 @@ from zkeep.pool.transfer.admit import (
     refuse_open_streams,
 )
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
-from zkeep.pool.transfer.registration import Registration, make_dataset, register, register_again
+from zkeep.pool.transfer.registration import Registration, make_dataset, refuse_no_room, register, register_again
 from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, remove_leftovers
 from zkeep.pool.types import Doc
 
@@ -56,6 +56,7 @@ DSL_CRYPTO = {
 }
 
 
+Made = TypeVar("Made")
 LOCKED_ANEW = 10
 "How often a dataset is looked up again that others replace while it is locked."
 
@@ -299,20 +300,13 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
     with ExitStack() as locks:
         # 1. No other process may receive into the dataset, or destroy it.
         dataset = _locked(pool, target, locks)
-        # 2. The stream goes on with the partial receive that the dataset keeps, or replaces it.
-        if dataset is not None and is_malformed(pool.catalog, dataset):
-            target = _without_malformed(pool, dataset, target)
-        state = state_of(pool.catalog, dataset) if dataset else None
-        begun = state if state and goes_on(state, event, target) else None
-        if begun:
-            target = begun_target(target, begun, pool.dataset(target.name))
-        elif state and state["new"]:  # the dataset was made for the partial snapshot, so it may be overwritten
-            target = replace(target, force=True)
-        # 3. May it be received at all? Nothing was changed so far.
-        plan = admit(pool, event, target, begun)
+        # 2. May it be received at all? Nothing was changed so far.
+        target, state, begun, plan = _admitted(pool, event, target, dataset)
         refuse_full_disk(pool, target.name)
+        if dataset is not None and is_malformed(pool.catalog, dataset):
+            _forget_malformed(pool, dataset)
         resumed = resume(begun, event) if begun else None
-        # 4. Register it. As long as `readers` is held, and so until the end, its files are not taken for orphans.
+        # 3. Register it. As long as `readers` is held, and so until the end, its files are not taken for orphans.
         replaced: list[str] = []
         locks.callback(discard, pool, replaced)
         work = locks.enter_context(ExitStack())
@@ -320,11 +314,11 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
         make = partial(register_again, pool, target, charges, resumed) if resumed else partial(
             register, pool, plan, target, charges, state
         )
-        registration = _with_room(pool, make)
+        registration = with_room(pool, make)
         work.callback(registration.close)
         if state and not resumed:
             replaced += state["tally"]["segments"]
-        # 5. Open the past that it follows, and the writer. From here on compaction leaves the runs of the past alone.
+        # 4. Open the past that it follows, and the writer. From here on compaction leaves the runs of the past alone.
         try:
             writer = _open_writer(pool, plan, target, registration, resumed, work)
         except BaseException:
@@ -336,6 +330,40 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
                         registration.remove(t)
             raise
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
+
+
+def judge(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges) -> None:
+    """Refuse what open_session() would refuse, but for what is busy now. It changes nothing, so it may be called
+    inside a transaction.
+
+    Raises:
+        Refused: the stream cannot be received here.
+    """
+    target, _, begun, plan = _admitted(pool, event, target, pool.find(target.name))
+    refuse_full_disk(pool, target.name)
+    if begun:
+        resume(begun, event)
+    refuse_no_room(pool, plan, target, charges)
+
+
+def _admitted(
+    pool: Pool, event: SubBegin, target: ReceiveTarget, dataset: Dataset | None
+) -> tuple[ReceiveTarget, Doc | None, Doc | None, ReceivePlan]:
+    """The decision at a BEGIN; also returns the partial receive that the dataset keeps, and the same if the stream goes
+    on with it; else it replaces it.
+
+    Raises:
+        Refused: see admit.
+    """
+    if dataset is not None and is_malformed(pool.catalog, dataset) and not past_of(pool, dataset):
+        target = replace(target, force=True)  # it may have been made for that partial receive
+    state = state_of(pool.catalog, dataset) if dataset else None
+    begun = state if state and goes_on(state, event, target) else None
+    if begun:
+        target = begun_target(target, begun, pool.dataset(target.name))
+    elif state and state["new"]:  # the dataset was made for the partial snapshot, so it may be overwritten
+        target = replace(target, force=True)
+    return target, state, begun, admit(pool, event, target, begun)
 
 
 def _locked(pool: Pool, target: ReceiveTarget, locks: ExitStack) -> Dataset | None:
@@ -361,19 +389,15 @@ def _locked(pool: Pool, target: ReceiveTarget, locks: ExitStack) -> Dataset | No
     raise TryAgain(busy)
 
 
-def _without_malformed(pool: Pool, dataset: Dataset, target: ReceiveTarget) -> ReceiveTarget:
-    """Give up a partial receive whose document nothing can be done with; the caller has the dataset's lock.
-
-    The dataset may have been made for it, so it may be overwritten if there is nothing in it.
-    """
+def _forget_malformed(pool: Pool, dataset: Dataset) -> None:
+    """Give up a partial receive whose document nothing can be done with; the caller has the dataset's lock."""
     pool.warn(f"{dataset.name}: its partial receive is not what was stored, and is given up")
     with pool.transaction() as t:
         t.delete("receive", dataset.key)
         t.delete(KIND, dataset.key)
-    return target if past_of(pool, dataset) else replace(target, force=True)
 
 
-def _with_room(pool: Pool, make: Callable[[], Registration]) -> Registration:
+def with_room(pool: Pool, make: Callable[[], Made]) -> Made:
     """Register; where a quota is used up, once more without what dead processes left behind."""
     try:
         return make()
