@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -53,6 +54,15 @@ class Place:
     def __str__(self) -> str:
         name = f"{ZFS}{self.dataset}" if self.program == "zfs" else str(self.dataset)
         return f"{SSH}{self.host}/{name}" if self.host else name
+
+    def typed(self, verb: str) -> str:
+        """A command line that does something with the dataset, typed on this machine."""
+        line = f"{self.program} {verb} {shlex.quote(self.dataset.text)}"
+        if self.host is None:
+            return line
+        to = f"{self.host.user}@{self.host.name}" if self.host.user else self.host.name
+        port = f"-p {self.host.port} " if self.host.port else ""
+        return f"ssh {port}{to} {shlex.quote(line)}"
 
     def child(self, relative: str) -> Place:
         return Place(self.dataset.child(relative), self.program, self.host)

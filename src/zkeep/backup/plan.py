@@ -141,12 +141,15 @@ class ForeignReceive(Conflict):
     dataset: str
     token: Token
     why: str
+    way: str = ""
+    "The command that gives it up, where it is known."
 
     def __str__(self) -> str:
         return (
             f"{self.dataset}: an interrupted receive of snapshot guid {self.token.toguid:#x} waits there, and it "
             f"cannot go on from here: {self.why}; "
-            f"if nothing else sends there, give it up with receive -A {self.dataset}"
+            f"if nothing else sends there, give it up: "
+            f"{self.way or f'receive -A {self.dataset}'}"
         )
 
 

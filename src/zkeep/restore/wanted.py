@@ -6,6 +6,7 @@ Level by level, so that each level's dnodes are asked for at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from zkeep.errors import NotAuthentic, ZkeepError
 from zkeep.format.zap import BadZap
@@ -44,6 +45,23 @@ def wanted_objects(snapshot: OpenSnapshot, filesystem: Filesystem, paths: Iterab
         seen |= level
         level = following - seen
     return found
+
+
+def expect_paths(snapshot: OpenSnapshot, filesystem: Filesystem, paths: Iterable[bytes]) -> None:
+    """Let all that lies on paths be asked for, level by level, before each path is looked up by itself.
+
+    What is no plain path, or cannot be read, is left out: looking it up says why.
+    """
+    level = [(filesystem.root, [part for part in path.split(b"/") if part not in (b"", b".")]) for path in paths]
+    while level:
+        snapshot.expect(sorted({number for number, _ in level}))
+        following = []
+        for number, parts in level:
+            with suppress(ZkeepError):
+                found = filesystem.find(number, parts[0]) if parts and filesystem.znode(number).is_folder else None
+                if found is not None:
+                    following.append((found.number, parts[1:]))
+        level = following
 
 
 def _on_the_way(filesystem: Filesystem, paths: Iterable[bytes]) -> tuple[set[int], set[int]]:

@@ -226,6 +226,7 @@ class Filesystem:
         if len({name.number for name in found}) == len(found):
             return
         counts = Counter(name.number for name in found)
+        self.objects.expect(sorted(number for number, times in counts.items() if times > 1))
         for name in found:
             node = self.znode(name.number) if counts[name.number] > 1 else None
             if node is not None and node.is_folder:

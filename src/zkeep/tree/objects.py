@@ -41,6 +41,10 @@ class Objects(Protocol):
         """The blocks that meet [start, end), whole and ascending, with their offsets; holes are left out."""
         ...
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Objects of these numbers are going to be asked for: they may be read, or fetched, together."""
+        ...
+
     def prefetch(self, numbers: Iterable[int]) -> None:
         """The data of these objects, in ascending order, will be asked for next: small ones may be read together."""
         ...

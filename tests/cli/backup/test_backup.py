@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path as FilePath
@@ -98,6 +100,64 @@ def test_the_same_backup_twice_at_once_is_tried_again_later(laptop: Laptop) -> N
     with locked(job):
         done = laptop.backup()
     assert (done.status, done.err) == (5, f"zkeep: cannot back up {laptop.source}: the same backup runs already\n")
+
+
+def test_what_is_due_and_runs_already_is_no_failure_and_no_monitor_is_told_one(
+    laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cron looks every hour, also while a long backup runs; that one reports its own end."""
+    told: list[str] = []
+    monkeypatch.setattr("zkeep.cli.backup.backup.ping", lambda url, *words: told.append(" ".join(words[:1])))
+    assert laptop.run("version").status == 0
+    with locked(Job(Path(str(laptop.source)), parse_destination("ssh://box/vault/me"))):
+        done = laptop.backup("--due", "02:30")
+        assert (done.status, done.out, done.err, told) == (0, "", "", [])
+        assert laptop.backup("--due", "02:30", "-v").out == f"the backup of {laptop.source} runs already\n"
+        assert laptop.backup("--due", "02:30", "-j").events("running") == [{"what": "running"}]
+        assert laptop.backup("--due", "02:30", "-n").status == 0
+        told.clear()
+        assert laptop.backup().status == 5
+        assert told == ["start"]
+    # Another backup of the same folder is none of this one's business; and this one is still due.
+    with locked(Job(Path(str(laptop.source)), parse_destination("ssh://box/vault/other"))):
+        assert laptop.backup("--due", "02:30").status == 0
+    assert len(laptop.snapshots()) == 1
+    assert laptop.backup("--due", "02:30").status == 0
+    assert len(laptop.snapshots()) == 1
+
+
+@pytest.mark.parametrize(
+    ("to", "line"),
+    [
+        ("ssh://box/vault/me", "ssh box 'zkeep receive -A vault/me'"),
+        ("ssh://me@box:2222/vault/me", "ssh -p 2222 me@box 'zkeep receive -A vault/me'"),
+    ],
+)
+def test_a_receive_that_cannot_go_on_is_given_up_with_the_line_that_is_named(
+    laptop: Laptop, to: str, line: str
+) -> None:
+    (laptop.source / "b").write_bytes(os.urandom(2_000_000))
+    (laptop.folder / "cut").write_text("1000000")
+    assert laptop.backup(to=to).status == 5
+    (laptop.folder / "cut").unlink()
+    assert laptop.run("destroy", "local/docs@%").status == 0
+    refused = laptop.backup(to=to)
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert refused.err.endswith(f"if nothing else sends there, give it up: {line}\n")
+    # A key that may only append is enough for that.
+    subprocess.run(shlex.split(line), check=True, capture_output=True)
+    assert laptop.backup(to=to).status == 0
+
+
+def test_a_dataset_that_is_there_and_not_encrypted_is_refused_with_the_way_out(laptop: Laptop) -> None:
+    assert laptop.run("pool", "create", "usb", str(laptop.folder / "usb")).status == 0
+    assert laptop.run("create", "usb/docs").status == 0
+    refused = laptop.backup(to="usb/docs")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "usb/docs: it is there already, and not encrypted; backup makes the dataset itself" in refused.err
+    assert refused.err.endswith(": zkeep destroy usb/docs\n")
+    assert laptop.run("destroy", "usb/docs").status == 0
+    assert laptop.backup(to="usb/docs").status == 0
 
 
 def test_a_file_that_cannot_be_read_is_named_and_all_else_is_sent(

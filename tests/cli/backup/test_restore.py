@@ -343,3 +343,26 @@ def test_a_pattern_asks_once_for_all_folders_of_a_level(
         assert found == {str(path.relative_to(laptop.source)): path.read_bytes() for path in laptop.source.glob(wanted)}
         asked = [line for line in laptop.said() if "send -w --" in line]
         assert len(asked) <= 6, (pattern, asked)
+
+
+def test_links_and_many_paths_are_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    laptop = Laptop(tmp_path, monkeypatch, capfd, "receive,list,send")
+    names = [f"f{number:03}" for number in range(128)]
+    for name in names:
+        (laptop.source / name).write_text(name)
+        (laptop.source / f"{name}-too").hardlink_to(laptop.source / name)
+        (laptop.source / f"in-{name}").mkdir()
+        (laptop.source / f"in-{name}" / "x").write_text(name)
+    assert laptop.backup().status == 0
+    asked = {"f*": names, "in": [f"in-{name}/x" for name in names[::3]]}
+    for what, wanted in asked.items():
+        laptop.said()
+        paths = [what] if len(wanted) == len(names) else wanted
+        into = tmp_path / "out" / what
+        done = laptop.run("restore", "-L", laptop.key.as_uri(), "-C", str(into), "ssh://box/vault/me", *paths)
+        assert done.status == 0, done.err
+        assert all((into / name).read_bytes() == (laptop.source / name).read_bytes() for name in wanted)
+        sends = [line for line in laptop.said() if "send -w --" in line]
+        assert len(sends) <= 6, (what, sends)

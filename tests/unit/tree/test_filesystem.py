@@ -63,6 +63,9 @@ class Memory:
             if start < block * BLKSZ + len(content) and block * BLKSZ < end:
                 yield block * BLKSZ, content
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        pass
+
     def prefetch(self, numbers: Iterable[int]) -> None:
         pass
 

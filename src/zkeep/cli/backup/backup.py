@@ -11,10 +11,11 @@ import click
 
 from zkeep.backup.local import Job
 from zkeep.backup.places import Path, parse_destination, parse_source
+from zkeep.backup.plan import ForeignReceive
 from zkeep.cli.backup import due
 from zkeep.cli.backup.events import Events
 from zkeep.cli.backup.ping import check_url, ping
-from zkeep.cli.backup.wanted import Wanted, passing_options, ssh_words
+from zkeep.cli.backup.wanted import RunsAlready, Wanted, is_running, passing_options, ssh_words
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.snapshot_from import NotAllRead
 from zkeep.cli.common.terminal import explained
@@ -73,8 +74,8 @@ def backup_verb(
     A machine that lost what it knew goes on with --recover: the metadata of the newest snapshot of DEST is fetched, and
     authenticated with the key (-L). Nothing is ever destroyed at DEST; its own rules do that ('retention').
 
-    Exit status: 0 done, or not due (--due); 3 done, but some files could not be read; 5 try again: it broke off, or the
-    same backup runs already; 1 refused.
+    Exit status: 0 done, or not due or running already (--due); 3 done, but some files could not be read; 5 try again:
+    it broke off, or the same backup runs already; 1 refused.
 
     \b
         zkeep backup ~/Documents ssh://box/vault/me
@@ -101,10 +102,15 @@ def _back_up(wanted: Wanted, url: str | None, due_text: str | None) -> None:
     That is so also if some files could not be read: nothing is gained by another try.
     """
     began = datetime.now()
-    if due_text is not None and not due.is_due(wanted.job, due.parse_due(due_text), began):
-        return
+    if due_text is not None:
+        if not due.is_due(wanted.job, due.parse_due(due_text), began):
+            return
+        # A long one that runs is the one that is due. Nothing failed, and cron would mail a line each hour.
+        if not wanted.dry_run and is_running(wanted.job):
+            Events(wanted.as_json, wanted.verbose).say("running", f"the backup of {wanted.job.source} runs already")
+            return
     try:
-        with told(url, wanted) as events, _naming(wanted.job):
+        with told(url, wanted) as events, _naming(wanted):
             _do(wanted, events)
     except NotAllRead:
         due.note(wanted.job, began)
@@ -114,11 +120,16 @@ def _back_up(wanted: Wanted, url: str | None, due_text: str | None) -> None:
 
 
 @contextmanager
-def _naming(job: Job) -> Iterator[None]:
-    """Say of errors of the system, such as those of a full disk, what could not be done."""
+def _naming(wanted: Wanted) -> Iterator[None]:
+    """Say of errors of the system, such as those of a full disk, what could not be done; of others, what to type."""
+    job = wanted.job
     try:
         yield
     except BrokenPipeError:
+        raise
+    except ForeignReceive as conflict:
+        if not wanted.recursive:
+            conflict.way = job.destination.typed("receive -A")
         raise
     except OSError as error:
         raise Refused(f"cannot back up {job.source}: {explained(error)}") from error
@@ -146,6 +157,9 @@ def told(url: str | None, wanted: Wanted) -> Iterator[Events]:
     ping(url, "start")
     try:
         yield events
+    except RunsAlready as error:  # the other one reports its end
+        events.failed(str(error), error.status)
+        raise
     except NotAllRead as error:
         events.done("", error.status)
         ping(url, "fail", str(error))

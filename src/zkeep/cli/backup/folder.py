@@ -116,6 +116,12 @@ def _check_own(pool: Pool, dataset: Dataset, job: Job) -> None:
     if source is None and pool.snapshots(dataset):
         way = f"zkeep set {shlex.quote(f'{local.SOURCE}={job.source}')} {dataset.name}"
         raise Refused(f"{cannot}: it has snapshots of something else; name another DEST. If they are of it: {way}")
+    if encryption_root(View(pool), dataset) is None:
+        way = f"zkeep destroy {shlex.quote(dataset.name.text)}"
+        raise Refused(
+            f"{cannot}: it is there already, and not encrypted; backup makes the dataset itself, with a key: name one "
+            f"that does not exist yet, or destroy this one: {way}"
+        )
 
 
 def check_fits(wanted: Wanted, name: DatasetName | None, sending: DatasetName | None, there: Have) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def fetch_paths(
         TryAgain: the line breaks again and again; what came is in the pool.
         NotAuthentic: something is not.
     """
-    from zkeep.restore.wanted import wanted_objects
+    from zkeep.restore.wanted import expect_paths, wanted_objects
     from zkeep.snapshot.partial import PartialSnapshot
     from zkeep.tree.filesystem import Filesystem
     from zkeep.tree.glob import typed
@@ -49,6 +50,7 @@ def fetch_paths(
             return opened.snapshot
         try:
             filesystem = Filesystem(opened)
+            expect_paths(opened, filesystem, map(os.fsencode, paths))
             found = [path for text in paths for path in typed(filesystem, text, opened.expect)]
             wanted = wanted_objects(opened, filesystem, found)
         except NotHere:

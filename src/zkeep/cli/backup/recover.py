@@ -94,8 +94,8 @@ def _refuse_waiting(wanted: Wanted, there: Have, cannot: str) -> None:
         to = wanted.job.destination
         raise Refused(
             f"{cannot}: an interrupted receive of snapshot guid {there.token.toguid:#x} waits at {to}, and what it "
-            f"was sent from is lost; if nothing else sends there, give it up there, and call again: "
-            f"{to.program} receive -A {to.dataset}"
+            f"was sent from is lost; if nothing else sends there, give it up, and call again: "
+            f"{to.typed('receive -A')}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import click
 from zkeep.backup.local import Job, digest
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.snapshot_from import FromOptions, excluding_options
+from zkeep.errors import TryAgain
 from zkeep.pool.store.disk import make_folder
 from zkeep.pool.store.files import LocalStore
 
@@ -77,15 +78,33 @@ def passing_options(verb: F) -> F:
     return verb
 
 
+class RunsAlready(TryAgain):
+    """The same backup is done by another process."""
+
+
 @contextmanager
 def locked(job: Job) -> Iterator[None]:
     """Inside, no other process does the same backup.
 
     Raises:
-        TryAgain: one does.
+        RunsAlready: one does.
     """
     home = registry().home
     make_folder(home, 0o700)
-    busy = f"cannot back up {job.source}: the same backup runs already"
-    with LocalStore(home).lock(f"backup-{digest(job)[:16]}", busy=busy):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(LocalStore(home).lock(f"backup-{digest(job)[:16]}"))
+        except TryAgain:
+            raise RunsAlready(f"cannot back up {job.source}: the same backup runs already") from None
         yield
+
+
+def is_running(job: Job) -> bool:
+    """Whether another process does the same backup right now."""
+    try:
+        with locked(job):
+            return False
+    except RunsAlready:
+        return True
+    except OSError:  # the backup itself says what is wrong
+        return False
