@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from backupkit import ZKEEP, Laptop
 
 NO_SPACE = "No space left on device"
