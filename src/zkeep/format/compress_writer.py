@@ -26,6 +26,8 @@ Compress = Callable[[Buffer], tuple[Buffer, int]]
 ZSTD_VERSION = 10405
 "The library version written into blocks: every OpenZFS with zstd reads its frames."
 _FAST = re.compile(r"zstd-fast-(\d+)")
+SAMPLED, SAMPLE = 32 << 10, 4 << 10
+"Bytes of a block from which on samples are worth it, and of each of them."
 _MAX_RUN, _MAX_LITERALS = 192, 64
 
 
@@ -43,7 +45,7 @@ def compressor(setting: str) -> Compress:
         return _whole_sectors(_zle, Compression.ZLE)
     if setting == "gzip" or re.fullmatch(r"gzip-[1-9]", setting):
         level = int(setting.partition("-")[2] or 6)
-        return _whole_sectors(lambda block: zlib.compress(block, level), Compression.GZIP_1 + level - 1)
+        return _whole_sectors(lambda block: (b"", zlib.compress(block, level)), Compression.GZIP_1 + level - 1)
     level = _zstd_level(setting)
     return _whole_sectors(_Zstd(level).compress, Compression.ZSTD)
 
@@ -62,24 +64,54 @@ def _zstd_level(setting: str) -> int:
     raise ValueError(f"compression {setting} cannot be written")
 
 
-def _whole_sectors(pack: Callable[[Buffer], bytes], code: int) -> Compress:
+def sparing(compress: Compress) -> Compress:
+    """The same compression, but for blocks that seem to be as incompressible as those before them.
+
+    After a large block that did not become smaller, only samples of the next one are tried: what is incompressible
+    mostly comes in long files (media, archives, ciphertext). Every 8th block is tried as a whole all the same.
+    """
+    hopeless = 0
+
+    def compress_sparingly(block: Buffer) -> tuple[Buffer, int]:
+        nonlocal hopeless  # threads may count wrongly: then one block more or less is tried
+        if len(block) < SAMPLED:
+            return compress(block)
+        if hopeless % 8 and compress(_samples(block))[1] == Compression.OFF:
+            hopeless += 1
+            return block, Compression.OFF
+        found = compress(block)
+        hopeless = hopeless + 1 if found[1] == Compression.OFF else 0
+        return found
+
+    return compress_sparingly
+
+
+def _samples(block: Buffer) -> bytes:
+    """Some of the beginning, the middle and the end."""
+    view, middle = memoryview(block), len(block) // 2
+    return b"".join((view[:SAMPLE], view[middle : middle + SAMPLE], view[-SAMPLE:]))
+
+
+def _whole_sectors(pack: Callable[[Buffer], tuple[bytes, bytes]], code: int) -> Compress:
+    """`pack` returns what is stored before the compressed bytes, and these."""
+
     def compress(block: Buffer) -> tuple[Buffer, int]:
-        packed = pack(block)
+        head, packed = pack(block)
         # A block is stored compressed only if that saves a sector.
-        size = -(-len(packed) // SECTOR) * SECTOR
+        size = -(-(len(head) + len(packed)) // SECTOR) * SECTOR
         if size >= len(block):
             return block, Compression.OFF
-        return packed.ljust(size, b"\0"), code
+        return b"".join((head, packed)).ljust(size, b"\0"), code
 
     return compress
 
 
-def _lz4(block: Buffer) -> bytes:
-    """Length (big-endian), then one lz4 block."""
+def _lz4(block: Buffer) -> tuple[bytes, bytes]:
+    """Length (big-endian), and one lz4 block."""
     import lz4.block
 
     packed: bytes = lz4.block.compress(block, store_size=False)
-    return struct.pack(">I", len(packed)) + packed
+    return struct.pack(">I", len(packed)), packed
 
 
 class _Zstd:
@@ -89,12 +121,12 @@ class _Zstd:
         self._level = level
         self._local = local()
 
-    def compress(self, block: Buffer) -> bytes:
-        """Length (big-endian), version and level, then a frame without its magic number."""
+    def compress(self, block: Buffer) -> tuple[bytes, bytes]:
+        """Length (big-endian), version and level; and a frame without its magic number."""
         packed: bytes = self._compressor().compress(block)
         # The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on.
         code = self._level if self._level > 0 else FIRST_FAST + ZSTD_FAST.index(-self._level)
-        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | code) + packed
+        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | code), packed
 
     def _compressor(self) -> Any:
         made = getattr(self._local, "made", None)
@@ -108,7 +140,7 @@ class _Zstd:
         return made
 
 
-def _zle(block: Buffer) -> bytes:
+def _zle(block: Buffer) -> tuple[bytes, bytes]:
     """Runs of zeros and of literals, each behind one byte: up to 64 literals, or up to 192 zeros."""
     data = bytes(block)
     out = bytearray()
@@ -122,4 +154,4 @@ def _zle(block: Buffer) -> bytes:
                 part = run[at : at + _MAX_LITERALS]
                 out.append(len(part) - 1)
                 out += part
-    return bytes(out)
+    return b"", bytes(out)

@@ -86,7 +86,10 @@ class Contents:
             stop = min(start + inode.block, end)
             is_whole = at == start and (stop - start == inode.block or stop >= inode.fields.size)
             if is_whole and number not in inode.blocks:
-                inode.blocks[number] = bytearray()
+                inode.blocks[number] = bytearray(data[at - offset : stop - offset])
+                self.dirty += stop - start
+                at = stop
+                continue
             content = self.load(inode, number)
             before = len(content)
             if before < at - start:

@@ -22,6 +22,7 @@ import numpy as np
 from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
+from zkeep.format.compress_writer import sparing
 from zkeep.format.zap import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.base import Base
@@ -99,7 +100,7 @@ class LiveDataset:
         "Files without a name that are in use; a commit puts them into the delete queue."
         self.uses: dict[int, int] = {}
         "How often the kernel looked up each file: it may ask for it until it has forgotten it as often."
-        self._new = new
+        self._new = replace(new, compress=sparing(new.compress))
         self._get_key = get_key
         self._keys: MasterKeys | None = None
         self._stack = ExitStack()

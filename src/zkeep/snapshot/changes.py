@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from zkeep.format.objtypes import ObjectType
 
 Buffer = bytes | bytearray | memoryview
+INLINE = 32 << 10
+"Bytes of a block that are not worth handing to another thread."
+HANDED = 512 << 10
+"Bytes of blocks that are handed to a thread together."
 
 
 class Block(NamedTuple):
@@ -66,3 +70,26 @@ class HoleRun:
         if self._end > self._first:
             self._put(self._first, self._end)
         self._first = self._end = -1
+
+
+def is_large(block: Block) -> bool:
+    """Whether a block is worth handing to another thread."""
+    return block.content is not None and len(block.content) > INLINE
+
+
+def together(blocks: Iterable[Block]) -> Iterator[list[tuple[Block, int]]]:
+    """Blocks that one thread gets together, each with how many came before it; one that is not large by itself."""
+    found: list[tuple[Block, int]] = []
+    size = 0
+    for count, block in enumerate(blocks):
+        large = is_large(block)
+        if found and (not large or size >= HANDED):
+            yield found
+            found, size = [], 0
+        if not large:
+            yield [(block, count)]
+            continue
+        found.append((block, count))
+        size += len(block.content or b"")
+    if found:
+        yield found

@@ -16,6 +16,7 @@ Source: OpenZFS module/zfs/dmu_send.c (order of records); module/os/linux/zfs/zi
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -44,8 +45,7 @@ from zkeep.format.limits import TO_THE_END
 from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
 from zkeep.snapshot.batches import BATCH, RecordBatches
-from zkeep.snapshot.changes import Block, HoleRun, ObjectChange
-from zkeep.snapshot.known import Known
+from zkeep.snapshot.changes import Block, HoleRun, ObjectChange, is_large, together
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.roots import NewLeaves, roots_of
@@ -64,8 +64,8 @@ PIECES = 1 << 10
 THREADS = os.cpu_count() or 1
 KEPT = 32
 "Blocks of an object of which the content stays known, as some of them may be changed again."
-INLINE = 32 << 10
-"Bytes of a block that are not worth handing to another thread."
+Encrypted = tuple[bytes, Buffer, bytes]
+"Header, ciphertext and pointer of a block."
 
 
 class SnapshotWriter:
@@ -211,30 +211,30 @@ class SnapshotWriter:
         holes.flush()
         return leaves
 
-    def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, tuple[bytes, Buffer, bytes] | None]]:
+    def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, Encrypted | None]]:
         """Header, ciphertext and pointer of each block; large ones by several threads, in order."""
-        ahead: list[tuple[int, Future[tuple[bytes, Buffer, bytes] | None]]] = []
-        most = 2 * THREADS
-        for count, block in enumerate(change.blocks):
-            # Who writes many blocks at once writes a stream, and will not ask for its end soon.
-            known = self._known if count < KEPT else None
-            if block.content is None or len(block.content) <= INLINE:
+        ahead: deque[Future[list[tuple[int, Encrypted | None]]]] = deque()
+        for blocks in together(change.blocks):
+            block, count = blocks[0]
+            if not is_large(block):
                 # A small block is not worth a thread, but must come behind those that are still at work.
                 while ahead:
-                    number, future = ahead.pop(0)
-                    yield number, future.result()
-                yield block.number, self._encrypt(change, block, known)
+                    yield from ahead.popleft().result()
+                yield block.number, self._encrypt(change, block, count)
                 continue
-            ahead.append((block.number, self._pool.submit(self._encrypt, change, block, known)))
-            if len(ahead) > most:
-                number, future = ahead.pop(0)
-                yield number, future.result()
-        for number, future in ahead:
-            yield number, future.result()
+            ahead.append(self._pool.submit(self._encrypt_each, change, blocks))
+            if len(ahead) > 2 * THREADS:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
-    def _encrypt(
-        self, change: ObjectChange, block: Block, known: Known | None
-    ) -> tuple[bytes, Buffer, bytes] | None:
+    def _encrypt_each(
+        self, change: ObjectChange, blocks: list[tuple[Block, int]]
+    ) -> list[tuple[int, Encrypted | None]]:
+        return [(block.number, self._encrypt(change, block, count)) for block, count in blocks]
+
+    def _encrypt(self, change: ObjectChange, block: Block, count: int) -> Encrypted | None:
+        """Header, ciphertext and pointer of one block; None: it is a hole. `count`: blocks that came before it."""
         content, code = block.content, block.compression
         if content is None or (code is None and is_zeros(content)):
             return None
@@ -260,8 +260,9 @@ class SnapshotWriter:
         # The pointer's authenticated part: blk_prop (8) | MAC (16) | padding (8).
         prop = pointer_prop(logical, len(content), code, change.type, little=True)
         pointer = prop.to_bytes(8, "little") + mac + bytes(8)
-        if known is not None and block.compression is None and block.content is not None:
-            known.put_content(pointer, bytes(block.content))
+        # Who writes many blocks at once writes a stream, and will not ask for its end soon.
+        if self._known is not None and count < KEPT and block.compression is None and block.content is not None:
+            self._known.put_content(pointer, bytes(block.content))
         return header.pack("little"), ciphertext, pointer
 
     def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:

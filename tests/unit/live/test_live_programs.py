@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,10 +95,7 @@ def test_make(zkeep: Zkeep, tmp_path: Path) -> None:
 def test_postgresql_recovers_after_a_kill(zkeep: Zkeep, tmp_path: Path) -> None:
     """Every transaction that was acknowledged before the mount was killed is there."""
     user = ("setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder.stat().st_mode & 0o7777 == 0o700:
-            folder.chmod(0o711)  # for the user of the server
-    with mounted(tmp_path, "-o", "allow_other") as (top, process):
+    with open_to_others(tmp_path), mounted(tmp_path, "-o", "allow_other") as (top, process):
         data = top / "data"
         data.mkdir()
         shutil.chown(data, "postgres")
@@ -113,13 +111,25 @@ def test_postgresql_recovers_after_a_kill(zkeep: Zkeep, tmp_path: Path) -> None:
         process.wait()
         server.kill()
         server.wait()
-    with mounted(tmp_path, "-o", "allow_other") as (top, _):
+    with open_to_others(tmp_path), mounted(tmp_path, "-o", "allow_other") as (top, _):
         (top / "data" / "postmaster.pid").unlink(missing_ok=True)
         server = subprocess.Popen([*user, POSTGRES / "postgres", "-D", top / "data"], stderr=subprocess.DEVNULL)
         _wait(user)
         assert _sql(user, "select count(*), sum(number) from numbers") == "20|190\n"
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def open_to_others(path: Path) -> Iterator[None]:
+    """While this is held, every user may walk to a path, whatever the modes of the folders above are."""
+    with ExitStack() as stack:
+        for folder in (path, *path.parents):
+            mode = folder.stat().st_mode & 0o7777
+            if not mode & 0o001:
+                stack.callback(folder.chmod, mode)
+                folder.chmod(mode | 0o011)
+        yield
 
 
 def _sql(user: tuple[str, ...], text: str) -> str:
