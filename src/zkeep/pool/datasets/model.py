@@ -362,8 +362,11 @@ class Pool:
     def update_dataset(self, t: Transaction, dataset: Dataset, **fields: object) -> Dataset:
         """Set these fields; the others stay as the catalog has them. Raises Refused: it was destroyed meanwhile."""
         self._bound(fields.get("local"))
-        changed = Dataset(dataset.name, {**_as_now(t, "dataset", dataset), **fields})
-        t.put("dataset", dataset.key, changed.doc)
+        now = _as_now(t, "dataset", dataset)
+        changed = Dataset(dataset.name, {**now, **fields})
+        # What a package says of its dataset again with every snapshot is written once.
+        if changed.doc != now:
+            t.put("dataset", dataset.key, changed.doc)
         return changed
 
     def add_snapshot(

@@ -9,7 +9,6 @@ over it. The next receive replaces it, and `zkeep receive -A` removes it.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Protocol
 
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
@@ -33,20 +32,26 @@ def receives(reader: Reader) -> list[tuple[str, Doc]]:
     return reader.sound(RECEIVE)
 
 
+MALFORMED: Doc = {}
+"Stands for a document of a partial receive with which nothing can be done."
+
+
+def state_or_malformed(reader: Reader, dataset: Dataset) -> Doc | None:
+    """The document of a dataset's partial receive; MALFORMED if nothing can be done with it, None if there is none."""
+    try:
+        return reader.get(RECEIVE, dataset.key)
+    except Malformed:
+        return MALFORMED
+
+
 def state_of(reader: Reader, dataset: Dataset) -> Doc | None:
     """The document of a dataset's partial receive; None if it has none, or one that nothing can be done with."""
-    with suppress(Malformed):
-        return reader.get(RECEIVE, dataset.key)
-    return None
+    return state_or_malformed(reader, dataset) or None
 
 
 def is_malformed(reader: Reader, dataset: Dataset) -> bool:
     """Whether the dataset has a partial receive with which nothing can be done."""
-    try:
-        reader.get(RECEIVE, dataset.key)
-    except Malformed:
-        return True
-    return False
+    return state_or_malformed(reader, dataset) is MALFORMED
 
 
 def bases(pool: Pool) -> Bases:

@@ -27,7 +27,7 @@ from zkeep.pool.datasets.history import History, history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard, reading
-from zkeep.pool.datasets.partial import is_malformed, state_of
+from zkeep.pool.datasets.partial import MALFORMED, is_malformed, state_of, state_or_malformed
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
@@ -303,8 +303,9 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
         # 2. May it be received at all? Nothing was changed so far.
         target, state, begun, plan = _admitted(pool, event, target, dataset)
         refuse_full_disk(pool, target.name)
-        if dataset is not None and is_malformed(pool.catalog, dataset):
+        if dataset is not None and state is MALFORMED:
             _forget_malformed(pool, dataset)
+            state = None
         resumed = resume(begun, event) if begun else None
         # 3. Register it. As long as `readers` is held, and so until the end, its files are not taken for orphans.
         replaced: list[str] = []
@@ -349,15 +350,15 @@ def judge(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges) 
 def _admitted(
     pool: Pool, event: SubBegin, target: ReceiveTarget, dataset: Dataset | None
 ) -> tuple[ReceiveTarget, Doc | None, Doc | None, ReceivePlan]:
-    """The decision at a BEGIN; also returns the partial receive that the dataset keeps, and the same if the stream goes
-    on with it; else it replaces it.
+    """The decision at a BEGIN; also returns the partial receive that the dataset keeps (or MALFORMED), and the same if
+    the stream goes on with it; else it replaces it.
 
     Raises:
         Refused: see admit.
     """
-    if dataset is not None and is_malformed(pool.catalog, dataset) and not past_of(pool, dataset):
+    state = state_or_malformed(pool.catalog, dataset) if dataset else None
+    if state is MALFORMED and dataset is not None and not past_of(pool, dataset):
         target = replace(target, force=True)  # it may have been made for that partial receive
-    state = state_of(pool.catalog, dataset) if dataset else None
     begun = state if state and goes_on(state, event, target) else None
     if begun:
         target = begun_target(target, begun, pool.dataset(target.name))
