@@ -199,6 +199,39 @@ def _named(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, error.strerror, str(path))
 
 
+class Root:
+    """The folder in which everything lies. It stays the one that was opened first.
+
+    A disk may be unmounted, or another one mounted in its place, while a process runs. What that one knows, the place
+    in the journal above all, is of the first: it must neither look there for files, and take them for deleted, nor
+    write there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is: tuple[int, int] | None = None
+
+    def open(self) -> int:
+        """Raises OSError: it is gone, or another one."""
+        try:
+            fd = os.open(self.path, _FOLDER)
+        except (FileNotFoundError, NotADirectoryError):
+            if self._is is None:
+                raise
+            raise self._stale("it is not there any more") from None
+        status = os.fstat(fd)
+        found = status.st_dev, status.st_ino
+        if self._is not in (None, found):
+            os.close(fd)
+            raise self._stale("another folder is in its place now")
+        self._is = found
+        return fd
+
+    def _stale(self, why: str) -> OSError:
+        # No FileNotFoundError: that means that a file was deleted.
+        return OSError(errno.ESTALE, f"{why}: was a disk unmounted, or exchanged?", str(self.path))
+
+
 @contextmanager
 def naming(path: Path, only: Sequence[int] = ()) -> Iterator[None]:
     """Name a folder in errors that have no whole path: calls on a descriptor know none, those below a folder a part.
@@ -215,13 +248,13 @@ def naming(path: Path, only: Sequence[int] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def open_folder(root: Path, names: Sequence[str]) -> Iterator[DiskFolder]:
+def open_folder(root: Root, names: Sequence[str]) -> Iterator[DiskFolder]:
     """Open the folder `names` below `root`, one component at a time; FileNotFoundError if one does not exist.
 
     Raises:
         Damaged: a component is a link, or not a folder.
     """
-    folder = DiskFolder(os.open(root, _FOLDER), root)
+    folder = DiskFolder(root.open(), root.path)
     try:
         for name in names:
             # openat() from folder to folder: a link in the middle of a path cannot lead out of the pool.

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from zkeep.errors import TryAgain
 from zkeep.pool.store.blob import LocalBlob, OpenFile
-from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, file_size, naming, open_file, open_folder, walk
+from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, Root, file_size, naming, open_file, open_folder, walk
 from zkeep.pool.store.port import BadStoreName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import WriteBuffer, memory
 
@@ -124,6 +124,7 @@ class LocalStore:
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root = root
+        self._top = Root(root)
         self.disk = disk or Disk()
         self._memories: list[mmap] = []
         self._named: set[str] = set()
@@ -150,12 +151,12 @@ class LocalStore:
         *folders, last = _parts(name)
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(open_folder(self.root, folders))
+                folder = stack.enter_context(open_folder(self._top, folders))
             except FileNotFoundError:
                 if not make:
                     raise
                 self._make_folders(folders)
-                folder = stack.enter_context(open_folder(self.root, folders))
+                folder = stack.enter_context(open_folder(self._top, folders))
             yield folder.entry(last)
 
     def _write_all(self, fd: int, offset: int, content: Buffer) -> int:
@@ -230,7 +231,7 @@ class LocalStore:
             self.disk.sync_folder(entry.folder)
 
     def names(self, folder: str) -> list[str]:
-        with suppress(FileNotFoundError), open_folder(self.root, _parts(folder)) as opened:
+        with suppress(FileNotFoundError), open_folder(self._top, _parts(folder)) as opened:
             return sorted(name for name in walk(opened, folder) if _NAME.fullmatch(name))
         return []
 
@@ -371,7 +372,7 @@ class LocalStore:
 
     def used(self) -> int:
         """Bytes of all files that lie here."""
-        with open_folder(self.root, ()) as folder:
+        with open_folder(self._top, ()) as folder:
             return sum(_size_below(folder, name) for name in walk(folder, "."))
 
     def sweep(self) -> None:
@@ -383,7 +384,7 @@ class LocalStore:
 
     def erase(self, folders: Sequence[str]) -> None:
         """Remove these folders with everything in them; links are removed, not followed."""
-        with open_folder(self.root, ()) as top:
+        with open_folder(self._top, ()) as top:
             for name in folders:
                 if (entry := top.entry(name)).exists() and not stat.S_ISDIR(entry.stat().st_mode):
                     self.disk.unlink(entry)
