@@ -295,7 +295,8 @@ def rebuild_catalog(path: Path, patience: float = WAIT) -> list[Finding]:
     store = LocalStore(path)
     with store.lock(SCRUB, busy=f"cannot rebuild the catalog of {path}: currently scrubbing"):
         Catalog.rebuild(store, patience).close()
-    with Pool.open(path, wait=patience) as pool:
+    # What is compacted meanwhile is no loss: the files that the documents of this moment name stay.
+    with Pool.open(path, wait=patience) as pool, reading(pool), pool.catalog.reading():
         found = []
         for dataset in pool.tree().by_id.values():
             for run in own_runs(pool, dataset):

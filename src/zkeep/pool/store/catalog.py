@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
@@ -164,11 +165,13 @@ class Catalog:
 
     def changes(self, kind: str, mark: ChangeMark | None) -> tuple[ChangeMark, list[str] | None]:
         """The keys of documents that this process changed since `mark`; None if another process may have, too."""
+        self._follow_file()
         return self._index.changes(kind, mark)
 
     def version(self) -> tuple[int, ...]:
         """Differs after every change that a reader here would see."""
-        return id(self._index), *self._index.version()
+        self._follow_file()
+        return self._index.number, *self._index.version()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -176,11 +179,23 @@ class Catalog:
         if self._index.in_transaction:
             yield
             return
+        self._follow_file()
         self._index.begin("DEFERRED")
         try:
             yield
         finally:
             self._index.rollback()
+
+    def _follow_file(self) -> None:
+        """Open the index that another process has made again: in the old file nothing changes any more."""
+        before = self._index
+        if before.file is None or before.in_transaction:
+            return
+        found = _file_at(self._path)
+        # As long as there is none, the old one is as good as any.
+        if found is not None and found != before.file:
+            self._index = self._on_disk()
+            before.close()
 
     # Writing
 
@@ -331,12 +346,16 @@ class Catalog:
             with self._exclusive(self._wait):
                 if not _is_plain(self._store):
                     _delete_index(self._store)
+        # Noted before it is opened: if it is replaced in between, that is seen the next time.
+        file = _file_at(self._path)
         try:
-            return Index(str(self._path), self._wait)
+            index = Index(str(self._path), self._wait)
         except ForeignIndex:
             with self._exclusive(self._wait):
                 _delete_index(self._store)
-            return Index(str(self._path), self._wait)
+            file, index = None, Index(str(self._path), self._wait)
+        index.file = file or _file_at(self._path)
+        return index
 
     def _catch_up(self, index: Index) -> JournalPlace:
         """Bring the index to the journal's end, past a torn tail if there is one. Needs the lock."""
@@ -422,6 +441,15 @@ class Catalog:
 def _is_plain(store: Store) -> bool:
     """Whether SQLite may open the index: it would follow links, and do what a rollback journal says."""
     return all(store.is_own(INDEX + suffix) for suffix in SUFFIXES) and not store.exists(INDEX + ROLLBACK)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file this is; None if there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _delete_index(store: Store) -> None:

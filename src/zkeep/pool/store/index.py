@@ -12,6 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -115,6 +116,9 @@ FOLLOWED = ("run", "dataset")
 "Kinds of documents whose changes an index remembers."
 
 
+_NUMBERS = count()
+
+
 class ChangeMark(NamedTuple):
     """A point up to which changes were followed."""
 
@@ -153,6 +157,10 @@ class Index:
     def __init__(self, path: str, wait: float, *, frozen: bool = False) -> None:
         self._path = path
         self._frozen = frozen
+        self.number = next(_NUMBERS)
+        "No other index of this process has it."
+        self.file: tuple[int, int] | None = None
+        "Device and inode of the file, if it may be made again by other processes."
         self._undone = 0
         self._begun = 0
         self._applied: dict[str, list[str]] = {kind: [] for kind in FOLLOWED}
@@ -295,7 +303,7 @@ class Index:
 
         None: unknown, because another connection changed something, or a change was rolled back.
         """
-        epoch = (id(self), self._data_version(), self._undone)
+        epoch = (self.number, self._data_version(), self._undone)
         keys = self._applied[kind]
         now = ChangeMark(epoch, len(keys))
         return now, keys[mark.position :] if mark and mark.epoch == epoch else None

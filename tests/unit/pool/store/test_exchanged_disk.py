@@ -72,7 +72,7 @@ def test_no_transaction_goes_to_another_folder(tmp_path: Path, instead: Callable
             with pytest.raises(OSError, match="exchanged") as caught, pool.transaction() as t:
                 pool.create_dataset(t, DatasetName("p/new"))
             assert caught.value.errno == errno.ESTALE
-            assert pool.find(DatasetName("p/new")) is None
+        assert pool.find(DatasetName("p/new")) is None
         with pool.transaction() as t:
             pool.create_dataset(t, DatasetName("p/new"))
     for name in {"pool", "instead"} & set(os.listdir(tmp_path)):
