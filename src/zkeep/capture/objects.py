@@ -38,7 +38,7 @@ from zkeep.format.znode_writer import FileFields
 from zkeep.names import shown
 from zkeep.snapshot.attributes import Attributes, block_size, fat_blocks, new_directory
 from zkeep.snapshot.changes import Block, ObjectChange
-from zkeep.snapshot.compare import Comparison
+from zkeep.snapshot.compare import Comparison, write_unless_same
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.snapshot.writer import SnapshotWriter
@@ -251,7 +251,7 @@ class ObjectWriter:
             spill=cut.spill,
             keep=held is not None,
         )
-        self._writer.write(change)
+        write_unless_same(self._writer, self._base, held, change)
         # Whole, or cut again: then no folder may name it yet, and the next capture must not take it for stored.
         is_whole = self._cut is None
         if is_whole:

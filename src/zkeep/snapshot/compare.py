@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -24,15 +26,38 @@ from zkeep.format.dnode import physical_size
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import RecordType
 from zkeep.pool.timeline.spans import Array
-from zkeep.snapshot.changes import Block
+from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
-from zkeep.snapshot.writer import is_zeros
+from zkeep.snapshot.writer import SnapshotWriter, is_zeros
 
 ENDLESS = 1 << 63
 "Behind every offset."
 PORTION = 8 << 20
 "Bytes of blocks that are compared at a time, by several threads."
+
+
+def write_unless_same(
+    writer: SnapshotWriter, base: OpenSnapshot | None, held: VerifiedObject | None, change: ObjectChange
+) -> None:
+    """Write a change to an object, unless the base has it just so: then its dnode is not stored again, either.
+
+    Where it is not known how files looked the last time, all of them are read, and few have changed. `held`: the
+    object in the base, whose blocks those of the change were compared with.
+    """
+    if base is None or held is None:
+        writer.write(change)
+        return
+    blocks = iter(change.blocks)
+    first = next(blocks, None)
+    dnode = held.dnode
+    shape = dnode.type, dnode.blksz, dnode.maxblkid, dnode.slots, dnode.bonustype
+    is_same = shape == (change.type, change.blksz, max(change.last, 0), change.slots, change.bonustype)
+    # Attributes that need a spill block are written again: few files have so many.
+    is_same = is_same and not dnode.has_spill and change.spill is None
+    if first is None and is_same and bytes(dnode.bonus[: dnode.bonuslen]) == change.bonus:
+        return
+    writer.write(replace(change, blocks=blocks if first is None else chain((first,), blocks)))
 
 
 class Comparison:

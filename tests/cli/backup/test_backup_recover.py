@@ -171,3 +171,18 @@ def test_what_a_killed_call_leaves_is_found_by_the_next(laptop: Laptop, monkeypa
     assert recover(laptop).status == 0
     assert not any("--metadata" in line for line in laptop.said())
     assert laptop.run("list", "-H", "-o", "name", "-r", "local").out.split() == ["local", "local/docs"]
+
+
+@pytest.mark.parametrize("lost", ["home", "home/capture"])
+def test_where_it_is_not_known_how_files_looked_only_what_changed_is_sent(laptop: Laptop, lost: str) -> None:
+    for number in range(300):
+        (laptop.source / f"f{number:03}").write_text(str(number))
+    assert laptop.backup().status == 0
+    shutil.rmtree(laptop.folder / lost)
+    (laptop.source / "f100").write_text("changed")
+    (laptop.source / "f200").unlink()
+    done = recover(laptop, "-j") if lost == "home" else laptop.backup("-j")
+    assert done.status == 0, done.err
+    (sent,) = [int(str(event["bytes"])) for event in done.events("sent")]
+    assert sent < 120_000  # all of them are 300,000
+    assert same(laptop)
