@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zkeep.cli.common.clock import clock
 from zkeep.cli.common.give_back import give_back
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.retention import NONE
 from zkeep.pool.datasets.view import View
-from zkeep.pool.maintenance import prune
 
 
 def prune_received(pool: Pool, names: Iterable[str]) -> None:
@@ -35,6 +34,12 @@ def _prune_after(pool: Pool, names: Iterable[str], done: str) -> set[int]:
 
 def _prune_quietly(pool: Pool, dataset: Dataset) -> bool:
     """Whether something was destroyed."""
+    # Most datasets keep all; what prunes is loaded for the others only.
+    if View(pool).policy(dataset, "retention") == NONE:
+        return False
+    from zkeep.cli.common.clock import clock
+    from zkeep.pool.maintenance import prune
+
     policy = prune.policy_of(View(pool), dataset)
     if policy is None:
         return False

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,10 +96,12 @@ class FromOptions:
 
     def read_at(self) -> AbstractContextManager[str]:
         """Where the source is to be read: itself, or in a snapshot of its file system, inside the context."""
-        from zkeep.capture.fs_snapshot import snapshot_of
-
         assert self.source is not None
         kind = self.fs_snapshot or "none"
+        if kind == "none":
+            return nullcontext(self.source)
+        from zkeep.capture.fs_snapshot import snapshot_of
+
         return snapshot_of(self.source, kind, one_file_system=self.one_file_system, warn=say)
 
     def exclusions(self) -> ExcludeOptions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -86,7 +85,7 @@ class Registry:
             pass
         except ValueError as error:
             raise Damaged(f"{self.home / NUMBER} is not what was stored: {error}") from None
-        fresh = secrets.token_hex(16)
+        fresh = os.urandom(16).hex()
         if keep:
             with self._change():
                 if (self.home / NUMBER).exists():  # another process was faster
