@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from machine import Answer, Guest
 
+LONG = os.environ.get("ZKEEP_INTEROP") == "long"
+"Whether the whole matrix is asked for."
+long = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
 Tree = dict[str, Any]
 RAW, HEX, PASSPHRASE = "raw", "hex", "passphrase"
 QUICK = "md5"

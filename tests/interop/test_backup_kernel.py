@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-import pytest
-from lab import RAW, Lab
+from lab import RAW, Lab, long
 
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-pytestmark = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
+pytestmark = long
 GIVEN, TAKEN = "relay-in.zfs", "relay-out.zfs"
 PROGRAM = """#!{python}
 import json, shutil, socket, sys

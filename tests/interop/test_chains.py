@@ -8,13 +8,12 @@ The way out that zkeep's warning names is tried wherever that happens.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
-from lab import RAW, Lab
+from lab import LONG, RAW, Lab, long
 
-ROUNDS = 50 if os.environ.get("ZKEEP_INTEROP") == "long" else 2
+ROUNDS = 50 if LONG else 2
 TOP, KEPT, BACK = "tank/h", "v/h", "back/h"
 ENDLESS = 20
 "Promotions of one receive; it needs two."
@@ -88,7 +87,7 @@ class Chain:
         return found
 
 
-@pytest.mark.parametrize("promotions", [1, 2])
+@pytest.mark.parametrize("promotions", [1, pytest.param(2, marks=long)])
 def test_what_zfs_receive_does_not_follow_has_a_way_out(lab: Lab, report: object, promotions: int) -> None:
     chain = Chain(lab, promotions)
     said = lab.call("send", "-n", "-R", "-w", "-I", "@r2", f"{KEPT}@r3").err

@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from lab import RAW, Lab, Tree, assert_same
+from lab import LONG, RAW, Lab, Tree, assert_same
 from sourcekit import create, same_records
 
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
 TURNS = 12 if LONG else 3
 
 

@@ -4,16 +4,14 @@ another encrypted parent, and its own plain streams of the source are the same b
 
 from __future__ import annotations
 
-import os
+from itertools import product
 
 import pytest
-from lab import RAW, Key, Lab
+from lab import RAW, Key, Lab, long
 
 TOP, KEPT = "tank/p", "v/p"
 NAMES = ("s0", "s1", "s2", "s3")
 FORMS = ("", "-L", "-c", "-Lec")
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-long = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
 
 
 @pytest.fixture
@@ -33,11 +31,10 @@ def key(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Key:
     return key
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_bytes_are_those_of_the_kernel(lab: Lab, key: Key, form: str) -> None:
+def test_the_bytes_are_those_of_the_kernel(lab: Lab, key: Key) -> None:
     """Full, and from each snapshot to the next; what spans several may differ where FREE_RULES D says so."""
-    letters = form.split()
-    for number, name in enumerate(NAMES):
+    for form, (number, name) in product(FORMS, enumerate(NAMES)):
+        letters = form.split()
         legs = [[], *([["-i", f"@{NAMES[number - 1]}"]] if number else [])]
         for source in legs:
             words = " ".join([*letters, *source, f"{TOP}@{name}"])

@@ -9,12 +9,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import pytest
-from lab import QUICK, RAW, Lab, Tree, assert_same
+from lab import QUICK, RAW, Lab, Tree, assert_same, long
 from test_backup_kernel import backup, relayed
 
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-pytestmark = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
+pytestmark = long
 
 
 def restore(lab: Lab, folder: Path, *words: str) -> str:

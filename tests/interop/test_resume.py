@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 
 import pytest
-from lab import PASSPHRASE, RAW, Key, Lab
+from lab import LONG, PASSPHRASE, RAW, Key, Lab
 
-CUTS = 12 if os.environ.get("ZKEEP_INTEROP") == "long" else 5
+CUTS = 12 if LONG else 3
 
 
 def source(lab: Lab, key: Key) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 from itertools import combinations, product
 
 import pytest
-from lab import HEX, PASSPHRASE, RAW, Key, Lab
+from lab import HEX, LONG, PASSPHRASE, RAW, Key, Lab
 
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-SHORT_ROWS = 10
+SHORT_ROWS = 5
 FACTORS = {
     "suite": [f"aes-{bits}-{mode}" for mode in ("gcm", "ccm") for bits in (256, 128, 192)],
     "keyformat": [RAW, PASSPHRASE, HEX],

@@ -16,11 +16,10 @@ from itertools import pairwise as successive
 from pathlib import Path
 
 import pytest
-from lab import RAW, Key, Lab, assert_same
+from lab import RAW, Key, Lab, assert_same, long
 from sourcekit import Folder, create, same_records
 
-LONG = os.environ.get("ZKEEP_INTEROP") == "long"
-pytestmark = pytest.mark.skipif(not LONG, reason="a part of the long matrix: python tests/interop --long")
+pytestmark = long
 
 SUITES = [f"aes-{bits}-{mode}" for mode in ("gcm", "ccm") for bits in (256, 128, 192)]
 COMPRESSIONS = ["lz4", "zstd", "zstd-19", "zstd-fast-10", "gzip-9", "gzip-1", "zle", "off"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab import RAW, Key, Lab
+from lab import RAW, Key, Lab, long
 
 TOP, KEPT, BACK = "tank/h", "v/h", "back/h"
 
@@ -77,6 +77,7 @@ def tree(lab: Lab) -> Tree:
     return Tree(lab)
 
 
+@long
 def test_a_clone_is_promoted(tree: Tree, report: object) -> None:
     """It was replicated as a clone; afterwards its origin is the clone."""
     tree.grow(TOP, f"{TOP}/a")
@@ -102,6 +103,7 @@ def test_a_clone_is_promoted_before_it_was_replicated(tree: Tree, report: object
     report.add(f"a clone is promoted before it was replicated: {tree.followed()} snapshots equal")  # type: ignore[attr-defined]
 
 
+@long
 def test_a_clone_is_promoted_and_its_origin_has_a_child(tree: Tree, report: object) -> None:
     """What is kept as a becomes b, and below a, which is still to come, is a child that is there already.
 
@@ -153,7 +155,7 @@ def _renamed(tree: Tree) -> None:
     tree.replicate("r2")
 
 
-TURNS = [_promote_twice, _back_behind, _a_chain_of_clones, _renamed]
+TURNS = [_back_behind, _renamed, *(pytest.param(turn, marks=long) for turn in (_promote_twice, _a_chain_of_clones))]
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.__name__.strip("_"))
