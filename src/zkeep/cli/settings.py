@@ -56,7 +56,8 @@ def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
             namespace.set_properties(found, things, wanted)
             note_settings(found, things, wanted)
             if wanted.get(contents.CONTENTS) == contents.METADATA:
-                give_back(found, _ids(found, things), "set")
+                with found.afterwards("it is set"):
+                    give_back(found, _ids(found, things), "set")
 
 
 @click.command("inherit")

@@ -58,7 +58,7 @@ def test_only_changed_blocks_are_stored(zkeep: Zkeep, tmp_path: Path, disk: Path
         want[turn] = disk.read_bytes().ljust(2 << 20, b"\0")
         with disk.open("r+b") as sink:
             sink.seek([BLOCK + 3, 2 * BLOCK, 20 * BLOCK, 0][turn])
-            sink.write([b"!", bytes(BLOCK), b"new data in a hole", b""][turn])
+            sink.write([b"changed", bytes(BLOCK), b"new data in a hole", b""][turn])
     for turn, content in want.items():
         assert image_of(zkeep, tmp_path, f"v/home/disk@{turn}") == content
         assert zkeep("verify", f"v/home/disk@{turn}") == 0
