@@ -189,9 +189,13 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
     """
     dataset_name = DatasetName.parse(name)
     with opened(dataset_name) as pool:
-        members = [d for root in _roots(pool, [dataset_name], recursive, "Key load") for d in family(pool, root)]
+
+        def planned() -> list[keyrecords.Forgetting]:
+            members = [d for root in _roots(pool, [dataset_name], recursive, "Key load") for d in family(pool, root)]
+            return keyrecords.plan_forget(pool, members)
+
         # Tell first what would be dropped: afterwards nothing brings it back.
-        plans = keyrecords.plan_forget(pool, members)
+        plans = planned()
         for plan in plans:
             _tell_forgetting(plan)
         # Clones and received copies have the same keys under their own wraps.
@@ -200,7 +204,12 @@ def forget_keys_verb(*, recursive: bool, noop: bool, force: bool, name: str) -> 
         if not plans:
             click.echo(f"{name}: the keys are wrapped once; nothing is old")
         if not noop and (not plans or force or click.confirm("Drop them for good?", err=True)):
-            _forget(pool, plans)
+            _forget(pool, plans, planned)
+
+
+def _gist(plans: list[keyrecords.Forgetting]) -> dict[int, tuple[str, frozenset[str]]]:
+    """The wrap that each dataset keeps, and those that it loses."""
+    return {plan.dataset.id: (plan.kept.mark, frozenset(plan.dropped)) for plan in plans}
 
 
 def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
@@ -213,15 +222,22 @@ def _tell_forgetting(plan: keyrecords.Forgetting) -> None:
     )
 
 
-def _forget(pool: Pool, plans: list[keyrecords.Forgetting]) -> None:
+def _forget(
+    pool: Pool, told: list[keyrecords.Forgetting], planned: Callable[[], list[keyrecords.Forgetting]]
+) -> None:
     """Drop the old wraps, and rewrite the catalog's files, in which an interrupted call may have left some."""
-    # A receive that goes on later needs the wrap with which it began.
-    for dataset in [plan.dataset for plan in plans]:
-        if pool.catalog.get("receive", dataset.key):
-            raise Refused(f"cannot forget keys of {dataset.name}: a receive is in progress; end it or zkeep receive -A")
-    if plans:
+    if told:
         with pool.transaction() as t:
+            # While the user was asked, change-key or a receive may have brought another wrap, which is the newest now:
+            # what was told is done only if it still is what would be told.
+            plans = planned()
+            if _gist(plans) != _gist(told):
+                raise TryAgain("the keys were changed meanwhile, so nothing is dropped; call it again")
             for plan in plans:
+                # A receive that goes on later needs the wrap with which it began.
+                if t.get("receive", plan.dataset.key):
+                    where = f"cannot forget keys of {plan.dataset.name}"
+                    raise Refused(f"{where}: a receive is in progress; end it or zkeep receive -A")
                 keyrecords.forget(pool, t, plan)
     try:
         # Dropped rows may still lie in free pages of SQLite and in the journal: both files are written again.

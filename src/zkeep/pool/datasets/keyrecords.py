@@ -252,6 +252,7 @@ def _own(pool: Pool, dataset: Dataset) -> Iterator[KeyRecord]:
 def forget(pool: Pool, t: Transaction, plan: Forgetting) -> None:
     """Give every snapshot the kept wrap, and drop the others that were made here.
 
+    The plan is made within the same transaction: a wrap that came after it would be dropped for an older one.
     The catalog's files still have them: call Catalog.renew() after the transaction.
     """
     dataset = plan.dataset
