@@ -16,10 +16,16 @@ from badkit import Record, names_of, stamped
 
 from backupkit import ZKEEP, Laptop
 from zkeep.backup import fetch, parts
+from zkeep.backup.peer import Peer
 from zkeep.errors import BadStream, TryAgain
 from zkeep.format.excerpt import EXCERPT_MAGIC, ExcerptReader, frame_head
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import HEADER, RecordType
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets.model import Pool
+from zkeep.restore.wanted import expect_paths
+from zkeep.snapshot.partial import PartialSnapshot
+from zkeep.tree.filesystem import Filesystem
 
 DEST = "ssh://box/vault/me"
 LIES = int(os.environ.get("ZKEEP_LIES", "1"))
@@ -256,3 +262,32 @@ def test_p5_a_recovered_backup_has_all_but_the_contents_of_files(keeper: Keeper)
     assert ObjectType.DIRECTORY in seen
     assert ObjectType.MASTER_NODE in seen
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("first", ["expect", "path", "dnode"])
+def test_p5_what_did_not_come_as_the_line_broke_is_asked_for_again(keeper: Keeper, first: str) -> None:
+    """It is told as such, and never as something that the keeper withholds, or as a path that is not there."""
+    laptop = keeper._laptop
+    name, guid = laptop.serve("list", "-H", "-p", "-o", "name,guid", keeper.newest).out.split()
+    listed = fetch.Listed(SnapshotName.parse(name), int(guid), 0, 0, 1 << 20)
+    broken = [True]
+
+    def fails(records: list[Record], old: list[Record]) -> None:
+        if broken:
+            raise TryAgain("the connection broke")
+
+    with Pool.create(laptop.folder / "scratch", "vault", {"blind": "off"}) as pool:
+        some = parts.Parts(Peer("zkeep", None), listed, pool)
+        snapshot = some.index()
+        keeper.change = fails
+        with PartialSnapshot(pool, snapshot, lambda wrapped: laptop.key.read_bytes(), some.blocks) as opened:
+            tree = Filesystem(opened)
+            for _ in range(2):
+                with pytest.raises(TryAgain, match="broke"):
+                    {
+                        "expect": lambda: opened.expect([1]),
+                        "path": lambda: expect_paths(opened, tree, [b"below/n1"]),
+                        "dnode": lambda: opened.dnode(1),
+                    }[first]()
+            broken.clear()
+            assert tree.lookup(b"below/n1").size == 900

@@ -6,9 +6,8 @@ Level by level, so that each level's dnodes are asked for at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
-from zkeep.errors import NotAuthentic, ZkeepError
+from zkeep.errors import NotAuthentic, TryAgain, ZkeepError
 from zkeep.format.zap import BadZap
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import OBJECT_BITS, Filesystem
@@ -21,6 +20,7 @@ def wanted_objects(snapshot: OpenSnapshot, filesystem: Filesystem, paths: Iterab
 
     Raises:
         NotAuthentic: something is not.
+        TryAgain: it could not be fetched.
     """
     beside, whole = _on_the_way(filesystem, paths)
     found: set[int] = set()
@@ -38,7 +38,7 @@ def wanted_objects(snapshot: OpenSnapshot, filesystem: Filesystem, paths: Iterab
                     following.update(value & OBJECT_BITS for _, value in filesystem.zap(number).numbers())
                 elif not node.is_folder:
                     found.add(number)
-            except NotAuthentic:
+            except (NotAuthentic, TryAgain):
                 raise
             except (ZkeepError, BadZap):
                 continue
@@ -51,16 +51,24 @@ def expect_paths(snapshot: OpenSnapshot, filesystem: Filesystem, paths: Iterable
     """Let all that lies on paths be asked for, level by level, before each path is looked up by itself.
 
     What is no plain path, or cannot be read, is left out: looking it up says why.
+
+    Raises:
+        NotAuthentic: something is not.
+        TryAgain: it could not be fetched.
     """
     level = [(filesystem.root, [part for part in path.split(b"/") if part not in (b"", b".")]) for path in paths]
     while level:
         snapshot.expect(sorted({number for number, _ in level}))
         following = []
         for number, parts in level:
-            with suppress(ZkeepError):
+            try:
                 found = filesystem.find(number, parts[0]) if parts and filesystem.znode(number).is_folder else None
-                if found is not None:
-                    following.append((found.number, parts[1:]))
+            except (NotAuthentic, TryAgain):  # the line broke: that says nothing about the path
+                raise
+            except ZkeepError:
+                continue
+            if found is not None:
+                following.append((found.number, parts[1:]))
         level = following
 
 

@@ -67,8 +67,10 @@ class PartialSnapshot(OpenSnapshot):
         missing = [i for i in indices if i not in self._here and self.seal(i) is not None]
         if not missing:
             return
+        # What did not come is asked for again: it must not be taken for something that the keeper withholds.
+        found = self._fetch(self.snapshot, np.array(missing, np.uint64))
         self._here.update(missing)
-        self.take(self._fetch(self.snapshot, np.array(missing, np.uint64)))
+        self.take(found)
 
     def take(self, snapshot: Snapshot) -> None:
         """Go on with the snapshot as it is now, after more of it was fetched."""
