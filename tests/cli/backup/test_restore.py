@@ -32,7 +32,7 @@ class Kept(Laptop):
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         self.folder, self._monkeypatch, self._capfd = folder, monkeypatch, capfd
         self.server, self.source, self.key = folder / "srv", folder / "docs", folder / "key"
-        self._home, self._log, self._outs = folder / "home", folder / "log", 0
+        self.home, self._log, self._outs = folder / "home", folder / "log", 0
 
 
 @pytest.fixture(scope="module")
