@@ -72,6 +72,12 @@ def unload(pool: int, root: int) -> bool:
     return bool(answer and answer.get("found"))
 
 
+def unload_one(pool: int, root: int) -> list[tuple[int, int]]:
+    """Unload a key; returns the other roots, each with its pool's guid, for which the same key stays loaded."""
+    answer = _ask({"do": "unload", "pool": pool, "root": root})
+    return [(of, other) for of, other in answer.get("also", ())] if answer else []
+
+
 def hand_over(pool: int, root: int, to: int) -> bool:
     """Let the key of a root be another one's; returns whether it was loaded."""
     answer = _ask({"do": "move", "pool": pool, "root": root, "to": to})

@@ -100,7 +100,11 @@ class Agent:
         return {}
 
     def _unload(self, pool: int, root: int) -> dict[str, Any]:
-        return {"found": self._drop([entry for entry in self.entries if (entry.pool, entry.root) == (pool, root)])}
+        """Forget the key of a root. `also` in the answer: the other roots for which the same key was loaded."""
+        gone = [entry for entry in self.entries if (entry.pool, entry.root) == (pool, root)]
+        known = [self._memory[entry.slot] for entry in gone]
+        also = [[e.pool, e.root] for e in self.entries if e not in gone and self._memory[e.slot] in known]
+        return {"found": self._drop(gone), "also": also}
 
     def _move(self, pool: int, root: int, to: int) -> dict[str, Any]:
         """Let a key be another root's, until the same time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
@@ -13,7 +14,7 @@ from zkeep.cli.common import usage
 from zkeep.cli.common.pools import by_pool, datasets_only, opened, parse, registry
 from zkeep.cli.common.terminal import say
 from zkeep.cli.keys.root_key import family, opening_key
-from zkeep.errors import Refused, TryAgain, WrongUsage
+from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown, whole_number
 from zkeep.pool.datasets import keyrecords
 from zkeep.pool.datasets.begin import number
@@ -97,10 +98,14 @@ def load_key_verb(
 def unload_key_verb(*, recursive: bool, every: bool, names: Sequence[str]) -> None:
     """Forget the key of an encryption root; not while something that it opens is mounted or read.
 
+    Where another root has the same key, and it is loaded for that one, too, it still opens both; a line names that
+    root.
+
     \b
         zkeep unload-key vault/home
         zkeep unload-key -a
     """
+    still: list[StillOpen] = []
 
     def unload(pool: Pool, root: Dataset) -> None:
         guid = pool.doc["guid"]
@@ -108,9 +113,39 @@ def unload_key_verb(*, recursive: bool, every: bool, names: Sequence[str]) -> No
             raise Refused(f"Key already unloaded for '{root.name}'.")
         inside = [int(dataset.doc["crypt"].get("guid", 0)) for dataset in family(pool, root)]
         with unused(inside, f"'{root.name}' is busy: something of it is mounted or read; unmount it first"):
-            client.unload(guid, root.id)
+            still.extend(StillOpen(root.name.text, *other) for other in client.unload_one(guid, root.id))
 
     _run(names, recursive, every, Work("Key unload", "unloaded", unload, loads=False))
+    _tell_still_open(still)
+
+
+@dataclass(frozen=True)
+class StillOpen:
+    """A root whose key was unloaded, and another root, with its pool's guid, for which the same key was loaded."""
+
+    unloaded: str
+    pool: int
+    root: int
+
+
+def _tell_still_open(found: list[StillOpen]) -> None:
+    """Name the roots by whose key those that were unloaded are still open; some may have been unloaded since."""
+    loaded = {pool: client.roots(pool) for pool in {each.pool for each in found}}
+    names: dict[tuple[int, int], str] = {}
+    left = [each for each in found if each.root in loaded[each.pool]]
+    for name in registry().pools() if left else ():
+        with suppress(ZkeepError), opened(name) as pool:
+            tree = pool.tree().by_id
+            wanted = [each.root for each in left if each.pool == pool.doc["guid"] and each.root in tree]
+            names |= {(pool.doc["guid"], root): tree[root].name.text for root in wanted}
+    others: dict[str, list[str]] = {}
+    for each in left:
+        others.setdefault(each.unloaded, []).append(names.get((each.pool, each.root), "a root of another pool"))
+    for unloaded, roots in others.items():
+        say(
+            f"warning: {unloaded} has the same key as {', '.join(sorted(set(roots)))}, for which it stays loaded: "
+            "it opens both until it is unloaded there, too"
+        )
 
 
 def _seconds(text: str | None) -> float | None:
