@@ -178,7 +178,7 @@ def _contents(pool: Pool, guids: bool) -> Iterator[object]:
         doc, marks = dataset.doc, [record.mark for record in keyrecords.of_dataset(pool, dataset)]
         partial = bool(pool.catalog.get("receive", dataset.key))
         kept = [sorted(doc["local"].items()), doc.get("own_key"), doc.get("origin"), partial]
-        yield dataset.name.text, kept, marks if guids else len(marks)
+        yield dataset.name.text, kept, marks if guids else len(set(marks))
         for snapshot in pool.snapshots(dataset):
             yield TIME.sub("backup", str(snapshot.name)), snapshot.guid if guids else 0, sorted(snapshot.holds)
         for bookmark in pool.bookmarks(dataset):

@@ -60,6 +60,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             f"receive -F vault/fam < {FAMILY.format(1)}",
             f"receive vault/old < {FAMILY.format(0)}",
             f"create -o encryption=on {new} vault/docs",
+            f"create -o encryption=on {new} vault/docs/below",
             f"snapshot --from {top}/folder -L file://{top}/new vault/docs@first",
             "receive vault/many < streams/full-Rw.zfs",
             "set retention=hourly=1 vault/many/blanc",

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from zkeep.crypto.unwrap import GetKey, first_that_opens
+from zkeep.format.events import SubBegin
+from zkeep.format.reader import read_events
+from zkeep.format.records import Feature
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
@@ -91,7 +94,7 @@ def _story(folder: Path) -> Iterator[Case]:
     for path in folder.glob("story/manifest.json*"):
         key = first_that_opens([(path.parent / "jambon-zfs-key").read_bytes()])
         yield Case("story", [path.parent / "full-Rw.zfs"], key, _by_guid(_load(path)))
-        plain = [path.parent / f"plain-blanc-{year}.zfs" for year in (2018, 2019)]
+        plain = [path.parent / f"plain-blanc-{year}.zfs" for year in ("2018", "2019", "2020", "migration")]
         yield Case("story-plain", plain, key, _by_guid(_load(path)))
 
 
@@ -99,6 +102,17 @@ def cases() -> list[Case]:
     folders = [DATA, *([Path(WHERE)] if WHERE else [])]
     found = [case for folder in folders for kind in (_single, _chains, _story) for case in kind(folder)]
     return list({case.name: case for case in found}.values())
+
+
+def is_plain(case: Case) -> bool:
+    """Whether all its streams can be encrypted on arrival."""
+    begins = [begin.begin for path in case.streams for begin in _begins(path)]
+    return not any(begin.raw or begin.features & Feature.REDACTED for begin in begins)
+
+
+def _begins(path: Path) -> list[SubBegin]:
+    with path.open("rb") as source:
+        return [event for event in read_events(source) if isinstance(event, SubBegin)]
 
 
 def received(case: Case, path: Path) -> Pool:

@@ -10,31 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from manifests import Case, cases, snapshots
+from manifests import Case, cases, is_plain, snapshots
 from test_open_vectors import check
 
 from reencryptkit import KEY, encrypted_pool, raw_stream, take
 from zkeep.crypto.unwrap import first_that_opens
-from zkeep.format.events import SubBegin
-from zkeep.format.reader import read_events
-from zkeep.format.records import Feature
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 from zkeep.restore.verify import verify
 from zkeep.snapshot.open import OpenSnapshot
 
 STEP = 256 << 10
-
-
-def is_plain(case: Case) -> bool:
-    """Whether all its streams can be encrypted here."""
-    begins = [begin for path in case.streams for begin in _begins(path)]
-    return not any(begin.begin.raw or begin.begin.features & Feature.REDACTED for begin in begins)
-
-
-def _begins(path: Path) -> list[SubBegin]:
-    with path.open("rb") as source:
-        return [event for event in read_events(source) if isinstance(event, SubBegin)]
 
 
 CASES = [replace(case, key=first_that_opens([KEY])) for case in cases() if is_plain(case)]

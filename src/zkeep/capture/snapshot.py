@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from zkeep.capture.previous import Previous
 from zkeep.capture.report import Watch, file_changes
 from zkeep.capture.scan import READ_FOLDER, ReadProblem, Scan, Scanner
 from zkeep.crypto.unwrap import GetKey
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.compress_writer import compressor
 from zkeep.format.records import Feature
 from zkeep.names import SnapshotName
@@ -29,7 +30,7 @@ from zkeep.pool.datasets import head
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit, forget_unchanged
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
@@ -249,16 +250,47 @@ def take_state(pool: Pool, name: SnapshotName, get_key: GetKey) -> Snapshot:
     with pool.transaction() as t:
         # What a read-write mount committed has no name yet: it gets this one, and nothing else is to be done.
         made = head.give_name(pool, t, name)
-    if made is not None:
-        return made
-    # Otherwise the new snapshot has the contents of the last one, under a new name.
+    return made if made is not None else _repeat_last(pool, name, get_key)
+
+
+def take_states(pool: Pool, names: Sequence[SnapshotName], get_key: GetKey, check: Callable[[], None]) -> None:
+    """Name the states of several datasets at one moment: all of them or, after whatever failure, none.
+
+    `check`: raises if one of them must not be taken any more.
+
+    Raises:
+        Exists: a name is taken.
+        TryAgain: a dataset is mounted or gets another snapshot meanwhile.
+    """
+    try:
+        # 1. Each gets a state that no snapshot names yet, if it has none.
+        for name in names:
+            dataset = pool.dataset(name.dataset)
+            if head.unnamed(pool, dataset) is None:
+                with head.not_mounted(pool, dataset, f"cannot create snapshot {name}"):
+                    _repeat_last(pool, name, get_key, unnamed=True)
+        # 2. All get their names.
+        check()
+        with pool.transaction() as t:
+            for name in names:
+                if head.give_name(pool, t, name) is None:
+                    raise TryAgain(f"cannot create snapshot {name}: {name.dataset} got another one meanwhile")
+    except BaseException:
+        for name in names:
+            with suppress(ZkeepError, OSError):  # then the next snapshot names it, or forgets it
+                forget_unchanged(pool, pool.dataset(name.dataset), f"cannot create snapshot {name}")
+        raise
+
+
+def _repeat_last(pool: Pool, name: SnapshotName, get_key: GetKey, *, unnamed: bool = False) -> Snapshot:
+    """Make a snapshot with the contents of the last one, or a state that is to get this name."""
     last = head.last_snapshot(pool, pool.dataset(name.dataset))
     if last is not None and last.doc.get(STEP):
         raise Refused(
             f"cannot create snapshot {name}: {last.name} is what an interrupted 'zkeep snapshot --from' left; "
             "run that again, or destroy it"
         )
-    new, _ = new_snapshot(pool, name)
+    new = replace(new_snapshot(pool, name)[0], unnamed=unnamed)
     # A volume without an image, and a filesystem without files, still need their fixed objects.
     if pool.dataset(name.dataset).is_volume:
         return take_image(pool, new, None, get_key)[0]

@@ -106,7 +106,7 @@ def _take(
 
 def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Sequence[str]) -> list[str]:
     """Name the state of a dataset, or of all that were made here below it; returns the names of the snapshots."""
-    from zkeep.capture.snapshot import take_state
+    from zkeep.capture.snapshot import take_state, take_states
     from zkeep.cli.common.open_snapshot import keys_from
     from zkeep.cli.mount.live import committed
 
@@ -120,11 +120,13 @@ def _take_states(pool: Pool, name: SnapshotName, recursive: bool, locations: Seq
             raise Refused(f"cannot create snapshot {dataset.name}@{name.name}: dataset already exists")
     keys = keys_from(locations)
     # Where a dataset is mounted read-write, its mount writes what it holds back, and waits.
+    taken = [dataset.name.snapshot(name.name) for dataset in wanted]
     with committed(pool, wanted, f"cannot create snapshot {name}") as mounts:
-        for dataset in wanted:
-            mounts.check()
-            take_state(pool, dataset.name.snapshot(name.name), keys)
-    return [str(dataset.name.snapshot(name.name)) for dataset in wanted]
+        if len(taken) > 1:
+            take_states(pool, taken, keys, mounts.check)
+        else:
+            take_state(pool, taken[0], keys)
+    return [str(snapshot) for snapshot in taken]
 
 
 def _take_from(

@@ -56,6 +56,8 @@ class NewSnapshot:
     features: Feature
     "ZSTD, LARGE_BLOCKS where blocks may be so; what the base has is kept."
     objset_type: ObjsetType = ObjsetType.FILESYSTEM
+    unnamed: bool = False
+    "It holds what the newest one holds, and becomes the dataset's head, until it gets the name."
 
 
 def commit(
@@ -106,8 +108,9 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
     """One transaction group: the snapshot, or a step on the way to it, that follows the one of guid `after`."""
     dataset = pool.dataset(new.name.dataset)
     last = head.last_snapshot(pool, dataset)
+    where = f"cannot create snapshot {new.name}: {dataset.name}"
+    forget_unchanged(pool, dataset, where)
     if head.unnamed(pool, dataset) is not None:
-        where = f"cannot create snapshot {new.name}: {dataset.name}"
         raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
     # What is written is what differs from the snapshot that was looked at. If that is not the newest any more, as
     # somebody has taken another one or destroyed it, what "did not change" would be taken from the wrong one.
@@ -116,6 +119,8 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key, scattered=True)) if last is not None else None
+        # Until all datasets of a recursive snapshot have one, it has no name.
+        name, unnamed = (head.NAME, {head.UNCHANGED: True}) if new.unnamed else (new.name.name, {})
         group = Group(
             begin=Begin(
                 creation_time=seconds_now(),
@@ -125,10 +130,11 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
             ),
             features=new.features,
             target=ReceiveTarget(
-                *(new.name.dataset, new.name.name, new.name.dataset),
+                *(new.name.dataset, name, new.name.dataset),
                 force=last is None,
+                head=new.unnamed,
                 made_here=True,
-                snapshot_fields={MADE_HERE: True},
+                snapshot_fields={MADE_HERE: True, **unnamed},
             ),
             compress=new.compress,
             wrapped=wrapped,
@@ -136,6 +142,28 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
             step_fields=lambda: {MADE_HERE: True},
         )
         return write_group(pool, group, base, fill)
+
+
+def forget_unchanged(pool: Pool, dataset: Dataset, where: str) -> None:
+    """Forget a state without a name that holds what the newest snapshot holds.
+
+    A recursive snapshot that was interrupted leaves such ones. `where`: what an error begins with.
+
+    Raises:
+        TryAgain: somebody is at it.
+    """
+    state = head.unnamed(pool, dataset)
+    if state is None or not state.doc.get(head.UNCHANGED):
+        return
+
+    def check_same() -> None:
+        now = head.unnamed(pool, dataset)
+        if now is None or now.guid != state.guid:
+            raise TryAgain(f"{where} was written to meanwhile")
+
+    newest = pool.newest_snapshot(dataset)
+    plan = destroy.DestroyPlan(back_to=(dataset, newest.txg if newest is not None else 0))
+    destroy.execute(pool, plan, decide_again=check_same)
 
 
 def commit_head(pool: Pool, new: NewSnapshot, keys: MasterKeys, base: OpenSnapshot | None, fill: Fill) -> Snapshot:

@@ -23,6 +23,8 @@ from zkeep.pool.types import Doc
 
 NAME = "head"
 "What it is called in messages, and in its BEGIN, until a snapshot gives it a name."
+UNCHANGED = "unchanged"
+"Field of a head: it holds what the newest snapshot holds, and was made so that another snapshot can name it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def give_name(pool: Pool, t: Transaction, name: SnapshotName) -> Snapshot | None
     opening = replace(came, header=changed.pack(came.byteorder))
     t.put("begin", head.key, opening.doc())
     # The head's document becomes the snapshot's, but for what a snapshot gets when it is made.
-    own = {key: value for key, value in head.doc.items() if key not in ("name", "txg", "guid", "createtxg", "creation")}
+    new = "name", "txg", "guid", "createtxg", "creation", UNCHANGED
+    own = {key: value for key, value in head.doc.items() if key not in new}
     own["begin_bytes"] = charge.of_begin(opening)
     return pool.add_snapshot(t, head.dataset, name.name, head.txg, head.guid, **own)

@@ -179,7 +179,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "live": _flag,
         "runtime": _text,
     },
-    "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag},
+    "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag, "unchanged": _flag},
     "snapshot": {"defer_destroy": _flag, "begin_bytes": _number, "client_tags": _texts, "received_at": _number},
     "run": {"extra": _number, "bare": _number, "contents": ("metadata",).__contains__},
     "tally": {"extra": _number},

@@ -48,7 +48,7 @@ class ReceiveTarget:
     "Fields for the dataset's document, when it is made or at commit: local, received, encroot, received_name."
     snapshot_fields: Doc = field(default_factory=dict)
     head: bool = False
-    "A commit of a dataset that is mounted: it becomes the dataset's head, and no snapshot."
+    "It becomes the dataset's head, and no snapshot: a commit of one that is mounted, or what a snapshot will name."
     made_here: bool = False
     "It is written here: a clone to which nothing was written yet goes on from its origin."
     excerpt: bool = False

@@ -237,7 +237,7 @@ class ReceiveSession:
             fields["type"] = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
         if plan.dataset is not None and plan.clone and plan.source:
             fields["origin"] = {"dataset": plan.source.dataset.id, "txg": plan.source.txg}
-        if target.head:
+        if target.head and not target.snapshot_fields.get(head.UNCHANGED):
             fields["live"] = True
         if "local" in fields:
             fields["local"] = {**dataset.doc["local"], **fields["local"]}
