@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, Union
+from typing import Protocol, TypeGuard, Union
+
+from zkeep.names import MAX_UINT64
 
 MAX_SIZE = 64 << 20
 "libzfs takes no larger one (libzfs_max_nvlist)."
@@ -76,6 +78,11 @@ class NvForm:
 
 
 Value = Union[bool, int, float, str, bytes, tuple[int, ...], tuple[str, ...], "NvList", tuple["NvList", ...]]
+
+
+def is_uint64(value: object) -> TypeGuard[int]:
+    """Whether a value can be that of a UINT64: neither a boolean, which is an int to Python, nor negative."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_UINT64
 
 
 class Pair:

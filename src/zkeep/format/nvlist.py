@@ -24,6 +24,7 @@ from zkeep.format._nvpairs import (
     NvType,
     Pair,
     Value,
+    is_uint64,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Value",
     "decode",
     "encode",
+    "is_uint64",
 ]
 
 

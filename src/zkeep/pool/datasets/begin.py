@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from zkeep.errors import Damaged
-from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, decode, encode
+from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, decode, encode, is_uint64
 from zkeep.format.records import HEADER, Begin, BeginFlag, ByteOrder, Feature, HeaderType
 from zkeep.pool.types import Doc
 
@@ -128,7 +128,7 @@ def rewrapped(opening: Opening, fields: NvList) -> Opening:
 def number(nvlist: NvList | None, name: str) -> int:
     """The integer `name` of an nvlist; 0 if there is none."""
     value = nvlist.get(name, 0) if nvlist is not None else 0
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return value if is_uint64(value) else 0
 
 
 @dataclass(frozen=True)

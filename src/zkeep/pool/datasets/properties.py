@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.errors import Refused
-from zkeep.names import MAX_UINT64, MAX_USER_VALUE, is_user_property, shown
+from zkeep.names import MAX_UINT64, MAX_USER_VALUE, is_user_property, shown, whole_number
 from zkeep.pool.datasets import notify, retention
 from zkeep.zstd_levels import FIRST_FAST, ZSTD_FAST
 
@@ -334,13 +334,30 @@ _CHECKS: dict[str, Callable[[str], str]] = {
 "What has a syntax of its own: each returns the text that is kept, or raises ValueError."
 
 
+def makes_sense(name: str, text: str) -> bool:
+    """Whether a value that a document has can be one of the property.
+
+    What is set and received here was checked; a pool's folder from elsewhere may say anything.
+    """
+    prop = PROPERTIES.get(name)
+    try:
+        # Text of a user's and of zfs's own is shown and sent as it is; what zkeep acts on has a syntax.
+        if prop is not None and prop.kind in ("size", "count") and not (name in _UNLIMITED and text == "none"):
+            whole_number(text, MAX_UINT64)
+        elif prop is not None and prop.is_policy and name in _CHECKS:
+            _CHECKS[name](text)
+    except ValueError:
+        return False
+    return prop is None or prop.kind != "index" or text in prop.codes
+
+
 def from_stream(name: str, value: int | str) -> str | None:
     """What a stream's `props` say, as text; None if this zkeep has no use for it or it makes no sense.
 
-    Streams carry numbers for sizes and indices, text for the rest.
+    Streams carry numbers for sizes and indices, text for the rest; a boolean is neither.
     """
     prop = find(name)
-    if not prop or not prop.can_be_set or prop.is_own or _is_written_since(name):
+    if not prop or not prop.can_be_set or prop.is_own or _is_written_since(name) or isinstance(value, bool):
         return None
     if isinstance(value, str):
         return (

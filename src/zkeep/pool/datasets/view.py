@@ -274,7 +274,7 @@ def applies(prop: Property, thing: Thing) -> bool:
 def _local(thing: Thing, name: str) -> tuple[str, str] | None:
     """The value that was set here on the thing itself."""
     text = thing.doc.get("local", {}).get(name)
-    return None if text is None else (text, "local")
+    return (text, "local") if text is not None and properties.makes_sense(name, text) else None
 
 
 def _own(thing: Thing, name: str) -> tuple[str, str] | None:
@@ -282,8 +282,8 @@ def _own(thing: Thing, name: str) -> tuple[str, str] | None:
     # The key may be there with None: hidden, and the ancestors' value shows.
     if name in thing.doc.get("local", {}):
         return _local(thing, name)
-    received = thing.doc.get("received", {}).get(name)
-    return None if received is None else (received, "received")
+    text = thing.doc.get("received", {}).get(name)
+    return (text, "received") if text is not None and properties.makes_sense(name, text) else None
 
 
 def _typed(prop: Property, text: str) -> Value:

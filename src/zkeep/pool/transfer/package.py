@@ -168,7 +168,7 @@ def _props(thing: Dataset | Snapshot, request: Wrapping) -> NvList:
         prop = properties.find(name)
         if request.decrypted and name in _OF_ENCRYPTION:
             continue
-        if text is not None and prop and not prop.is_own:
+        if text is not None and prop and not prop.is_own and properties.makes_sense(name, text):
             value = properties.to_stream(name, text)
             nvlist.set(name, value, NvType.UINT64 if isinstance(value, int) else NvType.STRING)
     return nvlist

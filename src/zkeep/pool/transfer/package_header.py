@@ -11,7 +11,7 @@ from functools import cached_property
 
 from zkeep.errors import BadStream
 from zkeep.format.events import Package
-from zkeep.format.nvlist import NvList
+from zkeep.format.nvlist import NvList, is_uint64
 from zkeep.format.records import Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, parse_tag, shown
 from zkeep.pool.datasets import properties
@@ -35,7 +35,7 @@ class PackageDataset:
     def origin(self) -> int:
         """The guid of the snapshot that it is a clone of; 0 if it is none."""
         guid = self.nvlist.get("origin")
-        return guid if isinstance(guid, int) else 0
+        return guid if is_uint64(guid) else 0
 
     @property
     def has_properties(self) -> bool:
@@ -62,7 +62,7 @@ class PackageDataset:
         found = {}
         for tag, when in mine.items() if isinstance(mine, NvList) else ():
             with suppress(BadName):
-                found[parse_tag(tag)] = when if isinstance(when, int) else 0
+                found[parse_tag(tag)] = when if is_uint64(when) else 0
         return found
 
 
@@ -144,6 +144,6 @@ def _dataset(package: Package, entry: object) -> PackageDataset:
             SnapshotName.parse(f"{name}@{snap}")
         except BadName as error:
             raise BadStream(f"its header names {shown(snap)}: {error.reason}", package.offset, "BEGIN") from None
-        if isinstance(guid, int):
+        if is_uint64(guid):
             checked[snap] = guid
     return PackageDataset(name, checked, entry)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from zkeep.errors import Refused
 from zkeep.format.checksum import fletcher4
-from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, NvType, decode, encode
+from zkeep.format.nvlist import BadNvlist, Encoding, NvForm, NvList, NvType, decode, encode, is_uint64
 from zkeep.format.records import Feature
 from zkeep.names import shown
 
@@ -122,7 +122,7 @@ def _unpack(text: str) -> NvList:
 
 def _count(nvlist: NvList, name: str) -> int:
     value = nvlist.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not is_uint64(value):
         raise Refused(f"the resume token is corrupt: it has no {name}")
     return value
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 from zkeep.errors import BadStream, WrongUsage
 from zkeep.format.events import Package
-from zkeep.format.nvlist import NvList, NvType
+from zkeep.format.nvlist import NvList, NvType, is_uint64
 from zkeep.format.records import Begin, Feature, HeaderType
 from zkeep.format.writer import Writer
-from zkeep.names import MAX_UINT64, BadName, DatasetName, SnapshotName, shown
+from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets import properties
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
@@ -126,7 +126,7 @@ class _Sanitizer:
         old, new = outlined.nvlist, NvList()
         new.set("name", outlined.name)
         for name in ("parentfromsnap", "origin"):
-            if isinstance(guid := old.get(name), int) and _is_guid(guid):
+            if is_uint64(guid := old.get(name)):
                 new.set(name, guid, NvType.UINT64)
         if outlined.has_properties or outlined.is_encroot:
             # zfs receive aborts where an encryption root has none; a path of the sender's choice is not passed on
@@ -144,7 +144,7 @@ class _Sanitizer:
         every = outlined.nvlist.get("snapprops")
         for name, guid in outlined.snaps.items():
             # The header is not authenticated: what the receiver will store from it is checked and built again.
-            if not _is_guid(guid):
+            if not is_uint64(guid):
                 raise _bad(self._package, f"its header gives {shown(name)} the guid {guid}")
             full = f"{outlined.name}@{name}"
             snaps.set(name, guid, NvType.UINT64)
@@ -173,12 +173,8 @@ class _Sanitizer:
     def _held(self, of: str, holds: dict[str, int]) -> NvList:
         new = NvList()
         for tag, when in holds.items():
-            if self._holds and _is_guid(when):
+            if self._holds and is_uint64(when):
                 new.set(tag, when, NvType.UINT64)
             else:
                 self._dropped.append((of, f"the hold {shown(tag)}"))
         return new
-
-
-def _is_guid(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_UINT64
