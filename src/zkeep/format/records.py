@@ -23,7 +23,7 @@ import struct
 import sys
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
@@ -199,6 +199,11 @@ class Layout:
         if at >= 0:
             values = (*values[:at], *values[at], *values[at + 1 :])
         return _padded(self._codes, byteorder).pack(self.RTYPE, *values)
+
+    @classmethod
+    def packer(cls, byteorder: ByteOrder = NATIVE) -> Callable[..., bytes]:
+        """What packs headers whose fields are given in order, `payloadlen` first, and words of a sum one by one."""
+        return partial(_padded(cls._codes, byteorder).pack, cls.RTYPE)
 
     @classmethod
     def unpack(cls, header: bytes | memoryview, byteorder: ByteOrder = NATIVE) -> Self:

@@ -18,7 +18,7 @@ sa_attr_register_sync(); include/sys/zfs_sa.h for the offsets that user accounti
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from zkeep.format.sa import MAGIC
@@ -122,6 +122,20 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
     if len(spill) > 128 << 10:
         raise ValueError("the attributes do not fit in a spill block")
     return bonus, spill.ljust(-(-len(spill) // 512) * 512, b"\0")
+
+
+_PLAIN = struct.Struct("<IHH7QqQqQqQqQ3Q")
+_PLAIN_LAYOUT = LAYOUTS[_in_order((*_HEAD, PROJID, DACL_COUNT, DACL_ACES))] | 1 << 10
+"Of a file or folder with nothing else: one attribute varies, so the header has 8 bytes."
+
+
+def encode_plain(head: Sequence[int], aces: bytes) -> bytes:
+    """The bonus buffer of a regular file or folder without extended attributes, as encode() makes it.
+
+    `head`: mode, size, generation, uid, gid, parent, flags, the seconds and nanoseconds of atime, mtime, ctime and
+    crtime, links.
+    """
+    return _PLAIN.pack(MAGIC, _PLAIN_LAYOUT, len(aces), *head, 0, len(aces) // 8) + aces
 
 
 def with_numbers(bonus: bytes, *, links: int, parent: int, size: int | None = None) -> bytes:

@@ -68,6 +68,13 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
     flags |= HAS_PROJID if _has_project(mode) else 0
     flags |= ACL_AUTO_INHERIT if stat.S_ISDIR(mode) and not fields.flags & IS_XATTR else 0
     flags |= NO_EXECS_DENIED if mode & 0o111 == 0o111 else 0
+    # Most files and folders have no more than that.
+    if _has_project(mode) and not (fields.xattrs or fields.xattr_folder or fields.target is not None):
+        numbers = mode, fields.size, fields.generation, fields.uid, fields.gid, fields.parent, flags
+        atime, mtime, ctime, crtime = (
+            divmod(time, _SECOND) for time in (fields.atime, fields.mtime, fields.ctime, fields.crtime)
+        )
+        return sa.encode_plain((*numbers, *atime, *mtime, *ctime, *crtime, fields.links), aces), None
     values = {
         sa.MODE: _u64(mode),
         sa.SIZE: _u64(fields.size),

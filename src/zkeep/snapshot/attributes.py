@@ -52,6 +52,9 @@ class Attributes:
 
     def encode(self, number: int, fields: FileFields, xattrs: dict[bytes, bytes]) -> tuple[bytes, bytes | None]:
         """Bonus and spill block, with the extended attributes that fit there; large ones become files of their own."""
+        if not xattrs:
+            fields.xattrs = xattrs
+            return encode_file(fields)
         large = {name: value for name, value in xattrs.items() if len(value) > MAX_XATTR_VALUE}
         # They are stored in the bonus or the spill block as long as there is room; the largest ones move out first.
         small = {name: value for name, value in xattrs.items() if name not in large}

@@ -41,11 +41,11 @@ from zkeep.format.compress import Compression
 from zkeep.format.compress_writer import Compress, compressor
 from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
-from zkeep.format.limits import TO_THE_END
 from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
-from zkeep.format.records import Free, FreeObjects, Object, ObjectRange, RecordFlag, RecordType, Spill, Words, Write
+from zkeep.format.records import Free, FreeObjects, ObjectRange, RecordType, Spill, Words
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange, is_large, together
+from zkeep.snapshot.headers import free_to_the_end, object_header, write_header
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.roots import NewLeaves, roots_of
@@ -131,9 +131,12 @@ class SnapshotWriter:
         blocks = self._base.blocks if self._base is not None else None
         waiting.roots, waiting.tree = roots_of(waiting.dnode, leaves, held, blocks, self._known)
         # Only now it is known whether it has a spill block, which takes room from the bonus.
-        dnode = waiting.dnode._replace(has_spill=change.spill is not None)
-        waiting.dnode = dnode._replace(bonus=change.bonus.ljust(dnode.bonus_room, b"\0") if change.bonus else b"")
-        self._write_spill(change, waiting, held)
+        if change.spill is not None:
+            waiting.dnode = waiting.dnode._replace(has_spill=True)
+            self._write_spill(change, waiting, held)
+        if change.bonus:
+            bonus = change.bonus.ljust(waiting.dnode.bonus_room, b"\0")
+            waiting.dnode = waiting.dnode._replace(bonus=bonus)
         self._waiting[change.number] = waiting
 
     def free(self, number: int) -> None:
@@ -189,9 +192,7 @@ class SnapshotWriter:
         # An object that takes the place of another one must free what it does not write: a receiver keeps old blocks
         # where the shape is the same. One that is kept frees only what became a hole.
         leaves = NewLeaves()
-        index = change.number // SLOTS
-        base = self._base if not change.keep and index in self._seals else None
-        replaces = base is not None and change.number in base.dnodes(index)
+        replaces = not change.keep and self._is_in_base(change.number)
         holes = HoleRun(partial(self._put_free, waiting))
         expected = 0
         for number, result in self._encrypted(change):
@@ -211,8 +212,16 @@ class SnapshotWriter:
         holes.flush()
         return leaves
 
+    def _is_in_base(self, number: int) -> bool:
+        index = number // SLOTS
+        return self._base is not None and index in self._seals and number in self._base.dnodes(index)
+
     def _encrypted(self, change: ObjectChange) -> Iterator[tuple[int, Encrypted | None]]:
         """Header, ciphertext and pointer of each block; large ones by several threads, in order."""
+        if change.last <= 0:  # there is only one: no other is encrypted meanwhile
+            for count, block in enumerate(change.blocks):
+                yield block.number, self._encrypt(change, block, count)
+            return
         ahead: deque[Future[list[tuple[int, Encrypted | None]]]] = deque()
         for blocks in together(change.blocks):
             block, count = blocks[0]
@@ -244,26 +253,15 @@ class SnapshotWriter:
             contents = change.type in (ObjectType.PLAIN_FILE, ObjectType.ZVOL)
             content, code = self.compress(content) if contents else self._compress_metadata(content)
         salt, iv, ciphertext, mac = self._ciphertext(change.type, content)
-        header = Write(
-            object=change.number,
-            type=change.type,
-            offset=block.number * change.blksz,
-            logical_size=logical,
-            toguid=self._toguid,
-            checksumtype=7,
-            compressiontype=code,
-            compressed_size=len(content),
-            salt=salt,
-            iv=iv,
-            mac=mac,
-        )
+        sizes = logical, len(content)
+        header = write_header(change.number, change.type, block.number, sizes, self._toguid, code, (salt, iv, mac))
         # The pointer's authenticated part: blk_prop (8) | MAC (16) | padding (8).
         prop = pointer_prop(logical, len(content), code, change.type, little=True)
         pointer = prop.to_bytes(8, "little") + mac + bytes(8)
         # Who writes many blocks at once writes a stream, and will not ask for its end soon.
         if self._known is not None and count < KEPT and block.compression is None and block.content is not None:
             self._known.put_content(pointer, bytes(block.content))
-        return header.pack("little"), ciphertext, pointer
+        return header, ciphertext, pointer
 
     def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
         """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
@@ -276,8 +274,7 @@ class SnapshotWriter:
         return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
 
     def _write_spill(self, change: ObjectChange, waiting: Waiting, held: VerifiedObject | None) -> None:
-        if change.spill is None:
-            return
+        assert change.spill is not None
         if isinstance(change.spill, str):
             assert held is not None
             waiting.spill = held.spill["pointer"].tobytes()
@@ -409,28 +406,8 @@ class SnapshotWriter:
 
     def _emit_object(self, each: Waiting, bonus: bytes) -> None:
         dnode = each.dnode
-        header = Object(
-            object=dnode.number,
-            type=dnode.type,
-            bonustype=dnode.bonustype,
-            blksz=dnode.blksz,
-            bonuslen=dnode.bonuslen,
-            checksumtype=dnode.checksum,
-            compress=dnode.compress,
-            dn_slots=dnode.slots,
-            flags=RecordFlag.OBJECT_SPILL if dnode.has_spill else 0,
-            raw_bonuslen=len(bonus),
-            toguid=self._toguid,
-            indblkshift=dnode.indblkshift,
-            nlevels=dnode.nlevels,
-            nblkptr=dnode.nblkptr,
-            maxblkid=dnode.maxblkid,
-        )
-        self._out.add(RecordType.OBJECT, header.pack("little"), bonus)
-        # The FREE to the end tells a receiver that nothing lives behind the last block.
-        end = (dnode.maxblkid + 1) * dnode.blksz
-        tail = Free(object=dnode.number, offset=end, length=TO_THE_END, toguid=self._toguid)
-        self._out.add(RecordType.FREE, tail.pack("little"))
+        self._out.add(RecordType.OBJECT, object_header(dnode, self._toguid, len(bonus)), bonus)
+        self._out.add(RecordType.FREE, free_to_the_end(dnode, self._toguid))
         if not any(isinstance(piece, tuple) for piece in each.pieces):
             self._out.add_whole(each.types, each.lengths, each.pieces)
         else:

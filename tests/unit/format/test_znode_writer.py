@@ -82,6 +82,21 @@ def test_attributes_read_back(
     assert struct.unpack_from("<4Q", bonus, start + 24) == (1, 2, 4, node.flags)
 
 
+@given(st.lists(U64, min_size=8, max_size=8), st.tuples(TIMES, TIMES, TIMES, TIMES), st.integers(3, 6))
+def test_a_plain_file_is_encoded_as_any_other(numbers: list[int], times: tuple[int, int, int, int], aces: int) -> None:
+    pairs = [divmod(time, 1_000_000_000) for time in times]
+    names = "MODE", "SIZE", "GEN", "UID", "GID", "PARENT", "FLAGS", "LINKS"
+    values = {
+        getattr(sa_writer, name): struct.pack("<Q", number) for name, number in zip(names, numbers, strict=True)
+    }
+    clocks = sa_writer.ATIME, sa_writer.MTIME, sa_writer.CTIME, sa_writer.CRTIME
+    values |= {attribute: struct.pack("<qQ", *pair) for attribute, pair in zip(clocks, pairs, strict=True)}
+    values |= {sa_writer.PROJID: bytes(8), sa_writer.DACL_COUNT: struct.pack("<Q", aces)}
+    acl = values[sa_writer.DACL_ACES] = bytes(range(8)) * aces
+    head = *numbers[:7], *(number for pair in pairs for number in pair), numbers[7]
+    assert (sa_writer.encode_plain(head, acl), None) == sa_writer.encode(values)
+
+
 @pytest.mark.parametrize("length", [0, 1, 100, 124, 125, 136, 300, 4000, 60_000])
 @pytest.mark.parametrize("xattrs", [{}, {b"security.x": b"y" * 10}, {b"trusted.x": b"y" * 1000}])
 def test_links_read_back_at_any_length(length: int, xattrs: dict[bytes, bytes]) -> None:
