@@ -106,3 +106,28 @@ def test_a_tree_with_a_clone_and_a_volume_is_replicated_in_clear_and_becomes_enc
     assert run("zfs get -H -o value origin back/top/clone") == "back/top/a@s0"
     lab.kernel_finds_no_fault()
     lab.zkeep("unload-key", "v/enc")
+
+
+def test_what_a_redacted_stream_leaves_out_is_a_hole(lab: Lab) -> None:
+    key = make_parent(lab)
+    run = lab.guest.run
+    run("zfs create -o recordsize=16K tank/all && head -c 200000 /dev/urandom > /tank/all/secret")
+    run("echo public > /tank/all/public && head -c 100000 /dev/urandom > /tank/all/half && zfs snapshot tank/all@s0")
+    run("zfs clone tank/all@s0 tank/some && rm /tank/some/secret")
+    run("dd if=/dev/zero of=/tank/some/half bs=16K seek=2 count=2 conv=notrunc status=none && zfs snapshot tank/some@r")
+    run("zfs redact tank/all@s0 book tank/some@r")
+    lab.kernel_sends("plain.zfs", "--redact book tank/all@s0")
+    lab.receive("plain.zfs", "v/enc/all", "-x", "encryption")
+    lab.zkeep("verify", "v/enc/all@s0")
+    lab.send("out.zfs", "-w", "v/enc/all@s0")
+    lab.kernel_takes("out.zfs", "back/all")
+    lab.kernel_opens("back/all", key)
+    run("cmp -n 200000 /back/all/secret /dev/zero && test $(stat -c %s /back/all/secret) = 200000")
+    run("cmp /back/all/public /tank/all/public && cmp -n 32768 /back/all/half /tank/all/half")
+    run("cmp -i 65536 /back/all/half /tank/all/half && cmp -i 32768:0 -n 32768 /back/all/half /dev/zero")
+    lab.kernel_finds_no_fault()
+    # What was left out comes with the snapshot that it was left out for, from the bookmark.
+    lab.kernel_sends("plain.zfs", "-i tank/all#book tank/some@r")
+    lab.receive("plain.zfs", "v/enc/some", "-o", "origin=v/enc/all@s0")
+    lab.opens(["v/enc/some@r"], ["tank/some@r"], key)
+    lab.zkeep("unload-key", "v/enc")

@@ -11,15 +11,16 @@ from hashlib import sha256
 
 from zkeep.errors import Refused
 from zkeep.format.events import SubBegin
-from zkeep.format.records import Begin, Feature
+from zkeep.format.records import Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import destroy
-from zkeep.pool.datasets.begin import number
+from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.things import RESUME
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import ReceiveTarget
+from zkeep.pool.transfer.begin_rules import redaction_of
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
 from zkeep.reencrypt.objects import Translator
@@ -33,12 +34,12 @@ MADE_FOR = "made_for"
 class PartialStream:
     """A receive that can be resumed, as the documents of its steps record it."""
 
-    begin: Begin
+    opening: Opening
     target: ReceiveTarget
 
     def fields(self, translator: Translator) -> Doc:
         """The resume token's fields: the position behind what the translator has written."""
-        begin, (at, offset) = self.begin, translator.point or (1, 0)
+        begin, (at, offset) = self.opening.begin, translator.point or (1, 0)
         # What zfs send -t takes: the sender goes on behind the object and offset that are stored here.
         token = Token(
             toname=begin.name.decode("utf-8", "surrogateescape"),
@@ -48,6 +49,7 @@ class PartialStream:
             bytes=translator.bytes,
             fromguid=begin.fromguid,
             features=begin.features & ~Feature.RESUMING,
+            redaction=redaction_of(self.opening),
         )
         return {
             RESUME: {

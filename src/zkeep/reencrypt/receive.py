@@ -22,11 +22,13 @@ from zkeep.format.events import Batch, SubBegin, SubEnd
 from zkeep.format.records import Begin, BeginFlag, Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.transfer.admit import ReceiveTarget, clone_source, nearest
+from zkeep.pool.transfer.begin_rules import is_redacted_alike, redaction_of
 from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
 from zkeep.pool.transfer.session import judge, open_session
@@ -53,6 +55,8 @@ ENCRYPTION = ("encryption", "keyformat", "keylocation", "pbkdf2iters", "pbkdf2sa
 FORMS = Feature.LARGE_BLOCKS | Feature.LARGE_DNODE | Feature.ZSTD | Feature.LONGNAME | Feature.LARGE_MICROZAP
 "Features of a plain stream that the raw one needs as well."
 UNLIMITED = 1 << 62
+REDACTED = "redacted"
+"Field of a snapshot's document: guids of the snapshots for which the stream was redacted that it was made of."
 UNSENT = "unsent"
 "Field of a snapshot's document: a filter has to send it yet, and else takes it away."
 
@@ -107,6 +111,8 @@ class Reencryption:
     follower: Follower | None = None
     mended: int = 0
     "Spill blocks that broken senders sent as something else, so far."
+    redacted: int = 0
+    "Ranges that the senders of redacted streams left out, so far."
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
         """Whether a substream is to be encrypted.
@@ -161,6 +167,7 @@ class Reencryption:
                     raise records.broken
                 undo.done()
             self.mended += translator.mended
+            self.redacted += translator.redacted
         assert records.end is not None
         return records.end
 
@@ -201,7 +208,7 @@ class Reencryption:
 
     def _as_written(self, pool: Pool, substream: Substream) -> tuple[SubBegin, ReceiveTarget]:
         """The BEGIN that a receive would write, and where: what its session decides by."""
-        base = _source_of(pool, substream.event.begin, substream.target)
+        base = _source_of(pool, substream)
         group = self._group(pool, substream, base)
         before = (Feature(base.doc["features"]), int(base.doc["ivset_guid"])) if base else (Feature(0), 0)
         opening = opening_of(group, *before)
@@ -212,12 +219,12 @@ class Reencryption:
         self, pool: Pool, substream: Substream, charges: Charges, translator: Translator, step: Snapshot | None
     ) -> None:
         """Write the transaction groups of a substream, after `step` if it is continued."""
-        begin, target = substream.event.begin, substream.target
-        base = step or _source_of(pool, begin, target)
+        target = substream.target
+        base = step or _source_of(pool, substream)
         is_new = base is None
         group = self._group(pool, substream, base)
         fields = group.step_fields()
-        token_of = PartialStream(begin, target) if target.resumable else None
+        token_of = PartialStream(_opening(substream.event), target) if target.resumable else None
         group = replace(group, step_fields=lambda: fields | (token_of.fields(translator) if token_of else {}))
         if step is not None:
             group = _after(group, step)
@@ -246,6 +253,8 @@ class Reencryption:
         made_for = pool.find(substream.target.name) is None
         # Where the stream says plain, the dataset is encrypted from its first transaction group on.
         target = _encrypted_target(substream.target, found.fields)
+        if redacted := redaction_of(_opening(substream.event)).get("redact_snaps"):
+            target = replace(target, snapshot_fields={**target.snapshot_fields, REDACTED: list(redacted)})
         # If what is received leaves at once, each transaction group is a snapshot of its own until it was sent.
         if self._follower is not None:
             target = replace(target, snapshot_fields={**target.snapshot_fields, STEP: True, UNSENT: True})
@@ -303,10 +312,10 @@ def _refuse_kind(event: SubBegin, target: ReceiveTarget) -> None:
             f"{where}: the stream is of a big-endian host, and cannot be encrypted here: receive it with zfs on a "
             "little-endian host, and send it from there"
         )
-    if event.begin.features & Feature.REDACTED:
-        raise Refused(
-            f"{where}: the stream is redacted: what it lacks cannot be encrypted: send it without --redact"
-        )
+
+
+def _opening(event: SubBegin) -> Opening:
+    return Opening(event.header, event.payload, event.byteorder)
 
 
 def encrypted_above(pool: Pool, name: DatasetName) -> Dataset | None:
@@ -336,12 +345,13 @@ def _source_in(pool: Pool, begin: Begin, dataset: Dataset | None) -> Snapshot | 
     return next(iter(pool.snapshots_by_guid(begin.fromguid, dataset)), None)
 
 
-def _source_of(pool: Pool, begin: Begin, target: ReceiveTarget) -> Snapshot | None:
+def _source_of(pool: Pool, substream: Substream) -> Snapshot | None:
     """The snapshot that an increment follows; None: it is full, or the source is not there, which admit() refuses.
 
     Raises:
-        Refused: the source was not encrypted here.
+        Refused: the source was not encrypted here, or lacks what the increment takes for granted.
     """
+    begin, target = substream.event.begin, substream.target
     if not begin.fromguid:
         return None
     dataset = pool.find(target.name)
@@ -354,6 +364,10 @@ def _source_of(pool: Pool, begin: Begin, target: ReceiveTarget) -> Snapshot | No
         found = _source_in(pool, begin, dataset)
     # Only what was encrypted here can be followed: the blocks of the increment are encrypted with the same keys.
     if found is None or found.doc.get(REENCRYPTED) or found.doc.get(MADE_HERE):
+        lacking = found.doc.get(REDACTED) if found is not None else None
+        if found is not None and lacking and not is_redacted_alike(_opening(substream.event), lacking):
+            where = f"cannot receive incremental stream into {target.name}"
+            raise Refused(f"{where}: {found.name} is redacted, and the stream does not say that it was made for it")
         return found
     why = "was received raw, so the increment must be raw, too: zfs send -w -i"
     if not found.dataset.doc.get("crypt"):

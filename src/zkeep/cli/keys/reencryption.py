@@ -74,11 +74,15 @@ class EncryptingIntake:
         return newest is not None and RESUME in newest.doc and self._reencryption().gives_up(pool, name)
 
     def say_mended(self, target: str) -> None:
-        """Tell of spill blocks that a broken sender sent as something else, and that are where they belong now."""
+        """Tell of spill blocks that a broken sender misplaced, and that are put back; and of what was left out."""
         mended = self._made.mended if self._made is not None else 0
         if mended:
             blocks = count(mended, "spill block")
             say(f"received {target}: {blocks} misplaced by the sender (openzfs/zfs#18239) put back, and not lost")
+        redacted = self._made.redacted if self._made is not None else 0
+        if redacted:
+            ranges = count(redacted, "range")
+            say(f"received {target}: {ranges} left out by the sender (zfs send --redact) read as zeros")
 
     def _reencryption(self) -> Reencryption:
         if self._made is None:

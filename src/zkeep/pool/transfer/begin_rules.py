@@ -9,7 +9,7 @@ module/zfs/dmu_recv.c dmu_recv_begin_check(), dmu_recv_resume_begin_check(), red
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ def refuse_after(opening: Opening, source: Opening, name: str) -> str | None:
         return f"a raw increment cannot follow {name}, which was not received raw"
     if before.features & Feature.LARGE_BLOCKS and not begin.features & Feature.LARGE_BLOCKS:
         return f"{name} has large blocks: send with -L (or -w)"
-    if before.features & Feature.REDACTED and not _is_redacted_alike(opening, source):
+    if before.features & Feature.REDACTED and not is_redacted_alike(opening, _guids(source, "redact_snaps")):
         return f"{name} is redacted, and the stream does not say that it was made for it"
     return _refuse_other_key(opening, source, name) if begin.raw else None
 
@@ -183,15 +183,24 @@ def refuse_other_ivset(opening: Opening, have: int, name: str) -> str | None:
     )
 
 
-def _is_redacted_alike(opening: Opening, source: Opening) -> bool:
-    """Whether the stream was made for a source with this redaction, or brings what the source lacks."""
+def redaction_of(opening: Opening) -> dict[str, tuple[int, ...]]:
+    """What a resume token tells of a redacted stream, by the token's names: see token.REDACTION."""
+    redacted = _guids(opening, "redact_snaps") if opening.begin.features & Feature.REDACTED else set()
+    found = {"redact_snaps": redacted, "book_redact_snaps": _guids(opening, "redact_from_snaps")}
+    return {name: tuple(sorted(guids)) for name, guids in found.items() if guids}
+
+
+def is_redacted_alike(opening: Opening, lacking: Collection[int]) -> bool:
+    """Whether the stream was made for a source with this redaction, or brings what the source lacks.
+
+    `lacking`: guids of the snapshots that the source was redacted for.
+    """
     # A stream from a redacted source lists what the source was redacted for, or is itself redacted for as much;
     # or it is of a snapshot that the source was redacted for.
-    lacking = _guids(source, "redact_snaps")
     for field, needed in (("redact_from_snaps", False), ("redact_snaps", True)):
         given = _guids(opening, field)
         if given or (needed and opening.begin.features & Feature.REDACTED):
-            return bool(given) and given <= lacking
+            return bool(given) and given <= set(lacking)
     return opening.begin.toguid in lacking
 
 

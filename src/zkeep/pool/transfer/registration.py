@@ -14,6 +14,7 @@ from zkeep.format.objtypes import ObjsetType
 from zkeep.format.records import Feature
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import charge, head
+from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.destroy import lock_name
 from zkeep.pool.datasets.model import Dataset, Pool
 from zkeep.pool.datasets.namespace import make_parents
@@ -23,6 +24,7 @@ from zkeep.pool.store.shapes import fault
 from zkeep.pool.timeline.ingest import ResumePoint, Tally
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import ReceivePlan, ReceiveTarget, nearest
+from zkeep.pool.transfer.begin_rules import redaction_of
 from zkeep.pool.transfer.reserve import KIND, Charges, Reservation, kept_bytes
 from zkeep.pool.transfer.token import Token
 from zkeep.pool.types import Doc
@@ -245,6 +247,7 @@ def token_of(doc: Doc) -> Token:
         bytes=doc["tally"]["file_bytes"],
         fromguid=doc["fromguid"],
         features=Feature(doc["features"]),
+        redaction=redaction_of(Opening.from_doc(doc["begin"])),
     )
 
 

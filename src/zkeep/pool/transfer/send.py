@@ -417,6 +417,8 @@ def _resumed_leg(pool: Pool, token: Token, request: SendRequest) -> Leg:
     snapshot = named[0]
     if token.raw and not _is_encrypted(snapshot):
         raise Refused(f"cannot resume send: the token and {snapshot.name} do not agree on being raw")
+    if "redact_snaps" in token.redaction and not snapshot.doc["features"] & Feature.REDACTED:
+        raise Refused(f"cannot resume send: the token is of a redacted stream, and {snapshot.name} is whole here")
     large = request.large or bool(token.features & Feature.LARGE_BLOCKS)
     compressed = request.compressed or bool(token.features & Feature.COMPRESSED)
     form = SendForm(large, compressed) if _is_encrypted(snapshot) and not token.raw else None

@@ -15,7 +15,8 @@ zfs_send_resume_token_to_nvlist().
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from zkeep.errors import Refused
 from zkeep.format.checksum import fletcher4
@@ -32,6 +33,8 @@ _FLAGS = {
     "compressok": Feature.COMPRESSED,
     "rawok": Feature.RAW,
 }
+REDACTION = ("redact_snaps", "book_redact_snaps")
+"Of a redacted stream: guids of the snapshots for which it is redacted, and for which its source, a bookmark, was made."
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Token:
     bytes: int
     fromguid: int = 0
     features: Feature = NO_FEATURES
+    redaction: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    "Guids by the names of REDACTION. Without them the sender would go on with what it had left out."
 
     @property
     def raw(self) -> bool:
@@ -60,6 +65,8 @@ class Token:
         for name, feature in _FLAGS.items():
             if self.features & feature:
                 nvlist.set(name, True, NvType.BOOLEAN)
+        for name, guids in self.redaction.items():
+            nvlist.set(name, guids, NvType.UINT64_ARRAY)
         packed = encode(nvlist)
         squeezed = zlib.compress(packed, 6)
         return f"{_VERSION}-{_checksum(squeezed):x}-{len(packed):x}-{squeezed.hex()}"
@@ -79,6 +86,7 @@ class Token:
             bytes=_count(nvlist, "bytes"),
             fromguid=_count(nvlist, "fromguid") if "fromguid" in nvlist else 0,
             features=Feature(sum(feature for name, feature in _FLAGS.items() if name in nvlist)),
+            redaction={name: _guids(nvlist, name) for name in REDACTION if name in nvlist},
         )
 
 
@@ -93,6 +101,8 @@ def contents(text: str) -> list[str]:
             shown_value = "1"
         elif isinstance(value, int):
             shown_value = f"{value:#x}"
+        elif isinstance(value, tuple):
+            shown_value = " ".join(f"{item:#x}" if isinstance(item, int) else shown(str(item)) for item in value)
         else:
             shown_value = shown(str(value))[1:-1]
         lines.append(f"\t{shown(name)[1:-1]} = {shown_value}")
@@ -125,6 +135,13 @@ def _count(nvlist: NvList, name: str) -> int:
     if not is_uint64(value):
         raise Refused(f"the resume token is corrupt: it has no {name}")
     return value
+
+
+def _guids(nvlist: NvList, name: str) -> tuple[int, ...]:
+    found = nvlist.get(name)
+    if not isinstance(found, tuple) or not all(isinstance(guid, int) for guid in found):
+        raise Refused(f"the resume token is corrupt: its {name} are no guids")
+    return tuple(guid for guid in found if isinstance(guid, int))
 
 
 def _checksum(squeezed: bytes) -> int:
