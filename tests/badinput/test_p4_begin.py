@@ -97,6 +97,25 @@ def test_p4_a_field_beside_the_keys_has_its_type(box: Box, name: str) -> None:
     box.refuses(forged(FULL, change), "v/x", why=name)
 
 
+def redacted(data: bytes) -> bytes:
+    features = begin_of(data).versioninfo | int(Feature.REDACTED) << 2
+    return forged(data, put("versioninfo", features))
+
+
+@pytest.mark.parametrize("name", ["full-s0", "inc-s0-s1"])
+def test_p4_what_is_redacted_says_for_what(kept: Box, name: str) -> None:
+    """A kernel that is given such a stream stops the machine."""
+    data, target = stream("rs512b", name), "v/new" if name == "full-s0" else "v/x"
+    kept.refuses(redacted(data), target, why="redact_snaps")
+    change = lambda records: rekeyed(records[0], lambda nvlist, _: nvlist.set("redact_snaps", (7,)))  # noqa: E731
+    kept.takes(forged(redacted(data), change), target)
+
+
+def test_p4_a_plain_stream_that_is_redacted_says_for_what(box: Box) -> None:
+    assert box.zkeep("set", "blind=off", "v").status == 0
+    box.refuses(redacted(PLAIN), "v/x", why="redact_snaps")
+
+
 @pytest.mark.parametrize("kind", [0, 1, 4, 5])
 def test_p4_what_is_no_dataset_is_refused(box: Box, kind: int) -> None:
     box.refuses(forged(FULL, put("type", kind)), "v/x", why="neither a filesystem")

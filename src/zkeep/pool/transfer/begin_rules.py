@@ -105,6 +105,9 @@ def refuse_form(opening: Opening) -> str | None:
         return "its snapshot has the guid 0, and no increment could follow it"
     if broken := _refuse_list(opening.fields, BESIDE, "payload"):
         return broken
+    # A kernel does not even check this, and stops the machine: dmu_recv_begin_sync(), VERIFY0.
+    if begin.features & Feature.REDACTED and (opening.fields is None or "redact_snaps" not in opening.fields):
+        return "no kernel would take the stream back: it is redacted, and does not say for what (redact_snaps)"
     crypt = opening.crypt
     if not begin.raw:
         return "the stream carries keys (crypt_keydata), but is not raw" if crypt is not None else None
