@@ -19,6 +19,7 @@ from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa import LEGACY, MAGIC
 from zkeep.restore.diff import diff
+from zkeep.restore.files.extract import Extraction, ExtractOptions
 from zkeep.restore.mount.view import FileView
 from zkeep.restore.verify import verify
 from zkeep.tree import filesystem
@@ -101,6 +102,29 @@ def test_links_are_names_enough(tmp_path: Path) -> None:
     names: Entries = [(b"%d" % i, FIRST, FILE) for i in range(3)]
     with shown(tmp_path, empty(FIRST, links=3), root=names) as found:
         assert walked(found) == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("number", [FIRST + 9, 1, sealing.REGISTRY], ids=["nothing", "master node", "registry"])
+def test_names_of_what_is_no_file_cost_only_themselves(number: int, tmp_path: Path) -> None:
+    names: Entries = [(b"a", number, FILE), (b"b", number, FILE), (b"good", FIRST, FILE)]
+    with shown(tmp_path, file(FIRST), root=names) as found:
+        assert walked(found) == [b"a", b"b", b"good"]
+        assert sorted(name.name for name in mounted(found).names(b"")) == [b"a", b"b", b"good"]
+        work = Extraction(found, ExtractOptions())
+        work.extract_all(str(tmp_path / "out"))
+        assert sorted(path for path, _ in work.failed) == [b"a", b"b"]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("more", [1 << 16, 1 << 40, 0xFFFF << 48])
+@pytest.mark.parametrize("mode", [0o100644, 0o120777])
+def test_a_mode_has_sixteen_bits(more: int, mode: int, tmp_path: Path) -> None:
+    odd = link(FIRST, b"target") if mode == 0o120777 else empty(FIRST)
+    odd = replace(odd, bonus=odd.bonus[:8] + struct.pack("<Q", mode | more) + odd.bonus[16:])
+    with shown(tmp_path, odd, root=[(b"odd", FIRST, FILE)]) as found:
+        assert found.znode(FIRST).mode == mode
+        assert walked(found) == [b"odd"]
+        extract(found, tmp_path / "out")
 
 
 class Again(bytes):

@@ -95,8 +95,8 @@ def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order
     """Make a Znode of the COLUMNS, and of the rest of its attributes."""
     mode, uid, gid, size, links, a, a_nano, m, m_nano, c, c_nano, cr, cr_nano, *others = columns
     parent, flags, generation, rdev, xattr_folder, project = others
-    # decode gives signed numbers; a size has 64 bits without a sign.
-    size &= MAX_UINT64
+    # decode gives signed numbers; a size has 64 bits without a sign. A kernel keeps 16 bits of a mode.
+    size, mode = size & MAX_UINT64, mode & 0xFFFF
     # A link's target lies among its attributes, or, if it is not here, in its first block.
     target = None
     if stat.S_ISLNK(mode):
@@ -104,7 +104,7 @@ def znode_with(number: int, columns: tuple[int, ...], rest: sa.Attributes, order
         target = kept[:size] if len(kept) >= size else None
     owner = uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
     times = a * _SECOND + a_nano, m * _SECOND + m_nano, c * _SECOND + c_nano, cr * _SECOND + cr_nano
-    head = number, mode & 0xFFFF, *owner, size, links, *times, parent, flags, generation, rdev, xattr_folder
+    head = number, mode, *owner, size, links, *times, parent, flags, generation, rdev, xattr_folder
     tail = rest.get("ZPL_DXATTR", b""), rest.get("ZPL_DACL_ACES", b""), order
     return Znode._make((*head, project if flags & HAS_PROJID else 0, target, *tail))
 

@@ -103,17 +103,24 @@ def refuse_form(opening: Opening) -> str | None:
         return f"the stream is of an object set of type {begin.type}, neither a filesystem (2) nor a volume (3)"
     if begin.toguid == 0:  # which an increment from it would name as its source, and so say that it is full
         return "its snapshot has the guid 0, and no increment could follow it"
-    if broken := _refuse_list(opening.fields, BESIDE, "payload"):
+    if broken := _refuse_list(opening.fields, BESIDE, "payload") or _refuse_redaction(opening):
         return broken
-    # A kernel does not even check this, and stops the machine: dmu_recv_begin_sync(), VERIFY0.
-    if begin.features & Feature.REDACTED and (opening.fields is None or "redact_snaps" not in opening.fields):
-        return "no kernel would take the stream back: it is redacted, and does not say for what (redact_snaps)"
     crypt = opening.crypt
     if not begin.raw:
         return "the stream carries keys (crypt_keydata), but is not raw" if crypt is not None else None
     if crypt is None:
         return "the stream is raw but carries no keys (crypt_keydata)"
     return _refuse_keydata(crypt)
+
+
+def _refuse_redaction(opening: Opening) -> str | None:
+    """Why a kernel would not even refuse the stream, but stop the machine.
+
+    Source: OpenZFS module/zfs/dmu_recv.c dmu_recv_begin_sync(), VERIFY0 of the lookup.
+    """
+    if not opening.begin.features & Feature.REDACTED or "redact_snaps" in (opening.fields or ()):
+        return None
+    return "no kernel would take the stream back: it is redacted, and does not say for what (redact_snaps)"
 
 
 def _refuse_list(nvlist: NvList | None, types: dict[str, NvType], what: str) -> str | None:
