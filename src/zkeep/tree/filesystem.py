@@ -231,7 +231,7 @@ class Filesystem:
         for number, name in repeated.items():
             try:
                 node = self.znode(number)
-            except ZkeepError:  # told of where it is read: it costs its own names, not those of the others
+            except ZkeepError:  # reported where it is read: it costs its own names, not the others
                 continue
             if node.is_folder:
                 raise elsewhere(folder, name)

@@ -71,7 +71,15 @@ def missing(path: Path) -> None:
     """There is nothing."""
 
 
-ODD = [fifo, bound, folder, large, link_to_fifo, link_to_a_device, link_to_itself, missing]
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def link_into_proc(path: Path) -> None:
+    path.symlink_to("/proc/self/environ")
+
+
+ODD = [fifo, bound, folder, large, empty, link_into_proc, link_to_fifo, link_to_a_device, link_to_itself, missing]
 
 
 @pytest.mark.parametrize("make", ODD)
@@ -96,6 +104,14 @@ def test_what_takes_the_place_of_a_file_meanwhile_is_not_read(tmp_path: Path, mo
     monkeypatch.setattr(os, "open", lambda path, flags: real(tmp_path / "pipe", flags))
     with pytest.raises(Refused, match="not a regular file"):
         read_key(f"file://{tmp_path}/key")
+
+
+@pytest.mark.parametrize("location", ["/etc/key", "file://key", "key", "FILE:///key", "prompt ", "file:///a\nb", ""])
+def test_what_is_no_location_is_not_set(pool: Path, capfd: Output, location: str) -> None:
+    assert run(["set", f"keylocation={location}", "v/jambon"]) == 1
+    assert "bad value" in capfd.readouterr().err
+    for taken in ("prompt", "file:///etc/key", "https://host/key"):
+        assert run(["set", f"keylocation={taken}", "v/jambon"]) == 0
 
 
 VERBS = [["load-key"], ["change-key"], ["change-key", "-l"], ["ls"], ["verify"], ["mount", "-f"]]

@@ -128,6 +128,8 @@ def _no_key_file(status: os.stat_result) -> str:
     """Why this cannot be a key file; empty if it can."""
     if not stat.S_ISREG(status.st_mode):
         return NOT_REGULAR
+    if not status.st_size:  # like all files of /proc, whatever a read would give, or take away from other readers
+        return "it is empty"
     return f"it has {status.st_size} bytes, a key has {MAX_KEY_FILE} at most" if status.st_size > MAX_KEY_FILE else ""
 
 

@@ -323,8 +323,21 @@ def _check_mountpoint(text: str) -> str:
     return text.rstrip("/") or "/"
 
 
+def _check_keylocation(text: str) -> str:
+    """What zfs takes, also where zkeep itself reads no key from (a URL): the dataset may be sent back there.
+
+    Source: OpenZFS module/zcommon/zfs_prop.c zfs_prop_valid_keylocation().
+    """
+    if text not in ("none", "prompt") and not text.startswith(("file:///", "https://", "http://")):
+        raise ValueError("must be prompt or file:///path")
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
 _CHECKS: dict[str, Callable[[str], str]] = {
     "mountpoint": _check_mountpoint,
+    "keylocation": _check_keylocation,
     "retention": retention.canonical,
     "retention_min": retention.canonical_age,
     "max_age": retention.canonical_age,
@@ -344,7 +357,7 @@ def makes_sense(name: str, text: str) -> bool:
         # Text of a user's and of zfs's own is shown and sent as it is; what zkeep acts on has a syntax.
         if prop is not None and prop.kind in ("size", "count") and not (name in _UNLIMITED and text == "none"):
             whole_number(text, MAX_UINT64)
-        elif prop is not None and prop.is_policy and name in _CHECKS:
+        elif prop is not None and prop.is_own and name in _CHECKS:
             _CHECKS[name](text)
     except ValueError:
         return False
