@@ -29,17 +29,16 @@ from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.pool.store.disk import FULL
 from zkeep.pool.store.index import (
     MEMORY,
-    REMEDY,
     ROLLBACK,
     SUFFIXES,
     ChangeMark,
     ForeignIndex,
     Index,
-    Malformed,
     closing_on_error,
 )
 from zkeep.pool.store.journal import Journal, JournalPlace, Operation, encode
 from zkeep.pool.store.port import Store
+from zkeep.pool.store.row import REMEDY, Malformed
 from zkeep.pool.types import Doc
 
 __all__ = ["Catalog", "ChangeMark", "Malformed", "Transaction"]
@@ -260,7 +259,7 @@ class Catalog:
             self._index.rollback()  # interrupted: the next transaction reads the line from the journal
             raise
         with suppress(OSError, ZkeepError):
-            if self._journal.is_long(place.generation):
+            if self._journal.is_long(place):
                 self._checkpoint(place)
 
     def _reopened(self) -> Index:

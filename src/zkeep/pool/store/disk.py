@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from zkeep.errors import Damaged
 from zkeep.names import shown
@@ -35,13 +36,19 @@ DEPTH = 3
 "How many levels of folders names() looks into; a pool's own names have two."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class DiskFolder:
-    """An open folder of the pool, `names` below its root."""
+    """An open folder of the pool, `names` below its root. A `with` block closes it."""
 
     fd: int
     root: Path
     names: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
     @property
     def path(self) -> Path:
@@ -55,12 +62,18 @@ class DiskFolder:
         return DiskEntry(self, name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class DiskEntry:
-    """A name in an open folder; such a file may exist or not."""
+    """A name in an open folder; such a file may exist or not. A `with` block closes the folder."""
 
     folder: DiskFolder
     name: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.folder.fd)
 
     @property
     def path(self) -> Path:
@@ -247,8 +260,7 @@ def naming(path: Path, only: Sequence[int] = ()) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def open_folder(root: Root, names: Sequence[str]) -> Iterator[DiskFolder]:
+def open_folder(root: Root, names: Sequence[str]) -> DiskFolder:
     """Open the folder `names` below `root`, one component at a time; FileNotFoundError if one does not exist.
 
     Raises:
@@ -261,9 +273,10 @@ def open_folder(root: Root, names: Sequence[str]) -> Iterator[DiskFolder]:
             below = _open_below(folder, name)
             os.close(folder.fd)
             folder = below
-        yield folder
-    finally:
+    except BaseException:
         os.close(folder.fd)
+        raise
+    return folder
 
 
 def _open_below(folder: DiskFolder, name: str) -> DiskFolder:

@@ -20,7 +20,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -145,19 +145,18 @@ class LocalStore:
         """Where `name` lies, for messages. Raises BadName if it could lead out of the store."""
         return self.root.joinpath(*_parts(name))
 
-    @contextmanager
-    def _entry(self, name: str, *, make: bool = False) -> Iterator[DiskEntry]:
-        """The entry `name` in its folder, which is open inside the block. `make`: make folders that are missing."""
+    def _entry(self, name: str, *, make: bool = False) -> DiskEntry:
+        """The entry `name` in its folder, which is open until the `with` block ends. `make`: make folders that are
+        missing."""
         *folders, last = _parts(name)
-        with ExitStack() as stack:
-            try:
-                folder = stack.enter_context(open_folder(self._top, folders))
-            except FileNotFoundError:
-                if not make:
-                    raise
-                self._make_folders(folders)
-                folder = stack.enter_context(open_folder(self._top, folders))
-            yield folder.entry(last)
+        try:
+            folder = open_folder(self._top, folders)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._make_folders(folders)
+            folder = open_folder(self._top, folders)
+        return folder.entry(last)
 
     def _write_all(self, fd: int, offset: int, content: Buffer) -> int:
         """Returns the offset after the last byte."""
@@ -244,10 +243,11 @@ class LocalStore:
         return [name.removeprefix("partial/") for name in self.names("partial") if name.count("/") == 1]
 
     def append(self, name: str, content: Buffer) -> int:
-        # A process that was killed may have made the file and not synced its folder: so each store does that once.
-        fresh = name not in self._named or not self.exists(name)
         fd = self._open_own(name)
         try:
+            # A process that was killed may have made the file and not synced its folder: so each store does that once,
+            # and again for a file that it has just made.
+            fresh = name not in self._named or not os.fstat(fd).st_size
             return self._append(fd, name, content, fresh)
         finally:
             with suppress(OSError):  # it was synced

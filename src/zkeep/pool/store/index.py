@@ -6,7 +6,6 @@ SQLite's errors become ours: busy is TryAgain, malformed is Damaged, full or rea
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sqlite3
 import zlib
@@ -17,9 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from zkeep.errors import Damaged, TryAgain
-from zkeep.names import shown
 from zkeep.pool.store.journal import JournalPlace, Operation
-from zkeep.pool.store.shapes import fault
+from zkeep.pool.store.row import MOST, REMEDY, KnownRows, Malformed, checked, sum_of, text_of
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
 from zkeep.pool.types import Doc
 
@@ -27,7 +25,6 @@ Row = tuple[str, str, str]
 "Kind, key, and the document's JSON."
 
 MEMORY = ":memory:"
-REMEDY = "`zkeep pool scrub --rebuild-catalog` rebuilds it"
 _FEW = 64
 "Pages that are not worth giving back."
 _LONG = 1024
@@ -84,8 +81,6 @@ _FORMER_TRIGGERS = (
 )
 _SCHEMA = {*_TABLES, *_TRIGGERS}
 _FORMER = {*_TABLES, *_FORMER_TRIGGERS}
-MOST = 256 << 20
-"The most bytes that a document may have."
 _PROGRESS_STEP = 1_000_000
 "SQLite calls the progress handler after so many instructions."
 _WORK = 64
@@ -94,10 +89,6 @@ _WORK = 64
 
 class ForeignIndex(Damaged):
     """An SQLite file whose schema is not ours: it may hold views and triggers, and nothing in it is used."""
-
-
-class Malformed(Damaged):
-    """A document that is whole, and not what one of its kind is: forged, or written by a faulty version."""
 
 
 _EVERYTHING = "SELECT * FROM doc ORDER BY kind, key"
@@ -124,11 +115,6 @@ class ChangeMark(NamedTuple):
 
     epoch: tuple[int, ...]
     position: int
-
-
-def _sum(*parts: str) -> int:
-    """The checksum of a row: of kind, key and value; or of kind and key, by which a row is found."""
-    return zlib.crc32("\0".join(parts).encode())
 
 
 class _Closable(Protocol):
@@ -169,12 +155,13 @@ class Index:
         "The data version in this transaction."
         self._done = 0
         self._allowed = 1 << 62
+        self._known = KnownRows()
         if path != MEMORY and not os.path.lexists(path):
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))  # SQLite's other files take its mode
         with self._errors():
             where = f"file:{quote(path)}?immutable=1" if frozen else path
             self._db = sqlite3.connect(where, uri=frozen, timeout=wait, isolation_level=None, check_same_thread=False)
-            self._db.create_function("place", 2, _sum, deterministic=True)
+            self._db.create_function("place", 2, sum_of, deterministic=True)
         with closing_on_error(self):
             self._prepare()
 
@@ -212,8 +199,8 @@ class Index:
             for kind in FIELDS:
                 query = "SELECT kind, key, value, sum FROM doc WHERE kind = ?"
                 for row in self._run(query, kind):
-                    _checked(*row)
-                    self._replace_terms(set(), terms(row[0], row[1], _text(*row)))
+                    checked(*row)
+                    self._replace_terms(set(), terms(row[0], row[1], text_of(*row)))
             self._put(MARK, "", VERSION)
 
     def _schema(self) -> set[str]:
@@ -236,22 +223,28 @@ class Index:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            # The low byte is the primary code; the rest says in which call it happened.
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in _BUSY:
-                raise TryAgain(f"{self._path} is busy: another process holds it") from None
-            if code in _DISK:
-                raise OSError(_DISK[code], str(error), self._path) from None
-            kind = ForeignIndex if str(error).startswith("malformed database schema") else Damaged
-            raise kind(f"{self._path}: {str(error)[:200]!a}; {REMEDY}") from None
-        except UnicodeDecodeError:  # SQLite quotes what it found in its message
-            raise Damaged(f"{self._path}: its text is not UTF-8; {REMEDY}") from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self._as_ours(error) from None
+
+    def _as_ours(self, error: Exception) -> Exception:
+        """The error of this program for one of SQLite's."""
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes what it found in its message
+            return Damaged(f"{self._path}: its text is not UTF-8; {REMEDY}")
+        # The low byte is the primary code; the rest says in which call it happened.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _BUSY:
+            return TryAgain(f"{self._path} is busy: another process holds it")
+        if code in _DISK:
+            return OSError(_DISK[code], str(error), self._path)
+        kind = ForeignIndex if str(error).startswith("malformed database schema") else Damaged
+        return kind(f"{self._path}: {str(error)[:200]!a}; {REMEDY}")
 
     def _run(self, query: str, *values: object) -> list[Any]:
         self._done = 0
-        with self._errors():
+        try:  # as in _errors(); each change takes dozens of statements
             return self._db.execute(query, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self._as_ours(error) from None
 
     def close(self) -> None:
         self._db.close()
@@ -331,7 +324,7 @@ class Index:
         for kind, key, value in operations:
             if kind in FIELDS:
                 rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
-                self._replace_terms(terms(kind, key, _text(*rows[0])) if rows else set(), terms(kind, key, value))
+                self._replace_terms(terms(kind, key, text_of(*rows[0])) if rows else set(), terms(kind, key, value))
             # Rows of terms follow from documents; a journal that has such a row is not ours.
             if kind.startswith(MARK):
                 continue
@@ -346,12 +339,12 @@ class Index:
         self._delete(kind, key)
         # Compress a long document: a snapshot's BEGIN is mostly zeros and names.
         packed = zlib.compress(value.encode(), 1) if len(value) > _LONG else value
-        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, packed, _sum(kind, key, value))
-        self._places += _sum(kind, key)
+        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, packed, sum_of(kind, key, value))
+        self._places += sum_of(kind, key)
 
     def _delete(self, kind: str, key: str) -> None:
         if self._run("DELETE FROM doc WHERE kind = ? AND key = ? RETURNING 1", kind, key):
-            self._places -= _sum(kind, key)
+            self._places -= sum_of(kind, key)
 
     def _note_places(self) -> None:
         """Add to the tally what the transaction put and deleted; triggers keep its other columns."""
@@ -373,11 +366,11 @@ class Index:
 
     def get(self, kind: str, key: str) -> Doc | None:
         rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
-        return _checked(*rows[0]) if rows else None
+        return self._known.document(rows[0]) if rows else None
 
     def scan(self, kind: str, prefix: str) -> list[tuple[str, Doc]]:
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
-        return [(row[1], _checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
+        return [(row[1], checked(*row)) for row in self._run(query, kind, prefix, prefix + _LAST)]
 
     def sound(self, kind: str, prefix: str) -> list[tuple[str, Doc]]:
         """What scan() says, without the documents that are not what one of their kind is."""
@@ -385,7 +378,7 @@ class Index:
         found = []
         for row in self._run(query, kind, prefix, prefix + _LAST):
             with suppress(Malformed):
-                found.append((row[1], _checked(*row)))
+                found.append((row[1], checked(*row)))
         return found
 
     def lookup(self, kind: str, field: str, term: str, prefix: str) -> list[tuple[str, Doc]]:
@@ -395,22 +388,22 @@ class Index:
             return []  # every document is UTF-8, so none has it
         # A term's row leads to the document's key, which follows the term and a line feed.
         found = self._run(_LOOKUP, len(term) + 2, kind_of(kind, field), start, start + _LAST, kind)
-        return [(row[1], _checked(*row)) for row in found]
+        return [(row[1], checked(*row)) for row in found]
 
     def below(self, kind: str, field: str, start: str) -> list[tuple[str, Doc]]:
         """The documents of `kind` whose `field` begins with `start`, by field."""
         found = self._run(_BELOW, kind_of(kind, field), start, start + _LAST, kind)
-        return [(row[1], _checked(*row)) for row in found]
+        return [(row[1], checked(*row)) for row in found]
 
     def last(self, kind: str, prefix: str) -> tuple[str, Doc] | None:
         """The document with the greatest key that begins with `prefix`."""
         rows = self._run(_LAST_OF, kind, prefix, prefix + _LAST)
-        return (rows[0][1], _checked(*rows[0])) if rows else None
+        return (rows[0][1], checked(*rows[0])) if rows else None
 
     def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Doc]]:
         """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key > ? AND key < ? ORDER BY key"
-        return [(row[1], _checked(*row)) for row in self._run(query, kind, max(key, prefix), prefix + _LAST)]
+        return [(row[1], checked(*row)) for row in self._run(query, kind, max(key, prefix), prefix + _LAST)]
 
     def keys(self, kind: str, prefix: str) -> list[str]:
         query = "SELECT key FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
@@ -423,7 +416,7 @@ class Index:
         """
         with self._errors():
             for kind, key, value, total in self._db.execute(_EVERYTHING if terms else _ALL):
-                yield kind, key, _text(kind, key, value, total)
+                yield kind, key, text_of(kind, key, value, total)
 
     def is_complete(self) -> bool:
         """Whether every row that was put is there under its key; its content is not checked."""
@@ -437,31 +430,9 @@ class Index:
         with self._errors():
             for row in self._db.execute(_EVERYTHING):
                 try:
-                    _text(*row) if str(row[0]).startswith(MARK) else _checked(*row)
+                    text_of(*row) if str(row[0]).startswith(MARK) else checked(*row)
                 except Damaged as error:
                     yield str(error)
-
-
-def _text(kind: str, key: str, value: str | bytes, total: int) -> str:
-    """The JSON of a document. Raises Damaged: it is not what was stored."""
-    with suppress(zlib.error, UnicodeDecodeError, AttributeError, TypeError):
-        text = value if isinstance(value, str) else _unpacked(value)
-        if _sum(kind, key, text) == total:
-            return text
-    raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} is not what was stored; {REMEDY}")
-
-
-def _without_quotes(text: object) -> str:
-    return shown(str(text))[1:-1]
-
-
-def _unpacked(value: bytes) -> str:
-    unpacker = zlib.decompressobj()
-    # Bounded: a few bytes could unpack to gigabytes.
-    text = unpacker.decompress(value, MOST)
-    if not unpacker.eof:
-        raise zlib.error("it is longer than a document, or has no end")
-    return text.decode()
 
 
 def _is_utf8(text: str) -> bool:
@@ -471,21 +442,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _checked(kind: str, key: str, value: str | bytes, total: int) -> Doc:
-    """The document of a row. Raises Damaged: it is not what was stored, or not what one of its kind is."""
-    text = _text(kind, key, value, total)
-    try:
-        # The CRC shows damage, the shape shows a forgery that is otherwise whole.
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise Damaged(f"catalog: {_without_quotes(kind)} {_without_quotes(key)} is no document; {REMEDY}")
-    if wrong := fault(kind, key, document):
-        way = "; give it up with zkeep receive -A" if kind == "receive" else ""
-        raise Malformed(
-            f"catalog: {_without_quotes(kind)} {_without_quotes(key)} {wrong}: it is not what was stored{way}"
-        )
-    return document

@@ -46,6 +46,8 @@ _CHECKPOINT = re.compile(FOLDER + r"/(\d{20})\.ckpt\.gz")
 _FILE = re.compile(FOLDER + r"/(\d{20})\.(?:log|ckpt\.gz)")
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
+_quoted = json.encoder.encode_basestring_ascii
+"What encode() makes of a text."
 
 Operation = tuple[str, str, str | None]
 "Kind, key, and the document's JSON, or None where it is deleted."
@@ -134,6 +136,10 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._whole = (-1, -1)
+        "The generation and the size of a log that is known to end with a line feed."
+        self._packed = (-1, 0)
+        "A generation, and the size of its checkpoint."
 
     def _log(self, generation: int) -> str:
         return f"{FOLDER}/{generation:020d}.log"
@@ -154,20 +160,21 @@ class Journal:
             return 0
 
     def append(self, place: JournalPlace, operations: Iterable[Operation]) -> JournalPlace:
-        """Append one transaction; durable when it returns. `place` must be the end of the chain."""
+        """Append one transaction; durable when it returns. `place` must be the end of the chain, and of its log."""
         # | before, 16 hex | digest, 16 hex | {"n":7,"ops":[["snapshot","3/12",{...}],["run","3/9",null]]} | line feed |
         #                    ^ BLAKE2b of `before` and the JSON, so that every line depends on all lines before it
-        ops = ",".join(f"[{encode(kind)},{encode(key)},{value or 'null'}]" for kind, key, value in operations)
+        ops = ",".join(f"[{_quoted(kind)},{_quoted(key)},{value or 'null'}]" for kind, key, value in operations)
         body = f'{{"n":{place.number + 1},"ops":[{ops}]}}'.encode()
         digest = _digest(place.digest, body)
         line = f"{place.digest} {digest} ".encode() + body + b"\n"
         if len(line) > MOST:
             raise Refused(f"the change is too large for one transaction: {len(line)} bytes, {MOST} are allowed")
-        # Behind the rest of an interrupted append, begin a line of its own.
+        # Behind the rest of an interrupted append, begin a line of its own. What this process wrote last is whole.
         log = self._log(place.generation)
-        if self._is_torn(log):
+        if self._whole != (place.generation, place.offset) and self._is_torn(log):
             line = b"\n" + line
         size = self._store.append(log, line)
+        self._whole = place.generation, size
         return JournalPlace(place.generation, size, place.number + 1, digest)
 
     def _is_torn(self, log: str) -> bool:
@@ -240,18 +247,19 @@ class Journal:
             pass
         return place
 
-    def is_long(self, generation: int) -> bool:
-        """Whether the log has outgrown its checkpoint."""
-        try:
-            floor = _SQUEEZED * self._store.size(self._checkpoint(generation))
-        except FileNotFoundError:
-            floor = 0
-        return self.length(generation) > max(floor, _FLOOR)
+    def is_long(self, place: JournalPlace) -> bool:
+        """Whether the log that ends at `place` has outgrown its checkpoint."""
+        if self._packed[0] != place.generation:
+            try:
+                self._packed = place.generation, self._store.size(self._checkpoint(place.generation))
+            except FileNotFoundError:
+                self._packed = place.generation, 0
+        return place.offset > max(_SQUEEZED * self._packed[1], _FLOOR)
 
     def checkpoint(self, place: JournalPlace, rows: Iterable[tuple[str, str, str]]) -> JournalPlace:
         """Write all documents as of `place`; returns the same point, at the start of a new log."""
         head = encode({"n": place.number, "digest": place.digest})
-        lines = [head, *(f"[{encode(kind)},{encode(key)},{value}]" for kind, key, value in rows)]
+        lines = [head, *(f"[{_quoted(kind)},{_quoted(key)},{value}]" for kind, key, value in rows)]
         body = "\n".join(lines).encode()
         text = body + f"\n{_digest('', body)}\n".encode()
         # Compress with gzip; a text that packs as well as a decompression bomb is stored, not compressed.

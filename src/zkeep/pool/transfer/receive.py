@@ -201,8 +201,10 @@ class _Receiver:
         if not self._names_settled:
             self._replicate_names(lambda: self._judge(begin, sent, snapshot))
         # 2. What is here already is read, verified and skipped.
-        target = self._target(begin, sent, snapshot)
-        if existing := self._existing(begin, target):
+        with self._pool.catalog.reading():
+            target = self._target(begin, sent, snapshot)
+            existing = self._existing(begin, target)
+        if existing:
             name = str(existing.name)
             self._options.on_snapshot(Arrival(name, name, bool(begin.begin.fromguid), ignored=True))
             for event in events:  # its records were read and verified for nothing

@@ -301,7 +301,8 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
         # 1. No other process may receive into the dataset, or destroy it.
         dataset = _locked(pool, target, locks)
         # 2. May it be received at all? Nothing was changed so far.
-        target, state, begun, plan = _admitted(pool, event, target, dataset)
+        with pool.catalog.reading():
+            target, state, begun, plan = _admitted(pool, event, target, dataset)
         refuse_full_disk(pool, target.name)
         if dataset is not None and state is MALFORMED:
             _forget_malformed(pool, dataset)
