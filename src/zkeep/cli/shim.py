@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,10 +79,13 @@ def _install(path: Path) -> None:
     if "'" in sys.executable or "\n" in sys.executable:
         raise Refused(f"cannot install {path}: the path of Python, {sys.executable!a}, has a quote in it")
     text = _SCRIPT.format(python=sys.executable, mark=_MARK, name=path.name, home=str(registry().home.absolute()))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Under a name that was not there: where others can write, a link might wait under one that can be guessed.
+    number, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    fresh = Path(made)
     try:
-        fresh.write_text(text, "utf-8")
-        fresh.chmod(0o755)
+        with open(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(number, 0o755)
         replace_durably(fresh, path)
     finally:
         with suppress(OSError):

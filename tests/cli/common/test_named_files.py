@@ -95,6 +95,46 @@ def test_a_file_is_replaced_also_through_a_link(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "there") == ["file"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes links of another user")
+@pytest.mark.parametrize("through", [[], ["ours"], ["ours", "ours too"]], ids=len)
+def test_what_a_link_of_another_user_leads_to_is_not_replaced(through: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "theirs").symlink_to("file")
+    os.lchown(tmp_path / "theirs", 65534, 65534)
+    last = "theirs"
+    for name in through:
+        (tmp_path / name).symlink_to(last)
+        last = name
+    with pytest.raises(Refused, match="a link of another user"):
+        replace_file(tmp_path / last, b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes links of another user")
+@pytest.mark.parametrize("name", ["zkeep.1", "zkeep-send.1", "x.prom"])
+def test_no_verb_writes_where_another_users_link_leads(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / name).symlink_to("file")
+    os.lchown(tmp_path / name, 65534, 65534)
+    words = ["metrics", "-o", str(tmp_path / name)] if name == "x.prom" else ["help", "--man-pages", str(tmp_path)]
+    assert run(words) == 1
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_shim_is_written_under_a_name_that_was_not_there(tmp_path: Path) -> None:
+    """Also where somebody put links under all names that can be guessed."""
+    (tmp_path / "file").write_bytes(b"old")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    guessed = {f".{name}.{os.getpid()}.new" for name in ("zfs", "zpool")}
+    for name in guessed:
+        (folder / name).symlink_to(tmp_path / "file")
+    assert run(["shim", str(folder)]) == 0
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert set(os.listdir(folder)) == {"zfs", "zpool", *guessed}
+    assert stat.S_IMODE((folder / "zfs").stat().st_mode) == 0o755
+
+
 def test_verbs_that_write_files_replace_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "home"))
     os.mkfifo(tmp_path / "x")

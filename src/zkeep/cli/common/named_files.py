@@ -15,6 +15,7 @@ from pathlib import Path
 from zkeep.errors import Refused
 from zkeep.names import shown
 
+MOST_LINKS = 40
 MOST = 1 << 20
 "Bytes of patterns, or of public keys, that a file may have."
 
@@ -46,6 +47,24 @@ def _check(mode: int) -> None:
         raise OSError(0, "it is a folder" if stat.S_ISDIR(mode) else "it is no file")
 
 
+def _led_to(path: Path) -> Path:
+    """The file that a name leads to: what a link leads to is replaced, not the link.
+
+    In a folder that others can write to, a link may be theirs, and lead to a file that they must not replace.
+
+    Raises:
+        OSError: a link of another user's is there, or too many follow each other.
+    """
+    for _ in range(MOST_LINKS):
+        place = Path(os.path.realpath(path.parent)) / path.name
+        if not place.is_symlink():
+            return place
+        if os.lstat(place).st_uid not in (0, os.geteuid()):
+            raise OSError(0, "a link of another user is there")
+        path = place.parent / os.readlink(place)
+    raise OSError(0, "too many links lead on from it")
+
+
 def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file in place of the one that is there, if any: a reader finds the old one or the new one.
 
@@ -54,7 +73,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     made = ""
     try:
-        place = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
+        place = _led_to(path)
         if os.path.lexists(place) and not stat.S_ISREG(os.lstat(place).st_mode):
             raise OSError(0, "what is there is no regular file")
         fd, made = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:200]}.")
