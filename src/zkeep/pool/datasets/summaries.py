@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -36,6 +37,10 @@ AT_ONCE = 4
 "The most summaries that one receive writes."
 
 
+Place = tuple[int, int, SummaryName]
+"A summary: the place of the first run, how many runs, name."
+
+
 @dataclass(frozen=True)
 class Unit:
     """Consecutive runs that one look answers for: `count` of them from place `start`."""
@@ -50,7 +55,7 @@ class Unit:
         return self.start + self.count
 
 
-def missing(runs: list[Run], have: Iterable[tuple[int, int, SummaryName]]) -> Iterator[Unit]:
+def missing(runs: list[Run], have: Iterable[Place]) -> Iterator[Unit]:
     """The summaries that runs should have and do not, those of few runs first. Pure."""
     # Level by level: what is summed up at one level are the units of the next.
     # runs     0 1 2 ... 15 | 16 ... 31 | ... | 240 ... 255 | 256 257 258
@@ -142,26 +147,25 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)
         runs = [run for run in history.runs if dataset.origin is None or run.txg > dataset.origin[1]]
-        _write(pool, dataset, history, runs)
-        for text in set(_names(pool, dataset)) - _valid(pool, dataset, runs, history.checked[dataset.key]):
+        # The names are read once: they are many, and all that is written here sums up these runs.
+        texts = _names(pool, dataset)
+        have = matching(texts, runs, history.checked[dataset.key])
+        _write(pool, dataset, history, runs, have)
+        for text in set(texts) - {str(name) for _, _, name in have}:
             pool.store.delete(text)
 
 
-def _valid(pool: Pool, dataset: Dataset, runs: list[Run], checked: dict[str, bool] | None = None) -> set[str]:
-    return {str(name) for _, _, name in matching(_names(pool, dataset), runs, checked)}
+def _valid(pool: Pool, dataset: Dataset, runs: list[Run]) -> set[str]:
+    return {str(name) for _, _, name in matching(_names(pool, dataset), runs)}
 
 
 def _names(pool: Pool, dataset: Dataset) -> list[str]:
     return pool.store.names(f"{FOLDER}/{dataset.key}")
 
 
-def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run]) -> None:
+def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run], have: list[Place]) -> None:
     """Write missing summaries, low levels first: those of one level are made of those of the level below."""
-    for _ in range(AT_ONCE):
-        have = matching(_names(pool, dataset), runs, history.checked[dataset.key])
-        unit = next(missing(runs, have), None)
-        if unit is None:
-            return
+    for unit in islice(missing(runs, have), AT_ONCE):
         summed = runs[unit.start : unit.end]
         with history.timeline(pool.store) as timeline:
             # The runs merged into one table, with the holes that only the merged increment has.

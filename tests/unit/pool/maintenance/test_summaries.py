@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,6 +117,21 @@ def test_a_rollback_leaves_none_of_what_went(pool: Pool) -> None:
     runs = own_runs(pool, dataset(pool))
     assert len(runs) == 2
     assert len(matching(names(pool), runs)) == len(names(pool)) == 1
+
+
+def test_p7_a_look_for_what_to_sum_up_reads_the_names_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    summaries.forget(pool, dataset(pool))
+    asked: list[str] = []
+    matched = summaries.matching
+
+    def counted(texts: list[str], *rest: Any) -> list[tuple[int, int, SummaryName]]:
+        asked.append("names")
+        return matched(texts, *rest)
+
+    monkeypatch.setattr(summaries, "matching", counted)
+    sum_up(pool, dataset(pool))
+    assert len(names(pool)) > 1, "several are written"
+    assert asked == ["names"]
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "empty"])
@@ -237,6 +252,17 @@ def grow_on(runs: list[Run], have: list[tuple[int, int, SummaryName]]) -> list[U
         written.append(unit)
         have = [*have, (unit.start, unit.count, SummaryName.of("x", unit.level, runs[unit.start : unit.end]))]
     return written
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_pass_finds_what_is_missing_in_the_order_in_which_it_can_be_written(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = random.Random(seed)
+    monkeypatch.setattr(summaries, "FAN", dice.choice([2, 3, 4, 16]))
+    runs = [run(i + 1, dice.choice([10, 10, 10, 200_000])) for i in range(dice.randrange(1, 300))]
+    have = [place for place in grow(runs) if dice.random() < 0.7]
+    assert list(missing(runs, have)) == grow_on(runs, have)
 
 
 def test_large_runs_are_left_alone() -> None:
