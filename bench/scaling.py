@@ -178,13 +178,19 @@ class Verb:
 VERBS = {
     "snapshots": [
         Verb("get -H used b/data@n{n}"),
+        Verb("get -H guid b/data@n{n}"),
         Verb("list -H b"),
+        Verb("list -H b/data@n{n}"),
+        Verb("holds -H b/data@n{n}"),
+        Verb("pool status b"),
         Verb("hold tag b/data@n{n}", changes=True),
         Verb("rename b/data@n{n} @other", changes=True),
         Verb("bookmark b/data@n{n} #mark", changes=True),
         Verb("destroy b/data@n{n}", changes=True),
+        Verb("destroy b/data@n2%n5", changes=True),
         Verb("receive b/data", "increment", changes=True),
         Verb("send -w b/data@n{n}"),
+        Verb("send -w -i @n5 b/data@n6"),
         Verb("list -H -r -t all b", each=True),
         Verb("get -H -r all b/data", each=True),
         Verb("send -w -I @n1 b/data@n{n}", each=True),
@@ -194,7 +200,9 @@ VERBS = {
     ],
     "datasets": [
         Verb("get -H used b/many/d{n}"),
+        Verb("get -H guid b/many/d{n}"),
         Verb("list -H b/data"),
+        Verb("pool status b"),
         Verb("create b/many/more", changes=True),
         Verb("hold tag b/many/d{n}@s0", changes=True),
         Verb("receive b/data", "increment", changes=True),
@@ -202,6 +210,7 @@ VERBS = {
         Verb("get -H -r all b", each=True),
         Verb("send -w -R b/many@s0", each=True),
         Verb("hold -r tag b/many@s0", each=True, changes=True),
+        Verb("receive b/new", "tree", each=True, changes=True),
         Verb("rename b/many b/few", each=True, changes=True),
         Verb("destroy -r b/many", each=True, changes=True),
     ],
@@ -249,7 +258,7 @@ def measure(folder: Path, kind: str, count: int, rounds: int, verbs: list[Verb])
         environment = {**os.environ, "ZKEEP_HOME": str(home), "XDG_RUNTIME_DIR": place}
         found = []
         for verb in verbs:
-            stdin = _input(verb, kind, count)
+            stdin = _input(verb, kind, count, environment)
             words = verb.words.format(n=count).split()
             if verb.stdin == "package":
                 cpu(["receive", "b/new"], stream(0), environment)
@@ -263,7 +272,10 @@ def measure(folder: Path, kind: str, count: int, rounds: int, verbs: list[Verb])
         return found
 
 
-def _input(verb: Verb, kind: str, count: int) -> bytes:
+def _input(verb: Verb, kind: str, count: int, environment: dict[str, str]) -> bytes:
+    if verb.stdin == "tree":
+        words = [*ZKEEP, "send", "-w", "-R", "b/many@s0"]
+        return subprocess.run(words, capture_output=True, env=environment, check=True).stdout
     if verb.stdin == "increment":
         return stream(count + 1 if kind == "snapshots" else 1)
     return many_increments(count) if verb.stdin in ("again", "package") else b""
