@@ -13,9 +13,10 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fcntl import ioctl
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from zkeep.format.znode import LINUX_FLAGS
 from zkeep.format.znode_writer import FileFields
@@ -40,6 +41,31 @@ class SourceError(Exception):
     def __init__(self, error: OSError) -> None:
         self.reason = error.strerror or str(error)
         super().__init__(self.reason)
+
+
+class Status(Protocol):
+    """What is asked of the status of a file or folder."""
+
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+    @property
+    def st_ctime_ns(self) -> int: ...
+
+
+@dataclass
+class Cut:
+    """A file that is read: the first block that is not stored yet, and how it was when the reading began."""
+
+    block: int
+    status: os.stat_result
+    bonus: bytes
+    spill: bytes | None
 
 
 class _Reading:
@@ -186,7 +212,12 @@ def flags_of(fd: int) -> int:
         found = int.from_bytes(ioctl(fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
     except OSError:
         return 0
-    return sum(stored for flag, stored in LINUX_FLAGS.items() if found & flag)
+    return stored_flags(found)
+
+
+def stored_flags(found: int) -> int:
+    """Flags of a file (FS_IOC_GETFLAGS) as they are stored."""
+    return sum(stored for flag, stored in LINUX_FLAGS.items() if found & flag) if found else 0
 
 
 def fields_of(

@@ -99,6 +99,10 @@ class FolderWriter:
             self._correct(live)
         return bool(self._todo)
 
+    def close(self) -> None:
+        """Nothing is written any more, for whatever reason."""
+        self._objects.close()
+
     # What there is to do
 
     def _prepare(self, base: OpenSnapshot | None, live: np.ndarray) -> None:
@@ -134,6 +138,7 @@ class FolderWriter:
             root = [empty_root()] if base is None else []
             self._todo.append(_in_order([*fixed, *root, *files]))
             self._todo.append(_in_order([*folders, *fewer, *gone]))
+        self._objects.read_ahead(sorted(files, key=_number_of))
         last = max((_number_of(todo[-1]) for todo in self._todo if todo), default=0)
         self._objects.attributes.next_number = max(int(taken[-1]), last) + 1
 

@@ -6,16 +6,19 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from zkeep.capture.ahead import ReadAhead, SmallFile
 from zkeep.capture.contents import (
     ATTEMPTS,
     EVERY,
     SMALL,
     Changed,
+    Cut,
     SourceError,
+    Status,
     birth_of,
     blocks_of,
     fields_of,
@@ -26,17 +29,17 @@ from zkeep.capture.contents import (
     same,
     xattrs_of,
 )
+from zkeep.capture.directories import directory_blocks
 from zkeep.capture.earlier import OpenWhole, find_earlier
 from zkeep.capture.previous import UNKNOWN, check_of
 from zkeep.capture.report import Result, Watch
-from zkeep.capture.scan import FOLDER, LINK, Folders, Node, ReadProblem, Scan
+from zkeep.capture.scan import FOLDER, LINK, REGULAR, Folders, Node, ReadProblem, Scan
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa_writer import with_numbers
-from zkeep.format.zap_writer import BLOCK, FatZap
 from zkeep.format.znode_writer import FileFields
 from zkeep.names import shown
-from zkeep.snapshot.attributes import Attributes, block_size, fat_blocks, new_directory
+from zkeep.snapshot.attributes import Attributes, block_size
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.compare import Comparison, write_unless_same
 from zkeep.snapshot.open import OpenSnapshot
@@ -47,17 +50,6 @@ from zkeep.tree.filesystem import Filesystem
 SECOND = 1_000_000_000
 CLOCK_TICK = 20_000_000
 "Nanoseconds by which the time of a change may lie before the change: the kernel's clock for files goes in ticks."
-REGULAR = stat.S_IFREG >> 12
-
-
-@dataclass
-class _Cut:
-    """A file that is read: the first block that is not stored yet, and how it was when the reading began."""
-
-    block: int
-    status: os.stat_result
-    bonus: bytes
-    spill: bytes | None
 
 
 class ObjectWriter:
@@ -78,12 +70,12 @@ class ObjectWriter:
         self._folders = folders
         self._recordsize = recordsize
         self._generation = generation
-        self._watch = watch
-        self._result = result
+        self._watch, self._result = watch, result
         self._base: OpenSnapshot | None = None
         self._tree: Filesystem | None = None
         self._live = np.empty(0, np.uint64)
-        self._cut: _Cut | None = None
+        self._cut: Cut | None = None
+        self._ahead = ReadAhead(folders, (), recordsize)
         self.attributes = Attributes(recordsize, generation, result.extras)
         self.room = 0
         self.names_kept: Counter[int] = Counter()
@@ -108,6 +100,18 @@ class ObjectWriter:
         self._writer, self._base, self._live = writer, base, live
         self._tree = Filesystem(base) if base is not None else None
 
+    def read_ahead(self, nodes: Iterable[Node]) -> None:
+        """What is going to be written, in this order: new files are read before it is their turn.
+
+        Of others only what differs is stored, so they are read block by block.
+        """
+        new = (node for node in nodes if node.kind == REGULAR and not self._is_live(node.number))
+        self._ahead = ReadAhead(self._folders, new, self._recordsize)
+
+    def close(self) -> None:
+        """Nothing is read ahead any more."""
+        self._ahead.close()
+
     def count_names(self, node: Node) -> None:
         """Write how many names lead to a file that is stored."""
         if (held := self._held(node)) is not None:
@@ -117,6 +121,9 @@ class ObjectWriter:
         """Write one. False: only a part of it, as the room is used up; the rest follows at the next call."""
         if node.kind == FOLDER:
             self._write_folder(node)
+            return True
+        if (small := self._ahead.take(node)) is not None:
+            self._write_small(node, small)
             return True
         # A file can be read by any of its names: one of them may be gone, or lie where this user may not look.
         reason = SourceError(OSError(0, "it has no name"))
@@ -227,6 +234,23 @@ class ObjectWriter:
             os.close(fd)
         raise AssertionError("the last attempt takes the file as it is")
 
+    def _write_small(self, node: Node, small: SmallFile) -> None:
+        """Write a new file that was read whole, in one block."""
+        fields = small.fields(self._links(node), _parent(node), self._generation)
+        bonus, spill = self.attributes.encode(node.number, fields, small.xattrs)
+        content = small.content
+        blocks = (Block(0, content),) if content else ()
+        change = ObjectChange(
+            *(node.number, ObjectType.PLAIN_FILE, len(content) or 512, len(blocks) - 1, blocks, bonus), spill=spill
+        )
+        self._watch.bytes(len(content))
+        self.room -= len(content)
+        self._writer.write(change)
+        self.partial.discard(node.number)
+        self._unread.discard(node.number)
+        self._watch.file()
+        self._row(node, small)
+
     def _write_content(self, node: Node, fd: int, folder: int, *, last: bool) -> bool:
         # A file that was cut goes on with the attributes that it had when its reading began.
         cut, self._cut = self._cut, None
@@ -241,7 +265,7 @@ class ObjectWriter:
                     raise OSError(0, "it is no regular file any more")
                 fields = self._fields(node, status, status.st_size, folder)
                 fields.flags = flags_of(fd)
-                cut = _Cut(0, status, *self.attributes.encode(node.number, fields, self._xattrs(node, fd)))
+                cut = Cut(0, status, *self.attributes.encode(node.number, fields, self._xattrs(node, fd)))
         held, size = self._held(node), cut.status.st_size
         blksz = self._blksz(size, held)
         change = ObjectChange(
@@ -263,7 +287,7 @@ class ObjectWriter:
         return is_whole
 
     def _blocks(
-        self, node: Node, fd: int, blksz: int, begun: _Cut, held: VerifiedObject | None, last: bool
+        self, node: Node, fd: int, blksz: int, begun: Cut, held: VerifiedObject | None, last: bool
     ) -> Iterator[Block]:
         """The blocks that have to be stored, until the room is used up.
 
@@ -428,7 +452,7 @@ class ObjectWriter:
         folders = sum(child.kind == FOLDER for child in children)
         # An entry is the object's number, with the kind of file in the upper 4 bits.
         entries = {child.name: child.number | child.kind << 60 for child in children}
-        return len(children), folders, *self._directory(entries, held)
+        return len(children), folders, *directory_blocks(entries, held, self._base)
 
     def _kept_entries(self, held: VerifiedObject) -> tuple[int, int, int, int, list[Block]]:
         """The same for a folder that cannot be read: those of the base, without what was found elsewhere."""
@@ -438,7 +462,7 @@ class ObjectWriter:
         old = dict(self._tree.zap(number).numbers())
         folders = sum(old[name] >> 60 == FOLDER for name in gone)
         entries = {name: value for name, value in old.items() if name not in gone}
-        return before.size - 2 - len(gone), before.links - 2 - folders, *self._directory(entries, held)
+        return before.size - 2 - len(gone), before.links - 2 - folders, *directory_blocks(entries, held, self._base)
 
     def without_moved(self, held: VerifiedObject) -> ObjectChange:
         """A folder that cannot be read, without the names of what was found elsewhere; all else of it stays."""
@@ -449,30 +473,6 @@ class ObjectWriter:
         spill = "keep" if dnode.has_spill else None
         return ObjectChange(dnode.number, dnode.type, blksz, last, blocks, bonus, spill=spill, keep=True)
 
-    def _directory(self, entries: dict[bytes, int], held: VerifiedObject | None) -> tuple[int, int, list[Block]]:
-        """Block size, last block, and the blocks that changed."""
-        old: dict[bytes, int] = {}
-        if held is not None and self._tree is not None:
-            old = dict(self._tree.zap(held.dnode.number).numbers())
-            if entries == old:
-                return held.dnode.blksz, held.dnode.maxblkid, []
-        # A fat ZAP is changed in place, so that only the leaves with changed names are stored again.
-        if held is None or held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
-            return new_directory(entries)
-        return fat_blocks(self._updated(held.dnode.number, old, entries))
-
-    def _updated(self, number: int, old: dict[bytes, int], entries: dict[bytes, int]) -> FatZap:
-        """The fat ZAP of the base with what changed in it. `old`: its entries there."""
-        assert self._base is not None
-        base = self._base
-        zap = FatZap.load(lambda block: base.read_block(number, block), BLOCK)
-        for name in old.keys() - entries.keys():
-            zap.remove(name)
-        for name, value in entries.items():
-            if old.get(name) != value:
-                zap.put(name, value)
-        return zap
-
     def plan_folders(self, nodes: Iterable[Node]) -> None:
         """Rows of folders that have a number and are not written yet."""
         for node in nodes:
@@ -482,7 +482,7 @@ class ObjectWriter:
     def _report(self, node: Node, reason: str) -> None:
         self._result.problems.append(ReadProblem(node.path, reason))
 
-    def _row(self, node: Node, status: os.stat_result, names: int = UNKNOWN, *, again: bool = False) -> None:
+    def _row(self, node: Node, status: Status, names: int = UNKNOWN, *, again: bool = False) -> None:
         """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""
         # What changed within a tick of the scan's begin may change again and keep this ctime: it is read again.
         changed = status.st_ctime_ns

@@ -18,7 +18,7 @@ from zkeep.capture.previous import NEW, UNKNOWN, Previous, check_of, check_of_jo
 from zkeep.format.zap_writer import MAX_NAME
 
 OPEN_FOLDERS = 128
-FOLDER, LINK = stat.S_IFDIR >> 12, stat.S_IFLNK >> 12
+FOLDER, LINK, REGULAR = stat.S_IFDIR >> 12, stat.S_IFLNK >> 12, stat.S_IFREG >> 12
 READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -253,7 +253,7 @@ class Scanner:
                     # What a folder tells of an entry whose status cannot be had: its inode, and mostly its kind
                     kind, reason = 0, error.strerror or str(error)
                     with suppress(OSError):
-                        tests = (entry.is_dir, FOLDER), (entry.is_file, stat.S_IFREG >> 12)
+                        tests = (entry.is_dir, FOLDER), (entry.is_file, REGULAR)
                         kind = next((kind for test, kind in tests if test(follow_symlinks=False)), 0)
                         kind = kind or (LINK if entry.is_symlink() else 0)
                     entries.append(Seen(name, kind, None, entry.inode(), reason))

@@ -132,6 +132,7 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
             *(scan, scanner.folders, before, recordsize, generation, request.watch, request.step),
             open_whole=functools.cache(open_whole),
         )
+        stack.callback(writer_of.close)
 
         def save(made: Snapshot) -> None:
             rows = writer_of.rows_of_step() if made.doc.get(STEP) else writer_of.next_rows()

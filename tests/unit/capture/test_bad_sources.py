@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 from capturekit import extracted, listing, make_tree
 
-from zkeep.capture import contents, objects
+from zkeep.capture import ahead, contents, objects
 from zkeep.capture.report import Watch
 from zkeep.cli.common import snapshot_from
 from zkeep.format.znode import APPEND_ONLY, IMMUTABLE, NO_DUMP
@@ -184,6 +184,7 @@ def test_extended_attributes_over_64_kib_get_a_folder_of_their_own(
     wanted = {b"user.large": os.urandom(300_000), b"user.small": b"x", b"security.empty": b""}
     wanted |= {b"user.%d" % number: os.urandom(20_000) for number in range(5)}
     with monkeypatch.context() as patch:
+        patch.setattr(ahead, "_read_files", None)
         patch.setattr(objects, "xattrs_of", lambda place: (wanted, {}))
         file.write_bytes(b"content")
         assert take(zkeep, source, "1") == 0
@@ -341,6 +342,7 @@ def test_file_flags_are_stored(
         assert request & 0xFFFF == 0x6601
         return linux.to_bytes(len(buffer), "little")
 
+    monkeypatch.setattr(ahead, "_read_files", None)
     monkeypatch.setattr(contents, "ioctl", ioctl)
     assert take(zkeep, source, "1") == 0
     tree = opened("1")

@@ -13,6 +13,7 @@ import pytest
 from capturekit import extracted, make_tree
 from historykit import KEY, change, check_objects, stored_listing
 
+from zkeep.capture import ahead
 from zkeep.capture.contents import SourceError
 from zkeep.capture.objects import ObjectWriter
 from zkeep.format.events import Batch
@@ -84,6 +85,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, names: set[bytes], error: OSError) 
             raise SourceError(error) from error
         return genuine(self, node)
 
+    monkeypatch.setattr(ahead, "_read_files", None)  # what is left out there comes here
     monkeypatch.setattr(ObjectWriter, "_write_file", write)
 
 

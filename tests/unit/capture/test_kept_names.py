@@ -13,7 +13,7 @@ import pytest
 from capturekit import extracted
 from historykit import KEY, check_objects
 
-from zkeep.capture import contents, previous
+from zkeep.capture import ahead, contents, previous
 from zkeep.capture.scan import Folders, Node, Scanner, Seen
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Pool
@@ -183,6 +183,7 @@ class Xattrs:
         self.values: dict[str, bytes] = {}
         self.errors: dict[str, int] = {}
         self.list_error = 0
+        monkeypatch.setattr(ahead, "_read_files", None)
         monkeypatch.setattr(contents.os, "listxattr", self._list)
         monkeypatch.setattr(contents.os, "getxattr", self._get)
 

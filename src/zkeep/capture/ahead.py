@@ -1,0 +1,151 @@
+"""Small files, read before it is their turn: the next ones while those before them are stored.
+
+A compiled module (_reading.c) reads many of them in one call of another thread. Where it is not there, and for whatever
+it leaves out (a large file, one that changes or cannot be read), files are read one by one, as objects.py does it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from zkeep.capture.contents import stored_flags
+from zkeep.capture.scan import Folders, Node
+from zkeep.format.znode_writer import FileFields
+
+FILES, BYTES = 128, 2 << 20
+"How many files are read together, and after how many bytes no other is begun."
+LARGEST = 1 << 20
+"Bytes of the largest file that is read ahead."
+
+
+class SmallFile(NamedTuple):
+    """A regular file as it was while it was read; times in nanoseconds, `birth` 0 if it is not known.
+
+    The fields that os.stat_result has as well are named as there.
+    """
+
+    st_dev: int
+    st_ino: int
+    st_mode: int
+    st_uid: int
+    st_gid: int
+    st_size: int
+    st_nlink: int
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+    birth: int
+    flags: int
+    "IMMUTABLE, APPEND and NODUMP, as chattr has them."
+    xattrs: dict[bytes, bytes]
+    content: bytes
+    "Filled with zeros to whole sectors of 512 bytes."
+
+    def fields(self, links: int, parent: int, generation: int) -> FileFields:
+        times = self.st_atime_ns, self.st_mtime_ns, self.st_ctime_ns
+        made = FileFields(
+            *(self.st_mode, self.st_uid, self.st_gid, self.st_size, links),
+            *(*times, self.birth or min(times), parent, generation),
+        )
+        made.flags = stored_flags(self.flags)
+        return made
+
+
+_Read = Callable[[list[int], list[bytes], int, int], list[tuple[Any, ...] | None]]
+
+
+def _compiled() -> _Read | None:
+    if os.environ.get("ZKEEP_KERNEL") == "numpy" or sys.byteorder != "little":
+        return None
+    try:
+        from zkeep.capture import _reading  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    found: _Read | None = getattr(_reading, "read_files", None)
+    return found
+
+
+_read_files = _compiled()
+
+
+class ReadAhead:
+    """Reads the files of nodes that are asked for in this order. `limit`: no file with more bytes is read."""
+
+    def __init__(self, folders: Folders, nodes: Iterable[Node], limit: int) -> None:
+        self._folders = folders
+        self._limit = min(limit, LARGEST)
+        self._nodes = list(nodes) if _read_files is not None else []
+        self._asked = self._begun = 0
+        "How many were asked for, and the first of those that are being read."
+        self._found: list[tuple[Any, ...] | None] = []
+        self._first = 0
+        "Which node the first of those that were read is."
+        self._pending: Future[list[tuple[Any, ...] | None]] | None = None
+        self._pool = ThreadPoolExecutor(1) if self._nodes else None
+
+    def take(self, node: Node) -> SmallFile | None:
+        """A file, if it is one of those; None: it has to be read by itself."""
+        if self._asked >= len(self._nodes) or self._nodes[self._asked] is not node:
+            return None
+        if self._asked == self._first + len(self._found):
+            self._next()
+        at = self._asked - self._first
+        found, self._found[at] = self._found[at], None
+        self._asked += 1
+        return SmallFile._make(found) if found is not None else None
+
+    def close(self) -> None:
+        """Wait for what is being read; nothing is read any more."""
+        self._nodes.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _next(self) -> None:
+        """Take what was read meanwhile, and begin with the next ones."""
+        if self._pending is None:
+            self._submit(self._asked)
+        assert self._pending is not None
+        self._first, self._found = self._begun, self._pending.result()
+        self._submit(self._first + len(self._found))
+
+    def _submit(self, first: int) -> None:
+        assert self._pool is not None
+        nodes = self._nodes[first : first + FILES]
+        # Descriptors of their own: Folders closes those that were not used for long.
+        fds: dict[Node, int] = {}
+        try:
+            folders = [self._folder(node, fds) for node in nodes]
+            names = [node.name for node in nodes]
+            self._begun = first
+            self._pending = self._pool.submit(_read, folders, names, self._limit, list(fds.values()))
+        except BaseException:
+            _close(fds.values())
+            raise
+
+    def _folder(self, node: Node, fds: dict[Node, int]) -> int:
+        """A descriptor of a file's folder; -1 if it cannot be opened."""
+        assert node.parent is not None
+        if node.parent not in fds:
+            try:
+                fds[node.parent] = os.dup(self._folders.fd(node.parent))
+            except OSError:
+                return -1
+        return fds[node.parent]
+
+
+def _read(folders: list[int], names: list[bytes], limit: int, fds: Sequence[int]) -> list[tuple[Any, ...] | None]:
+    assert _read_files is not None
+    try:
+        return _read_files(folders, names, limit, BYTES)
+    finally:
+        _close(fds)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

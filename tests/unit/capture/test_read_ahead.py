@@ -1,0 +1,186 @@
+"""Small files are read many in one call; what is stored of them is what reading each by itself finds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from capturekit import extracted, listing
+
+from zkeep.capture import ahead, contents
+from zkeep.capture.ahead import BYTES, FILES, LARGEST, ReadAhead, SmallFile
+from zkeep.capture.scan import READ_FOLDER, Folders, Node
+
+Zkeep = Callable[..., int]
+FILE = 0o10
+
+pytestmark = pytest.mark.skipif(ahead._read_files is None, reason="it is not compiled here")
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    made = tmp_path / "source"
+    made.mkdir()
+    return made
+
+
+def nodes_of(top: Path) -> list[Node]:
+    """Nodes of all that is in a folder and in those below, as if each were a file."""
+    root = Node(b"", None, 4, 34, True)
+    folders = {top: root}
+    found = []
+    for place, below, names in os.walk(top):
+        for name in below:
+            folders[Path(place, name)] = Node(os.fsencode(name), folders[Path(place)], 4, 0, True)
+        found += [Node(os.fsencode(name), folders[Path(place)], FILE, 0, True) for name in sorted(names)]
+    return found
+
+
+def read(top: Path, limit: int = 1 << 20) -> dict[bytes, SmallFile | None]:
+    fd = os.open(top, READ_FOLDER)
+    folders, nodes = Folders(fd), nodes_of(top)
+    reader = ReadAhead(folders, nodes, limit)
+    try:
+        return {node.path: reader.take(node) for node in nodes}
+    finally:
+        reader.close()
+        folders.close()
+        os.close(fd)
+
+
+def test_a_file_is_read_with_all_that_is_stored_of_it(top: Path) -> None:
+    for size in (0, 1, 511, 512, 513, 100_000):
+        path = top / f"{size}"
+        path.write_bytes(bytes(range(1, 101)) * (size // 100 + 1))
+        os.truncate(path, size)
+        os.utime(path, ns=(-5_000_000_001, 1_234_567_890_123_456_789))
+        path.chmod(0o4751)
+    folder = os.open(top, READ_FOLDER)
+    for name, small in read(top).items():
+        assert small is not None
+        status, content = os.stat(top / os.fsdecode(name)), (top / os.fsdecode(name)).read_bytes()
+        assert small.content == content.ljust(-(-len(content) // 512) * 512, b"\0")
+        ours = (getattr(small, field) for field in SmallFile._fields if field.startswith("st_"))
+        assert list(ours) == [getattr(status, field) for field in SmallFile._fields if field.startswith("st_")]
+        assert small.birth == contents.birth_of(name, folder)
+        # The same attributes as if it were read by itself.
+        alone = contents.fields_of(
+            status, size=status.st_size, links=1, parent=34, generation=7, birth=contents.birth_of(name, folder)
+        )
+        assert small.fields(1, 34, 7) == alone
+    os.close(folder)
+
+
+def test_extended_attributes_come_along(top: Path) -> None:
+    wanted = {b"user.one": b"1", b"user.empty": b"", b"user.bytes": bytes(range(256))}
+    (top / "file").write_bytes(b"content")
+    try:
+        for name, value in wanted.items():
+            os.setxattr(top / "file", name, value)
+    except OSError:
+        pytest.skip("no extended attributes here")
+    small = read(top)[b"file"]
+    assert small is not None
+    assert {name: value for name, value in small.xattrs.items() if name in wanted} == wanted
+    assert small.xattrs == contents.xattrs_of(str(top / "file"))[0]
+
+
+def test_flags_are_those_of_chattr(top: Path) -> None:
+    (top / "file").write_bytes(b"content")
+    if subprocess.run(["chattr", "+d", top / "file"], check=False, capture_output=True).returncode:
+        pytest.skip("no flags here")
+    small = read(top)[b"file"]
+    assert small is not None
+    with (top / "file").open("rb") as source:
+        assert contents.stored_flags(small.flags) == contents.flags_of(source.fileno()) != 0
+
+
+def test_what_is_no_small_file_is_left_to_others(top: Path) -> None:
+    (top / "large").write_bytes(bytes(4097))
+    (top / "just").write_bytes(bytes(4096))
+    (top / "link").symlink_to("just")
+    os.mkfifo(top / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(top / "socket"))
+    found = read(top, 4096)
+    (top / "just").unlink()
+    assert {name for name, small in found.items() if small is not None} == {b"just"}
+
+
+def test_every_file_of_many_is_read_once_and_in_order(top: Path) -> None:
+    """More than are read together, in number and in bytes, in several folders."""
+    for number in range(3 * FILES):
+        place = top / f"{number % 7}"
+        place.mkdir(exist_ok=True)
+        (place / f"{number}").write_bytes(b"%d" % number)
+    for number in range(3 * BYTES // LARGEST):
+        (top / "0" / f"large{number}").write_bytes(bytes([number + 1]) * LARGEST)
+    for path, small in read(top).items():
+        content = (top / os.fsdecode(path)).read_bytes()
+        assert small is not None
+        assert small.content.rstrip(b"\0") == content
+
+
+def test_a_file_that_is_not_the_next_one_is_left_to_others(top: Path) -> None:
+    for number in range(3):
+        (top / f"{number}").write_bytes(b"%d" % number)
+    fd = os.open(top, READ_FOLDER)
+    nodes = nodes_of(top)
+    reader = ReadAhead(Folders(fd), nodes, 512)
+    assert reader.take(nodes[1]) is None
+    for node in nodes:
+        small = reader.take(node)
+        assert small is not None
+        assert small.content.rstrip(b"\0") == node.name
+    assert reader.take(nodes[0]) is None
+    reader.close()
+    os.close(fd)
+
+
+def test_files_whose_folder_is_gone_are_left_to_others(top: Path) -> None:
+    for name in ("gone", "here"):
+        (top / name).mkdir()
+        (top / name / "file").write_bytes(b"content")
+    fd = os.open(top, READ_FOLDER)
+    nodes = nodes_of(top)
+    (top / "gone" / "file").unlink()
+    (top / "gone").rmdir()
+    reader = ReadAhead(Folders(fd), nodes, 512)
+    assert {node.path for node in nodes if reader.take(node)} == {b"here/file"}
+    reader.close()
+    os.close(fd)
+
+
+def test_no_descriptor_stays_open(top: Path) -> None:
+    for number in range(FILES + 1):
+        (top / f"{number}").mkdir()
+        (top / f"{number}" / "file").write_bytes(b"content")
+    before = len(os.listdir("/proc/self/fd"))
+    assert all(read(top).values())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("compression", ["zstd", "off"])
+def test_a_snapshot_is_what_it_is_without(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    for number in range(40):
+        (top / f"{number}").write_bytes(os.urandom(number) * number)
+    (top / "zeros").write_bytes(bytes(5000))
+    (top / "hole").touch()
+    os.truncate(top / "hole", 70_000)
+    os.link(top / "7", top / "seven")
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    options = ["-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation=file://{tmp_path}/key"]
+    assert zkeep("pool", "create", "b", str(tmp_path / "b")) == 0
+    shown = []
+    for name in ("ahead", "alone"):
+        assert zkeep("create", *options, "-o", f"compression={compression}", f"b/{name}") == 0
+        assert zkeep("snapshot", "--from", str(top), f"b/{name}@1") == 0
+        shown.append(extracted(zkeep, tmp_path, f"b/{name}@1"))
+        monkeypatch.setattr(ahead, "_read_files", None)
+    assert shown[0] == shown[1] == listing(top)
