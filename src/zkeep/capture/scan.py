@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zkeep.capture.previous import NEW, UNKNOWN, Previous, check_of, check_of_joined
 from zkeep.format.zap_writer import MAX_NAME
@@ -124,8 +125,7 @@ class Folders:
             os.close(self._open.popitem()[1])
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """An entry of a folder, as it is now. `stat`: None if it cannot be had; `kind`: as in d_type."""
 
     name: bytes
