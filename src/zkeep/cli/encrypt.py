@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
@@ -11,7 +12,7 @@ import click
 from zkeep.cli.common.pools import opened, settings, widen
 from zkeep.cli.common.sink import Sink, stream_input
 from zkeep.cli.keys import encryption
-from zkeep.cli.keys.reencryption import EncryptingIntake
+from zkeep.cli.keys.reencryption import EncryptingIntake, in_clear
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets import contents, properties
@@ -56,7 +57,8 @@ def encrypt_verb(*, options: Sequence[str], name: str) -> None:
         arrival = _Arrival(pool, target, local, Sink())
         try:
             # Two passes: the stream is stored encrypted, then sent raw. With contents=metadata it leaves step by step.
-            arrival.receive(local, asked)
+            with _in_own_words():
+                arrival.receive(local, asked)
         except OSError as error:
             raise arrival.broken_off(error) from None
         for request in arrival.requests():
@@ -95,6 +97,7 @@ class _Arrival:
         from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
         from zkeep.reencrypt.outgoing import StepSender, remove_unsent
 
+        _refuse_clear(self._pool, self._target, asked)
         remove_unsent(self._pool, self._target)
         sender = StepSender(self.sink.write, lambda: self._leaves_in_steps, lambda: self._header is not None)
         intake = EncryptingIntake(asked, (), follower=sender)
@@ -149,8 +152,13 @@ class _Arrival:
     def _note(self, arrival: Arrival) -> None:
         from zkeep.reencrypt.outgoing import refuse_sent
 
-        if arrival.ignored and self._leaves_in_steps:
-            refuse_sent(self._pool, SnapshotName.parse(arrival.kept))
+        if arrival.ignored:
+            kept = SnapshotName.parse(arrival.kept)
+            # What was received in clear before would leave in clear.
+            if not self._pool.dataset(kept.dataset).doc.get("crypt"):
+                raise Refused(f"cannot encrypt into {self._target}: {in_clear(self._pool, kept.dataset)}")
+            if self._leaves_in_steps:
+                refuse_sent(self._pool, kept)
         if arrival.ignored or arrival.bytes is not None:
             self._names.append(SnapshotName.parse(arrival.kept))
             self.is_new = self.is_new or not arrival.ignored
@@ -174,6 +182,45 @@ class _Arrival:
             top = [name for name in self._names if name.dataset == target][-1:] or [last]
             return [SendRequest(snapshot=str(top[0]), raw=True, replicate=True, from_all=mark)]
         return [SendRequest(snapshot=str(last), raw=True, from_all=mark, props=True)]
+
+
+def _refuse_clear(pool: Pool, target: DatasetName, asked: dict[str, str]) -> None:
+    """Refuse, before a byte is read, a target where nothing would be encrypted: it would leave in clear.
+
+    Raises:
+        Refused: it is in clear, or neither it nor anything above it is encrypted, and it gets no key of its own.
+    """
+    from zkeep.reencrypt.receive import encrypted_above
+
+    dataset = pool.find(target)
+    if dataset is not None and dataset.doc.get("crypt"):
+        return
+    has_past = dataset is not None and pool.newest_snapshot(dataset) is not None
+    if has_past or (encrypted_above(pool, target) is None and "keyformat" not in asked):
+        raise Refused(f"cannot encrypt into {target}: {in_clear(pool, target)}")
+
+
+_WORDS = {
+    "cannot receive incremental stream into ": "cannot encrypt into ",
+    "cannot receive into ": "cannot encrypt into ",
+    "cannot receive: ": "cannot encrypt: ",
+    "cannot receive ": "cannot encrypt into ",
+}
+"How the errors of a receive begin, which is a means here, and how those of encrypt do."
+
+
+@contextmanager
+def _in_own_words() -> Iterator[None]:
+    """Let errors of the receive say what was asked for, and no way out that zkeep encrypt does not have."""
+    try:
+        yield
+    except ZkeepError as error:
+        text = str(error).replace(", or name the source with -o origin=SNAPSHOT", "")
+        for begins, ours in _WORDS.items():
+            if text.startswith(begins):
+                error.args = (ours + text.removeprefix(begins),)
+                break
+        raise
 
 
 def _keeps_metadata(pool: Pool, target: DatasetName, local: dict[str, str]) -> bool:

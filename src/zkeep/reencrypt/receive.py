@@ -287,7 +287,8 @@ class Reencryption:
             return self.source.for_new(pool, target.name, top=substream.top)
         except Refused as error:
             # Where a blind pool may not take plain streams either, say the way that works without a key.
-            if View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on":
+            is_blind = View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on"
+            if is_blind and not self.source.makes_root and self.follower is None:
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
             raise
 

@@ -58,7 +58,13 @@ class EncryptingIntake:
         self._made: Reencryption | None = None
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
-        return not substream.event.begin.raw and self._reencryption().takes(pool, substream)
+        if substream.event.begin.raw:
+            return False
+        is_taken = self._reencryption().takes(pool, substream)
+        # Who asks for encryption gets it, or nothing
+        if not is_taken and (self._asked or self._follower is not None):
+            raise Refused(f"cannot receive {substream.target.name}: {in_clear(pool, substream.target.name)}")
+        return is_taken
 
     def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
         self._reencryption().judge(pool, substream, charges)
@@ -169,6 +175,17 @@ class _GetKey:
             return bytes(key_that_opens(self._made, wrapped))
         except WrongKey:
             return self._loaded(wrapped)
+
+
+def in_clear(pool: Pool, name: DatasetName) -> str:
+    """Why what is received there would be in clear, and the way out."""
+    dataset = pool.find(name)
+    if dataset is not None and pool.newest_snapshot(dataset):
+        return f"{name} is in clear: name another dataset, below an encrypted one"
+    return (
+        f"nothing above {name} is encrypted: name a dataset below an encrypted one, or give it a key of its own: "
+        "-o encryption=on -o keyformat=raw -o keylocation=file:///path"
+    )
 
 
 def refuse_missing_key(pool: Pool, name: DatasetName, *, below: bool) -> None:
