@@ -91,6 +91,7 @@ class ForeignIndex(Damaged):
     """An SQLite file whose schema is not ours: it may hold views and triggers, and nothing in it is used."""
 
 
+_INSERT = "INSERT OR IGNORE INTO doc VALUES (?, ?, ?, ?) RETURNING 1"
 _EVERYTHING = "SELECT * FROM doc ORDER BY kind, key"
 _ALL = f"SELECT * FROM doc WHERE {_DOCUMENTS} ORDER BY kind, key"  # noqa: S608 (constants)
 _LOOKUP = (
@@ -336,10 +337,13 @@ class Index:
                 self._put(kind, key, value)
 
     def _put(self, kind: str, key: str, value: str) -> None:
-        self._delete(kind, key)
         # Compress a long document: a snapshot's BEGIN is mostly zeros and names.
         packed = zlib.compress(value.encode(), 1) if len(value) > _LONG else value
-        self._run("INSERT INTO doc VALUES (?, ?, ?, ?)", kind, key, packed, sum_of(kind, key, value))
+        row = kind, key, packed, sum_of(kind, key, value)
+        # Most rows are new. A former one is deleted, so that the trigger takes it from the tally.
+        if not self._run(_INSERT, *row):
+            self._delete(kind, key)
+            self._run(_INSERT, *row)
         self._places += sum_of(kind, key)
 
     def _delete(self, kind: str, key: str) -> None:
