@@ -24,9 +24,10 @@ from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
 from zkeep.snapshot.compare import Comparison
+from zkeep.snapshot.encrypted import is_zeros
 from zkeep.snapshot.new_filesystem import new_salt
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.snapshot.writer import SnapshotWriter, is_zeros
+from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.volume import DATA, PROPERTIES, Volume
 
 DEVICES = "/sys/dev/block"

@@ -37,7 +37,7 @@ class BadCompression(ValueError):
     """A block does not decompress, or not to the size that it should have."""
 
 
-_PLAIN = (int(Compression.INHERIT), int(Compression.OFF))
+PLAIN = (int(Compression.INHERIT), int(Compression.OFF))
 
 
 def decompress(data: Buffer, compression: int, size: int) -> Buffer:
@@ -49,7 +49,7 @@ def decompress(data: Buffer, compression: int, size: int) -> Buffer:
     if size > MAX_PAYLOAD:
         raise BadCompression(f"{size} bytes are more than any block has")
     # Each branch gives at most `size` bytes; what it really gave is compared at the end.
-    if compression in _PLAIN:
+    if compression in PLAIN:
         result = data
     elif compression == Compression.EMPTY:
         result = bytes(size)

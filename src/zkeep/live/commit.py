@@ -111,7 +111,8 @@ class CommitWriter:
         for number in sorted(numbers):
             content = inode.blocks.get(number)
             if content is None or len(content) == width:
-                yield Block(number, content)  # nothing changes it meanwhile: the dataset's lock is held
+                # Nothing changes it meanwhile: the dataset's lock is held.
+                yield Block(number, content, early=inode.early.get(number))
             else:
                 yield Block(number, content.ljust(width, b"\0"))
 

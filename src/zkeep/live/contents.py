@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from zkeep.live.inode import Inode
+from zkeep.snapshot.changes import INLINE
+from zkeep.snapshot.encrypted import BeginEarly
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.windows import Content
 
@@ -16,6 +18,8 @@ class Contents:
 
     def __init__(self, recordsize: int, base: Callable[[], OpenSnapshot]) -> None:
         self.dirty = 0
+        self.encrypt: BeginEarly | None = None
+        "Begins to encrypt a block that is whole and large."
         self._recordsize = recordsize
         self._base = base
         self._content: tuple[OpenSnapshot, Content] | None = None
@@ -68,6 +72,7 @@ class Contents:
 
     def load(self, inode: Inode, number: int) -> bytearray:
         """Load a block that is about to be changed, and mark it dirty. Its end may lack zeros."""
+        inode.early.pop(number, None)
         found = inode.blocks.get(number)
         if found is None:
             start = number * inode.block
@@ -89,6 +94,7 @@ class Contents:
                 inode.blocks[number] = bytearray(data[at - offset : stop - offset])
                 self.dirty += stop - start
                 at = stop
+                self._begin_early(inode, number, stop)
                 continue
             content = self.load(inode, number)
             before = len(content)
@@ -97,7 +103,16 @@ class Contents:
             content[at - start : stop - start] = data[at - offset : stop - offset]
             self.dirty += len(content) - before
             at = stop
+            self._begin_early(inode, number, stop)
         inode.fields.size = max(inode.fields.size, end)
+
+    def _begin_early(self, inode: Inode, number: int, end: int) -> None:
+        """Encrypt a block of a large file, if what was written ends where it does: mostly nothing more comes for it."""
+        content = inode.blocks[number]
+        if self.encrypt is None or content is None or number == 0 or len(content) != inode.block:
+            return
+        if end == (number + 1) * inode.block and inode.block > INLINE:
+            inode.early[number] = self.encrypt(content)
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Give a file this size: what is behind is gone, what is new is a hole."""
@@ -106,7 +121,7 @@ class Contents:
             if rest:
                 content = self.load(inode, whole)
                 self.dirty -= max(len(content) - rest, 0)
-                del content[rest:]
+                inode.blocks[whole] = content[:rest]  # a thread may still read the longer one
             keep = whole + (rest > 0)
             self._drop(inode, [number for number in inode.blocks if number >= keep])
             inode.cut = min(inode.cut, keep)
@@ -120,6 +135,7 @@ class Contents:
 
     def _drop(self, inode: Inode, numbers: list[int]) -> None:
         for number in numbers:
+            inode.early.pop(number, None)
             self.dirty -= len(inode.blocks.pop(number) or b"")
 
     def punch(self, inode: Inode, offset: int, end: int, stored: Iterator[tuple[int, int]]) -> None:

@@ -38,6 +38,7 @@ from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance.compact import compact
 from zkeep.snapshot.commit import NewSnapshot, commit_head, newest_wrap
+from zkeep.snapshot.encrypted import EarlyEncryption
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.numbers import live_objects
 from zkeep.snapshot.open import OpenSnapshot
@@ -161,6 +162,9 @@ class LiveDataset:
             self._keys = self._unwrapped(dataset, state)
             self._base.hand_on(self._keys)
             stack.callback(self._base.close)
+            early = EarlyEncryption(self._keys, self._new.compress)
+            stack.callback(early.close)
+            self.contents.encrypt = early.begin
             if state is None:
                 state = commit_head(self.pool, self._new, self._keys, None, write_empty)
             self._begin(state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,10 +17,11 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from zkeep.errors import Refused
-from zkeep.live.protocol import HEADER_IN, HEADER_OUT, MAX_WRITE, Request, parse
+from zkeep.live.protocol import HEADER_IN, HEADER_OUT, MAX_WRITE, Op, Request, parse
 
 ROOM = HEADER_IN.size + MAX_WRITE + (64 << 10)
 "Bytes of the longest request."
@@ -81,6 +83,20 @@ def unmount(folder: str) -> None:
     subprocess.run([_tool(), "-u", "-q", "-z", "--", folder], check=False, capture_output=True)  # noqa: S603
 
 
+def widen_read_ahead(folder: str) -> None:
+    """Let the kernel read ahead as much as one request may bring, where it lets us: only root may, as a rule.
+
+    Otherwise it asks for 128 KiB at a time, eight times as often.
+    """
+    # 36 35 0:52 / /mnt/with\\040blank rw,nosuid - fuse.zkeep ...: its device is the third word, its folder the fifth.
+    where = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(folder))
+    with suppress(OSError):
+        lines = [line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+        devices = [words[2].decode() for words in lines if len(words) > 4 and words[4] == where]
+        for device in devices[-1:]:
+            Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(MAX_WRITE >> 10))
+
+
 class Device:
     """Answers the requests of one mount, one after the other."""
 
@@ -116,6 +132,8 @@ class Device:
             found = answer(request)
             if found is not None:
                 self._write(request.unique, *found)
+            if request.op == Op.INIT:
+                widen_read_ahead(self._folder)
 
     def _read(self, buffer: bytearray) -> int:
         """The length of the next request; 0: there will be none any more."""

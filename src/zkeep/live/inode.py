@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from zkeep.format.znode import Znode, unpack_xattrs
 from zkeep.format.znode_writer import FileFields
 from zkeep.snapshot.attributes import stored_fields
+from zkeep.snapshot.encrypted import Early
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +37,8 @@ class Inode:
     last: int = -1
     cut: int = 0
     blocks: dict[int, bytearray | None] = field(default_factory=dict)
+    early: dict[int, Early] = field(default_factory=dict)
+    "Of those, whole ones that are being encrypted already. A block that is changed again leaves it."
     entries: dict[bytes, int | None] = field(default_factory=dict)
     complete: bool = True
     "All of a folder's entries are known."
@@ -65,7 +68,7 @@ class Inode:
         for name in self.renamed:
             if self.entries.get(name) is None:
                 self.entries.pop(name, None)
-        self.blocks, self.renamed = {}, set()
+        self.blocks, self.early, self.renamed = {}, {}, set()
         self.placed(width, last)
 
     def placed(self, width: int, last: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape
-from zkeep.format.compress import BadCompression, decompress
+from zkeep.format.compress import PLAIN, BadCompression, decompress
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import HEADER, RecordType, WriteEmbedded
 from zkeep.names import MAX_UINT64
@@ -42,6 +42,8 @@ WORTHWHILE = 256 << 10
 "Bytes of contents that are worth more than one thread."
 END = MAX_UINT64
 "Behind every block number and every offset."
+HANDED = 512 << 10
+"Bytes of contents that a thread gets together."
 T = TypeVar("T")
 FLAT = -1
 "In the place of an indirect block's number: an object has none."
@@ -160,6 +162,40 @@ class BlockReader:
             for leaf, record in zip(batch, records, strict=True):
                 yield leaf, self.content(kind, leaf, record)
 
+    def begin_contents(self, kind: int, leaves: Array, start: int, out: memoryview) -> Iterator[Future[None]]:
+        """Begin to put the blocks of leaves, as far as they lie in it, into `out`, which begins at offset `start`.
+
+        What is worth it is done by threads, while the caller goes on: their results say what is wrong.
+        """
+        if leaves["bare"].any():
+            raise NotHere(self.name)
+        for batch in batches(leaves, BATCH):
+            records = self.stored_records(batch)
+            together = max(HANDED // max(int(batch["logical"].max()), 1), 1)
+            parts = [slice(at, at + together) for at in range(0, len(batch), together)]
+            if int(batch["logical"].sum()) <= WORTHWHILE:
+                self._put_contents(kind, batch, records, start, out)
+                continue
+            for part in parts:
+                yield self._threads.submit(self._put_contents, kind, batch[part], records[part], start, out)
+
+    def _put_contents(self, kind: int, leaves: Array, records: list[memoryview], start: int, out: memoryview) -> None:
+        for leaf, record in zip(leaves, records, strict=True):
+            at, logical = int(leaf["offset"]) - start, int(leaf["logical"])
+            # A block that is not compressed is decrypted right where it belongs.
+            if at >= 0 and at + logical <= len(out) and self._is_as_long(kind, leaf, record, logical):
+                self._decrypt(kind, leaf, record[HEADER:], out[at : at + logical])
+                continue
+            content = self.content(kind, leaf, record)
+            low, high = max(at, 0), min(at + len(content), len(out))
+            out[low:high] = memoryview(content)[low - at : high - at]
+
+    def _is_as_long(self, kind: int, leaf: Array, record: memoryview, logical: int) -> bool:
+        """Whether a block is stored encrypted, and not compressed."""
+        if self.keys is None or not is_encrypted(kind) or leaf["kind"] in (EMBEDDED, REDACT):
+            return False
+        return int(leaf["compression"]) in PLAIN and len(record) == HEADER + logical + MAC
+
     def spill(self, obj: VerifiedObject) -> bytes | None:
         """The content of an object's spill block, if it has one."""
         if not len(obj.spill):
@@ -217,8 +253,13 @@ class BlockReader:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def _decrypt(self, kind: int, leaf: Array, stored: memoryview) -> memoryview | bytearray:
-        """The block as it was before encryption, still compressed. `stored` ends with room for the MAC."""
+    def _decrypt(
+        self, kind: int, leaf: Array, stored: memoryview, out: memoryview | None = None
+    ) -> memoryview | bytearray:
+        """The block as it was before encryption, still compressed, in `out` if that is given.
+
+        `stored` ends with room for the MAC.
+        """
         assert self.keys is not None
         mac = leaf["pointer"]["mac"].tobytes()
         try:
@@ -227,7 +268,7 @@ class BlockReader:
                 self.keys.authenticate(mac, stored[:-MAC])
                 return stored[:-MAC]
             stored[-MAC:] = mac
-            compressed = bytearray(len(stored) - MAC)
+            compressed = bytearray(len(stored) - MAC) if out is None else out
             self.keys.decrypt_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), stored, compressed)
             return compressed
         except Forged:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from zkeep.format.objtypes import ObjectType
+from zkeep.snapshot.encrypted import Early
 
 Buffer = bytes | bytearray | memoryview
 INLINE = 32 << 10
@@ -19,11 +20,13 @@ class Block(NamedTuple):
     """One block of an object: `content` as long as the object's block size; None: a hole.
 
     With `compression` the content is already compressed, as it will be stored, in a multiple of 512 bytes.
+    With `early` it is being encrypted already.
     """
 
     number: int
     content: Buffer | None
     compression: int | None = None
+    early: Early | None = None
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class HoleRun:
 
 def is_large(block: Block) -> bool:
     """Whether a block is worth handing to another thread."""
-    return block.content is not None and len(block.content) > INLINE
+    return block.early is None and block.content is not None and len(block.content) > INLINE
 
 
 def together(blocks: Iterable[Block]) -> Iterator[list[tuple[Block, int]]]:

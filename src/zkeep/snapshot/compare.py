@@ -27,9 +27,10 @@ from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import RecordType
 from zkeep.pool.timeline.spans import Array
 from zkeep.snapshot.changes import Block, ObjectChange
+from zkeep.snapshot.encrypted import is_zeros
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
-from zkeep.snapshot.writer import SnapshotWriter, is_zeros
+from zkeep.snapshot.writer import SnapshotWriter
 
 ENDLESS = 1 << 63
 "Behind every offset."

@@ -13,7 +13,8 @@ not raw has no MACs: each of its records is compared with the checksum with whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import groupby
 
@@ -327,6 +328,19 @@ class OpenSnapshot:
         for leaves in self.blocks.leaves(obj, start // size, (end + size - 1) // size):
             for leaf, content in self.blocks.contents(obj.dnode.type, leaves):
                 yield int(leaf["offset"]), content
+
+    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
+        obj = self.object(number)
+        size = obj.dnode.blksz
+        begun: list[Future[None]] = []
+        for leaves in self.blocks.leaves(obj, start // size, (end + size - 1) // size):
+            begun += self.blocks.begin_contents(obj.dnode.type, leaves, start, out)
+
+        def wait() -> None:
+            for each in begun:
+                each.result()
+
+        return wait
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         if self._keys is None:

@@ -45,6 +45,7 @@ from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, ObjectRange, RecordType, Spill, Words
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange, is_large, together
+from zkeep.snapshot.encrypted import StoredBlock, encrypt, is_zeros
 from zkeep.snapshot.headers import free_to_the_end, object_header, write_header
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
@@ -244,34 +245,36 @@ class SnapshotWriter:
 
     def _encrypt(self, change: ObjectChange, block: Block, count: int) -> Encrypted | None:
         """Header, ciphertext and pointer of one block; None: it is a hole. `count`: blocks that came before it."""
-        content, code = block.content, block.compression
-        if content is None or (code is None and is_zeros(content)):
+        stored = block.early.result() if block.early is not None else self._stored(change.type, block)
+        if stored is None:
             return None
-        logical = change.blksz
-        if code is None:
-            # Contents as the dataset's property says; metadata by lz4, as every kernel can read it.
-            contents = change.type in (ObjectType.PLAIN_FILE, ObjectType.ZVOL)
-            content, code = self.compress(content) if contents else self._compress_metadata(content)
-        salt, iv, ciphertext, mac = self._ciphertext(change.type, content)
-        sizes = logical, len(content)
+        logical, (code, salt, iv, ciphertext, mac) = change.blksz, stored
+        sizes = logical, len(ciphertext)
         header = write_header(change.number, change.type, block.number, sizes, self._toguid, code, (salt, iv, mac))
         # The pointer's authenticated part: blk_prop (8) | MAC (16) | padding (8).
-        prop = pointer_prop(logical, len(content), code, change.type, little=True)
+        prop = pointer_prop(logical, len(ciphertext), code, change.type, little=True)
         pointer = prop.to_bytes(8, "little") + mac + bytes(8)
         # Who writes many blocks at once writes a stream, and will not ask for its end soon.
         if self._known is not None and count < KEPT and block.compression is None and block.content is not None:
             self._known.put_content(pointer, bytes(block.content))
         return header, ciphertext, pointer
 
-    def _ciphertext(self, kind: int, content: Buffer) -> tuple[bytes, bytes, Buffer, bytes]:
-        """Salt, IV, ciphertext and MAC of a block; a block of a type that is not encrypted is only authenticated."""
+    def _stored(self, kind: int, block: Block) -> StoredBlock | None:
+        """The block as it is stored; None: a hole."""
+        content, code = block.content, block.compression
+        if content is None or (code is None and is_zeros(content)):
+            return None
+        if code is None:
+            # Contents as the dataset's property says; metadata by lz4, as every kernel can read it.
+            contents = kind in (ObjectType.PLAIN_FILE, ObjectType.ZVOL)
+            content, code = self.compress(content) if contents else self._compress_metadata(content)
+        return self._ciphertext(kind, code, content)
+
+    def _ciphertext(self, kind: int, code: int, content: Buffer) -> StoredBlock:
+        """Encrypt a block; one of a type that is not encrypted is only authenticated."""
         if not is_encrypted(kind):
-            return bytes(8), bytes(12), content, self._keys.digest(content)[:MAC]
-        # IVs are random, and each block that is stored gets a new one: none is ever used twice under a salt.
-        iv = os.urandom(12)
-        made = bytearray(len(content) + MAC)
-        self._keys.encrypt_into(self._salt, iv, content, made)
-        return self._salt, iv, memoryview(made)[:-MAC], bytes(made[-MAC:])
+            return StoredBlock(code, bytes(8), bytes(12), content, self._keys.digest(content)[:MAC])
+        return encrypt(self._keys, self._salt, code, content)
 
     def _write_spill(self, change: ObjectChange, waiting: Waiting, held: VerifiedObject | None) -> None:
         assert change.spill is not None
@@ -280,7 +283,7 @@ class SnapshotWriter:
             waiting.spill = held.spill["pointer"].tobytes()
             return
         # Stored as it is: kernels before 2026-07 overrun a buffer where a compressed spill block changes its size.
-        salt, iv, ciphertext, mac = self._ciphertext(change.bonustype, change.spill)
+        _, salt, iv, ciphertext, mac = self._ciphertext(change.bonustype, Compression.OFF, change.spill)
         size = len(change.spill)
         header = Spill(
             object=change.number,
@@ -452,11 +455,3 @@ def levels_of(last: int, pointers: int) -> int:
     while last >= reach:
         levels, reach = levels + 1, reach * FANOUT
     return levels
-
-
-def is_zeros(content: Buffer) -> bool:
-    view = memoryview(content)
-    # Most blocks are known not to be zeros by their first bytes.
-    if view[:64] != bytes(len(view[:64])):
-        return False
-    return not np.frombuffer(view, np.uint8).any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from zkeep.format.dnode import Dnode
@@ -39,6 +39,13 @@ class Objects(Protocol):
 
     def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, Content]]:
         """The blocks that meet [start, end), whole and ascending, with their offsets; holes are left out."""
+        ...
+
+    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
+        """Begin to read [start, end) into `out`, which has zeros where holes are; the call returned waits for it.
+
+        That raises what is wrong with a block. Until then `out` may hold what is not authentic.
+        """
         ...
 
     def expect(self, numbers: Iterable[int]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
 from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
 from zkeep.tree.objects import Objects
@@ -26,6 +30,15 @@ class BadBlock(ZkeepError):
         super().__init__(str(why))
 
 
+class _Ahead(NamedTuple):
+    """A window that is being read: its key, where its object ends, and what waits until its content is there."""
+
+    key: tuple[int, int, int]
+    end: int
+    content: memoryview
+    wait: Callable[[], None]
+
+
 class Content:
     """Reads objects in windows, which are cached: wide ones for sequential reads, single blocks where some are bad."""
 
@@ -34,6 +47,7 @@ class Content:
         self._windows: Cache[tuple[int, int, int], memoryview] = Cache(HELD, len)
         self._bad: Cache[tuple[int, int, int], bool] = Cache(OBJECTS)
         self._next: Cache[int, int] = Cache(OBJECTS)
+        self._ahead: _Ahead | None = None
 
     def read(self, number: int, end: int, offset: int, size: int) -> bytes:
         """Up to `size` bytes of an object of which `end` bytes are shown; holes are zeros.
@@ -73,9 +87,13 @@ class Content:
         for key in keys if is_sequential else keys[1:]:
             if key[2] != block and not self._bad.get(key):
                 try:
-                    return key[1], self._windows.put(key, self._open(key, end))
+                    found = self._windows.put(key, self._open(key, end))
                 except ZkeepError:
                     self._bad.put(key, True)
+                    continue
+                if key is keys[0]:
+                    self._read_ahead(key, end)
+                return key[1], found
         # Last, the block alone: only a read that meets the bad block itself fails.
         try:
             return keys[-1][1], self._windows.put(keys[-1], self._open(keys[-1], end))
@@ -83,11 +101,26 @@ class Content:
             raise BadBlock(number, keys[-1][1], error) from None
 
     def _open(self, key: tuple[int, int, int], end: int) -> memoryview:
+        begun = self._ahead
+        if begun is not None and (begun.key, begun.end) == (key, end):
+            self._ahead = None
+        else:
+            begun = self._begin(key, end)
+        begun.wait()
+        return begun.content.toreadonly()
+
+    def _begin(self, key: tuple[int, int, int], end: int) -> _Ahead:
         number, start, size = key
         # Holes stay zeros; blocks that reach beyond the window are cut.
         stop = min(start + size, end)
-        out = bytearray(stop - start)
-        for offset, content in self._objects.data(number, start, stop):
-            low, high = max(offset, start), min(offset + len(content), stop)
-            out[low - start : high - start] = memoryview(content)[low - offset : high - offset]
-        return memoryview(out).toreadonly()
+        out = memoryview(bytearray(stop - start))
+        return _Ahead(key, end, out, self._objects.begin_read(number, start, stop, out))
+
+    def _read_ahead(self, key: tuple[int, int, int], end: int) -> None:
+        """Begin to read the window behind this one, if somebody reads on and on: it has come from the one before."""
+        number, start, size = key
+        following = number, start + size, size
+        if start + size >= end or (number, start - size, size) not in self._windows or self._bad.get(following):
+            return
+        with suppress(ZkeepError):  # who comes to it is told
+            self._ahead = self._begin(following, end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -62,6 +62,9 @@ class Memory:
         for block, content in sorted(self.blocks.get(number, {}).items()):
             if start < block * BLKSZ + len(content) and block * BLKSZ < end:
                 yield block * BLKSZ, content
+
+    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
+        raise NotImplementedError
 
     def expect(self, numbers: Iterable[int]) -> None:
         pass
