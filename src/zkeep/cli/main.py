@@ -279,6 +279,8 @@ def _explain_usage(error: click.ClickException) -> str:
     text = error.format_message().rstrip(".")
     where = getattr(error, "ctx", None) or click.get_current_context(silent=True)
     command = where.command_path if where else "zkeep"
+    if isinstance(error, usage.AbsentOption):
+        return text
     calls = usage.of_error(error) if isinstance(error, click.UsageError) else []
     above = command.rpartition(" ")[0]
     ways = "; or ".join(f"{above} {line}" for line in calls)

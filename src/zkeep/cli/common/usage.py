@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zkeep.cli.common import zfs_options
 from zkeep.errors import Refused
 from zkeep.names import shown, whole_number
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 else:  # click before 8.2 has no type arguments
     _Number = click.ParamType
 
+GROUPS = ("pool", "key")
+"Verbs that have verbs of their own."
 ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 _RECEIVE = "receive [-vMnsFhu] [-o <property>=<value>] ... [-x <property>] ..."
 USAGE = {
@@ -99,10 +102,20 @@ ABSENT_POOL = {
 "The same for zpool(8)."
 
 
-def lines(command: click.Command, name: str) -> list[str]:
-    """How `name` is called, without the program's name: one line for each way."""
+class AbsentOption(click.UsageError):
+    """An option of zfs's that is not here; the message says why, and what to do instead."""
+
+
+def group_of(parent: click.Context | None) -> str:
+    """The group of a verb, as `pool`; empty for verbs of zfs(8)."""
+    name = parent.command.name if parent is not None else None
+    return name if name in GROUPS else ""
+
+
+def lines(command: click.Command, name: str, parent: click.Context | None = None) -> list[str]:
+    """How `name` is called, without what is typed before it: one line for each way."""
     known = ALIASES.get(name, name)
-    if known in USAGE:
+    if known in USAGE and not group_of(parent):
         first, *others = USAGE[known]
         return [name + line.removeprefix(known) for line in (_with_letters(first, command, known), *others)]
     return [f"{name} {_parameters(command)}".rstrip()]
@@ -117,7 +130,8 @@ def _with_letters(line: str, command: click.Command, known: str) -> str:
 
 def _letters(command: click.Command) -> str:
     """The options of a command that take no value."""
-    flags = [p for p in command.params if isinstance(p, click.Option) and p.is_flag and not p.hidden]
+    options = [p for p in command.params if isinstance(p, click.Option) and not isinstance(p, zfs_options.Accepted)]
+    flags = [p for p in options if p.is_flag and not p.hidden]
     return "".join(opt[1] for p in flags for opt in p.opts[:1] if not opt.startswith("--"))
 
 
@@ -182,18 +196,22 @@ def with_usage(command: click.Command, name: str) -> click.Command:
 def _write(command: click.Command, name: str, ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """The head of a verb's help."""
     above = ctx.parent.command_path if ctx.parent else ""
-    for at, line in enumerate(lines(command, name)):
+    for at, line in enumerate(lines(command, name, ctx.parent)):
         formatter.write_usage(above, line, "Usage: " if at == 0 else "   or: ")
 
 
 def _make_context(
     command: click.Command, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
 ) -> click.Context:
-    """Like click's own, but parse errors know which verb was called."""
+    """Like click's own, but parse errors know which verb was called, and why it has not all options of zfs's."""
     try:
         return type(command).make_context(command, info_name, args, parent, **extra)
     except click.UsageError as error:
-        error.ctx = error.ctx or click.Context(command, parent, info_name)
+        ctx = error.ctx or click.Context(command, parent, info_name)
+        verb = " ".join(filter(None, (group_of(parent), ALIASES.get(info_name or "", info_name))))
+        if isinstance(error, click.NoSuchOption) and (why := zfs_options.reason(verb, error)):
+            raise AbsentOption(f"cannot {verb} {error.option_name}: {why}", ctx) from None
+        error.ctx = ctx
         raise
 
 
@@ -222,7 +240,7 @@ def of_error(error: click.UsageError) -> list[str]:
     ctx = error.ctx
     if ctx is None or ctx.parent is None or isinstance(ctx.command, click.Group):
         return []
-    return lines(ctx.command, ctx.info_name or "")
+    return lines(ctx.command, ctx.info_name or "", ctx.parent)
 
 
 def hint(word: str, known: Iterable[str]) -> str:

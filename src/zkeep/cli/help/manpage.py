@@ -59,7 +59,7 @@ def _synopsis(ctx: click.Context) -> Iterator[str]:
         yield f".B {_text(ctx.command_path)}\n.I VERB\n[argument] ..."
         return
     above = ctx.parent.command_path if ctx.parent else ""
-    for at, line in enumerate(usage.lines(ctx.command, ctx.info_name or "")):
+    for at, line in enumerate(usage.lines(ctx.command, ctx.info_name or "", ctx.parent)):
         yield from [".br"] if at else []
         verb, _, rest = line.partition(" ")
         yield f".B {_text(f'{above} {verb}'.strip())}\n{_text(rest)}".rstrip()

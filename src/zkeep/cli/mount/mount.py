@@ -20,6 +20,7 @@ from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.recursive import SnapshotTree
 from zkeep.cli.common.stream_files import is_stream
 from zkeep.cli.common.terminal import say
+from zkeep.cli.common.zfs_options import accepted
 from zkeep.cli.mount.all import folder_for, load_key_of, mount_all
 from zkeep.cli.mount.background import background
 from zkeep.cli.mount.mounted import clear_dead, log_of, lost_of, mounted, named_now
@@ -40,6 +41,7 @@ OPTIONS = ("allow_other", "ro")
 @click.option("-f", "--foreground", "foreground", is_flag=True, help="Stay in the foreground; trouble is told there.")
 @click.option("-o", "options", metavar="OPTION,...", multiple=True, help="ro: read-only; allow_other: for all users.")
 @click.option("-r", "recursive", is_flag=True, help="With all datasets below, each in its place.")
+@accepted("-O", "-v", why="a folder need not be empty, and there is no more to tell")
 @takes_key
 @click.argument("arguments", nargs=-1, metavar="[DATASET[@SNAPSHOT]|STREAM... DIR]")
 def mount_verb(

@@ -17,6 +17,7 @@ from zkeep.cli.common.output import OutputOptions, json_option, takes_output
 from zkeep.cli.common.pools import note_settings, registry, unencrypted, wait
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.words import chosen_words
+from zkeep.cli.common.zfs_options import accepted
 from zkeep.cli.pool.properties import PoolProperty, chosen, find
 from zkeep.errors import Damaged, Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, parse_pool, shown
@@ -96,11 +97,12 @@ def _user() -> str:
 @click.option("-d", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @click.option("-a", "everything", is_flag=True, help="Import all pools found in DIR.")
 @click.option("-D", "buried", is_flag=True, help="Bring back destroyed pools, or list those that can be.")
-@click.option("-f", "force", is_flag=True, help="Accepted and without effect.")
+@accepted("-f", why="a pool's folder is no device that another host may have in use")
+@accepted("-N", "-m", why="nothing is mounted by it, and there are no log devices")
 @click.argument("which", required=False, metavar="[PATH|NAME]")
 @click.argument("name", required=False, metavar="[NEWNAME]")
 def import_(
-    *, folder: Path | None, everything: bool, buried: bool, force: bool, which: str | None, name: str | None
+    *, folder: Path | None, everything: bool, buried: bool, which: str | None, name: str | None
 ) -> None:
     """Make a pool known that was made elsewhere or exported.
 
@@ -156,10 +158,14 @@ def _import_destroyed(
 
 
 @pool_verb.command("export")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def export(names: Sequence[str]) -> None:
+@click.option("-a", "everything", is_flag=True, help="All pools.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def export(everything: bool, names: Sequence[str]) -> None:
     """Forget pools by name, and their keys; their folders stay as they are."""
     known = registry()
+    if everything == bool(names):
+        raise WrongUsage("name a pool, or -a for all")
+    names = names or list(known.pools())
     guids = {name: _guid(known, name) for name in names}
     for name in names:
         _refuse_mounted(known, name, f"cannot export '{name}'")
@@ -204,6 +210,7 @@ def _unload_keys(name: str, guid: int | None) -> None:
 
 @pool_verb.command("list")
 @takes_output
+@accepted("-g", "-L", "-P", "-v", why="a pool is a folder and has no devices")
 @click.option("-o", "columns", metavar="P,...", help="Columns: any property of 'zkeep pool get all'.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def list_(*, output: OutputOptions, columns: str | None, names: Sequence[str]) -> None:
@@ -281,6 +288,7 @@ def get(
 
 @pool_verb.command("status")
 @click.option("-v", "verbose", is_flag=True, help="List every error that the last scrub found.")
+@accepted("-g", "-L", "-P", "-D", "-e", "-i", "-p", "-s", "-t", why="a pool is a folder and has no devices")
 @click.option("-x", "only_sick", is_flag=True, help="Only pools with errors.")
 @json_option
 @click.argument("names", nargs=-1, metavar="[NAME]...")
@@ -357,10 +365,10 @@ def _errors(errors: Sequence[object], verbose: bool) -> str:
 
 @pool_verb.command("scrub")
 @click.option("-s", "stop", is_flag=True, help="Stop the scrub that is at work.")
-@click.option("-w", "wait_for_it", is_flag=True, help="Accepted and without effect: it always waits for the end.")
+@accepted("-w", why="it always waits for the end")
 @click.option("--rebuild-catalog", "rebuild", is_flag=True, help="First rebuild the catalog from the files.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def scrub(stop: bool, wait_for_it: bool, rebuild: bool, names: Sequence[str]) -> None:
+def scrub(stop: bool, rebuild: bool, names: Sequence[str]) -> None:
     """Verify every stored byte and every row of the catalog; no key is needed.
 
     Exit status 3 if anything is damaged: the snapshots that it hurts are named. One scrub of a pool runs at a time;
@@ -417,6 +425,7 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
 
 @pool_verb.command("upgrade")
 @click.option("-v", "versions", is_flag=True, help="List the formats that this zkeep knows.")
+@accepted("-a", why="all pools are looked at where none is named")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def upgrade(versions: bool, names: Sequence[str]) -> None:
     """Bring pools to the newest format on disk; there is one format so far."""
