@@ -18,6 +18,7 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer import steps
 from zkeep.pool.transfer.admit import ReceiveTarget
@@ -149,11 +150,26 @@ class _Receiver:
     def run(self, events: Iterator[Event]) -> None:
         try:
             self._receive_all(events)
-        except BaseException:
+        except BaseException as error:
             if self._replicated and not self._options.dry_run:
                 done = ", ".join(self._replicated)
                 self._pool.warn(f"{self._names.target}: before this failed, things were {done} as at the source")
+            if isinstance(error, BadStream) and (left := self._left_before()):
+                raise _interrupted(error, *left) from error
             raise
+
+    def _left_before(self) -> tuple[str, str, DatasetName, str] | None:
+        """What an earlier receive left to go on with, for a line that broke before it came to that: the kind of
+        its stream, its snapshot, the dataset that keeps it, and its token."""
+        top = self._pool.find(self._names.target)
+        if top is None or not self._options.resumable or self._options.dry_run:
+            return None
+        for dataset in self._pool.tree().within(top):
+            state = state_of(self._pool.catalog, dataset)
+            if state and state["resumable"]:
+                kind = "incremental" if state["fromguid"] else "new filesystem"
+                return kind, f"{dataset.name}@{state['snapshot']}", dataset.name, str(state["token"])
+        return None
 
     def _receive_all(self, events: Iterator[Event]) -> None:
         for event in events:

@@ -224,6 +224,31 @@ def test_a_broken_line_is_told_of_in_zfs_s_words(
     assert not partial(pool, dataset)
 
 
+@pytest.mark.parametrize("letters", [{}, {"from_": "@s0"}, {"replicate": True}], ids=["full", "increment", "package"])
+@pytest.mark.parametrize("where", ["BEGIN", "before"])
+def test_a_line_that_breaks_again_before_what_is_kept_tells_of_it(
+    pool: Pool, source: Pool, letters: dict[str, object], where: str
+) -> None:
+    """The second break comes earlier than the first: within the stream's BEGIN, or in what is skipped."""
+    content, _ = prepared(pool, source, letters)
+    dataset = "p/t/o" if letters.get("replicate") else "p/t"
+    size = ends(content)[3] - 400 if letters.get("replicate") else len(content) - 400
+    cut(pool, content[:size], size, "p/t")
+    earlier = ends(content)[1] - 700 if letters.get("replicate") and where == "before" else 500
+    with pytest.raises(Interrupted) as caught:
+        take(pool, content[:earlier], "p/t", resumable=True)
+    assert caught.value.status == 5
+    assert f"    zfs send -t {token(pool, dataset)}" in caught.value.advice
+    assert f"zkeep receive -s {dataset} " in caught.value.advice[3]
+    # Without -s, or with nothing kept, it is a bad stream as before.
+    with pytest.raises(BadStream):
+        take(pool, content[:500], "p/t")
+    with pytest.raises(BadStream):
+        take(pool, content[:500], "p/other", resumable=True)
+    take(pool, content, "p/t", resumable=True)
+    assert not partial(pool, dataset)
+
+
 @pytest.mark.parametrize("resumable", [False, True])
 def test_p3_what_is_interrupted_after_the_commit_keeps_the_snapshot(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, *, resumable: bool
