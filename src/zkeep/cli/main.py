@@ -36,7 +36,7 @@ VERBS = {
     "extract": ("extract", "Extract files of a snapshot."),
     "forget-keys": ("keys.load", "Drop old keys for good."),
     "get": ("get", "Show properties."),
-    "health": ("health.health", "Say what is late, damaged, full or unverified."),
+    "health": ("health.health", "Say what is late, damaged, unwritable, full or unverified."),
     "help": ("help.help", "Tell how zkeep, or one of its verbs, is called."),
     "history": ("server.history", "Show what clients of a server did."),
     "hold": ("holds", "Protect snapshots from being destroyed."),

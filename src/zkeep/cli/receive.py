@@ -14,6 +14,7 @@ from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import Name, dataset_of, is_confined, note_settings, opened, settings, widen
 from zkeep.cli.common.progress import Received
 from zkeep.cli.common.sink import stream_input
+from zkeep.cli.common.terminal import explained
 from zkeep.cli.common.text import nice_bytes
 from zkeep.cli.keys import encryption
 from zkeep.cli.keys.reencryption import EncryptingIntake, KeylessIntake, refuse_missing_key
@@ -221,7 +222,9 @@ def _explained(target: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Refused(f"cannot receive {target}: {error.strerror or error}") from None
+        # Without the path: a client is told nothing of what lies around its datasets.
+        why = explained(OSError(error.errno, error.strerror or str(error)))
+        raise Refused(f"cannot receive {target}: {why}") from None
 
 
 def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zkeep.cli.common import text
 from zkeep.cli.common.pools import by_pool, datasets_only, parse, registry, wait
-from zkeep.cli.common.terminal import say
+from zkeep.cli.common.terminal import explained, say
 from zkeep.clock import seconds_now
 from zkeep.errors import TryAgain, ZkeepError
 from zkeep.names import DatasetName
@@ -41,5 +41,7 @@ def _examined(pool: str, names: Sequence[DatasetName]) -> PoolHealth:
         return PoolHealth(pool, problems=[HealthProblem("unverified", "it is not there")])
     # A pool that cannot be opened is itself the finding: report it, and go on with the next.
     except _UNREADABLE as error:
-        say(text.safe(f"{pool}: {error if isinstance(error, ZkeepError | OSError) else repr(error)}"))
+        why = str(error) if isinstance(error, ZkeepError) else repr(error)
+        why = explained(error) if isinstance(error, OSError) else why
+        say(text.safe(f"{pool}: {why}"))
         return PoolHealth(pool, problems=[HealthProblem("damaged", "it cannot be read")])

@@ -8,6 +8,7 @@ standard error), it is not.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -124,12 +125,19 @@ def named(error: OSError | Refused) -> OSError | Refused:
     return OSError(error.errno, error.strerror, "standard output")
 
 
+_WAYS = {
+    errno.EIO: "; the disk fails: the system's log (dmesg) says more",
+    errno.EROFS: "; the disk is read-only: after an error of it, the system's log (dmesg) says why",
+}
+"What to look at where a disk does not write or read."
+
+
 def explained(error: OSError) -> str:
     """What an error of the system says, with the file or pool that it names; of a full folder of temporary files, more.
 
     Everything that is temporary lies in folders called zkeep-... of TMPDIR.
     """
-    what = error.strerror or str(error)
+    what = f"{error.strerror or error}{_WAYS.get(error.errno or 0, '')}"
     if not isinstance(error.filename, str):
         return what
     import tempfile  # with what else it needs, a tenth of a short command's time

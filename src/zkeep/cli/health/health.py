@@ -1,4 +1,4 @@
-"""zkeep health: what is late, damaged, full or unverified; and telling somebody when that changes."""
+"""zkeep health: what is late, damaged, unwritable, full or unverified; and telling somebody when that changes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHeal
 @click.option("--notify", "notify", is_flag=True, help="Tell what changed since the last time, as 'notify' says.")
 @click.argument("names", nargs=-1, metavar="[POOL|DATASET]...")
 def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]) -> None:
-    """Say what is late, damaged, full, or was not verified for long. Without a name, of all pools.
+    """Say what is late, damaged, unwritable, full, or was not verified for long. Without a name, of all pools.
 
     A dataset is late when its newest snapshot was received longer ago than 'max_age' allows; a pool is unverified when
-    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left.
+    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left. A pool is
+    unwritable when its disk is read-only, as file systems become after an error.
 
-    Exit status: 0 all is well, 1 something is late, full or unverified, 3 something is damaged, 5 somebody could not be
-    told: that is tried again the next time.
+    Exit status: 0 all is well, 1 something is late, full, unwritable or unverified, 3 something is damaged, 5 somebody
+    could not be told: that is tried again the next time.
 
     With --notify, run by a timer, the target in 'notify' gets a notice when a dataset or a pool changes to late,
-    damaged, full, unverified, or recovers: a URL gets a POST of JSON, mailto:ADDRESS a mail through sendmail,
-    exec:COMMAND runs with the JSON on standard input, without a shell.
+    damaged, unwritable, full, unverified, or recovers: a URL gets a POST of JSON, mailto:ADDRESS a mail through
+    sendmail, exec:COMMAND runs with the JSON on standard input, without a shell.
 
     \b
         zkeep set max_age=36h vault/clients

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
-_KINDS = ("late", "damaged", "full", "unverified", "clock")
+_KINDS = ("late", "damaged", "unwritable", "full", "unverified", "clock")
 
 
 @click.command("metrics")

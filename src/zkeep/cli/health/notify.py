@@ -16,6 +16,7 @@ from zkeep.cli.common.pools import opened, registry
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import safe
 from zkeep.errors import Refused, ZkeepError
+from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.notify import NONE, canonical, command
 from zkeep.pool.maintenance.health import PoolHealth
 from zkeep.pool.maintenance.notice import HealthChange, NoticeTarget, changes, gravest, remember
@@ -35,12 +36,21 @@ def notify_changes(health: PoolHealth) -> bool:
             for change, place in changes(pool, health, is_ours):
                 places.setdefault(place, []).append(change)
             delivered = {place: _notify(Notice(pool.name, found), place) for place, found in places.items()}
-            if done := [change for place, found in places.items() if delivered[place] for change in found]:
-                remember(pool, done)
+            _remember(pool, [change for place, found in places.items() if delivered[place] for change in found])
             return all(delivered.values())
     except (ZkeepError, OSError) as error:
         say(safe(f"cannot notify of {health.name}: {error}"))
         return False
+
+
+def _remember(pool: Pool, reported: list[HealthChange]) -> None:
+    """Note what was reported. On a disk that takes no note it is reported each time: better than not at all."""
+    if not reported:
+        return
+    try:
+        remember(pool, reported)
+    except (ZkeepError, OSError) as error:
+        say(safe(f"warning: {pool.name}: what was reported cannot be noted, and is reported again: {error}"))
 
 
 @dataclass(frozen=True)

@@ -346,8 +346,8 @@ def _advice(pool: Status) -> Sequence[tuple[str, str]]:
         return ("status", trouble), ("action", action)
     if pool.health == "UNAVAIL":
         action = (
-            f"Attach the disk that it lies on. Where its folder was moved, 'zkeep pool export {name}' and 'zkeep pool "
-            "import PATH'."
+            "Attach the disk that it lies on, or see in the system's log why it fails. Where its folder was moved, "
+            f"'zkeep pool export {name}' and 'zkeep pool import PATH'."
         )
         return ("status", pool.trouble), ("action", action)
     action = (

@@ -28,7 +28,7 @@ class Status:
     name: str
     path: Path
     health: str
-    "ONLINE, DEGRADED (a scrub found errors), FAULTED (its own data is damaged), UNAVAIL (not there)."
+    "ONLINE, DEGRADED (a scrub found errors), FAULTED (its data is damaged), UNAVAIL (not there, or its disk fails)."
     trouble: str = ""
     guid: int | None = None
     allocated: int | None = None
@@ -53,7 +53,10 @@ def status(registry: Registry, name: str) -> Status:
         raise
     except NotThere as error:
         return _trouble(registry, name, "UNAVAIL", str(error))
-    except (ZkeepError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return _trouble(registry, name, "UNAVAIL", f"{where}{error.strerror or error}")
+    except ZkeepError as error:
         return _trouble(registry, name, "FAULTED", str(error))
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         return _trouble(registry, name, "FAULTED", f"its documents are not what was stored: {error!r}")

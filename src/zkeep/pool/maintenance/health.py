@@ -1,7 +1,8 @@
-"""How a pool and its datasets do: what is late, damaged, full or was not verified for long.
+"""How a pool and its datasets do: what is late, damaged, unwritable, full or was not verified for long.
 
-Ages count from when a snapshot was received here, as for retention. Nothing is written, so it works on a disk that is
-read-only. What a dataset should be is said by its properties `max_age` and `max_scrub_age`, set here or above it.
+Ages count from when a snapshot was received here, as for retention. Nothing that lasts is written, so it works on a
+disk that is read-only. What a dataset should be is said by its properties `max_age` and `max_scrub_age`, set here or
+above it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from zkeep.pool.datasets.retention import BadRetention, parse_age, span
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance import verified
 from zkeep.pool.maintenance.scrub_state import found_damage
+from zkeep.pool.store.disk import write_fault
 
-Kind = Literal["late", "damaged", "full", "unverified", "clock"]
+Kind = Literal["late", "damaged", "unwritable", "full", "unverified", "clock"]
 FULL = 5
 "Percent of a disk, or of a quota, that is free when it counts as full."
 
@@ -79,7 +81,7 @@ class PoolHealth:
 
 
 def status(pools: Iterable[PoolHealth]) -> int:
-    """The exit status: 0 fine, 1 something is late, full or unverified, 3 damaged."""
+    """The exit status: 0 fine, 1 something is late, full, unwritable or unverified, 3 damaged."""
     kinds = {problem.kind for pool in pools for problem in pool.all_problems()}
     return 3 if "damaged" in kinds else 1 if kinds else 0
 
@@ -169,6 +171,8 @@ def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthPr
     pool = view.pool
     if found.scrub_errors:
         yield HealthProblem("damaged", f"the last scrub found {found.scrub_errors} errors")
+    if why := write_fault(pool.path):
+        yield HealthProblem("unwritable", f"nothing can be written to its disk: {why}; the system's log says more")
     if found.free * 100 < found.size * FULL:
         yield HealthProblem("full", f"{found.free * 100 // max(found.size, 1)} % of the disk is free")
     limit = _age_limit(view, pool.dataset(DatasetName(pool.name)), "max_scrub_age")

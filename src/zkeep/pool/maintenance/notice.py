@@ -21,7 +21,7 @@ from zkeep.pool.maintenance.health import HealthProblem, PoolHealth
 STATE = "health"
 "The kind of the documents that remember what was reported; key: a dataset's, or empty for the pool."
 _POOL = "pool"
-_GRAVEST_FIRST = ("damaged", "full", "late", "unverified", "clock")
+_GRAVEST_FIRST = ("damaged", "unwritable", "full", "late", "unverified", "clock")
 
 
 @dataclass(frozen=True, slots=True)

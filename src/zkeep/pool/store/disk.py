@@ -313,3 +313,20 @@ def allow_open_files(more: int) -> None:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def write_fault(path: Path) -> str:
+    """Why nothing can be written to the disk of this folder; empty if it can be, or if only this user may not.
+
+    A file system that ext4 gave up after an error does not say that it is read-only: only an attempt tells. The file
+    that is made has no name, and is gone when it is closed.
+    """
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return os.strerror(errno.EROFS)
+    if not hasattr(os, "O_TMPFILE"):
+        return ""
+    try:
+        os.close(os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno in (errno.EROFS, errno.EIO) else ""
+    return ""
