@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+import pytest
+
 import keykit
+from commandkit import create_encrypted, own_state
 from mountkit import needs_fuse
+from zkeep.cli.main import run
 
 STORY = Path(__file__).parents[2] / "data" / "opened" / "story"
 KEY = keykit.location(STORY / "jambon-zfs-key")
@@ -82,3 +86,46 @@ def test_a_dataset_is_mounted_with_all_its_snapshots(tmp_path: Path) -> None:
     finally:
         assert zkeep("umount", "vault/home/blanc", home=tmp_path) == (0, "")
     assert zkeep("destroy", "-r", "vault/home", home=tmp_path)[0] == 0
+
+
+@needs_fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a folder read-only")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("mount -o ro -L {key} v/t {folder}", ""),
+        ("mount -r -L {key} v/t {folder}", ""),
+        ("mount -L {key} v/t {folder}", "cannot be written to: v/t is mounted read-only"),
+    ],
+)
+def test_what_was_made_here_is_mounted_from_a_read_only_disk_and_unmounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    own_state(tmp_path, monkeypatch)
+    create_encrypted(tmp_path, "v/t")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "note").write_text("here")
+    key = f"file://{tmp_path}/key"
+    (tmp_path / "key").chmod(0o600)
+    assert run(["snapshot", "--from", str(tmp_path / "f"), "v/t@s"]) == 0
+    assert run(["unload-key", "-a"]) == 0
+    # The disk is read-only in a name space of its own, which goes with its last process.
+    script = """
+        mount --make-rprivate / && mount --bind "$1/pool" "$1/pool" && mount -o remount,ro,bind "$1/pool" || exit 77
+        shift; zkeep="$1"; folder="$2"; shift 2
+        "$zkeep" "$@" && cat "$folder/note" && "$zkeep" unmount "$folder" && ! mountpoint -q "$folder"
+    """
+    line = words.format(key=key, folder=tmp_path / "m").split()
+    program = str(Path(sys.executable).with_name("zkeep"))
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), program, str(tmp_path / "m"), *line],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode == 77:
+        pytest.skip("no folder can be mounted here")
+    assert (done.returncode, done.stdout) == (0, "here"), done
+    assert says in done.stderr if says else "warning" not in done.stderr

@@ -34,6 +34,8 @@ def allows(view: View, dataset: Dataset, name: str) -> bool:
 
 def can_write(dataset: Dataset, pool: Pool) -> bool:
     """Whether a dataset can be mounted read-write."""
+    if pool.catalog.read_only:
+        return False
     view = View(pool)
     if "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly")):
         return False
@@ -267,5 +269,6 @@ def wait_for_commit(pool: Pool, dataset: Dataset, seconds: float) -> None:
     from zkeep.pool.datasets.head import mount_lock
 
     busy = f"{dataset.name} is unmounted, and its last changes are still being written"
-    with pool.store.lock(mount_lock(dataset), wait=seconds, busy=busy):
+    # Shared: where nothing can be written, only such a lock can be taken; the process that ends has one for itself.
+    with pool.store.lock(mount_lock(dataset), wait=seconds, shared=True, busy=busy):
         pass

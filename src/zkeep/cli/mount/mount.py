@@ -158,7 +158,7 @@ class _Request:
 def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
     from zkeep.agent.memory import keep_secret
-    from zkeep.cli.mount.live import can_write, fuse_options, live_operations
+    from zkeep.cli.mount.live import can_write, fuse_options, live_operations, was_made_here
     from zkeep.live.fuse import serve
 
     name = None if is_stream(request.what[0]) else parsed(request.what[0])
@@ -167,6 +167,9 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     with open_pool(name) as pool:
         dataset = pool.dataset(name)
         if not can_write(dataset, pool):
+            # As mount(8) does with a disk that is write-protected.
+            if pool.catalog.read_only and was_made_here(dataset, pool):
+                say(f"warning: {pool.path} cannot be written to: {name} is mounted read-only")
             return False
         if not request.key_locations and not sys.stdin.isatty():
             _check_key(pool, dataset, any_loaded=True)
