@@ -25,6 +25,7 @@
 #define GET_FLAGS 0x80086601
 #define FLAGS (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP)
 #define ROOM_OF_NAMES 4096
+#define FARTHEST 9000000000LL  /* seconds from 1970 */
 #define PLAIN (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
 
 typedef struct {
@@ -57,22 +58,39 @@ static int reserve(buffer_t *buffer, size_t more)
     return 1;
 }
 
-static int64_t nanoseconds(struct statx_timestamp at)
+/* Only of times that fit: see has_plain_times(). */
+static long long nanoseconds(struct statx_timestamp at)
 {
-    return at.tv_sec * 1000000000 + at.tv_nsec;
+    return (long long)at.tv_sec * 1000000000 + at.tv_nsec;
 }
 
+static int is_plain(struct statx_timestamp at)
+{
+    return at.tv_sec < FARTHEST && at.tv_sec > -FARTHEST;
+}
+
+/* Whether all times fit into 64 bits of nanoseconds, as those from 1685 to 2255 do. */
+static int has_plain_times(const struct statx *status)
+{
+    return is_plain(status->stx_atime) && is_plain(status->stx_mtime) && is_plain(status->stx_ctime)
+        && (!(status->stx_mask & STATX_BTIME) || is_plain(status->stx_btime));
+}
+
+/* As fstat(2) does, whatever the mask says of basic ones: network file systems leave the access time out of it. */
 static int status_of(int fd, struct statx *status)
 {
-    return statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, status) == 0
-        && (status->stx_mask & STATX_BASIC_STATS) == STATX_BASIC_STATS;
+    return statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, status) == 0;
+}
+
+static int is_same_time(struct statx_timestamp a, struct statx_timestamp b)
+{
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
 static int is_same(const struct statx *a, const struct statx *b)
 {
     return a->stx_mode == b->stx_mode && a->stx_size == b->stx_size
-        && nanoseconds(a->stx_mtime) == nanoseconds(b->stx_mtime)
-        && nanoseconds(a->stx_ctime) == nanoseconds(b->stx_ctime);
+        && is_same_time(a->stx_mtime, b->stx_mtime) && is_same_time(a->stx_ctime, b->stx_ctime);
 }
 
 /* The flags that chattr sets, of those that are stored; 0 where there is no such thing. */
@@ -87,12 +105,14 @@ static uint64_t flags_of(int fd, const struct statx *status)
 /* All extended attributes, names with their values; 0: they are too many, or one of them cannot be had. */
 static int read_xattrs(int fd, job_t *job, buffer_t *buffer)
 {
-    char names[ROOM_OF_NAMES];
-    ssize_t length = flistxattr(fd, names, sizeof names);
+    char names[ROOM_OF_NAMES + 1];
+    ssize_t length = flistxattr(fd, names, ROOM_OF_NAMES);
 
     job->xattrs = buffer->used;
     if (length < 0 && errno != ENOTSUP)
         return 0;
+    if (length > 0)
+        names[length] = 0;  /* what a file system forgot behind the last name */
     for (ssize_t at = 0; at < length; at += (ssize_t)strlen(names + at) + 1) {
         size_t head = strlen(names + at) + 1, size;
         ssize_t wanted = fgetxattr(fd, names + at, NULL, 0);
@@ -116,7 +136,8 @@ static int read_open(int fd, job_t *job, buffer_t *buffer, uint64_t limit)
     struct statx after;
     size_t done = 0, size;
 
-    if (!status_of(fd, &job->status) || !S_ISREG(job->status.stx_mode) || job->status.stx_size > limit)
+    if (!status_of(fd, &job->status) || !S_ISREG(job->status.stx_mode) || job->status.stx_size > limit
+        || !has_plain_times(&job->status))
         return 0;
     job->flags = flags_of(fd, &job->status);
     if (!read_xattrs(fd, job, buffer))
@@ -137,12 +158,15 @@ static int read_open(int fd, job_t *job, buffer_t *buffer, uint64_t limit)
 
 static int read_one(job_t *job, buffer_t *buffer, uint64_t limit)
 {
+    size_t before = buffer->used;
     int fd = openat(job->folder, job->name, PLAIN | O_NOATIME), read;
     if (fd < 0 && errno == EPERM)
         fd = openat(job->folder, job->name, PLAIN);
     if (fd < 0)
         return 0;
     read = read_open(fd, job, buffer, limit);
+    if (!read)
+        buffer->used = before;
     close(fd);
     return read;
 }
@@ -192,9 +216,9 @@ static PyObject *file_of(const job_t *job, const buffer_t *buffer)
                          (unsigned long long)status->stx_ino, (unsigned int)status->stx_mode,
                          (unsigned int)status->stx_uid, (unsigned int)status->stx_gid,
                          (unsigned long long)status->stx_size, (unsigned int)status->stx_nlink,
-                         (long long)nanoseconds(status->stx_atime), (long long)nanoseconds(status->stx_mtime),
-                         (long long)nanoseconds(status->stx_ctime),
-                         status->stx_mask & STATX_BTIME ? (long long)nanoseconds(status->stx_btime) : 0LL,
+                         nanoseconds(status->stx_atime), nanoseconds(status->stx_mtime),
+                         nanoseconds(status->stx_ctime),
+                         status->stx_mask & STATX_BTIME ? nanoseconds(status->stx_btime) : 0LL,
                          (unsigned long long)job->flags, xattrs, content);
 }
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from zkeep.capture.contents import stored_flags
@@ -18,6 +19,8 @@ from zkeep.format.znode_writer import FileFields
 
 FILES, BYTES = 128, 2 << 20
 "How many files are read together, and after how many bytes no other is begun."
+OPEN_FOLDERS = 32
+"In how many folders they lie at most: each of these is open until they are read."
 LARGEST = 1 << 20
 "Bytes of the largest file that is read ahead."
 
@@ -85,6 +88,8 @@ class ReadAhead:
         self._first = 0
         "Which node the first of those that were read is."
         self._pending: Future[list[tuple[Any, ...] | None]] | None = None
+        self._fds: list[int] = []
+        "Folders of those that are being read. A thread takes one out of the list and closes it, so that no other does."
         self._pool = ThreadPoolExecutor(1) if self._nodes else None
 
     def take(self, node: Node) -> SmallFile | None:
@@ -103,6 +108,7 @@ class ReadAhead:
         self._nodes.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        _close(self._fds)  # of what was never begun
 
     def _next(self) -> None:
         """Take what was read meanwhile, and begin with the next ones."""
@@ -114,30 +120,31 @@ class ReadAhead:
 
     def _submit(self, first: int) -> None:
         assert self._pool is not None
-        nodes = self._nodes[first : first + FILES]
-        # Descriptors of their own: Folders closes those that were not used for long.
-        fds: dict[Node, int] = {}
+        self._fds = []
+        known: dict[Node, int] = {}
+        folders, names = [], []
+        for node in self._nodes[first : first + FILES]:
+            assert node.parent is not None
+            if node.parent not in known:
+                if len(known) == OPEN_FOLDERS:
+                    break
+                known[node.parent] = self._open(node.parent)
+            folders.append(known[node.parent])
+            names.append(node.name)
+        self._begun = first
+        self._pending = self._pool.submit(_read, folders, names, self._limit, self._fds)
+
+    def _open(self, folder: Node) -> int:
+        """A descriptor of a folder; -1 if it cannot be opened."""
         try:
-            folders = [self._folder(node, fds) for node in nodes]
-            names = [node.name for node in nodes]
-            self._begun = first
-            self._pending = self._pool.submit(_read, folders, names, self._limit, list(fds.values()))
-        except BaseException:
-            _close(fds.values())
-            raise
-
-    def _folder(self, node: Node, fds: dict[Node, int]) -> int:
-        """A descriptor of a file's folder; -1 if it cannot be opened."""
-        assert node.parent is not None
-        if node.parent not in fds:
-            try:
-                fds[node.parent] = os.dup(self._folders.fd(node.parent))
-            except OSError:
-                return -1
-        return fds[node.parent]
+            # One of its own: Folders closes those that were not used for long.
+            self._fds.append(os.dup(self._folders.fd(folder)))
+        except OSError:
+            return -1
+        return self._fds[-1]
 
 
-def _read(folders: list[int], names: list[bytes], limit: int, fds: Sequence[int]) -> list[tuple[Any, ...] | None]:
+def _read(folders: list[int], names: list[bytes], limit: int, fds: list[int]) -> list[tuple[Any, ...] | None]:
     assert _read_files is not None
     try:
         return _read_files(folders, names, limit, BYTES)
@@ -145,7 +152,7 @@ def _read(folders: list[int], names: list[bytes], limit: int, fds: Sequence[int]
         _close(fds)
 
 
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)
+def _close(fds: list[int]) -> None:
+    with suppress(IndexError):  # another thread took the last one
+        while fds:
+            os.close(fds.pop())

@@ -286,6 +286,7 @@ class FolderWriter:
 
     def forget_nodes(self) -> None:
         """Free the memory of what was scanned: all is written, and next_rows() needs none of it."""
+        self._objects.close()  # which has them in a list of its own
         # A folder and what is in it refer to one another.
         for node in self._scan.written:
             node.children = None

@@ -188,7 +188,8 @@ class Previous:
                 continue
             is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR >> 12
             # A ctime of 0 says: read it again. Some file systems say the same of all files, and know no better.
-            same = ctime == status.st_ctime_ns != 0 and mtime == status.st_mtime_ns and size == status.st_size
+            same = ctime == status.st_ctime_ns != 0 and size == status.st_size
+            same = same and (mtime == status.st_mtime_ns or mtime == _stored_time(status.st_mtime_ns))
             moved = above != parent and not is_linked
             found.append(Match(number, same and not moved, moved))
         return found
@@ -250,7 +251,10 @@ class Rows:
         self._packed = bytearray()
 
     def add(self, *values: int) -> None:
-        self._packed += _PACKED.pack(*values)
+        try:
+            self._packed += _PACKED.pack(*values)
+        except struct.error:
+            self._packed += _PACKED.pack(*_with_stored_times(values))
 
     def objects(self) -> set[int]:
         """Their objects."""
@@ -318,4 +322,13 @@ def save(path: Path, previous: Previous, mark: dict[str, Any]) -> None:
 
 
 def rows_of(values: Iterable[tuple[int, ...]]) -> Array:
-    return np.array(list(values), ROW)
+    return np.array([_with_stored_times(row) for row in values], ROW)
+
+
+def _stored_time(nanoseconds: int) -> int:
+    """A time as rows have it, modulo 2^64 (so does _listing.c): years up to 1677 and from 2262 on do not fit."""
+    return (nanoseconds + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _with_stored_times(row: tuple[int, ...]) -> tuple[int, ...]:
+    return *row[:3], _stored_time(row[3]), _stored_time(row[4]), *row[5:]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Timer
+from typing import Any
 
 import pytest
 from capturekit import extracted, listing
 
-from zkeep.capture import ahead, contents
-from zkeep.capture.ahead import BYTES, FILES, LARGEST, ReadAhead, SmallFile
+from zkeep.capture import ahead, contents, objects, previous
+from zkeep.capture.ahead import BYTES, FILES, LARGEST, OPEN_FOLDERS, ReadAhead, SmallFile
 from zkeep.capture.scan import READ_FOLDER, Folders, Node
 
 Zkeep = Callable[..., int]
@@ -184,3 +188,99 @@ def test_a_snapshot_is_what_it_is_without(
         shown.append(extracted(zkeep, tmp_path, f"b/{name}@1"))
         monkeypatch.setattr(ahead, "_read_files", None)
     assert shown[0] == shown[1] == listing(top)
+
+
+FAR = [10**19, (1 << 63) - 1, 1 << 63, 9_000_000_000 * 10**9]
+"Nanoseconds around the last ones that 64 bits hold, in 2262, and about those that are read ahead."
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_times_after_2262_are_stored(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    (top / "folder").mkdir()
+    for number, far in enumerate(FAR):
+        (top / "folder" / f"{number}").write_bytes(b"content")
+        os.utime(top / "folder" / f"{number}", ns=(far, far))
+    os.utime(top / "folder", ns=(FAR[0], FAR[0]))
+    if (top / "folder" / "0").stat().st_mtime_ns != FAR[0]:
+        pytest.skip("no such times here")
+    if not compiled:
+        monkeypatch.setattr(ahead, "_read_files", None)
+        monkeypatch.setattr(previous, "_listing", None)
+    make_dataset(zkeep, tmp_path)
+    for name in "12":
+        assert zkeep("snapshot", "--from", str(top), f"b/home@{name}") == 0
+        assert extracted(zkeep, tmp_path, f"b/home@{name}") == listing(top)
+        time.sleep(0.05)  # what changed within a tick of the kernel's clock is read again
+    # What the cache knows is not read again; without it, each file is found where it was.
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.ObjectWriter, "_write_file", forbidden)
+        patch.setattr(ahead, "_read_files", None)
+        assert zkeep("snapshot", "--from", str(top), "b/home@3") == 0
+    for cache in (tmp_path / "state" / "capture").iterdir():
+        cache.unlink()
+    assert zkeep("snapshot", "--from", str(top), "b/home@4") == 0
+    assert extracted(zkeep, tmp_path, "b/home@4") == listing(top)
+
+
+def make_dataset(zkeep: Zkeep, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    options = ["-o", "encryption=on", "-o", "keyformat=raw", "-o", f"keylocation=file://{tmp_path}/key"]
+    assert zkeep("pool", "create", "b", str(tmp_path / "b")) == 0
+    assert zkeep("create", *options, "b/home") == 0
+
+
+def forbidden(*_: object) -> bool:
+    raise AssertionError("it was read again")
+
+
+def test_only_some_folders_are_open_at_once(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, asked = ahead._read_files, []
+    assert genuine is not None
+
+    def reading(folders: list[int], *others: Any) -> Any:
+        asked.append(set(folders))
+        return genuine(folders, *others)
+
+    for number in range(3 * OPEN_FOLDERS + 1):
+        (top / f"{number}").mkdir()
+        (top / f"{number}" / "file").write_bytes(b"content")
+    monkeypatch.setattr(ahead, "_read_files", reading)
+    assert all(read(top).values())
+    assert max(map(len, asked)) == OPEN_FOLDERS
+
+
+def test_descriptors_of_what_was_never_begun_are_closed(top: Path) -> None:
+    (top / "file").write_bytes(b"content")
+    fd = os.open(top, READ_FOLDER)
+    before = len(os.listdir("/proc/self/fd"))
+    reader, gate = ReadAhead(Folders(fd), nodes_of(top), 512), Event()
+    assert reader._pool is not None
+    reader._pool.submit(gate.wait)
+    reader._submit(0)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    Timer(0.05, gate.set).start()
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(fd)
+
+
+def test_nodes_are_forgotten_when_all_is_written(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the cache is saved, their memory is free."""
+    for number in range(50):
+        (top / f"{number}").write_bytes(b"content")
+    left: list[int] = []
+    genuine = previous.save
+
+    def save(*words: Any) -> None:
+        left.append(sum(isinstance(each, Node) for each in gc.get_objects()))
+        genuine(*words)
+
+    make_dataset(zkeep, tmp_path)
+    gc.collect()
+    monkeypatch.setattr(previous, "save", save)
+    assert zkeep("snapshot", "--from", str(top), "b/home@1") == 0
+    assert left[-1] < 50
