@@ -73,6 +73,22 @@ def test_what_is_not_there_and_what_is_another_s_are_the_same(name: str) -> None
         assert answer == Answer(1, "", gone.err.replace(name, f"{name}{mark}"))
 
 
+def test_a_key_that_may_all_rolls_back_promotes_and_renames() -> None:
+    """In a process of its own, as for sshd: there what decrypts cannot be imported, by whichever verb."""
+    for stream in (FULL, INCREMENT):
+        assert ask("zkeep receive vault/alice/home", stream=stream).status == 0
+    for line in (
+        "zkeep rollback -r vault/alice/home@s0",
+        "zkeep rename vault/alice/home vault/alice/h",
+        "zkeep rollback -R vault/alice/h@s0",
+        "zkeep bookmark vault/alice/h@s0 vault/alice/h#b",
+    ):
+        assert ask(line, "--allow", "admin,hold") == Answer(0, "", ""), line
+    assert ask("zkeep promote vault/alice/h", "--allow", "admin").err.endswith(": not a cloned filesystem\n")
+    assert "unexpected" not in ask("zkeep snapshot -r vault/alice/h@new", "--allow", "admin").err
+    assert ask("zkeep destroy -r vault/alice/h", "--allow", "admin") == Answer(0, "", "")
+
+
 def test_an_appending_key_destroys_nothing() -> None:
     assert ask("zkeep receive vault/alice/home", stream=FULL).status == 0
     for verb in ("destroy vault/alice/home@s0", "destroy -r vault/alice/home", "rollback vault/alice/home@s0"):

@@ -182,9 +182,14 @@ def committed(pool: Pool, datasets: Iterable[Dataset], what: str, *, named: bool
     Raises:
         TryAgain: one is mounted, and its mount does not answer.
     """
+    mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
+    if not mounted:
+        yield HeldMounts()
+        return
+    if pool.scope is not None:  # what asks mounts cannot be imported in a process that serves a client
+        raise TryAgain(f"{what}: it is mounted on the server")
     from zkeep.live.control import COMMIT, SNAPSHOT, held_still
 
-    mounted = [dataset for dataset in datasets if is_mounted(pool, dataset)]
     with held_still([socket_of(pool, dataset) for dataset in mounted], what, SNAPSHOT if named else COMMIT) as check:
         yield HeldMounts({dataset.id for dataset in mounted}, check)
 
@@ -233,12 +238,12 @@ def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[HeldMounts]
     Raises:
         TryAgain: it is mounted, and its mount does not answer.
     """
-    from zkeep.live.control import rolling_back
-
-    # A client of a server does not ask mounts: they are not its own.
+    # A client of a server does not ask mounts: they are not its own, and what asks cannot be imported there.
     if pool.scope is not None or not is_mounted(pool, dataset):
         yield HeldMounts()
         return
+    from zkeep.live.control import rolling_back
+
     with rolling_back(socket_of(pool, dataset), what) as check:
         yield HeldMounts({dataset.id}, check)
 
