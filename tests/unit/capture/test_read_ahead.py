@@ -93,14 +93,20 @@ def test_extended_attributes_come_along(top: Path) -> None:
     assert small.xattrs == contents.xattrs_of(str(top / "file"))[0]
 
 
-def test_flags_are_those_of_chattr(top: Path) -> None:
+@pytest.mark.parametrize("flags", ["d", "i", "a", "di", "dia", "A"])
+def test_flags_are_those_of_chattr(top: Path, flags: str) -> None:
     (top / "file").write_bytes(b"content")
-    if subprocess.run(["chattr", "+d", top / "file"], check=False, capture_output=True).returncode:
+    if subprocess.run(["chattr", f"+{flags}", top / "file"], check=False, capture_output=True).returncode:
         pytest.skip("no flags here")
-    small = read(top)[b"file"]
+    try:
+        small = read(top)[b"file"]
+        with (top / "file").open("rb") as source:
+            alone = contents.flags_of(source.fileno())
+    finally:
+        subprocess.run(["chattr", f"-{flags}", top / "file"], check=True)
     assert small is not None
-    with (top / "file").open("rb") as source:
-        assert contents.stored_flags(small.flags) == contents.flags_of(source.fileno()) != 0
+    assert contents.stored_flags(small.flags) == alone
+    assert alone.bit_count() == len(flags.strip("A"))
 
 
 def test_what_is_no_small_file_is_left_to_others(top: Path) -> None:
