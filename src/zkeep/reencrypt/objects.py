@@ -20,11 +20,12 @@ import numpy as np
 
 from zkeep.errors import BadStream, Refused
 from zkeep.format.dnode import SLOTS, pointers_beside
-from zkeep.format.limits import TO_THE_END
+from zkeep.format.limits import OLD_MAX_BLOCK, TO_THE_END
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.records import Begin, BeginFlag, RecordFlag, RecordType
+from zkeep.format.records import Begin, BeginFlag, Feature, RecordFlag, RecordType
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.reencrypt.blocks import BlockJoiner, BlockSource, NothingKept, embedded_content
+from zkeep.reencrypt.clear_objects import is_none_in_clear, only_numbers
 from zkeep.reencrypt.records import StreamRecord, StreamRecords
 from zkeep.snapshot.changes import Block, ObjectChange
 from zkeep.snapshot.open import OpenSnapshot
@@ -35,12 +36,8 @@ STEP = 4 << 30
 "Bytes of new data after which a transaction group ends."
 MOST_BLOCKS = 1 << 18
 "Blocks of one object in a transaction group: what is known of each is in memory until the object is complete."
-UINT64 = 8
 NO_OFFSET = 1 << 63
 "WRITE_EMBEDDED from here on is a spill block of a broken sender (openzfs/zfs#18239)."
-_CLEAR: dict[int, int] = {ObjectType.MASTER_NODE: 1, ObjectType.ZVOL_PROP: 2}
-"""Types that OpenZFS only authenticates, and the numbers of the objects that have them: they hold numbers of objects,
-versions, the size of a volume."""
 _DATA = frozenset(
     {RecordType.WRITE, RecordType.FREE, RecordType.WRITE_EMBEDDED, RecordType.SPILL, RecordType.REDACT}
 )
@@ -138,7 +135,7 @@ class Translator:
                 "the filesystem is of version 4 or older, whose attributes OpenZFS does not encrypt: "
                 "zfs upgrade it, and send it again"
             )
-        if not _is_encrypted(number, kind, bonustype, bonuslen):
+        if not is_none_in_clear(number, kind, bonustype, bonuslen):
             raise Refused(
                 f"object {number} is of a type, {kind} with a bonus of {bonustype}, that OpenZFS does not encrypt, and "
                 f"that no filesystem or volume has there"
@@ -211,7 +208,8 @@ class Translator:
         kept: BlockSource = NothingKept()
         if change.keep and held is not None and self._base is not None:
             kept = _KeptBlocks(self._base, held)
-        change.blocks = self._blocks_of(head, kept)
+        blocks = self._blocks_of(head, kept)
+        change.blocks = blocks if is_encrypted(change.type) else only_numbers(change, blocks, head.at)
         head.begun = True
         self._writer.write(change)
 
@@ -221,9 +219,12 @@ class Translator:
         files = change.type == was.type == ObjectType.PLAIN_FILE
         if not files or was.maxblkid == 0 or change.blksz == was.blksz:
             return False
-        if _generation(change.bonus) != _generation(was.bonus):
+        # Without -L blocks are cut to 128 KiB; an object with other blocks than that was made again, and comes whole.
+        if min(change.blksz, was.blksz) != OLD_MAX_BLOCK or _generation(change.bonus) != _generation(was.bonus):
             return False
         if change.blksz < was.blksz:
+            if self._begin.features & Feature.LARGE_BLOCKS:
+                return False
             raise BadStream(f"the blocks of object {change.number} become smaller: send with -L", head.at, "OBJECT")
         return True
 
@@ -299,12 +300,6 @@ class Translator:
             change.spill = content
         head.has_spill = True
         self._records.take()
-
-
-def _is_encrypted(number: int, kind: int, bonustype: int, bonuslen: int) -> bool:
-    """Whether what an object holds is encrypted, or nobody's data."""
-    bonus = is_encrypted(bonustype) or not bonuslen or (bonustype == ObjectType.FUID_SIZE and bonuslen == UINT64)
-    return bonus and (is_encrypted(kind) or _CLEAR.get(kind) == number)
 
 
 def _generation(bonus: bytes) -> int:

@@ -223,6 +223,31 @@ def test_files_keep_their_blocks_when_the_sender_begins_to_use_large_ones(pool: 
     assert Look(pool, 3).blocks[2] == {0: fill("y", large)}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "large"),
+    [(128 << 10, 512, False), (128 << 10, 4096, True), (1 << 20, 128 << 10, True), (1 << 20, 1024, True)],
+)
+def test_a_file_that_was_made_again_with_smaller_blocks_comes_whole(
+    pool: Pool, before: int, after: int, large: bool
+) -> None:
+    """A folder's file that is emptied and written again keeps its generation; -L has nothing to do with it."""
+    features = FEATURES if large else FEATURES & ~Feature.LARGE_BLOCKS
+    old = [write(2, n * before, fill("a", before)) for n in range(3)]
+    take(pool, stream(1, *obj(2, blocks=3, blksz=before), *old, features=features))
+    take(pool, stream(2, *obj(2, blocks=2, blksz=after), write(2, after, fill("z", after)), features=features))
+    found = Look(pool, 2)
+    assert (found.objects[2].dnode.blksz, found.blocks[2]) == (after, {after: fill("z", after)})
+
+
+def test_files_with_large_blocks_still_need_large_blocks(pool: Pool) -> None:
+    """Without -L their blocks would only seem to be of 128 KiB, and what the stream does not bring be lost."""
+    old = [write(2, n << 20, fill("a", 1 << 20)) for n in range(2)]
+    take(pool, stream(1, *obj(2, blocks=2, blksz=1 << 20), *old))
+    cut = [*obj(2, blocks=16, blksz=128 << 10), write(2, 0, fill("z", 128 << 10))]
+    with pytest.raises(Refused, match="send with -L"):
+        take(pool, stream(2, *cut, features=FEATURES & ~Feature.LARGE_BLOCKS))
+
+
 @pytest.mark.parametrize("step", [1 << 40, 100 << 10])
 def test_a_clone_has_the_blocks_and_the_keys_of_its_origin(pool: Pool, step: int) -> None:
     many = 900
