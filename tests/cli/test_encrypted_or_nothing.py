@@ -22,7 +22,7 @@ def given(stream: Path, *words: str) -> tuple[int, bytes, str]:
     with stream.open("rb") as source:
         done = subprocess.run([sys.executable, "-m", "zkeep", *words], stdin=source, capture_output=True, check=False)
     error = done.stderr.decode()
-    assert error.count("\n") == (1 if done.returncode else 0), error
+    assert error.count("\n") == (1 if done.returncode or "-x" in words else 0), error
     return done.returncode, done.stdout, error
 
 
@@ -102,3 +102,23 @@ def test_a_key_file_that_cannot_be_read_has_no_other_way_out() -> None:
     for verb in ("receive", "encrypt"):
         status, _, error = given(FULL, verb, *key, "v/new")
         assert (status, "zfs send -w" in error, "/no/such" in error) == (1, False, True), error
+
+
+@pytest.mark.parametrize("letters", [(), ("-F",), ("-s", "-u"), ("-n",)])
+def test_without_anything_encrypted_above_x_encryption_says_that_it_does_nothing(
+    letters: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts written for zfs go on: it keeps such a stream in clear, too, without a word."""
+    for stream in (FULL, NEXT)[: 1 if "-n" in letters else 2]:
+        status, _, error = given(stream, "receive", *letters, "-x", "encryption", "v/new")
+        assert (status, WAY_OUT in error, "zkeep create" in error) == (0, True, True)
+        assert error.startswith("zkeep: warning: -x encryption encrypts nothing here: v/new is in clear")
+    assert snapshots(capsys) == ([] if "-n" in letters else ["v/new@2018", "v/new@2019"])
+
+
+def test_where_x_encryption_encrypts_or_the_pool_refuses_there_is_no_warning() -> None:
+    command = [sys.executable, "-m", "zkeep", "receive", "-x", "encryption"]
+    for blind, target, status in (("off", "v/enc/new", 0), ("on", "v/new", 1)):
+        assert run(["set", f"blind={blind}", "v"]) == 0
+        done = subprocess.run([*command, target], input=FULL.read_bytes(), capture_output=True, check=False)
+        assert (done.returncode, b"warning" in done.stderr) == (status, False), done.stderr

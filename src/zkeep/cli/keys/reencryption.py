@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zkeep.reencrypt.receive import Follower, ReceiveKeys, Reencryption
 
 
+_OWN_KEY = "-o encryption=on -o keyformat=raw -o keylocation=file:///path"
 _NO_KEY = "no key is ever used for clients"
 
 
@@ -56,6 +57,9 @@ class EncryptingIntake:
         self.refuses_raw = why
         self._asked, self._known, self._follower = asked, known, follower
         self._made: Reencryption | None = None
+        self._excludes = "encryption" in excluded
+        self._in_clear: DatasetName | None = None
+        "The first dataset that stays in clear, though -x encryption may have meant that it should not."
 
     def takes(self, pool: Pool, substream: Substream) -> bool:
         if substream.event.begin.raw:
@@ -64,6 +68,8 @@ class EncryptingIntake:
         # Who asks for encryption gets it, or nothing
         if not is_taken and (self._asked or self._follower is not None):
             raise Refused(f"cannot receive {substream.target.name}: {in_clear(pool, substream.target.name)}")
+        if not is_taken and self._in_clear is None:
+            self._in_clear = substream.target.name
         return is_taken
 
     def judge(self, pool: Pool, substream: Substream, charges: Charges) -> None:
@@ -80,7 +86,15 @@ class EncryptingIntake:
         return newest is not None and RESUME in newest.doc and self._reencryption().gives_up(pool, name)
 
     def say_mended(self, target: str) -> None:
-        """Tell of spill blocks that a broken sender misplaced, and that are put back; and of what was left out."""
+        """Tell of spill blocks that a broken sender misplaced, and that are put back; and of what was left out.
+
+        Also of what is in clear: in ZFS, too, -x encryption only means what is above, but it reads as a promise.
+        """
+        if self._excludes and self._in_clear is not None:
+            say(
+                f"warning: -x encryption encrypts nothing here: {self._in_clear} is in clear, as what is above it: "
+                f"receive below a dataset made with zkeep create {_OWN_KEY}, or give these options to the receive"
+            )
         mended = self._made.mended if self._made is not None else 0
         if mended:
             blocks = count(mended, "spill block")
@@ -184,7 +198,7 @@ def in_clear(pool: Pool, name: DatasetName) -> str:
         return f"{name} is in clear: name another dataset, below an encrypted one"
     return (
         f"nothing above {name} is encrypted: name a dataset below an encrypted one, or give it a key of its own: "
-        "-o encryption=on -o keyformat=raw -o keylocation=file:///path"
+        + _OWN_KEY
     )
 
 
