@@ -227,7 +227,7 @@ class FolderWriter:
         """Plan what only now is known: names of what could not be read, and attributes that nothing leads to."""
         self._corrected = True
         # Folders that were there for the scan and gone when they were read go, with the names in them.
-        names = {name for node in self._objects.missing for name in self._objects.names_of(node)}
+        names = {name for node in self._objects.missing for name in self._scan.names_of(node)}
         lost = {node for node in self._objects.vanished if self._is_new(node)}
         fewer = self._drop_names_below(lost)
         # Folders that are stored already are written again without the names that lead to nothing.

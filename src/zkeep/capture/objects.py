@@ -105,7 +105,7 @@ class ObjectWriter:
 
         Of others only what differs is stored, so they are read block by block.
         """
-        new = (node for node in nodes if node.kind == REGULAR and not self._is_live(node.number))
+        new = (node for node in nodes if node.kind == REGULAR and not (node.inode or self._is_live(node.number)))
         self._ahead = ReadAhead(self._folders, new, self._recordsize)
 
     def close(self) -> None:
@@ -125,9 +125,9 @@ class ObjectWriter:
         if (small := self._ahead.take(node)) is not None:
             self._write_small(node, small)
             return True
-        # A file can be read by any of its names: one of them may be gone, or lie where this user may not look.
+        # A file can be read by any of its names: one may be gone, another file's by now, or out of reach.
         reason = SourceError(OSError(0, "it has no name"))
-        for name in self.names_of(node):
+        for name in self._folders.as_scanned(self._scan.names_of(node)):
             marks = len(self.attributes.pending), len(self._result.extras), self.attributes.next_number
             try:
                 return self._write_file(name)
@@ -143,10 +143,6 @@ class ObjectWriter:
         for change in self.attributes.pending:
             self._writer.write(change)
         self.attributes.pending.clear()
-
-    def names_of(self, node: Node) -> list[Node]:
-        """All names of a file."""
-        return self._scan.links.get(node.inode, [node]) if node.inode else [node]
 
     def _take_back(self, pending: int, extras: int, late: int) -> None:
         del self.attributes.pending[pending:], self._result.extras[extras:]
@@ -391,7 +387,7 @@ class ObjectWriter:
         )
 
     def _links(self, node: Node) -> int:
-        return len(self.names_of(node)) + self.names_kept[node.number]
+        return len(self._scan.names_of(node)) + self.names_kept[node.number]
 
     def _generation_of(self, node: Node) -> int:
         if self._tree is not None and self._held(node) is not None:

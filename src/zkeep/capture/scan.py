@@ -88,6 +88,10 @@ class Scan:
     started: int = 0
     "Nanoseconds since 1970 when it began: what changed since may change again unseen."
 
+    def names_of(self, node: Node) -> list[Node]:
+        """All names of a file."""
+        return self.links.get(node.inode, [node]) if node.inode else [node]
+
 
 class Folders:
     """Opens folders by their nodes, each relative to its parent, so that no link on the way is followed."""
@@ -119,6 +123,18 @@ class Folders:
             _, old = self._open.popitem(last=False)
             os.close(old)
         return fd
+
+    def as_scanned(self, names: list[Node]) -> list[Node]:
+        """The names of one file, first those that still lead to it: since the scan another may have got one of them."""
+        return sorted(names, key=self._leads_elsewhere) if len(names) > 1 else names
+
+    def _leads_elsewhere(self, name: Node) -> bool:
+        assert name.parent is not None
+        try:
+            status = os.stat(name.name, dir_fd=self.fd(name.parent), follow_symlinks=False)
+        except OSError:
+            return True
+        return (status.st_dev, status.st_ino) != name.inode
 
     def close(self) -> None:
         while self._open:

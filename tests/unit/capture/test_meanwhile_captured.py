@@ -187,3 +187,34 @@ def test_a_file_without_a_time_of_change_is_never_as_it_was(source: Path) -> Non
     row = (status.st_dev, status.st_ino, status.st_size, 5, 0, 7, 34, 1, 0, 8)
     (match,) = Previous(rows_of([row]), root=34).match([unchanging], 34)
     assert (match.number, match.same) == (7, False)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("taken", ["one", "two", "below/three"])
+def test_a_name_that_another_file_takes_does_not_bring_its_content_to_the_other_names(
+    zkeep: Zkeep, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str, stored: bool
+) -> None:
+    """Between the scan and the reading, of a file with three names."""
+    names = ("one", "two", "below/three")
+    (source / "one").write_text("mine")
+    for name in names[1:]:
+        os.link(source / "one", source / name)
+    if stored:
+        assert take(zkeep, source, "before") == 0
+        (source / "one").write_text("mine, changed")
+    mine = (source / "one").read_text()
+    (source / "other").write_text("another one's")
+    after_the_scan(monkeypatch, lambda: (source / "other").rename(source / taken))
+    take(zkeep, source, "1")
+    for name in names:
+        assert stored_content(zkeep, tmp_path, "v/home@1", name) == mine
+    assert take(zkeep, source, "2") == 0
+    for name in names:
+        expected = "another one's" if name == taken else mine
+        assert stored_content(zkeep, tmp_path, "v/home@2", name) == expected
+
+
+def stored_content(zkeep: Zkeep, tmp_path: Path, snapshot: str, name: str) -> str:
+    target = tmp_path / "out" / snapshot.replace("/", "-") / name
+    assert zkeep("extract", "-L", f"file://{tmp_path / 'key'}", "-C", str(target), snapshot, name) == 0
+    return (target / name).read_text()
