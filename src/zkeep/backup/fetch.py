@@ -5,16 +5,14 @@ Whatever comes is hostile until it is checked: the listing here, the stream by t
 
 from __future__ import annotations
 
-import io
-import os
-import select
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from zkeep.backup.peer import STALL_SECONDS, Done, Peer, clean
+from zkeep.backup.patience import Patient
+from zkeep.backup.peer import Done, Peer, clean, rows
 from zkeep.errors import BadStream, NotAuthentic, Refused, TryAgain
 from zkeep.names import MAX_UINT64, DatasetName, SnapshotName, parse_any, shown, whole_number
 from zkeep.pool.datasets import namespace
@@ -66,8 +64,7 @@ def parse_snapshots(answer: bytes, top: DatasetName, who: str) -> dict[DatasetNa
     """
     found: dict[DatasetName, list[Listed]] = {top: []}
     try:
-        for line in answer.decode("utf-8").splitlines():
-            name, *numbers = line.split("\t")
+        for name, *numbers in rows(answer, len(_COLUMNS)):
             parsed = parse_any(name)
             dataset = parsed.dataset if isinstance(parsed, SnapshotName) else parsed
             if not isinstance(dataset, DatasetName) or not dataset.is_within(top):
@@ -214,18 +211,3 @@ def checked(pool: Pool, snapshot: Snapshot, wanted: Listed, *, raw: bool) -> Sna
     if raw and (doc is None or not Opening.from_doc(doc).begin.raw):
         raise NotAuthentic(f"{wanted.name}: it is not encrypted: nothing in it can be authenticated")
     return snapshot
-
-
-class Patient(io.RawIOBase):
-    """What a program writes, as long as it goes on writing."""
-
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._fd = pipe.fileno()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, room: Any) -> int:
-        if not select.select([self._fd], [], [], STALL_SECONDS)[0]:
-            raise TryAgain(f"nothing came for {STALL_SECONDS:.0f} seconds")
-        return os.readv(self._fd, [room])

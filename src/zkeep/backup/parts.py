@@ -15,7 +15,8 @@ from typing import BinaryIO, TypeVar, cast
 import numpy as np
 
 from zkeep.backup import fetch
-from zkeep.backup.fetch import Listed, Patient, checked, name_here, why_broken
+from zkeep.backup.fetch import Listed, checked, name_here, why_broken
+from zkeep.backup.patience import Patient
 from zkeep.backup.peer import Peer
 from zkeep.errors import BadStream, Refused, TryAgain
 from zkeep.format.events import Batch, SubBegin, SubEnd

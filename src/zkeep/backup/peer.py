@@ -6,6 +6,7 @@ dataset that was asked for and numbers in their ranges, and messages lose what c
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import IO
 
+from zkeep.backup.patience import Patience
 from zkeep.backup.places import Host, Place
 from zkeep.backup.plan import Have, Point
 from zkeep.errors import Refused, TryAgain
@@ -29,12 +31,16 @@ from zkeep.pool.transfer.token import Token
 
 MOST_ANSWER = 64 << 20
 "Bytes of an answer: some 500,000 snapshots."
+MOST_LINES = 500_000
+"Lines of an answer: as objects they take ten times the memory of their bytes."
+MOST_LINE = 128 << 10
+"Bytes of one: a resume token has 64 KiB at most."
 MOST_MESSAGE = 64 << 10
 "Bytes of its messages, of which the last are kept."
 ANSWER_SECONDS = 900.0
 "How long a question may take."
 STALL_SECONDS = 3600.0
-"How long a stream may stand still, and how long a receiver may take when it has all of it."
+"How long a program may take to end when it has given or taken all of a stream."
 CHUNK = 1 << 18
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?|[\x80-\x9f]")
 _REASON = re.compile(r" Partially received snapshot is saved\..*\(([^()]*)\)$")
@@ -213,7 +219,7 @@ def _found(program: str) -> str:
 
 
 def _read(pipe: IO[bytes], peer: Peer, until: float) -> bytes:
-    found = bytearray()
+    found, lines = bytearray(), 0
     while True:
         ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
         if not ready:
@@ -222,8 +228,25 @@ def _read(pipe: IO[bytes], peer: Peer, until: float) -> bytes:
         if not chunk:
             return bytes(found)
         found += chunk
+        lines += chunk.count(b"\n")
         if len(found) > MOST_ANSWER:
             raise Refused(f"{peer} gave an answer of more than {MOST_ANSWER >> 20} MiB to a question")
+        if lines > MOST_LINES:
+            raise Refused(f"{peer} gave an answer of more than {MOST_LINES} lines to a question")
+
+
+def rows(answer: bytes, columns: int) -> Iterator[list[str]]:
+    """The cells of each line of an answer, of which there should be `columns`; more are one cell more.
+
+    One line after the other: a bad one is found before the next is looked at.
+
+    Raises:
+        ValueError: one is no text, or too long.
+    """
+    for line in io.BytesIO(answer):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"a line of {len(line)} bytes")
+        yield line.removesuffix(b"\n").decode("utf-8").split("\t", columns)
 
 
 def parse_listing(answer: bytes, dataset: DatasetName, who: str) -> Have:
@@ -233,9 +256,8 @@ def parse_listing(answer: bytes, dataset: DatasetName, who: str) -> Have:
         Refused: they are not what was asked for.
     """
     try:
-        rows = [line.split("\t") for line in answer.decode("utf-8").splitlines()]
         exists, token, points = False, None, []
-        for name, guid, createtxg, kind, resume in rows:
+        for name, guid, createtxg, kind, resume in rows(answer, len(_COLUMNS)):
             if kind not in _TYPES:
                 raise ValueError(kind)
             if kind in ("filesystem", "volume"):
@@ -273,21 +295,21 @@ def pipe(
     `check`: called with the header of the first record before anything is passed on; it may raise.
 
     Raises:
-        TryAgain: nothing moved for too long.
+        TryAgain: nothing, or next to nothing, moved for too long.
     """
     assert sender.process.stdout is not None
     assert receiver.process.stdin is not None
     source, sink = sender.process.stdout.fileno(), receiver.process.stdin.fileno()
     os.set_blocking(sink, False)  # a receiver that takes nothing must not stop the clock
+    giving, taking = Patience("cannot send"), Patience("cannot receive")
     try:
         # The first header is looked at while nothing was passed on yet.
-        chunk = _first_header(source)
+        chunk = _first_header(source, giving)
         check(chunk)
         while chunk:
-            _write(sink, chunk)
+            _write(sink, chunk, taking)
             progress(len(chunk))
-            _ready([source], [], "send")
-            chunk = os.read(source, CHUNK)
+            chunk = _read_some(source, CHUNK, giving)
         return True
     except BrokenPipeError:
         return False
@@ -296,26 +318,29 @@ def pipe(
             receiver.process.stdin.close()  # the end of the stream, or of a part of it
 
 
-def _first_header(source: int) -> bytes:
+def _first_header(source: int, giving: Patience) -> bytes:
     """The header of a stream's first record; less of it if the sender ends."""
     head = b""
     while len(head) < HEADER:
-        _ready([source], [], "send")
-        chunk = os.read(source, HEADER - len(head))
+        chunk = _read_some(source, HEADER - len(head), giving)
         if not chunk:
             break
         head += chunk
     return head
 
 
-def _ready(sources: list[int], sinks: list[int], what: str) -> None:
-    if not any(select.select(sources, sinks, [], STALL_SECONDS)):
-        raise TryAgain(f"cannot {what}: nothing moved for {STALL_SECONDS:.0f} seconds")
+def _read_some(source: int, most: int, giving: Patience) -> bytes:
+    giving.wait([source], [])
+    chunk = os.read(source, most)
+    giving.moved(len(chunk))
+    return chunk
 
 
-def _write(sink: int, chunk: bytes) -> None:
+def _write(sink: int, chunk: bytes, taking: Patience) -> None:
     left = memoryview(chunk)
     while left:
-        _ready([], [sink], "receive")
+        taking.wait([], [sink])
         with suppress(BlockingIOError):
-            left = left[os.write(sink, left) :]
+            count = os.write(sink, left)
+            taking.moved(count)
+            left = left[count:]

@@ -9,6 +9,8 @@ import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path as FilePath
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 
@@ -16,7 +18,7 @@ from backupkit import Laptop
 from zkeep.backup.local import Job
 from zkeep.backup.places import Path, parse_destination
 from zkeep.cli.backup import keys as backup_keys
-from zkeep.cli.backup.wanted import locked
+from zkeep.cli.backup.wanted import is_running, locked
 from zkeep.crypto.groups import Secret, lines_of
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
@@ -124,6 +126,24 @@ def test_what_is_due_and_runs_already_is_no_failure_and_no_monitor_is_told_one(
     assert len(laptop.snapshots()) == 1
     assert laptop.backup("--due", "02:30").status == 0
     assert len(laptop.snapshots()) == 1
+
+
+def test_a_backup_that_begins_while_one_looks_whether_it_is_due_is_done(laptop: Laptop) -> None:
+    assert laptop.run("version").status == 0
+    held, job = Event(), Job(Path(str(laptop.source)), parse_destination("ssh://box/vault/me"))
+
+    def look() -> None:
+        with locked(job, 0.0):
+            held.set()
+            sleep(0.2)
+
+    looking = Thread(target=look)
+    looking.start()
+    held.wait()
+    with locked(job):
+        assert is_running(job)
+    looking.join()
+    assert not is_running(job)
 
 
 @pytest.mark.parametrize(

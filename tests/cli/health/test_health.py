@@ -169,6 +169,33 @@ def test_a_read_only_pool_can_be_looked_at(shell: Shell, monkeypatch: pytest.Mon
     assert "zkeep_problem" in shell("metrics")
 
 
+def scrubbed(at: float) -> None:
+    """A scrub that found nothing."""
+    with opened("v") as pool, pool.transaction() as t:
+        t.put("scrub", "", {"errors": [], "damaged": [], "finished": int(at)})
+
+
+def test_a_clock_that_was_ahead_makes_nothing_fine(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it received, scrubbed and made has ages below 0: not young for a year, but of an unknown age."""
+    really = time.time()
+    shell("set", "max_age=2d", "v")
+    monkeypatch.setattr(time, "time", lambda: really + 300 * DAY)
+    add("v/a@2", 0)
+    shell("create", "v/new")
+    scrubbed(time.time())
+    monkeypatch.setattr(time, "time", lambda: really)
+    with opened("v") as pool, pool.transaction() as t:
+        t.put("clock", "", {"seen": int(really)})  # as 'prune --trust-clock' leaves it
+    assert kinds(shell, 1) == {"v": ["unverified"], "v/a": ["late"], "v/new": ["late"]}
+    said = shell("health", status=1)
+    assert "it was scrubbed 300 days from now, by a clock that was wrong" in said
+    assert "the newest snapshot was received 300 days from now, by a clock that was wrong" in said
+    # The next ones set it right.
+    add("v/a@3", 0)
+    scrubbed(really)
+    assert kinds(shell, 1) == {"v/new": ["late"]}
+
+
 def test_a_clock_in_doubt_is_a_problem(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     really = time.time()
     monkeypatch.setattr(time, "time", lambda: really - 3 * DAY)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from zkeep.backup import patience
 from zkeep.backup import peer as module
+from zkeep.backup.fetch import parse_snapshots
 from zkeep.backup.peer import Peer, clean, parse_listing
 from zkeep.backup.places import Host
 from zkeep.backup.plan import Have, Point, plan
@@ -219,7 +224,65 @@ def test_whose_fault_it_is_that_a_stream_did_not_arrive(
         send(big, take)
 
 
-def test_a_receiver_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
-    with pytest.raises(TryAgain, match="nothing moved"):
-        send(STREAM.replace("300000", "30000000"), "import time; time.sleep(60)")
+STILL = "import time; time.sleep(60)"
+BIG = STREAM.replace("300000", "30000000")
+DRIP = "import time\nwhile True: {}; time.sleep(0.02)"
+
+
+@pytest.mark.parametrize(
+    ("give", "take", "words"),
+    [
+        (BIG, STILL, "cannot receive: [0-9]+ bytes moved in"),
+        (BIG, DRIP.format("__import__('sys').stdin.buffer.raw.read(1)"), "cannot receive: [0-9]+ bytes moved in"),
+        (STILL, EAT.format(rows=[ROW]), "cannot send: nothing moved in"),
+        (DRIP.format("__import__('os').write(1, b'x')"), EAT.format(rows=[ROW]), "cannot send: [0-9]+ bytes moved in"),
+        (STREAM + DRIP.format("sys.stdout.buffer.raw.write(b'x')"), EAT.format(rows=[ROW]), "cannot send: .* moved in"),
+    ],
+    ids=["still", "sips", "silent", "header drips", "stream drips"],
+)
+def test_a_side_that_keeps_a_stream_waiting_is_ended(
+    give: str, take: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 1.2)
+    monkeypatch.setattr(patience, "LEAST", 8 << 20)
+    with pytest.raises(TryAgain, match=words):
+        send(give, take)
+
+
+def test_a_side_that_is_slow_and_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is the rate, in each while of waiting; what we do meanwhile is not waited for."""
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "LEAST", 20)
+    read, write = os.pipe()
+    with open(read, "rb") as source, open(write, "wb") as sink:
+        patient = patience.Patient(source)
+        for _ in range(3):
+            time.sleep(0.15)
+            os.write(write, b"x")
+            assert patient.read(1) == b"x"
+        with pytest.raises(TryAgain, match="cannot receive: 3 bytes moved in 0 seconds of waiting"):
+            patient.read(1)
+        sink.close()
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\t\n", b"\x0b", b"\x1c", "\u2028".encode(), b"\r", b"vault/me\t" * 9])
+@pytest.mark.parametrize("parse", [parse_listing, parse_snapshots])
+def test_a_listing_of_rubbish_takes_no_more_memory_than_its_bytes(
+    line: bytes, parse: Callable[[bytes, DatasetName, str], object]
+) -> None:
+    """64 MiB of empty lines took some 7 GB as rows."""
+    answer = line * ((1 << 20) // len(line))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="box lists what is no"):
+            parse(answer, DATASET, "box")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_listing_of_too_many_rows_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LINES", 1000)
+    with pytest.raises(Refused, match="an answer of more than 1000 lines to a question"):
+        script("while True: print('vault/me@a')").ask("list")
+    assert len(script("for i in range(1000): print(i)").ask("list")[1].split()) == 1000

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 
 from zkeep.backup import local
 from zkeep.backup.local import Job
+from zkeep.backup.patience import Patient
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Place
 from zkeep.backup.plan import Have, Plan, Step, plan
@@ -90,7 +91,7 @@ def _parts(wanted: Wanted, source: Side) -> dict[str, str]:
     below_too = ["-r", "-t", "filesystem,volume"] if wanted.recursive else []
     done, answer = source.peer.ask("get", "-H", *below_too, "-o", "name,value", "encryption", str(source.dataset))
     source.peer.check(done, f"cannot back up {source}")
-    rows = (line.partition("\t") for line in answer.decode("utf-8", "replace").splitlines())
+    rows = (line.partition("\t") for line in answer.decode("utf-8", "replace").split("\n") if line)
     encryption = {below([name], source.dataset)[0]: value.strip() for name, _, value in rows}
     if "" not in encryption:
         raise Refused(f"cannot back up {source}: {source.peer} does not say whether it is encrypted")
@@ -231,13 +232,15 @@ def _encrypt_one(source: Side, step: Step, pool: Pool, here: DatasetName, key: b
     from zkeep.pool.transfer.receive import ReceiveOptions, receive_events
 
     since = ["-i", source.full(step.source)] if step.source else []
+    cannot = f"cannot send {source.full(step.to)}"
     words = ["send", "-L", *since, source.full(step.to)]
     with source.peer.running(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as sender:
         assert sender.process.stdout is not None
+        came = cast(BinaryIO, Patient(sender.process.stdout, cannot))
         options = ReceiveOptions(intake=EncryptingIntake({}, (), [key]))
         try:
-            receive_events(pool, read_events(cast(BinaryIO, sender.process.stdout)), str(here), options)
+            receive_events(pool, read_events(came), str(here), options)
         except Refused:
-            source.peer.check(sender.end(5), f"cannot send {source.full(step.to)}")
+            source.peer.check(sender.end(5), cannot)
             raise
-        source.peer.check(sender.end(STALL_SECONDS), f"cannot send {source.full(step.to)}")
+        source.peer.check(sender.end(STALL_SECONDS), cannot)

@@ -82,8 +82,12 @@ class RunsAlready(TryAgain):
     """The same backup is done by another process."""
 
 
+PROBE_SECONDS = 0.5
+"A `--due` that only looks holds the lock for a moment: a backup that begins in it waits."
+
+
 @contextmanager
-def locked(job: Job) -> Iterator[None]:
+def locked(job: Job, wait: float = PROBE_SECONDS) -> Iterator[None]:
     """Inside, no other process does the same backup.
 
     Raises:
@@ -93,7 +97,7 @@ def locked(job: Job) -> Iterator[None]:
     make_folder(home, 0o700)
     with ExitStack() as stack:
         try:
-            stack.enter_context(LocalStore(home).lock(f"backup-{digest(job)[:16]}"))
+            stack.enter_context(LocalStore(home).lock(f"backup-{digest(job)[:16]}", wait=wait))
         except TryAgain:
             raise RunsAlready(f"cannot back up {job.source}: the same backup runs already") from None
         yield
@@ -102,7 +106,7 @@ def locked(job: Job) -> Iterator[None]:
 def is_running(job: Job) -> bool:
     """Whether another process does the same backup right now."""
     try:
-        with locked(job):
+        with locked(job, 0.0):
             return False
     except RunsAlready:
         return True

@@ -16,7 +16,7 @@ from zkeep.names import DatasetName
 from zkeep.pool.datasets.lifecycle import SCRUB
 from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
 from zkeep.pool.datasets.partial import is_malformed, receives
-from zkeep.pool.datasets.pruning import clock_fault
+from zkeep.pool.datasets.pruning import SKEW, clock_fault
 from zkeep.pool.datasets.retention import BadRetention, parse_age, span
 from zkeep.pool.datasets.view import View
 from zkeep.pool.maintenance import verified
@@ -158,12 +158,15 @@ def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     limit = found.max_age or 0
     if found.newest is None:
         # A place to receive below has no snapshots of its own; its children are judged by themselves.
-        if len(view.tree.within(dataset, 1)) > 1 or now - int(dataset.doc["creation"]) <= limit:
+        if len(view.tree.within(dataset, 1)) > 1 or -SKEW <= now - int(dataset.doc["creation"]) <= limit:
             return ""
         return "nothing was ever received"
     if found.received_at is None:
         return "the time of its newest snapshot is unknown"
     age = now - found.received_at
+    # Of a clock that was ahead: taken for young, it would be fine for as long as that was.
+    if age < -SKEW and not _clock_fault(view.pool, now):
+        return f"the newest snapshot was received {span(-age)} from now, by a clock that was wrong"
     return f"the newest snapshot is {span(age)} old, and may be {span(limit)}" if age > limit else ""
 
 
@@ -177,8 +180,17 @@ def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthPr
         yield HealthProblem("full", f"{found.free * 100 // max(found.size, 1)} % of the disk is free")
     limit = _age_limit(view, pool.dataset(DatasetName(pool.name)), "max_scrub_age")
     since = found.scrubbed_at if found.scrubbed_at is not None else int(pool.doc.get("created", 0))
-    if limit is not None and now - since > limit:
+    fault = _clock_fault(pool, now)
+    if limit is not None and now - since < -SKEW and not fault:
+        which = "made" if found.scrubbed_at is None else "scrubbed"
+        yield HealthProblem("unverified", f"it was {which} {span(since - now)} from now, by a clock that was wrong")
+    elif limit is not None and now - since > limit:
         what = "it was never scrubbed" if found.scrubbed_at is None else f"the last scrub was {span(now - since)} ago"
         yield HealthProblem("unverified", what)
-    if fault := clock_fault(now, (pool.catalog.get(CLOCK, "") or {}).get("seen")):
+    if fault:
         yield HealthProblem("clock", f"the clock is in doubt: {fault}")
+
+
+def _clock_fault(pool: Pool, now: int) -> str | None:
+    """Why the clock is in doubt now; then that is the problem, and not what is ahead of it."""
+    return clock_fault(now, (pool.catalog.get(CLOCK, "") or {}).get("seen"))
