@@ -17,6 +17,7 @@ import pytest
 from backupkit import Laptop
 from zkeep.backup.local import Job
 from zkeep.backup.places import Path, parse_destination
+from zkeep.capture import ahead
 from zkeep.cli.backup import keys as backup_keys
 from zkeep.cli.backup.wanted import is_running, locked
 from zkeep.crypto.groups import Secret, lines_of
@@ -191,6 +192,7 @@ def test_a_file_that_cannot_be_read_is_named_and_all_else_is_sent(
             raise PermissionError(13, "Permission denied")
         return real(path, *more, **others)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(ahead, "_read_files", None)  # it opens files by itself
     monkeypatch.setattr(os, "open", failing)
     done = laptop.backup("-j")
     monkeypatch.undo()
