@@ -37,7 +37,7 @@ STEP = 4 << 30
 MOST_BLOCKS = 1 << 18
 "Blocks of one object in a transaction group: what is known of each is in memory until the object is complete."
 NO_OFFSET = 1 << 63
-"WRITE_EMBEDDED from here on is a spill block of a broken sender (openzfs/zfs#18239)."
+"No file is larger. WRITE_EMBEDDED from here on is a spill block of a broken sender (openzfs/zfs#18239)."
 _DATA = frozenset(
     {RecordType.WRITE, RecordType.FREE, RecordType.WRITE_EMBEDDED, RecordType.SPILL, RecordType.REDACT}
 )
@@ -155,6 +155,8 @@ class Translator:
         if record.type == RecordType.FREE and record.fields[2] == TO_THE_END and head.end is None:
             self._records.take()
             head.end = record.fields[1]
+            if head.end > NO_OFFSET:
+                raise BadStream(f"object {number} ends where no file can", record.at, record.name)
             return
         # An unmodified spill block may come right behind the OBJECT, before the data of objects that still wait.
         if record.type == RecordType.SPILL and record.fields[2] & RecordFlag.SPILL_UNMODIFIED and self._spills_flagged:

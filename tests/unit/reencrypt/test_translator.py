@@ -273,6 +273,8 @@ def test_a_clone_has_the_blocks_and_the_keys_of_its_origin(pool: Pool, step: int
         ([*obj(2, flags=4), *obj(3)], "the spill block of object 2 is missing"),
         ([*obj(2), *obj(3), write(3, 0, fill("a")), write(2, 0, fill("a"))], "come after"),
         (obj(2, bonustype=17), "version 4 or older"),
+        ([obj(2)[0], Free(object=2, offset=END, length=END)], "object 2 ends where no file can"),
+        ([obj(2)[0], Free(object=2, offset=(1 << 63) + 1, length=END)], "object 2 ends where no file can"),
         ([*obj(2), (NO_LZ4, fill("a"))], "object 2: "),
         ([*obj(2), (NO_DATA, b"12345678")], "embedded type 1 holds no data"),
     ],
