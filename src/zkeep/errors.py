@@ -37,6 +37,10 @@ class BadStream(Refused):
         super().__init__(f"bad stream: {what} at byte {offset}: {reason}")
 
 
+class EndsEarly(BadStream):
+    """A send stream is not whole: its line broke."""
+
+
 class WrongUsage(ZkeepError):
     """The command line makes no sense."""
 

@@ -209,7 +209,7 @@ EXCLUDING = (
 NOT_FOR_CLIENTS = {
     "snapshot": {"-j", "--json", "--from", "-n", "-v", "-L", *EXCLUDING, "--fs-snapshot"},
     "receive": {"--append-only"},
-    "mount": {"-a", "-l", "-f", "-o", "-r", "-L"},
+    "mount": {"-a", "-l", "-f", "-o", "-r", "-L", "-O", "-v"},
     "unmount": {"-a"},
     "send": {"-U", "--no-preserve-encryption"},
 }

@@ -89,8 +89,6 @@ def test_p4_an_increment_that_lists_them_is_followed(box: Box, kind: NvType, val
         ("compression", "none such"),
         ("readonly", "maybe"),
         ("filesystem_limit", "some"),
-        ("retention", "bogus"),
-        ("retention_min", "bogus"),
         ("max_age", "-1"),
         ("notify", "bogus"),
     ],

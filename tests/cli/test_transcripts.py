@@ -303,8 +303,9 @@ $ zkeep pool status -x
   pool: renamed
  state: UNAVAIL
 status: there is no pool in ?
-action: Attach the disk that it lies on. Where its folder was moved, 'zkeep pool
-	export renamed' and 'zkeep pool import PATH'.
+action: Attach the disk that it lies on, or see in the system's log why it
+	fails. Where its folder was moved, 'zkeep pool export renamed' and 'zkeep pool
+	import PATH'.
   scan: none requested
 config: ?
 

@@ -1,4 +1,4 @@
-"""`python faultserver.py FOLDER` mounts a folder with the files of faultkit.py (FUSE)."""
+"""`python faultserver.py FOLDER` mounts a folder with the files of filefaultkit.py (FUSE)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import mfusepy
-from faultkit import AT_OPEN, AT_READ, CONTENT, NAMES, SIZE, XATTRS
+from filefaultkit import AT_OPEN, AT_READ, CONTENT, NAMES, SIZE, XATTRS
 
 
 class Faults(mfusepy.Operations):

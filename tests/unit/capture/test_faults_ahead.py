@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faultkit import AT_OPEN, AT_READ, CONTENT, NAMES, SIZE, XATTRS, faults
+from filefaultkit import AT_OPEN, AT_READ, CONTENT, NAMES, SIZE, XATTRS, faults
 
 from mountkit import needs_fuse
 from zkeep.capture import ahead

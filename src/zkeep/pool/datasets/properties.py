@@ -345,6 +345,8 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "notify": notify.canonical,
 }
 "What has a syntax of its own: each returns the text that is kept, or raises ValueError."
+_TOLD = frozenset({"retention", "retention_min"})
+"Of those, what makes no sense is told by who acts on it: nothing is pruned then."
 
 
 def makes_sense(name: str, text: str) -> bool:
@@ -357,7 +359,7 @@ def makes_sense(name: str, text: str) -> bool:
         # Text of a user's and of zfs's own is shown and sent as it is; what zkeep acts on has a syntax.
         if prop is not None and prop.kind in ("size", "count") and not (name in _UNLIMITED and text == "none"):
             whole_number(text, MAX_UINT64)
-        elif prop is not None and prop.is_own and name in _CHECKS:
+        elif prop is not None and prop.is_own and name in _CHECKS and name not in _TOLD:
             _CHECKS[name](text)
     except ValueError:
         return False
