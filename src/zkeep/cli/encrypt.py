@@ -112,7 +112,7 @@ class _Arrival:
             )
             receive_events(self._pool, self._watched(read_events(source)), self._target.text, options)
         sender.finish()
-        intake.say_mended(self._target.text)
+        intake.say_what_differs(self._target.text)
 
     @property
     def _leaves_in_steps(self) -> bool:

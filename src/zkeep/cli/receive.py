@@ -134,7 +134,7 @@ def _receive(pool: Pool, source: BinaryIO, target: str, wanted: ReceiveOptions) 
         refuse_missing_key(pool, name, below=wanted.name_from is not None)
     receive(pool, source, target, wanted)
     if isinstance(wanted.intake, EncryptingIntake):
-        wanted.intake.say_mended(target)
+        wanted.intake.say_what_differs(target)
     if wanted.force and not wanted.dry_run:
         # Give back the space of snapshots that -F may have destroyed
         from zkeep.cli.common.give_back import give_back

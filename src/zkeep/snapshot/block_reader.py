@@ -25,6 +25,7 @@ from zkeep.format.records import HEADER, RecordType, WriteEmbedded
 from zkeep.names import MAX_UINT64
 from zkeep.pool.datasets.contents import NotHere
 from zkeep.pool.timeline.spans import Array
+from zkeep.snapshot.changes import HANDED
 from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
@@ -42,8 +43,6 @@ WORTHWHILE = 256 << 10
 "Bytes of contents that are worth more than one thread."
 END = MAX_UINT64
 "Behind every block number and every offset."
-HANDED = 512 << 10
-"Bytes of contents that a thread gets together."
 T = TypeVar("T")
 FLAT = -1
 "In the place of an indirect block's number: an object has none."

@@ -31,6 +31,7 @@ class StoredBlock(NamedTuple):
 
 Early = Future[StoredBlock | None]
 "A block that is being encrypted; None: it holds zeros only, and becomes a hole."
+BeginEarly = Callable[[Buffer], Early]
 
 
 def encrypt(keys: BlockKeys, salt: bytes, compression: int, content: Buffer) -> StoredBlock:
@@ -76,6 +77,3 @@ class EarlyEncryption:
             return None
         packed, compression = self._compress(content)
         return encrypt(self._keys, salt, compression, packed)
-
-
-BeginEarly = Callable[[Buffer], Early]

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_translator import FEATURES, Look, Part, fill, obj, write
+from test_translator import FEATURES, Look, fill, obj, stream, write
 
 from receivekit import take as take_plain
 from reencryptkit import encrypted_pool, take
 from zkeep.errors import Interrupted, Refused
-from zkeep.format.nvlist import NvList, NvType, encode
-from zkeep.format.records import Begin, Feature, Redact
-from zkeep.format.writer import Writer
+from zkeep.format.records import Feature, Redact
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.transfer.token import Token
@@ -28,30 +26,6 @@ FOR, OTHER = 77, 78
 def pool(tmp_path: Path) -> Iterator[Pool]:
     with encrypted_pool(tmp_path / "pool") as made:
         yield made
-
-
-def stream(number: int, *parts: Part, features: Feature = FEATURES, toguid: int = 0, **lists: tuple[int, ...]) -> bytes:
-    """Snapshot `number`, an increment from the one before; `lists` of guids come in the BEGIN."""
-    writer, nvlist, toguid = Writer("little"), NvList(), toguid or number
-    for name, guids in lists.items():
-        nvlist.set(name, guids, NvType.UINT64_ARRAY)
-    nvlist.align = 8
-    payload = encode(nvlist) if lists else b""
-    begin = Begin(
-        versioninfo=1 | int(features) << 2,
-        type=2,
-        flags=0xC,
-        toguid=toguid,
-        fromguid=number - 1,
-        toname=b"t/a@s%d" % number,
-        creation_time=1_600_000_000,
-    )
-    out = writer.begin(begin, payload)
-    for part in parts:
-        header, content = part if isinstance(part, tuple) else (part, b"")
-        object.__setattr__(header, "toguid", toguid)
-        out += writer.record(header, content)
-    return out + writer.end()
 
 
 def left_out(number: int, offset: int, length: int) -> Redact:

@@ -8,6 +8,7 @@ import pytest
 from reencryptkit import KEY, encrypted_pool, take
 from zkeep.crypto.unwrap import first_that_opens
 from zkeep.errors import Refused
+from zkeep.format.nvlist import NvList, NvType, encode
 from zkeep.format.records import Begin, Feature, Free, FreeObjects, Layout, Object, Spill, Write, WriteEmbedded
 from zkeep.format.writer import Writer
 from zkeep.names import SnapshotName
@@ -27,22 +28,36 @@ END = (1 << 64) - 1
 Part = Layout | tuple[Layout, bytes]
 
 
-def stream(number: int, *parts: Part, features: Feature = FEATURES, flags: int = 0xC, order: str = "little") -> bytes:
-    """A plain stream of snapshot `number`, an increment from the one before; number 1 is full."""
-    writer = Writer(order)  # type: ignore[arg-type]
+def stream(
+    number: int,
+    *parts: Part,
+    features: Feature = FEATURES,
+    flags: int = 0xC,
+    order: str = "little",
+    toguid: int = 0,
+    **lists: tuple[int, ...],
+) -> bytes:
+    """A plain stream of snapshot `number`, an increment from the one before; number 1 is full.
+
+    `toguid`: its guid, if it is another one; `lists` of guids come in the BEGIN.
+    """
+    writer, nvlist, toguid = Writer(order), NvList(), toguid or number  # type: ignore[arg-type]
+    for name, guids in lists.items():
+        nvlist.set(name, guids, NvType.UINT64_ARRAY)
+    nvlist.align = 8
     begin = Begin(
         versioninfo=1 | int(features) << 2,
         type=2,
         flags=flags,
-        toguid=number,
+        toguid=toguid,
         fromguid=number - 1,
         toname=b"t/a@s%d" % number,
         creation_time=1_600_000_000,
     )
-    out = writer.begin(begin, b"")
+    out = writer.begin(begin, encode(nvlist) if lists else b"")
     for part in parts:
         header, payload = part if isinstance(part, tuple) else (part, b"")
-        object.__setattr__(header, "toguid", number)
+        object.__setattr__(header, "toguid", toguid)
         out += writer.record(header, payload)
     return out + writer.end()
 

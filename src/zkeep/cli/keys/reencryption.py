@@ -85,7 +85,7 @@ class EncryptingIntake:
         newest = pool.newest_snapshot(pool.dataset(name))
         return newest is not None and RESUME in newest.doc and self._reencryption().gives_up(pool, name)
 
-    def say_mended(self, target: str) -> None:
+    def say_what_differs(self, target: str) -> None:
         """Tell of spill blocks that a broken sender misplaced, and that are put back; and of what was left out.
 
         Also of what is in clear: in ZFS, too, -x encryption only means what is above, but it reads as a promise.

@@ -139,9 +139,10 @@ def _count(nvlist: NvList, name: str) -> int:
 
 def _guids(nvlist: NvList, name: str) -> tuple[int, ...]:
     found = nvlist.get(name)
-    if not isinstance(found, tuple) or not all(isinstance(guid, int) for guid in found):
+    guids = [guid for guid in found if is_uint64(guid)] if isinstance(found, tuple) else []
+    if not isinstance(found, tuple) or len(guids) < len(found):
         raise Refused(f"the resume token is corrupt: its {name} are no guids")
-    return tuple(guid for guid in found if isinstance(guid, int))
+    return tuple(guids)
 
 
 def _checksum(squeezed: bytes) -> int:
