@@ -27,18 +27,16 @@ class BadStream(Refused):
     """A send stream breaks the format.
 
     `offset` is the byte in the stream at which the faulty record (or field) starts, `record` its type's name.
+    `ends_early`: what came is in order, but not all of it: its line broke.
     """
 
-    def __init__(self, reason: str, offset: int, record: str = "") -> None:
+    def __init__(self, reason: str, offset: int, record: str = "", *, ends_early: bool = False) -> None:
+        self.ends_early = ends_early
         self.reason = reason
         self.offset = offset
         self.record = record
         what = f"{record} record" if record else "stream"
         super().__init__(f"bad stream: {what} at byte {offset}: {reason}")
-
-
-class EndsEarly(BadStream):
-    """A send stream is not whole: its line broke."""
 
 
 class WrongUsage(ZkeepError):

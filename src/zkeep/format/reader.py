@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from zkeep.errors import BadStream, EndsEarly
+from zkeep.errors import BadStream
 from zkeep.format import kernel
 from zkeep.format.events import Batch, Event, Package, PackageEnd, SubBegin, SubEnd
 from zkeep.format.limits import Limits, refuse_begin
@@ -196,9 +196,9 @@ class Reader:
             return
         if self._start == self._end:
             reason = "it ends before its END" if self.position else "it is empty"
-            raise EndsEarly(reason, self.position)
+            raise BadStream(reason, self.position, ends_early=True)
         reason = f"the stream ends in it or before the record that vouches for it, at byte {self.position}"
-        raise EndsEarly(reason, self._base + self._start, self._name(self._start))
+        raise BadStream(reason, self._base + self._start, self._name(self._start), ends_early=True)
 
     def _bad(self, at: int, reason: str) -> BadStream:
         return BadStream(reason, self._base + at, self._name(at))

@@ -11,7 +11,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
-from zkeep.errors import BadStream, EndsEarly, Interrupted, Refused, TryAgain
+from zkeep.errors import BadStream, Interrupted, Refused, TryAgain
 from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.reader import read_events
@@ -154,7 +154,7 @@ class _Receiver:
             if self._replicated and not self._options.dry_run:
                 done = ", ".join(self._replicated)
                 self._pool.warn(f"{self._names.target}: before this failed, things were {done} as at the source")
-            if isinstance(error, EndsEarly) and (left := self._left_before()):
+            if isinstance(error, BadStream) and error.ends_early and (left := self._left_before()):
                 raise _interrupted(error, *left) from error
             raise
 
