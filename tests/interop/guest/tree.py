@@ -3,6 +3,7 @@
 python3 tree.py OUT DIGEST FOLDER|DEVICE...       DIGEST: of hashlib, or `data`
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -28,19 +29,32 @@ ZEROS = bytes(CHUNK)
 
 def data_digest(path):
     """MD5 of all chunks that are not zeros, and where they lie: holes are not read, and count as zeros."""
-    found, end = hashlib.md5(), 0
+    found = hashlib.md5()
     with open(path, "rb", buffering=0) as source:
-        while True:
-            try:
-                start = max(os.lseek(source.fileno(), end, os.SEEK_DATA) // CHUNK * CHUNK, end)
-                stop = os.lseek(source.fileno(), max(start, end), os.SEEK_HOLE)
-            except OSError:  # there is nothing more
-                return found.hexdigest()
-            end = -(-max(stop, start + 1) // CHUNK) * CHUNK
+        for start, end in data_ranges(source.fileno()):
             for at in range(start, end, CHUNK):
                 piece = os.pread(source.fileno(), CHUNK, at)
                 if piece != ZEROS[: len(piece)]:
                     found.update(b"%d " % at + piece)
+    return found.hexdigest()
+
+
+def data_ranges(file):
+    """Yield (start, end) of what is no hole, rounded to whole chunks. A device has no holes: the kernel knows of none."""
+    if stat.S_ISBLK(os.fstat(file).st_mode):
+        yield 0, os.lseek(file, 0, os.SEEK_END)
+        return
+    end = 0
+    while True:
+        try:
+            data = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: nothing but a hole until the end
+                raise
+            return
+        start = max(data // CHUNK * CHUNK, end)
+        end = -(-max(os.lseek(file, data, os.SEEK_HOLE), start + 1) // CHUNK) * CHUNK
+        yield start, end
 
 
 def digest(path, name):
