@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import Key, Lab, Tree
+from lab import QUICK, Key, Lab, Tree
 
 from zkeep.format.events import Batch
 from zkeep.format.reader import read_events
@@ -30,7 +30,7 @@ class Folder:
         command = [sys.executable, str(self.lab.share / "work.py"), str(self.seed + len(self.trees)), str(count)]
         subprocess.run([*command, str(self.path)], check=True, stdout=subprocess.DEVNULL)
 
-    def snapshot(self, dataset: str, digest: str) -> None:
+    def snapshot(self, dataset: str, digest: str = QUICK) -> None:
         self.lab.zkeep("snapshot", "--from", str(self.path), f"{dataset}@s{len(self.trees)}")
         out = self.lab.folder / "listed.json"
         script = str(self.lab.share / "tree.py")

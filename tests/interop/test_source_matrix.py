@@ -53,7 +53,7 @@ def _pairs(case: Case) -> set[tuple[tuple[int, str], tuple[int, str]]]:
 def taken(lab: Lab, folder: Folder, turns: int, dataset: str = "v/src", count: int = 25) -> None:
     for turn in range(turns):
         folder.work(50 if turn == 0 else count)
-        folder.snapshot(dataset, "md5")
+        folder.snapshot(dataset)
 
 
 def judge(lab: Lab, folder: Folder, key: Key, dataset: str = "src", kept: list[int] | None = None) -> None:
@@ -124,11 +124,11 @@ def test_matrix_of_the_largest_records(lab: Lab, recordsize: str) -> None:
     folder = Folder(lab, seed=7)
     folder.work(30)
     (folder.path / "large").write_bytes(os.urandom(40 << 20))
-    folder.snapshot("v/src", "md5")
+    folder.snapshot("v/src")
     with (folder.path / "large").open("r+b") as sink:
         sink.seek(17 << 20)
         sink.write(b"changed")
-    folder.snapshot("v/src", "md5")
+    folder.snapshot("v/src")
     judge(lab, folder, key)
     lab.zkeep("unload-key", "v/src")
 
@@ -150,7 +150,7 @@ def test_matrix_of_steps_in_the_middle_of_a_file(lab: Lab, monkeypatch: pytest.M
                 if turn and dice.random() < 0.5:
                     sink.truncate(dice.choice([3 << 20, 9 << 20]))
         monkeypatch.setenv("ZKEEP_STEP", dice.choice(["500000", "2000000", "5000000"]))
-        folder.snapshot("v/src", "md5")
+        folder.snapshot("v/src")
     monkeypatch.delenv("ZKEEP_STEP")
     judge(lab, folder, key)
     lab.zkeep("unload-key", "v/src")
@@ -165,7 +165,7 @@ def test_matrix_of_200_increments_in_a_row(lab: Lab) -> None:
         if number in (0, 1, 50, 100, 150, 200):
             folder.work(20)
             folder.trees = [{}] * number
-            folder.snapshot("v/src", "md5")
+            folder.snapshot("v/src")
             looked_at[number] = folder.trees[-1]
             continue
         (folder.path / f"day{number % 10}").write_bytes(os.urandom(number * 100))
@@ -200,7 +200,7 @@ def test_matrix_of_children_in_one_stream(lab: Lab) -> None:
     for _ in range(3):
         for place, folder in zip(places, folders, strict=True):
             folder.work(15)
-            folder.snapshot(f"v/{place}", "md5")
+            folder.snapshot(f"v/{place}")
     lab.send("full.zfs", "-Rw", "v/top@s0")
     lab.send("rest.zfs", "-Rw", "-I", "@s0", "v/top@s2")
     lab.kernel_takes("full.zfs", "back/top")
@@ -239,7 +239,7 @@ def test_matrix_without_contents(lab: Lab) -> None:
     folder = Folder(lab, seed=77)
     for turn in range(5):
         folder.work(50 if turn == 0 else 25)
-        folder.snapshot("v/src", "md5")
+        folder.snapshot("v/src")
         words = [f"v/src@s{turn}"] + (["-i", f"@s{turn - 1}"] if turn else [])
         lab.send("part.zfs", "-w", *words)
         lab.kernel_takes("part.zfs", "back/src")
@@ -324,9 +324,9 @@ def _with_odd_files(lab: Lab, make: Callable[[Path], None], xattr: str) -> None:
             make(folder.path / "odd")
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"this file system cannot have that: {error}")
-        folder.snapshot("v/src", "md5")
+        folder.snapshot("v/src")
         (folder.path / "odd").write_bytes(b"it changed")
-        folder.snapshot("v/src", "md5")
+        folder.snapshot("v/src")
         lab.send("full.zfs", "-w", "v/src@s0")
         lab.send("rest.zfs", "-w", "-i", "@s0", "v/src@s1")
         lab.kernel_takes("full.zfs", "back/src")
