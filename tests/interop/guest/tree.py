@@ -40,7 +40,7 @@ def data_digest(path):
 
 
 def data_ranges(file):
-    """Yield (start, end) of what is no hole, rounded to whole chunks. A device has no holes: the kernel knows of none."""
+    """Yield (start, end) of what is no hole, rounded to whole chunks. A device is read whole: it tells of no holes."""
     if stat.S_ISBLK(os.fstat(file).st_mode):
         yield 0, os.lseek(file, 0, os.SEEK_END)
         return
