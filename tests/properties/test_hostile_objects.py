@@ -8,8 +8,10 @@ from contextlib import suppress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zkeep.format import sa, zap
-from zkeep.format.zap import BadZap, Zap, ZapEntry
+from zkeep.format import sa
+from zkeep.format import zap_layout as zap
+from zkeep.format.zap import Zap, ZapEntry
+from zkeep.format.zap_layout import BadZap
 from zkeep.format.znode import COLUMNS, unpack_xattrs, znode_of, znode_with
 
 SIZE = 1024

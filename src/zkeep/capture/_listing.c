@@ -1,10 +1,10 @@
 /*
- * One folder that is as it was: list it, take the status of each entry, and
- * compare it with the row of its inode. A tree in which nothing changed costs
- * little more than the system calls.
+ * One folder: list it, take the status of each entry, and compare it with the
+ * row of its inode. A tree in which nothing changed costs little more than the
+ * system calls, and one in which little did costs little more than that.
  *
- * scan.py does the same entry by entry, and does it wherever this one says
- * that something differs, or is not compiled. Rows are those of previous.py.
+ * scan.py looks by itself at each entry that differs, and at all of them where
+ * this one cannot tell, or is not compiled. Rows are those of previous.py.
  */
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
@@ -27,7 +27,7 @@
 /* Where the fields of a row are; see ROW. */
 enum { INO = 8, SIZE = 16, MTIME = 24, CTIME = 32, OBJECT = 40, PARENT = 48, NAMES = 60, KIND = 64, ROW_SIZE = 68 };
 
-typedef struct { size_t row, name, length; int is_folder; } entry_t;
+typedef struct { size_t row, name, length; } entry_t;  /* row: `end` if it is not what a row says */
 
 typedef struct {
     int fd;
@@ -103,7 +103,7 @@ static int grow(void **place, size_t *room, size_t wanted, size_t size)
     return 1;
 }
 
-static int add(listing_t *job, const char *name, size_t row, int is_folder)
+static int add(listing_t *job, const char *name, size_t row)
 {
     size_t length = strlen(name);
     if (!grow((void **)&job->names, &job->names_room, job->names_used + length + 1, 1)
@@ -113,15 +113,15 @@ static int add(listing_t *job, const char *name, size_t row, int is_folder)
     }
     memcpy(job->names + job->names_used, name, length);
     job->names[job->names_used + length] = '/';
-    job->entries[job->count++] = (entry_t){row, job->names_used, length, is_folder};
+    job->entries[job->count++] = (entry_t){row, job->names_used, length};
     job->names_used += length + 1;
     return 1;
 }
 
-/* Whether all that is there is as it was; what is not there any more is missing among the entries. */
+/* Whether all could be looked at; what is not there any more is missing among the entries. */
 static int do_list(listing_t *job)
 {
-    int copy = fcntl(job->fd, F_DUPFD_CLOEXEC, 0), same = 1;
+    int copy = fcntl(job->fd, F_DUPFD_CLOEXEC, 0), good = 1;
     DIR *folder = copy < 0 ? NULL : fdopendir(copy);
     struct dirent *entry;
     size_t row = job->start;
@@ -132,23 +132,34 @@ static int do_list(listing_t *job)
         return 0;
     }
     rewinddir(folder);  /* the copy shares its position with the descriptor */
-    while (same && (errno = 0, entry = readdir(folder)) != NULL) {
+    while (good && (errno = 0, entry = readdir(folder)) != NULL) {
         const char *name = entry->d_name;
         struct stat status;
         if (name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0)))
             continue;
         if (fstatat(job->fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0 || (uint64_t)status.st_dev != job->device) {
-            same = 0;
+            good = 0;
             break;
         }
-        row = find(job, (uint64_t)status.st_ino, row + 1);
-        same = row < job->end && is_same(job, row, &status) && add(job, name, row, S_ISDIR(status.st_mode));
+        size_t found = find(job, (uint64_t)status.st_ino, row + 1);
+        if (found < job->end)
+            row = found;
+        good = add(job, name, found < job->end && is_same(job, found, &status) ? found : job->end);
     }
     if (entry == NULL && errno != 0)
-        same = 0;
+        good = 0;
     rewinddir(folder);
     closedir(folder);
-    return same;
+    return good;
+}
+
+static PyObject *folder_of(const listing_t *job, size_t at)
+{
+    const entry_t *entry = &job->entries[at];
+    return Py_BuildValue("(ny#KKI)", (Py_ssize_t)at, job->names + entry->name, (Py_ssize_t)entry->length,
+                         (unsigned long long)field(job, entry->row, OBJECT),
+                         (unsigned long long)field(job, entry->row, INO),
+                         (unsigned int)short_field(job, entry->row, NAMES));
 }
 
 static PyObject *tuple_of(const listing_t *job)
@@ -156,20 +167,21 @@ static PyObject *tuple_of(const listing_t *job)
     size_t length = job->names_used ? job->names_used - 1 : 0;  /* no slash behind the last */
     PyObject *names = PyBytes_FromStringAndSize(job->names, (Py_ssize_t)length);
     PyObject *numbers = PyList_New((Py_ssize_t)job->count), *folders = PyList_New(0);
-    if (names == NULL || numbers == NULL || folders == NULL)
+    PyObject *kinds = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)job->count);
+    if (names == NULL || numbers == NULL || folders == NULL || kinds == NULL)
         goto failed;
     for (size_t i = 0; i < job->count; i++) {
-        const entry_t *entry = &job->entries[i];
-        uint64_t object = field(job, entry->row, OBJECT);
-        PyObject *number = PyLong_FromUnsignedLongLong(object);
+        size_t row = job->entries[i].row;
+        int is_same = row < job->end;
+        uint32_t kind = is_same ? short_field(job, row, KIND) : 0;
+        PyObject *number = PyLong_FromUnsignedLongLong(is_same ? field(job, row, OBJECT) : 0);
         if (number == NULL)
             goto failed;
         PyList_SET_ITEM(numbers, (Py_ssize_t)i, number);
-        if (!entry->is_folder)
+        PyBytes_AS_STRING(kinds)[i] = (char)kind;
+        if (kind != S_IFDIR >> 12)
             continue;
-        PyObject *found = Py_BuildValue("(y#KKI)", job->names + entry->name, (Py_ssize_t)entry->length,
-                                        (unsigned long long)object, (unsigned long long)field(job, entry->row, INO),
-                                        (unsigned int)short_field(job, entry->row, NAMES));
+        PyObject *found = folder_of(job, i);
         if (found == NULL)
             goto failed;
         int bad = PyList_Append(folders, found);
@@ -177,22 +189,23 @@ static PyObject *tuple_of(const listing_t *job)
         if (bad)
             goto failed;
     }
-    return Py_BuildValue("(NNN)", names, numbers, folders);
+    return Py_BuildValue("(NNNN)", names, numbers, kinds, folders);
 failed:
     Py_XDECREF(names);
     Py_XDECREF(numbers);
+    Py_XDECREF(kinds);
     Py_XDECREF(folders);
     return NULL;
 }
 
-static PyObject *unchanged(PyObject *self, PyObject *args)
+static PyObject *compared(PyObject *self, PyObject *args)
 {
     listing_t job = {0};
     unsigned long long device, parent;
     Py_ssize_t start, end;
     Py_buffer rows;
     PyObject *result = NULL;
-    int same;
+    int good;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "iKy*nnK", &job.fd, &device, &rows, &start, &end, &parent))
@@ -208,12 +221,12 @@ static PyObject *unchanged(PyObject *self, PyObject *args)
     job.start = (size_t)start;
     job.end = (size_t)end;
     Py_BEGIN_ALLOW_THREADS
-    same = do_list(&job);
+    good = do_list(&job);
     Py_END_ALLOW_THREADS
     if (job.no_memory)
         PyErr_NoMemory();
     else
-        result = same ? tuple_of(&job) : Py_NewRef(Py_None);
+        result = good ? tuple_of(&job) : Py_NewRef(Py_None);
     free(job.names);
     free(job.entries);
     PyBuffer_Release(&rows);
@@ -221,9 +234,10 @@ static PyObject *unchanged(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"unchanged", unchanged, METH_VARARGS,
-     "unchanged(fd, device, rows, start, end, parent): None, or the names with slashes between them, the objects of\n"
-     "all entries in their order, and (name, object, inode, check of names) of the folders among them."},
+    {"compared", compared, METH_VARARGS,
+     "compared(fd, device, rows, start, end, parent): None if an entry cannot be had or is on another device; else the\n"
+     "names of all entries with slashes between them, the object of each, 0 if it is not what a row says, the kind of\n"
+     "each of the others, and (index, name, object, inode, check of names) of the folders among these."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -82,15 +82,17 @@ class Match(NamedTuple):
 NEW = Match()
 
 
-class Unchanged(NamedTuple):
-    """A folder in which each entry is as it was."""
+class Compared(NamedTuple):
+    """The entries of a folder, compared with their rows."""
 
     names: bytes
     "The names of all entries, in their order, with slashes between them."
     numbers: list[int]
-    "Their objects."
-    folders: list[tuple[bytes, int, int, int]]
-    "Name, object, inode and check of names of the folders among them."
+    "Their objects; 0 where an entry is not what the row of its inode says, or has several names."
+    kinds: bytes
+    "As in d_type; 0 where the object is."
+    folders: list[tuple[int, bytes, int, int, int]]
+    "Index, name, object, inode and check of names of the folders that are as they were."
 
 
 def _compiled() -> ModuleType | None:
@@ -102,7 +104,7 @@ def _compiled() -> ModuleType | None:
     except ImportError:
         return None
     listing: ModuleType = _listing
-    return listing
+    return listing if hasattr(listing, "compared") else None  # what an older version compiled
 
 
 _listing = _compiled()
@@ -158,16 +160,16 @@ class Previous:
         (match,) = self.match([status], self.root)
         return self.root, match.same and match.number == self.root
 
-    def unchanged(self, fd: int, device: int, folder: int) -> Unchanged | None:
-        """A folder's entries, if each is a file with one name or a folder, on that device, and is as it was.
+    def compared(self, fd: int, device: int, folder: int) -> Compared | None:
+        """The entries of a folder whose object is `folder`, each compared with what it was.
 
-        None: something is not so, or cannot be told here.
+        None: one of them cannot be had or is on another device, or it cannot be told here.
         """
         if _listing is None or not len(self.rows):
             return None
         start, end = self._devices.get(device, (0, 0))
-        found = _listing.unchanged(fd, device, self.rows, start, end, folder)
-        return Unchanged(*found) if found is not None else None
+        found = _listing.compared(fd, device, self.rows, start, end, folder)
+        return Compared(*found) if found is not None else None
 
     def match(self, statuses: Sequence[os.stat_result], parent: int) -> list[Match]:
         """For each status what the last snapshot has of it.

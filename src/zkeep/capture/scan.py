@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zkeep.capture.previous import NEW, UNKNOWN, Previous, check_of, check_of_joined
+from zkeep.capture.previous import NEW, UNKNOWN, Compared, Match, Previous, check_of, check_of_joined
 from zkeep.format.zap_writer import MAX_NAME
 
 OPEN_FOLDERS = 128
@@ -168,7 +168,7 @@ def choose_all(path: bytes, fd: int, entries: list[Seen]) -> list[Seen]:
 class Scanner:
     """Walks a folder. `choose` leaves entries out; `on_folder` is called after each folder, for progress.
 
-    `keeps_all` says where `choose` need not be asked, so that a folder in which nothing changed is done in one call.
+    `keeps_all` says where `choose` need not be asked, so that one call looks at all that did not change in a folder.
     """
 
     def __init__(
@@ -206,8 +206,8 @@ class Scanner:
             node = waiting.pop()
             found.folders += 1
             try:
-                as_before = self._unchanged(node, found, visited)
-                entries = self._entries(node) if as_before is None else []
+                below = self._compared(node, found, visited)
+                entries = self._entries(node) if below is None else []
             except OSError as error:
                 if node is root:
                     raise
@@ -218,36 +218,115 @@ class Scanner:
                 elif node.children is None:
                     node.children = []
                 continue
-            below = self._take(node, entries, found, visited) if as_before is None else as_before
-            waiting += reversed(below)
+            waiting += reversed(self._take(node, entries, found, visited) if below is None else below)
             self._on_folder(found)
         return found
 
-    def _unchanged(self, node: Node, found: Scan, visited: set[tuple[int, int]]) -> list[Node] | None:
-        """The folders in a folder whose entries are all as they were; None: they have to be looked at one by one."""
-        # 1. Nothing changed in the folder itself, and no pattern leaves anything out.
-        if node.changed or node.parent is None or not self._keeps_all(b"", []):
+    def _compared(self, node: Node, found: Scan, visited: set[tuple[int, int]]) -> list[Node] | None:
+        """Look at what did not change in a folder in one call, and make nodes of what did.
+
+        Returns the folders in it; None: nothing was done, and its entries have to be looked at one by one.
+        """
+        # 1. It was there before, is on this device, and no pattern leaves anything out.
+        is_mount = node.status is not None and node.status.st_dev != self._device
+        if not node.number or node.parent is None or is_mount or not self._keeps_all(b"", []):
             return None
-        here = self._previous.unchanged(self.folders.fd(node), self._device, node.number)
+        fd = self.folders.fd(node)
+        here = self._previous.compared(fd, self._device, node.number)
         if here is None:
             return None
-        # 2. No file is at two places.
-        objects = set(here.numbers)
-        if len(objects) < len(here.numbers) or not found.seen.isdisjoint(objects):
-            return None  # one file at two places: mounted there
-        # 3. The names of its entries are those of the last snapshot.
+        # 2. Its names are those of the last snapshot, or it is written again in any case.
         check = node.check or self._previous.check_of_names(node.number)
-        places = [(self._device, inode) for _, _, inode, _ in here.folders]
-        if check != check_of_joined(here.names, len(here.numbers)) or not self._keeps_all(here.names, places):
+        same_names = check == check_of_joined(here.names, len(here.numbers))
+        places = [(self._device, inode) for _, _, _, inode, _ in here.folders]
+        if not (same_names or node.changed) or not self._keeps_all(here.names, places):
             return None
-        # 4. Its files count as seen; its folders are looked at next.
+        # 3. No file is at two places, and each entry that differs can be told by itself.
+        same = [number for number in here.numbers if number]
+        objects = set(same)
+        if len(objects) < len(same) or not found.seen.isdisjoint(objects):
+            return None
+        others = self._others(fd, here, node.number) if len(same) < len(here.numbers) else {}
+        if others is None or not self._own_all(others.values(), objects, found, known=not node.changed):
+            return None
+        # 4. What is as it was counts as seen; the rest, and what a folder that is written names, gets nodes.
         found.seen |= objects
         visited.update(places)
-        below = []
-        for name, number, _, names in here.folders:
-            child = Node(name, node, FOLDER, number, False)
-            child.check = names
-            below.append(child)
+        return self._nodes(node, here, others, found, visited)
+
+    def _others(self, fd: int, here: Compared, number: int) -> dict[int, tuple[Seen, Match]] | None:
+        """The entries that are not what a row says, by index; None: they have to be looked at with all others."""
+        names = here.names.split(b"/")
+        found: dict[int, Seen] = {}
+        for at, known in enumerate(here.numbers):
+            if known:
+                continue
+            try:
+                status = os.stat(names[at], dir_fd=fd, follow_symlinks=False)
+            except OSError:
+                return None
+            if status.st_dev != self._device or len(names[at]) > MAX_NAME:
+                return None
+            found[at] = Seen(names[at], stat.S_IFMT(status.st_mode) >> 12, status)
+        statuses = [entry.stat for entry in found.values() if entry.stat is not None]
+        if not self._keeps_all(here.names, [(status.st_dev, status.st_ino) for status in statuses]):
+            return None
+        matches = self._previous.match(statuses, number)
+        return {at: (entry, match) for (at, entry), match in zip(found.items(), matches, strict=True)}
+
+    def _own_all(self, others: Iterable[tuple[Seen, Match]], taken: set[int], found: Scan, *, known: bool) -> bool:
+        """Whether each entry owns the object that it matches, see _owns(). `taken`: objects of entries beside them.
+
+        `known`: whether each must match one that was in this folder, as the folder is not written.
+        """
+        owners: dict[int, tuple[int, int]] = {}
+        for entry, match in others:
+            assert entry.stat is not None
+            if not match.number or match.moved:
+                if known:
+                    return False
+                if not match.number:
+                    continue
+            inode = entry.stat.st_dev, entry.stat.st_ino
+            several = entry.kind != FOLDER and entry.stat.st_nlink > 1
+            again = match.number in owners and not (several and owners[match.number] == inode)
+            if again or match.number in taken or not self._owns(entry.stat, entry.kind, match.number, found):
+                return False
+            owners[match.number] = inode
+        return True
+
+    def _nodes(
+        self,
+        node: Node,
+        here: Compared,
+        others: dict[int, tuple[Seen, Match]],
+        found: Scan,
+        visited: set[tuple[int, int]],
+    ) -> list[Node]:
+        """Make nodes of what was compared, all in one order; returns those that are folders."""
+        # A folder that is written names all; of another one only what differs and its folders need a node.
+        folders = {at: (name, number, check) for at, name, number, _, check in here.folders}
+        whole, names = node.changed, here.names.split(b"/") if node.changed else []
+        children, below = [], []
+        for at in range(len(here.numbers)) if whole else sorted(others.keys() | folders.keys()):
+            child: Node | None
+            if at in others:
+                entry, match = others[at]
+                found.seen |= {match.number} - {0}
+                child = self._child(node, entry, match, whole, found, visited)
+            elif at in folders:
+                name, number, check = folders[at]
+                child = Node(name, node, FOLDER, number, False)
+                child.check = check
+            else:
+                child = Node(names[at], node, here.kinds[at], here.numbers[at], False)
+            if child is None:
+                continue
+            children.append(child)
+            if child.kind == FOLDER:
+                below.append(child)
+        if whole:
+            node.children = children
         return below
 
     def _entries(self, node: Node) -> list[Seen]:
@@ -300,15 +379,9 @@ class Scanner:
             whole = whole or matches[at].number == 0 or matches[at].moved
         # 3. Make the nodes. Files that did not change get none, unless their folder is written, which names them.
         for entry, match in zip(entries, matches, strict=True):
-            assert entry.stat is not None
-            if match.same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
-                continue
-            child = Node(entry.name, node, entry.kind, match.number, not match.same)
-            if child.kind == FOLDER:
-                child.status = entry.stat
-            if not self._refuse(child, entry.name, entry.stat, found, visited):
+            child = self._child(node, entry, match, whole, found, visited)
+            if child is not None:
                 children.append(child)
-                self._count(child, entry.stat, found)
         below = [child for child in children if child.kind == FOLDER]
         if whole:
             node.children = children + kept
@@ -316,6 +389,21 @@ class Scanner:
                 node.changed = True
                 found.written.append(node)
         return below
+
+    def _child(
+        self, node: Node, entry: Seen, match: Match, whole: bool, found: Scan, visited: set[tuple[int, int]]
+    ) -> Node | None:
+        """The node of an entry; None: it needs none, as nothing names or changes it, or it has to be left out."""
+        assert entry.stat is not None
+        if match.same and entry.kind != FOLDER and not whole and entry.stat.st_nlink == 1:
+            return None
+        child = Node(entry.name, node, entry.kind, match.number, not match.same)
+        if child.kind == FOLDER:
+            child.status = entry.stat
+        if self._refuse(child, entry.name, entry.stat, found, visited):
+            return None
+        self._count(child, entry.stat, found)
+        return child
 
     def _owns(self, status: os.stat_result, kind: int, number: int, found: Scan) -> bool:
         """Whether an object is this inode's. It belongs to the first inode that is met, under all names of it.

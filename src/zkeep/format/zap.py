@@ -25,34 +25,35 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from zkeep.format.records import ByteOrder
-
-LEAF, HEADER, MICRO = 1 << 63, (1 << 63) + 1, (1 << 63) + 3
-MAGIC = 0x2F52AB2AB
-LEAF_MAGIC = 0x2AB1EAF
-CHUNK = 24
-ARRAY_BYTES = CHUNK - 3
-CHAIN_END = 0xFFFF
-ENTRY, ARRAY = 252, 251
-HASH_BITS = 28
-FLAG_HASH64, FLAG_UINT64_KEY, FLAG_PRE_HASHED = 1, 2, 4
-POLYNOMIAL = 0xC96C5795D7870F42
-"ECMA-182, reflected."
-MAX_ENTRIES_BYTES = 1 << 16
-"Bytes, divided by 8, that an entry's name or value may have."
-LEAST_SHIFT, MOST_SHIFT = 9, 20
-"Blocks of a large ZAP: chunks are numbered in 16 bits, and blocks of 2 MiB would have more of them than that."
-MICRO_BLOCK = 1 << 20
-"The largest block of a small one, whose entries are numbered in 15 bits (MZAP_MAX_SIZE)."
-MICRO_ENTRY = 64
+from zkeep.format.zap_layout import (
+    ARRAY,
+    ARRAY_BYTES,
+    CHUNK,
+    ENTRY,
+    FLAG_HASH64,
+    FLAG_PRE_HASHED,
+    FLAG_UINT64_KEY,
+    HASH_BITS,
+    HEADER,
+    LEAST_SHIFT,
+    MAGIC,
+    MAX_ENTRIES_BYTES,
+    MICRO,
+    MICRO_BLOCK,
+    MICRO_ENTRY,
+    MOST_SHIFT,
+    POLYNOMIAL,
+    BadZap,
+    check_room,
+    chunks_for,
+    kind_of,
+    leaf_shape,
+)
 
 ReadBlock = Callable[[int], bytes]
-
-
-class BadZap(ValueError):
-    """The bytes are no ZAP, or contradict one another."""
 
 
 class ZapEntry(NamedTuple):
@@ -87,7 +88,7 @@ class Zap:
         self._read = read
         self._blksz = blksz
         first = read(0)
-        self._order, self.kind = _kind(first)
+        self._order, self.kind = kind_of(first)
         mark = "<" if self._order == "little" else ">"
         if self.kind == MICRO:
             if len(first) > MICRO_BLOCK:
@@ -140,7 +141,7 @@ class Zap:
         while index < 1 << self._bits:
             block = self._leaf_block(self._pointer(index))
             # The bits with which the hashes of all names in this leaf begin, and how many these are.
-            order, _ = _kind(block)
+            order, _ = kind_of(block)
             (prefix,) = struct.unpack_from("<Q" if order == "little" else ">Q", block, 16)
             length = int.from_bytes(block[32:34], order)
             # With 3 bits in the table a leaf of prefix 10 has two pointers, 100 and 101; the next leaf begins at 110.
@@ -151,11 +152,13 @@ class Zap:
 
     def numbers(self) -> Iterator[tuple[bytes, int]]:
         """The names and values of a ZAP whose values are single numbers, as those of folders are."""
+        from zkeep.format.zap_columns import leaf_numbers, micro_numbers
+
         if self.is_micro:
-            yield from ((entry.name, entry.number) for entry in self)
+            yield from micro_numbers(self._first, self._order)
             return
         for block in self._leaf_blocks():
-            plain = [] if self.flags & FLAG_UINT64_KEY else _leaf_numbers(block, self._shift)
+            plain = [] if self.flags & FLAG_UINT64_KEY else leaf_numbers(block, self._shift)
             yield from plain or ((entry.name, entry.number) for entry in self._entries(block))
 
     def get(self, name: bytes) -> ZapEntry | None:
@@ -192,17 +195,6 @@ class Zap:
         return block
 
 
-def _kind(block: bytes) -> tuple[ByteOrder, int]:
-    kinds = (LEAF, HEADER, MICRO)
-    if len(block) >= 128:
-        little, big = int.from_bytes(block[:8], "little"), int.from_bytes(block[:8], "big")
-        if little in kinds:
-            return "little", little
-        if big in kinds:
-            return "big", big
-    raise BadZap("it does not begin as a ZAP does")
-
-
 def _micro_entries(block: bytes, order: ByteOrder) -> Iterator[ZapEntry]:
     """Entries of 64 bytes behind a head of 64; free ones have no name."""
     # 0        8      16     24            64            72   76  78             128
@@ -231,23 +223,12 @@ def _micro_value(block: bytes, at: int, order: ByteOrder) -> bytes:
     return value if order == "big" else value[::-1]
 
 
-def _leaf_shape(block: bytes, shift: int) -> tuple[Literal["<", ">"], int, int]:
-    """A leaf's byte order, where its chunks begin, and how many there are."""
-    order, kind = _kind(block)
-    mark: Literal["<", ">"] = "<" if order == "little" else ">"
-    (magic,) = struct.unpack_from(mark + "I", block, 24)
-    if kind != LEAF or magic != LEAF_MAGIC:
-        raise BadZap("a leaf does not begin as a leaf does")
-    hashes = 1 << shift - 5
-    return mark, 48 + 2 * hashes, ((1 << shift) - 2 * hashes) // CHUNK - 2
-
-
 def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[ZapEntry]:
     """The entries of one leaf, in the order of their chunks.
 
     No two entries have a chunk together, so that a leaf holds no more than its own bytes.
     """
-    mark, start, count = _leaf_shape(block, shift)
+    mark, start, count = leaf_shape(block, shift)
     unpack = struct.Struct(mark + "BBHHHHHIQ").unpack_from
     # 0      1       2        4         6         8         10         12      16     24
     # | 252  | width | next   | name at | name    | value at| value    | cd    | hash | ENTRY
@@ -261,49 +242,14 @@ def _leaf_entries(block: bytes, shift: int, numeric: bool) -> Iterator[ZapEntry]
         if width not in (1, 2, 4, 8):
             raise BadZap(f"a value of integers of {width} bytes")
         size = name_ints * 8 if numeric else name_ints
-        used += 1 + _chunks(size) + _chunks(value_ints * width)
-        _check_room(used, count)
+        used += 1 + chunks_for(size) + chunks_for(value_ints * width)
+        check_room(used, count)
         name = _array(block, mark, start, count, name_at, size)
         yield ZapEntry(
             name if numeric else name.split(b"\0", 1)[0],
             width,
             _array(block, mark, start, count, value_at, value_ints * width),
         )
-
-
-def _leaf_numbers(block: bytes, shift: int) -> list[tuple[bytes, int]]:
-    """_leaf_entries() in columns, for values that are single numbers; [] if any entry is of another kind, or odd."""
-    import numpy as np
-
-    mark, start, count = _leaf_shape(block, shift)
-    # Every chunk a row; those of type ENTRY, with the chunks where their names and values begin.
-    chunks = np.frombuffer(block, np.uint8, count * CHUNK, start).reshape(-1, CHUNK)
-    entries = chunks[chunks[:, 0] == ENTRY]
-    names, sizes, values, counts = np.ascontiguousarray(entries[:, 4:12]).view(mark + "u2").T
-    if (entries[:, 1] != 8).any() or (counts != 1).any() or (np.maximum(names, values) >= count).any():
-        return []
-    if (chunks[names, 0] != ARRAY).any() or (chunks[values, 0] != ARRAY).any():
-        return []
-    _check_room(2 * len(entries) + int(((sizes.astype(np.int64) + ARRAY_BYTES - 1) // ARRAY_BYTES).sum()), count)
-    # Values are one chunk each; names that are longer than one chunk are followed one by one.
-    numbers = np.ascontiguousarray(chunks[values, 1:9]).view(">u8").reshape(-1).tolist()
-    heads = chunks[names, 1 : 1 + ARRAY_BYTES].tobytes()
-    found = []
-    for at, (name, size, number) in enumerate(zip(names.tolist(), sizes.tolist(), numbers, strict=True)):
-        first = at * ARRAY_BYTES
-        whole = heads[first : first + size] if size <= ARRAY_BYTES else _array(block, mark, start, count, name, size)
-        found.append((whole.split(b"\0", 1)[0], number))
-    return found
-
-
-def _chunks(size: int) -> int:
-    """The number of chunks that so many bytes take."""
-    return (size + (ARRAY_BYTES - 1)) // ARRAY_BYTES
-
-
-def _check_room(used: int, count: int) -> None:
-    if used > count:
-        raise BadZap("the entries of a leaf take more chunks than it has")
 
 
 def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: int) -> bytes:
@@ -315,7 +261,7 @@ def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: in
         if block[at] == ARRAY:
             return block[at + 1 : at + 1 + size]
     parts = []
-    for _ in range(_chunks(size)):
+    for _ in range(chunks_for(size)):
         at = start + chunk * CHUNK
         if chunk >= count or block[at] != ARRAY:
             raise BadZap("a chain of chunks breaks off")

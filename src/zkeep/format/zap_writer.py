@@ -21,8 +21,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
-from zkeep.format.zap import (
+from zkeep.format.zap import ReadBlock, Zap, hash_of
+from zkeep.format.zap_layout import (
     ARRAY,
     ARRAY_BYTES,
     CHAIN_END,
@@ -35,9 +37,6 @@ from zkeep.format.zap import (
     MAGIC,
     MICRO,
     BadZap,
-    ReadBlock,
-    Zap,
-    hash_of,
 )
 
 FREE = 253
@@ -286,37 +285,25 @@ class FatZap:
 
 
 def _leaf_block(leaf: _Leaf, width: int) -> bytes:
-    buckets: list[list[_Entry]] = [[] for _ in range(BUCKETS)]
+    from zkeep.format.zap_columns import LeafEntry, leaf_chunks
+
     # The bucket: the nine bits of the hash behind those that all names in the leaf share.
-    for entry in leaf.entries.values():
-        buckets[entry.hashed >> 64 - 9 - leaf.bits & BUCKETS - 1].append(entry)
-    table = [CHAIN_END] * BUCKETS
-    chunks = bytearray()
-
-    def array(content: bytes) -> int:
-        """Put bytes into a chain of chunks; the number of its first."""
-        at = len(chunks) // CHUNK
-        last = at + -(-len(content) // ARRAY_BYTES) - 1
-        for number, start in enumerate(range(0, len(content), ARRAY_BYTES), at):
-            following = number + 1 if number < last else CHAIN_END
-            chunks.extend(struct.pack("<B21sH", ARRAY, content[start : start + ARRAY_BYTES], following))
-        return at
-
-    for bucket, entries in enumerate(buckets):
-        # A chain ascends by hash and cd, so its last entry is written first.
-        for entry in sorted(entries, key=lambda e: (e.hashed, e.differentiator), reverse=True):
-            name_at, value_at = array(entry.name + b"\0"), array(entry.value)
-            shape = (ENTRY, width, table[bucket], name_at, len(entry.name) + 1, value_at, len(entry.value) // width)
-            table[bucket] = len(chunks) // CHUNK
-            chunks += struct.pack("<BBHHHHHIQ", *shape, entry.differentiator, entry.hashed)
+    entries = [LeafEntry(each.hashed, each.differentiator, each.name, each.value) for each in leaf.entries.values()]
+    buckets = [each.hashed >> 64 - 9 - leaf.bits & BUCKETS - 1 for each in entries]
+    table, chunks = leaf_chunks(entries, buckets, BUCKETS, width)
     # What is left is one chain of free chunks.
     used = len(chunks) // CHUNK
-    for number in range(used, CHUNKS):
-        chunks += struct.pack("<B21xH", FREE, number + 1 if number + 1 < CHUNKS else CHAIN_END)
     free = used if used < CHUNKS else CHAIN_END
-    counts = (CHUNKS - used, len(leaf.entries), leaf.bits, free)
+    counts = (CHUNKS - used, len(entries), leaf.bits, free)
     head = struct.pack("<3QI4HB11x", LEAF, 0, leaf.prefix, LEAF_MAGIC, *counts, 0)
-    return (head + struct.pack(f"<{BUCKETS}H", *table) + chunks).ljust(BLOCK, b"\0")
+    return (head + table + chunks + _free_chunks()[used * CHUNK :]).ljust(BLOCK, b"\0")
+
+
+@cache
+def _free_chunks() -> bytes:
+    """The chunks of a leaf without entries."""
+    following = [*range(1, CHUNKS), CHAIN_END]
+    return b"".join(struct.pack("<B21xH", FREE, number) for number in following)
 
 
 def _decoded(block: bytes) -> tuple[int, int, list[_Entry]]:

@@ -23,7 +23,7 @@ from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.compress_writer import sparing
-from zkeep.format.zap import BadZap
+from zkeep.format.zap_layout import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.base import Base
 from zkeep.live.begin import refuse_unwritable, write_empty

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from zkeep.errors import BadStream
 from zkeep.format.compress import decompress
 from zkeep.format.objtypes import ObjectType, is_encrypted
-from zkeep.format.zap import MICRO, MICRO_ENTRY
+from zkeep.format.zap_layout import MICRO, MICRO_ENTRY
 from zkeep.pool.datasets import properties
 from zkeep.snapshot.changes import Block, ObjectChange
 

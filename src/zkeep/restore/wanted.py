@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zkeep.errors import NotAuthentic, TryAgain, ZkeepError
-from zkeep.format.zap import BadZap
+from zkeep.format.zap_layout import BadZap
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree.filesystem import OBJECT_BITS, Filesystem
 

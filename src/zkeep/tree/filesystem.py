@@ -23,7 +23,8 @@ from zkeep.format import sa
 from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
-from zkeep.format.zap import BadZap, Zap
+from zkeep.format.zap import Zap
+from zkeep.format.zap_layout import BadZap
 from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
 from zkeep.names import printable_path
 from zkeep.tree.folding import folding

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zkeep.format.zap import BadZap, Zap
+from zkeep.format.zap import Zap
+from zkeep.format.zap_layout import BadZap
 from zkeep.tree.filesystem import BadTree, Extent
 from zkeep.tree.objects import Objects
 

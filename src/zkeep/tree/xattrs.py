@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from zkeep.errors import ZkeepError
 from zkeep.format import sa
-from zkeep.format.zap import BadZap
+from zkeep.format.zap_layout import BadZap
 from zkeep.format.znode import Znode, shown_xattr, unpack_xattrs
 from zkeep.tree.filesystem import (
     MAX_XATTR,

@@ -1,11 +1,13 @@
-"""Folders in which nothing changed are looked at in one call; what that finds is what looking at each entry finds."""
+"""One call looks at all that did not change in a folder; it finds what looking at each entry finds."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from capturekit import extracted, listing
 
 from zkeep.capture import objects, previous
 from zkeep.capture.exclude import ExcludeOptions, Exclusions
-from zkeep.capture.previous import ROW, UNKNOWN, Previous, Unchanged, check_of, rows_of
-from zkeep.capture.scan import Scan, Scanner
+from zkeep.capture.previous import ROW, UNKNOWN, Previous, check_of, rows_of
+from zkeep.capture.scan import Node, Scan, Scanner, Seen
 
 Zkeep = Callable[..., int]
 Found = tuple[object, ...]
@@ -61,14 +63,15 @@ def before(source: Path) -> Previous:
 def done(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """For each folder that was asked about in one call, whether that was all."""
     answers: list[bool] = []
-    genuine = Previous.unchanged
+    genuine = Scanner._compared
 
-    def unchanged(self: Previous, fd: int, device: int, folder: int) -> Unchanged | None:
-        found = genuine(self, fd, device, folder)
-        answers.append(found is not None)
-        return found
+    def compared(self: Scanner, node: Node, found: Scan, visited: set[tuple[int, int]]) -> list[Node] | None:
+        below = genuine(self, node, found, visited)
+        if node.parent is not None:
+            answers.append(below is not None)
+        return below
 
-    monkeypatch.setattr(Previous, "unchanged", unchanged)
+    monkeypatch.setattr(Scanner, "_compared", compared)
     return answers
 
 
@@ -105,6 +108,18 @@ def _same_time(top: Path) -> None:
     os.utime(top / "b" / "1", ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def _written_again(path: Path) -> None:
+    """Replace a file, as editors do when they save it."""
+    path.with_suffix(".new").write_bytes(b"other")
+    path.with_suffix(".new").rename(path)
+
+
+def _swap_folders(top: Path) -> None:
+    (top / "a").rename(top / "x")
+    (top / "b").rename(top / "a")
+    (top / "x").rename(top / "b")
+
+
 def _other_kind(top: Path) -> None:
     (top / "b" / "1").unlink()
     (top / "b" / "1").mkdir()
@@ -129,7 +144,17 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "second name elsewhere": lambda top: os.link(top / "a/0", top / "empty/second"),
     "other kind": _other_kind,
     "patterns": lambda top: (top / "a/.zkeepignore").write_text("1\n"),
+    "written again": lambda top: _written_again(top / "b" / "0"),
+    "made and removed": lambda top: [(top / "b/3").touch(), (top / "b/3").unlink()],
+    "two names of a new one": lambda top: [(top / "b/3").touch(), os.link(top / "b/3", top / "b/4")],
+    "two names of an old one": lambda top: os.link(top / "b/0", top / "b/4"),
+    "folder in place of a file": lambda top: [(top / "b/0").unlink(), (top / "a/deep").rename(top / "b/0")],
+    "folders swapped": _swap_folders,
+    "fifo": lambda top: os.mkfifo(top / "b/fifo"),
 }
+WITHOUT_A_LISTING = ("contents", "contents, and times put back", "mode", "mode of a folder", "new", "gone", "renamed")
+WITHOUT_A_LISTING += ("folder gone", "moved", "other kind", "written again", "made and removed", "fifo")
+"Of these, nothing but the topmost folder is listed entry by entry, and what is new."
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -139,11 +164,37 @@ def test_both_ways_find_the_same(source: Path, before: Previous, done: list[bool
     assert any(done)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_both_ways_find_the_same_after_several_changes(source: Path, before: Previous, seed: int) -> None:
+    for name in random.Random(seed).choices(list(CHANGES), k=4):
+        with suppress(OSError):  # an earlier one has moved or removed that
+            CHANGES[name](source)
+    assert scanned(source, before, in_one=True) == scanned(source, before, in_one=False)
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_LISTING)
+def test_only_what_differs_is_looked_at_by_itself(
+    source: Path, before: Previous, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    listed: list[bytes] = []
+    genuine = Scanner._entries
+
+    def entries(self: Scanner, node: Node) -> list[Seen]:
+        listed.append(node.path)
+        return genuine(self, node)
+
+    monkeypatch.setattr(Scanner, "_entries", entries)
+    CHANGES[name](source)
+    scanned(source, before, in_one=True)
+    assert listed == ([b"", b"b/1"] if name == "other kind" else [b""])
+
+
 def test_nothing_is_looked_at_twice_where_nothing_changed(
     zkeep: Zkeep, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, done: list[bool]
 ) -> None:
     monkeypatch.setattr(objects, "CLOCK_TICK", -HOUR)  # its files count as safe, however new they are
     assert zkeep("snapshot", "--from", str(source), "v/home@1") == 0
+    done.clear()
     assert zkeep("snapshot", "--from", str(source), "v/home@2") == 0
     assert done == [True] * 5
     assert extracted(zkeep, tmp_path, "v/home@2") == listing(source)
@@ -195,8 +246,8 @@ def test_rows_that_are_not_there_are_refused(source: Path) -> None:
     assert previous._listing is not None
     for rows, start, end in ((b"", 0, 1), (bytes(ROW.itemsize), 1, 0), (bytes(ROW.itemsize), -1, 1)):
         with pytest.raises(ValueError, match="not there"):
-            previous._listing.unchanged(0, 0, rows, start, end, 0)
-    assert previous._listing.unchanged(-1, 0, b"", 0, 0, 0) is None
+            previous._listing.compared(0, 0, rows, start, end, 0)
+    assert previous._listing.compared(-1, 0, b"", 0, 0, 0) is None
     fd = os.open(source / "b" / "1", os.O_RDONLY)
-    assert previous._listing.unchanged(fd, 0, b"", 0, 0, 0) is None
+    assert previous._listing.compared(fd, 0, b"", 0, 0, 0) is None
     os.close(fd)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from zkeep.format import zap
+from zkeep.format import zap_layout as zap
 from zkeep.format.compress import BadCompression, Compression, decompress
-from zkeep.format.zap import BadZap, Zap
+from zkeep.format.zap import Zap
+from zkeep.format.zap_layout import BadZap
 
 SIZE = 1024
 PER_BLOCK = SIZE // 8

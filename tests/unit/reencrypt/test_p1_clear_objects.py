@@ -13,7 +13,7 @@ from test_translator import Look, obj, padded, stream
 from reencryptkit import encrypted_pool, take
 from zkeep.errors import BadStream
 from zkeep.format.records import Write
-from zkeep.format.zap import MICRO
+from zkeep.format.zap_layout import MICRO
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 

@@ -10,7 +10,7 @@ import pytest
 from zkeep.errors import ZkeepError
 from zkeep.format.dnode import Dnode
 from zkeep.format.objtypes import ObjectType
-from zkeep.format.zap import MICRO
+from zkeep.format.zap_layout import MICRO
 from zkeep.tree.filesystem import Filesystem
 from zkeep.tree.folding import CANONICAL, COMPATIBLE, COMPOSED, INSENSITIVE, MIXED, SENSITIVE, UPPER, folding
 
