@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from zkeep.capture.contents import stored_flags
 from zkeep.capture.scan import Folders, Node
+from zkeep.format.compress_writer import Compress, CompressEach, in_one_call
 from zkeep.format.znode_writer import FileFields
+from zkeep.snapshot.encrypted import Buffer, is_zeros
 
 FILES, BYTES = 128, 2 << 20
 "How many files are read together, and after how many bytes no other is begun."
@@ -45,8 +47,12 @@ class SmallFile(NamedTuple):
     flags: int
     "IMMUTABLE, APPEND and NODUMP, as chattr has them."
     xattrs: dict[bytes, bytes]
-    content: bytes
-    "Filled with zeros to whole sectors of 512 bytes."
+    content: Buffer | None
+    "Filled with zeros to whole sectors of 512 bytes; None: all of it is zeros."
+    block: int = 0
+    "How many bytes that are."
+    compression: int | None = None
+    "By which the content is compressed already, as it will be stored; None: it is not compressed yet."
 
     def fields(self, links: int, parent: int, generation: int) -> FileFields:
         times = self.st_atime_ns, self.st_mtime_ns, self.st_ctime_ns
@@ -76,18 +82,24 @@ _read_files = _compiled()
 
 
 class ReadAhead:
-    """Reads the files of nodes that are asked for in this order. `limit`: no file with more bytes is read."""
+    """Reads the files of nodes that are asked for in this order. `limit`: no file with more bytes is read.
 
-    def __init__(self, folders: Folders, nodes: Iterable[Node], limit: int) -> None:
+    With `compress` they are compressed as well, if that can be done beside what stores them.
+    """
+
+    def __init__(
+        self, folders: Folders, nodes: Iterable[Node], limit: int, compress: Compress | None = None
+    ) -> None:
+        self._compress = in_one_call(compress) if compress is not None else None
         self._folders = folders
         self._limit = min(limit, LARGEST)
         self._nodes = list(nodes) if _read_files is not None else []
         self._asked = self._begun = 0
         "How many were asked for, and the first of those that are being read."
-        self._found: list[tuple[Any, ...] | None] = []
+        self._found: list[SmallFile | None] = []
         self._first = 0
         "Which node the first of those that were read is."
-        self._pending: Future[list[tuple[Any, ...] | None]] | None = None
+        self._pending: Future[list[SmallFile | None]] | None = None
         self._fds: list[int] = []
         "Folders of those that are being read. A thread takes one out of the list and closes it, so that no other does."
         self._pool = ThreadPoolExecutor(1) if self._nodes else None
@@ -101,7 +113,7 @@ class ReadAhead:
         at = self._asked - self._first
         found, self._found[at] = self._found[at], None
         self._asked += 1
-        return SmallFile._make(found) if found is not None else None
+        return found
 
     def close(self) -> None:
         """Wait for what is being read; nothing is read any more."""
@@ -132,7 +144,7 @@ class ReadAhead:
             folders.append(known[node.parent])
             names.append(node.name)
         self._begun = first
-        self._pending = self._pool.submit(_read, folders, names, self._limit, self._fds)
+        self._pending = self._pool.submit(_read, folders, names, self._limit, self._fds, self._compress)
 
     def _open(self, folder: Node) -> int:
         """A descriptor of a folder; -1 if it cannot be opened."""
@@ -144,12 +156,28 @@ class ReadAhead:
         return self._fds[-1]
 
 
-def _read(folders: list[int], names: list[bytes], limit: int, fds: list[int]) -> list[tuple[Any, ...] | None]:
+def _read(
+    folders: list[int], names: list[bytes], limit: int, fds: list[int], compress: CompressEach | None
+) -> list[SmallFile | None]:
     assert _read_files is not None
     try:
-        return _read_files(folders, names, limit, BYTES)
+        read = _read_files(folders, names, limit, BYTES)
     finally:
         _close(fds)
+    stored = iter(_stored([found[-1] for found in read if found is not None], compress))
+    return [SmallFile._make((*found[:-1], *next(stored))) if found is not None else None for found in read]
+
+
+def _stored(contents: list[bytes], compress: CompressEach | None) -> list[tuple[Buffer | None, int, int | None]]:
+    """The last three fields of each file."""
+    holes = [not content or is_zeros(content) for content in contents]
+    full = [content for content, hole in zip(contents, holes, strict=True) if not hole]
+    packed = iter(compress(full) if compress is not None else [(content, None) for content in full])
+    found: list[tuple[Buffer | None, int, int | None]] = []
+    for content, hole in zip(contents, holes, strict=True):
+        stored, code = (None if content else b"", None) if hole else next(packed)
+        found.append((stored, len(content), code))
+    return found
 
 
 def _close(fds: list[int]) -> None:

@@ -106,7 +106,7 @@ class ObjectWriter:
         Of others only what differs is stored, so they are read block by block.
         """
         new = (node for node in nodes if node.kind == REGULAR and not (node.inode or self._is_live(node.number)))
-        self._ahead = ReadAhead(self._folders, new, self._recordsize)
+        self._ahead = ReadAhead(self._folders, new, self._recordsize, self._writer.compress)
 
     def close(self) -> None:
         """Nothing is read ahead any more."""
@@ -234,13 +234,13 @@ class ObjectWriter:
         """Write a new file that was read whole, in one block."""
         fields = small.fields(self._links(node), _parent(node), self._generation)
         bonus, spill = self.attributes.encode(node.number, fields, small.xattrs)
-        content = small.content
-        blocks = (Block(0, content),) if content else ()
+        size = small.block
+        blocks = (Block(0, small.content, small.compression),) if size else ()
         change = ObjectChange(
-            *(node.number, ObjectType.PLAIN_FILE, len(content) or 512, len(blocks) - 1, blocks, bonus), spill=spill
+            *(node.number, ObjectType.PLAIN_FILE, size or 512, len(blocks) - 1, blocks, bonus), spill=spill
         )
-        self._watch.bytes(len(content))
-        self.room -= len(content)
+        self._watch.bytes(size)
+        self.room -= size
         self._writer.write(change)
         self.partial.discard(node.number)
         self._unread.discard(node.number)

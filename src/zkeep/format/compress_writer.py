@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import local
 from typing import Any
 
@@ -23,8 +23,12 @@ from zkeep.zstd_levels import FIRST_FAST, ZSTD_FAST
 Buffer = bytes | bytearray | memoryview
 Compress = Callable[[Buffer], tuple[Buffer, int]]
 "From a block to the bytes to store, a multiple of 512, and the zio_compress code."
+CompressEach = Callable[[Sequence[bytes]], list[tuple[Buffer, int]]]
+"The same of several blocks."
 ZSTD_VERSION = 10405
 "The library version written into blocks: every OpenZFS with zstd reads its frames."
+_Pack = Callable[[Buffer], tuple[bytes, bytes]]
+_PackEach = Callable[[Sequence[bytes]], list[tuple[bytes, bytes]]]
 _FAST = re.compile(r"zstd-fast-(\d+)")
 SAMPLED, SAMPLE = 32 << 10, 4 << 10
 "Bytes of a block from which on samples are worth it, and of each of them."
@@ -38,16 +42,17 @@ def compressor(setting: str) -> Compress:
         ValueError: there is none of this name that can be written (lzjb).
     """
     if setting in ("on", "lz4"):
-        return _whole_sectors(_lz4, Compression.LZ4)
+        return _WholeSectors(_lz4, Compression.LZ4)
     if setting == "off":
         return lambda block: (block, Compression.OFF)
     if setting == "zle":
-        return _whole_sectors(_zle, Compression.ZLE)
+        return _WholeSectors(_zle, Compression.ZLE)
     if setting == "gzip" or re.fullmatch(r"gzip-[1-9]", setting):
         level = int(setting.partition("-")[2] or 6)
-        return _whole_sectors(lambda block: (b"", zlib.compress(block, level)), Compression.GZIP_1 + level - 1)
+        return _WholeSectors(lambda block: (b"", zlib.compress(block, level)), Compression.GZIP_1 + level - 1)
     level = _zstd_level(setting)
-    return _whole_sectors(_Zstd(level).compress, Compression.ZSTD)
+    zstd = _Zstd(level)
+    return _WholeSectors(zstd.compress, Compression.ZSTD, zstd.compress_each if zstd.has_each else None)
 
 
 def _zstd_level(setting: str) -> int:
@@ -92,18 +97,38 @@ def _samples(block: Buffer) -> bytes:
     return b"".join((view[:SAMPLE], view[middle : middle + SAMPLE], view[-SAMPLE:]))
 
 
-def _whole_sectors(pack: Callable[[Buffer], tuple[bytes, bytes]], code: int) -> Compress:
-    """`pack` returns what is stored before the compressed bytes, and these."""
+def in_one_call(compress: Compress) -> CompressEach | None:
+    """The same compression of many blocks in one call, meanwhile other threads run; None: there is none.
 
-    def compress(block: Buffer) -> tuple[Buffer, int]:
-        head, packed = pack(block)
-        # A block is stored compressed only if that saves a sector.
+    For a thread beside one that is busy: for each call it would have to wait until that one lets it go on.
+    """
+    if not isinstance(compress, _WholeSectors) or compress.pack_each is None:
+        return None
+    return compress.each
+
+
+class _WholeSectors:
+    """Fills with zeros to whole sectors; stores a block compressed only if that saves one.
+
+    `pack` returns what is stored before the compressed bytes, and these; `pack_each` the same of many blocks.
+    """
+
+    def __init__(self, pack: _Pack, code: int, pack_each: _PackEach | None = None) -> None:
+        self._pack, self._code = pack, code
+        self.pack_each = pack_each
+
+    def __call__(self, block: Buffer) -> tuple[Buffer, int]:
+        return self._stored(block, *self._pack(block))
+
+    def each(self, blocks: Sequence[bytes]) -> list[tuple[Buffer, int]]:
+        assert self.pack_each is not None
+        return [self._stored(block, *packed) for block, packed in zip(blocks, self.pack_each(blocks), strict=True)]
+
+    def _stored(self, block: Buffer, head: bytes, packed: bytes) -> tuple[Buffer, int]:
         size = -(-(len(head) + len(packed)) // SECTOR) * SECTOR
         if size >= len(block):
             return block, Compression.OFF
-        return b"".join((head, packed)).ljust(size, b"\0"), code
-
-    return compress
+        return b"".join((head, packed)).ljust(size, b"\0"), self._code
 
 
 def _lz4(block: Buffer) -> tuple[bytes, bytes]:
@@ -124,9 +149,26 @@ class _Zstd:
     def compress(self, block: Buffer) -> tuple[bytes, bytes]:
         """Length (big-endian), version and level; and a frame without its magic number."""
         packed: bytes = self._compressor().compress(block)
+        return self._head(len(packed)), packed
+
+    @property
+    def has_each(self) -> bool:
+        import zstandard
+
+        return "multi_compress_to_buffer" in zstandard.backend_features
+
+    def compress_each(self, blocks: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """The same of each block."""
+        if not blocks:
+            return []
+        found = self._compressor().multi_compress_to_buffer(list(blocks), threads=1)
+        every = [found[at].tobytes() for at in range(len(found))]
+        return [(self._head(len(packed)), packed) for packed in every]
+
+    def _head(self, size: int) -> bytes:
         # The level as enum zio_zstd_levels numbers it: the fast ones, which are negative, from 103 on.
         code = self._level if self._level > 0 else FIRST_FAST + ZSTD_FAST.index(-self._level)
-        return struct.pack(">II", len(packed), ZSTD_VERSION << 8 | code), packed
+        return struct.pack(">II", size, ZSTD_VERSION << 8 | code)
 
     def _compressor(self) -> Any:
         made = getattr(self._local, "made", None)

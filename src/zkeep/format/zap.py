@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import NamedTuple
 
 from zkeep.format.records import ByteOrder
+from zkeep.format.zap_hash import hash_of
 from zkeep.format.zap_layout import (
     ARRAY,
     ARRAY_BYTES,
@@ -45,7 +45,6 @@ from zkeep.format.zap_layout import (
     MICRO_BLOCK,
     MICRO_ENTRY,
     MOST_SHIFT,
-    POLYNOMIAL,
     BadZap,
     check_room,
     chunks_for,
@@ -268,24 +267,3 @@ def _array(block: bytes, mark: str, start: int, count: int, chunk: int, size: in
         parts.append(block[at + 1 : at + 1 + ARRAY_BYTES])
         chunk = int.from_bytes(block[at + 22 : at + 24], "little" if mark == "<" else "big")
     return b"".join(parts)[:size]
-
-
-@cache
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = value >> 1 ^ (POLYNOMIAL if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-def hash_of(name: bytes, salt: int, bits: int) -> int:
-    """The hash by which a name is found, its ending zero not included (so is no normalization)."""
-    # CRC-64 of the name, seeded with the ZAP's salt; the high bits choose the leaf, so the low ones can be dropped.
-    table = _crc_table()
-    value = salt
-    for byte in name:
-        value = value >> 8 ^ table[(value ^ byte) & 0xFF]
-    return value & ~((1 << 64 - bits) - 1)

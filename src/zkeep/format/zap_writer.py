@@ -23,7 +23,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from zkeep.format.zap import ReadBlock, Zap, hash_of
+from zkeep.format.zap import ReadBlock, Zap
+from zkeep.format.zap_hash import hash_of
 from zkeep.format.zap_layout import (
     ARRAY,
     ARRAY_BYTES,

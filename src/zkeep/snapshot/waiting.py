@@ -41,7 +41,8 @@ def unchanged(held: VerifiedObject) -> Waiting:
         raise Refused(f"object {dnode.number} was written on a big-endian host: it cannot be changed here")
     room = dnode.bonus_room if dnode.bonuslen else 0
     bonus = dnode.bonus.ljust(room, b"\0") if dnode.bonuslen else b""
-    return Waiting(dnode._replace(bonus=bonus), held.roots, held.spill["pointer"].tobytes(), tree=held.tree)
+    spill = held.spill["pointer"].tobytes() if len(held.spill) else b""
+    return Waiting(Dnode(*dnode[:-1], bonus), held.roots, spill, tree=held.tree)
 
 
 def verified(each: Waiting) -> VerifiedObject:

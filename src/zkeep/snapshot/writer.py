@@ -128,16 +128,19 @@ class SnapshotWriter:
             held = self._base.object(change.number)
         waiting = self._begun(change, held)
         # Data first: the MAC tree over it gives the dnode's pointers.
-        leaves = self._write_blocks(change, waiting)
-        blocks = self._base.blocks if self._base is not None else None
-        waiting.roots, waiting.tree = roots_of(waiting.dnode, leaves, held, blocks, self._known)
+        if change.last <= 0 and not change.keep and not self._is_in_base(change.number):
+            waiting.roots = self._write_only_block(change, waiting)
+        else:
+            leaves = self._write_blocks(change, waiting)
+            blocks = self._base.blocks if self._base is not None else None
+            waiting.roots, waiting.tree = roots_of(waiting.dnode, leaves, held, blocks, self._known)
         # Only now it is known whether it has a spill block, which takes room from the bonus.
         if change.spill is not None:
             waiting.dnode = waiting.dnode._replace(has_spill=True)
             self._write_spill(change, waiting, held)
         if change.bonus:
             bonus = change.bonus.ljust(waiting.dnode.bonus_room, b"\0")
-            waiting.dnode = waiting.dnode._replace(bonus=bonus)
+            waiting.dnode = Dnode(*waiting.dnode[:-1], bonus)
         self._waiting[change.number] = waiting
 
     def free(self, number: int) -> None:
@@ -187,6 +190,17 @@ class SnapshotWriter:
             bonus=b"",
         )
         return Waiting(dnode, b"", b"")
+
+    def _write_only_block(self, change: ObjectChange, waiting: Waiting) -> bytes:
+        """Encrypt the block of a new object that has no other, if it has one; returns the dnode's pointers."""
+        roots = HOLE * waiting.dnode.nblkptr
+        for count, block in enumerate(change.blocks):
+            made = self._encrypt(change, block, count)
+            if made is not None:
+                header, payload, pointer = made
+                self._put(waiting, RecordType.WRITE, header, payload)
+                roots = pointer + roots[len(HOLE) :]
+        return roots
 
     def _write_blocks(self, change: ObjectChange, waiting: Waiting) -> NewLeaves:
         """Encrypt the blocks that are given; returns their pointers, a hole's is zeros."""

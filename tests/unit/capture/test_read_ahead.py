@@ -18,6 +18,11 @@ from capturekit import extracted, listing
 from zkeep.capture import ahead, contents, objects, previous
 from zkeep.capture.ahead import BYTES, FILES, LARGEST, OPEN_FOLDERS, ReadAhead, SmallFile
 from zkeep.capture.scan import READ_FOLDER, Folders, Node
+from zkeep.format.compress_writer import Compress, compressor
+from zkeep.names import SnapshotName
+from zkeep.pool.datasets.model import Pool
+from zkeep.snapshot.open import OpenSnapshot
+from zkeep.tree.filesystem import Filesystem
 
 Zkeep = Callable[..., int]
 FILE = 0o10
@@ -44,10 +49,10 @@ def nodes_of(top: Path) -> list[Node]:
     return found
 
 
-def read(top: Path, limit: int = 1 << 20) -> dict[bytes, SmallFile | None]:
+def read(top: Path, limit: int = 1 << 20, compress: Compress | None = None) -> dict[bytes, SmallFile | None]:
     fd = os.open(top, READ_FOLDER)
     folders, nodes = Folders(fd), nodes_of(top)
-    reader = ReadAhead(folders, nodes, limit)
+    reader = ReadAhead(folders, nodes, limit, compress)
     try:
         return {node.path: reader.take(node) for node in nodes}
     finally:
@@ -77,6 +82,60 @@ def test_a_file_is_read_with_all_that_is_stored_of_it(top: Path) -> None:
         )
         assert small.fields(1, 34, 7) == alone
     os.close(folder)
+
+
+@pytest.mark.parametrize("setting", ["zstd", "zstd-9", "zstd-fast-10"])
+def test_a_file_is_compressed_as_it_would_be_by_itself(top: Path, setting: str) -> None:
+    """What does not get smaller is left as it is; zeros are a hole."""
+    files = {"empty": b"", "short": b"x", "words": b"word " * 2000, "noise": os.urandom(5000), "zeros": bytes(3000)}
+    for name, content in files.items():
+        (top / name).write_bytes(content)
+    compress = compressor(setting)
+    for name, small in read(top, compress=compress).items():
+        assert small is not None
+        content = files[os.fsdecode(name)]
+        content = content.ljust(-(-len(content) // 512) * 512, b"\0")
+        assert small.block == len(content)
+        if name in (b"empty", b"zeros"):
+            assert (small.content, small.compression) == (None if content else b"", None)
+        else:
+            assert (small.content, small.compression) == compress(content)
+
+
+@pytest.mark.parametrize("setting", ["lz4", "off", "gzip-1", "zle"])
+def test_a_file_is_compressed_later_where_no_call_does_many(top: Path, setting: str) -> None:
+    (top / "words").write_bytes(b"word " * 2000)
+    small = read(top, compress=compressor(setting))[b"words"]
+    assert small is not None
+    assert (small.content, small.compression) == ((b"word " * 2000).ljust(10_240, b"\0"), None)
+
+
+@pytest.mark.parametrize("setting", ["zstd", "lz4", "off", "gzip"])
+def test_a_snapshot_has_the_same_blocks_whether_files_are_read_ahead(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    for name, content in {"empty": b"", "words": b"word " * 2000, "noise": b"\x9f" * 600, "zeros": bytes(3000)}.items():
+        (top / name).write_bytes(content)
+    make_dataset(zkeep, tmp_path)
+    sizes = []
+    for name in "12":
+        assert zkeep("create", "-o", f"compression={setting}", f"b/home/{name}") == 0
+        assert zkeep("snapshot", "--from", str(top), f"b/home/{name}@s") == 0
+        assert extracted(zkeep, tmp_path, f"b/home/{name}@s") == listing(top)
+        sizes.append(sorted(blocks_of(tmp_path / "b", f"b/home/{name}@s")))
+        monkeypatch.setattr(ahead, "_read_files", None)
+    assert sizes[0] == sizes[1]
+
+
+def blocks_of(pool_path: Path, name: str) -> list[Any]:
+    """Sizes of each block of a file, before and after compression."""
+    with Pool.open(pool_path, "b") as pool:
+        snapshot = pool.snapshot(SnapshotName.parse(name))
+        with OpenSnapshot(pool, snapshot, lambda wrapped: bytes(range(32))) as base:
+            tree = Filesystem(base)
+            files = [base.object(entry.number) for entry in tree.names(tree.root)]
+            blocks = [(each.dnode.blksz, each.flat) for each in files]
+            return [(size, leaves[["logical", "size"]].tolist()) for size, leaves in blocks if leaves is not None]
 
 
 def test_extended_attributes_come_along(top: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zkeep.format.zap import Zap, hash_of
+from zkeep.format.zap import Zap
+from zkeep.format.zap_hash import hash_of
 from zkeep.format.zap_layout import MICRO, BadZap
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zkeep.format.zap import Zap, hash_of
+from zkeep.format.zap import Zap
+from zkeep.format.zap_hash import hash_of
 from zkeep.format.zap_layout import ARRAY, CHUNK, ENTRY, HASH_BITS, BadZap
 from zkeep.format.zap_writer import BLOCK, BUCKETS, CHUNKS, FREE, FatZap, fits_micro, micro_block
 
