@@ -42,6 +42,8 @@ class SubBegin:
     "The payload, decoded; None if there is none."
     byteorder: ByteOrder
     offset: int
+    empty: bool = False
+    "Its END is the next event: the snapshot has no records of its own."
 
 
 @dataclass(slots=True)

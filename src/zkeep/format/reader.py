@@ -295,7 +295,8 @@ class Reader:
             raise self._bad(stop, _CHECKSUM)
         nvlist = self._decode(begin, stop)
         header, payload = self._header(self._start), bytes(self._memory[self._start + HEADER : stop])
-        event = SubBegin(begin, header, payload, nvlist, self._byteorder, self._base + self._start)
+        offset, empty = self._base + self._start, self._name(stop) == "END"
+        event = SubBegin(begin, header, payload, nvlist, self._byteorder, offset, empty)
         self._begin, self._state = begin, state
         self._limits, self._order = Limits(begin), Order(begin.raw)
         self._start, self._stage = stop, _Stage.INSIDE

@@ -26,8 +26,8 @@ from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import Replicated, replicate_names
-from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import give_up, judge, open_session, with_room
+from zkeep.pool.transfer.reserve import Charges, with_room
+from zkeep.pool.transfer.session import give_up, judge, open_session, receive_empty
 from zkeep.pool.types import Doc
 
 
@@ -280,10 +280,22 @@ class _Receiver:
         return not self._header.recursive or sent == self._header.top
 
     def _receive_as_it_came(self, begin: SubBegin, target: ReceiveTarget, name: str, events: Iterator[Event]) -> SubEnd:
+        records = self._records(name, events)
+        # A snapshot in which nothing changed needs no room, and nobody ever has to go on with it.
+        if begin.empty and self._header.is_package and not self._options.dry_run:
+            try:
+                end = next(records)
+            except BadStream as error:
+                records = _failing(error)
+            else:
+                assert isinstance(end, SubEnd)
+                if receive_empty(self._pool, begin, target, end, self._charges):
+                    return end
+                records = iter([end])
         session = open_session(self._pool, begin, target, self._charges)
         try:
             with session:
-                for event in self._records(name, events):
+                for event in records:
                     if isinstance(event, SubEnd):
                         session.commit(event)
                         return event
@@ -374,6 +386,12 @@ class _Receiver:
             raise Refused(f"cannot receive {name}: {error}") from None
         if local:
             fields["local"] = local
+
+
+def _failing(error: BadStream) -> Iterator[Batch | SubEnd]:
+    """The records of a substream whose first one is bad."""
+    yield from ()
+    raise error
 
 
 def _interrupted(error: BaseException, kind: str, name: str, dataset: DatasetName, token: str) -> Interrupted:

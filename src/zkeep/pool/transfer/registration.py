@@ -65,7 +65,7 @@ class Registration:
         self.size += size
         self._reservation.grow(self.base + self.size)
 
-    def check(self) -> None:
+    def check(self, t: Transaction) -> None:
         """Check all bytes against the quotas as they are now. Raises QuotaExceeded."""
         self._reservation.check(self.base + self.size)
 
@@ -113,6 +113,39 @@ class Registration:
         doc = self._pool.catalog.get("receive", self._key)
         now = self._pool.tree().by_id.get(self.dataset.id)
         return (now.name, str(doc["token"])) if doc and now else None
+
+
+class Unregistered(Registration):
+    """A receive that is registered nowhere: a snapshot without records is checked and made in one transaction.
+
+    Nothing of it is written before, so nothing has to be found again, and no other process has to wait for it.
+    """
+
+    def __init__(self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges) -> None:
+        doc = _document(plan, target, 0, made=False)
+        level = plan.dataset or nearest(pool, target.name)
+        reservation = _reservation(pool, target, charges, "", level, own=plan.dataset is not None)
+        super().__init__(pool, target, plan.dataset, "", doc, reservation, ExitStack())
+
+    def check(self, t: Transaction) -> None:
+        self.txg = t.next_txg()
+        super().check(t)
+
+    def source(self, t: Transaction) -> tuple[int, int] | None:
+        return (int(self.doc["source"][0]), int(self.doc["source"][1])) if self.doc["source"] else None
+
+    def is_there(self, t: Transaction) -> bool:
+        return False
+
+    def remove(self, t: Transaction) -> None:
+        """Nothing is registered."""
+
+    def settle(self) -> None:
+        """Nothing is reserved."""
+
+    @property
+    def kept(self) -> tuple[DatasetName, str] | None:
+        return None
 
 
 def register(

@@ -8,8 +8,9 @@ The document of a process that died counts until its files are removed, which ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName
@@ -21,6 +22,7 @@ from zkeep.pool.store.catalog import ChangeMark, Transaction
 from zkeep.pool.store.port import segment_name
 from zkeep.pool.types import Doc
 
+Made = TypeVar("Made")
 KIND = "reserve"
 PLENTY = 1 << 30
 "Where more than this is left, more than needed is reserved at once."
@@ -187,6 +189,16 @@ def refuse_full_disk(pool: Pool, name: DatasetName) -> None:
     """
     if pool.scope is not None and disk_is_full(pool):
         raise QuotaExceeded(f"cannot receive {name}: out of space")
+
+
+def with_room(pool: Pool, make: Callable[[], Made]) -> Made:
+    """Register; where a quota is used up, once more without what dead processes left behind."""
+    try:
+        return make()
+    except QuotaExceeded:
+        if not remove_leftovers(pool):
+            raise
+        return make()
 
 
 def remove_leftovers(pool: Pool) -> bool:

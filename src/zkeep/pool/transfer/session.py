@@ -6,13 +6,12 @@ snapshot. A resumable receive registers its finished segments as it goes; they a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.checksum import fletcher4
@@ -43,8 +42,15 @@ from zkeep.pool.transfer.admit import (
     refuse_open_streams,
 )
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
-from zkeep.pool.transfer.registration import Registration, make_dataset, refuse_no_room, register, register_again
-from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, remove_leftovers
+from zkeep.pool.transfer.registration import (
+    Registration,
+    Unregistered,
+    make_dataset,
+    refuse_no_room,
+    register,
+    register_again,
+)
+from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, with_room
 from zkeep.pool.types import Doc
 
 DSL_CRYPTO = {
@@ -56,7 +62,6 @@ DSL_CRYPTO = {
 }
 
 
-Made = TypeVar("Made")
 LOCKED_ANEW = 10
 "How often a dataset is looked up again that others replace while it is locked."
 
@@ -74,10 +79,11 @@ class ReceiveSession:
         target: ReceiveTarget,
         charges: Charges,
         registration: Registration,
-        writer: SegmentWriter,
+        writer: SegmentWriter | None,
         work: ExitStack,
         locks: ExitStack,
     ) -> None:
+        """`writer`: None for a snapshot without records."""
         self._pool = pool
         self._charges = charges
         self._plan = plan
@@ -115,6 +121,7 @@ class ReceiveSession:
     def add(self, batch: Batch) -> None:
         """Write the records of one batch. Raises QuotaExceeded."""
         # Room is reserved before the bytes are written: a quota cannot be passed by even one batch.
+        assert self._writer is not None
         batch = self._writer.new_part(batch)
         self._registration.grow(len(batch.buffer))
         refuse_full_disk(self._pool, self._target.name)
@@ -158,10 +165,10 @@ class ReceiveSession:
         Raises:
             Refused: what was there at the BEGIN is not there any more, or something is in the way.
         """
-        tally = self._writer.finish()
+        tally = self._writer.finish() if self._writer else Tally()
         with self._pool.transaction() as t:
             # Check again what may have changed since the BEGIN.
-            self._registration.check()
+            self._registration.check(t)
             source = self._follow_source(t)
             if int(self._refquota() or 0):
                 # What the source refers to, less what died, and what came.
@@ -272,6 +279,8 @@ class ReceiveSession:
 
     def _abandon(self) -> None:
         """The stream failed: keep what a resumable receive has, else leave nothing."""
+        if self._writer is None:
+            return
         # A resumable receive closes its segment, so that what is durable can be gone on from.
         if self._target.resumable:
             try:
@@ -332,6 +341,33 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
                         registration.remove(t)
             raise
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
+
+
+def receive_empty(pool: Pool, event: SubBegin, target: ReceiveTarget, end: SubEnd, charges: Charges) -> bool:
+    """Receive a snapshot without records, BEGIN and END of which are here, in one transaction.
+
+    False: it cannot be received so, and nothing was changed; open_session() goes another way, or says why not.
+    """
+    with ExitStack() as locks:
+        try:
+            dataset = _locked(pool, target, locks)
+            with pool.catalog.reading():
+                target, state, _, plan = _admitted(pool, event, target, dataset)
+            refuse_full_disk(pool, target.name)
+            if state is not None:
+                return False
+            registration = Unregistered(pool, plan, target, charges)
+        except (ZkeepError, OSError):
+            return False
+        session = ReceiveSession(pool, plan, target, charges, registration, None, ExitStack(), locks.pop_all())
+        with session:
+            try:
+                session.commit(end)
+            except TryAgain:
+                raise  # also where nobody knows whether it was made
+            except Refused:
+                return False
+        return True
 
 
 def judge(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges) -> None:
@@ -397,16 +433,6 @@ def _forget_malformed(pool: Pool, dataset: Dataset) -> None:
     with pool.transaction() as t:
         t.delete("receive", dataset.key)
         t.delete(KIND, dataset.key)
-
-
-def with_room(pool: Pool, make: Callable[[], Made]) -> Made:
-    """Register; where a quota is used up, once more without what dead processes left behind."""
-    try:
-        return make()
-    except QuotaExceeded:
-        if not remove_leftovers(pool):
-            raise
-        return make()
 
 
 def _open_writer(
