@@ -168,11 +168,11 @@ class _Content:
         covered = shapes.objects[overlapped(shapes.objects, new.objects["object"])]["object"]
         freed = shapes.objects["object"][sp.on_lines(new.freed, shapes.objects["object"])]
         fresh = new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0]
-        whole = np.concatenate([covered, freed, fresh[np.isin(fresh, shapes.objects["object"])]])
+        whole = np.concatenate([covered, freed, fresh[sp.is_in(fresh, shapes.objects["object"])]])
         # Ranges of the others that lose something, and objects whose spill block may be replaced.
         everything = sp.spans(whole, np.zeros(len(whole), np.uint64), np.full(len(whole), sp.END, np.uint64))
         self._open = sp.union(everything, _cut_off(new, shapes, kind), extents(new.blocks), new.holes)
-        mine = np.isin(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
+        mine = sp.is_in(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
         self._spills = sp.unique(shapes.objects["object"][mine])
 
     def wanted(self) -> dict[str, Array]:
@@ -191,10 +191,10 @@ class _Content:
         # An object that a run created has nothing older; neither has a range that it wrote or made a hole.
         begun = found.objects["object"][found.objects["fresh"] & FRESH_DATA > 0]
         bare = found.objects["object"][found.objects["fresh"] & FRESH_SPILL > 0]
-        gone = np.isin(self._open["object"], begun) | sp.on_lines(found.freed, self._open["object"])
+        gone = sp.is_in(self._open["object"], begun) | sp.on_lines(found.freed, self._open["object"])
         self._open = sp.subtract(self._open[~gone], sp.join([extents(found.blocks), found.holes]))
         self._spills = self._spills[
-            ~np.isin(self._spills, np.concatenate([found.spills["object"], bare]))
+            ~sp.is_in(self._spills, np.concatenate([found.spills["object"], bare]))
             & ~sp.on_lines(found.freed, self._spills)
         ]
 
@@ -268,7 +268,7 @@ def _add_died(old: Table, new: Table, kind: Kind) -> Table:
     alive = toll(old, replace(new, holes=sp.EMPTY, blocks=new.blocks[:0])).blocks
     blocks = old.blocks[alive]
     cut = _cut_off(new, old, kind)  # the search covered only a part of what lies beyond
-    cut = cut[~np.isin(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
+    cut = cut[~sp.is_in(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
     # They die in a hole that came, or behind the new end; but not where a new block replaces them.
     ends = block_ends(blocks)
     dead = sp.within(new.holes, blocks["object"], blocks["offset"], ends)

@@ -60,6 +60,21 @@ def unique(values: Array) -> Array:
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
+SMALL = 1 << 16
+"Values up to which is_in() sorts."
+
+
+def is_in(values: Array, among: Array) -> Array:
+    """np.isin() of numbers. Of few ones it imports numpy.ma, too, and takes several times as long as this."""
+    if len(values) + len(among) > SMALL:
+        return np.isin(values, among)
+    if not len(among):
+        return np.zeros(len(values), bool)
+    among = np.sort(among)
+    found: Array = among[np.minimum(among.searchsorted(values), len(among) - 1)] == values
+    return found
+
+
 def union(*sets: Array) -> Array:
     """Ranges that lie in any of the sets; the inputs may be unsorted and may overlap."""
     together = join(sets)
@@ -85,10 +100,10 @@ def subtract(base: Array, taken: Array) -> Array:
     if not len(base) or not len(taken):
         return base
     # Objects without anything taken keep their ranges: sorting them again would be the larger part of the work.
-    touched = np.isin(base["object"], taken["object"])
+    touched = is_in(base["object"], taken["object"])
     if not touched.any():
         return base
-    wanted = np.isin(taken["object"], base["object"])
+    wanted = is_in(taken["object"], base["object"])
     rest = _sweep(base[touched], taken[wanted])
     if touched.all():
         return rest

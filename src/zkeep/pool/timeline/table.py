@@ -206,7 +206,7 @@ def toll(old: Table, new: Table) -> Toll:
     inner = _inner(new.objects)
     taken = sp.union(new.freed, inner) if len(inner) else new.freed
     covered = overlapped(old.objects, new.objects["object"])
-    rewritten = np.isin(old.objects["object"], new.objects["object"])
+    rewritten = sp.is_in(old.objects["object"], new.objects["object"])
     numbers, zero = old.objects["object"], np.zeros(len(old.objects), np.uint64)
     touched = sp.meets(taken, zero, numbers, numbers + np.maximum(old.objects["slots"], 1))
     gone = np.where(rewritten, sp.on_lines(taken, numbers), touched) | covered
@@ -217,7 +217,7 @@ def toll(old: Table, new: Table) -> Toll:
     )
 
     def alive(rows: Array, dead: Array) -> Bools:
-        return ~(np.isin(rows["object"], dead) | sp.on_lines(taken, rows["object"]))
+        return ~(sp.is_in(rows["object"], dead) | sp.on_lines(taken, rows["object"]))
 
     # Blocks also die under a new block that is not shorter, and inside of new holes.
     blocks = alive(old.blocks, dead)
@@ -227,7 +227,7 @@ def toll(old: Table, new: Table) -> Toll:
         ranges=_ranges_alive(old.ranges, new),
         objects=~(gone | rewritten),
         blocks=blocks,
-        spills=alive(old.spills, dead_spill) & ~np.isin(old.spills["object"], new.spills["object"]),
+        spills=alive(old.spills, dead_spill) & ~sp.is_in(old.spills["object"], new.spills["object"]),
         holes=alive(old.holes, dead),
         died=alive(old.died, dead),
         lost=_lost(old.objects, gone & ~rewritten, rewritten, new.objects),
@@ -304,7 +304,7 @@ def _ranges_alive(old: Array, new: Table) -> Bools:
     emptied = np.zeros(len(old), bool)
     if len(new.freed):
         emptied = (row >= 0) & (new.freed["end"][at] >= old["object"] + old["slots"])
-    return ~(emptied | np.isin(old["object"], new.ranges["object"]))
+    return ~(emptied | sp.is_in(old["object"], new.ranges["object"]))
 
 
 def _inherit_fresh(old: Array, new: Array) -> Array:

@@ -79,3 +79,17 @@ def test_keys_sort_like_pairs() -> None:
     objects, offsets = np.array([1, 1, 256, 2**63], np.uint64), np.array([0, 2**40, 1, 0], np.uint64)
     found = sp.keys(objects, offsets)
     assert (np.argsort(found) == np.arange(4)).all()
+
+
+numbers = st.lists(st.integers(0, 30) | st.integers((1 << 64) - 3, (1 << 64) - 1), max_size=20)
+
+
+@given(numbers, numbers)
+def test_which_numbers_are_among_others(values: list[int], among: list[int]) -> None:
+    found = sp.is_in(np.array(values, np.uint64), np.array(among, np.uint64))
+    assert found.tolist() == [value in among for value in values]
+
+
+def test_many_numbers_among_others() -> None:
+    values = np.arange(sp.SMALL + 1, dtype=np.uint64)
+    assert sp.is_in(values, values[::2]).tolist() == [number % 2 == 0 for number in range(len(values))]
