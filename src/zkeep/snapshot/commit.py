@@ -33,6 +33,7 @@ from zkeep.pool.transfer.session import open_session
 from zkeep.pool.types import Doc
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.spool import Spool
 from zkeep.snapshot.writer import METADNODE, SnapshotWriter
 
 LARGE = 128 << 10
@@ -245,7 +246,7 @@ def write_group(
         event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
         session = stack.enter_context(open_session(pool, event, target, charges))
         # What a mounted dataset writes has a bound, and waits in memory; a snapshot of a folder has none.
-        spool = None if target.head else stack.enter_context(TemporaryFile(dir=pool.path / "tmp"))
+        spool = None if target.head else Spool(stack.enter_context(TemporaryFile(dir=pool.path / "tmp")))
         toguid = opening.begin.toguid
         writer = SnapshotWriter(group.keys, toguid, group.compress, session.add, base, group.begin.type, spool)
         stack.enter_context(writer)

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import IO
 
 import numpy as np
 
@@ -50,6 +49,7 @@ from zkeep.snapshot.headers import free_to_the_end, object_header, write_header
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.roots import NewLeaves, roots_of
+from zkeep.snapshot.spool import Spool
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.snapshot.waiting import Waiting, slots_of, unchanged, verified
 
@@ -86,7 +86,7 @@ class SnapshotWriter:
         put: Callable[[Batch], None],
         base: OpenSnapshot | None = None,
         objset_type: int = ObjsetType.FILESYSTEM,
-        spool: IO[bytes] | None = None,
+        spool: Spool | None = None,
     ) -> None:
         self._keys = BlockKeys(keys)
         self._toguid = toguid
@@ -97,7 +97,6 @@ class SnapshotWriter:
         self._salt = os.urandom(8)
         self._out = RecordBatches(put)
         self._spool = spool
-        self._spooled = 0
         self._held = 0
         self._index = -1
         self._waiting: dict[int, Waiting] = {}
@@ -334,16 +333,15 @@ class SnapshotWriter:
         """Move what waits in memory to the spool; it is ciphertext."""
         assert self._spool is not None
         for each in [*self._waiting.values(), waiting]:
-            start = self._spooled
+            start = self._spool.size
             pieces: list[Buffer | tuple[int, int]] = []
             for piece in each.pieces:
                 if isinstance(piece, tuple):
                     pieces.append(piece)
                     continue
                 self._spool.write(piece)
-                self._spooled += len(piece)
-            if self._spooled > start:
-                pieces.append((start, self._spooled))
+            if self._spool.size > start:
+                pieces.append((start, self._spool.size))
             each.pieces = pieces
         self._held = 0
 
@@ -370,11 +368,9 @@ class SnapshotWriter:
         else:
             self._emit_block(index, every)
         self._waiting, self._freed, self._held = {}, set(), 0
-        if self._spool is not None and self._spooled:
+        if self._spool is not None and self._spool.size:
             self._out.flush()
-            self._spool.seek(0)
-            self._spool.truncate()
-            self._spooled = 0
+            self._spool.clear()
 
     def _all_objects(self, index: int) -> list[Waiting]:
         """The objects of the block as they will be: changed ones, and those of the base that stay."""
@@ -436,16 +432,7 @@ class SnapshotWriter:
                 yield piece
                 continue
             assert self._spool is not None
-            start, end = piece
-            while start < end:
-                self._spool.seek(start)
-                part = self._spool.read(min(BATCH, end - start))
-                if not part:
-                    raise OSError("the spool is shorter than what was written")
-                start += len(part)
-                yield part
-        if self._spool is not None:
-            self._spool.seek(0, os.SEEK_END)
+            yield from self._spool.taken(*piece, BATCH)
 
 
 def _base_seals(base: OpenSnapshot | None) -> Seals:

@@ -59,6 +59,24 @@ def test_a_full_disk_here_is_named_and_the_next_backup_goes_on(
     assert laptop.files().keys() == ({"a", "b"} if filler else {"a"})
 
 
+@pytest.mark.parametrize("kind", ["file", "image"])
+def test_new_data_takes_its_room_once_while_it_is_stored(
+    kind: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("zkeep.snapshot.writer.SPOOL", 64 << 10)
+    monkeypatch.setattr("zkeep.pool.store.staging.STAGE", 256 << 10)
+    laptop = Laptop(tmp_path, monkeypatch, capfd)
+    laptop.home = small_disk / "home"
+    subprocess.run(["mount", "-o", "remount,size=8M", str(small_disk)], check=True)
+    large = laptop.source / "b"
+    large.write_bytes(os.urandom(5 << 20))
+    if kind == "image":
+        laptop.source = large
+    done = laptop.backup()
+    assert done.status == 0, done.err
+    assert len(laptop.snapshots()) == 1
+
+
 def test_a_full_disk_there_is_told_in_a_few_words_and_the_next_backup_goes_on(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
