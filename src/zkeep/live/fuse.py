@@ -29,7 +29,7 @@ from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
 from zkeep.live.kernel_cache import FOREVER, KernelCache
 from zkeep.live.protocol import Op, Request
-from zkeep.pool.transfer.reserve import QuotaExceeded
+from zkeep.pool.datasets.no_room import QuotaExceeded
 from zkeep.tree.filesystem import OBJECT_BITS, NoSuchFile
 
 INTERVAL = 5.0

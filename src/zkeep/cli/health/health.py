@@ -25,8 +25,9 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
     """Say what is late, damaged, unwritable, full, or was not verified for long. Without a name, of all pools.
 
     A dataset is late when its newest snapshot was received longer ago than 'max_age' allows; a pool is unverified when
-    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left. A pool is
-    unwritable when its disk is read-only, as file systems become after an error.
+    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left, and a dataset
+    as long as nothing came since a snapshot was refused for lack of room. A pool is unwritable when its disk is
+    read-only, as file systems become after an error.
 
     Exit status: 0 all is well, 1 something is late, full, unwritable or unverified, 3 something is damaged, 5 somebody
     could not be told: that is tried again the next time.

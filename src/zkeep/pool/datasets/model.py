@@ -36,6 +36,8 @@ CLOCK = "clock"
 "The kind of the document that has the last time that the pool knows, by which jumps of the clock are seen."
 HEAD = "head"
 "The kind of the documents that have a dataset's newest state, where no snapshot names it (datasets/head.py)."
+NO_ROOM = "no-room"
+"The kind of the documents that know what was refused for lack of room (datasets/no_room.py)."
 VERIFY = "verify"
 "The kind of the documents that know when a dataset's snapshots were last verified with the key."
 FORMAT = 1
@@ -451,6 +453,7 @@ class Pool:
         for kind in ("receive", "reserve", "health", HEAD):
             t.delete(kind, dataset.key)
         t.delete(VERIFY, dataset.key)
+        t.delete(NO_ROOM, dataset.key)
         t.delete("dataset", dataset.key)
         return segments
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import no_room
 from zkeep.pool.datasets.lifecycle import SCRUB
 from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
 from zkeep.pool.datasets.partial import is_malformed, receives
@@ -151,6 +152,9 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
         yield HealthProblem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
     if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:
         yield HealthProblem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
+    for name, at in no_room.lacking(view.pool, dataset, now):
+        what = "the last snapshot" if name == dataset.name else f"a snapshot of {name}"
+        yield HealthProblem("full", f"there was no room for {what}, {span(max(now - at, 0))} ago")
 
 
 def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:

@@ -83,6 +83,13 @@ def _deaths(value: Any) -> bool:
     return all(type(sizes) is list and len(sizes) == 2 and all(map(_amount, sizes)) for sizes in value.values())
 
 
+def _refusals(value: Any) -> bool:
+    """By the name of a dataset, below another or of itself: when it was, and the txg then."""
+    if type(value) is not dict or not all(map(_dataset_name, value)):
+        return False
+    return all(type(pair) is list and len(pair) == 2 and all(map(_number, pair)) for pair in value.values())
+
+
 def _position(value: Any) -> bool:
     """A record's position: object, offset (-1: before all), kind."""
     return type(value) is list and len(value) == 3 and all(type(n) is int and -1 <= n <= MAX_UINT64 for n in value)
@@ -201,6 +208,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "clock": {"seen": _number},
     "health": {"kinds": _texts},
     "verify": {"at": _number, "snapshot": _number, "failed": _id_list},
+    "no-room": {"names": _refusals},
 }
 "Fields that it may have. Of a kind that is named in neither table nothing is known."
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from zkeep.errors import Refused, TryAgain
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.no_room import QuotaExceeded
 from zkeep.pool.datasets.partial import receives
 from zkeep.pool.datasets.room import disk_is_full
 from zkeep.pool.datasets.view import View
@@ -28,10 +29,6 @@ PLENTY = 1 << 30
 "Where more than this is left, more than needed is reserved at once."
 SHARE = 64
 "1/SHARE of what is left is reserved then."
-
-
-class QuotaExceeded(Refused):
-    """A quota of the dataset, or of one above it, has no room for what is received."""
 
 
 class Charges:

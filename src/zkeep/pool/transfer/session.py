@@ -25,6 +25,7 @@ from zkeep.pool.datasets.destroy import drop_after, lock_name
 from zkeep.pool.datasets.history import History, history_of, past_of
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, txg_key
 from zkeep.pool.datasets.namespace import remove_if_deferred
+from zkeep.pool.datasets.no_room import QuotaExceeded, note_no_room, noting_no_room
 from zkeep.pool.datasets.orphans import discard, reading
 from zkeep.pool.datasets.partial import MALFORMED, is_malformed, state_of, state_or_malformed
 from zkeep.pool.datasets.summaries import sum_up
@@ -50,7 +51,7 @@ from zkeep.pool.transfer.registration import (
     register,
     register_again,
 )
-from zkeep.pool.transfer.reserve import KIND, Charges, QuotaExceeded, refuse_full_disk, with_room
+from zkeep.pool.transfer.reserve import KIND, Charges, refuse_full_disk, with_room
 from zkeep.pool.types import Doc
 
 DSL_CRYPTO = {
@@ -108,6 +109,7 @@ class ReceiveSession:
             if not self._committed:
                 with suppress(ZkeepError, OSError):
                     self._abandon()
+                note_no_room(self._pool, self._target.name, error, dry_run=self._target.dry_run)
 
     @property
     def txg(self) -> int:
@@ -306,7 +308,7 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
         TryAgain: another process is receiving into the dataset, or destroying it.
     """
     charges = charges or Charges(pool)
-    with ExitStack() as locks:
+    with noting_no_room(pool, target.name, dry_run=target.dry_run), ExitStack() as locks:
         # 1. No other process may receive into the dataset, or destroy it.
         dataset = _locked(pool, target, locks)
         # 2. May it be received at all? Nothing was changed so far.
