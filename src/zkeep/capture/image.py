@@ -62,7 +62,7 @@ def take_image(
     if source is None:
         return commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None)), []
     problems: list[ReadProblem] = []
-    fd, length = _open(new.name, source, size)
+    fd, length = _open(new.name, source, size, blksz)
     try:
         # A large image is read once, while it is stored: if it changed meanwhile, that is reported afterwards.
         before = _signs_of_writing(fd)
@@ -105,7 +105,7 @@ def for_volume(new: NewSnapshot, blksz: int) -> NewSnapshot:
     return replace(new, features=features, objset_type=ObjsetType.VOLUME)
 
 
-def _open(name: SnapshotName, source: str, size: int) -> tuple[int, int]:
+def _open(name: SnapshotName, source: str, size: int, blksz: int) -> tuple[int, int]:
     """A descriptor of the image, and how long it is."""
     where = f"cannot create snapshot {name}: {source}"
     try:
@@ -122,7 +122,8 @@ def _open(name: SnapshotName, source: str, size: int) -> tuple[int, int]:
         why = f"{name.dataset} is a volume: name a disk image or a block device"
     # A larger source than the volume would be cut off; a smaller one is filled up with a hole.
     elif length > size:
-        why = f"it has {length} bytes, the volume {size}: zkeep set volsize={length} {name.dataset}"
+        whole = -(-length // blksz) * blksz
+        why = f"it has {length} bytes, the volume {size}: zkeep set volsize={whole} {name.dataset}"
     if why:
         os.close(fd)
         raise Refused(f"{where}: {why}")

@@ -66,6 +66,12 @@ def passphrase(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
+def test_where_a_key_is_can_be_changed_but_not_inherited(capfd: Output) -> None:
+    assert said(capfd, "set", f"keylocation={KEY}", "v/jambon") == ""
+    assert "property cannot be inherited" in said(capfd, "inherit", "keylocation", "v/jambon", status=1)
+    assert get(capfd, "keylocation", "v/jambon") == KEY
+
+
 def test_the_key_comes_and_the_files_are_there(capfd: Output) -> None:
     assert get(capfd, "keystatus", SNAPSHOT) == "unavailable"
     assert get(capfd, "encryptionroot", SNAPSHOT) == "v/jambon"

@@ -91,6 +91,24 @@ def test_properties(zkeep: Zkeep, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["volume", "106496", "8192", "aes-256-gcm"]
 
 
+@pytest.mark.parametrize("size", ["0", "none", "1", "12345", "9E", "1.5"])
+def test_a_size_that_no_volume_has(size: str, zkeep: Zkeep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zkeep("create", "-V", "64K", "-b", "8K", "v/home/disk") == 0
+    assert zkeep("set", f"volsize={size}", "v/home/disk") == 1
+    assert zkeep("set", "volsize=128K", "v/home/disk") == 0
+    for option in ([], ["-S"]):
+        assert zkeep("inherit", *option, "volsize", "v/home/disk") == 1
+    assert zkeep("get", "-Hp", "-o", "value", "volsize", "v/home/disk") == 0
+    assert capsys.readouterr().out.strip() == "131072"
+
+
+def test_a_volume_grows_by_whole_blocks(zkeep: Zkeep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zkeep("create", "-V", "64K", "-b", "8K", "v/home/disk") == 0
+    (tmp_path / "disk.img").write_bytes(b"x" * 70_000)
+    assert zkeep("snapshot", "--from", str(tmp_path / "disk.img"), "v/home/disk@1") == 1
+    assert "zkeep set volsize=73728" in capsys.readouterr().err
+
+
 def test_a_volume_grows(zkeep: Zkeep, tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert zkeep("snapshot", "--from", str(disk), "v/home/disk@1") == 0
     with disk.open("r+b") as sink:

@@ -275,7 +275,8 @@ def _grow(pool: Pool, dataset: Dataset, source: str) -> None:
     """A disk that became larger needs a larger volume."""
     size = _image_size(source)
     if dataset.is_volume and size is not None and size > int(dataset.doc["local"].get("volsize") or 0):
-        namespace.set_properties(pool, [dataset.name], {"volsize": str(-(-size // BLOCK) * BLOCK)})
+        blksz = int(dataset.doc.get("volblocksize") or BLOCK)
+        namespace.set_properties(pool, [dataset.name], {"volsize": str(-(-size // blksz) * blksz)})
 
 
 def _locations(wanted: Wanted, pool: Pool, dataset: Dataset) -> list[str]:

@@ -95,6 +95,7 @@ def set_properties(
             thing = find_thing(pool, name)
             checked = check_settings(settings, letter(thing))
             _check_quotas(pool, thing, checked)
+            _check_volume(thing, checked)
             _put_local(pool, t, thing, {**thing.doc["local"], **checked})
             if checked.get(contents.CONTENTS) == contents.METADATA:
                 changed = find_thing(pool, name)
@@ -117,6 +118,22 @@ def _check_quotas(pool: Pool, thing: Dataset | Snapshot, checked: Mapping[str, s
             raise Refused(f"cannot set {name} of {thing.name}: size is less than the {least} bytes in use")
 
 
+def _check_volume(thing: Dataset | Snapshot, checked: Mapping[str, str]) -> None:
+    """Refuse a size that no volume has: it has whole blocks."""
+    if "volsize" not in checked:
+        return
+    size, blksz = int(checked["volsize"]), int(thing.doc.get("volblocksize") or 1)
+    why = ""
+    if size == 0:
+        why = "cannot be zero"
+    elif size % blksz:
+        why = f"must be a multiple of volume block size ({blksz}): the next one is {-(-size // blksz) * blksz}"
+    elif size >> 63:
+        why = "must be less than 8E"
+    if why:
+        raise Refused(f"cannot set property for {thing.name}: 'volsize' {why}")
+
+
 def inherit(
     pool: Pool, names: Iterable[DatasetName | SnapshotName], prop: str, received: bool, recursive: bool
 ) -> None:
@@ -124,6 +141,9 @@ def inherit(
     found = properties.find(prop)
     if not found or (not properties.is_user(found) and not found.can_be_set):
         raise Refused(f"cannot inherit {shown(prop)}: property cannot be inherited")
+    # A volume always has a size, and an encryption root says where its key is.
+    if found.name == "volsize" or (found.name == "keylocation" and not received):
+        raise Refused(f"cannot inherit {found.name}: property cannot be inherited")
     if found.name in _NOT_INHERITED and not received:
         hint = f"use 'zkeep set {found.name}=none' to clear"
         raise Refused(f"cannot inherit {found.name}: property cannot be inherited; {hint}")

@@ -247,11 +247,13 @@ def is_user(prop: Property) -> bool:
 
 
 def parse_size(text: str) -> int:
-    """`1.5G`, `10M`, `512`; ValueError otherwise."""
+    """`1.5G`, `10M`, `512`; ValueError otherwise. A part of a byte, or of one of anything, is no number."""
     match = _SIZE.fullmatch(text)
     if not match:
         raise ValueError(text)
     whole, fraction, unit = match.groups()
+    if fraction and not unit:
+        raise ValueError(text)
     # Each unit is 2^10 times the one before; a fraction is scaled as an integer, so that 1.1G is exact.
     scale = 1 << 10 * _UNITS.index(unit.upper() or " ")
     size = int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
@@ -302,12 +304,13 @@ def _canonical(prop: Property, text: str) -> str:
 
 
 def _canonical_number(prop: Property, text: str) -> str:
-    if text == "none":
-        return "none" if prop.name in _UNLIMITED else "0"
+    if text == "none" and prop.default in ("none", "0"):
+        return prop.default
     try:
         size = parse_size(text)
     except ValueError:
-        raise ValueError("must be a number, like 512, 10M or 1.5G, or none") from None
+        way = ", or none" if prop.default in ("none", "0") else ""
+        raise ValueError(f"must be a number, like 512, 10M or 1.5G{way}") from None
     if prop.name == "recordsize" and (size & (size - 1) or not 512 <= size <= 1 << 24):
         raise ValueError("must be a power of 2 from 512 to 16M")
     return str(size)

@@ -116,6 +116,25 @@ def test_sizes() -> None:
     assert parse_size("1.5G") == 3 << 29
     assert parse_size("2KiB") == 2048
     assert parse_size("512B") == 512
-    for bad in ("x", "1.5.2", "G", "1 G", "١"):
+    assert parse_size("1.0K") == 1024
+    for bad in ("x", "1.5.2", "G", "1 G", "١", "1.5", "1.0", ".5"):
         with pytest.raises(ValueError, match=bad):
             parse_size(bad)
+
+
+@pytest.mark.parametrize("name", ["recordsize", "volsize"])
+def test_a_size_that_must_be_one_is_never_none(name: str) -> None:
+    with pytest.raises(Refused, match="must be a number"):
+        check(name, "none", "fv")
+
+
+@pytest.mark.parametrize("name", ["quota", "refquota", "reservation", "refreservation", "special_small_blocks"])
+def test_none_is_no_bytes(name: str) -> None:
+    assert check(name, "none") == (name, "0")
+
+
+@pytest.mark.parametrize("name", ["filesystem_limit", "snapshot_limit"])
+def test_counts_are_whole(name: str) -> None:
+    assert check(name, "none") == (name, "none")
+    with pytest.raises(Refused, match="must be a number"):
+        check(name, "1.5")
