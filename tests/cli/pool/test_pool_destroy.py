@@ -223,3 +223,54 @@ def test_a_pool_that_is_made_and_cannot_be_known_is_named(
         assert "'zkeep pool import srv/other other' makes it known" in shell("pool create other srv/other", 5)
     shell("pool import srv/other other")
     assert "other" in shell("pool list")
+
+
+# Several pools of one name
+
+
+@pytest.fixture
+def namesakes(shell: Shell, vault: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two destroyed pools that were called vault; the first one holds a backup."""
+    shell("pool destroy vault")
+    shell("pool create vault srv/second")
+    shell("pool destroy vault")
+    return vault, tmp_path / "srv" / "second"
+
+
+def test_of_two_destroyed_pools_none_is_removed_by_their_name(shell: Shell, namesakes: tuple[Path, Path]) -> None:
+    assert "give the path of one" in shell("pool compact vault", 1)
+    assert "give the path of one" in shell("pool import -D vault", 1)
+    shell(f"pool compact {namesakes[1]}")
+    assert not namesakes[1].exists()
+    shell("pool import -D vault")
+    assert "vault/jambon/bayonne" in shell("list -r vault")
+
+
+def test_a_path_names_the_destroyed_pool_beside_one_in_use(shell: Shell, namesakes: tuple[Path, Path]) -> None:
+    shell(f"pool import -D {namesakes[0]}")
+    shell("pool compact vault")
+    assert str(namesakes[1]) in shell("pool import -D")
+    shell(f"pool compact {namesakes[1]}")
+    assert "vault/jambon/bayonne" in shell("list -r vault")
+
+
+def test_all_destroyed_pools_are_brought_back_or_none(shell: Shell, namesakes: tuple[Path, Path]) -> None:
+    listed = shell("pool import -D")
+    assert "several of them are called vault" in shell("pool import -D -a", 1)
+    assert "no pools" in shell("pool list")
+    assert shell("pool import -D") == listed
+    shell(f"pool import -D {namesakes[1]} other")
+    shell("pool import -D -a")
+    assert {line.split()[0] for line in shell("pool list -H").splitlines()} == {"other", "vault"}
+
+
+def test_all_pools_of_a_folder_are_imported_or_none(shell: Shell, vault: Path) -> None:
+    shell("pool create next srv/next")
+    shell("pool export vault next")
+    shell("pool create vault elsewhere")
+    assert "a pool vault is known already" in shell("pool import -d srv -a", 1)
+    assert "next" not in shell("pool list -H")
+    shell(f"pool import {vault} old")
+    shell("pool import -d srv -a")
+    shell("pool import -d srv -a")
+    assert {line.split()[0] for line in shell("pool list -H").splitlines()} == {"next", "old", "vault"}

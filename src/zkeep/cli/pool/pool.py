@@ -134,7 +134,9 @@ def import_(
         lifecycle.adopt(known, paths[0], name or which)
     # Otherwise look through a folder: for one name, for all, or to list them.
     elif everything:
-        for path in found:
+        new = {path: called for path, called in found.items() if path not in known.pools().values()}
+        lifecycle.refuse_taken(known, list(new.values()))
+        for path in new:
             lifecycle.adopt(known, path)
     else:
         rows = [[n, text.safe(str(p))] for p, n in found.items()]
@@ -149,10 +151,13 @@ def _import_destroyed(
         rows = [[p.name, str(p.path), text.date(p.at), text.date(p.until)] for p in found]
         click.echo(text.table(["NAME", "PATH", "DESTROYED", "UNTIL"], rows, [False] * 4), nl=False)
         return
-    chosen = [p for p in found if everything or which == p.name or Path(which or "").resolve() == p.path]
+    chosen = found if everything else destroyed.named(found, which or "")
     if which and len(chosen) != 1:
-        why = "no such pool was destroyed here" if not chosen else "there are several; give the path"
-        raise Refused(f"cannot import {shown(which)[1:-1]}: {why}; 'zkeep pool import -D' lists those that can be")
+        lists = "'zkeep pool import -D' lists those that can be"
+        why = destroyed.SEVERAL if chosen else f"no such pool was destroyed here; {lists}"
+        raise Refused(f"cannot import {shown(which)[1:-1]}: {why}")
+    if everything:
+        lifecycle.refuse_taken(known, [pool.name for pool in chosen])
     for pool in chosen:
         destroyed.bring_back(known, pool, name)
 
@@ -391,12 +396,12 @@ def scrub(stop: bool, rebuild: bool, names: Sequence[str]) -> None:
 
 @pool_verb.command("compact")
 @click.option("-v", "verbose", is_flag=True, help="Say what was done, and what had to be left.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
 def compact(verbose: bool, names: Sequence[str]) -> None:
     """Give the disk back what destroyed snapshots, rollbacks and crashes left in a pool's files.
 
     Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time. With the name of a
-    destroyed pool, what is left of that is removed: then it cannot be brought back any more.
+    destroyed pool, or the path of its folder, what is left of that is removed: then it cannot be brought back any more.
     """
     from zkeep.pool.maintenance import compact as work
 
@@ -405,8 +410,10 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
     destroyed.expire(known)
     for name in names:
         # A destroyed pool, named: all of its space comes back.
-        if name not in known.pools() and (gone := [p for p in destroyed.known(known) if p.name == name]):
-            freed = sum(destroyed.remove(known, pool) for pool in gone)
+        if name not in known.pools() and (gone := destroyed.named(destroyed.known(known), name)):
+            if len(gone) > 1:
+                raise Refused(f"cannot compact {name}: {destroyed.SEVERAL}")
+            freed = destroyed.remove(known, gone[0])
             if verbose:
                 click.echo(f"{name}: {text.nice_bytes(freed)} freed")
             continue

@@ -2,14 +2,14 @@
 
 A folder is a pool by its file POOL. Destroying replaces that by the file DESTROYED, and takes the name of the pool
 from the registry, which remembers the folder. All else stays, so that `pool import -D` can bring it back, until
-`pool compact NAME` or KEPT seconds remove the files for good.
+`pool compact` or KEPT seconds remove the files for good.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ MARK = "DESTROYED"
 "The file that stands in the place of POOL: what POOL said, and when it was destroyed."
 KEPT = 7 * 86400
 "Seconds in which a destroyed pool can be brought back."
+SEVERAL = "several pools of this name were destroyed: give the path of one, which 'zkeep pool import -D' lists"
 _FOLDERS = ("journal", "segments", "summaries", "partial", "tmp", "lock")
 
 
@@ -150,6 +151,11 @@ def known(registry: Registry, folder: Path | None = None) -> list[Destroyed]:
             if each := read_mark(path) or _half_back(registry, path):
                 found.append(each)
     return found
+
+
+def named(found: Sequence[Destroyed], which: str) -> list[Destroyed]:
+    """The destroyed pools that a name, or the path of the folder, stands for."""
+    return [pool for pool in found if which == pool.name or Path(which).resolve() == pool.path]
 
 
 def _half_back(registry: Registry, path: Path) -> Destroyed | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -150,6 +151,16 @@ def adopt(registry: Registry, path: Path, name: str | None = None) -> str:
             raise Refused(f"cannot import {path}: it is known already, as {known[path.resolve()]}")
         registry.add(chosen, path)
     return chosen
+
+
+def refuse_taken(registry: Registry, names: Sequence[str]) -> None:
+    """Refuse to import pools of which one cannot have its name: all of them are imported, or none."""
+    known = registry.pools()
+    for name in names:
+        why = f"a pool {name} is known already: it lies in {known[name]}" if name in known else ""
+        why = f"several of them are called {name}" if not why and names.count(name) > 1 else why
+        if why:
+            raise Refused(f"cannot import all: {why}; import each by its path, and give one another name behind it")
 
 
 def formats() -> list[tuple[int, str]]:
