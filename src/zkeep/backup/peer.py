@@ -257,7 +257,10 @@ def parse_listing(answer: bytes, dataset: DatasetName, who: str) -> Have:
     """
     try:
         exists, token, points = False, None, []
-        for name, guid, createtxg, kind, resume in rows(answer, len(_COLUMNS)):
+        for cells in rows(answer, len(_COLUMNS)):
+            if len(cells) != len(_COLUMNS):
+                raise ValueError("\t".join(cells))
+            name, guid, createtxg, kind, resume = cells
             if kind not in _TYPES:
                 raise ValueError(kind)
             if kind in ("filesystem", "volume"):

@@ -71,6 +71,14 @@ def test_rows_that_were_not_asked_for_are_refused_in_one_clean_line(row: str) ->
     assert text.isprintable()
 
 
+@pytest.mark.parametrize("line", ["garbage", "x" * 200, "vault/me@a\t1", "vault/me@a\t1\t10\tsnapshot\t-\tmore", "a b"])
+def test_a_line_of_other_cells_is_shown(line: str) -> None:
+    with pytest.raises(Refused) as found:
+        listing(ROW + line + "\n")
+    assert line[:40].replace("\t", "\\t") in str(found.value).replace("\\\\", "\\")
+    assert "unpack" not in str(found.value)
+
+
 def test_snapshots_without_a_dataset_are_refused() -> None:
     with pytest.raises(Refused, match="not the dataset itself"):
         listing("vault/me@a\t1\t10\tsnapshot\t-\n")
