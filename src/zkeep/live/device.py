@@ -23,6 +23,8 @@ from types import FrameType
 from zkeep.errors import Refused
 from zkeep.live.protocol import HEADER_IN, HEADER_OUT, MAX_WRITE, Op, Request, parse
 
+READ_AHEAD = 4 << 20
+"Bytes that the kernel reads ahead, where it lets us say so: a few requests wait while one is answered."
 ROOM = HEADER_IN.size + MAX_WRITE + (64 << 10)
 "Bytes of the longest request."
 GONE = (errno.ENODEV, errno.ENOTCONN)
@@ -84,9 +86,9 @@ def unmount(folder: str) -> None:
 
 
 def widen_read_ahead(folder: str) -> None:
-    """Let the kernel read ahead as much as one request may bring, where it lets us: only root may, as a rule.
+    """Let the kernel read ahead as much as some requests may bring, where it lets us: only root may, as a rule.
 
-    Otherwise it asks for 128 KiB at a time, eight times as often.
+    Otherwise it asks for 128 KiB at a time, eight times as often, and waits for most of them.
     """
     # 36 35 0:52 / /mnt/with\\040blank rw,nosuid - fuse.zkeep ...: its device is the third word, its folder the fifth.
     where = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(folder))
@@ -94,7 +96,7 @@ def widen_read_ahead(folder: str) -> None:
         lines = [line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
         devices = [words[2].decode() for words in lines if len(words) > 4 and words[4] == where]
         for device in devices[-1:]:
-            Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(MAX_WRITE >> 10))
+            Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD >> 10))
 
 
 class Device:

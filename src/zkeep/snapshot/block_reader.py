@@ -30,6 +30,7 @@ from zkeep.snapshot.chunks import State
 from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.known import Known
+from zkeep.snapshot.prefetch import BlockRow, decrypt_row, stored_blocks
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.tree.objects import Content
 
@@ -46,7 +47,7 @@ END = MAX_UINT64
 T = TypeVar("T")
 FLAT = -1
 "In the place of an indirect block's number: an object has none."
-EMBEDDED, REDACT = int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
+WRITE, EMBEDDED, REDACT = int(RecordType.WRITE), int(RecordType.WRITE_EMBEDDED), int(RecordType.REDACT)
 
 
 class BlockReader:
@@ -161,39 +162,43 @@ class BlockReader:
             for leaf, record in zip(batch, records, strict=True):
                 yield leaf, self.content(kind, leaf, record)
 
-    def begin_contents(self, kind: int, leaves: Array, start: int, out: memoryview) -> Iterator[Future[None]]:
+    def begin_contents(self, kind: int, leaves: Array, start: int, out: memoryview) -> Iterator[Callable[[], None]]:
         """Begin to put the blocks of leaves, as far as they lie in it, into `out`, which begins at offset `start`.
 
-        What is worth it is done by threads, while the caller goes on: their results say what is wrong.
+        What is worth it is read and decrypted by threads, while the caller goes on. Call what is yielded: each waits
+        for a part, or does it where no thread has begun with it, and says what is wrong.
         """
         if leaves["bare"].any():
             raise NotHere(self.name)
-        for batch in batches(leaves, BATCH):
-            records = self.stored_records(batch)
-            together = max(HANDED // max(int(batch["logical"].max()), 1), 1)
-            parts = [slice(at, at + together) for at in range(0, len(batch), together)]
-            if int(batch["logical"].sum()) <= WORTHWHILE:
-                self._put_contents(kind, batch, records, start, out)
-                continue
-            for part in parts:
-                yield self._threads.submit(self._put_contents, kind, batch[part], records[part], start, out)
+        if int(leaves["logical"].sum()) <= WORTHWHILE:
+            self._put_contents(kind, leaves, start, out)
+            return
+        for part in batches(leaves, HANDED, "logical"):
+            put = partial(self._put_contents, kind, part, start, out)
+            yield partial(_finish, self._threads.submit(put), put)
 
-    def _put_contents(self, kind: int, leaves: Array, records: list[memoryview], start: int, out: memoryview) -> None:
-        for leaf, record in zip(leaves, records, strict=True):
-            at, logical = int(leaf["offset"]) - start, int(leaf["logical"])
-            # A block that is not compressed is decrypted right where it belongs.
-            if at >= 0 and at + logical <= len(out) and self._is_as_long(kind, leaf, record, logical):
-                self._decrypt(kind, leaf, record[HEADER:], out[at : at + logical])
-                continue
-            content = self.content(kind, leaf, record)
-            low, high = max(at, 0), min(at + len(content), len(out))
-            out[low:high] = memoryview(content)[low - at : high - at]
+    def _put_contents(self, kind: int, leaves: Array, start: int, out: memoryview) -> None:
+        if self.keys is None or not is_encrypted(kind) or (leaves["kind"] != WRITE).any():
+            for leaf, record in zip(leaves, self.stored_records(leaves), strict=True):
+                _put(self.content(kind, leaf, record), int(leaf["offset"]) - start, out)
+            return
+        offsets = leaves["offset"].tolist()
+        for index, row, stored in stored_blocks(self.records, leaves):
+            try:
+                self._put_block(self.keys, row, stored, offsets[index] - start, out)
+            except Forged:
+                raise self.forgery(leaves[index]) from None
+            except BadCompression as error:
+                raise Unreadable(f"{self.name}: {_place(leaves[index])}: {error}") from None
 
-    def _is_as_long(self, kind: int, leaf: Array, record: memoryview, logical: int) -> bool:
-        """Whether a block is stored encrypted, and not compressed."""
-        if self.keys is None or not is_encrypted(kind) or leaf["kind"] in (EMBEDDED, REDACT):
-            return False
-        return int(leaf["compression"]) in PLAIN and len(record) == HEADER + logical + MAC
+    def _put_block(self, keys: BlockKeys, row: BlockRow, stored: memoryview, at: int, out: memoryview) -> None:
+        # A block that is not compressed is decrypted right where it belongs.
+        if row.compression in PLAIN and row.size == HEADER + row.logical and 0 <= at <= len(out) - row.logical:
+            decrypt_row(keys, row, stored, out[at : at + row.logical])
+            return
+        compressed = bytearray(row.size - HEADER)
+        decrypt_row(keys, row, stored, compressed)
+        _put(decompress(compressed, row.compression, row.logical), at, out)
 
     def spill(self, obj: VerifiedObject) -> bytes | None:
         """The content of an object's spill block, if it has one."""
@@ -252,13 +257,8 @@ class BlockReader:
         except BadCompression as error:
             raise Unreadable(f"{self.name}: {_place(leaf)}: {error}") from None
 
-    def _decrypt(
-        self, kind: int, leaf: Array, stored: memoryview, out: memoryview | None = None
-    ) -> memoryview | bytearray:
-        """The block as it was before encryption, still compressed, in `out` if that is given.
-
-        `stored` ends with room for the MAC.
-        """
+    def _decrypt(self, kind: int, leaf: Array, stored: memoryview) -> memoryview | bytearray:
+        """The block as it was before encryption, still compressed. `stored` ends with room for the MAC."""
         assert self.keys is not None
         mac = leaf["pointer"]["mac"].tobytes()
         try:
@@ -267,7 +267,7 @@ class BlockReader:
                 self.keys.authenticate(mac, stored[:-MAC])
                 return stored[:-MAC]
             stored[-MAC:] = mac
-            compressed = bytearray(len(stored) - MAC) if out is None else out
+            compressed = bytearray(len(stored) - MAC)
             self.keys.decrypt_into(leaf["salt"].tobytes(), leaf["iv"].tobytes(), stored, compressed)
             return compressed
         except Forged:
@@ -289,6 +289,21 @@ def batches(leaves: Array, most: int, column: str = "size") -> Iterator[Array]:
         last = max(int(np.searchsorted(ends, base + most, "right")), first + 1)
         yield leaves[first:last]
         first = last
+
+
+def _finish(begun: Future[None], put: Callable[[], None]) -> None:
+    """Wait for what a thread was given; do it here if none has begun."""
+    if begun.cancel():
+        put()
+    else:
+        begun.result()
+
+
+def _put(content: Content, at: int, out: memoryview) -> None:
+    """Put a block into `out`, as far as it lies in there. `at`: where it begins, which may be before."""
+    low, high = max(at, 0), min(at + len(content), len(out))
+    if low < high:
+        out[low:high] = memoryview(content)[low - at : high - at]
 
 
 def _place(leaf: Array) -> str:

@@ -14,7 +14,6 @@ not raw has no MACs: each of its records is compared with the checksum with whic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import groupby
 
@@ -48,7 +47,7 @@ from zkeep.snapshot.malloc import keep_freed_memory
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.prefetch import read_ahead
 from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
-from zkeep.tree.objects import Bonus, Content
+from zkeep.tree.objects import Bonus, Content, Reading
 
 DNODE_BLOCKS = 1024
 "Opened blocks of dnodes that are cached: some 20 KiB each."
@@ -329,18 +328,25 @@ class OpenSnapshot:
             for leaf, content in self.blocks.contents(obj.dnode.type, leaves):
                 yield int(leaf["offset"]), content
 
-    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
+    def begin_read(self, number: int, start: int, end: int) -> Reading:
         obj = self.object(number)
         size = obj.dnode.blksz
-        begun: list[Future[None]] = []
-        for leaves in self.blocks.leaves(obj, start // size, (end + size - 1) // size):
+        first, last = start // size, (end + size - 1) // size
+        parts = list(self.blocks.leaves(obj, first, last))
+        # Where there are no holes, and each block fills its place, nothing need be zeros before.
+        full = sum(len(leaves) for leaves in parts) == last - first
+        full = full and all((leaves["logical"] == size).all() for leaves in parts)
+        out = (np.empty if full else np.zeros)(end - start, np.uint8).data
+        begun: list[Callable[[], None]] = []
+        for leaves in parts:
             begun += self.blocks.begin_contents(obj.dnode.type, leaves, start, out)
 
         def wait() -> None:
-            for each in begun:
-                each.result()
+            # The threads have begun with the first: who waits begins with the last.
+            for finish in reversed(begun):
+                finish()
 
-        return wait
+        return Reading(out, wait)
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         if self._keys is None:

@@ -18,6 +18,13 @@ class Bonus(NamedTuple):
     content: bytes
 
 
+class Reading(NamedTuple):
+    """A stretch of an object that is being read. Until `wait` has returned, its content is not authentic."""
+
+    content: memoryview
+    wait: Callable[[], None]
+
+
 class Objects(Protocol):
     """The objects of one snapshot. Everything it returns is authentic, or was not encrypted."""
 
@@ -41,11 +48,8 @@ class Objects(Protocol):
         """The blocks that meet [start, end), whole and ascending, with their offsets; holes are left out."""
         ...
 
-    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
-        """Begin to read [start, end) into `out`, which has zeros where holes are; the call returned waits for it.
-
-        That raises what is wrong with a block. Until then `out` may hold what is not authentic.
-        """
+    def begin_read(self, number: int, start: int, end: int) -> Reading:
+        """Begin to read [start, end), holes as zeros. Waiting raises what is wrong with a block."""
         ...
 
     def expect(self, numbers: Iterable[int]) -> None:

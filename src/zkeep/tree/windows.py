@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
 from zkeep.cache import Cache
 from zkeep.errors import ZkeepError
-from zkeep.tree.objects import Objects
+from zkeep.tree.objects import Objects, Reading
 
 NARROW = 128 << 10
 "Bytes that are decrypted for a read at a random place; at least a whole block."
 WIDE = 4 << 20
 "Bytes that are decrypted at once for sequential reads."
+AHEAD = 2
+"Wide windows that are read ahead of the one that is being handed out."
+READERS = 4
+"Files that are read in turns without one dropping what was read ahead of another."
 HELD = 64 << 20
 "Bytes of content in the cache."
 OBJECTS = 16_384
@@ -31,12 +34,11 @@ class BadBlock(ZkeepError):
 
 
 class _Ahead(NamedTuple):
-    """A window that is being read: its key, where its object ends, and what waits until its content is there."""
+    """A window that is being read: its key, and where its object ends."""
 
     key: tuple[int, int, int]
     end: int
-    content: memoryview
-    wait: Callable[[], None]
+    reading: Reading
 
 
 class Content:
@@ -47,7 +49,7 @@ class Content:
         self._windows: Cache[tuple[int, int, int], memoryview] = Cache(HELD, len)
         self._bad: Cache[tuple[int, int, int], bool] = Cache(OBJECTS)
         self._next: Cache[int, int] = Cache(OBJECTS)
-        self._ahead: _Ahead | None = None
+        self._ahead: list[_Ahead] = []
 
     def read(self, number: int, end: int, offset: int, size: int) -> bytes:
         """Up to `size` bytes of an object of which `end` bytes are shown; holes are zeros.
@@ -101,26 +103,31 @@ class Content:
             raise BadBlock(number, keys[-1][1], error) from None
 
     def _open(self, key: tuple[int, int, int], end: int) -> memoryview:
-        begun = self._ahead
-        if begun is not None and (begun.key, begun.end) == (key, end):
-            self._ahead = None
-        else:
-            begun = self._begin(key, end)
-        begun.wait()
-        return begun.content.toreadonly()
+        begun = self._begun(key, end)
+        if begun is not None:
+            self._ahead.remove(begun)
+        reading = begun.reading if begun is not None else self._begin(key, end)
+        reading.wait()
+        return reading.content.toreadonly()
 
-    def _begin(self, key: tuple[int, int, int], end: int) -> _Ahead:
+    def _begun(self, key: tuple[int, int, int], end: int) -> _Ahead | None:
+        return next((each for each in self._ahead if (each.key, each.end) == (key, end)), None)
+
+    def _begin(self, key: tuple[int, int, int], end: int) -> Reading:
         number, start, size = key
-        # Holes stay zeros; blocks that reach beyond the window are cut.
-        stop = min(start + size, end)
-        out = memoryview(bytearray(stop - start))
-        return _Ahead(key, end, out, self._objects.begin_read(number, start, stop, out))
+        # Blocks that reach beyond the window are cut.
+        return self._objects.begin_read(number, start, min(start + size, end))
 
     def _read_ahead(self, key: tuple[int, int, int], end: int) -> None:
-        """Begin to read the window behind this one, if somebody reads on and on: it has come from the one before."""
+        """Begin to read the windows behind this one, if somebody reads on and on: it has come from the one before."""
         number, start, size = key
-        following = number, start + size, size
-        if start + size >= end or (number, start - size, size) not in self._windows or self._bad.get(following):
+        if (number, start - size, size) not in self._windows:
             return
-        with suppress(ZkeepError):  # who comes to it is told
-            self._ahead = self._begin(following, end)
+        for at in range(start + size, min(start + (AHEAD + 1) * size, end), size):
+            following = number, at, size
+            if self._bad.get(following):
+                return
+            if following in self._windows or self._begun(following, end) is not None:
+                continue
+            with suppress(ZkeepError):  # who comes to it is told
+                self._ahead = [*self._ahead, _Ahead(following, end, self._begin(following, end))][-READERS * AHEAD :]

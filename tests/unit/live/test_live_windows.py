@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from livekit import OWNER, RECORD, ByPath, live
 
 from zkeep.live import device
+from zkeep.live.files import KEEP_SIZE, PUNCH_HOLE
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.tree import windows
 
@@ -54,7 +57,7 @@ def test_what_is_read_ahead_is_what_is_there(tmp_path: Path, monkeypatch: pytest
 
     def note(content: windows.Content, key: tuple[int, int, int], end: int) -> None:
         begin(content, key, end)
-        ahead.extend([content._ahead.key[1]] if content._ahead else [])
+        ahead.extend(each.key[1] for each in content._ahead)
 
     monkeypatch.setattr(windows.Content, "_read_ahead", note)
     with live(tmp_path) as files:
@@ -82,6 +85,64 @@ def test_a_bad_block_that_was_read_ahead_costs_only_itself(tmp_path: Path) -> No
                     assert content.read(number, len(data), at, RECORD) == data[at : at + RECORD]
 
 
+def test_files_that_are_read_in_turns_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    begin = windows.Content._begin
+
+    def note(content: windows.Content, key: tuple[int, int, int], end: int) -> windows.Reading:
+        begun.append(key[:2])
+        return begin(content, key, end)
+
+    monkeypatch.setattr(windows.Content, "_begin", note)
+    with live(tmp_path) as files:
+        data = random.Random(6).randbytes(16 * WIDE)
+        for name in (b"one", b"two", b"three"):
+            files.write(files.make(name, stat.S_IFREG | 0o644, OWNER), data, 0)
+        files.dataset.commit()
+        content = windows.Content(files.dataset.base)
+        numbers = [files.lookup(name).number for name in (b"one", b"two", b"three")]
+        for at in range(0, len(data), RECORD):
+            for number in numbers:
+                assert content.read(number, len(data), at, RECORD) == data[at : at + RECORD]
+    late = [each for each in begun if each[1] >= 2 * WIDE]
+    assert sorted(late) == sorted(set(late))
+
+
+def test_who_waits_reads_what_no_thread_has_begun(tmp_path: Path) -> None:
+    with live(tmp_path) as files:
+        data = random.Random(7).randbytes(4 << 20)
+        inode = files.make(b"file", stat.S_IFREG | 0o644, OWNER)
+        files.write(inode, data, 0)
+        files.dataset.commit()
+        with OpenSnapshot(files.dataset.pool, files.dataset.state, files.dataset._get_key) as opened:
+            busy = threading.Event()
+            with ThreadPoolExecutor(1) as threads:
+                opened.blocks.__dict__["_threads"] = threads
+                threads.submit(busy.wait)
+                reading = opened.begin_read(inode.number, 0, len(data))
+                reading.wait()
+                busy.set()
+            assert reading.content == data
+
+
+@pytest.mark.parametrize("hole", [0, 7, 31])
+def test_holes_are_zeros_where_memory_was_used_before(tmp_path: Path, hole: int) -> None:
+    with live(tmp_path) as files:
+        data = bytearray(random.Random(hole).randbytes(32 * RECORD))
+        inode = files.make(b"file", stat.S_IFREG | 0o644, OWNER)
+        files.write(inode, data, 0)
+        files.allocate(inode, PUNCH_HOLE | KEEP_SIZE, hole * RECORD, RECORD)
+        data[hole * RECORD : (hole + 1) * RECORD] = bytes(RECORD)
+        files.dataset.commit()
+        base = files.dataset.base
+        for _ in range(3):
+            used = bytearray(b"\xff" * len(data))
+            del used
+            reading = base.begin_read(inode.number, 0, len(data))
+            reading.wait()
+            assert reading.content == data
+
+
 def test_folders_of_any_name_are_found_among_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mountinfo escapes blanks; what is not there, or may not be set, is left as it is."""
     opened: list[str] = []
@@ -90,4 +151,4 @@ def test_folders_of_any_name_are_found_among_mounts(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "write_text", lambda self, text: opened.append(f"{self} {text}"))
     device.widen_read_ahead("/mnt/with blank\\s")
     device.widen_read_ahead("/mnt/other")
-    assert opened == ["/sys/class/bdi/0:7777777/read_ahead_kb 1024"]
+    assert opened == ["/sys/class/bdi/0:7777777/read_ahead_kb 4096"]

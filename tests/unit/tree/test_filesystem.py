@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -14,7 +14,7 @@ from zkeep.format.zap_writer import micro_block
 from zkeep.format.znode_writer import FileFields, encode_file
 from zkeep.snapshot.new_filesystem import ROOT, fixed_objects
 from zkeep.tree.filesystem import BadTree, Filesystem, NoSuchFile
-from zkeep.tree.objects import Bonus, Content
+from zkeep.tree.objects import Bonus, Content, Reading
 
 FOLDER, FILE, LINK = stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK
 BLKSZ = 512
@@ -63,7 +63,7 @@ class Memory:
             if start < block * BLKSZ + len(content) and block * BLKSZ < end:
                 yield block * BLKSZ, content
 
-    def begin_read(self, number: int, start: int, end: int, out: memoryview) -> Callable[[], None]:
+    def begin_read(self, number: int, start: int, end: int) -> Reading:
         raise NotImplementedError
 
     def expect(self, numbers: Iterable[int]) -> None:
