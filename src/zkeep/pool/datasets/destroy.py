@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from zkeep.errors import Refused, TryAgain
-from zkeep.names import BookmarkName, DatasetName, SnapshotName
+from zkeep.names import MAX_UINT64, BookmarkName, DatasetName, SnapshotName
 from zkeep.pool.datasets import head, summaries
 from zkeep.pool.datasets.history import past_of
 from zkeep.pool.datasets.model import Dataset, NotThere, Pool, Snapshot, txg_key
@@ -20,6 +20,7 @@ from zkeep.pool.datasets.namespace import remove_if_deferred
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.partial import base_of, bases, needed_by
 from zkeep.pool.datasets.space import compute
+from zkeep.pool.datasets.spaces import RunSums, all_pins
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.store.disk import allow_open_files
@@ -81,10 +82,22 @@ def _range(places: dict[str, int], part: str) -> slice:
 
 
 def _selected(view: View, dataset: Dataset, spec: str) -> list[Snapshot]:
-    if "%" in spec or "," in spec:
-        return select(view.snapshots[dataset.id], spec)
-    found = view.pool.find_snapshot(SnapshotName(dataset.name, spec))
-    return [found] if found else []
+    chosen: dict[str, Snapshot] = {}
+    for part in spec.split(","):
+        for snapshot in _in_range(view, dataset, part):
+            chosen.setdefault(snapshot.key, snapshot)
+    return list(chosen.values())
+
+
+def _in_range(view: View, dataset: Dataset, part: str) -> list[Snapshot]:
+    """What select() says of one part of a spec; no more documents are read than that."""
+    first, between, last = part.partition("%")
+    ends = [view.pool.find_snapshot(SnapshotName(dataset.name, name)) for name in (first, last) if name]
+    found = [snapshot for snapshot in ends if snapshot is not None]
+    if len(found) < len(ends) or not between:
+        return found if len(found) == len(ends) else []
+    since = found[0].txg - 1 if first else 0
+    return view.pool.snapshots_after(dataset, since, found[-1].txg if last else MAX_UINT64)
 
 
 def plan_snapshots(view: View, name: DatasetName, spec: str, options: DestroyOptions) -> DestroyPlan:
@@ -190,10 +203,10 @@ def reclaims(view: View, plan: DestroyPlan) -> int:
     """Bytes by which the pool's `used` shrinks."""
     gone, gone_snapshots = {d.id for d in plan.datasets}, {s.key for s in plan.snapshots}
     # Compute the figures twice: as they are, and without what goes. The difference counts what only the doomed share.
-    runs: dict[int, list[dict[str, object]]] = {}
-    for key, run in view.pool.catalog.scan("run"):
-        runs.setdefault(int(key.partition("/")[0]), []).append(run)
-    pins = {i: [s.txg for s in all_ if s.key not in gone_snapshots] for i, all_ in view.all_snapshots.items()}
+    runs = RunSums(view.pool.catalog)
+    runs.read_all()
+    every = all_pins(view.pool)
+    pins = {i: [txg for txg in txgs if txg_key(i, txg) not in gone_snapshots] for i, txgs in every.items()}
     # With its last snapshot a dataset's runs go, too, unless something else needs them: see drop_unneeded().
     for dataset in {s.dataset.id: s.dataset for s in plan.snapshots if not pins.get(s.dataset.id)}.values():
         kept_by = view.pool.bookmarks(dataset) or dataset.doc.get("live") or head.unnamed(view.pool, dataset)

@@ -277,9 +277,10 @@ class Pool:
         found = self.catalog.last("snapshot", dataset.key + "/")
         return Snapshot(dataset, found[1]) if found else None
 
-    def snapshots_after(self, dataset: Dataset, txg: int) -> list[Snapshot]:
-        """The snapshots younger than `txg`, oldest first."""
-        rows = self.catalog.after("snapshot", dataset.key + "/", txg_key(dataset.id, txg))
+    def snapshots_after(self, dataset: Dataset, txg: int, until: int = MAX_UINT64) -> list[Snapshot]:
+        """The snapshots younger than `txg`, and not than `until`; oldest first."""
+        first, last = txg_key(dataset.id, txg), txg_key(dataset.id, until)
+        rows = self.catalog.after("snapshot", dataset.key + "/", first, last)
         return [Snapshot(dataset, doc) for _, doc in rows]
 
     def snapshots_by_guid(self, guid: int, dataset: Dataset | None = None) -> list[Snapshot]:

@@ -5,11 +5,15 @@ Few datasets are read one by one, so that one among thousands costs what it cost
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from zkeep.errors import Damaged
+from zkeep.names import shown
 from zkeep.pool.datasets.model import Dataset, Pool, dataset_key
 from zkeep.pool.datasets.space import DatasetSpace, SpaceHistory, compute
 from zkeep.pool.store.catalog import Catalog
+from zkeep.pool.store.terms import MALFORMED, kind_of
 
 FEW = 500
 "Datasets that are read one by one; beyond, reading all at once is faster."
@@ -25,14 +29,43 @@ class RunDocs(dict[int, list[dict[str, Any]]]):
 
     def __missing__(self, dataset_id: int) -> list[dict[str, Any]]:
         prefix = dataset_key(dataset_id) + "/"
-        self[dataset_id] = [] if self._all else [doc for _, doc in self._catalog.scan("run", prefix)]
+        self[dataset_id] = [] if self._all else [doc for _, doc in self._read(prefix)]
         return self[dataset_id]
+
+    def _read(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield from self._catalog.scan("run", prefix)
 
     def read_all(self) -> None:
         self.clear()
-        for key, doc in self._catalog.scan("run"):
+        for key, doc in self._read(""):
             self.setdefault(int(key.partition("/")[0]), []).append(doc)
         self._all = True
+
+
+class RunSums(RunDocs):
+    """The same, and of each document no more than what figures are computed of."""
+
+    def _read(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield from self._catalog.sums(prefix)
+
+
+def _refuse_malformed(pool: Pool, prefix: str = "") -> None:
+    """Refuse to go on with the keys of snapshots where a document is not what one of a snapshot is. Raises Damaged."""
+    for key in pool.catalog.keys(kind_of("snapshot", MALFORMED), prefix):
+        pool.catalog.get("snapshot", key)
+
+
+def all_pins(pool: Pool) -> dict[int, list[int]]:
+    """The txgs of the snapshots of every dataset, by its id; ascending. Their documents are not read."""
+    found: dict[int, list[int]] = {dataset_id: [] for dataset_id in pool.tree().by_id}
+    _refuse_malformed(pool)
+    for key in pool.catalog.keys("snapshot"):
+        dataset_id, _, txg = key.partition("/")
+        try:
+            found[int(dataset_id)].append(int(txg))
+        except (KeyError, ValueError):
+            raise Damaged(f"catalog: snapshot {shown(key)} is of a dataset that is not there") from None
+    return found
 
 
 class Spaces:
@@ -40,6 +73,7 @@ class Spaces:
 
     def __init__(self, pool: Pool) -> None:
         self.runs = RunDocs(pool.catalog)
+        self._sums = RunSums(pool.catalog)
         self._pool = pool
         self._figures: dict[int, DatasetSpace] = {}
         self._histories: dict[int, SpaceHistory] = {}
@@ -59,15 +93,17 @@ class Spaces:
         """Compute the figures of datasets; with each, all that lie below it are wanted."""
         self._read += len(wanted)
         if self._read > FEW:
-            pins = {i: [s.txg for s in found] for i, found in self._pool.all_snapshots().items()}
+            pins = all_pins(self._pool)
             wanted, only_histories = list(self._pool.tree().by_id.values()), False
-            self.runs.read_all()
+            self._sums.read_all()
         else:
-            pins = {d.id: [s.txg for s in self._pool.snapshots(d)] for d in wanted}
+            for dataset in wanted:
+                _refuse_malformed(self._pool, f"{dataset.key}/")
+            pins = {d.id: self._pool.snapshot_txgs(d) for d in wanted}
         # Origins are needed for their histories; what lies below them was not read, so they get no figures.
         every = {d.id: d for d in wanted}
         every.update((origin.id, origin) for d in wanted for origin, _ in self._pool.origins(d))
-        found = compute({i: d.doc for i, d in every.items()}, {i: self.runs[i] for i in every}, pins)
+        found = compute({i: d.doc for i, d in every.items()}, {i: self._sums[i] for i in every}, pins)
         self._histories.update(found.histories)
         if not only_histories:
             self._figures.update((d.id, found.datasets[d.id]) for d in wanted)

@@ -41,11 +41,6 @@ class View:
         return _SnapshotsById(self)
 
     @cached_property
-    def all_snapshots(self) -> dict[int, list[Snapshot]]:
-        """The snapshots of all datasets, by id."""
-        return self.pool.all_snapshots()
-
-    @cached_property
     def loaded(self) -> set[int]:
         return self._loaded()
 

@@ -154,13 +154,17 @@ class Catalog:
         """The documents of `kind` whose `field` begins with `start`, by field."""
         return self._index.below(kind, field, start)
 
+    def sums(self, prefix: str = "") -> list[tuple[str, Doc]]:
+        """The keys of runs, as scan() has them, and of each document `bytes`, `logical` and `dead`."""
+        return self._index.sums(prefix)
+
     def last(self, kind: str, prefix: str = "") -> tuple[str, Doc] | None:
         """The document with the greatest key that begins with `prefix`."""
         return self._index.last(kind, prefix)
 
-    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Doc]]:
-        """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
-        return self._index.after(kind, prefix, key)
+    def after(self, kind: str, prefix: str, key: str, last: str = "") -> list[tuple[str, Doc]]:
+        """The documents whose keys begin with `prefix` and are greater than `key`, up to `last`, by key."""
+        return self._index.after(kind, prefix, key, last)
 
     def changes(self, kind: str, mark: ChangeMark | None) -> tuple[ChangeMark, list[str] | None]:
         """The keys of documents that this process changed since `mark`; None if another process may have, too."""

@@ -10,15 +10,16 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from zkeep.errors import Damaged, TryAgain
+from zkeep.names import shown
 from zkeep.pool.store.journal import JournalPlace, Operation
-from zkeep.pool.store.row import MOST, REMEDY, KnownRows, Malformed, checked, sum_of, text_of
-from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, terms
+from zkeep.pool.store.row import MOST, REMEDY, KnownRows, Malformed, Stored, checked, sum_of, text_of
+from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, read_sums, terms
 from zkeep.pool.types import Doc
 
 Row = tuple[str, str, str]
@@ -162,16 +163,19 @@ class Index:
         with self._errors():
             where = f"file:{quote(path)}?immutable=1" if frozen else path
             self._db = sqlite3.connect(where, uri=frozen, timeout=wait, isolation_level=None, check_same_thread=False)
-            self._db.create_function("place", 2, sum_of, deterministic=True)
         with closing_on_error(self):
             self._prepare()
 
-    def _prepare(self) -> None:
+    def _bound(self) -> None:
+        """Bound what SQLite does with the content, which may be hostile; before the first statement reads it."""
+        self._db.create_function("place", 2, sum_of, deterministic=True)
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST + (1 << 20))
         self._db.set_progress_handler(self._is_too_much, _PROGRESS_STEP)
-        # The file may be hostile: bound what SQLite does with it, before the first statement reads it.
         for setting in _SETTINGS[: _SAFE if self._frozen else None]:
             self._run(f"PRAGMA {setting}")
+
+    def _prepare(self) -> None:
+        self._bound()
         if self._path != MEMORY:
             self._allowed = os.path.getsize(self._path) * _WORK
         # An empty file gets our tables; one of an older zkeep its new triggers; any other schema is foreign.
@@ -184,8 +188,15 @@ class Index:
             raise ForeignIndex(f"{self._path}: its schema is not that of a catalog; {REMEDY}")
         if not self._has_terms():
             if self._frozen:
-                raise Damaged(f"{self._path}: it is of an older version")
+                self._thaw()
             self._begin_terms()
+
+    def _thaw(self) -> None:
+        """Go on with a copy in memory, which can be changed: the file is of an older version."""
+        with self._errors(), closing(self._db) as file:
+            self._db = sqlite3.connect(MEMORY, isolation_level=None, check_same_thread=False)
+            file.backup(self._db)
+        self._bound()
 
     def _has_terms(self) -> bool:
         rows = self._run("SELECT value FROM doc WHERE kind = ? AND key = ''", MARK)
@@ -196,7 +207,8 @@ class Index:
         with self.change():
             if self._has_terms():
                 return
-            self._run(f"DELETE FROM doc WHERE NOT ({_DOCUMENTS})")  # noqa: S608 (constants)
+            for row in self._run(f"DELETE FROM doc WHERE NOT ({_DOCUMENTS}) RETURNING kind, key"):  # noqa: S608
+                self._places -= sum_of(*row)
             for kind in FIELDS:
                 query = "SELECT kind, key, value, sum FROM doc WHERE kind = ?"
                 for row in self._run(query, kind):
@@ -323,32 +335,37 @@ class Index:
     def apply(self, operations: Iterable[Operation]) -> None:
         """Put and delete documents. Needs a transaction, because the tally changes with them."""
         for kind, key, value in operations:
-            if kind in FIELDS:
-                rows = self._run("SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key = ?", kind, key)
-                self._replace_terms(terms(kind, key, text_of(*rows[0])) if rows else set(), terms(kind, key, value))
             # Rows of terms follow from documents; a journal that has such a row is not ours.
             if kind.startswith(MARK):
                 continue
             if kind in FOLLOWED:
                 self._applied[kind].append(key)
-            if value is None:
-                self._delete(kind, key)
-            else:
-                self._put(kind, key, value)
+            former = self._delete(kind, key) if value is None else self._put(kind, key, value)
+            if kind in FIELDS:
+                old = terms(kind, key, text_of(*former)) if former else set()
+                self._replace_terms(old, terms(kind, key, value))
 
-    def _put(self, kind: str, key: str, value: str) -> None:
+    def _put(self, kind: str, key: str, value: str) -> Stored | None:
+        """Put a row; returns the one that it replaces."""
         # Compress a long document: a snapshot's BEGIN is mostly zeros and names.
         packed = zlib.compress(value.encode(), 1) if len(value) > _LONG else value
         row = kind, key, packed, sum_of(kind, key, value)
         # Most rows are new. A former one is deleted, so that the trigger takes it from the tally.
+        former = None
         if not self._run(_INSERT, *row):
-            self._delete(kind, key)
+            former = self._delete(kind, key)
             self._run(_INSERT, *row)
         self._places += sum_of(kind, key)
+        return former
 
-    def _delete(self, kind: str, key: str) -> None:
-        if self._run("DELETE FROM doc WHERE kind = ? AND key = ? RETURNING 1", kind, key):
-            self._places -= sum_of(kind, key)
+    def _delete(self, kind: str, key: str) -> Stored | None:
+        """Delete a row; returns it."""
+        rows = self._run("DELETE FROM doc WHERE kind = ? AND key = ? RETURNING kind, key, value, sum", kind, key)
+        if not rows:
+            return None
+        self._places -= sum_of(kind, key)
+        former: Stored = rows[0]
+        return former
 
     def _note_places(self) -> None:
         """Add to the tally what the transaction put and deleted; triggers keep its other columns."""
@@ -404,14 +421,31 @@ class Index:
         rows = self._run(_LAST_OF, kind, prefix, prefix + _LAST)
         return (rows[0][1], checked(*rows[0])) if rows else None
 
-    def after(self, kind: str, prefix: str, key: str) -> list[tuple[str, Doc]]:
-        """The documents whose keys begin with `prefix` and are greater than `key`, by key."""
+    def after(self, kind: str, prefix: str, key: str, last: str = "") -> list[tuple[str, Doc]]:
+        """The documents whose keys begin with `prefix` and are greater than `key`, up to `last`, by key."""
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key > ? AND key < ? ORDER BY key"
-        return [(row[1], checked(*row)) for row in self._run(query, kind, max(key, prefix), prefix + _LAST)]
+        return [(row[1], checked(*row)) for row in self._run(query, kind, max(key, prefix), (last or prefix) + _LAST)]
 
     def keys(self, kind: str, prefix: str) -> list[str]:
         query = "SELECT key FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [key for (key,) in self._run(query, kind, prefix, prefix + _LAST)]
+
+    def sums(self, prefix: str) -> list[tuple[str, Doc]]:
+        """The keys of runs, as scan() has them, and of each document `bytes`, `logical` and `dead`."""
+        query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        found = []
+        for row in self._run(query, kind_of("run", "sums"), prefix, prefix + _LAST):
+            text_of(*row)
+            key, _, figures = row[1].partition("\n")
+            try:
+                doc = read_sums(figures) if figures else self.get("run", key)
+                _, txg = map(int, key.split("/"))
+            except ValueError:
+                doc = None
+            if doc is None:
+                raise Damaged(f"catalog: the figures of run {shown(key)[1:-1]} are not what was stored; {REMEDY}")
+            found.append((key, {**doc, "txg": txg}))
+        return found
 
     def rows(self, *, terms: bool = False) -> Iterator[Row]:
         """All documents, by kind and key; with `terms`, also the rows by which they are looked up.

@@ -2,22 +2,33 @@
 
 The index keeps one more row for each such field: its kind is `@KIND.FIELD`, its key `TERM`, a line feed and the
 document's key. These rows follow from the documents, so that the journal has none of them.
+
+A run has a row of kind `@run.sums` instead: its key, a line feed, and its figures in short, for used and written.
+Of many runs these are read much faster than the documents.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
+
+from zkeep.pool.store.shapes import fault
 
 MARK = "@"
 "The first character of the kind of every such row; no document's kind begins with it."
-VERSION = "1"
+VERSION = "2"
 "Changes with FIELDS: an index with another version is filled again."
 FIELDS = {
     "dataset": ("name", "guid", "origin"),
     "snapshot": ("name", "guid"),
     "bookmark": ("guid",),
+    "run": ("sums",),
 }
+MALFORMED = "malformed"
+"Stands for a field: such a row says of a document that it is not what one of its kind is, to those who read keys only."
+_LONG = 500
+"Characters of figures above which only the document has them."
 Row = tuple[str, str]
 
 
@@ -30,7 +41,11 @@ def terms(kind: str, key: str, text: str | None) -> set[Row]:
     if text is None or kind not in FIELDS:
         return set()
     document = json.loads(text)
+    if kind == "run":
+        return {(kind_of(kind, "sums"), f"{key}\n{_sums(key, document)}")}
     found = set()
+    if not isinstance(document, Mapping) or fault(kind, key, document):
+        found.add((kind_of(kind, MALFORMED), key))
     for field in FIELDS[kind] if isinstance(document, Mapping) else ():
         value = document.get(field)
         if isinstance(value, Mapping):
@@ -38,6 +53,29 @@ def terms(kind: str, key: str, text: str | None) -> set[Row]:
         if isinstance(value, str | int) and _is_searchable(value):
             found.add((kind_of(kind, field), f"{value}\n{key}"))
     return found
+
+
+def _sums(key: str, document: Any) -> str:
+    """The figures of a run in short; empty where its document has to be read: it is no run's, or they are long."""
+    if not isinstance(document, Mapping) or fault("run", key, document):
+        return ""
+    # bytes,logical and for each earlier run of which it killed something:  ;txg,bytes,logical
+    deaths = (f"{txg},{stored},{logical}" for txg, (stored, logical) in document["dead"].items())
+    text = ";".join([f"{document['bytes']},{document['logical']}", *deaths])
+    return text if len(text) <= _LONG else ""
+
+
+def read_sums(text: str) -> dict[str, Any]:
+    """The figures, as the run's document has them. Raises ValueError: they are none."""
+    own, *deaths = text.split(";")
+    stored, logical = own.split(",")
+    dead = {}
+    for death in deaths:
+        txg, *sizes = death.split(",")
+        dead[str(int(txg))] = tuple(map(int, sizes))
+        if len(sizes) != 2:
+            raise ValueError(death)
+    return {"bytes": int(stored), "logical": int(logical), "dead": dead}
 
 
 def _is_searchable(value: str | int) -> bool:

@@ -156,8 +156,9 @@ class Timeline:
     def _piece(self, runs: list[Run], at: int) -> Piece:
         # The longest summary that starts with this run, ends inside of `runs`, and matches the segments they have
         # today.
-        start = self._place(runs[at].txg)
-        for name in self._summaries.get(runs[at].txg, ()) if start is not None else ():
+        names = self._summaries.get(runs[at].txg, ())
+        start = self._place(runs[at].txg) if names else None
+        for name in names if start is not None else ():
             end = self._place(name.last)
             if end is None or start is None or str(name) in self._damaged:
                 continue
@@ -213,6 +214,8 @@ class Timeline:
 
     def nearby(self, piece: Piece, wanted: dict[str, Array]) -> Table:
         """A piece's rows that lie in `wanted` (rows of WANT by table), and those just before."""
+        if piece.summary is None and not piece.runs[0].segments:
+            return NOTHING  # a snapshot in which nothing changed
         return fold(self.ask(piece, lambda segment: segment.nearby(wanted)))
 
     def near(self, runs: list[Run], names: Iterable[str], wanted: dict[str, Array]) -> list[Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from zkeep.format.records import HEADER
 from zkeep.names import DatasetName
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.store.journal import Journal
+from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline.table import Table
+from zkeep.pool.timeline.timeline import Piece, Timeline
 from zkeep.pool.transfer.receive import ReceiveOptions, receive
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "bench"))
@@ -105,3 +109,20 @@ def test_one_whose_name_is_taken_or_source_is_gone_is_refused(tmp_path: Path) ->
         with pytest.raises(Refused, match="n1 exists already"):
             take(pool, scaling.many_increments(COUNT))
         assert names(pool) == ["n1"]
+
+
+def test_p7_those_in_which_nothing_changed_are_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    really = Timeline.ask
+
+    def ask(self: Timeline, piece: Piece, look: Callable[[Segment], Table]) -> list[Table]:
+        asked.append(piece)
+        return really(self, piece, look)
+
+    monkeypatch.setattr(Timeline, "ask", ask)
+    with scaling.new_pool(tmp_path / "home", tmp_path / "pool") as pool:
+        scaling.add_snapshots(pool, 48)  # with which no summaries are due
+        asked.clear()
+        take(pool, scaling.stream(49))
+        assert len(names(pool)) == 50
+    assert 1 <= len(asked) <= 4
