@@ -14,11 +14,12 @@ from zkeep.names import BadName, DatasetName
 from zkeep.pool.datasets import contents, destroy, sent
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.sent import DESTINATION
 from zkeep.pool.datasets.things import RESUME
 from zkeep.pool.datasets.view import View
 
-SOURCE, DESTINATION = "zkeep:backup-source", "zkeep:backup-destination"
-"User properties of the dataset: what it is a backup of, and where it is sent."
+SOURCE = "zkeep:backup-source"
+"User property of the dataset: what it is a backup of."
 PREFIX = "backup-"
 "What the names of the snapshots begin with that backups make."
 _OWN = re.compile(r"backup-([0-9a-f]{8}-)?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")

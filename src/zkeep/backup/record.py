@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zkeep.backup.fetch import Listed
-from zkeep.backup.local import DESTINATION
 from zkeep.errors import NotAuthentic
 from zkeep.format.nvlist import NvList
 from zkeep.names import printable
 from zkeep.pool.datasets import sent
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.sent import DESTINATION
 
 _TRUST = "--trust-server takes it all the same"
 

@@ -82,7 +82,7 @@ def _refuse_moved(wanted: Wanted, cannot: str) -> None:
         return
     with opened(LOCAL) as pool:
         for dataset in pool.tree().by_name.values():
-            if dataset.doc["local"].get(local.DESTINATION) == to:
+            if dataset.doc["local"].get(sent.DESTINATION) == to:
                 source = shown(str(dataset.doc["local"].get(local.SOURCE)))
                 way = f"zkeep set {shlex.quote(f'{local.SOURCE}={wanted.job.source}')} {dataset.name}"
                 raise Refused(f"{cannot}: {dataset.name} is sent to {to} and is of {source}; if that was moved: {way}")

@@ -21,7 +21,6 @@ import click
 
 from zkeep.agent.client import is_ours
 from zkeep.backup.fetch import Listed, choose, fetch, list_snapshots, name_here
-from zkeep.backup.local import DESTINATION
 from zkeep.backup.parts import NoParts, Parts
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Path, Place, parse_destination, parse_source
@@ -39,6 +38,7 @@ from zkeep.errors import NotAuthentic, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.sent import DESTINATION
 from zkeep.pool.datasets.things import RESUME
 from zkeep.pool.datasets.view import View
 

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from zkeep.backup import timers
-from zkeep.backup.local import DESTINATION, SOURCE, Job, digest
+from zkeep.backup.local import SOURCE, Job, digest
 from zkeep.backup.places import Path, parse_destination, parse_source
 from zkeep.backup.timers import Entry, When
 from zkeep.cli.backup import due
@@ -29,6 +29,7 @@ from zkeep.cli.common.snapshot_from import FromOptions
 from zkeep.errors import Refused, TryAgain, WrongUsage, ZkeepError
 from zkeep.names import printable, shown
 from zkeep.pool.datasets import properties
+from zkeep.pool.datasets.sent import DESTINATION
 from zkeep.pool.store.disk import make_folder
 
 RUNNING, SYSTEM_UNITS = "/run/systemd/system", "/etc/systemd/system"

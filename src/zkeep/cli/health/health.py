@@ -24,8 +24,9 @@ from zkeep.pool.maintenance.health import DatasetHealth, HealthProblem, PoolHeal
 def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]) -> None:
     """Say what is late, damaged, unwritable, full, or was not verified for long. Without a name, of all pools.
 
-    A dataset is late when its newest snapshot was received longer ago than 'max_age' allows; a pool is unverified when
-    its last scrub was longer ago than 'max_scrub_age'. A disk or a quota is full when 5 % of it are left, and a dataset
+    A dataset is late when its newest snapshot was received longer ago than 'max_age' allows, or, where 'zkeep backup'
+    sends it to a host, the last one that arrived there; a pool is unverified when its last scrub was longer ago than
+    'max_scrub_age'. A disk or a quota is full when 5 % of it are left, and a dataset
     as long as nothing came since a snapshot was refused for lack of room. A pool is unwritable when its disk is
     read-only, as file systems become after an error.
 

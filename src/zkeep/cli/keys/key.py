@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zkeep.agent import client
-from zkeep.backup.local import DESTINATION
 from zkeep.cli.common import usage
 from zkeep.cli.common.open_snapshot import MAX_KEY_FILE, typed_groups
 from zkeep.cli.common.pools import opened
@@ -22,6 +21,7 @@ from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool
+from zkeep.pool.datasets.sent import DESTINATION
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:

@@ -17,6 +17,10 @@ from zkeep.pool.types import Doc
 
 SENT = "sent"
 "The kind of the documents, under DATASET/GUID."
+DESTINATION = "zkeep:backup-destination"
+"User property of the dataset of a backup: where it is sent, as it is named to `zkeep backup`."
+ELSEWHERE = ("ssh://", "zfs:")
+"How a destination begins that is not a dataset of zkeep on this machine."
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,17 @@ def of_dataset(pool: Pool, dataset: Dataset) -> list[Sent]:
     """All that was sent of a dataset, in the order in which it was noted."""
     found = [_sent(doc) for _, doc in pool.catalog.scan(SENT, dataset.key + "/")]
     return sorted(found, key=lambda sent: sent.at)
+
+
+def destination(dataset: Dataset) -> str | None:
+    """Where the backups of a dataset are sent; None if they stay here, or if it is none of a backup."""
+    to = str(dataset.doc["local"].get(DESTINATION, ""))
+    return to if to.startswith(ELSEWHERE) else None
+
+
+def last_arrived(pool: Pool, dataset: Dataset, to: str) -> Sent | None:
+    """The record of the snapshot that a destination got last."""
+    return next((sent for sent in reversed(of_dataset(pool, dataset)) if to in sent.to), None)
 
 
 def of_pool(pool: Pool) -> list[Sent]:

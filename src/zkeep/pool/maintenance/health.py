@@ -1,6 +1,7 @@
 """How a pool and its datasets do: what is late, damaged, unwritable, full or was not verified for long.
 
-Ages count from when a snapshot was received here, as for retention. Nothing that lasts is written, so it works on a
+Ages count from when a snapshot was received here, as for retention; of a backup's dataset, whose snapshots are made
+here, from when one arrived where they are sent. Nothing that lasts is written, so it works on a
 disk that is read-only. What a dataset should be is said by its properties `max_age` and `max_scrub_age`, set here or
 above it.
 """
@@ -12,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from zkeep.names import DatasetName
-from zkeep.pool.datasets import no_room
+from zkeep.names import DatasetName, printable
+from zkeep.pool.datasets import no_room, sent
 from zkeep.pool.datasets.lifecycle import SCRUB
 from zkeep.pool.datasets.model import CLOCK, Dataset, Pool
 from zkeep.pool.datasets.partial import is_malformed, receives
@@ -160,6 +161,9 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
 def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     """Why it is late; empty if it is not. A dataset that was just made has as long as any other."""
     limit = found.max_age or 0
+    to = sent.destination(dataset)
+    if to is not None:
+        return _late_elsewhere(view, dataset, to, limit, now)
     if found.newest is None:
         # A place to receive below has no snapshots of its own; its children are judged by themselves.
         if len(view.tree.within(dataset, 1)) > 1 or -SKEW <= now - int(dataset.doc["creation"]) <= limit:
@@ -172,6 +176,19 @@ def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     if age < -SKEW and not _clock_fault(view.pool, now):
         return f"the newest snapshot was received {span(-age)} from now, by a clock that was wrong"
     return f"the newest snapshot is {span(age)} old, and may be {span(limit)}" if age > limit else ""
+
+
+def _late_elsewhere(view: View, dataset: Dataset, to: str, limit: int, now: int) -> str:
+    """Why what is sent from here is late at its destination: a snapshot that never left is no backup."""
+    last = sent.last_arrived(view.pool, dataset, to)
+    age = now - (last.at if last else int(dataset.doc["creation"]))
+    if -SKEW <= age <= limit or (age < 0 and _clock_fault(view.pool, now)):
+        return ""
+    if last is None:
+        return f"no snapshot ever arrived at {printable(to)}"
+    if age < 0:
+        return f"the last snapshot arrived at {printable(to)} {span(-age)} from now, by a clock that was wrong"
+    return f"the last snapshot arrived at {printable(to)} {span(age)} ago, and {span(limit)} are allowed"
 
 
 def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthProblem]:
