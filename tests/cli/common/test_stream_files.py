@@ -35,6 +35,9 @@ PACKED: dict[str, Pack] = {
     "bzip2": bz2.compress,
     "zstd": lambda data: zstandard.ZstdCompressor().compress(data),
     "lz4": lz4.frame.compress,
+    # pzstd puts the length of the next frame into a frame that is skipped.
+    "pzstd": lambda data: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + zstandard.ZstdCompressor().compress(data),
+    "lzma": lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
 }
 
 

@@ -26,7 +26,7 @@ class Packing(NamedTuple):
     """A compression by the bytes with which its files begin. `make`: something to unpack one stream of it."""
 
     name: str
-    magic: bytes
+    magic: tuple[bytes, ...]
     make: Callable[[], Any]
 
 
@@ -60,12 +60,15 @@ def _lz4() -> Any:
     return lz4.frame.LZ4FrameDecompressor()
 
 
+_SKIPPABLE = tuple(bytes((0x50 + number, 0x2A, 0x4D, 0x18)) for number in range(16))
+"Frames of zstd that hold no data, with which pzstd begins its files."
 PACKINGS = (
-    Packing("gzip", b"\x1f\x8b", _gzip),
-    Packing("xz", b"\xfd7zXZ\0", _xz),
-    Packing("bzip2", b"BZh", _bzip2),
-    Packing("zstd", b"\x28\xb5\x2f\xfd", _zstd),
-    Packing("lz4", b"\x04\x22\x4d\x18", _lz4),
+    Packing("gzip", (b"\x1f\x8b",), _gzip),
+    Packing("xz", (b"\xfd7zXZ\0",), _xz),
+    Packing("lzma", (b"\x5d\0\0",), _xz),
+    Packing("bzip2", (b"BZh",), _bzip2),
+    Packing("zstd", (b"\x28\xb5\x2f\xfd", *_SKIPPABLE), _zstd),
+    Packing("lz4", (b"\x04\x22\x4d\x18",), _lz4),
 )
 
 
