@@ -153,6 +153,25 @@ def test_nobody_reads_it(box: Box) -> None:
     box("receive far/ds", box("encrypt v/enc/ds", plain("2018")))
 
 
+@pytest.mark.parametrize("step", [STEP, str(1 << 30)], ids=["steps", "one"])
+@pytest.mark.parametrize("first", [True, False], ids=["full", "increment"])
+def test_it_cannot_be_written(box: Box, first: bool, step: str) -> None:
+    """Nothing stays, nor does the dataset that was made for what came, however many steps that had."""
+    year = "2018"
+    if not first:
+        box("encrypt -o contents=metadata v/enc/ds", plain(year))
+        year = "2019"
+    before = box("list -H -o name -t all -r v")
+    words = [sys.executable, "-m", "zkeep", "encrypt", "-o", "contents=metadata", "v/enc/ds"]
+    with Path("/dev/full").open("wb") as full:
+        env = {**os.environ, "ZKEEP_STEP": step}
+        done = subprocess.run(words, input=plain(year), stdout=full, stderr=subprocess.PIPE, env=env, check=False)
+    assert b"nothing is kept: run it again" in done.stderr
+    assert done.returncode == 1
+    assert box("list -H -o name -t all -r v") == before
+    box("receive far/ds", box("encrypt -o contents=metadata v/enc/new", plain("2018"), step))
+
+
 def test_it_is_killed(box: Box) -> None:
     """Between the first step that left and the end of what came; then it is run again."""
     box("create -o contents=metadata v/enc/ds")

@@ -25,7 +25,7 @@ from zkeep.pool.maintenance.compact import compact
 from zkeep.pool.timeline.emit import Write, write_fully
 from zkeep.pool.transfer.package import conclusion
 from zkeep.pool.transfer.send import Leg, LegOptions, write_leg
-from zkeep.reencrypt.leftovers import exclusive, remove_leftovers
+from zkeep.reencrypt.leftovers import MADE_FOR, exclusive, remove_leftovers
 from zkeep.reencrypt.receive import UNSENT
 
 
@@ -58,7 +58,7 @@ class StepSender:
             write_leg(pool, Leg(made, base), self.write, LegOptions())
         if last:
             with pool.transaction() as t:
-                made = pool.update_snapshot(t, made, **{STEP: False, UNSENT: False})
+                made = pool.update_snapshot(t, made, **{STEP: False, UNSENT: False, MADE_FOR: False})
         # It is there without its contents, or with them: what fails here is done by the next compaction.
         with pool.afterwards(f"{made.name} was sent", "zkeep pool compact"):
             with pool.transaction() as t:

@@ -257,7 +257,8 @@ class Reencryption:
             target = replace(target, snapshot_fields={**target.snapshot_fields, REDACTED: list(redacted)})
         # If what is received leaves at once, each transaction group is a snapshot of its own until it was sent.
         if self._follower is not None:
-            target = replace(target, snapshot_fields={**target.snapshot_fields, STEP: True, UNSENT: True})
+            unsent = {STEP: True, UNSENT: True, MADE_FOR: made_for}
+            target = replace(target, snapshot_fields={**target.snapshot_fields, **unsent})
         zstd = Feature.ZSTD if _compression(pool, target).startswith("zstd") else Feature(0)
         return Group(
             begin=replace(begin, versioninfo=0, payloadlen=0, toname=b""),
