@@ -77,8 +77,8 @@ def _names(chunks: Array, mark: str, at: Array, sizes: Array) -> list[bytes] | N
         text[left, begin : begin + ARRAY_BYTES] = chunks[here, 1 : 1 + ARRAY_BYTES]
         at[left] = np.ascontiguousarray(chunks[here, 1 + ARRAY_BYTES :]).view(mark + "u2").reshape(-1)
     whole = text.tobytes()
-    ends = zip(range(0, len(whole), width or 1), sizes.tolist(), strict=False)
-    return [whole[start : start + size].split(b"\0", 1)[0] for start, size in ends]
+    # Where no name has a byte, the width is 0, and each of them is there all the same.
+    return [whole[n * width : n * width + size].split(b"\0", 1)[0] for n, size in enumerate(sizes.tolist())]
 
 
 def leaf_chunks(entries: Sequence[LeafEntry], buckets: Sequence[int], count: int, width: int) -> tuple[bytes, bytes]:

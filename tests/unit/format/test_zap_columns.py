@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zkeep.format.zap import Zap
 from zkeep.format.zap_columns import leaf_numbers, micro_numbers
-from zkeep.format.zap_layout import MICRO, BadZap
+from zkeep.format.zap_layout import ENTRY, MICRO, BadZap
 from zkeep.format.zap_writer import BLOCK, FatZap
 
 NAMES = st.binary(min_size=1, max_size=300).map(lambda name: name.replace(b"\0", b"x"))
@@ -59,3 +59,23 @@ def test_values_of_another_kind_are_left_to_who_reads_each() -> None:
     zap.put(b"layout", bytes(range(6)))
     block = zap.changed_blocks()[1] or b""
     assert leaf_numbers(block, 14) == []
+
+
+@pytest.mark.parametrize("sizes", [(0,), (0, 0, 0), (0, 2), (2, 0), (1,), (1, 1)])
+@pytest.mark.parametrize("name", [b"n", b""])
+def test_names_without_a_byte(sizes: tuple[int, ...], name: bytes) -> None:
+    """Who has the key can write names of no bytes, as many as fit."""
+    zap = FatZap(7)
+    for number in range(len(sizes)):
+        zap.put(bytes([97 + number]), 1 << number)
+    blocks = {number: bytearray(block or b"") for number, block in zap.changed_blocks().items()}
+    # Each entry takes three chunks: its name, its value, and itself.
+    for at, size in enumerate(sizes):
+        entry = 48 + 1024 + (3 * at + 2) * 24
+        assert blocks[1][entry] == ENTRY
+        blocks[1][entry + 6 : entry + 8] = size.to_bytes(2, "little")
+        blocks[1][entry - 48 + 1 : entry - 48 + 2] = name or b"\0"
+    read = Zap(lambda number: bytes(blocks[number]), BLOCK)
+    one_by_one = [(entry.name, entry.number) for entry in read]
+    assert [each for each, _ in one_by_one] == [name if size else b"" for size in sizes]
+    assert list(read.numbers()) == one_by_one
