@@ -122,3 +122,13 @@ def test_where_x_encryption_encrypts_or_the_pool_refuses_there_is_no_warning() -
         assert run(["set", f"blind={blind}", "v"]) == 0
         done = subprocess.run([*command, target], input=FULL.read_bytes(), capture_output=True, check=False)
         assert (done.returncode, b"warning" in done.stderr) == (status, False), done.stderr
+
+
+def test_where_blind_is_on_the_way_out_is_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["set", "blind=on", "v"]) == 0
+    status, _, error = given(FULL, "receive", "-x", "encryption", "v/new")
+    assert (status, WAY_OUT in error, "nothing above v/new is encrypted" in error) == (1, True, True), error
+    # Of who asked for nothing, raw streams are expected.
+    status, _, error = given(FULL, "receive", "v/new")
+    assert (status, "zfs send -w" in error) == (1, True), error
+    assert snapshots(capsys) == []
