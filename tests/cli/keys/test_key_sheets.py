@@ -18,7 +18,7 @@ from zkeep.cli.backup.keys import NewKey, has_terminal
 from zkeep.cli.keys.sheet import ask_back, code_lines, save
 from zkeep.cli.main import run
 from zkeep.crypto.groups import Secret, lines_of, recognized
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 
 Output = pytest.CaptureFixture[str]
 private = pytest.fixture(autouse=True)(keykit.private)
@@ -211,6 +211,42 @@ def test_a_key_file_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="no"):
         NewKey(Path("made"), RAW, False, None, 1).write()  # type: ignore[arg-type]
     assert not Path("made").exists()
+    assert not [name for name in os.listdir() if name.startswith(".zkeep")]
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, *, unlink: bool) -> None:
+    """Let the folder's fsync fail, and the removal of the file `made` as well."""
+
+    def fails(folder: Path) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    def stays(name: str | Path) -> None:
+        if str(name) == "made":
+            raise OSError(errno.EROFS, "read-only")
+        remove(name)
+
+    remove = os.unlink
+    monkeypatch.setattr("zkeep.cli.keys.sheet.sync_folder", fails)
+    if unlink:
+        monkeypatch.setattr(os, "unlink", stays)
+
+
+def test_a_new_file_whose_name_may_not_be_on_the_disk_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, unlink=False)
+    with pytest.raises(OSError, match="the disk"):
+        save(Path("made"), b"content", force=False)
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_file_that_stays_then_is_told_of(monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    """It replaced another one, or cannot be removed: status 5, for something was changed."""
+    if force:
+        Path("made").write_bytes(b"before")
+    fail_at(monkeypatch, unlink=True)
+    with pytest.raises(TryAgain, match="may not be on the disk yet: the disk; write it again with -f"):
+        save(Path("made"), b"content", force=force)
+    assert Path("made").read_bytes() == b"content"
     assert not [name for name in os.listdir() if name.startswith(".zkeep")]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from zkeep.cli.common.terminal import say
 from zkeep.crypto.groups import GROUP, READ_AS, Secret, lines_of
 from zkeep.crypto.unwrap import SUITES, KeyFormat
-from zkeep.errors import Refused, ZkeepError
+from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.names import printable, shown
 from zkeep.pool.store.disk import sync_folder
 
@@ -313,7 +313,29 @@ def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
             _link(name, path, content)
     finally:
         _remove_draft(name)
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        _undo(path, error, replaced=force)
+
+
+def _undo(path: Path, error: OSError, *, replaced: bool) -> None:
+    """Remove a file whose name may not be on the disk; one that replaced another stays.
+
+    Raises:
+        OSError: `error`, once it is removed.
+        TryAgain: it is there.
+    """
+    is_there = replaced
+    if not replaced:
+        try:
+            os.unlink(path)
+        except OSError:
+            is_there = True
+    if not is_there:
+        raise error
+    why = error.strerror or error
+    raise TryAgain(f"{shown(str(path))} is written, and may not be on the disk yet: {why}; write it again with -f")
 
 
 def _remove_draft(name: str) -> None:
