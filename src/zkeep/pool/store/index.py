@@ -19,6 +19,7 @@ from zkeep.errors import Damaged, TryAgain
 from zkeep.names import shown
 from zkeep.pool.store.journal import JournalPlace, Operation
 from zkeep.pool.store.row import MOST, REMEDY, KnownRows, Malformed, Stored, checked, sum_of, text_of
+from zkeep.pool.store.shapes import fault
 from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, read_sums, terms
 from zkeep.pool.types import Doc
 
@@ -433,18 +434,19 @@ class Index:
     def sums(self, prefix: str) -> list[tuple[str, Doc]]:
         """The keys of runs, as scan() has them, and of each document `bytes`, `logical` and `dead`."""
         query = "SELECT kind, key, value, sum FROM doc WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
-        found = []
+        found: list[tuple[str, Doc]] = []
         for row in self._run(query, kind_of("run", "sums"), prefix, prefix + _LAST):
             text_of(*row)
             key, _, figures = row[1].partition("\n")
             try:
+                # Their maker may say anything: they are held to what a run's document may say, and one row is of each.
                 doc = read_sums(figures) if figures else self.get("run", key)
-                _, txg = map(int, key.split("/"))
+                doc = {**doc, "txg": int(key.partition("/")[2])} if doc is not None else None
             except ValueError:
                 doc = None
-            if doc is None:
+            if doc is None or fault("sums", key, doc) or (found and found[-1][0] == key):
                 raise Damaged(f"catalog: the figures of run {shown(key)[1:-1]} are not what was stored; {REMEDY}")
-            found.append((key, {**doc, "txg": txg}))
+            found.append((key, doc))
         return found
 
     def rows(self, *, terms: bool = False) -> Iterator[Row]:

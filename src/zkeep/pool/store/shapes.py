@@ -80,7 +80,7 @@ def _deaths(value: Any) -> bool:
     """By the txg of earlier runs, stored and logical bytes."""
     if type(value) is not dict or not all(_is_key(txg, 1, _TXG) for txg in value):
         return False
-    return all(type(sizes) is list and len(sizes) == 2 and all(map(_amount, sizes)) for sizes in value.values())
+    return all(type(pair) in (list, tuple) and len(pair) == 2 and all(map(_amount, pair)) for pair in value.values())
 
 
 def _refusals(value: Any) -> bool:
@@ -104,11 +104,11 @@ def _is_key(text: str, least: int, most: int) -> bool:
 
 
 _PROPERTIES = _by_name(_or_none(_text))
+_SUMS: dict[str, Check] = {"bytes": _amount, "logical": _amount, "dead": _deaths}
 _TALLY: dict[str, Check] = {
     "segments": lambda value: type(value) is list and all(type(s) is str and _SEGMENT.fullmatch(s) for s in value),
-    **dict.fromkeys(("bytes", "logical"), _amount),
     **dict.fromkeys(("records", "file_bytes"), _number),
-    "dead": _deaths,
+    **_SUMS,
 }
 REQUIRED: Mapping[str, Mapping[str, Check]] = {
     "pool": {"next_id": _number, "next_txg": _number},
@@ -146,6 +146,7 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
         **_TALLY,
     },
     "tally": _TALLY,
+    "sums": {"txg": _number, **_SUMS},
     "receive": {
         **dict.fromkeys(("txg", "toguid", "fromguid", "features", "object", "offset"), _number),
         **dict.fromkeys(("resumable", "clone", "new"), _flag),
@@ -254,6 +255,7 @@ _KEYS: Mapping[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "dataset": lambda key, document: key == f"{document['id']:0{_ID}d}",
     "snapshot": _txg_key,
     "run": _txg_key,
+    "sums": _txg_key,
     "begin": _begin_key,
     "key": _begin_key,
     "bookmark": lambda key, document: _child_key(key, document) and key.partition("/")[2] == document["name"],

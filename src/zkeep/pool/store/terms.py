@@ -59,23 +59,29 @@ def _sums(key: str, document: Any) -> str:
     """The figures of a run in short; empty where its document has to be read: it is no run's, or they are long."""
     if not isinstance(document, Mapping) or fault("run", key, document):
         return ""
-    # bytes,logical and for each earlier run of which it killed something:  ;txg,bytes,logical
-    deaths = (f"{txg},{stored},{logical}" for txg, (stored, logical) in document["dead"].items())
-    text = ";".join([f"{document['bytes']},{document['logical']}", *deaths])
+    text = _in_short(document)
     return text if len(text) <= _LONG else ""
 
 
+def _in_short(document: Mapping[str, Any]) -> str:
+    # bytes,logical and for each earlier run of which it killed something:  ;txg,bytes,logical
+    deaths = (f"{txg},{stored},{logical}" for txg, (stored, logical) in document["dead"].items())
+    return ";".join([f"{document['bytes']},{document['logical']}", *deaths])
+
+
 def read_sums(text: str) -> dict[str, Any]:
-    """The figures, as the run's document has them. Raises ValueError: they are none."""
+    """The figures, as the run's document has them; shapes say how large they may be. Raises ValueError: no figures."""
     own, *deaths = text.split(";")
     stored, logical = own.split(",")
     dead = {}
     for death in deaths:
-        txg, *sizes = death.split(",")
-        dead[str(int(txg))] = tuple(map(int, sizes))
-        if len(sizes) != 2:
-            raise ValueError(death)
-    return {"bytes": int(stored), "logical": int(logical), "dead": dead}
+        txg, killed, killed_logical = death.split(",")
+        dead[str(int(txg))] = (int(killed), int(killed_logical))
+    found = {"bytes": int(stored), "logical": int(logical), "dead": dead}
+    # int() takes blanks, underscores and leading zeros, too; a run that is there twice would be there once.
+    if _in_short(found) != text:
+        raise ValueError(text)
+    return found
 
 
 def _is_searchable(value: str | int) -> bool:

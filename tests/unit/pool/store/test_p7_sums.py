@@ -161,6 +161,42 @@ def test_forged_figures_are_damage(tmp_path: Path) -> None:
         assert pool.catalog.verify()
 
 
+BIG = str(10**400)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [f"{{run}}\n{BIG},1"],
+        ["{run}\n-" + "9" * 30 + ",5"],
+        ["{run}\n1_0, 5"],
+        ["{run}\n05,5"],
+        ["{run}\n5,5;-4,5,5"],
+        ["{run}\n5,5;" + "9" * 30 + ",5,5"],
+        ["{run}\n5,5;3,5," + BIG],
+        ["{run}\n5,5;3,5,5;3,5,5"],
+        ["{run}\n5,5", "{run}\n7,7"],
+        ["{dataset}/" + "9" * 40 + "\n5,5"],
+        ["{dataset}/-5\n5,5"],
+        ["{dataset}/5/6\n5,5"],
+        ["{dataset}/5\n5,5"],
+    ],
+)
+def test_p4_figures_that_no_run_can_have_are_damage(rows: list[str], tmp_path: Path) -> None:
+    folder, before = filled(tmp_path)
+    key = before[3][0]
+    with altered(folder) as db:
+        db.execute("DELETE FROM doc WHERE kind = '@run.sums' AND key LIKE ?", [key + "%"])
+        for row in rows:
+            forged = row.format(run=key, dataset=key.partition("/")[0])
+            sums = ("@run.sums", forged, "null", sum_of("@run.sums", forged, "null"))
+            db.execute("INSERT INTO doc VALUES (?, ?, ?, ?)", sums)
+        db.execute("DELETE FROM tally")
+        db.execute(index_module._COUNTED)
+    with Pool.open(folder) as pool, pytest.raises(Damaged, match="the figures of run"):
+        View(pool).figures(pool.dataset(DATA))
+
+
 @pytest.mark.parametrize("what", ["used of the dataset", "used of a snapshot", "a range"])
 def test_p7_few_documents_are_read(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
