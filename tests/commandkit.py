@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import keykit
 from zkeep.cli.main import run
 from zkeep.pool.datasets.model import Pool
 from zkeep.pool.datasets.registry import Registry
@@ -56,9 +57,9 @@ def own_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path / "run").mkdir(mode=0o700)
 
 
-def create_encrypted(path: Path, dataset: str) -> None:
-    """Make a pool `v` with an encrypted dataset, whose key is in `path / "key"` and loaded."""
-    (path / "key").write_bytes(bytes(range(32)))
+def create_encrypted(path: Path, dataset: str, *settings: str) -> None:
+    """Make a pool `v` with an encrypted dataset, whose key is in `path / "key"` and loaded. `settings`: NAME=VALUE."""
+    location = keykit.write(path / "key", bytes(range(32)))
     assert run(["pool", "create", "v", str(path / "pool")]) == 0
-    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{path / 'key'}")
+    options = ("encryption=on", "keyformat=raw", f"keylocation={location}", *settings)
     assert run(["create", *(word for option in options for word in ("-o", option)), dataset]) == 0

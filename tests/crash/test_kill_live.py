@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from commandkit import create_encrypted, own_state
 from zkeep.cli.main import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "live"))
@@ -25,14 +26,8 @@ ROUNDS = int(os.environ.get("ZKEEP_KILLS", "3"))
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ZKEEP_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "key").write_bytes(bytes(range(32)))
-    (tmp_path / "key").chmod(0o600)
-    assert run(["pool", "create", "v", str(tmp_path / "pool")]) == 0
-    options = ("encryption=on", "keyformat=raw", f"keylocation=file://{tmp_path / 'key'}", "recordsize=16k")
-    assert run(["create", *(word for option in options for word in ("-o", option)), "v/home"]) == 0
+    own_state(tmp_path, monkeypatch)
+    create_encrypted(tmp_path, "v/home", "recordsize=16k")
     return tmp_path
 
 
