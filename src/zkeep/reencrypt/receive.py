@@ -27,7 +27,7 @@ from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.pool.transfer.admit import ReceiveTarget, clone_source, nearest
+from zkeep.pool.transfer.admit import ReceiveTarget, clone_source, is_blind, nearest
 from zkeep.pool.transfer.begin_rules import is_redacted_alike, redaction_of
 from zkeep.pool.transfer.receive import Substream
 from zkeep.pool.transfer.reserve import Charges
@@ -288,8 +288,8 @@ class Reencryption:
             return self.source.for_new(pool, target.name, top=substream.top)
         except Refused as error:
             # Where a blind pool may not take plain streams either, say the way that works without a key.
-            is_blind = View(pool).policy(dataset or nearest(pool, target.name), "blind") == "on"
-            if is_blind and not self.source.makes_root and self.follower is None:
+            needs_key = not self.source.makes_root and self.follower is None
+            if needs_key and is_blind(pool, dataset or nearest(pool, target.name), target):
                 raise Refused(f"{error}; or send it with zfs send -w: blind=on keeps nothing in clear") from None
             raise
 

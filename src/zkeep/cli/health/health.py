@@ -26,9 +26,9 @@ def health_verb(verbose: bool, as_json: bool, notify: bool, names: Sequence[str]
 
     A dataset is late when its newest snapshot was received longer ago than 'max_age' allows, or, where 'zkeep backup'
     sends it to a host, the last one that arrived there; a pool is unverified when its last scrub was longer ago than
-    'max_scrub_age'. A disk or a quota is full when 5 % of it are left, and a dataset
-    as long as nothing came since a snapshot was refused for lack of room. A pool is unwritable when its disk is
-    read-only, as file systems become after an error.
+    'max_scrub_age'. A disk or a quota is full when 5 % of it are left, and a dataset as long as nothing came since a
+    snapshot was refused for lack of room. A pool is unwritable when its disk is read-only, as file systems become
+    after an error.
 
     Exit status: 0 all is well, 1 something is late, full, unwritable or unverified, 3 something is damaged, 5 somebody
     could not be told: that is tried again the next time.

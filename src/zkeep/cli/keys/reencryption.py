@@ -67,7 +67,7 @@ class EncryptingIntake:
         is_taken = self._reencryption().takes(pool, substream)
         # Who asks for encryption gets it, or nothing
         is_asked = bool(self._asked) or self._follower is not None
-        if not is_taken and (is_asked or (self._excludes and _is_blind(pool, substream))):
+        if not is_taken and (is_asked or (self._excludes and _is_blind(pool, substream.target))):
             raise Refused(f"cannot receive {substream.target.name}: {in_clear(pool, substream.target.name)}")
         if not is_taken and self._in_clear is None:
             self._in_clear = substream.target.name
@@ -192,14 +192,10 @@ class _GetKey:
             return self._loaded(wrapped)
 
 
-def _is_blind(pool: Pool, substream: Substream) -> bool:
-    """Whether nothing is stored there in clear."""
-    from zkeep.pool.datasets.view import View
-    from zkeep.pool.transfer.admit import nearest
+def _is_blind(pool: Pool, target: ReceiveTarget) -> bool:
+    from zkeep.pool.transfer.admit import is_blind, nearest
 
-    target = substream.target
-    local = target.fields.get("local", {}).get("blind")
-    return (local or View(pool).policy(pool.find(target.name) or nearest(pool, target.name), "blind")) == "on"
+    return is_blind(pool, pool.find(target.name) or nearest(pool, target.name), target)
 
 
 def in_clear(pool: Pool, name: DatasetName) -> str:

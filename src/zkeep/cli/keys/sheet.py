@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -316,26 +317,15 @@ def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
     try:
         sync_folder(path.parent)
     except OSError as error:
-        _undo(path, error, replaced=force)
-
-
-def _undo(path: Path, error: OSError, *, replaced: bool) -> None:
-    """Remove a file whose name may not be on the disk; one that replaced another stays.
-
-    Raises:
-        OSError: `error`, once it is removed.
-        TryAgain: it is there.
-    """
-    is_there = replaced
-    if not replaced:
-        try:
-            os.unlink(path)
-        except OSError:
-            is_there = True
-    if not is_there:
-        raise error
-    why = error.strerror or error
-    raise TryAgain(f"{shown(str(path))} is written, and may not be on the disk yet: {why}; write it again with -f")
+        # Its name may not be on the disk. A new file goes again: then nothing was changed; one that took the place of
+        # another has to stay.
+        if not force:
+            with suppress(OSError):
+                os.unlink(path)
+        if not os.path.lexists(path):
+            raise
+        why = f"may not be on the disk yet: {error.strerror or error}; write it again with -f"
+        raise TryAgain(f"{shown(str(path))} is written, and {why}") from None
 
 
 def _remove_draft(name: str) -> None:

@@ -109,12 +109,17 @@ def nearest(pool: Pool, name: DatasetName) -> Dataset:
     raise Refused(f"cannot receive {name}: it is not in pool {pool.name}")
 
 
+def is_blind(pool: Pool, heir: Dataset, target: ReceiveTarget) -> bool:
+    """Whether nothing is stored in clear. `heir`: the dataset, or the one that it will inherit from."""
+    local = target.fields.get("local", {}).get("blind")
+    return (local or View(pool).policy(heir, "blind")) == "on"
+
+
 def refuse_open_streams(pool: Pool, begin: Begin, heir: Dataset, target: ReceiveTarget) -> None:
     """Refuse a plain stream where blind=on. `heir`: the dataset, or the one that it will inherit from."""
     if begin.raw:
         return
-    local = target.fields.get("local", {}).get("blind")
-    if (local or View(pool).policy(heir, "blind")) == "on":
+    if is_blind(pool, heir, target):
         raise Refused(
             f"cannot receive {target.name}: the stream is not raw and blind=on: send it with zfs send -w "
             f"(from an encrypted dataset), or allow it with zkeep set blind=off {heir.name}"
