@@ -20,7 +20,7 @@ from zkeep.names import shown
 from zkeep.pool.store.journal import JournalPlace, Operation
 from zkeep.pool.store.row import MOST, REMEDY, KnownRows, Malformed, Stored, checked, sum_of, text_of
 from zkeep.pool.store.shapes import fault
-from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, read_sums, terms
+from zkeep.pool.store.terms import FIELDS, MARK, VERSION, kind_of, read_sums, terms, unreadable
 from zkeep.pool.types import Doc
 
 Row = tuple[str, str, str]
@@ -213,8 +213,12 @@ class Index:
             for kind in FIELDS:
                 query = "SELECT kind, key, value, sum FROM doc WHERE kind = ?"
                 for row in self._run(query, kind):
-                    checked(*row)
-                    self._replace_terms(set(), terms(row[0], row[1], text_of(*row)))
+                    try:
+                        text = text_of(*row)
+                    except Damaged:  # who asks for it is told; the others are there all the same
+                        self._replace_terms(set(), unreadable(kind, row[1]))
+                    else:
+                        self._replace_terms(set(), terms(kind, row[1], text))
             self._put(MARK, "", VERSION)
 
     def _schema(self) -> set[str]:
@@ -343,8 +347,7 @@ class Index:
                 self._applied[kind].append(key)
             former = self._delete(kind, key) if value is None else self._put(kind, key, value)
             if kind in FIELDS:
-                old = terms(kind, key, text_of(*former)) if former else set()
-                self._replace_terms(old, terms(kind, key, value))
+                self._replace_terms(self._former_terms(former) if former else set(), terms(kind, key, value))
 
     def _put(self, kind: str, key: str, value: str) -> Stored | None:
         """Put a row; returns the one that it replaces."""
@@ -373,6 +376,17 @@ class Index:
         change, self._places = self._places, 0
         if change:
             self._run("UPDATE tally SET places = places + ?", change)
+
+    def _former_terms(self, row: Stored) -> set[tuple[str, str]]:
+        """The rows that lead to a document. One that is not sound does not tell which, so all of its kind are read."""
+        with suppress(Damaged):
+            checked(*row)
+            return terms(row[0], row[1], text_of(*row))
+        kind, key = row[0], row[1]
+        query = "SELECT kind, key FROM doc WHERE kind >= ? AND kind < ?"
+        found = self._run(query, kind_of(kind, ""), kind_of(kind, _LAST))
+        # TERM, line feed, key; of a run: key, line feed, figures; of what is malformed: the key.
+        return {each for each in found if key in (each[1], each[1].partition("\n")[0], each[1].rpartition("\n")[2])}
 
     def _replace_terms(self, old: set[tuple[str, str]], new: set[tuple[str, str]]) -> None:
         for kind, key in old - new:

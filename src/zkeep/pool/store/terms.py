@@ -40,7 +40,10 @@ def terms(kind: str, key: str, text: str | None) -> set[Row]:
     """The rows of one document, by its JSON: kind and key of each."""
     if text is None or kind not in FIELDS:
         return set()
-    document = json.loads(text)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return unreadable(kind, key)
     if kind == "run":
         return {(kind_of(kind, "sums"), f"{key}\n{_sums(key, document)}")}
     found = set()
@@ -53,6 +56,11 @@ def terms(kind: str, key: str, text: str | None) -> set[Row]:
         if isinstance(value, str | int) and _is_searchable(value):
             found.add((kind_of(kind, field), f"{value}\n{key}"))
     return found
+
+
+def unreadable(kind: str, key: str) -> set[Row]:
+    """The rows of a document that cannot be read: they lead those who read rows only to it, who are told."""
+    return {(kind_of(kind, "sums"), f"{key}\n") if kind == "run" else (kind_of(kind, MALFORMED), key)}
 
 
 def _sums(key: str, document: Any) -> str:

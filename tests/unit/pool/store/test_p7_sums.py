@@ -255,6 +255,68 @@ def test_a_range_selects_what_it_selects_of_all(tmp_path: Path) -> None:
         same()
 
 
+MALFORMED_RUN = encode({"bytes": 1})
+DAMAGE = {
+    "malformed": (MALFORMED_RUN, lambda kind, key: sum_of(kind, key, MALFORMED_RUN)),
+    "no document": ("[", lambda kind, key: sum_of(kind, key, "[")),
+    "not what was stored": ("{}", lambda kind, key: 5),
+    "no text": (b"\xff", lambda kind, key: 5),
+}
+
+
+def spoil(folder: Path, kind: str, what: str) -> str:
+    """Spoil the row of the third document of a kind, in a way that the tally does not show; its key."""
+    value, total = DAMAGE[what]
+    with altered(folder) as db:
+        (key,) = db.execute("SELECT key FROM doc WHERE kind = ? ORDER BY key LIMIT 1 OFFSET 2", [kind]).fetchone()
+        db.execute("UPDATE doc SET value = ?, sum = ? WHERE kind = ? AND key = ?", [value, total(kind, key), kind, key])
+        db.execute("DELETE FROM tally")
+        db.execute(index_module._COUNTED)
+    return str(key)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize("kind", ["run", "snapshot"])
+def test_p4_a_bad_row_in_an_index_of_an_older_version_costs_only_itself(what: str, kind: str, tmp_path: Path) -> None:
+    folder, _ = filled(tmp_path)
+    of_an_older_version(folder)
+    key = spoil(folder, kind, what)
+    with Pool.open(folder) as pool:
+        good = SnapshotName(DATA, "n9")
+        assert pool.snapshot(good).name == good
+        with pytest.raises(Damaged, match=key.partition("/")[2]):
+            View(pool).figures(pool.dataset(DATA))
+        assert pool.catalog.verify()
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_p4_a_bad_row_of_a_run_is_deleted_or_replaced(what: str, replaced: bool, tmp_path: Path) -> None:
+    folder, before = filled(tmp_path)
+    key = spoil(folder, "run", what)
+    value = encode(run(int(key.partition("/")[2]), 7, 8, {})) if replaced else None
+    with closing(Index(str(folder / "catalog.sqlite"), 0)) as index:
+        with index.change():
+            index.apply([("run", key, value)])
+        found = index.sums("")
+        assert [pair for pair in found if pair[0] != key] == [pair for pair in before if pair[0] != key]
+        assert [doc["bytes"] for each, doc in found if each == key] == [7] * replaced
+        assert list(index.faults()) == []
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_p4_a_bad_row_of_a_snapshot_is_deleted_with_all_that_leads_to_it(what: str, tmp_path: Path) -> None:
+    folder, _ = filled(tmp_path)
+    key = spoil(folder, "snapshot", what)
+    with closing(Index(str(folder / "catalog.sqlite"), 0)) as index:
+        with index.change():
+            index.apply([("snapshot", key, None)])
+        leading = [found for kind, found, _ in index.rows(terms=True) if kind.startswith("@snapshot")]
+        assert len(leading) == 2 * 20
+        assert not [found for found in leading if found.endswith(key)]
+        assert list(index.faults()) == []
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_an_index_on_a_disk_that_is_not_written_to_is_read_whatever_its_version(older: bool, tmp_path: Path) -> None:
     folder, before = filled(tmp_path)
