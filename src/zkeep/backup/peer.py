@@ -50,6 +50,8 @@ _TYPES = ("filesystem", "volume", "snapshot", "bookmark")
 _COLUMNS = ("name", "guid", "createtxg", "type", "receive_resume_token")
 _ADMIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 SSH_STATUS, NOT_FOUND = 255, 127
+_KILLED = range(129, 193)
+"How a shell over there ends whose program was ended by a signal: 128 and its number."
 _NO_PROGRAM = {
     "zkeep": "'{host}' finds no zkeep for commands that come over ssh: README, 'Set up', has the line for that",
     "zfs": "'{host}' finds no zfs on the path of commands that come over ssh",
@@ -179,6 +181,8 @@ class Peer:
         if done.status == SSH_STATUS:
             way = "; --sshkey FILE names another key" if "Permission denied (" in done.said else ""
             raise TryAgain(f"cannot reach {self.host}: {done.said or 'the connection broke'}{way}")
+        if done.status < 0:
+            raise TryAgain(f"the connection to {self.host} broke: ssh was ended by signal {-done.status}")
         if done.status == NOT_FOUND:
             raise Refused(_NO_PROGRAM[self.program].format(host=self.host))
 
@@ -194,7 +198,9 @@ class Peer:
         self.check_reached(done)
         why = done.said or f"it ended with status {done.status}"
         text = f"{cannot}: {self} says: {why}"
-        raise TryAgain(text) if done.status in (5, SSH_STATUS) or done.status < 0 else Refused(text)
+        # Who was killed refused nothing: its machine was out of memory, or went down.
+        killed = done.status < 0 or (self.host is not None and done.status in _KILLED)
+        raise TryAgain(text) if killed or done.status in (5, SSH_STATUS) else Refused(text)
 
     def have(self, dataset: DatasetName) -> Have:
         """Ask for what the peer has of a dataset, in one call.

@@ -11,7 +11,6 @@ from zkeep.cli.common.pools import note_settings, opened, settings
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.clone import clone
-from zkeep.snapshot.commit import MADE_HERE
 
 
 @click.command("clone")
@@ -33,7 +32,7 @@ def clone_verb(*, parents: bool, unmounted: bool, options: Sequence[str], source
     snapshot, dataset = SnapshotName.parse(source), DatasetName.parse(name)
     chosen = settings(options)
     with opened(snapshot) as pool:
-        if not pool.snapshot(snapshot).doc.get(MADE_HERE):
+        if not pool.snapshot(snapshot).is_made_here:
             way = "look at it with 'zkeep mount', or clone it where it comes from"
             raise Refused(f"cannot create '{name}': {source} was received, and nothing can be written to that; {way}")
         clone(pool, snapshot, dataset, chosen, parents=parents)

@@ -147,10 +147,9 @@ def _take_from(
 def _is_made_here(pool: Pool, dataset: Dataset) -> bool:
     """Whether its next snapshot can be taken here: it is encrypted, and nothing was received into it."""
     from zkeep.pool.datasets.head import last_snapshot
-    from zkeep.snapshot.commit import MADE_HERE
 
     last = last_snapshot(pool, dataset)
-    return bool(dataset.doc.get("crypt")) and (last is None or bool(last.doc.get(MADE_HERE)))
+    return bool(dataset.doc.get("crypt")) and (last is None or last.is_made_here)
 
 
 def _why_not(pool: Pool, name: SnapshotName) -> str:

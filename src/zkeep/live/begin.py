@@ -8,7 +8,6 @@ from zkeep.errors import Refused
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Snapshot
 from zkeep.snapshot.changes import ObjectChange
-from zkeep.snapshot.commit import MADE_HERE
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
@@ -30,7 +29,7 @@ def refuse_unwritable(dataset: Dataset, state: Snapshot | None) -> None:
     where = f"cannot mount '{dataset.name}' read-write"
     if dataset.is_volume:
         raise Refused(f"{where}: it is a volume")
-    if state is not None and not state.doc.get(MADE_HERE):
+    if state is not None and not state.is_made_here:
         raise Refused(f"{where}: {state.name} was received: mount it with -o ro")
     if state is not None and state.doc.get(STEP):
         raise Refused(

@@ -46,7 +46,7 @@ from zkeep.reencrypt.leftovers import (
 from zkeep.reencrypt.objects import STEP as STEP_BYTES
 from zkeep.reencrypt.objects import Translator
 from zkeep.reencrypt.records import StreamRecords
-from zkeep.snapshot.commit import MADE_HERE, REENCRYPTED, Group, opening_of, remove_steps, write_group
+from zkeep.snapshot.commit import REENCRYPTED, Group, opening_of, remove_steps, write_group
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
 
@@ -365,7 +365,7 @@ def _source_of(pool: Pool, substream: Substream) -> Snapshot | None:
     else:
         found = _source_in(pool, begin, dataset)
     # Only what was encrypted here can be followed: the blocks of the increment are encrypted with the same keys.
-    if found is None or found.doc.get(REENCRYPTED) or found.doc.get(MADE_HERE):
+    if found is None or found.doc.get(REENCRYPTED) or found.is_made_here:
         lacking = found.doc.get(REDACTED) if found is not None else None
         if found is not None and lacking and not is_redacted_alike(_opening(substream.event), lacking):
             where = f"cannot receive incremental stream into {target.name}"

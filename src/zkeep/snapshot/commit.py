@@ -25,6 +25,7 @@ from zkeep.pool.datasets import destroy, head, keyrecords
 from zkeep.pool.datasets.begin import Opening, number
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot, new_guid
+from zkeep.pool.datasets.things import MADE_HERE
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.disk import FULL, naming
 from zkeep.pool.transfer.admit import ReceiveTarget
@@ -37,8 +38,6 @@ from zkeep.snapshot.spool import Spool
 from zkeep.snapshot.writer import METADNODE, SnapshotWriter
 
 LARGE = 128 << 10
-MADE_HERE = "made_here"
-"Field of a snapshot's document: its records were made here, and not received."
 REENCRYPTED = "reencrypted"
 "Field of a snapshot's document: its records were encrypted here, from a plain stream."
 Fill = Callable[[SnapshotWriter, OpenSnapshot | None], bool | None]
@@ -267,7 +266,7 @@ def write_group(
 def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) -> tuple[WrappedKeys, MasterKeys]:
     """The dataset's newest key record, and the keys inside."""
     where = f"cannot create snapshot of {dataset.name}"
-    if last is not None and not last.doc.get(MADE_HERE):
+    if last is not None and not last.is_made_here:
         raise Refused(f"{where}: {last.name} was received; take it on the sending side and send it here")
     record = next(keyrecords.of_dataset(pool, dataset), None)
     if record is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,12 @@ def late(laptop: Laptop) -> str:
     assert done.status == (1 if problems else 0), done
     assert {problem["kind"] for problem in problems} <= {"late"}
     return "".join(problem["text"] for problem in problems)
+
+
+def line(laptop: Laptop, name: str = str(DOCS)) -> str:
+    """The line of a dataset in what health -v prints, without the name of its newest snapshot."""
+    lines = laptop.run("health", "-v").out.splitlines()
+    return re.sub("@backup-[^ ]*", "@backup", next(text for text in lines if text.startswith(f"  {name}: ")))
 
 
 def change_record(change: Callable[[Doc], Doc | None]) -> None:
@@ -94,3 +101,34 @@ def test_what_stays_here_counts_by_its_snapshots(laptop: Laptop) -> None:
     assert laptop.run("set", "zkeep:backup-destination=local/docs", str(DOCS)).status == 0
     change_record(lambda doc: None)
     assert late(laptop) == ""
+
+
+def test_what_was_taken_is_not_said_to_be_received(laptop: Laptop) -> None:
+    arrived(0)
+    said = f"  {DOCS}: @backup taken \\d+ seconds? ago, arrived at ssh://box/vault/me \\d seconds? ago"
+    assert re.fullmatch(said, line(laptop))
+    # Nothing new arrives: it is the earlier one that did.
+    (laptop.folder / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    assert laptop.run("snapshot", "--from", str(laptop.source), "-L", laptop.key.as_uri(), f"{DOCS}@mine").status == 0
+    arrived(3)
+    said = f"  {DOCS}: .*@mine taken \\d seconds? ago, @backup arrived at ssh://box/vault/me 3 days ago"
+    assert re.fullmatch(said, line(laptop))
+    found = json.loads(laptop.run("health", "-j").out)["pools"]["local"]["datasets"][str(DOCS)]
+    assert (found["made_here"], found["arrived"]["to"], found["newest"]) == (True, "ssh://box/vault/me", "mine")
+    assert re.search(r"zkeep_last_arrival_timestamp_seconds.dataset=.local/docs.. 1\.\d+e", laptop.run("metrics").out)
+
+
+def test_what_never_arrived_is_said_not_to_have(laptop: Laptop) -> None:
+    change_record(lambda doc: None)
+    assert line(laptop).endswith(" seconds ago, none arrived at ssh://box/vault/me yet")
+
+
+def test_what_stays_here_arrives_nowhere(laptop: Laptop) -> None:
+    assert laptop.run("pool", "create", "usb", str(laptop.folder / "usb")).status == 0
+    assert laptop.backup(to="usb/docs").status == 0
+    assert re.fullmatch(r"  usb/docs: @backup taken \d+ seconds? ago", line(laptop, "usb/docs"))
+
+
+def test_a_server_says_received(laptop: Laptop) -> None:
+    said = laptop.serve("health", "-v").out
+    assert re.search(r"vault/me: @backup-[^ ]+ received \d+ seconds? ago$", said, re.MULTILINE)

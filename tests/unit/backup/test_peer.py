@@ -140,13 +140,14 @@ def test_one_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
         script("import time; time.sleep(60)").ask("list")
 
 
-@pytest.mark.parametrize(("status", "error"), [(255, TryAgain), (127, Refused)])
+@pytest.mark.parametrize(("status", "error"), [(255, TryAgain), (127, Refused), (-15, TryAgain)])
 def test_ssh_and_the_shell_are_told_from_the_verb(status: int, error: type[Exception]) -> None:
     class Named(Script):
         program = "zkeep"
 
         def words(self, *words: str) -> list[str]:
-            return [sys.executable, "-I", "-S", "-c", f"raise SystemExit({status})"]
+            ends = f"os.kill(os.getpid(), {-status})" if status < 0 else f"os._exit({status})"
+            return [sys.executable, "-I", "-S", "-c", f"import os; {ends}"]
 
     with pytest.raises(error, match="box"):
         Named("zkeep", Host("box")).ask("list")
@@ -219,10 +220,13 @@ def test_nothing_of_a_stream_in_clear_is_passed_on(tmp_path: Path, order: ByteOr
         (STREAM, "import sys; sys.stdin.buffer.read(9); sys.exit(255)", TryAgain, "cannot reach box"),
         (STREAM, "import sys; sys.exit(5)", TryAgain, "status 5"),
         (STREAM, "import sys; sys.exit(0)", TryAgain, "before the stream did"),
-        (STREAM, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", TryAgain, "status -9"),
+        (STREAM, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", TryAgain, "ssh was ended by signal 9"),
+        (STREAM, "import sys; print('Killed', file=sys.stderr); sys.exit(137)", TryAgain, "box says: Killed"),
+        (STREAM, "import sys; sys.stdin.buffer.read(9); sys.exit(143)", TryAgain, "status 143"),
+        (STREAM, "import sys; sys.exit(126)", Refused, "status 126"),
         (STREAM + "sys.exit('it is gone')", EAT.format(rows=[ROW]), Refused, "it is gone"),
     ],
-    ids=["refused", "ssh", "again", "early", "killed", "sender"],
+    ids=["refused", "ssh", "again", "early", "killed", "killed there", "ended there", "not killed", "sender"],
 )
 def test_whose_fault_it_is_that_a_stream_did_not_arrive(
     give: str, take: str, error: type[Exception], words: str

@@ -142,7 +142,7 @@ def _fetched(
     wanted: Wanted, pool: Pool, target: Side, newest: Listed, get_key: GetKey, location: str
 ) -> Snapshot:
     """The metadata of a snapshot, all of it authentic, in a dataset of its own."""
-    from zkeep.snapshot.commit import MADE_HERE
+    from zkeep.pool.datasets.things import MADE_HERE
 
     name = DatasetName(LOCAL).child(f"recovering-{local.digest(wanted.job)[:16]}")
     _forget_others(pool, name, newest)

@@ -75,9 +75,10 @@ def _verdict(problems: Sequence[HealthProblem]) -> str:
 def _line(dataset: DatasetHealth) -> str:
     newest = "no snapshot"
     if dataset.newest is not None:
-        when = "received at an unknown time" if dataset.received_at is None else f"received {_ago(dataset.received_at)}"
-        newest = f"@{text.safe(dataset.newest)} {when}"
-    words = f"{dataset.name}: {_verdict(dataset.problems)}{newest}"
+        how = "taken" if dataset.is_made_here else "received"
+        when = "at an unknown time" if dataset.received_at is None else _ago(dataset.received_at)
+        newest = f"@{text.safe(dataset.newest)} {how} {when}"
+    words = f"{dataset.name}: {_verdict(dataset.problems)}{newest}{_arrived(dataset)}"
     if dataset.verified_at is not None:
         words += f", verified with the key {_ago(dataset.verified_at)}"
     if dataset.partial:
@@ -85,6 +86,17 @@ def _line(dataset: DatasetHealth) -> str:
         began = "" if at is None else f", begun {_ago(at)}"
         words += f"; unfinished receive of {text.nice_bytes(dataset.partial.bytes)} so far{began}"
     return words
+
+
+def _arrived(dataset: DatasetHealth) -> str:
+    """What became of the backups at their destination."""
+    arrival = dataset.arrival
+    if arrival is None:
+        return ""
+    if arrival.newest is None or arrival.at is None:
+        return f", none arrived at {text.safe(arrival.to)} yet"
+    which = "" if arrival.newest == dataset.newest else f"@{text.safe(arrival.newest)} "
+    return f", {which}arrived at {text.safe(arrival.to)} {_ago(arrival.at)}"
 
 
 def _ago(at: int) -> str:
@@ -103,10 +115,12 @@ def _pool_object(pool: PoolHealth) -> asjson.Object:
 
 
 def _dataset_object(dataset: DatasetHealth) -> asjson.Object:
-    partial = dataset.partial
+    partial, arrival = dataset.partial, dataset.arrival
     return {
         "newest": dataset.newest,
         "received_at": dataset.received_at,
+        "made_here": dataset.is_made_here,
+        "arrived": {"to": arrival.to, "newest": arrival.newest, "at": arrival.at} if arrival else None,
         "max_age": dataset.max_age,
         "quota": dataset.quota,
         "quota_used": dataset.quota_used,

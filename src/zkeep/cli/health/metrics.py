@@ -106,8 +106,10 @@ def families(pools: Sequence[PoolHealth]) -> Iterator[GaugeMetricFamily]:
     yield family("scrub_finished_timestamp_seconds", "When the last scrub ended.", "pool", when)
     yield family("scrub_errors", "What the last scrub found.", "pool", [(p.name, p.scrub_errors) for p in pools])
     every = [d for p in pools for d in p.datasets]
-    newest = [(d.name, d.received_at) for d in every]
-    yield family("newest_snapshot_timestamp_seconds", "When the newest snapshot was received.", "dataset", newest)
+    newest, told = [(d.name, d.received_at) for d in every], "When the newest snapshot was received, or taken here."
+    yield family("newest_snapshot_timestamp_seconds", told, "dataset", newest)
+    arrived = [(d.name, d.arrival.at if d.arrival else None) for d in every]
+    yield family("last_arrival_timestamp_seconds", "When a backup last arrived at its destination.", "dataset", arrived)
     yield family("max_age_seconds", "The property max_age.", "dataset", [(d.name, d.max_age) for d in every])
     quotas = [(d.name, d.quota or None) for d in every]
     yield family("quota_bytes", "The property quota.", "dataset", quotas)

@@ -45,10 +45,9 @@ def can_write(dataset: Dataset, pool: Pool) -> bool:
 def was_made_here(dataset: Dataset, pool: Pool) -> bool:
     """Whether a dataset is an encrypted filesystem, and nothing was received into it."""
     from zkeep.pool.datasets.head import current_state
-    from zkeep.snapshot.commit import MADE_HERE
 
     state = current_state(pool, dataset)
-    made_here = state is None or bool(state.doc.get(MADE_HERE))
+    made_here = state is None or state.is_made_here
     return bool(dataset.doc.get("crypt")) and not dataset.is_volume and made_here
 
 

@@ -16,6 +16,8 @@ from zkeep.pool.types import Doc
 
 RESUME = "resume"
 "Field of a snapshot's document: it holds the part that came of a stream that broke off, and says where that goes on."
+MADE_HERE = "made_here"
+"Field of a snapshot's document: its records were made here, and not received."
 
 
 def dataset_key(dataset_id: int) -> str:
@@ -83,6 +85,11 @@ class Snapshot:
         """When it came to be here, by this host's clock, in seconds since 1970; None: an older zkeep noted none."""
         at = self.doc.get("received_at")
         return None if at is None else int(at)
+
+    @property
+    def is_made_here(self) -> bool:
+        """Whether it was taken here, and not received."""
+        return bool(self.doc.get(MADE_HERE))
 
     @property
     def holds(self) -> dict[str, int]:

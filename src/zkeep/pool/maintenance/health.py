@@ -46,12 +46,28 @@ class PartialReceive:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The last snapshot of a backup that arrived at its destination."""
+
+    to: str
+    "The destination, as it is named to `zkeep backup`."
+    newest: str | None
+    "The snapshot's name; None: none ever arrived."
+    at: int | None
+
+
 @dataclass(frozen=True)
 class DatasetHealth:
     name: str
     newest: str | None
     "The newest snapshot's name."
     received_at: int | None
+    "When that came to be here: received, or taken."
+    is_made_here: bool
+    "Whether it was taken here."
+    arrival: Arrival | None
+    "None: it is not sent anywhere by a backup."
     max_age: int | None
     partial: PartialReceive | None
     quota: int
@@ -130,6 +146,8 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
         name=dataset.name.text,
         newest=newest.doc["name"] if newest else None,
         received_at=newest.received_at if newest else None,
+        is_made_here=newest is not None and newest.is_made_here,
+        arrival=_arrival(view.pool, dataset),
         max_age=_age_limit(view, dataset, "max_age"),
         partial=PartialReceive(_time(receive.get("started")), int(tally["bytes"])) if receive and tally else None,
         quota=quota,
@@ -139,6 +157,12 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
     )
     found.problems.extend(_dataset_problems(view, dataset, found, now))
     return found
+
+
+def _arrival(pool: Pool, dataset: Dataset) -> Arrival | None:
+    to = sent.destination(dataset)
+    last = sent.last_arrived(pool, dataset, to) if to is not None else None
+    return Arrival(to, last.name if last else None, last.at if last else None) if to is not None else None
 
 
 def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> Iterator[HealthProblem]:
@@ -161,9 +185,8 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
 def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     """Why it is late; empty if it is not. A dataset that was just made has as long as any other."""
     limit = found.max_age or 0
-    to = sent.destination(dataset)
-    if to is not None:
-        return _late_elsewhere(view, dataset, to, limit, now)
+    if found.arrival is not None:
+        return _late_elsewhere(view, dataset, found.arrival, limit, now)
     if found.newest is None:
         # A place to receive below has no snapshots of its own; its children are judged by themselves.
         if len(view.tree.within(dataset, 1)) > 1 or -SKEW <= now - int(dataset.doc["creation"]) <= limit:
@@ -178,17 +201,17 @@ def _late(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> str:
     return f"the newest snapshot is {span(age)} old, and may be {span(limit)}" if age > limit else ""
 
 
-def _late_elsewhere(view: View, dataset: Dataset, to: str, limit: int, now: int) -> str:
+def _late_elsewhere(view: View, dataset: Dataset, last: Arrival, limit: int, now: int) -> str:
     """Why what is sent from here is late at its destination: a snapshot that never left is no backup."""
-    last = sent.last_arrived(view.pool, dataset, to)
-    age = now - (last.at if last else int(dataset.doc["creation"]))
+    to = printable(last.to)
+    age = now - (last.at if last.at is not None else int(dataset.doc["creation"]))
     if -SKEW <= age <= limit or (age < 0 and _clock_fault(view.pool, now)):
         return ""
-    if last is None:
-        return f"no snapshot ever arrived at {printable(to)}"
+    if last.at is None:
+        return f"no snapshot ever arrived at {to}"
     if age < 0:
-        return f"the last snapshot arrived at {printable(to)} {span(-age)} from now, by a clock that was wrong"
-    return f"the last snapshot arrived at {printable(to)} {span(age)} ago, and {span(limit)} are allowed"
+        return f"the last snapshot arrived at {to} {span(-age)} from now, by a clock that was wrong"
+    return f"the last snapshot arrived at {to} {span(age)} ago, and {span(limit)} are allowed"
 
 
 def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthProblem]:
