@@ -32,7 +32,8 @@ DECOMPRESSORS = {
     **{name: _each("zstd", _DECOMPRESS) for name in ("zstd", "pzstd", "zstdmt")},
     "zstdcat": _each("zstd", _ANY),
     "xz": _each("xz", _DECOMPRESS),
-    "lz4": _each("lz4", _DECOMPRESS),
+    "xzdec": _each("xz", _ANY),
+    **{name: _each("lz4", _DECOMPRESS) for name in ("lz4", "lz4c")},
     **{name: _each("bzip2", _DECOMPRESS) for name in ("bzip2", "pbzip2")},
     "lzop": _each("lzop", _DECOMPRESS),
 }
@@ -40,7 +41,7 @@ DECOMPRESSORS = {
 COMPRESSORS = {
     **{name: _each("gzip", _ANY) for name in ("gzip", "pigz")},
     **{name: _each("zstd", _ANY) for name in ("zstd", "pzstd", "zstdmt")},
-    "lz4": _each("lz4", _ANY),
+    **{name: _each("lz4", _ANY) for name in ("lz4", "lz4c")},
 }
 _LZOP = "/usr/bin/lzop"
 "The one program that is run, with fixed arguments: Python has no such decompressor."

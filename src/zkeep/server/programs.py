@@ -14,6 +14,7 @@ from zkeep.names import shown
 from zkeep.pool.datasets.properties import parse_size
 from zkeep.server.access import Access, Denied, shown_name
 from zkeep.server.filters import COMPRESSORS, DECOMPRESSORS, Filter, available
+from zkeep.server.frames import unframed
 from zkeep.server.rules import Call, judge
 from zkeep.server.shell import CannotParse, Command, Pipeline, Script, parse
 
@@ -121,7 +122,7 @@ def _action(command: Command, access: Access, depth: int) -> Action:
     if name in _SHELLS and rest[:1] == ["-c"] and len(rest) == 2:
         if depth >= DEEPEST:
             raise CannotParse("too many shells in one another")
-        return parse(rest[1])
+        return parse(unframed(rest[1]))
     if name in PROBES:
         return PROBES[name](rest)
     raise Denied(f"{shown_name(name)}: permission denied: only zkeep, zfs and zpool are here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -337,3 +338,28 @@ def test_the_time_zone_is_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     assert ask(line) == own
     assert ask(line, "--timezone", "Etc/GMT+11") != ask(line, "--timezone", "Etc/GMT-11")
+
+
+def test_what_truenas_asks_before_it_sends(tmp_path: Path) -> None:
+    for name, value in (("encryption", "off"), ("keyformat", "none")):
+        assert ask(f"zfs get -H -p -t filesystem,volume {name} vault").out == f"vault\t{name}\t{value}\tdefault\n"
+    # A key of the administrator's, above the root, is nothing that a client is told of.
+    (tmp_path / "key").write_bytes(bytes(32))
+    at = f"keylocation=file://{tmp_path}/key"
+    assert run(["create", "-o", "encryption=on", "-o", "keyformat=raw", "-o", at, "vault/locked"]) == 0
+    assert run(["create", "vault/locked/carol"]) == 0
+    asked = "zfs get -H -o value encryption vault/locked vault/locked/carol"
+    assert ask(asked, root="vault/locked/carol").out == "off\naes-256-gcm\n"
+
+
+def test_a_stream_that_truenas_packs(tmp_path: Path) -> None:
+    import lz4.frame
+
+    (tmp_path / "packed").write_bytes(lz4.frame.compress(FULL.read_bytes()))
+    programs = ("lz4c -d", "zfs recv -s -F -x mountpoint vault/alice/nas")
+    steps = " | ".join(f'{{ {each} 4>&-; echo "pipestatus{at}=$?;" >&4; }}' for at, each in enumerate(programs))
+    asked = "; ".join(f"[ $pipestatus{at} -ne 0 ] && exit $pipestatus{at}" for at in (0, 1))
+    script = f"exec 3>&1; eval $(exec 4>&1 >&3 3>&-; {steps}); {asked}; exit 0"
+    line = shlex.join(["sh", "-c", f"PATH=$PATH:/usr/sbin:/sbin sh -c {shlex.quote(script)}"])
+    assert ask(line, stream=tmp_path / "packed") == Answer(0, "", "")
+    assert ask("zfs list -H -o name -t snapshot -r vault/alice").out == "vault/alice/nas@s0\n"

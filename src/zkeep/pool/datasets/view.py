@@ -98,8 +98,10 @@ class View:
             return derived.TABLE[prop.name](self, dataset)
         if prop.name in ("used", "usedbychildren", "available") and own:
             return self.get(own, "available" if prop.name == "available" else "used")
-        if prop.name == "mountpoint":
-            return Answer(f"/{dataset.name}", "default")
+        # Whether it has a key is not told; TrueNAS takes "-" for encrypted, and would send nothing.
+        said = {"mountpoint": f"/{dataset.name}", "encryption": "off", "keyformat": "none"}.get(prop.name)
+        if said is not None:
+            return Answer(said, "default")
         if prop.can_be_set:
             return Answer(_typed(prop, prop.default), "default")
         return Answer(0 if prop.kind in ("size", "count") else None)
