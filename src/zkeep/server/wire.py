@@ -50,7 +50,7 @@ class Pace:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Let SIGALRM come unless the block ends in time; see watch()."""
     if not seconds:
         yield
@@ -85,7 +85,7 @@ class Wire:
 
     def read(self, room: Any) -> int:
         """One read into `room`; 0 at the end."""
-        with _time_limit(self.idle):
+        with time_limit(self.idle):
             count = os.readv(0, [memoryview(room)[: self._pace.stride]])
         self.received += count
         self._pace.spend(count)
@@ -113,7 +113,7 @@ class Wire:
     def _write(self, content: Any) -> None:
         view = memoryview(content).cast("B")
         while len(view):
-            with _time_limit(self.idle):
+            with time_limit(self.idle):
                 done = os.write(1, view[: self._pace.stride])
             self.sent += done
             self._pace.spend(done)
@@ -133,10 +133,19 @@ class _Input(io.RawIOBase):
         return self._wire.read(room)
 
 
-def watch(seconds: float) -> None:
+class Silence:
+    """Whether a peer did nothing for too long: then it gets nothing more."""
+
+    happened = False
+
+
+def watch(seconds: float) -> Silence:
     """From now on, a peer that does nothing for too long is an error that ends the verb (exit status 5)."""
+    silence = Silence()
 
     def expired(number: int, frame: FrameType | None) -> None:
-        raise TryAgain(f"the other side sent nothing for {seconds:g} seconds")
+        silence.happened = True
+        raise TryAgain(f"the other side neither sent nor took anything for {seconds:g} seconds")
 
     signal.signal(signal.SIGALRM, expired)
+    return silence

@@ -343,7 +343,7 @@ def test_the_time_zone_is_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_truenas_asks_before_it_sends(tmp_path: Path) -> None:
     for name, value in (("encryption", "off"), ("keyformat", "none")):
         assert ask(f"zfs get -H -p -t filesystem,volume {name} vault").out == f"vault\t{name}\t{value}\tdefault\n"
-    # A key of the administrator's, above the root, is nothing that a client is told of.
+    # A key of the administrator's, above the root, is not told to a client.
     (tmp_path / "key").write_bytes(bytes(32))
     at = f"keylocation=file://{tmp_path}/key"
     assert run(["create", "-o", "encryption=on", "-o", "keyformat=raw", "-o", at, "vault/locked"]) == 0
@@ -363,3 +363,25 @@ def test_a_stream_that_truenas_packs(tmp_path: Path) -> None:
     line = shlex.join(["sh", "-c", f"PATH=$PATH:/usr/sbin:/sbin sh -c {shlex.quote(script)}"])
     assert ask(line, stream=tmp_path / "packed") == Answer(0, "", "")
     assert ask("zfs list -H -o name -t snapshot -r vault/alice").out == "vault/alice/nas@s0\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "; ".join(["echo " + "x" * 4000] * 30),
+        "; ".join(["zfs get all vault/alice 2>&1"] * 40),
+        "; ".join(["zfs list " + "x" * 280 + " 2>&1"] * 400),
+    ],
+    ids=["text", "table", "errors"],
+)
+def test_a_client_that_does_not_read_the_answer_is_ended(line: str) -> None:
+    command = [sys.executable, "-m", "zkeep", "server", "--root", "vault/alice", "--idle", "0.2"]
+    env = _environ({"SSH_ORIGINAL_COMMAND": line})
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdin=null, stdout=pipe, stderr=pipe, env=env) as server:
+        try:
+            assert server.wait(60) == (1 if "zfs" in line else 5)
+            assert server.stderr is not None
+            assert server.stderr.read().count(b"neither sent nor took anything for 0.2 seconds") == ("2>&1" not in line)
+        finally:
+            server.kill()

@@ -26,7 +26,7 @@ def sending(command: str) -> str:
 
 
 def piped(*commands: str) -> str:
-    """As zettarepl writes a pipeline of which every exit status counts."""
+    """A pipeline of which every exit status counts, as zettarepl writes it."""
     steps = " | ".join(f'{{ {each} 4>&-; echo "pipestatus{at}=$?;" >&4; }}' for at, each in enumerate(commands))
     asked = "; ".join(f"[ $pipestatus{at} -ne 0 ] && exit $pipestatus{at}" for at in range(len(commands)))
     return f"exec 3>&1; eval $(exec 4>&1 >&3 3>&-; {steps}); {asked}; exit 0"
@@ -46,7 +46,7 @@ def meant(line: str) -> Flow:
 
 
 def over_ssh(script: str) -> str:
-    """As zettarepl quotes it: a shell, with its path, within a shell."""
+    """A shell with its path, and within it another, as zettarepl quotes them."""
     return shlex.join(["sh", "-c", f"PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin sh -c {shlex.quote(script)}"])
 
 

@@ -40,7 +40,7 @@ def test_a_sender_that_is_silent_is_ended(pipe: tuple[int, int]) -> None:
     with standard(0, reading):
         source = Wire(idle=0.05).source()
         assert source.read(10) == b"abc"
-        with pytest.raises(TryAgain, match="the other side sent nothing"):
+        with pytest.raises(TryAgain, match="the other side neither sent nor took"):
             source.read(10)
 
 

@@ -12,13 +12,13 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MappingProxyType
-from typing import Any, TextIO, cast
+from typing import Any, ClassVar, TextIO, cast
 
 from zkeep.cli.common import as_zfs
-from zkeep.errors import Refused
+from zkeep.errors import Refused, TryAgain
 from zkeep.names import printable
 
 CLEAR = "\x1b[K"
@@ -56,6 +56,9 @@ def fill_closed_streams() -> None:
 class Output:
     """Stands for sys.stdout or sys.stderr. `matters`: whether a failure to write is one of the verb."""
 
+    limit: ClassVar[Callable[[], AbstractContextManager[None]]] = nullcontext
+    "Around each write; it may raise TryAgain for one that waits too long: then nothing more is written."
+
     def __init__(self, stream: TextIO, *, matters: bool) -> None:
         self.rich_proxied_file = stream  # what rich writes to: it styles text, and escapes what others chose
         self.lost: OSError | None = None
@@ -80,9 +83,13 @@ class Output:
     def draw(self, text: str) -> None:
         """Write text as it is: with the control characters that zkeep itself wants."""
         try:
-            self.rich_proxied_file.write(text)
+            with Output.limit():
+                self.rich_proxied_file.write(text)
         except (OSError, Refused) as error:
             self._fail(error)
+        except TryAgain:
+            discard(self.rich_proxied_file)
+            raise
 
     @property
     def buffer(self) -> Any:
@@ -91,9 +98,13 @@ class Output:
 
     def flush(self) -> None:
         try:
-            self.rich_proxied_file.flush()
+            with Output.limit():
+                self.rich_proxied_file.flush()
         except (OSError, Refused) as error:
             self._fail(error)
+        except TryAgain:
+            discard(self.rich_proxied_file)
+            raise
 
     def _fail(self, error: OSError | Refused) -> None:
         if self._matters:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from zkeep.cli import main
@@ -27,7 +28,7 @@ from zkeep.server.access import DEFAULT, Access, Denied, parse_roles
 from zkeep.server.programs import Action, Flow, Receives, Say, acting, called, understand
 from zkeep.server.rules import NOTHING, BadCall, Call
 from zkeep.server.shell import Choice, Pipeline, Redirect, Script, ScriptStep, parse
-from zkeep.server.wire import Wire, watch
+from zkeep.server.wire import Silence, Wire, time_limit, watch
 
 MOST_CONNECTIONS = 16
 _PATIENCE = 60.0
@@ -95,9 +96,9 @@ def serve(line: str, settings: Settings) -> int:
     if settings.zone:
         os.environ["TZ"] = settings.zone
     time.tzset()
-    watch(settings.idle)
-    with _blind(), _without_paths(), _counted(settings), confined(settings.access.root):
-        return _Connection(settings).script(parse(line))
+    silence = watch(settings.idle)
+    with _blind(), _without_paths(), _limited(settings.idle), _counted(settings), confined(settings.access.root):
+        return _Connection(settings, silence).script(parse(line))
 
 
 @contextmanager
@@ -138,6 +139,16 @@ def _without_paths() -> Iterator[None]:
 
 
 @contextmanager
+def _limited(idle: float) -> Iterator[None]:
+    """Inside, a client that asks and does not read the answer is ended as one that sends nothing."""
+    before, terminal.Output.limit = terminal.Output.limit, partial(time_limit, idle)
+    try:
+        yield
+    finally:
+        terminal.Output.limit = before
+
+
+@contextmanager
 def _blind() -> Iterator[None]:
     """Inside, what decrypts cannot be imported."""
     missing = [name for name in BARRED if name not in sys.modules]
@@ -152,13 +163,16 @@ def _blind() -> Iterator[None]:
 class _Connection:
     """Runs the steps of a script, one after the other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, silence: Silence) -> None:
         self._settings = settings
+        self._silence = silence
         self._access = settings.access
 
     def script(self, script: Script, depth: int = 0) -> int:
         status = 0
         for step in script.steps:
+            if self._silence.happened:
+                break
             if step.after == ";" or (step.after == "&&") == (status == 0):
                 status = self._step(step, depth)
         return status
