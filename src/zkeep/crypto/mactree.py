@@ -63,6 +63,8 @@ class MacTree:
         self.shape = shape
         self.first: dict[int, bytes] = {}
         "MACs of the indirect blocks of level 1, by number; empty for an object without indirect blocks."
+        self.counts: dict[int, int] = {}
+        "How many blocks, without holes, each of them points to."
         self._leaves: list[tuple[Numbers, Pointers]] = []
         self._open = -1
         "The indirect block of level 1 whose leaves are being collected."
@@ -99,6 +101,7 @@ class MacTree:
             numbers = np.concatenate([part for part, _ in self._leaves])
             leaves = np.concatenate([part for _, part in self._leaves])
             self.first[self._open] = self.digest(numbers, leaves)
+            self.counts[self._open] = len(numbers)
             self._leaves = []
 
     def digest(self, numbers: Numbers, pointers: Pointers) -> bytes:

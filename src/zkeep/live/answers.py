@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from zkeep.live.dataset import LiveDataset
 from zkeep.live.inode import Inode
 
 BLOCK = 512
@@ -28,7 +29,21 @@ class Page:
         return True
 
 
-def attributes_of(inode: Inode) -> tuple[int, ...]:
+def _room_of(dataset: LiveDataset, inode: Inode) -> int:
+    """Bytes of a file without its holes, as before compression. What is written over counts twice until the commit."""
+    whole = -(-inode.fields.size // inode.block)
+    if not inode.is_file or not whole:
+        return inode.fields.size
+    # None stands for a block that the base has, and that is a hole from now on.
+    found = len(inode.blocks) - 2 * list(inode.blocks.values()).count(None)
+    if inode.stored and inode.cut:
+        if inode.held is None:
+            inode.held = dataset.base.object(inode.number).block_count
+        found += min(inode.held, inode.cut)
+    return min(max(found, 0) * inode.block, inode.fields.size)
+
+
+def attributes_of(dataset: LiveDataset, inode: Inode) -> tuple[int, ...]:
     """What stat() tells, in the order of the protocol."""
     fields = inode.fields
     size = fields.size
@@ -37,7 +52,7 @@ def attributes_of(inode: Inode) -> tuple[int, ...]:
     ctime, ctime_ns = divmod(fields.ctime, SECOND)
     device = os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF) & 0xFFFFFFFF if fields.rdev else 0
     return (
-        *(inode.number, size, (size + BLOCK - 1) // BLOCK),
+        *(inode.number, size, (_room_of(dataset, inode) + BLOCK - 1) // BLOCK),
         *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
         *(fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0),
     )

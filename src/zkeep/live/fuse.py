@@ -219,7 +219,7 @@ class Operations:
         """An answer by which the kernel learns of a file."""
         self._dataset.use(inode)
         found = inode.number, inode.fields.generation
-        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *attributes_of(inode))
+        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *attributes_of(self._dataset, inode))
 
     def _lookup(self, request: Request) -> bytes:
         name = p.name_in(request.body)
@@ -253,7 +253,7 @@ class Operations:
     # Attributes
 
     def _attributes_of(self, inode: Inode) -> bytes:
-        return p.ATTR_OUT.pack(FOREVER, 0, 0, *attributes_of(inode))
+        return p.ATTR_OUT.pack(FOREVER, 0, 0, *attributes_of(self._dataset, inode))
 
     def _getattr(self, request: Request) -> bytes:
         return self._attributes_of(self._inode(request.node))

@@ -36,6 +36,8 @@ class Inode:
     width: int = 0
     last: int = -1
     cut: int = 0
+    held: int | None = None
+    "How many of the base's blocks are no holes, if they were counted."
     blocks: dict[int, bytearray | None] = field(default_factory=dict)
     early: dict[int, Early] = field(default_factory=dict)
     "Of those, whole ones that are being encrypted already. A block that is changed again leaves it."
@@ -69,6 +71,7 @@ class Inode:
             if self.entries.get(name) is None:
                 self.entries.pop(name, None)
         self.blocks, self.early, self.renamed = {}, {}, set()
+        self.held = None
         self.placed(width, last)
 
     def placed(self, width: int, last: int) -> None:

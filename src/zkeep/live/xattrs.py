@@ -77,6 +77,8 @@ class Xattrs:
                 fail(unfit)
         elif not name.startswith(NAMESPACES):
             fail(errno.EOPNOTSUPP)
+        elif name in NAMESPACES:
+            fail(errno.EINVAL)  # it has no name in there
 
     def _put(self, inode: Inode, every: dict[bytes, bytes]) -> None:
         self._dataset.change_xattrs(inode, every)

@@ -71,13 +71,14 @@ def roots_of(
         return _finished(tree)
     # 2. Only indirect blocks with new children get a new MAC; the others keep the one that they had.
     groups = numbers >> np.uint64(tree.shape.fanout)
-    first = dict(held.tree.first)
+    first, tree.counts = dict(held.tree.first), dict(held.tree.counts)
     for start, end in runs_of(groups):
         group = int(groups[start])
         mine = _merged(*blocks.pointers(held, group), numbers[start:end], pointers[start:end])
         first.pop(group, None)
+        tree.counts.pop(group, None)
         if len(mine[0]):  # an indirect block without a live child is a hole
-            first[group] = tree.digest(*mine)
+            first[group], tree.counts[group] = tree.digest(*mine), len(mine[0])
             if known is not None:
                 known.put_group(dnode.number, group, first[group], *mine)
     tree.first = dict(sorted(first.items()))

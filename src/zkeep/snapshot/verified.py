@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zkeep.crypto.mactree import POINTER, MacTree
+from zkeep.crypto.mactree import HOLE, POINTER, MacTree
 from zkeep.format.dnode import Dnode
 from zkeep.pool.timeline.spans import Array
 
@@ -57,6 +57,13 @@ class VerifiedObject(NamedTuple):
     def with_bonus(self, bonus: bytes) -> VerifiedObject:
         """The same object with its bonus buffer decrypted."""
         return VerifiedObject(Dnode(*self.dnode[:-1], bonus), *self[1:])
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks it has, without holes and its spill block. Only an object of a raw stream knows."""
+        if self.tree is not None:
+            return sum(self.tree.counts.values())
+        return sum(self.roots[at : at + len(HOLE)] != HOLE for at in range(0, len(self.roots), len(HOLE)))
 
     def without_places(self) -> VerifiedObject:
         """The same object, without what compaction changes: where its records lie."""

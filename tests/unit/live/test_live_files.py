@@ -180,3 +180,13 @@ def test_inodes_that_are_in_use_are_not_forgotten(
     with live(tmp_path) as files:
         assert files.read(files.lookup(b"0"), 0, 100) == b"content"
         assert files.lookup(b"new").fields.links == 1
+
+
+@pytest.mark.parametrize("name", [b"user.", b"trusted.", b"security."])
+def test_an_extended_attribute_has_a_name(zkeep: Zkeep, tmp_path: Path, name: bytes) -> None:
+    with live(tmp_path) as files:
+        inode = files.make(b"file", stat.S_IFREG | 0o644, OWNER)
+        for call in (lambda: files.xattrs.set(inode, name, b"x"), lambda: files.xattrs.get(inode, name)):
+            with pytest.raises(OSError) as error:  # noqa: PT011 (which error is looked at below)
+                call()
+            assert error.value.errno == errno.EINVAL
