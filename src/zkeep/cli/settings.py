@@ -26,6 +26,12 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
     return found
 
 
+def _tell_mounts(pool: Pool, things: Sequence[DatasetName | SnapshotName], prop: str) -> None:
+    from zkeep.cli.mount.live import tell_mounts
+
+    tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)], prop)
+
+
 def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
     return {pool.dataset(name.dataset if isinstance(name, SnapshotName) else name).id for name in things}
 
@@ -55,6 +61,8 @@ def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
         with opened(pool) as found:
             namespace.set_properties(found, things, wanted)
             note_settings(found, things, wanted)
+            for prop in wanted:
+                _tell_mounts(found, things, prop)
             if wanted.get(contents.CONTENTS) == contents.METADATA:
                 with found.afterwards("it is set"):
                     give_back(found, _ids(found, things), "set")
@@ -75,3 +83,4 @@ def inherit_verb(recursive: bool, received: bool, prop: str, names: Sequence[str
     for pool, things in _things(names).items():
         with opened(pool) as found:
             namespace.inherit(found, things, prop, received, recursive)
+            _tell_mounts(found, things, prop)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
+from zkeep.errors import ZkeepError
 from zkeep.live.contents import Buffer
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.errors import fail
@@ -33,11 +36,28 @@ Owner = tuple[int, int]
 class LiveFiles:
     """Raises OSError with the errno that the system call fails with (all methods)."""
 
-    def __init__(self, dataset: LiveDataset, *, acls: bool = False, atime: bool = False) -> None:
-        """`acls`: POSIX ACLs are there. `atime`: reading is noted, once a day or after a change."""
+    def __init__(
+        self,
+        dataset: LiveDataset,
+        *,
+        acls: bool = False,
+        atime: bool = False,
+        read_only: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`acls`: POSIX ACLs are there. `atime`: reading is noted, once a day or after a change.
+
+        `read_only`: whether the property readonly says now that nothing may change any more.
+        """
         self.dataset = dataset
+        self._read_only = read_only
+        self.is_read_only = False
         self.xattrs = Xattrs(dataset, acls=acls)
         self._atime = atime
+
+    def look_at_properties(self) -> None:
+        """They may have been set since it was mounted."""
+        with suppress(ZkeepError, OSError):  # what was said last holds
+            self.is_read_only = self._read_only()
 
     # Finding
 
@@ -240,7 +260,7 @@ class LiveFiles:
         """What is read, copied only where need be."""
         if inode.is_folder:
             fail(errno.EISDIR)
-        if self._atime:
+        if self._atime and not self.is_read_only:
             self._note_access(inode)
         return self.dataset.contents.view(inode, offset, size)
 

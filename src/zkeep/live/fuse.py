@@ -134,8 +134,11 @@ class Operations:
             return self._errno_of(f"{Op(op).name} of node {request.node}", error), b""
 
     def _answer(self, request: Request, method: Callable[[Request], Body]) -> tuple[int, Body]:
-        if self._dataset.is_stale and request.op in CHANGING:
-            raise Refused("something else was written to the dataset: nothing can be committed any more")
+        if request.op in CHANGING:
+            if self._dataset.is_stale:
+                raise Refused("something else was written to the dataset: nothing can be committed any more")
+            if self.files.is_read_only and request.op not in (Op.FSYNC, Op.FSYNCDIR):
+                fail(errno.EROFS)
         if request.node < FIRST_NODE or request.op == Op.STATFS:
             return 0, method(request)
         try:
@@ -190,6 +193,7 @@ class Operations:
             if self._ended.is_set():
                 raise TryAgain("it is being unmounted")
             yield
+            self.files.look_at_properties()
 
     def end(self) -> None:
         """Nobody can ask any more: files that were open and have no name are gone."""

@@ -81,9 +81,9 @@ def mount_all(*, load_keys: bool) -> None:
 
 def _mountable(pool_name: str) -> list[tuple[tuple[str, ...], DatasetName]]:
     """Datasets that are to be mounted, each behind the parts of its mountpoint."""
-    from zkeep.cli.mount.live import allows, can_write, is_mounted, was_made_here
+    from zkeep.cli.mount.live import allows, can_write, was_made_here
     from zkeep.cli.mount.mounted import mounted
-    from zkeep.pool.datasets.head import current_state
+    from zkeep.pool.datasets.head import current_state, is_mounted
     from zkeep.pool.datasets.view import View
 
     taken = {folder for _, folder in mounted()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zkeep.cli.common.pools import runtime_folder
 from zkeep.cli.common.terminal import say
 from zkeep.errors import Refused, TryAgain
-from zkeep.pool.datasets.head import HeldMounts
+from zkeep.pool.datasets.head import HeldMounts, is_mounted
 from zkeep.pool.datasets.view import View
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def allows(view: View, dataset: Dataset, name: str) -> bool:
 
 def can_write(dataset: Dataset, pool: Pool) -> bool:
     """Whether a dataset can be mounted read-write."""
-    if pool.catalog.read_only:
-        return False
+    return not pool.catalog.read_only and not _is_read_only(pool, dataset) and was_made_here(dataset, pool)
+
+
+def _is_read_only(pool: Pool, dataset: Dataset) -> bool:
     view = View(pool)
-    if "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly")):
-        return False
-    return was_made_here(dataset, pool)
+    return "on" in (view.get(dataset, "readonly").value, view.policy(dataset, "readonly"))
 
 
 def was_made_here(dataset: Dataset, pool: Pool) -> bool:
@@ -96,7 +96,7 @@ def live_operations(
 
         view = View(pool)
         acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
-        files = LiveFiles(live, acls=acls, atime=atime)
+        files = LiveFiles(live, acls=acls, atime=atime, read_only=lambda: _is_read_only(pool, live.dataset))
         with closing(_Snapshots(pool, dataset, get_key, log)) as snapshots:
             operations = Operations(files, log, begun, acls=acls, snapshots=snapshots)
             yield operations
@@ -154,17 +154,6 @@ def socket_of(pool: Pool, dataset: Dataset) -> Path:
 
     folder = Path(str(pool.dataset(dataset.name).doc.get("runtime") or runtime_folder()))
     return path_of(folder, int(pool.doc["guid"]), dataset.guid)
-
-
-def is_mounted(pool: Pool, dataset: Dataset) -> bool:
-    """Whether a process has a dataset mounted read-write."""
-    from zkeep.pool.datasets.head import mount_lock
-
-    try:
-        with pool.store.lock(mount_lock(dataset), shared=True):
-            return False
-    except TryAgain:
-        return True
 
 
 def is_live_at(dataset: Dataset, folder: str) -> bool:
@@ -245,6 +234,17 @@ def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[HeldMounts]
 
     with rolling_back(socket_of(pool, dataset), what) as check:
         yield HeldMounts({dataset.id}, check)
+
+
+def tell_mounts(pool: Pool, datasets: Iterable[Dataset], prop: str) -> None:
+    """Let the mounts of datasets, and of those below, look at a property that was set, if they mind it."""
+    if prop != "readonly" or pool.scope is not None:  # they look every few seconds by themselves
+        return
+    for each in {within.id: within for dataset in datasets for within in pool.tree().within(dataset)}.values():
+        try:
+            commit_mounted(pool, each, f"{prop} is set")
+        except TryAgain as error:
+            say(f"warning: {error}")
 
 
 def commit_mounted(pool: Pool, dataset: Dataset, what: str) -> None:

@@ -275,7 +275,7 @@ class _Places:
 
     def place(self, dataset: Dataset, state: Snapshot, *, whole: bool) -> MountPlace:
         """`whole`: with all snapshots of the dataset below .zfs."""
-        from zkeep.cli.mount.live import is_mounted
+        from zkeep.pool.datasets.head import is_mounted
         from zkeep.restore.mount.layout import MountPlace
 
         every = [self._lazy(s) for s in self.pool.snapshots(dataset)] if whole else None

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.pools import runtime_folder
+from zkeep.cli.common.terminal import say
 from zkeep.errors import Refused, ZkeepError
 from zkeep.names import BadName, DatasetName, parse_any
 
@@ -48,7 +49,7 @@ def named_now(mounts: list[Mounted]) -> list[Mounted]:
 
 def _folders(name: str) -> dict[str, str]:
     """The datasets of a pool that are mounted read-write, by their folders. `name`: of one of them."""
-    from zkeep.cli.mount.live import is_mounted
+    from zkeep.pool.datasets.head import is_mounted
 
     with suppress(BadName, ZkeepError, OSError):
         parsed = parse_any(name)
@@ -59,15 +60,21 @@ def _folders(name: str) -> dict[str, str]:
 
 
 def clear_dead(folder: str) -> None:
-    """Unmount what a process that was killed left mounted on a folder: nobody can use it (ENOTCONN)."""
+    """Unmount what a process that was killed left mounted on a folder: nobody can use it (ENOTCONN).
+
+    What is mounted on folders in there goes with it, as nobody can reach it; it is committed.
+    """
     from zkeep.live.device import unmount
 
+    below = [(name, path) for name, path in mounted() if path.startswith(f"{folder}/")]
     if any(path == folder for _, path in mounted()):
         try:
             os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # stat() may still be answered by the kernel alone
         except OSError as error:
             if error.errno == errno.ENOTCONN:
                 unmount(folder)
+                for name, path in named_now(below):
+                    say(f"warning: {name} was unmounted from {path} as well: mount it again")
 
 
 def log_of(folder: str) -> Path:

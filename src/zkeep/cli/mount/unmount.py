@@ -139,7 +139,7 @@ def unmounted(pool: Pool, datasets: Iterable[Dataset], what: str, *, force: bool
     Raises:
         TryAgain: one is in use, or cannot be committed.
     """
-    from zkeep.cli.mount.live import is_mounted
+    from zkeep.pool.datasets.head import is_mounted
 
     shown = [path for _, path in mounted()] if pool.scope is None else []
     going = [d for d in datasets if str(d.doc.get("folder")) in shown and is_mounted(pool, d)]

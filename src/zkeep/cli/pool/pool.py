@@ -183,7 +183,7 @@ def export(everything: bool, names: Sequence[str]) -> None:
 
 def _refuse_mounted(known: Registry, name: str, cannot: str) -> None:
     """Raises TryAgain: a dataset of the pool is mounted read-write, which goes on writing to it."""
-    from zkeep.cli.mount.live import is_mounted
+    from zkeep.pool.datasets.head import is_mounted
 
     mounted: list[str] = []
     with suppress(Refused, Damaged, OSError), known.open(name, wait()) as pool:

@@ -214,6 +214,15 @@ def _events(view: Lookup, dataset: Dataset) -> Iterator[str]:
         yield f"here {_wrap_name(record)}"
 
 
+def _mounted(view: Lookup, thing: Thing) -> Answer:
+    """Whether it is mounted read-write; a client of a server is not told."""
+    from zkeep.pool.datasets.head import is_mounted
+
+    dataset = head(thing)
+    looks = view.pool.scope is None and bool(dataset.doc.get("live"))
+    return Answer("yes" if looks and is_mounted(view.pool, dataset) else "no")
+
+
 def _wrap_name(record: KeyRecord) -> str:
     return f"{_coded('keyformat', record.keyformat)} {record.mark}"
 
@@ -227,7 +236,7 @@ TABLE: dict[str, Derivation] = {
     "referenced": _stored("referenced"),
     "compressratio": _ratio("used"),
     "refcompressratio": _ratio("referenced"),
-    "mounted": _always("no"),
+    "mounted": _mounted,
     "origin": _origin,
     "mountpoint": _mountpoint,
     "createtxg": _document("createtxg"),

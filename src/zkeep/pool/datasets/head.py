@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from zkeep.clock import seconds_now
-from zkeep.errors import Damaged
+from zkeep.errors import Damaged, TryAgain
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import charge
 from zkeep.pool.datasets.begin import Opening
@@ -40,6 +40,15 @@ class HeldMounts:
 def mount_lock(dataset: Dataset) -> str:
     """The name of the lock that is held while a dataset is mounted read-write."""
     return f"live-{dataset.key}"
+
+
+def is_mounted(pool: Pool, dataset: Dataset) -> bool:
+    """Whether a process has a dataset mounted read-write."""
+    try:
+        with pool.store.lock(mount_lock(dataset), shared=True):
+            return False
+    except TryAgain:
+        return True
 
 
 def not_mounted(pool: Pool, dataset: Dataset, cannot: str) -> AbstractContextManager[None]:
