@@ -4,7 +4,8 @@ It is counted in bytes of the stream, so a stream of N bytes needs no more room 
 
     a run         `extra`: records that no row stands for (FREE, FREEOBJECTS), until compaction rewrites it
     a snapshot    `begin_bytes`: its BEGIN and END; the properties and holds that came with it, or were set here
-    a dataset     the properties that came or were set here, but for those that zkeep acts on
+    a dataset     the properties that came or were set here, but for those that zkeep acts on; PARENT if it was made
+                  only for one below it that was received (receive -d)
     a bookmark    its document
     a receive     that is under way or partial: what its `reserve` document says, taken before anything is written
 
@@ -22,6 +23,10 @@ from zkeep.pool.types import ReadOnlyDoc
 if TYPE_CHECKING:
     from zkeep.pool.datasets.begin import Opening
 
+PARENT = 1024
+"Bytes that a dataset counts that was made because one below it was received: no record of a stream stands for it."
+IMPLIED = "implied"
+"The field of a dataset's document that says so."
 _NUMBER = 8
 "Bytes that a number counts beside its name."
 
@@ -64,6 +69,7 @@ def of_dataset(
 ) -> int:
     """Everything but the bytes of runs that the space figures count."""
     total = of_properties(doc.get("received", {})) + of_settings(doc.get("local", {}))
+    total += PARENT if doc.get(IMPLIED) else 0
     total += sum(int(run.get("extra", 0)) for run in runs)
     total += sum(of_snapshot(snapshot) for snapshot in snapshots)
     return total + sum(map(of_bookmark, bookmarks))

@@ -73,11 +73,12 @@ class _OnlyTriedError(Exception):
     """Rolls back the transaction of a dry run."""
 
 
-def make_parents(pool: Pool, t: Transaction, name: DatasetName) -> None:
+def make_parents(pool: Pool, t: Transaction, name: DatasetName, *, implied: bool = False) -> None:
+    """Make the missing datasets above one. `implied`: a stream needs them, and nobody asked for them."""
     above = name.parent
     if above and not pool.find(above):
-        make_parents(pool, t, above)
-        pool.create_dataset(t, above)
+        make_parents(pool, t, above, implied=implied)
+        pool.create_dataset(t, above, "filesystem", **({charge.IMPLIED: True} if implied else {}))
 
 
 def check_settings(settings: Mapping[str, str], what: str) -> dict[str, str]:

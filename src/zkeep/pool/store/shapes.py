@@ -185,6 +185,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "own_key": _or_none(_flag),
         "snapshots_changed": _number,
         "live": _flag,
+        "implied": _flag,
         "runtime": _text,
     },
     "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag, "unchanged": _flag},

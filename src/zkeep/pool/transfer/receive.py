@@ -18,6 +18,7 @@ from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, BeginFlag, Feature
 from zkeep.names import BadName, DatasetName, SnapshotName, shown
 from zkeep.pool.datasets.model import Pool, Snapshot
+from zkeep.pool.datasets.no_room import noting_no_room
 from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer import steps
@@ -202,7 +203,8 @@ class _Receiver:
             )
 
         try:
-            done = with_room(self._pool, attempt)
+            with noting_no_room(self._pool, local, dry_run=self._options.dry_run):
+                done = with_room(self._pool, attempt)
         finally:
             self._charges.forget()
         self._forces_names, self._names_settled = False, done.settled

@@ -122,7 +122,7 @@ class Unregistered(Registration):
     """
 
     def __init__(self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges) -> None:
-        doc = _document(plan, target, 0, made=False)
+        doc = _document(pool, plan, target, 0, made=False)
         level = plan.dataset or nearest(pool, target.name)
         reservation = _reservation(pool, target, charges, "", level, own=plan.dataset is not None)
         super().__init__(pool, target, plan.dataset, "", doc, reservation, ExitStack())
@@ -172,7 +172,7 @@ def register(
             locks.enter_context(pool.store.lock(lock_name(dataset)))
         # A resumable receive is found again by its dataset, any other only by this process, by its txg.
         key = dataset.key if target.resumable and dataset else f"txg/{txg:020d}"
-        doc = _document(plan, target, txg, made=dataset is not plan.dataset)
+        doc = _document(pool, plan, target, txg, made=dataset is not plan.dataset)
         doc["local"] = dict(dataset.doc["local"]) if dataset else {}
         if replaced:
             doc["new"] = replaced["new"]
@@ -190,7 +190,7 @@ def refuse_no_room(pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges
     key = dataset.key if target.resumable and dataset else ""
     made = target.resumable and dataset is None
     level = dataset or nearest(pool, target.name)
-    base = _document(plan, target, 0, made=made)["base"]
+    base = _document(pool, plan, target, 0, made=made)["base"]
     _reservation(pool, target, charges, key, level, own=dataset is not None).check(base)
 
 
@@ -232,19 +232,25 @@ def _reservation(
 
 def make_dataset(pool: Pool, t: Transaction, plan: ReceivePlan, target: ReceiveTarget) -> Dataset:
     if target.parents:
-        make_parents(pool, t, target.name)
+        make_parents(pool, t, target.name, implied=True)
     kind = "volume" if plan.begin.type == ObjsetType.VOLUME else "filesystem"
     source = plan.source if plan.clone else None
     origin = {"dataset": source.dataset.id, "txg": source.txg} if source else None
     return pool.create_dataset(t, target.name, kind, origin=origin, **target.fields)
 
 
-def _document(plan: ReceivePlan, target: ReceiveTarget, txg: int, *, made: bool) -> Doc:
+def _missing(pool: Pool, target: ReceiveTarget) -> int:
+    """How many datasets above the target are still to be made (receive -d)."""
+    return target.name.depth - nearest(pool, target.name).name.depth - 1 if pool.find(target.name) is None else 0
+
+
+def _document(pool: Pool, plan: ReceivePlan, target: ReceiveTarget, txg: int, *, made: bool) -> Doc:
     begin = plan.begin
-    # Everything before the records counts, too; a new dataset has its properties in its own document.
+    # Everything before the records counts, too; a new dataset has its properties in its own document, and parents that
+    # were made for it count themselves.
     given = {} if made else target.fields
     fields = charge.of_snapshot(target.snapshot_fields) + charge.of_properties(given.get("received", {}))
-    fields += charge.of_settings(given.get("local", {}))
+    fields += charge.of_settings(given.get("local", {})) + charge.PARENT * _missing(pool, target)
     doc = {
         "txg": txg,
         "snapshot": target.snapshot,

@@ -14,9 +14,11 @@ from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
+from zkeep.pool.datasets.no_room import QuotaExceeded
 from zkeep.pool.datasets.orphans import discard
 from zkeep.pool.datasets.partial import base_of, bases, needed_by, state_of
 from zkeep.pool.datasets.promote import lock_both, promote_in
+from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
 from zkeep.pool.transfer.package_header import PackageDataset, PackageHeader
 
@@ -26,7 +28,7 @@ class _Replication:
     """The state of one replication of names: a transaction, what the stream's header says, and the datasets here.
 
     `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`. `done`: what was
-    changed so far, as participles.
+    changed so far, as participles. `fuller`: the datasets, by id, whose quotas count more than before.
     """
 
     pool: Pool
@@ -37,10 +39,15 @@ class _Replication:
     stack: ExitStack
     locked: set[int] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
+    fuller: set[int] = field(default_factory=set)
 
     def promote(self, clone: Dataset) -> None:
         """Promote a clone here; both datasets stay locked until the end."""
         lock_both(self.pool, clone, self.stack, self.locked)
+        # It gets snapshots of its origin's.
+        if clone.origin is not None:
+            gaining = _levels(self.pool, clone) - _levels(self.pool, self.pool.by_id(clone.origin[0]))
+            self.fuller.update(gaining)
         promote_in(self.pool, self.t, clone)
         self.note("promoted")
 
@@ -76,6 +83,7 @@ def replicate_names(
 
     Raises:
         Refused: something to destroy is held or has a clone that stays.
+        QuotaExceeded: more would lie below a quota than that allows.
         TryAgain: a dataset to promote is busy.
     """
     dataset = pool.find(top)
@@ -85,6 +93,7 @@ def replicate_names(
     with ExitStack() as stack, pool.transaction() as t:
         # 1. Clones have the origins that they have there: promoted ones are promoted, pasts of two datasets parted.
         work = _Replication(pool, t, header, dataset, within, stack)
+        levels = {each.id: _levels(pool, each) for each in pool.tree().within(dataset)}
         _promote_as_there(work)
         _part_as_there(work)
         # 2. Match datasets by common snapshots; with -F, what is gone there is destroyed.
@@ -95,6 +104,7 @@ def replicate_names(
         # 3. Names: of snapshots, then of datasets as far as their parents are here.
         _rename_snapshots(work, matched)
         settled = _rename_datasets(work, local, matched, place)
+        _refuse_overdraft(work, levels)
         # 4. Nothing is taken away from under a mount that is written to.
         for before in local:
             now = pool.tree().get(before.id)
@@ -106,6 +116,27 @@ def replicate_names(
         judge()
     discard(pool, segments)
     return Replicated(settled, tuple(work.done))
+
+
+def _levels(pool: Pool, dataset: Dataset) -> set[int]:
+    """The ids of the dataset and of those above it: their quotas count what it has."""
+    return {dataset.id, *(above.id for above in pool.tree().ancestors(dataset))}
+
+
+def _refuse_overdraft(work: _Replication, before: dict[int, set[int]]) -> None:
+    """Refuse what puts more below a quota than that allows.
+
+    Datasets that are made bring properties, renamed ones what they have, and promoted ones what was their origins'.
+    `before`: the levels of each dataset, by its id.
+    """
+    pool, fuller = work.pool, set(work.fuller)
+    for dataset in pool.tree().within(work.top) if work.done else ():
+        fuller |= _levels(pool, dataset) - before.get(dataset.id, set())
+    view = View(pool)
+    for level in (pool.tree().get(dataset_id) for dataset_id in fuller):
+        limit = int(view.policy(level, "quota")) if level is not None else 0
+        if level is not None and 0 < limit < view.charged(level) + view.reserved(level):
+            raise QuotaExceeded(f"cannot receive {work.within}: the quota is used up")
 
 
 def _promote_as_there(work: _Replication) -> None:
