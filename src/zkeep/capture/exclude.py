@@ -7,26 +7,28 @@ is never looked at, so that no pattern can bring it back, as in git.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zkeep.capture.contents import open_file
 from zkeep.capture.scan import FOLDER, ReadProblem, Seen
 from zkeep.errors import WrongUsage
 
-if TYPE_CHECKING:
-    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 IGNORE_FILE = b".zkeepignore"
 MAX_IGNORE_FILE = 1 << 20
 CACHE_TAG, CACHE_SIGNATURE = b"CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55"
+_ASTERISK, _QUESTION_MARK, _BEFORE, _BETWEEN = "[^/]*", "[^/]", "^(?:.+/)?", "(?:/.+)?"
+"What pathspec makes of `*`, `?`, of `**/` before a name, and of `/**` between two."
+
+
 class IgnoreRule(NamedTuple):
     """One pattern. `leaves_out`: False if it begins with an exclamation mark."""
 
     text: str
-    pattern: GitIgnoreSpecPattern
+    pattern: re.Pattern[str]
     leaves_out: bool
     only_folders: bool
 
@@ -34,8 +36,8 @@ class IgnoreRule(NamedTuple):
         """Whether it is this entry that matches, and not only a folder above it, which was decided on before."""
         if self.only_folders and not is_folder:
             return False
-        found = self.pattern.match_file(path)
-        return found is not None and not any(found.match.groupdict().values())
+        found = self.pattern.search(path)
+        return found is not None and not any(found.groupdict().values())
 
 
 OnLeftOut = Callable[[bytes, str], None]
@@ -185,13 +187,37 @@ def parse_patterns(lines: Sequence[str]) -> list[IgnoreRule]:
         # Spaces at the end do not count unless they are escaped; a file from Windows ends its lines with a return.
         text = line.rstrip(" \r") if not line.endswith("\\ ") else line
         try:
-            pattern = GitIgnoreSpecPattern(text.rstrip("/"))
+            regex, leaves_out = GitIgnoreSpecPattern.pattern_to_regex(text.rstrip("/"))
         except ValueError:
             raise WrongUsage(f"{line!r} is no pattern of gitignore") from None
         # Empty lines and comments are no patterns; the rest is kept in order, as the last match decides.
-        if pattern.include is not None:
-            found.append(IgnoreRule(text, pattern, bool(pattern.include), text.endswith("/")))
+        if regex is not None:
+            found.append(IgnoreRule(text, re.compile(linear(regex)), bool(leaves_out), text.endswith("/")))
     return found
+
+
+def linear(regex: str) -> str:
+    """The regular expression of a pattern, as pathspec makes it, so that it matches in linear time.
+
+    Who may write a file of patterns into a folder could hold up its backup for ever else: `*a*a*a*...b` tries all ways
+    to share a name out among its asterisks. The first place that fits what follows one is as good as any other unless
+    it is the last of its name, so the others may be atomic; and so with names among double asterisks. A name may hold
+    line breaks.
+    """
+    # 1. Asterisks within names: one is the last of its name if a slash comes before the next one.
+    first, *pieces = regex.split(_ASTERISK)
+    text = first
+    for piece in pieces:
+        is_last = "/" in piece.replace(_QUESTION_MARK, "")
+        text += _ASTERISK + piece if is_last else f"(?>[^/]*?{piece})"
+    # 2. Double asterisks between names: all but the last.
+    head, *blocks = text.split(_BETWEEN)
+    if blocks:
+        if head.startswith(_BEFORE):
+            head = f"^(?>(?:[^/]+/)*?{head[len(_BEFORE) :]}(?=/))"
+        inner = "".join(f"(?>(?:/[^/]+)*?{block}(?=/))" for block in blocks[:-1])
+        text = head + inner + _BETWEEN + blocks[-1]
+    return "(?s)" + text.replace("|$)", r"|\Z)")
 
 
 def _lines_of(folder: int) -> list[str]:

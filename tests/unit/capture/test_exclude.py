@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from capturekit import extracted
 
-from zkeep.capture.exclude import ExcludeOptions, Exclusions, mounts_of_zkeep
+from zkeep.capture.exclude import ExcludeOptions, Exclusions, mounts_of_zkeep, parse_patterns
 from zkeep.capture.previous import Previous
 from zkeep.capture.scan import READ_FOLDER, Node, Scanner, Seen
 
@@ -59,6 +61,41 @@ def test_patterns_are_those_of_gitignore(tmp_path: Path, patterns: tuple[str, ..
     every = {*files, "d", "d/e"}
     assert stored(tmp_path, ExcludeOptions()) == every
     assert stored(tmp_path, ExcludeOptions(patterns)) == every - gone
+
+
+HOSTILE = [
+    *("*a" * 60 + "b", "*" * 200 + "b", "[a-z]*" * 40 + "b", "?*" * 60 + "b"),
+    *("/**/" + "a*/**/" * 20 + "q", "a*/" * 80 + "b"),
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE, ids=lambda pattern: pattern[:12])
+def test_p4_no_pattern_takes_longer_than_names_are_long(tmp_path: Path, pattern: str) -> None:
+    """Who may write into a folder must not be able to hold up its backup."""
+    deep = "/".join(["a" * 20] * 60)
+    fill(tmp_path, "a" * 250, f"{deep}/{'a' * 250}")
+    (tmp_path / ".zkeepignore").write_text(pattern)
+    began = time.process_time()
+    assert len(stored(tmp_path, ExcludeOptions())) == 63
+    assert len(stored(tmp_path, ExcludeOptions((pattern,)))) == 63
+    assert time.process_time() - began < 1
+
+
+def test_patterns_match_as_pathspec_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the time that it takes differs."""
+    rng = random.Random(7)
+    for _ in range(400):
+        text = "".join(rng.choices(["a", "b", "*", "?", "/", "**", "/**/", "**/", "[ab]"], k=rng.randint(1, 7)))
+        paths = ["/".join("".join(rng.choices("ab", k=2)) for _ in range(rng.randint(1, 4))) for _ in range(5)]
+        mine = [[rule.matches(path, True) for path in paths] for rule in parse_patterns([text])]
+        with monkeypatch.context() as patched:
+            patched.setattr("zkeep.capture.exclude.linear", lambda regex: regex)
+            assert mine == [[rule.matches(path, True) for path in paths] for rule in parse_patterns([text])], text
+
+
+def test_names_with_line_breaks_are_matched(tmp_path: Path) -> None:
+    fill(tmp_path, "x\n", "b\nc/x", "b\nc/y")
+    assert stored(tmp_path, ExcludeOptions(("x",))) == {"x\n", "b\nc", "b\nc/y"}
 
 
 def test_an_ignore_file_counts_below_its_folder_and_the_nearest_counts_first(tmp_path: Path) -> None:
