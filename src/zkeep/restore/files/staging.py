@@ -17,7 +17,7 @@ import secrets
 import stat
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 
 PREFIX = b".zkeep-extract-"
@@ -54,14 +54,17 @@ class Staging:
         for _ in range(_TRIES):
             name = PREFIX + secrets.token_hex(8).encode()
             os.mkdir(name, 0o700, dir_fd=parent)
-            fd = os.open(name, FOLDER, dir_fd=parent)
-            # Between making it and locking it, a cleaning neighbour may have taken it away: look again, and try again.
-            if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or not _has_owners(parent)):
-                drop_inherited_acls(fd)
-                return cls(parent, name, fd)
-            os.close(fd)
-            with suppress(OSError):
-                os.rmdir(name, dir_fd=parent)
+            with ExitStack() as undo:
+                undo.callback(_remove_folder, name, parent)
+                fd = os.open(name, FOLDER, dir_fd=parent)
+                undo.callback(os.close, fd)
+                # Between making it and locking it, a cleaning neighbour may have taken it away: look again, and try
+                # again.
+                if _lock(fd) and _is_still(parent, name, fd) and (_is_private(fd) or not _has_owners(parent)):
+                    drop_inherited_acls(fd)
+                    made = cls(parent, name, fd)
+                    undo.pop_all()
+                    return made
         raise OSError(f"{os.fsdecode(name)} is taken away as soon as it is made")
 
     @property
@@ -84,15 +87,15 @@ class Staging:
             os.unlink(name, dir_fd=self.fd)
 
     def close(self) -> None:
-        """Remove it with everything in it."""
+        """Remove it with everything in it; what the disk does not let go is unlocked, so that the next call can."""
         process, fd = self._inner
         if process == os.getpid():
             os.close(fd)
             self._inner = 0, -1
         if self._owner == os.getpid():
-            _clear(self._fd)
             with suppress(OSError):
-                os.rmdir(self._name, dir_fd=self._parent)
+                _clear(self._fd)
+            _remove_folder(self._name, self._parent)
         os.close(self._fd)
         os.close(self._parent)
 
@@ -228,6 +231,12 @@ def _remove_one(parent: int, name: bytes) -> None:
                 os.rmdir(name, dir_fd=parent)
         finally:
             os.close(fd)
+
+
+def _remove_folder(name: bytes, parent: int) -> None:
+    """Remove an empty folder, if it can be."""
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=parent)
 
 
 def _clear(fd: int) -> None:
