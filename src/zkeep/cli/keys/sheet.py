@@ -331,7 +331,12 @@ def _write_whole(path: Path, content: bytes, *, force: bool) -> None:
 def _remove_draft(name: str) -> None:
     """Remove the name under which a file was written. By then it has its own name, or an error is on its way."""
     try:
-        os.unlink(name)
+        try:
+            os.unlink(name)
+        except KeyboardInterrupt:  # a signal that comes right now must not leave a key behind
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
     except FileNotFoundError:
         pass
     except OSError as error:
