@@ -159,15 +159,14 @@ def read_mark(line: str) -> Entry | None:
 
 
 def service(entry: Entry, environment: dict[str, str], *, system: bool) -> str:
-    """The unit that does one backup; after what can pass (status 5) it tries again, for some hours."""
+    """The unit that does one backup; after what can pass (status 5) it tries again until it is done."""
     online = ["Wants=network-online.target", "After=network-online.target"] if system else []
     lines = [
         entry.mark,
         "[Unit]",
         f"Description=zkeep: back up {_described(entry.source)} to {_described(entry.destination)}",
         *online,
-        "StartLimitIntervalSec=6h",
-        "StartLimitBurst=12",
+        "StartLimitIntervalSec=0",  # no limit: a laptop may be without a network all day
         "",
         "[Service]",
         "Type=oneshot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -92,6 +93,36 @@ def test_a_line_of_cron(machine: Machine, tmp_path: Path) -> None:
     status, out, _ = machine("--cron", docs, "usb/docs", "--calendar", "0 3 * * 1-5")
     assert (status, "a time at which this machine is off is missed" in out) == (0, True)
     assert "--due" not in machine.tab.read_text()
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+@pytest.mark.parametrize(
+    ("when", "line"),
+    [
+        (("--daily", "02:30"), r": 30 \* \* \* \* env ZKEEP_HOME=[^ ]+ [^ ]+ backup --due 02:30 [^ ]+/docs usb/docs$"),
+        (("--weekly", "Sun 03:00"), r" backup --due 'Sun 03:00' [^ ]+/docs usb/docs$"),
+        (("--calendar", "5 4 * * 1"), r": 5 4 \* \* 1 env ZKEEP_HOME=[^ ]+ [^ ]+ backup [^ ]+/docs usb/docs$"),
+    ],
+)
+def test_without_a_scheduler_the_way_out_is_what_another_one_can_run(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: tuple[str, str], line: str, systemd: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    if not systemd:
+        monkeypatch.setattr(schedule, "RUNNING", str(tmp_path / "nothing"))
+    status, out, err = machine(*(["--cron"] if systemd else []), str(tmp_path / "docs"), "usb/docs", *when)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert ("there is no crontab here; " if systemd else "neither systemd nor crontab here; ") in err
+    assert re.search(line, err.rstrip("\n")), err
+
+
+def test_a_unit_tries_again_until_it_is_done(machine: Machine, tmp_path: Path) -> None:
+    """A laptop may be without a network all day: systemd's own limit of starts must not end it."""
+    assert machine(str(tmp_path / "docs"), "usb/docs", "--daily", "12:30")[0] == 0
+    (service,) = machine.units.glob("*.service")
+    unit = service.read_text().splitlines()
+    assert {"StartLimitIntervalSec=0", "Restart=on-failure", "RestartSec=15min"} <= set(unit)
+    assert "StartLimitBurst" not in service.read_text()
 
 
 def test_a_line_of_cron_catches_up(

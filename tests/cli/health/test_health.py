@@ -268,6 +268,35 @@ def test_a_change_is_told_once_and_so_is_its_end(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("before", [[], ["set", "notify=none", "v"], ["set", "notify=none", "v/a"]])
+def test_who_is_named_later_hears_of_what_there_is(
+    shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]], before: list[str]
+) -> None:
+    url, got, _ = posted
+    shell("set", "max_age=12h", "v")
+    if before:
+        shell(*before)
+    shell("health", "--notify", status=1)  # the timer was there first
+    shell("set", f"notify={url}", *before[2:] or "v")
+    for _ in range(2):
+        shell("health", "--notify", status=1)
+    assert [each["subject"] for each in got] == ["zkeep: late: v/a"]
+
+
+def test_what_ends_while_nobody_is_told_is_over(
+    shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]]
+) -> None:
+    url, got, _ = posted
+    shell("set", f"notify={url}", "max_age=12h", "v")
+    shell("health", "--notify", status=1)
+    shell("set", "notify=none", "v")
+    add("v/a@2", 0)
+    shell("health", "--notify")
+    shell("set", f"notify={url}", "v")
+    shell("health", "--notify")
+    assert [each["event"] for each in got] == ["late"]
+
+
 @pytest.mark.parametrize("status", [302, 404, 500])
 def test_what_could_not_be_told_is_told_the_next_time(
     shell: Shell, posted: tuple[str, list[dict[str, Any]], list[int]], status: int

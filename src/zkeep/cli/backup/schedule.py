@@ -383,7 +383,9 @@ class Cron(ScheduleStore):
     def add(self, entry: Entry, when: When) -> None:
         line = timers.cron_line(entry, when, environment())
         if shutil.which("crontab") is None:
-            raise Refused("cannot schedule: there is neither systemd nor crontab here")
+            what = "no crontab" if Systemd.is_there() else "neither systemd nor crontab"
+            way = "install cron, or let another scheduler do what this line of a crontab says"
+            raise Refused(f"cannot schedule: there is {what} here; {way}: {line}")
         self._write(timers.added(self._read(), entry, line))
 
     def remove(self, name: str) -> None:

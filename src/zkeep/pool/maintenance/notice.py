@@ -71,12 +71,15 @@ def changes(
         dataset = pool.dataset(DatasetName(each.name))
         things.append((each.name, dataset.key, dataset, each.problems))
     for name, key, dataset, problems in things:
+        place = _place(pool, dataset, is_ours)
+        # Where nobody is told, nothing counts as told: who is named later hears of what there is then.
+        to_tell = [] if place.to == NONE else problems
         reported = set((pool.catalog.get(STATE, key) or {}).get("kinds", []))
-        now: set[str] = {problem.kind for problem in problems}
+        now: set[str] = {problem.kind for problem in to_tell}
         if reported != now:
             began: list[str] = sorted(now - reported)
             ended: list[str] = sorted(reported - now)
-            yield HealthChange(name, key, problems, began, ended), _place(pool, dataset, is_ours)
+            yield HealthChange(name, key, to_tell, began, ended), place
 
 
 def _place(pool: Pool, dataset: Dataset, is_ours: Callable[[Dataset], bool]) -> NoticeTarget:
