@@ -34,6 +34,7 @@ HIDDEN = 3
 CHECKSUM = 4
 MOST_LINES = (8 * (1 + MAX_PASSPHRASE + CHECKSUM) + 5 * DATA - 1) // (5 * DATA)
 _NUMBERED = re.compile(r"^[ \t]*([0-9]{1,3}):[ \t]*(.*)$", re.MULTILINE)
+_TYPED = re.compile(r"[ \t]*(?:[0-9]{1,3}:)?[ \t\r0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,12 @@ class Reading:
 
 def typed_lines(text: str) -> list[str]:
     """Find the lines of groups in a text: the numbered ones of a whole sheet, or else all; or those of a QR code."""
-    if numbered := _NUMBERED.findall(text):
-        return [groups for _, groups in sorted(numbered, key=lambda found: int(found[0]))][: MOST_LINES + 1]
     lines = [line for line in text.splitlines() if line.strip()]
+    if numbered := _NUMBERED.findall(text):
+        # Who types may write the number before one line and not before the next: no words stand between them then.
+        if len(numbered) < len(lines) <= MOST_LINES and all(_TYPED.fullmatch(line) for line in lines):
+            return [_NUMBERED.sub(r"\2", line) for line in lines]
+        return [groups for _, groups in sorted(numbered, key=lambda found: int(found[0]))][: MOST_LINES + 1]
     if len(lines) == 1:
         symbols = re.sub(r"[ \t\r-]", "", lines[0])
         lines = [symbols[at : at + LINE] for at in range(0, len(symbols), LINE)]

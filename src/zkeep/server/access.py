@@ -14,7 +14,7 @@ ROLES = {
     "send": "send snapshots back",
     "hold": "hold, release",
     "destroy": "destroy, rollback; receive -F may destroy what is newer",
-    "snapshot": "snapshot, bookmark",
+    "snapshot": "bookmark; a snapshot needs the key, and none is ever used for a client",
     "admin": "all of these, and rename, promote, set, inherit",
 }
 DEFAULT = ("receive", "list")

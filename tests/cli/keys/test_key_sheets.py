@@ -284,6 +284,23 @@ def test_nothing_typed_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ask_back(SECRETS["raw"])
 
 
+def test_a_sheet_as_a_picture_is_one_line(capfd: Output) -> None:
+    """A person has the PDF, and gives it as it is."""
+    said(capfd, "key", "sheet", "--yes", "-L", "file:///" + os.path.abspath("raw.key"), "--pdf", "s.pdf", "v/raw")
+    Path("s.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(9_000_000))
+    for name in ("s.pdf", "s.jpg"):
+        for words in (("key", "check", "-i", name, "v/raw"), ("key", "restore", "-o", "k", name)):
+            text = said(capfd, *words, status=1)
+            assert (text.count("\n"), "type the lines that are on it" in text) == (1, True), text
+
+
+def test_another_file_is_told_in_a_few_lines(capfd: Output) -> None:
+    Path("other").write_text("not a line of a sheet.\n" * 40)
+    text = said(capfd, "key", "restore", "-o", "k", "other", status=1)
+    assert text.count("\n") == 6
+    assert text.splitlines()[-1] == "zkeep: the lines are not all right; look at the sheet again"
+
+
 def test_a_file_is_judged_whole(capfd: Output) -> None:
     first, second, third = lines_of(SECRETS["raw"])
     Path("sheet").write_text(f"{second}\n{first[:9]}\n{third}\n")

@@ -145,6 +145,16 @@ def test_other_keys_are_no_sheets(material: bytes) -> None:
     assert recognized(material) is None
 
 
+def test_numbers_may_stand_before_some_lines_only() -> None:
+    for numbered in ({1}, {3}, {1, 2}, {2, 3}):
+        typed = [f"{at}: {line.lower()}" if at in numbered else line for at, line in enumerate(LINES, 1)]
+        assert read(typed_lines("\n".join(typed) + "\n"))[0] == read(LINES)[0]
+    # Where all have one, they may be in any order, and words may stand between them.
+    shuffled = [f"{at}: {line}" for at, line in enumerate(LINES, 1)][::-1]
+    for between in ("\n", "\nTHE KEY. With these lines\n"):
+        assert read(typed_lines(between.join(shuffled)))[0] == read(LINES)[0]
+
+
 def test_too_many_lines_are_not_read() -> None:
     assert len(typed_lines("0\n" * 10_000)) == MOST_LINES + 1
     assert len(typed_lines("0" * 1_000_000)) == MOST_LINES + 1

@@ -232,6 +232,10 @@ def _confirm(sheet: Sheet, yes: bool) -> None:
     click.confirm(f"Show the key of {sheet.dataset} to all who can see this?", abort=True, err=True)
 
 
+_PICTURES = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+"How a PDF, a PNG, a JPEG and a TIFF begin."
+_MOST_WRONG = 5
+"Wrong lines that are named one by one: a sheet has three, but for a long passphrase; more are another file."
 _HEX = re.compile(rb"[0-9a-fA-F]{64}\s*")
 
 
@@ -252,6 +256,9 @@ def _read_sheet(source: str | None, of: str, *, says_lines: bool = False) -> Sec
             content = file.read(MAX_KEY_FILE + 1)
     except OSError as error:
         raise Refused(f"cannot read {shown(str(source))}: {error.strerror}") from None
+    if content.startswith(_PICTURES):
+        way = "type the lines that are on it: the same command without a file asks for them"
+        raise Refused(f"{shown(source or '-')} is a picture of a sheet, or a PDF, and not its text; {way}")
     if len(content) > MAX_KEY_FILE:
         raise WrongUsage(f"a sheet has {MAX_KEY_FILE} bytes at most")
     if len(content) == WRAPPING_KEY or _HEX.fullmatch(content):
@@ -273,8 +280,9 @@ def _read_lines(text: str, says_lines: bool) -> Secret:
             # Each line has check characters, so that a mistyped one is known by itself.
             found = read_line(line, number)
         except WrongGroups as error:
-            say(str(error))
             wrong += 1
+            if wrong <= _MOST_WRONG:
+                say(str(error))
             continue
         reading.lines.append(found)
         # One wrong character can be put right; the person should know which.
@@ -282,7 +290,7 @@ def _read_lines(text: str, says_lines: bool) -> Secret:
             say(f"{found.mended}; read as that")
         if says_lines:
             click.echo(f"line {number} is {'put right' if found.mended else 'right'}")
-    # All wrong lines were named by now; none of them is guessed.
+    # The wrong lines were named by now; none of them is guessed.
     if wrong:
         raise Refused("the lines are not all right; look at the sheet again" if wrong > 1 else "one line is not right")
     return reading.secret()

@@ -51,7 +51,7 @@ def server_verb(
            send      send snapshots back
            hold      hold, release
            destroy   destroy, rollback, receive -F over newer snapshots
-           snapshot  snapshot, bookmark
+           snapshot  bookmark; a snapshot needs the key, and none is ever used for a client
            admin     all of these, and rename, promote, set, inherit
 
     \b
