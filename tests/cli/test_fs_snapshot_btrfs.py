@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import keykit
-from zkeep.capture.objects import CLOCK_TICK
+from zkeep.capture.previous import CLOCK_TICK
 from zkeep.cli.main import run
 
 Output = pytest.CaptureFixture[str]

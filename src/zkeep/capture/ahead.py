@@ -115,6 +115,12 @@ class ReadAhead:
         self._asked += 1
         return found
 
+    def others(self) -> list[tuple[Node, SmallFile]]:
+        """Files that are read, behind the last one that was taken."""
+        at = self._asked - self._first
+        nodes = self._nodes[self._asked : self._first + len(self._found)]
+        return [(node, found) for node, found in zip(nodes, self._found[at:], strict=True) if found is not None]
+
     def close(self) -> None:
         """Wait for what is being read; nothing is read any more."""
         self._nodes.clear()

@@ -31,9 +31,10 @@ from zkeep.capture.contents import (
 )
 from zkeep.capture.directories import directory_blocks
 from zkeep.capture.earlier import OpenWhole, find_earlier
-from zkeep.capture.previous import UNKNOWN, check_of
+from zkeep.capture.previous import UNKNOWN, check_of, is_settled
 from zkeep.capture.report import Result, Watch
 from zkeep.capture.scan import FOLDER, LINK, REGULAR, Folders, Node, ReadProblem, Scan
+from zkeep.capture.small_files import SmallFiles
 from zkeep.errors import Refused
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.sa_writer import with_numbers
@@ -46,10 +47,6 @@ from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.verified import VerifiedObject
 from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
-
-SECOND = 1_000_000_000
-CLOCK_TICK = 20_000_000
-"Nanoseconds by which the time of a change may lie before the change: the kernel's clock for files goes in ticks."
 
 
 class ObjectWriter:
@@ -99,6 +96,7 @@ class ObjectWriter:
         """What is written next goes to `writer`. `live`: the numbers of the base's objects, ascending."""
         self._writer, self._base, self._live = writer, base, live
         self._tree = Filesystem(base) if base is not None else None
+        self._small = SmallFiles(writer, self._generation, self._links, self._scan.started)
 
     def read_ahead(self, nodes: Iterable[Node]) -> None:
         """What is going to be written, in this order: new files are read before it is their turn.
@@ -232,6 +230,14 @@ class ObjectWriter:
 
     def _write_small(self, node: Node, small: SmallFile) -> None:
         """Write a new file that was read whole, in one block."""
+        self._watch.bytes(small.block)
+        self.room -= small.block
+        made = self._small.made(node, small, self._ahead)
+        if made is not None:
+            self._writer.write_made(made[0])
+            self._result.rows.add_packed(made[1])
+            self._watch.file()
+            return
         fields = small.fields(self._links(node), _parent(node), self._generation)
         bonus, spill = self.attributes.encode(node.number, fields, small.xattrs)
         size = small.block
@@ -239,8 +245,6 @@ class ObjectWriter:
         change = ObjectChange(
             *(node.number, ObjectType.PLAIN_FILE, size or 512, len(blocks) - 1, blocks, bonus), spill=spill
         )
-        self._watch.bytes(size)
-        self.room -= size
         self._writer.write(change)
         self.partial.discard(node.number)
         self._unread.discard(node.number)
@@ -480,10 +484,8 @@ class ObjectWriter:
 
     def _row(self, node: Node, status: Status, names: int = UNKNOWN, *, again: bool = False) -> None:
         """Note for the next capture how it is now. `again`: it is to be read once more whatever it is then."""
-        # What changed within a tick of the scan's begin may change again and keep this ctime: it is read again.
         changed = status.st_ctime_ns
-        tick = CLOCK_TICK if changed % SECOND else 2 * SECOND  # some file systems know seconds only
-        safe = not again and node.number not in self._unread and changed + tick < self._scan.started
+        safe = not again and node.number not in self._unread and is_settled(changed, self._scan.started)
         links = 1 if node.kind == FOLDER else 0 if node.number in self.partial else self._links(node)
         self._result.rows.add(
             *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, changed if safe else 0),

@@ -60,6 +60,24 @@ UNKNOWN = 0
 "For `names`: they are to be compared with those in the snapshot."
 
 
+_SECOND = 1_000_000_000
+CLOCK_TICK = 20_000_000
+"Nanoseconds by which the time of a change may lie before the change: the kernel's clock for files goes in ticks."
+
+
+def is_settled(ctime: int, started: int) -> bool:
+    """Whether a file is as it was while its ctime stays: its last change was before a scan started.
+
+    What changed within a tick of the scan's begin may change again and keep this ctime: it is read again.
+    """
+    return ctime + (CLOCK_TICK if ctime % _SECOND else 2 * _SECOND) < started  # some file systems know seconds only
+
+
+def are_settled(ctimes: Array, started: int) -> Array:
+    """The same of many files."""
+    return np.asarray(ctimes + np.where(ctimes % _SECOND, CLOCK_TICK, 2 * _SECOND) < started)
+
+
 def check_of(names: list[bytes]) -> int:
     """A check of the names in a folder, in their order; never UNKNOWN."""
     return check_of_joined(b"/".join(names), len(names))
@@ -257,6 +275,10 @@ class Rows:
             self._packed += _PACKED.pack(*values)
         except struct.error:
             self._packed += _PACKED.pack(*_with_stored_times(values))
+
+    def add_packed(self, rows: bytes) -> None:
+        """Add rows that are packed already."""
+        self._packed += rows
 
     def objects(self) -> set[int]:
         """Their objects."""

@@ -125,7 +125,7 @@ def encode(values: Mapping[int, bytes]) -> tuple[bytes, bytes | None]:
 
 
 _PLAIN = struct.Struct("<IHH7QqQqQqQqQ3Q")
-_PLAIN_LAYOUT = LAYOUTS[_in_order((*_HEAD, PROJID, DACL_COUNT, DACL_ACES))] | 1 << 10
+PLAIN_LAYOUT = LAYOUTS[_in_order((*_HEAD, PROJID, DACL_COUNT, DACL_ACES))] | 1 << 10
 "Of a file or folder with nothing else: one attribute varies, so the header has 8 bytes."
 
 
@@ -135,7 +135,7 @@ def encode_plain(head: Sequence[int], aces: bytes) -> bytes:
     `head`: mode, size, generation, uid, gid, parent, flags, the seconds and nanoseconds of atime, mtime, ctime and
     crtime, links.
     """
-    return _PLAIN.pack(MAGIC, _PLAIN_LAYOUT, len(aces), *head, 0, len(aces) // 8) + aces
+    return _PLAIN.pack(MAGIC, PLAIN_LAYOUT, len(aces), *head, 0, len(aces) // 8) + aces
 
 
 def with_numbers(bonus: bytes, *, links: int, parent: int, size: int | None = None) -> bytes:

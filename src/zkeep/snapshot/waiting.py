@@ -29,6 +29,9 @@ class Waiting:
     tree: MacTree | None = None
     "The MACs of its indirect blocks, if it has any."
 
+    def slots(self) -> range:
+        return slots_of(self.dnode)
+
 
 def unchanged(held: VerifiedObject) -> Waiting:
     """An object of the base that is written again as it is.

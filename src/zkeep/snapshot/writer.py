@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -42,10 +42,12 @@ from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
 from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, ObjectRange, RecordType, Spill, Words
+from zkeep.format.sa_writer import BONUS
 from zkeep.snapshot.batches import BATCH, RecordBatches
 from zkeep.snapshot.changes import Block, HoleRun, ObjectChange, is_large, together
 from zkeep.snapshot.encrypted import StoredBlock, encrypt, is_zeros
 from zkeep.snapshot.headers import free_to_the_end, object_header, write_header
+from zkeep.snapshot.made_files import MadeFile, NewFiles, make_files
 from zkeep.snapshot.metadnode import Seals
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.roots import NewLeaves, roots_of
@@ -99,7 +101,7 @@ class SnapshotWriter:
         self._spool = spool
         self._held = 0
         self._index = -1
-        self._waiting: dict[int, Waiting] = {}
+        self._waiting: dict[int, Waiting | MadeFile] = {}
         self._freed: set[int] = set()
         self._known = base.known if base is not None else None
         self._seals = _base_seals(base)
@@ -141,6 +143,17 @@ class SnapshotWriter:
             bonus = change.bonus.ljust(waiting.dnode.bonus_room, b"\0")
             waiting.dnode = Dnode(*waiting.dnode[:-1], bonus)
         self._waiting[change.number] = waiting
+
+    def make_files(self, files: NewFiles) -> list[MadeFile]:
+        """Make new files, which have no object in the base, for write_made()."""
+        assert self._known is None  # it would have to know their dnodes
+        return make_files(files, self._keys, self._salt, self._toguid, INDIRECT_SHIFT)
+
+    def write_made(self, made: MadeFile) -> None:
+        """Write one of them. Its number is larger than all before."""
+        self._go_to(made.number // SLOTS)
+        self._waiting[made.number] = made
+        self._hold(made, sum(made.lengths))
 
     def free(self, number: int) -> None:
         """Drop an object of the base. Its number is larger than all before."""
@@ -317,6 +330,9 @@ class SnapshotWriter:
         waiting.pieces += [header, payload] if payload else [header]
         waiting.lengths.append(size)
         waiting.types.append(rtype)
+        self._hold(waiting, size)
+
+    def _hold(self, waiting: Waiting | MadeFile, size: int) -> None:
         self._held += size + PIECES
         # Ciphertext may lie in a file; plain text never does.
         if self._held > SPOOL and self._spool is not None:
@@ -329,7 +345,7 @@ class SnapshotWriter:
         )
         self._put(waiting, RecordType.FREE, header.pack("little"))
 
-    def _spill_to_disk(self, waiting: Waiting) -> None:
+    def _spill_to_disk(self, waiting: Waiting | MadeFile) -> None:
         """Move what waits in memory to the spool; it is ciphertext."""
         assert self._spool is not None
         for each in [*self._waiting.values(), waiting]:
@@ -372,13 +388,13 @@ class SnapshotWriter:
             self._out.flush()
             self._spool.clear()
 
-    def _all_objects(self, index: int) -> list[Waiting]:
+    def _all_objects(self, index: int) -> list[Waiting | MadeFile]:
         """The objects of the block as they will be: changed ones, and those of the base that stay."""
         every = dict(self._waiting)
         if self._base is not None and index in self._seals:
             # One MAC covers the whole block, so unchanged dnodes of the base are written again beside the changed
             # ones.
-            taken = {slot for each in self._waiting.values() for slot in slots_of(each.dnode)}
+            taken = {slot for each in self._waiting.values() for slot in each.slots()}
             for number, held in self._base.dnodes(index).items():
                 if number in every or number in self._freed:
                     continue
@@ -388,23 +404,32 @@ class SnapshotWriter:
                 every[number] = unchanged(held)
         return [every[number] for number in sorted(every)]
 
-    def _emit_block(self, index: int, every: list[Waiting]) -> None:
+    def _emit_block(self, index: int, every: list[Waiting | MadeFile]) -> None:
         # One MAC covers the shapes, bonus buffers and pointers of all 32 slots, so their records come together: first
         # the OBJECT_RANGE with that MAC, then each object with its data, FREEOBJECTS in between.
         first, iv = index * SLOTS, os.urandom(12)
-        stretches: list[Stretch] = [stretch_of(each.dnode, each.roots, each.spill) for each in every]
+        stretches: list[Stretch] = [
+            each.stretch if isinstance(each, MadeFile) else stretch_of(each.dnode, each.roots, each.spill)
+            for each in every
+        ]
         ciphertext, mac = encrypt_dnodes(self._keys, self._salt, iv, first, stretches)
         seal = self._sealed[index] = Seal(self._salt, iv, mac)
         if self._known is not None:  # whatever reads this block later has read the seal first
-            self._known.put_block(index, seal, {each.dnode.number: verified(each) for each in every})
+            waiting = (each for each in every if isinstance(each, Waiting))
+            self._known.put_block(index, seal, {each.dnode.number: verified(each) for each in waiting})
         self.last_block = max(self.last_block, index)
         head = ObjectRange(firstobj=first, numslots=SLOTS, toguid=self._toguid, salt=self._salt, iv=iv, mac=mac)
         self._out.add(RecordType.OBJECT_RANGE, head.pack("little"))
         at = 0
-        freed = sorted(self._freed - {slot for each in every for slot in slots_of(each.dnode)})
+        freed = sorted(self._freed - {slot for each in every for slot in each.slots()})
         for each in every:
-            while freed and freed[0] < each.dnode.number:
+            while freed and freed[0] < each.slots().start:
                 self._out.add(RecordType.FREEOBJECTS, self._free_objects(freed.pop(0), 1))
+            if isinstance(each, MadeFile):
+                each.set_bonus(ciphertext[at : at + BONUS])
+                self._emit(each.types, each.lengths, [each.head, *each.pieces])
+                at += BONUS
+                continue
             if not has_encrypted_bonus(each.dnode):
                 self._emit_object(each, each.dnode.bonus)
                 continue
@@ -421,10 +446,13 @@ class SnapshotWriter:
         dnode = each.dnode
         self._out.add(RecordType.OBJECT, object_header(dnode, self._toguid, len(bonus)), bonus)
         self._out.add(RecordType.FREE, free_to_the_end(dnode, self._toguid))
-        if not any(isinstance(piece, tuple) for piece in each.pieces):
-            self._out.add_whole(each.types, each.lengths, each.pieces)
+        self._emit(each.types, each.lengths, each.pieces)
+
+    def _emit(self, types: Sequence[int], lengths: Sequence[int], pieces: list[Buffer | tuple[int, int]]) -> None:
+        if not any(isinstance(piece, tuple) for piece in pieces):
+            self._out.add_whole(types, lengths, pieces)
         else:
-            self._out.add_many(each.types, each.lengths, self._bytes_of(each.pieces))
+            self._out.add_many(types, lengths, self._bytes_of(pieces))
 
     def _bytes_of(self, pieces: list[Buffer | tuple[int, int]]) -> Iterator[Buffer]:
         for piece in pieces:

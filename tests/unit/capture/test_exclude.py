@@ -174,7 +174,7 @@ def test_a_dry_run_lists_what_would_be_stored_and_stores_nothing(
     fill(source, "same", "changed", "old", "gone", "d/gone below", "x.o")
     assert zkeep("snapshot", "--from", str(source), "-v", "v/home@1") == 0
     assert "+\td/gone below\n" in capsys.readouterr().out
-    monkeypatch.setattr("zkeep.capture.objects.CLOCK_TICK", 0)  # so that no test has to wait for it
+    monkeypatch.setattr("zkeep.capture.previous.CLOCK_TICK", 0)  # so that no test has to wait for it
     os.utime(source / "same")
     assert zkeep("snapshot", "--from", str(source), "v/home@2") == 0
     fill(source, "fresh")  # before others go: it must not get the inode of one of them

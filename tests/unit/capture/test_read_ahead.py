@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Timer
 from typing import Any
 
+import numpy as np
 import pytest
 from capturekit import extracted, listing
 
@@ -349,3 +350,70 @@ def test_nodes_are_forgotten_when_all_is_written(
     monkeypatch.setattr(previous, "save", save)
     assert zkeep("snapshot", "--from", str(top), "b/home@1") == 0
     assert left[-1] < 50
+
+
+@pytest.mark.parametrize("step", [1, 3000, 100_000])
+def test_steps_end_in_the_middle_of_what_was_read(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """What was made for one transaction group is made again for the next one, with its guid and salt."""
+    for number in range(40):
+        (top / f"{number}").write_bytes(os.urandom(1000) * (number % 3))
+    make_dataset(zkeep, tmp_path)
+    monkeypatch.setenv("ZKEEP_STEP", str(step))
+    for name in "12":
+        assert zkeep("snapshot", "--from", str(top), f"b/home@{name}") == 0
+        assert extracted(zkeep, tmp_path, f"b/home@{name}") == listing(top)
+        assert zkeep("verify", "-L", f"file://{tmp_path}/key", f"b/home@{name}") == 0
+        (top / "more").mkdir(exist_ok=True)
+        for number in range(40):
+            (top / "more" / f"{number}").write_bytes(os.urandom(1000) * (number % 3))
+
+
+@pytest.mark.parametrize("name", ["user.one", "trusted.one"])
+def test_files_with_extended_attributes_lie_among_others(
+    zkeep: Zkeep, tmp_path: Path, top: Path, name: str
+) -> None:
+    for number in range(40):
+        (top / f"{number}").write_bytes(b"%d" % number)
+    try:
+        for number in range(0, 40, 3):
+            os.setxattr(top / f"{number}", name, b"v" * number * 10)
+    except OSError:
+        pytest.skip("no such attributes here")
+    make_dataset(zkeep, tmp_path)
+    assert zkeep("snapshot", "--from", str(top), "b/home@1") == 0
+    assert extracted(zkeep, tmp_path, "b/home@1") == listing(top)
+
+
+HOUR = 3600 * 10**9
+
+
+@pytest.mark.parametrize(("tick", "again"), [(HOUR, True), (-HOUR, False)])
+def test_what_may_change_again_unseen_is_read_the_next_time(
+    zkeep: Zkeep, tmp_path: Path, top: Path, monkeypatch: pytest.MonkeyPatch, tick: int, again: bool
+) -> None:
+    for number in range(3):
+        (top / f"{number}").write_bytes(b"old")
+    make_dataset(zkeep, tmp_path)
+    monkeypatch.setattr(previous, "CLOCK_TICK", tick)
+    assert zkeep("snapshot", "--from", str(top), "b/home@1") == 0
+    read: list[bytes] = []
+    genuine = objects.ObjectWriter._write_file
+
+    def write_file(self: Any, node: Node) -> bool:
+        read.append(node.name)
+        return genuine(self, node)
+
+    monkeypatch.setattr(objects.ObjectWriter, "_write_file", write_file)
+    assert zkeep("snapshot", "--from", str(top), "b/home@2") == 0
+    assert sorted(read) == ([b"0", b"1", b"2"] if again else [])
+
+
+def test_many_times_are_settled_as_each_of_them_is() -> None:
+    started = 1_700_000_000 * 10**9
+    near = [started + second * 10**9 + part for second in (-4, -2, -1, 0, 1) for part in (-1, 0, 1, 10_000_000)]
+    times = [*near, 0, -1, -(10**18), started - previous.CLOCK_TICK, started - previous.CLOCK_TICK - 1]
+    found = previous.are_settled(np.array(times, np.int64), started).tolist()
+    assert found == [previous.is_settled(each, started) for each in times]
+    assert {True, False} <= set(found)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from capturekit import extracted, listing
 
-from zkeep.capture import objects, previous
+from zkeep.capture import previous
 from zkeep.capture.exclude import ExcludeOptions, Exclusions
 from zkeep.capture.previous import ROW, UNKNOWN, Previous, check_of, rows_of
 from zkeep.capture.scan import Node, Scan, Scanner, Seen
@@ -192,7 +192,7 @@ def test_only_what_differs_is_looked_at_by_itself(
 def test_nothing_is_looked_at_twice_where_nothing_changed(
     zkeep: Zkeep, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, done: list[bool]
 ) -> None:
-    monkeypatch.setattr(objects, "CLOCK_TICK", -HOUR)  # its files count as safe, however new they are
+    monkeypatch.setattr(previous, "CLOCK_TICK", -HOUR)  # its files count as safe, however new they are
     assert zkeep("snapshot", "--from", str(source), "v/home@1") == 0
     done.clear()
     assert zkeep("snapshot", "--from", str(source), "v/home@2") == 0
