@@ -235,11 +235,12 @@ class Scanner:
         here = self._previous.compared(fd, self._device, node.number)
         if here is None:
             return None
-        # 2. Its names are those of the last snapshot, or it is written again in any case.
+        # 2. Its names are those of the last snapshot, or it is written again in any case, and can have them.
         check = node.check or self._previous.check_of_names(node.number)
         same_names = check == check_of_joined(here.names, len(here.numbers))
         places = [(self._device, inode) for _, _, _, inode, _ in here.folders]
-        if not (same_names or node.changed) or not self._keeps_all(here.names, places):
+        good_names = same_names or (node.changed and _can_be_stored(here.names))
+        if not good_names or not self._keeps_all(here.names, places):
             return None
         # 3. No file is at two places, and each entry that differs can be told by itself.
         same = [number for number in here.numbers if number]
@@ -482,3 +483,8 @@ class Scanner:
         names = found.links.setdefault(child.inode, [])
         child.single = not names
         names.append(child)
+
+
+def _can_be_stored(names: bytes) -> bool:
+    """Whether none of the names, with slashes between them, is too long."""
+    return max(map(len, names.split(b"/"))) <= MAX_NAME
