@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,8 @@ from zkeep.snapshot.encrypted import Buffer, is_zeros
 
 FILES, BYTES = 128, 2 << 20
 "How many files are read together, and after how many bytes no other is begun."
+READERS, PORTIONS = 2, 2
+"How many threads read, and how many portions of files are being read or wait to be taken."
 OPEN_FOLDERS = 32
 "In how many folders they lie at most: each of these is open until they are read."
 LARGEST = 1 << 20
@@ -81,6 +84,16 @@ def _compiled() -> _Read | None:
 _read_files = _compiled()
 
 
+class _Portion(NamedTuple):
+    """Files that are being read together: the first of them, and how many there are. Fewer may be read."""
+
+    first: int
+    files: int
+    found: Future[list[SmallFile | None]]
+    fds: list[int]
+    "Folders. A thread takes one out of the list and closes it, so that no other does."
+
+
 class ReadAhead:
     """Reads the files of nodes that are asked for in this order. `limit`: no file with more bytes is read.
 
@@ -95,14 +108,12 @@ class ReadAhead:
         self._limit = min(limit, LARGEST)
         self._nodes = list(nodes) if _read_files is not None else []
         self._asked = self._begun = 0
-        "How many were asked for, and the first of those that are being read."
+        "How many were asked for, and the first of those that no portion has."
         self._found: list[SmallFile | None] = []
         self._first = 0
         "Which node the first of those that were read is."
-        self._pending: Future[list[SmallFile | None]] | None = None
-        self._fds: list[int] = []
-        "Folders of those that are being read. A thread takes one out of the list and closes it, so that no other does."
-        self._pool = ThreadPoolExecutor(1) if self._nodes else None
+        self._portions: deque[_Portion] = deque()
+        self._pool = ThreadPoolExecutor(READERS) if self._nodes else None
 
     def take(self, node: Node) -> SmallFile | None:
         """A file, if it is one of those; None: it has to be read by itself."""
@@ -126,40 +137,51 @@ class ReadAhead:
         self._nodes.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        _close(self._fds)  # of what was never begun
+        for portion in self._portions:
+            _close(portion.fds)  # of what was never begun
 
     def _next(self) -> None:
         """Take what was read meanwhile, and begin with the next ones."""
-        if self._pending is None:
-            self._submit(self._asked)
-        assert self._pending is not None
-        self._first, self._found = self._begun, self._pending.result()
-        self._submit(self._first + len(self._found))
+        self._fill()
+        portion = self._portions.popleft()
+        self._first, self._found = portion.first, portion.found.result()
+        # Where the files are large only some of them were read.
+        done = len(self._found)
+        if done < portion.files:
+            self._portions.appendleft(self._submit(portion.first + done, portion.files - done))
+        self._fill()
 
-    def _submit(self, first: int) -> None:
+    def _fill(self) -> None:
+        while len(self._portions) < PORTIONS and self._begun < len(self._nodes):
+            portion = self._submit(self._begun, FILES)
+            self._begun += portion.files
+            self._portions.append(portion)
+
+    def _submit(self, first: int, most: int) -> _Portion:
         assert self._pool is not None
-        self._fds = []
         known: dict[Node, int] = {}
-        folders, names = [], []
-        for node in self._nodes[first : first + FILES]:
+        folders: list[int] = []
+        names: list[bytes] = []
+        fds: list[int] = []
+        for node in self._nodes[first : first + most]:
             assert node.parent is not None
             if node.parent not in known:
                 if len(known) == OPEN_FOLDERS:
                     break
-                known[node.parent] = self._open(node.parent)
+                known[node.parent] = self._open(node.parent, fds)
             folders.append(known[node.parent])
             names.append(node.name)
-        self._begun = first
-        self._pending = self._pool.submit(_read, folders, names, self._limit, self._fds, self._compress)
+        found = self._pool.submit(_read, folders, names, self._limit, fds, self._compress)
+        return _Portion(first, len(names), found, fds)
 
-    def _open(self, folder: Node) -> int:
-        """A descriptor of a folder; -1 if it cannot be opened."""
+    def _open(self, folder: Node, fds: list[int]) -> int:
+        """A descriptor of a folder, added to others; -1 if it cannot be opened."""
         try:
             # One of its own: Folders closes those that were not used for long.
-            self._fds.append(os.dup(self._folders.fd(folder)))
+            fds.append(os.dup(self._folders.fd(folder)))
         except OSError:
             return -1
-        return self._fds[-1]
+        return fds[-1]
 
 
 def _read(

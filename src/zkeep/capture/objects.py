@@ -103,7 +103,9 @@ class ObjectWriter:
 
         Of others only what differs is stored, so they are read block by block.
         """
-        new = (node for node in nodes if node.kind == REGULAR and not (node.inode or self._is_live(node.number)))
+        files = [node for node in nodes if node.kind == REGULAR and not node.inode]
+        known = np.isin(np.fromiter((node.number for node in files), np.uint64, len(files)), self._live)
+        new = (node for node, is_known in zip(files, known.tolist(), strict=True) if not is_known)
         self._ahead = ReadAhead(self._folders, new, self._recordsize, self._writer.compress)
 
     def close(self) -> None:

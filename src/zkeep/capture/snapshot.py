@@ -31,6 +31,7 @@ from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
 from zkeep.snapshot.commit import LARGE, NewSnapshot, commit, forget_unchanged
+from zkeep.snapshot.malloc import share_freed_memory
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
@@ -100,6 +101,7 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
     where = f"cannot create snapshot {request.name}"
     dataset = pool.dataset(request.name.dataset)
     started = time.time_ns()
+    share_freed_memory()
     with ExitStack() as stack:
         # 1. What the last snapshot has of each file.
         top = _open_top(pool, request, where)

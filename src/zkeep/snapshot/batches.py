@@ -12,7 +12,7 @@ from zkeep.format.events import Batch
 from zkeep.format.records import NATIVE
 
 Buffer = bytes | bytearray | memoryview
-BATCH = 4 << 20
+BATCH = 2 << 20
 "Bytes of a batch; a single record may be larger."
 
 

@@ -449,13 +449,15 @@ class SnapshotWriter:
         self._emit(each.types, each.lengths, each.pieces)
 
     def _emit(self, types: Sequence[int], lengths: Sequence[int], pieces: list[Buffer | tuple[int, int]]) -> None:
-        if not any(isinstance(piece, tuple) for piece in pieces):
+        if sum(lengths) <= BATCH and not any(isinstance(piece, tuple) for piece in pieces):
             self._out.add_whole(types, lengths, pieces)
         else:
             self._out.add_many(types, lengths, self._bytes_of(pieces))
+        pieces.clear()  # their memory is free as soon as they are written
 
     def _bytes_of(self, pieces: list[Buffer | tuple[int, int]]) -> Iterator[Buffer]:
-        for piece in pieces:
+        for at, piece in enumerate(pieces):
+            pieces[at] = b""
             if not isinstance(piece, tuple):
                 yield piece
                 continue

@@ -17,7 +17,7 @@ import pytest
 from capturekit import extracted, listing
 
 from zkeep.capture import ahead, contents, objects, previous
-from zkeep.capture.ahead import BYTES, FILES, LARGEST, OPEN_FOLDERS, ReadAhead, SmallFile
+from zkeep.capture.ahead import BYTES, FILES, LARGEST, OPEN_FOLDERS, PORTIONS, READERS, ReadAhead, SmallFile
 from zkeep.capture.scan import READ_FOLDER, Folders, Node
 from zkeep.format.compress_writer import Compress, compressor
 from zkeep.names import SnapshotName
@@ -195,6 +195,24 @@ def test_every_file_of_many_is_read_once_and_in_order(top: Path) -> None:
         assert small.content.rstrip(b"\0") == content
 
 
+def test_portions_come_in_order_whichever_is_read_first(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of which only a part is read at first; the last reader is the fastest."""
+    genuine = ahead._read_files
+    assert genuine is not None
+    turns = iter(range(1000))
+
+    def reading(folders: list[int], names: list[bytes], limit: int, budget: int) -> Any:
+        time.sleep(0.01 * (next(turns) % PORTIONS == 0))
+        return genuine(folders, names, limit, 3000)
+
+    for number in range(5 * FILES):
+        (top / f"{number:04}").write_bytes(b"%d" % number * (1000 if number % 50 == 0 else 1))
+    monkeypatch.setattr(ahead, "_read_files", reading)
+    for path, small in read(top).items():
+        assert small is not None
+        assert small.content.rstrip(b"\0") == (top / os.fsdecode(path)).read_bytes()
+
+
 def test_a_file_that_is_not_the_next_one_is_left_to_others(top: Path) -> None:
     for number in range(3):
         (top / f"{number}").write_bytes(b"%d" % number)
@@ -323,8 +341,9 @@ def test_descriptors_of_what_was_never_begun_are_closed(top: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     reader, gate = ReadAhead(Folders(fd), nodes_of(top), 512), Event()
     assert reader._pool is not None
-    reader._pool.submit(gate.wait)
-    reader._submit(0)
+    for _ in range(READERS):
+        reader._pool.submit(gate.wait)
+    reader._fill()
     assert len(os.listdir("/proc/self/fd")) == before + 1
     Timer(0.05, gate.set).start()
     reader.close()
