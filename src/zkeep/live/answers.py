@@ -47,12 +47,10 @@ def attributes_of(dataset: LiveDataset, inode: Inode) -> tuple[int, ...]:
     """What stat() tells, in the order of the protocol."""
     fields = inode.fields
     size = fields.size
-    atime, atime_ns = divmod(fields.atime, SECOND)
-    mtime, mtime_ns = divmod(fields.mtime, SECOND)
-    ctime, ctime_ns = divmod(fields.ctime, SECOND)
+    atime, mtime, ctime = fields.atime, fields.mtime, fields.ctime
     device = os.makedev(fields.rdev >> 20, fields.rdev & 0xFFFFF) & 0xFFFFFFFF if fields.rdev else 0
     return (
-        *(inode.number, size, (_room_of(dataset, inode) + BLOCK - 1) // BLOCK),
-        *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
-        *(fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0),
-    )
+        inode.number, size, (_room_of(dataset, inode) + BLOCK - 1) // BLOCK,
+        atime // SECOND, mtime // SECOND, ctime // SECOND, atime % SECOND, mtime % SECOND, ctime % SECOND,
+        fields.mode, fields.links, fields.uid, fields.gid, device, inode.block, 0,
+    )  # fmt: skip

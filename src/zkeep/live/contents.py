@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from zkeep.cache import Cache
+from zkeep.format.dnode import SLOTS
 from zkeep.live.inode import Inode
 from zkeep.snapshot.changes import INLINE
 from zkeep.snapshot.encrypted import BeginEarly
-from zkeep.snapshot.open import OpenSnapshot
+from zkeep.snapshot.open import TOGETHER, OpenSnapshot
 from zkeep.tree.windows import Content
 
+ROWS = 64
+"Blocks of dnodes that are remembered, as more of their files may be read."
 Buffer = bytes | bytearray | memoryview
 
 
@@ -22,6 +26,8 @@ class Contents:
         "Begins to encrypt a block that is whole and large."
         self._recordsize = recordsize
         self._base = base
+        self._rows: Cache[int, bool] = Cache(ROWS)
+        "Blocks of dnodes from which a small file was read."
         self._content: tuple[OpenSnapshot, Content] | None = None
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
@@ -64,11 +70,24 @@ class Contents:
             return b""
         objects = self._base()
         block = start // inode.width
-        if (stop - 1) // inode.width == block and (known := objects.known_block(inode.number, block)) is not None:
+        if (stop - 1) // inode.width == block and (known := self._known(objects, inode, block)) is not None:
             return memoryview(known)[start - block * inode.width : stop - block * inode.width]
         if self._content is None or self._content[0] is not objects:
             self._content = objects, Content(objects)
         return self._content[1].view(inode.number, (inode.last + 1) * inode.width, start, stop - start)
+
+    def _known(self, objects: OpenSnapshot, inode: Inode, block: int) -> bytes | None:
+        """A block that is known without reading it; small files that are read in a row are read together."""
+        known = objects.known_block(inode.number, block)
+        if known is not None or inode.last > 0 or inode.width > TOGETHER:
+            return known
+        index = inode.number // SLOTS
+        is_in_row = index in self._rows or index - 1 in self._rows
+        self._rows.put(index, True)
+        if not is_in_row:
+            return None
+        objects.learn_small_files(index)
+        return objects.known_block(inode.number, block)
 
     def load(self, inode: Inode, number: int) -> bytearray:
         """Load a block that is about to be changed, and mark it dirty. Its end may lack zeros."""

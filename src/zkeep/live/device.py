@@ -125,19 +125,19 @@ class Device:
 
     def _serve(self, answer: Answer) -> None:
         buffer = bytearray(ROOM)
-        message = memoryview(buffer)
+        message, into, begin = memoryview(buffer), [buffer], int(Op.INIT)
         while not self._ended:
-            size = self._read(buffer)
+            size = self._read(into)
             if size == 0:
                 return
             request = parse(message[:size])
             found = answer(request)
             if found is not None:
                 self._write(request.unique, *found)
-            if request.op == Op.INIT:
+            if request.op == begin:
                 widen_read_ahead(self._folder)
 
-    def _read(self, buffer: bytearray) -> int:
+    def _read(self, into: list[bytearray]) -> int:
         """The length of the next request; 0: there will be none any more."""
         self._is_waiting = True
         try:
@@ -146,7 +146,7 @@ class Device:
                 raise _Ended
             while True:
                 try:
-                    return os.readv(self._fd, [buffer])
+                    return os.readv(self._fd, into)
                 except OSError as error:
                     if error.errno in GONE:
                         return 0

@@ -63,11 +63,15 @@ class LiveFiles:
 
     def find(self, folder: Inode, name: bytes) -> Inode:
         """What a name in a folder leads to."""
-        _check_name(folder, name)
-        found = self.dataset.find(folder, name)
+        found = self.look(folder, name)
         if found is None:
             fail(errno.ENOENT)
         return found
+
+    def look(self, folder: Inode, name: bytes) -> Inode | None:
+        """The same; None where there is no such name."""
+        _check_name(folder, name)
+        return self.dataset.find(folder, name)
 
     def _check_free(self, folder: Inode, name: bytes) -> None:
         _check_name(folder, name)
@@ -219,8 +223,8 @@ class LiveFiles:
         self.dataset.touch(inode)
 
     def _changed_content(self, inode: Inode) -> None:
-        inode.fields.mtime = time.time_ns()
-        self._changed(inode)
+        inode.fields.mtime = inode.fields.ctime = time.time_ns()
+        self.dataset.touch(inode)
 
     def chmod(self, inode: Inode, mode: int) -> None:
         inode.fields.mode = inode.fields.mode & ~0o7777 | mode & 0o7777

@@ -49,7 +49,10 @@ CHANGING = frozenset(
 )
 "Operations that fail once nothing can be committed any more, as what they do would be lost."
 
+STATFS = int(Op.STATFS)
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NOTHING = (0,) * 19
+"The rest of the answer for a name that is not there."
 Body = bytes | bytearray | memoryview
 Log = Callable[[str], object]
 
@@ -115,6 +118,20 @@ class Operations:
 
     def answer(self, request: Request) -> tuple[int, Body] | None:
         """Errno and body; every exception becomes an errno."""
+        method = self._answers.get(request.op)
+        if method is None:
+            return self._answer_otherwise(request)
+        try:
+            with self._dataset.lock:
+                return self._answer(request, method)
+        except CallError as error:  # what is refused often, as a name that is not there, takes little
+            return error.errno or errno.EIO, b""
+        except Exception as error:
+            # Nothing may be read here: what cannot be read may be why this failed.
+            return self._errno_of(f"{Op(request.op).name} of node {request.node}", error), b""
+
+    def _answer_otherwise(self, request: Request) -> tuple[int, Body] | None:
+        """Requests that no file's state answers, or that nobody waits for."""
         op = request.op
         if op in (Op.FORGET, Op.BATCH_FORGET):
             self._forget(request)
@@ -123,15 +140,7 @@ class Operations:
             return None
         if op == Op.INIT:
             return 0, self._init(request)  # if that fails there is no mount
-        method = self._answers.get(op)
-        if method is None:
-            return errno.ENOSYS, b""
-        try:
-            with self._dataset.lock:
-                return self._answer(request, method)
-        except Exception as error:
-            # Nothing may be read here: what cannot be read may be why this failed.
-            return self._errno_of(f"{Op(op).name} of node {request.node}", error), b""
+        return errno.ENOSYS, b""
 
     def _answer(self, request: Request, method: Callable[[Request], Body]) -> tuple[int, Body]:
         if request.op in CHANGING:
@@ -139,7 +148,7 @@ class Operations:
                 raise Refused("something else was written to the dataset: nothing can be committed any more")
             if self.files.is_read_only and request.op not in (Op.FSYNC, Op.FSYNCDIR):
                 fail(errno.EROFS)
-        if request.node < FIRST_NODE or request.op == Op.STATFS:
+        if request.node < FIRST_NODE or request.op == STATFS:
             return 0, method(request)
         try:
             return 0, self._control.answer(request)
@@ -211,32 +220,28 @@ class Operations:
 
     # Nodes
 
-    def _number(self, node: int) -> int:
-        return self._dataset.tree.root if node == p.ROOT else node
-
     def _inode(self, node: int) -> Inode:
         if node in self._dataset.gone:
             fail(errno.ESTALE)
-        return self._dataset.inode(self._number(node))
+        return self._dataset.inode(self._dataset.tree.root if node == p.ROOT else node)
 
     def _entry(self, inode: Inode) -> bytes:
         """An answer by which the kernel learns of a file."""
         self._dataset.use(inode)
-        found = inode.number, inode.fields.generation
-        return p.ENTRY_OUT.pack(*found, FOREVER, FOREVER, 0, 0, *attributes_of(self._dataset, inode))
+        return p.ENTRY_OUT.pack(
+            inode.number, inode.fields.generation, FOREVER, FOREVER, 0, 0, *attributes_of(self._dataset, inode)
+        )
 
     def _lookup(self, request: Request) -> bytes:
         name = p.name_in(request.body)
         if name == NAME and request.node == p.ROOT and (control := self._control.root()) is not None:
             return control
-        try:
-            return self._entry(self.files.find(self._inode(request.node), name))
-        except CallError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            # The kernel keeps that a name is not there as well. Only .zfs comes by itself, with the first snapshot.
-            kept = 0 if name == NAME and request.node == p.ROOT else self.cache.absent(request.node, name)
-            return p.ENTRY_OUT.pack(0, 0, kept, 0, *[0] * 18)
+        found = self.files.look(self._inode(request.node), name)
+        if found is not None:
+            return self._entry(found)
+        # The kernel keeps that a name is not there as well. Only .zfs comes by itself, with the first snapshot.
+        kept = 0 if name == NAME and request.node == p.ROOT else self.cache.absent(request.node, name)
+        return p.ENTRY_OUT.pack(0, 0, kept, *NOTHING)
 
     def _forget(self, request: Request) -> None:
         pairs: list[tuple[int, int]]
@@ -374,7 +379,9 @@ class Operations:
     def _listing(self, inode: Inode, handle: int, offset: int) -> list[tuple[bytes, int]]:
         """All entries as they were when reading began, so that each is there once, whatever changes meanwhile."""
         if offset == 0 or handle not in self._listings:
-            self._listings[handle] = list(self._dataset.entries(inode).items())
+            # In the order of numbers: who goes on to read the files reads what lies together.
+            entries = self._dataset.entries(inode).items()
+            self._listings[handle] = sorted(entries, key=lambda entry: entry[1] & OBJECT_BITS)
         return self._listings[handle]
 
     def _readdir(self, request: Request) -> Body:

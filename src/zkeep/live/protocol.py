@@ -93,6 +93,9 @@ WRITE_KILLS_IDS = 1 << 2
 
 HEADER_IN = Struct("=IIQQIIIHH")
 "Length, operation, number of the request, node, user, group, process; two that are not used here."
+HEADER = HEADER_IN.size
+_used = Struct("=4xIQQII8x")
+"What is used of it here: operation, number, node, user and group."
 HEADER_OUT = Struct("=IiQ")
 "Length, errno (negative), number of the request."
 
@@ -140,8 +143,8 @@ class Request(NamedTuple):
 
 def parse(message: memoryview) -> Request:
     """A request as it was read."""
-    _, op, unique, node, uid, gid, _, _, _ = HEADER_IN.unpack_from(message)
-    return Request(op, unique, node, uid, gid, message[HEADER_IN.size :])
+    # Made of a tuple, as this is done for every request.
+    return tuple.__new__(Request, (*_used.unpack_from(message), message[HEADER:]))
 
 
 def name_in(body: memoryview, start: int = 0) -> bytes:

@@ -8,10 +8,10 @@ content    the block as the file or directory has it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from zkeep.cache import Cache
 from zkeep.crypto.block import MAC, BlockKeys, Forged
 from zkeep.crypto.mactree import HOLE, POINTER, MacTree, Numbers, Pointers, TreeShape
 from zkeep.format.compress import PLAIN, BadCompression, decompress
+from zkeep.format.dnode import SLOTS
 from zkeep.format.objtypes import is_encrypted
 from zkeep.format.records import HEADER, RecordType, WriteEmbedded
 from zkeep.names import MAX_UINT64
@@ -31,7 +32,7 @@ from zkeep.snapshot.dnodes import add_leaves
 from zkeep.snapshot.errors import Forgery, Unreadable
 from zkeep.snapshot.known import Known
 from zkeep.snapshot.prefetch import BlockRow, decrypt_row, stored_blocks
-from zkeep.snapshot.verified import VerifiedObject
+from zkeep.snapshot.verified import NO_LEAVES, VerifiedObject
 from zkeep.tree.objects import Content
 
 GROUPS = 64
@@ -142,10 +143,31 @@ class BlockReader:
 
     def pointer(self, obj: VerifiedObject, block: int) -> bytes | None:
         """The pointer to one block of an object; None for a hole."""
-        group = 0 if obj.tree is None else block >> obj.tree.shape.fanout
-        numbers, pointers = self.pointers(obj, group)
+        if obj.tree is None:
+            found = obj.roots[block * len(HOLE) : (block + 1) * len(HOLE)]
+            return found if found and found != HOLE else None
+        numbers, pointers = self.pointers(obj, block >> obj.tree.shape.fanout)
         at = int(numbers.searchsorted(np.uint64(block)))
         return pointers[at].tobytes() if at < len(numbers) and int(numbers[at]) == block else None
+
+    def only_leaves(self, index: int, wanted: Mapping[int, bytes]) -> Array:
+        """The leaves of ordinary blocks at offset 0 of objects in a block of dnodes. `wanted`: the pointers to them.
+
+        None are found where a large object among them spreads over many chunks.
+        """
+        first = index * SLOTS
+        chunks = list(islice(self._state.over((first, 0), (first + SLOTS, 0)), 3))
+        parts = [NO_LEAVES]
+        for chunk in chunks if len(chunks) < 3 else ():
+            low, high = np.searchsorted(chunk.table.blocks["object"], np.array([first, first + SLOTS], np.uint64))
+            leaves = chunk.leaves[low:high]
+            # Each leaf must be the one that the dnode's own pointer, which is authentic, leads to.
+            pointers, size = leaves["pointer"].tobytes(), len(HOLE)
+            numbers = enumerate(leaves["object"].tolist())
+            mine = [at for at, number in numbers if wanted.get(number) == pointers[at * size : (at + 1) * size]]
+            parts.append(leaves[mine])
+        found = np.concatenate(parts)
+        return np.asarray(found[(found["offset"] == 0) & (found["kind"] == WRITE) & (found["bare"] == 0)])
 
     # Contents
 

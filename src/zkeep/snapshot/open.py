@@ -54,6 +54,9 @@ DNODE_BLOCKS = 1024
 SMALL = 128 << 10
 "Bytes of a file's only block that may be decrypted before it is asked for."
 
+TOGETHER = 32 << 10
+"Bytes of a file's only block that is read together with those of the files beside it."
+
 
 class NoObject(Unreadable):
     """There is no object of this number."""
@@ -314,6 +317,23 @@ class OpenSnapshot:
             return None
         pointer = self.blocks.pointer(self.object(number), block)
         return self.known.content(pointer) if pointer is not None else None
+
+    def learn_small_files(self, index: int) -> None:
+        """Read the blocks of all files in a block of dnodes that have a single small one: they are known then.
+
+        One that cannot be read is left out: reading it by itself says why.
+        """
+        if self.known is None or self._keys is None:
+            return
+        wanted = {}
+        for at, obj in self.dnodes(index).items():
+            if obj.dnode.type == ObjectType.PLAIN_FILE and obj.dnode.blksz <= TOGETHER and obj.dnode.maxblkid == 0:
+                pointer = self.blocks.pointer(obj, 0)
+                if pointer is not None and self.known.content(pointer) is None:
+                    wanted[at] = pointer
+        leaves = self.blocks.only_leaves(index, wanted)
+        for at, content in read_ahead(self.blocks.records, self._keys, leaves):
+            self.known.put_content(wanted[at], bytes(content))
 
     def data(self, number: int, start: int, end: int) -> Iterator[tuple[int, Content]]:
         if end <= start:

@@ -81,6 +81,8 @@ def with_type(spill: Array, bonustype: int) -> Array:
 
 def unplaced_spill(pointer: bytes) -> Array:
     """The leaf of a spill block (empty: of none) of which only the pointer is known."""
+    if not pointer:
+        return NO_LEAVES  # of most objects: nothing need be made
     spill = np.zeros(len(pointer) // POINTER.itemsize, LEAF)
     spill["pointer"] = np.frombuffer(pointer, POINTER)
     return spill

@@ -50,7 +50,9 @@ def unchanged(held: VerifiedObject) -> Waiting:
 
 def verified(each: Waiting) -> VerifiedObject:
     """An object as one who reads it will find it."""
-    dnode = each.dnode._replace(bonus=each.dnode.bonus[: each.dnode.bonuslen])
+    dnode = each.dnode
+    if len(dnode.bonus) > dnode.bonuslen:
+        dnode = Dnode(*dnode[:-1], dnode.bonus[: dnode.bonuslen])
     flat = NO_LEAVES if each.tree is None else None
     return VerifiedObject(dnode, each.tree, each.roots, unplaced_spill(each.spill), flat, unplaced=True)
 
