@@ -162,6 +162,28 @@ def many_increments(count: int) -> bytes:
     return b"".join([*parts, writer.package_end()])
 
 
+SMALL = Shape(8, 1024, 1)
+"A dataset of eight small files; an increment of one record is 9 KB, as after an hour in which one file changed."
+
+
+def small(number: int) -> bytes:
+    """As stream(), with SMALL: the increment is of one changed record."""
+    made = io.BytesIO()
+    if number:
+        increment(SMALL, made, number, 1)
+    else:
+        full(SMALL, made)
+    return made.getvalue()
+
+
+def many_small(first: int, last: int) -> bytes:
+    """A package, as of send -I, of increments that each changed one small file: @s(first) to @s(last)."""
+    writer = Writer()
+    header = Begin(versioninfo=HeaderType.COMPOUND, toname=f"bench/data@s{last}".encode())
+    parts = [writer.package(header, NvList()), *map(small, range(first, last + 1)), writer.package_end()]
+    return b"".join(parts)
+
+
 # Measuring
 
 
@@ -196,6 +218,7 @@ VERBS = {
         Verb("send -w -I @n1 b/data@n{n}", each=True),
         Verb("receive b/data", "again", each=True),
         Verb("receive b/new", "package", each=True, changes=True),
+        Verb("receive b/new", "small changes", each=True, changes=True),
         Verb("destroy b/data@%n{n}", each=True, changes=True),
     ],
     "datasets": [
@@ -260,8 +283,8 @@ def measure(folder: Path, kind: str, count: int, rounds: int, verbs: list[Verb])
         for verb in verbs:
             stdin = _input(verb, kind, count, environment)
             words = verb.words.format(n=count).split()
-            if verb.stdin == "package":
-                cpu(["receive", "b/new"], stream(0), environment)
+            if verb.stdin in ("package", "small changes"):
+                cpu(["receive", "b/new"], (stream if verb.stdin == "package" else small)(0), environment)
             times = []
             for _ in range(1 if verb.each else rounds):
                 times.append(cpu(words, stdin, environment))
@@ -278,6 +301,8 @@ def _input(verb: Verb, kind: str, count: int, environment: dict[str, str]) -> by
         return subprocess.run(words, capture_output=True, env=environment, check=True).stdout
     if verb.stdin == "increment":
         return stream(count + 1 if kind == "snapshots" else 1)
+    if verb.stdin == "small changes":
+        return many_small(1, count)
     return many_increments(count) if verb.stdin in ("again", "package") else b""
 
 

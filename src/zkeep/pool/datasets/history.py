@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.store.port import Store
+from zkeep.pool.timeline.segment import RecentContents
 from zkeep.pool.timeline.summary import FOLDER
 from zkeep.pool.timeline.timeline import Run, Timeline
 
@@ -33,13 +34,14 @@ class History:
         """How many runs are not younger than `txg`."""
         return bisect_right(self.runs, txg, key=lambda run: run.txg)
 
-    def timeline(self, store: Store) -> Timeline:
+    def timeline(self, store: Store, recent: RecentContents | None = None) -> Timeline:
         # The names of the summaries are asked for only if a table is looked for.
         return Timeline(
             store,
             self.runs,
             lambda: [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")],
             self.checked,
+            recent,
         )
 
 

@@ -167,7 +167,7 @@ def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run], have
     """Write missing summaries, low levels first: those of one level are made of those of the level below."""
     for unit in islice(missing(runs, have), AT_ONCE):
         summed = runs[unit.start : unit.end]
-        with history.timeline(pool.store) as timeline:
+        with history.timeline(pool.store, pool.runs.recent) as timeline:
             # The runs merged into one table, with the holes that only the merged increment has.
             raw = bool(dataset.doc["raw"]) and all(Feature(run.doc["features"]) & Feature.RAW for run in summed)
             before = [run for run in timeline.runs if run.txg < summed[0].txg]

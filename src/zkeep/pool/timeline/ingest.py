@@ -122,6 +122,7 @@ class SegmentWriter:
         state: Words,
         on_segment: Callable[[ResumePoint], None] | None = None,
         resumed: Resumed | None = None,
+        recent: seg.RecentContents | None = None,
     ) -> None:
         self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
         self._store = store
@@ -145,6 +146,9 @@ class SegmentWriter:
         self._position = 0
         self._begun = len(self.tally.segments)
         self._on_segment = on_segment
+        self._recent = recent
+        self._published: tuple[str, dict[str, Any], Table] | None = None
+        "The segment that was published last, its footer and its table."
         self._mark: tuple[Words, Key, tuple[int, int] | None] | None = None
         "Where the segment ends that is closed, and of which `on_segment` does not know yet."
         self._in_step = True
@@ -214,6 +218,8 @@ class SegmentWriter:
             self._write_batch(waiting)
         self._refuse_torn()
         self._flush()
+        if self._published and self._recent:
+            self._recent.wrote(*self._published)
         return self.tally
 
     def keep(self) -> None:
@@ -265,9 +271,10 @@ class SegmentWriter:
             raise RuntimeError(f"segment {segment_id}: {draft.size} bytes were written, not {self._position}")
 
         def publish() -> None:
-            seg.finish(draft, table, (a, b, c, d), records)
+            footer = seg.finish(draft, table, (a, b, c, d), records)
             size = draft.size
             draft.publish(segment_name(segment_id))
+            self._published = segment_name(segment_id), footer, table
             self._unpublished.remove(draft)
             self.tally.count(segment_id, table, records, body, size, dead)
 

@@ -22,13 +22,14 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 
+from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.format.records import HEADER, MAX_PAYLOAD, RecordType
 from zkeep.pool.store.port import Blob, Buffer
@@ -44,6 +45,11 @@ BIG_ENDIAN = 1
 "Flag: the records are in big-endian byte order."
 PAGE_ROWS = 256
 PAGES_AT_ONCE = 64
+SMALL = 64 << 10
+"Bytes of tables that are cached as a whole."
+RECENT = 4 << 20
+"Bytes of memory for what is cached."
+_BASE_WEIGHT = 4 << 10
 MAX_FILE = 1 << 62
 "No segment is this large, and no row points beyond it."
 TARGET = 64 << 20
@@ -136,7 +142,7 @@ def finish(draft: SegmentSink, table: Table, state: State, records: int) -> dict
         "stored": table.stored,
         "logical": table.logical,
         "bare": int(np.count_nonzero(table.blocks["bare"])),
-        "objects": table.hull,
+        "objects": list(table.hull),
         "tables": tables,
     }
     # | pages ... | {"body":[64,n], ... } | length (8) | digest of the JSON (16) | "zkeepseg" |
@@ -151,7 +157,7 @@ def _pack(values: Array) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Where the rows of one table lie, and how its pages begin."""
 
     at: int
@@ -160,13 +166,13 @@ class _Part:
     keys: Array
 
     @classmethod
-    def of(cls, entry: dict[str, Any]) -> _Part:
+    def of(cls, entry: dict[str, Any]) -> Part:
         crc = np.frombuffer(base64.b64decode(entry["crc"]), "<u4")
         pairs = np.frombuffer(base64.b64decode(entry["keys"]), "<u8").reshape(-1, 2)
         return cls(entry["at"], entry["rows"], crc, sp.keys(pairs[:, 0], pairs[:, 1]))
 
 
-def _makes_sense(footer: dict[str, Any], parts: dict[str, _Part], size: int) -> bool:
+def _makes_sense(footer: dict[str, Any], parts: dict[str, Part], size: int) -> bool:
     """Whether everything that a footer names lies inside of a file of `size` bytes."""
     counts = [*(footer[name] for name in ("records", "stored", "logical")), footer.get("bare", 0)]
     places = [number for part in parts.values() for number in (part.at, part.rows)]
@@ -211,14 +217,72 @@ def _is_possible(name: str, rows: Array) -> bool:
     return not wrong.any()
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a segment's file says, verified: its footer, where its tables lie, and the tables themselves if they are
+    small; `segment` of their rows has no meaning yet. `ids`: of a summary."""
+
+    footer: dict[str, Any]
+    parts: dict[str, Part]
+    tables: dict[str, Array] | None = None
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes of memory it takes."""
+        rows = sum(table.nbytes for table in self.tables.values()) if self.tables is not None else 0
+        return _BASE_WEIGHT + rows + sum(part.keys.nbytes for part in self.parts.values()) + 64 * len(self.ids)
+
+
+class RecentContents:
+    """A cache of what segments say, by their names: each receive of a package looks at much of what the one before
+    read or wrote. A segment is never changed, so what is known of it stays true as long as a document names it.
+    """
+
+    def __init__(self) -> None:
+        self._cache: Cache[str, Contents] = Cache(RECENT, lambda contents: contents.weight)
+
+    def get(self, name: str) -> Contents | None:
+        return self._cache.get(name)
+
+    def put(self, name: str, contents: Contents) -> None:
+        self._cache.put(name, contents)
+
+    def wrote(self, name: str, footer: dict[str, Any], table: Table) -> None:
+        """Note a segment that was just published; `footer` as finish() returned it."""
+        parts = {kind: Part.of(entry) for kind, entry in footer["tables"].items()}
+        if is_small(parts):
+            rest = {key: value for key, value in footer.items() if key != "tables"}
+            self.put(name, Contents(rest, parts, {kind: getattr(table, kind) for kind in parts}))
+
+
+def _picked(name: str, rows: Array, lows: Array, highs: Array) -> Array:
+    """The rows inside a wanted range, and the row just before each (it may reach into the range). `lows` and `highs`:
+    the keys at which the ranges begin, and end, sorted."""
+    keys = sp.keys(*first_keys(name, rows))
+    inside: Array = lows.searchsorted(keys, "right") > highs.searchsorted(keys, "right")
+    before = keys.searchsorted(lows, "right") - 1
+    inside[before[before >= 0]] = True
+    return rows[inside]
+
+
+def is_small(parts: dict[str, Part]) -> bool:
+    """Whether the tables are cached as a whole."""
+    return sum(part.rows * DTYPES[name].itemsize for name, part in parts.items()) <= SMALL
+
+
 class Segment:
     """A published segment. `number` is what its rows carry in `segment`.
 
     `opened` returns its file; it is called for each access, so that it may close files that were not used for long.
+    `recent`: what is known of segments without reading them; this adds to it.
     """
 
-    def __init__(self, opened: Callable[[], Blob], name: str, number: int = 0) -> None:
+    def __init__(
+        self, opened: Callable[[], Blob], name: str, number: int = 0, recent: RecentContents | None = None
+    ) -> None:
         self._opened = opened
+        self._recent = recent
         self.name = name
         self.number = number
 
@@ -229,19 +293,36 @@ class Segment:
     @property
     def footer(self) -> dict[str, Any]:
         """The footer without its tables; see parts."""
-        return self._contents[0]
+        return self._contents.footer
 
     @property
-    def parts(self) -> dict[str, _Part]:
+    def parts(self) -> dict[str, Part]:
         """The tables that have rows, by name."""
-        return self._contents[1]
+        return self._contents.parts
 
     @cached_property
-    def _contents(self) -> tuple[dict[str, Any], dict[str, _Part]]:
+    def _contents(self) -> Contents:
+        if self._recent is None:
+            return Contents(*self._read_footer())
+        if (known := self._recent.get(self.name)) is not None:
+            return known
+        footer, parts = self._read_footer()
+        tables = None
+        if is_small(parts):
+            tables = {name: self._read_rows(name, part, 0, None) for name, part in parts.items()}
+        contents = Contents(footer, parts, tables, self._listed(footer))
+        self._recent.put(self.name, contents)
+        return contents
+
+    def _listed(self, footer: dict[str, Any]) -> list[str]:
+        """The ids that the body lists; a summary has some."""
+        return []
+
+    def _read_footer(self) -> tuple[dict[str, Any], dict[str, Part]]:
         text = self._footer()
         try:
             footer: dict[str, Any] = json.loads(text)
-            parts = {name: _Part.of(entry) for name, entry in footer.pop("tables").items()}
+            parts = {name: Part.of(entry) for name, entry in footer.pop("tables").items()}
             if _makes_sense(footer, parts, self.blob.size):
                 return footer, parts
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -303,7 +384,9 @@ class Segment:
         Raises:
             Damaged: a page's CRC does not match.
         """
-        rows = self.stored_rows(name, first_page, end_page)
+        return self._placed(self.stored_rows(name, first_page, end_page))
+
+    def _placed(self, rows: Array) -> Array:
         if len(rows) and "segment" in (rows.dtype.names or ()):
             self.place(rows)
         return rows
@@ -317,6 +400,12 @@ class Segment:
         part = self.parts.get(name)
         if part is None:
             return np.empty(0, DTYPES[name])
+        if (tables := self._contents.tables) is not None:
+            end_row = part.rows if end_page is None else end_page * PAGE_ROWS
+            return tables[name][first_page * PAGE_ROWS : end_row].copy()
+        return self._read_rows(name, part, first_page, end_page)
+
+    def _read_rows(self, name: str, part: Part, first_page: int, end_page: int | None) -> Array:
         end_page = len(part.crc) if end_page is None else min(end_page, len(part.crc))
         # Rows have one width, so a page number gives the byte; the last page may be short.
         first_row = first_page * PAGE_ROWS
@@ -354,6 +443,8 @@ class Segment:
             return np.empty(0, DTYPES[name])
         lows = np.sort(sp.keys(wanted["object"], wanted["start"]))
         highs = np.sort(sp.keys(wanted["to_object"], wanted["to"]))
+        if (tables := self._contents.tables) is not None:
+            return self._placed(_picked(name, tables[name], lows, highs))
         # A wanted range begins on the last page whose first key is not behind it, and ends before the first page
         # whose
         # first key is not in it.
@@ -364,13 +455,7 @@ class Segment:
         for stretch in pages:
             for page in range(int(stretch["start"]), int(stretch["end"]), PAGES_AT_ONCE):
                 rows = self.rows(name, page, min(page + PAGES_AT_ONCE, int(stretch["end"])))
-                # Of these pages: rows inside a wanted range, and the row just before each (it may reach into the
-                # range).
-                keys = sp.keys(*first_keys(name, rows))
-                inside: Array = np.searchsorted(lows, keys, "right") > np.searchsorted(highs, keys, "right")
-                before = np.searchsorted(keys, lows, "right") - 1
-                inside[before[before >= 0]] = True
-                found.append(rows[inside])
+                found.append(_picked(name, rows, lows, highs))
         return sp.join(found)
 
     def between(self, name: str, low: Key, high: Key) -> Array:

@@ -77,15 +77,14 @@ def is_in(values: Array, among: Array) -> Array:
 
 def union(*sets: Array) -> Array:
     """Ranges that lie in any of the sets; the inputs may be unsorted and may overlap."""
-    together = join(sets)
-    return _sweep(together, EMPTY) if len(together) else EMPTY
+    return ordered(join(sets))
 
 
 def ordered(ranges: Array) -> Array:
-    """The ranges as a span set; unchanged if they are one already."""
+    """The ranges as a span set; unchanged if they are one already, as most are that are few."""
     objects, starts, ends = ranges["object"], ranges["start"], ranges["end"]
     apart = (objects[1:] > objects[:-1]) | ((objects[1:] == objects[:-1]) & (starts[1:] > ends[:-1]))
-    return ranges if apart.all() else union(ranges)
+    return ranges if apart.all() and (starts < ends).all() else _sweep(ranges, EMPTY)
 
 
 def add(one: Array, other: Array) -> Array:

@@ -19,14 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from zkeep.errors import Damaged
 from zkeep.pool.store.port import Blob, Buffer
 from zkeep.pool.timeline import segment as seg
-from zkeep.pool.timeline.segment import Segment
+from zkeep.pool.timeline import spans as sp
+from zkeep.pool.timeline.segment import RecentContents, Segment
 from zkeep.pool.timeline.spans import Array, Ints
 from zkeep.pool.timeline.table import DTYPES, Table
 
@@ -124,31 +125,48 @@ def encode(table: Table, ids: Sequence[str]) -> bytes:
 class Summary(Segment):
     """A published summary. `number_of` gives the numbers that rows shall carry for the ids of segments."""
 
-    def __init__(self, opened: Callable[[], Blob], name: str, number_of: Callable[[str], int]) -> None:
-        super().__init__(opened, name)
+    def __init__(
+        self,
+        opened: Callable[[], Blob],
+        name: str,
+        number_of: Callable[[str], int],
+        recent: RecentContents | None = None,
+    ) -> None:
+        super().__init__(opened, name, recent=recent)
         self._number_of = number_of
+        self._given: Ints | None = None
+        "The numbers of the segments that rows named so far; -1 of the others."
 
     def ids(self) -> list[str]:
         """Raises Damaged."""
-        start, end = self.body
+        return self._contents.ids or self._listed(self.footer)
+
+    def _listed(self, footer: dict[str, Any]) -> list[str]:
+        start, end = footer["body"]
         text = self.blob.read(start, end - start)
         if blake2b(text[_DIGEST:], digest_size=_DIGEST).digest() != text[:_DIGEST]:
             raise Damaged(f"{self.name}: its list of segments is damaged")
         return text[_DIGEST:].decode().split()
 
     @cached_property
-    def _numbers(self) -> Ints:
-        try:
-            return np.array([self._number_of(segment_id) for segment_id in self.ids()], np.uint32)
-        except KeyError as error:
-            raise Damaged(f"{self.name}: {error} is not a segment of its runs") from None
+    def _ids(self) -> list[str]:
+        return self.ids()
 
     def place(self, rows: Array) -> None:
-        """Raises Damaged: a row names a segment that is not in the list."""
-        last, count = int(rows["segment"].max()), len(self._numbers)
+        """Raises Damaged: a row names a segment that is not in the list, or not of its runs."""
+        last, count = int(rows["segment"].max()), len(self._ids)
         if last >= count:
             raise Damaged(f"{self.name}: a row names segment {last} of {count}")
-        rows["segment"] = self._numbers[rows["segment"]]
+        # A summary of many runs names many segments; those get numbers that rows lead to.
+        if self._given is None:
+            self._given = np.full(count, -1, np.int64)
+        try:
+            for at in sp.unique(rows["segment"]).tolist():
+                if self._given[at] < 0:
+                    self._given[at] = self._number_of(self._ids[at])
+        except KeyError as error:
+            raise Damaged(f"{self.name}: {error} is not a segment of its runs") from None
+        rows["segment"] = self._given[rows["segment"]]
 
     def check(self) -> None:
         """Read all of it. Raises Damaged."""

@@ -19,7 +19,7 @@ from zkeep.cache import Cache
 from zkeep.errors import Damaged
 from zkeep.pool.store.port import Blob, Store, segment_name
 from zkeep.pool.timeline import spans as sp
-from zkeep.pool.timeline.segment import Key, Segment
+from zkeep.pool.timeline.segment import Key, RecentContents, Segment
 from zkeep.pool.timeline.spans import Array, Bools
 from zkeep.pool.timeline.summary import Summary, SummaryName, digest
 from zkeep.pool.timeline.table import MAX_SLOTS, NOTHING, Table, concat, fold
@@ -76,7 +76,8 @@ class Piece:
     """Consecutive runs that are read together, from their summary; or one run by itself."""
 
     runs: list[Run]
-    summary: Summary | None = None
+    summary: str | None = None
+    "The name of their summary; it may turn out to be missing, or damaged."
 
 
 class Timeline:
@@ -85,6 +86,7 @@ class Timeline:
     `summaries`: names of files that sum up some of the runs, or what gives them when they are first needed; those that
     sum up others are passed over.
     `checked`: by datasets' keys and by names, which are known to sum up these runs, or others; this adds to it.
+    `recent`: what is known of segments and summaries without reading them; this adds to it, too.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class Timeline:
         runs: Iterable[Run],
         summaries: Sequence[str] | Callable[[], Sequence[str]] = (),
         checked: dict[str, dict[str, bool]] | None = None,
+        recent: RecentContents | None = None,
     ) -> None:
         self.runs = list(runs)
         self._files = Files(store)
+        self._recent = recent
         self._opened: dict[str, Segment] = {}
         self._by_number: list[tuple[Run, Segment]] = []
         self._ids: list[str] = []
@@ -126,7 +130,8 @@ class Timeline:
     def _open(self, run: Run, segment_id: str) -> Segment:
         if segment_id not in self._opened:
             name = segment_name(segment_id)
-            self._opened[segment_id] = Segment(partial(self._files.get, name), name, len(self._by_number))
+            opened = partial(self._files.get, name)
+            self._opened[segment_id] = Segment(opened, name, len(self._by_number), self._recent)
             self._by_number.append((run, self._opened[segment_id]))
             self._ids.append(segment_id)
         return self._opened[segment_id]
@@ -164,8 +169,7 @@ class Timeline:
                 continue
             summed = runs[at : at + end + 1 - start]
             if summed == self.runs[start : end + 1] and self._sums_up(name, summed):
-                with suppress(Damaged):
-                    return Piece(summed, self._summary(str(name), summed))
+                return Piece(summed, str(name))
         return Piece(runs[at : at + 1])
 
     @cached_property
@@ -191,21 +195,23 @@ class Timeline:
 
     def _summary(self, name: str, runs: list[Run]) -> Summary:
         if name not in self._summed:
-            owners = {segment_id: run for run in runs for segment_id in run.segments}
-            summary = Summary(
-                partial(self._files.get, name), name, lambda i: self._open(owners[i], i).number
-            )
-            summary.parts  # noqa: B018 (verified when it is read)
-            self._summed[name] = summary
+            owners: dict[str, Run] = {}
+
+            def number_of(segment_id: str) -> int:
+                if not owners:
+                    owners.update((each, run) for run in runs for each in run.segments)
+                return self._open(owners[segment_id], segment_id).number
+
+            self._summed[name] = Summary(partial(self._files.get, name), name, number_of, self._recent)
         return self._summed[name]
 
     def ask(self, piece: Piece, look: Callable[[Segment], Table]) -> list[Table]:
         """What `look` finds in the segments of a piece: a table for each run, or one from the summary."""
-        if piece.summary is not None:
+        if piece.summary:
             with suppress(Damaged):
-                return [look(piece.summary)]
+                return [look(self._summary(piece.summary, piece.runs))]
             # The summary is damaged: use it no more, and ask its runs instead.
-            self._damaged.add(piece.summary.name)
+            self._damaged.add(piece.summary)
         return [concat(look(segment) for segment in self.segments(run)) for run in piece.runs]
 
     def parts(self, runs: list[Run], look: Callable[[Segment], Table]) -> list[Table]:
@@ -214,7 +220,7 @@ class Timeline:
 
     def nearby(self, piece: Piece, wanted: dict[str, Array]) -> Table:
         """A piece's rows that lie in `wanted` (rows of WANT by table), and those just before."""
-        if piece.summary is None and not piece.runs[0].segments:
+        if not piece.summary and not piece.runs[0].segments:
             return NOTHING  # a snapshot in which nothing changed
         return fold(self.ask(piece, lambda segment: segment.nearby(wanted)))
 
@@ -226,10 +232,15 @@ class Timeline:
     def _asked(self, runs: list[Run]) -> Iterator[Segment]:
         """The segments and summaries that answer for these runs."""
         for piece in self.pieces(runs):
-            if piece.summary is not None:
-                yield piece.summary
-            else:
-                yield from self.segments(piece.runs[0])
+            if piece.summary:
+                with suppress(Damaged):
+                    summary = self._summary(piece.summary, piece.runs)
+                    summary.parts  # noqa: B018 (verified when it is read)
+                    yield summary
+                    continue
+                self._damaged.add(piece.summary)
+            for run in piece.runs:
+                yield from self.segments(run)
 
     def rows(self, runs: list[Run]) -> int:
         """How many rows the tables of these runs have."""

@@ -450,7 +450,7 @@ def _open_writer(
     large = Feature.LARGE_BLOCKS
     grows_blocks = bool(past and begin.features & large and not Feature(past.doc["features"]) & large)
     history = history_of(pool, past.dataset).upto(past.txg) if past else History([])
-    timeline = work.enter_context(history.timeline(pool.store))
+    timeline = work.enter_context(history.timeline(pool.store, pool.runs.recent))
     source = BeginTraits(
         big_endian=opening.byteorder == "big",
         spill_flags=bool(begin.flags & BeginFlag.SPILL_BLOCK),
@@ -464,7 +464,7 @@ def _open_writer(
     if resumed:
         resumed = replace(resumed, doc=registration.doc)
     return work.enter_context(
-        writer(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed)
+        writer(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed, pool.runs.recent)
     )
 
 
