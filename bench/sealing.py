@@ -72,12 +72,12 @@ def seal(path: Path, key: bytes, things: Iterable[Thing], suite: int = SUITE) ->
     keys = MasterKeys(suite, GUID, 1, os.urandom(SUITES[suite].key_bytes), os.urandom(64))
     name = DatasetName.parse("bench/sealed")
     group = Group(
-        Begin(creation_time=NOW, type=ObjsetType.FILESYSTEM, toguid=TOGUID),
-        Feature.ZSTD | Feature.LARGE_BLOCKS | Feature.LARGE_DNODE,
-        ReceiveTarget(name, "s0", name),
-        compressor("off"),
-        wrap(keys, key, KeyFormat.RAW),
-        keys,
+        begin=Begin(creation_time=NOW, type=ObjsetType.FILESYSTEM, toguid=TOGUID),
+        features=Feature.ZSTD | Feature.LARGE_BLOCKS | Feature.LARGE_DNODE,
+        target=ReceiveTarget(name, "s0", name),
+        wrapped=wrap(keys, key, KeyFormat.RAW),
+        compress=compressor("off"),
+        keys=keys,
     )
 
     def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:

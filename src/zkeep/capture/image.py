@@ -22,7 +22,7 @@ from zkeep.format.zap_writer import micro_block
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.snapshot.changes import Block, ObjectChange
-from zkeep.snapshot.commit import LARGE, NewSnapshot, commit
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit, repeat
 from zkeep.snapshot.compare import Comparison
 from zkeep.snapshot.encrypted import is_zeros
 from zkeep.snapshot.new_filesystem import new_salt
@@ -57,10 +57,13 @@ def take_image(
     """
     dataset = pool.dataset(new.name.dataset)
     size, blksz = shape_of(dataset)
-    new = for_volume(new, blksz)
+    new = replace(for_volume(new, blksz), volsize=size)
     # Without a source the disk stays as it is: only its size may have changed.
     if source is None:
-        return commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None)), []
+        same = repeat(pool, new)
+        if same is None:
+            same = commit(pool, new, get_key, lambda writer, base: _write(writer, base, size, blksz, None))
+        return same, []
     problems: list[ReadProblem] = []
     fd, length = _open(new.name, source, size, blksz)
     try:

@@ -30,7 +30,7 @@ from zkeep.pool.datasets import head
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
 from zkeep.pool.datasets.view import View
-from zkeep.snapshot.commit import LARGE, NewSnapshot, commit, forget_unchanged
+from zkeep.snapshot.commit import LARGE, NewSnapshot, commit, forget_unchanged, repeat
 from zkeep.snapshot.malloc import share_freed_memory
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
@@ -299,9 +299,8 @@ def _repeat_last(pool: Pool, name: SnapshotName, get_key: GetKey, *, unnamed: bo
         return take_image(pool, new, None, get_key)[0]
 
     def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
-        if base is None:
-            for change in sorted([*fixed_objects(), empty_root()], key=lambda change: change.number):
-                writer.write(change)
+        for change in sorted([*fixed_objects(), empty_root()], key=lambda change: change.number):
+            writer.write(change)
         return False
 
-    return commit(pool, new, get_key, fill)
+    return repeat(pool, new) or commit(pool, new, get_key, fill, after=0)

@@ -8,6 +8,7 @@ import click
 
 from zkeep.cli.common.no_mount import no_mount_option
 from zkeep.cli.common.pools import note_settings, opened, settings
+from zkeep.cli.keys import encryption
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.clone import clone
@@ -35,5 +36,5 @@ def clone_verb(*, parents: bool, unmounted: bool, options: Sequence[str], source
         if not pool.snapshot(snapshot).is_made_here:
             way = "look at it with 'zkeep mount', or clone it where it comes from"
             raise Refused(f"cannot create '{name}': {source} was received, and nothing can be written to that; {way}")
-        clone(pool, snapshot, dataset, chosen, parents=parents)
+        clone(pool, snapshot, dataset, chosen, parents=parents, ancestor=encryption.ancestor_of(pool))
         note_settings(pool, [dataset], chosen)

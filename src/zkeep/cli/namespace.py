@@ -62,7 +62,10 @@ def create_verb(
             )
         fields = {**keys.fields, **shape} if keys else {}
         also = partial(keys.put, pool) if keys else None
-        lines = namespace.create(pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also)
+        ancestor = encryption.ancestor_of(pool)
+        lines = namespace.create(
+            pool, dataset, others, parents, kind, dry_run=dry_run, fields=fields, also=also, ancestor=ancestor
+        )
         if not dry_run:
             note_settings(pool, [dataset], others)
         # As with zfs, the key of a new encryption root is loaded.
@@ -128,7 +131,7 @@ def rename_verb(*, parents: bool, recursive: bool, unmounted: bool, force: bool,
         elif isinstance(source, DatasetName):
             if recursive:
                 raise WrongUsage("-r goes with snapshots: a dataset is renamed with all that lies below it")
-            namespace.rename(pool, source, DatasetName.parse(new), parents)
+            namespace.rename(pool, source, DatasetName.parse(new), parents, encryption.ancestor_of(pool))
         else:
             raise WrongUsage("a bookmark cannot be renamed")
 

@@ -228,9 +228,8 @@ class Operations:
     def _entry(self, inode: Inode) -> bytes:
         """An answer by which the kernel learns of a file."""
         self._dataset.use(inode)
-        return p.ENTRY_OUT.pack(
-            inode.number, inode.fields.generation, FOREVER, FOREVER, 0, 0, *attributes_of(self._dataset, inode)
-        )
+        attributes = attributes_of(self._dataset, inode)
+        return p.ENTRY_OUT.pack(inode.number, inode.fields.generation, FOREVER, FOREVER, 0, 0, *attributes)
 
     def _lookup(self, request: Request) -> bytes:
         name = p.name_in(request.body)

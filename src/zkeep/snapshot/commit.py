@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 
 from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, WrappedKeys, unwrap
-from zkeep.errors import Refused, TryAgain
+from zkeep.errors import Damaged, Refused, TryAgain
 from zkeep.format.checksum import fletcher4
 from zkeep.format.compress_writer import Compress
 from zkeep.format.events import SubBegin, SubEnd
@@ -40,6 +40,8 @@ from zkeep.snapshot.writer import METADNODE, SnapshotWriter
 LARGE = 128 << 10
 REENCRYPTED = "reencrypted"
 "Field of a snapshot's document: its records were encrypted here, from a plain stream."
+VOLSIZE = "volsize"
+"Field of a snapshot's document: how large the volume is in it, if it was made here."
 Fill = Callable[[SnapshotWriter, OpenSnapshot | None], bool | None]
 """Writes changes since the base (None: there is none) into a writer; whether there are more.
 
@@ -58,6 +60,8 @@ class NewSnapshot:
     objset_type: ObjsetType = ObjsetType.FILESYSTEM
     unnamed: bool = False
     "It holds what the newest one holds, and becomes the dataset's head, until it gets the name."
+    volsize: int | None = None
+    "The size of a volume, in bytes."
 
 
 def commit(
@@ -106,12 +110,7 @@ def remove_steps(pool: Pool, made: Snapshot) -> None:
 
 def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: int | None) -> Snapshot:
     """One transaction group: the snapshot, or a step on the way to it, that follows the one of guid `after`."""
-    dataset = pool.dataset(new.name.dataset)
-    last = head.last_snapshot(pool, dataset)
-    where = f"cannot create snapshot {new.name}: {dataset.name}"
-    forget_unchanged(pool, dataset, where)
-    if head.unnamed(pool, dataset) is not None:
-        raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
+    dataset, last = _newest_of(pool, new)
     # What is written is what differs from the snapshot that was looked at. If that is not the newest any more, as
     # somebody has taken another one or destroyed it, what "did not change" would be taken from the wrong one.
     if after is not None and after != (last.guid if last is not None else 0):
@@ -119,29 +118,74 @@ def _commit(pool: Pool, new: NewSnapshot, get_key: GetKey, fill: Fill, after: in
     wrapped, keys = _keys(pool, dataset, last, get_key)
     with ExitStack() as stack:
         base = stack.enter_context(OpenSnapshot(pool, last, get_key, scattered=True)) if last is not None else None
-        # Until all datasets of a recursive snapshot have one, it has no name.
-        name, unnamed = (head.NAME, {head.UNCHANGED: True}) if new.unnamed else (new.name.name, {})
-        group = Group(
-            begin=Begin(
-                creation_time=seconds_now(),
-                type=new.objset_type,
-                toguid=new_guid(),
-                fromguid=last.guid if last is not None else 0,
-            ),
-            features=new.features,
-            target=ReceiveTarget(
-                *(new.name.dataset, name, new.name.dataset),
-                force=last is None,
-                head=new.unnamed,
-                made_here=True,
-                snapshot_fields={MADE_HERE: True, **unnamed},
-            ),
-            compress=new.compress,
-            wrapped=wrapped,
-            keys=keys,
-            step_fields=lambda: {MADE_HERE: True},
-        )
+        state = _next_state(new, last, wrapped)
+        step: Doc = {MADE_HERE: True}
+        group = Group(**vars(state), compress=new.compress, keys=keys, step_fields=lambda: step)
         return write_group(pool, group, base, fill)
+
+
+def repeat(pool: Pool, new: NewSnapshot) -> Snapshot | None:
+    """Make a snapshot that holds what the newest one holds. It needs no key, as no MAC changes.
+
+    Returns None where something must be encrypted: the objects of a first snapshot, or another size of a volume.
+
+    Raises:
+        Refused: the newest snapshot was not made here, or the dataset was written to since.
+        TryAgain: somebody else is writing to it.
+    """
+    dataset, last = _newest_of(pool, new)
+    if last is None or last.doc.get(VOLSIZE) != new.volsize:
+        return None
+    _check_made_here(dataset, last)
+    doc = pool.catalog.get("begin", last.key)
+    before = Opening.from_doc(doc) if doc is not None else None
+    crypt = before.crypt if before is not None else None
+    mac = crypt.get("portable_mac") if crypt is not None else None
+    if before is None or crypt is None or not isinstance(mac, bytes):
+        raise Damaged(f"{last.name}: the catalog has lost its BEGIN, or the keys in it")
+    state = _next_state(new, last, newest_wrap(pool, dataset))
+    opening = opening_of(state, before.begin.features, number(crypt, "to_ivset_guid"))
+    event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
+    with naming(pool.path, FULL), open_session(pool, event, state.target) as session:
+        toguid = opening.begin.toguid
+        session.complete(_with_mac(opening, mac, number(crypt, "mdn_maxblkid"), toguid, new.name))
+        end = End(toguid=toguid)
+        return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
+
+
+def _newest_of(pool: Pool, new: NewSnapshot) -> tuple[Dataset, Snapshot | None]:
+    """The dataset of a new snapshot, and its newest one. Raises Refused: it was written to since."""
+    dataset = pool.dataset(new.name.dataset)
+    last = head.last_snapshot(pool, dataset)
+    where = f"cannot create snapshot {new.name}: {dataset.name}"
+    forget_unchanged(pool, dataset, where)
+    if head.unnamed(pool, dataset) is not None:
+        raise Refused(f"{where} was written to since its newest snapshot: take one of that with 'zkeep snapshot'")
+    return dataset, last
+
+
+def _next_state(new: NewSnapshot, last: Snapshot | None, wrapped: WrappedKeys) -> NewState:
+    """What the BEGIN of a new snapshot says. `last`: the one that it follows."""
+    # Until all datasets of a recursive snapshot have one, it has no name.
+    name, fields = (head.NAME, {head.UNCHANGED: True}) if new.unnamed else (new.name.name, {})
+    sized = {VOLSIZE: new.volsize} if new.volsize is not None else {}
+    return NewState(
+        begin=Begin(
+            creation_time=seconds_now(),
+            type=new.objset_type,
+            toguid=new_guid(),
+            fromguid=last.guid if last is not None else 0,
+        ),
+        features=new.features,
+        target=ReceiveTarget(
+            *(new.name.dataset, name, new.name.dataset),
+            force=last is None,
+            head=new.unnamed,
+            made_here=True,
+            snapshot_fields={MADE_HERE: True, **fields, **sized},
+        ),
+        wrapped=wrapped,
+    )
 
 
 def forget_unchanged(pool: Pool, dataset: Dataset, where: str) -> None:
@@ -211,16 +255,22 @@ def newest_wrap(pool: Pool, dataset: Dataset) -> WrappedKeys:
     return WrappedKeys.of(record.fields)
 
 
-@dataclass(frozen=True)
-class Group:
-    """One transaction group that is written here. `begin`: its guids, time, type and flags; the rest follows."""
+@dataclass(frozen=True, kw_only=True)
+class NewState:
+    """A state of a dataset that is made here. `begin`: its guids, time, type and flags; the rest follows."""
 
     begin: Begin
     features: Feature
     "Beside those that the base has."
     target: ReceiveTarget
-    compress: Compress
     wrapped: WrappedKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(NewState):
+    """One transaction group that is written here."""
+
+    compress: Compress
     keys: MasterKeys
     step_fields: Callable[[], Doc] = dict
     "Fields of the snapshot's document if it is a step."
@@ -266,8 +316,8 @@ def write_group(
 def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) -> tuple[WrappedKeys, MasterKeys]:
     """The dataset's newest key record, and the keys inside."""
     where = f"cannot create snapshot of {dataset.name}"
-    if last is not None and not last.is_made_here:
-        raise Refused(f"{where}: {last.name} was received; take it on the sending side and send it here")
+    if last is not None:
+        _check_made_here(dataset, last)
     record = next(keyrecords.of_dataset(pool, dataset), None)
     if record is None:
         raise Refused(f"{where}: it is not encrypted: create one with zkeep create -o encryption=on -o keyformat=...")
@@ -278,12 +328,18 @@ def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) 
         raise type(error)(f"{where}: {error}") from None
 
 
-def opening_of(group: Group, features: Feature, ivset_guid: int) -> Opening:
+def _check_made_here(dataset: Dataset, last: Snapshot) -> None:
+    if not last.is_made_here:
+        where = f"cannot create snapshot of {dataset.name}"
+        raise Refused(f"{where}: {last.name} was received; take it on the sending side and send it here")
+
+
+def opening_of(state: NewState, features: Feature, ivset_guid: int) -> Opening:
     """The BEGIN, but for what only the end knows. `features`, `ivset_guid`: those of the snapshot that it follows."""
-    features |= Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | group.features
+    features |= Feature.RAW | Feature.COMPRESSED | Feature.LZ4 | Feature.SA_SPILL | state.features
     features &= ~Feature.RESUMING
     # The key record as it is, the shape of the metadnode, a new IV set, and zeros where the portable MAC will be.
-    crypt = group.wrapped.fields()
+    crypt = state.wrapped.fields()
     shape = "mdn_indblkshift", "mdn_nlevels", "mdn_nblkptr", "mdn_checksum", "mdn_compress"
     numbers = dict(zip(shape, METADNODE, strict=True)) | {
         "mdn_blksz": 16384,
@@ -299,11 +355,11 @@ def opening_of(group: Group, features: Feature, ivset_guid: int) -> Opening:
     outer.align = 8
     payload = encode(outer)
     begin = replace(
-        group.begin,
+        state.begin,
         payloadlen=len(payload),
         versioninfo=HeaderType.SUBSTREAM | int(features) << 2,
-        flags=group.begin.flags | BeginFlag.FREERECORDS | BeginFlag.SPILL_BLOCK,
-        toname=str(group.target.name.snapshot(group.target.snapshot)).encode(),
+        flags=state.begin.flags | BeginFlag.FREERECORDS | BeginFlag.SPILL_BLOCK,
+        toname=str(state.target.name.snapshot(state.target.snapshot)).encode(),
     )
     return Opening(begin.pack("little"), payload, "little")
 

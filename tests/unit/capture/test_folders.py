@@ -136,10 +136,14 @@ def test_refusals_say_the_way_out(zkeep: Zkeep, tmp_path: Path, capsys: pytest.C
     assert zkeep("snapshot", "--from", str(source), "v/plain@1") == 1
     assert zkeep("unload-key", "v/home") == 0
     capsys.readouterr()
-    for words in (("--from", str(source)), ()):
-        assert zkeep("snapshot", *words, "v/home@2") == 1
+    options = "encryption=on", "keyformat=raw", f"keylocation=file://{tmp_path / 'key'}"
+    assert zkeep("create", *(word for option in options for word in ("-o", option)), "v/new") == 0
+    assert zkeep("unload-key", "v/new") == 0
+    capsys.readouterr()
+    for words, name in ((("--from", str(source)), "v/home"), ((), "v/new")):
+        assert zkeep("snapshot", *words, f"{name}@2") == 1
         said = capsys.readouterr().err
-        assert said.startswith("zkeep: cannot create snapshot of v/home: it is encrypted and no key is here")
+        assert said.startswith(f"zkeep: cannot create snapshot of {name}: it is encrypted and no key is here")
         assert "load it with zkeep load-key" in said
         assert said.count("\n") == 1
     assert zkeep("list", "-H", "-t", "snapshot", "-o", "name") == 0

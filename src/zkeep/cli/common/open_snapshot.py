@@ -133,6 +133,12 @@ def _no_key_file(status: os.stat_result) -> str:
     return f"it has {status.st_size} bytes, a key has {MAX_KEY_FILE} at most" if status.st_size > MAX_KEY_FILE else ""
 
 
+_NO_KEY = (
+    "it is encrypted and no key is here that opens it: "
+    "load it with zkeep load-key, or give it with -L file:///path or -L prompt"
+)
+
+
 class _Keys:
     """Looks for a key among those named; if none was named, among the loaded ones; then asks, once.
 
@@ -162,7 +168,9 @@ class _Keys:
         except WrongKey:
             asks, self._asks = self._asks, None
             if asks is None or self._loaded is not None:
-                raise
+                if self._materials.materials:
+                    raise  # it says what is wrong with what -L gave
+                raise WrongKey(_NO_KEY) from None
         self._materials.materials.append(_asked(wrapped) if asks == "person" else prompted(wrapped.keyformat, ""))
         return self._materials(wrapped)
 
@@ -185,8 +193,7 @@ class _Keys:
 
 def _asked(wrapped: WrappedKeys) -> bytes:
     if not sys.stdin.isatty():
-        way = "load it with zkeep load-key, or give it with -L file:///path or -L prompt"
-        raise Refused(f"it is encrypted and no key is here that opens it: {way}")
+        raise Refused(_NO_KEY)
     return prompted(wrapped.keyformat, "")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -93,6 +93,21 @@ def new_keys(pool: Pool, name: DatasetName, asked: dict[str, str]) -> NewKeys | 
             raise Refused(f"{where}: Keyformat required for new encryption root, to set {others[0]}")
         return _inherited(pool, root, suite, where)
     return _own(asked, suite, name)
+
+
+def ancestor_of(pool: Pool) -> Callable[[Transaction, DatasetName], None]:
+    """What makes a missing ancestor: below an encrypted dataset that was made here, an encrypted dataset as well.
+
+    Elsewhere it is an empty place, which nothing but datasets can lie in.
+    """
+
+    def make(t: Transaction, name: DatasetName) -> None:
+        keys = new_keys(pool, name, {})
+        made = pool.create_dataset(t, name, **(keys.fields if keys else {}))
+        if keys is not None:
+            keys.put(pool, t, made)
+
+    return make
 
 
 def keys_below(pool: Pool, name: DatasetName, asked: dict[str, str], known: Sequence[bytes]) -> NewKeys:

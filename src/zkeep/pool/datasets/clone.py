@@ -13,16 +13,24 @@ from zkeep.errors import Refused
 from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Exists, Pool
-from zkeep.pool.datasets.namespace import check_settings, make_parents
+from zkeep.pool.datasets.namespace import Ancestor, check_settings, make_parents
 
 SHAPE = ("volblocksize",)
 "Fields of a volume's document that its clones have as well."
 
 
 def clone(
-    pool: Pool, source: SnapshotName, name: DatasetName, settings: Mapping[str, str], *, parents: bool = False
+    pool: Pool,
+    source: SnapshotName,
+    name: DatasetName,
+    settings: Mapping[str, str],
+    *,
+    parents: bool = False,
+    ancestor: Ancestor | None = None,
 ) -> Dataset:
-    """Make a dataset that holds what a snapshot holds. `parents`: make missing ones, and let be what is there already.
+    """Make a dataset that holds what a snapshot holds.
+
+    `parents`: make missing ones, by `ancestor` or as empty places, and let be what is there already.
 
     Raises:
         Refused: with the reason.
@@ -40,7 +48,7 @@ def clone(
         if snapshot.doc.get(STEP):
             raise Refused(f"{where}: {source} is what an interrupted call left")
         if parents:
-            make_parents(pool, t, name)
+            make_parents(pool, t, name, ancestor)
         origin = snapshot.dataset
         local = check_settings(settings, "v" if origin.is_volume else "f")
         size = {name: origin.doc["local"][name] for name in ("volsize",) if origin.doc["local"].get(name)}

@@ -24,6 +24,8 @@ from zkeep.pool.store.catalog import Transaction
 
 MOST_DATASETS = 10_000
 "Datasets below a client's root from which on it can make more only by sending them."
+Ancestor = Callable[[Transaction, DatasetName], object]
+"Makes one missing dataset above a new name; those above it are there."
 _NOT_INHERITED = ("quota", "refquota", "reservation", "refreservation")
 
 
@@ -37,10 +39,12 @@ def create(
     dry_run: bool = False,
     fields: Mapping[str, Any] | None = None,
     also: Callable[[Transaction, Dataset], None] | None = None,
+    ancestor: Ancestor | None = None,
 ) -> list[tuple[str, ...]]:
     """Create a dataset. With `parents`, missing ancestors are made, too, and an existing dataset is no error.
 
-    `fields`: more of its document; `also` is called with the new dataset inside the transaction.
+    `fields`: more of its document; `also` is called with the new dataset inside the transaction; `ancestor` makes one
+    of the missing ones there (default: an empty place).
 
     Returns what was done, or with `dry_run` would be, as lines of words: zfs create -P.
     """
@@ -51,7 +55,7 @@ def create(
             return done
         if parents and name.parent and not pool.find(name.parent):
             done.append(("create_ancestors", name.text))
-            make_parents(pool, t, name)
+            make_parents(pool, t, name, ancestor)
         # Bound the empty datasets that a client of a server can make: no quota counts them.
         own = pool.find(pool.scope) if pool.scope else None
         if own is not None and len(pool.tree().within(own)) >= MOST_DATASETS:
@@ -73,12 +77,20 @@ class _OnlyTriedError(Exception):
     """Rolls back the transaction of a dry run."""
 
 
-def make_parents(pool: Pool, t: Transaction, name: DatasetName, *, implied: bool = False) -> None:
-    """Make the missing datasets above one. `implied`: a stream needs them, and nobody asked for them."""
+def make_parents(
+    pool: Pool, t: Transaction, name: DatasetName, ancestor: Ancestor | None = None, *, implied: bool = False
+) -> None:
+    """Make the missing ones above a name, the topmost first: by `ancestor`, or as empty places.
+
+    `implied`: a stream needs them, and nobody asked for them.
+    """
     above = name.parent
     if above and not pool.find(above):
-        make_parents(pool, t, above, implied=implied)
-        pool.create_dataset(t, above, "filesystem", **({charge.IMPLIED: True} if implied else {}))
+        make_parents(pool, t, above, ancestor, implied=implied)
+        if ancestor is None:
+            pool.create_dataset(t, above, "filesystem", **({charge.IMPLIED: True} if implied else {}))
+        else:
+            ancestor(t, above)
 
 
 def check_settings(settings: Mapping[str, str], what: str) -> dict[str, str]:
@@ -176,18 +188,27 @@ def find_thing(pool: Pool, name: DatasetName | SnapshotName) -> Dataset | Snapsh
 # Names
 
 
-def rename(pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
-    """Rename a dataset, and with it everything below."""
+def rename(
+    pool: Pool, old: DatasetName, new: DatasetName, parents: bool = False, ancestor: Ancestor | None = None
+) -> None:
+    """Rename a dataset, and with it everything below. `ancestor` makes a missing parent, as of `create`."""
     with pool.transaction() as t:
-        rename_within(pool, t, old, new, parents)
+        rename_within(pool, t, old, new, parents, ancestor)
 
 
-def rename_within(pool: Pool, t: Transaction, old: DatasetName, new: DatasetName, parents: bool = False) -> None:
+def rename_within(
+    pool: Pool,
+    t: Transaction,
+    old: DatasetName,
+    new: DatasetName,
+    parents: bool = False,
+    ancestor: Ancestor | None = None,
+) -> None:
     """Rename a dataset, and with it everything below, inside a transaction that changes more."""
     dataset = pool.dataset(old)
     _check_rename(pool, old, new)
     if parents:
-        make_parents(pool, t, new)
+        make_parents(pool, t, new, ancestor)
     above = new.parent and pool.find(new.parent)
     if not above:
         raise NotThere(f"cannot rename to {new}: parent does not exist")
