@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
 from zkeep.cli.common import text
 from zkeep.cli.common.output import scripted_option
 from zkeep.cli.common.pools import opened, snapshots_only
+from zkeep.cli.common.terminal import program, say
+from zkeep.errors import ZkeepError
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import namespace
+from zkeep.pool.datasets.model import Pool
 
 
 def _by_pool(names: Sequence[str]) -> dict[str, list[SnapshotName]]:
@@ -18,6 +21,29 @@ def _by_pool(names: Sequence[str]) -> dict[str, list[SnapshotName]]:
     for name in snapshots_only(names):
         found.setdefault(name.dataset.pool, []).append(name)
     return found
+
+
+def _change(names: Sequence[str], act: Callable[[Pool, list[SnapshotName]], None]) -> None:
+    """Change the holds of all snapshots of a pool, or of none.
+
+    As zfs: of one after the other. One that fails keeps none of the others from it, and is reported.
+    """
+    if program() == "zkeep":
+        for pool, snapshots in _by_pool(names).items():
+            with opened(pool) as found:
+                act(found, snapshots)
+        return
+    failed: ZkeepError | None = None
+    for name in snapshots_only(names):
+        try:
+            with opened(name) as found:
+                act(found, [name])
+        except ZkeepError as error:
+            if failed is not None:
+                say(str(failed))
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 @click.command("hold")
@@ -30,9 +56,7 @@ def hold_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
     \b
         zkeep hold -r keep vault/home@2026-01-01
     """
-    for pool, snapshots in _by_pool(names).items():
-        with opened(pool) as found:
-            namespace.hold(found, tag, snapshots, recursive)
+    _change(names, lambda pool, snapshots: namespace.hold(pool, tag, snapshots, recursive))
 
 
 @click.command("release")
@@ -45,9 +69,7 @@ def release_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
     \b
         zkeep release -r keep vault/home@2026-01-01
     """
-    for pool, snapshots in _by_pool(names).items():
-        with opened(pool) as found:
-            namespace.release(found, tag, snapshots, recursive)
+    _change(names, lambda pool, snapshots: namespace.release(pool, tag, snapshots, recursive))
 
 
 @click.command("holds")
