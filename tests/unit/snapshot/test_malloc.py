@@ -34,9 +34,13 @@ def test_blocks_do_not_cost_new_pages() -> None:
 
 
 SHARING = """
-import resource, threading
+import threading
+from pathlib import Path
 from zkeep.snapshot.malloc import share_freed_memory
 {call}
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 turn, left = threading.Barrier(9), []
 def work(number):
     for at in range(8):
@@ -45,7 +49,7 @@ def work(number):
             left.append(blocks.pop())
             del blocks
         turn.wait()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = held()
 threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
 for thread in threads:
     thread.start()
@@ -53,7 +57,7 @@ for _ in range(8):
     turn.wait()
 for thread in threads:
     thread.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(held() - before)
 """
 
 
