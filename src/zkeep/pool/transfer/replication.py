@@ -28,7 +28,8 @@ class _Replication:
     """The state of one replication of names: a transaction, what the stream's header says, and the datasets here.
 
     `within`: nothing outside of it is changed. `stack` releases the locks of datasets in `locked`. `done`: what was
-    changed so far, as participles. `fuller`: the datasets, by id, whose quotas count more than before.
+    changed so far, as participles. `fuller`: the datasets, by id, whose quotas count more than before. `matched`: what
+    match() found, by the dataset's id.
     """
 
     pool: Pool
@@ -40,6 +41,13 @@ class _Replication:
     locked: set[int] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
     fuller: set[int] = field(default_factory=set)
+    matched: dict[int, PackageDataset | None] = field(default_factory=dict)
+
+    def match(self, dataset: Dataset) -> PackageDataset | None:
+        """The sender's dataset that one here is. A promotion can change that of its two datasets, and of no other."""
+        if dataset.id not in self.matched:
+            self.matched[dataset.id] = _match(self.pool, self.header, dataset)
+        return self.matched[dataset.id]
 
     def promote(self, clone: Dataset) -> None:
         """Promote a clone here; both datasets stay locked until the end."""
@@ -49,6 +57,8 @@ class _Replication:
             gaining = _levels(self.pool, clone) - _levels(self.pool, self.pool.by_id(clone.origin[0]))
             self.fuller.update(gaining)
         promote_in(self.pool, self.t, clone)
+        for dataset_id in (clone.id, *(clone.origin or ())[:1]):
+            self.matched.pop(dataset_id, None)
         self.note("promoted")
 
     def note(self, done: str) -> None:
@@ -98,7 +108,7 @@ def replicate_names(
         _part_as_there(work)
         # 2. Match datasets by common snapshots; with -F, what is gone there is destroyed.
         local = pool.tree().within(dataset)
-        matched = dict(_matches(pool, header, local))
+        matched = {each.id: there for each in local if (there := work.match(each)) is not None}
         if force:
             segments = _destroy_gone(work, local, matched)
         # 3. Names: of snapshots, then of datasets as far as their parents are here.
@@ -168,7 +178,7 @@ def _is_promoted(work: _Replication, dataset: Dataset) -> bool:
     #             \                                         \
     #              clone (origin fs@b)                       fs (origin clone@b)
     origin = pool.snapshot_at(*dataset.origin) if dataset.origin else None
-    there = next((entry for _, entry in _matches(pool, work.header, [dataset])), None)
+    there = work.match(dataset)
     if origin is None or there is None or there.origin == origin.guid or not _is_in(origin, within):
         return False
     if there.origin == 0:
@@ -187,19 +197,22 @@ def _part_as_there(work: _Replication) -> None:
     a dataset of its own here, too.
     """
     pool, guids = work.pool, work.header.by_guid
-    todo = pool.tree().within(work.top)[1:]
+    top, *todo = pool.tree().within(work.top)
+    # How many datasets here are which one of the source.
+    here = Counter(there.name for each in (top, *todo) if (there := work.match(each)) is not None)
     while todo:
         dataset = todo.pop()
         # Which dataset at the source each snapshot belongs to. The newest one says whose this dataset is.
         owned = [(s, guids[s.guid][0]) for s in pool.snapshots(dataset) if s.guid in guids]
         older = [(snapshot, owner) for snapshot, owner in owned if owner is not owned[-1][1]]
-        others = [other for other in pool.tree().within(work.top) if other.id != dataset.id]
-        if not older or older[-1][1] in dict(_matches(pool, work.header, others)).values():
+        # As that one is another than the older one's owner, what counts here of it are other datasets.
+        if not older or here[older[-1][1].name]:
             continue
         # A clone of the newest of the others, promoted, takes these snapshots; it may have to be divided again.
         snapshot, owner = older[-1]
         clone = _clone_for(pool, work.t, snapshot, owner)
         work.promote(clone)
+        here[owner.name] += 1
         todo.append(pool.by_id(clone.id))
 
 
@@ -217,20 +230,18 @@ def _clone_for(pool: Pool, t: Transaction, snapshot: Snapshot, owner: PackageDat
     )
 
 
-def _matches(pool: Pool, header: PackageHeader, local: list[Dataset]) -> Iterator[tuple[int, PackageDataset]]:
-    """Match local datasets (by id) to the sender's, by the newest snapshot that both have.
+def _match(pool: Pool, header: PackageHeader, dataset: Dataset) -> PackageDataset | None:
+    """Match a local dataset to one of the sender's, by the newest snapshot that both have.
 
     A dataset without snapshots is matched by its partial receive.
     """
+    # Newest first: after a promotion both datasets have the old snapshots, and only the newest tells them apart.
     guids = header.by_guid
-    for dataset in local:
-        # Newest first: after a promotion both datasets have the old snapshots, and only the newest tells them apart.
-        mine = [s.guid for s in reversed(pool.snapshots(dataset))]
-        partial = state_of(pool.catalog, dataset) if not mine else None
-        mine += [partial["toguid"]] if partial else []
-        found = next((guid for guid in mine if guid in guids), None)
-        if found is not None:
-            yield dataset.id, guids[found][0]
+    mine = [s.guid for s in reversed(pool.snapshots(dataset))]
+    partial = state_of(pool.catalog, dataset) if not mine else None
+    mine += [partial["toguid"]] if partial else []
+    found = next((guid for guid in mine if guid in guids), None)
+    return guids[found][0] if found is not None else None
 
 
 def _destroy_gone(work: _Replication, local: list[Dataset], matched: dict[int, PackageDataset]) -> list[str]:
