@@ -14,6 +14,7 @@ import pytest
 from backupkit import Laptop
 from zkeep.cli.common.pools import opened
 from zkeep.names import DatasetName
+from zkeep.pool.datasets import sent
 from zkeep.pool.datasets.sent import SENT
 from zkeep.pool.types import Doc
 
@@ -100,6 +101,17 @@ def test_it_arrived_by_a_clock_that_was_ahead(laptop: Laptop) -> None:
 def test_what_stays_here_counts_by_its_snapshots(laptop: Laptop) -> None:
     assert laptop.run("set", "zkeep:backup-destination=local/docs", str(DOCS)).status == 0
     change_record(lambda doc: None)
+    assert late(laptop) == ""
+
+
+def test_a_clock_that_was_ahead_once_is_over_with_the_next_backup(
+    laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sent, "seconds_now", lambda: int(time.time()) + 5 * 365 * DAY)
+        assert laptop.backup().status == 0
+    assert "from now, by a clock that was wrong" in late(laptop)
+    assert laptop.backup().status == 0
     assert late(laptop) == ""
 
 

@@ -32,9 +32,11 @@ class Sent:
     portable_mac: bytes
     ivset_guid: int
     at: int
-    "When it was noted, in seconds; of two snapshots of a dataset, the one that was sent later has the greater number."
+    "Of two snapshots of a dataset, the one that was sent later has the greater number."
     to: tuple[str, ...]
     "The destinations, as they are named to `zkeep backup`."
+    noted_at: int
+    "When it was noted, in seconds, by the clock that there was."
 
 
 def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
@@ -42,7 +44,9 @@ def note(pool: Pool, t: Transaction, snapshot: Snapshot, to: str) -> None:
     key = _key(snapshot.dataset, snapshot.guid)
     # Later than all that was noted before: two backups may end within a second, and a clock may have been ahead.
     last = max((int(doc["at"]) for _, doc in t.scan(SENT, snapshot.dataset.key + "/")), default=0)
-    before: Doc = t.get(SENT, key) or {"to": [], "at": max(seconds_now(), last + 1)}
+    now = seconds_now()
+    order = max(now, last + 1)
+    before: Doc = t.get(SENT, key) or {"to": [], "at": order, **({"noted_at": now} if order != now else {})}
     if to in before["to"]:
         return
     # The portable MAC covers the contents and says nothing of the key's wrap: it is the same wherever the snapshot
@@ -93,4 +97,5 @@ def _key(dataset: Dataset, guid: int) -> str:
 
 def _sent(doc: Doc) -> Sent:
     mac = bytes.fromhex(doc["portable_mac"])
-    return Sent(doc["guid"], doc["name"], mac, doc["ivset_guid"], doc["at"], tuple(doc["to"]))
+    noted_at = int(doc.get("noted_at", doc["at"]))
+    return Sent(doc["guid"], doc["name"], mac, doc["ivset_guid"], doc["at"], tuple(doc["to"]), noted_at)

@@ -162,7 +162,7 @@ def _dataset(view: View, dataset: Dataset, now: int, receive: dict[str, object] 
 def _arrival(pool: Pool, dataset: Dataset) -> Arrival | None:
     to = sent.destination(dataset)
     last = sent.last_arrived(pool, dataset, to) if to is not None else None
-    return Arrival(to, last.name if last else None, last.at if last else None) if to is not None else None
+    return Arrival(to, last.name if last else None, last.noted_at if last else None) if to is not None else None
 
 
 def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: int) -> Iterator[HealthProblem]:

@@ -211,6 +211,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
     "health": {"kinds": _texts},
     "verify": {"at": _number, "snapshot": _number, "failed": _id_list},
     "no-room": {"names": _refusals},
+    "sent": {"noted_at": _number},
 }
 "Fields that it may have. Of a kind that is named in neither table nothing is known."
 

@@ -45,6 +45,18 @@ def test_what_was_noted_last_is_the_newest(
     assert record.newest.guid == guids[-1]
 
 
+@pytest.mark.parametrize("clock", [(9000, 1000, 1001), (1000, 1000, 1000), (1000, 900, 2000)])
+def test_a_clock_that_was_ahead_counts_for_its_own_note_only(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, clock: tuple[int, ...]
+) -> None:
+    for guid, now in enumerate(clock, 1):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        note(pool, guid)
+        last = sent.last_arrived(pool, pool.dataset(DatasetName.parse("p/a")), PLACE)
+        assert last is not None
+        assert (last.guid, last.noted_at) == (guid, now)
+
+
 def test_what_is_noted_again_keeps_its_place(pool: Pool) -> None:
     for guid in (1, 2, 1):
         note(pool, guid)
