@@ -97,5 +97,5 @@ def _key(dataset: Dataset, guid: int) -> str:
 
 def _sent(doc: Doc) -> Sent:
     mac = bytes.fromhex(doc["portable_mac"])
-    noted_at = int(doc.get("noted_at", doc["at"]))
+    noted_at: int = doc["noted_at"] if "noted_at" in doc else doc["at"]
     return Sent(doc["guid"], doc["name"], mac, doc["ivset_guid"], doc["at"], tuple(doc["to"]), noted_at)
