@@ -44,6 +44,8 @@ class SubBegin:
     offset: int
     empty: bool = False
     "Its END is the next event: the snapshot has no records of its own."
+    small: bool = False
+    "Its records are few, and all of them and its END were received with it: no event up to END has to be waited for."
 
 
 @dataclass(slots=True)

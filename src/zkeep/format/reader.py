@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUFFER = 8 << 20
+SMALL = 1 << 20
+"Bytes of records up to which a substream is small."
 RESTING = 3
 "Buffers that are kept unchanged after use."
 MAX_SUBSTREAM_NVLIST = 1 << 20
@@ -296,11 +298,16 @@ class Reader:
         nvlist = self._decode(begin, stop)
         header, payload = self._header(self._start), bytes(self._memory[self._start + HEADER : stop])
         offset, empty = self._base + self._start, self._name(stop) == "END"
-        event = SubBegin(begin, header, payload, nvlist, self._byteorder, offset, empty)
+        event = SubBegin(begin, header, payload, nvlist, self._byteorder, offset, empty, self._is_small(stop))
         self._begin, self._state = begin, state
         self._limits, self._order = Limits(begin), Order(begin.raw)
         self._start, self._stage = stop, _Stage.INSIDE
         yield event
+
+    def _is_small(self, start: int) -> bool:
+        """Whether a substream's records, which begin here, and its END are all here, and not more than SMALL bytes."""
+        walk = kernel.walk(self._memory, start, min(self._end, start + SMALL), self._swap)
+        return not walk.error and len(walk.types) > 0 and bool(walk.types[-1] == RecordType.END)
 
     def _decode(self, begin: Begin, stop: int) -> NvList | None:
         """Decode a BEGIN's nvlist, and check both."""

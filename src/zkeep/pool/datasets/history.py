@@ -42,6 +42,7 @@ class History:
             lambda: [name for key in self.datasets for name in store.names(f"{FOLDER}/{key}")],
             self.checked,
             recent,
+            self.datasets,
         )
 
 

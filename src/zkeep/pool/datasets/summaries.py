@@ -153,6 +153,7 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
         _write(pool, dataset, history, runs, have)
         for text in set(texts) - {str(name) for _, _, name in have}:
             pool.store.delete(text)
+        pool.runs.recent.names.clear()
 
 
 def _valid(pool: Pool, dataset: Dataset, runs: list[Run]) -> set[str]:
@@ -176,6 +177,7 @@ def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run], have
             ids = [timeline.segment_id(int(number)) for number in numbers]
             content = encode(_placed(table, numbers), ids)
         pool.store.put(str(SummaryName.of(dataset.key, unit.level, summed)), content)
+        pool.runs.recent.names.clear()
 
 
 def _placed(table: Table, numbers: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> Table:
@@ -192,6 +194,7 @@ def forget(pool: Pool, dataset: Dataset) -> None:
     """Delete all that sums up a dataset's runs."""
     for text in _names(pool, dataset):
         pool.store.delete(text)
+    pool.runs.recent.names.clear()
 
 
 def slim(pool: Pool, room: int) -> None:
@@ -206,6 +209,7 @@ def slim(pool: Pool, room: int) -> None:
     for text in sizes:
         if text not in valid or left > room:
             pool.store.delete(text)
+    pool.runs.recent.names.clear()
 
 
 def faults(pool: Pool) -> Iterator[tuple[str, str]]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import Table
 from zkeep.pool.timeline.timeline import Run, Timeline, segment_name
 
+P = ParamSpec("P")
+Made = TypeVar("Made")
 MAX_UNSYNCED = 4
 "The most segments that may wait to be synced while the next one fills."
 MAX_UNWRITTEN = RESTING - 1
@@ -123,7 +125,9 @@ class SegmentWriter:
         on_segment: Callable[[ResumePoint], None] | None = None,
         resumed: Resumed | None = None,
         recent: seg.RecentContents | None = None,
+        at_once: bool = False,
     ) -> None:
+        """`at_once`: little is written, and no other thread is worth its start."""
         self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
         self._store = store
         self._txg = txg
@@ -139,8 +143,8 @@ class SegmentWriter:
         self._draft: Draft | None = None
         self._unpublished: list[Draft] = []
         "Drafts that are complete, and not yet published."
-        self._writer = ThreadPoolExecutor(1)
-        self._syncer = ThreadPoolExecutor(1)
+        self._writer = _AtOnce() if at_once else ThreadPoolExecutor(1)
+        self._syncer = _AtOnce() if at_once else ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
         self._closing: list[Future[None]] = []
         self._position = 0
@@ -295,6 +299,18 @@ class SegmentWriter:
             _drain(self._closing, 0)
             self._on_segment(ResumePoint(self.tally, *self._mark))
         self._mark = None
+
+
+class _AtOnce(Executor):
+    """An executor that does what is submitted at once."""
+
+    def submit(self, fn: Callable[P, Made], /, *args: P.args, **kwargs: P.kwargs) -> Future[Made]:
+        done: Future[Made] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 class RecordCounter(SegmentWriter):

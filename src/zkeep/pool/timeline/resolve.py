@@ -35,7 +35,7 @@ from zkeep.pool.timeline.table import (
     overlapped,
     toll,
 )
-from zkeep.pool.timeline.timeline import Run, Timeline
+from zkeep.pool.timeline.timeline import Piece, Run, Timeline
 
 Dead = dict[int, list[int]]
 "The stored and logical bytes of records that died, by the txg of the older run that wrote them."
@@ -61,11 +61,12 @@ def resolve(new: Table, timeline: Timeline, past: list[Run], kind: Kind) -> tupl
     """Resolve `new` against the runs `past`; returns the resolved table, and what it kills of them."""
     if not past:
         return beginning(new), {}
+    pieces = timeline.pieces(past)
     # 1. The older objects with the numbers of new ones: a new shape means that old blocks are not the new object's.
-    shapes = _look_back(timeline, past, _Shapes(new, kind))
+    shapes = _look_back(timeline, pieces, _Shapes(new, kind))
     new = replace(new, objects=_mark_fresh(new, shapes, kind))
     # 2. The older blocks in the ranges that the new table overwrites, frees or cuts off.
-    content = _look_back(timeline, past, _Content(new, shapes, kind))
+    content = _look_back(timeline, pieces, _Content(new, shapes, kind))
     # 3. Where they die without being replaced, they leave holes. 4. What died is counted by the run that wrote it.
     old = replace(content, objects=shapes.objects, ranges=shapes.ranges, freed=shapes.freed)
     new = _add_died(old, new, kind)
@@ -84,11 +85,11 @@ class _Search(Protocol):
         ...
 
 
-def _look_back(timeline: Timeline, past: list[Run], search: _Search) -> Table:
+def _look_back(timeline: Timeline, pieces: list[Piece], search: _Search) -> Table:
     """Search piece after piece, newest first, until the search is complete: most of what changes changed lately."""
     found = []
     wanted = search.wanted()
-    for piece in reversed(timeline.pieces(past)):
+    for piece in reversed(pieces):
         if not wanted:
             break
         table = _inside(timeline.nearby(piece, wanted), wanted)

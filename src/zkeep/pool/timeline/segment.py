@@ -241,6 +241,9 @@ class RecentContents:
 
     def __init__(self) -> None:
         self._cache: Cache[str, Contents] = Cache(RECENT, lambda contents: contents.weight)
+        self.names: dict[tuple[str, ...], Any] = {}
+        """The names of summaries, by the keys of datasets, as the timeline groups them. Others may have written or
+        deleted some since: what is missing is not asked, or found to be missing."""
 
     def get(self, name: str) -> Contents | None:
         return self._cache.get(name)

@@ -86,7 +86,8 @@ class Timeline:
     `summaries`: names of files that sum up some of the runs, or what gives them when they are first needed; those that
     sum up others are passed over.
     `checked`: by datasets' keys and by names, which are known to sum up these runs, or others; this adds to it.
-    `recent`: what is known of segments and summaries without reading them; this adds to it, too.
+    `recent`: what is known of segments and summaries without reading them; this adds to it, too. `datasets`: the keys
+    of those whose runs these are, for it.
     """
 
     def __init__(
@@ -96,10 +97,12 @@ class Timeline:
         summaries: Sequence[str] | Callable[[], Sequence[str]] = (),
         checked: dict[str, dict[str, bool]] | None = None,
         recent: RecentContents | None = None,
+        datasets: tuple[str, ...] = (),
     ) -> None:
         self.runs = list(runs)
         self._files = Files(store)
         self._recent = recent
+        self._datasets = datasets
         self._opened: dict[str, Segment] = {}
         self._by_number: list[tuple[Run, Segment]] = []
         self._ids: list[str] = []
@@ -175,6 +178,15 @@ class Timeline:
     @cached_property
     def _summaries(self) -> dict[int, list[SummaryName]]:
         """Summaries by the txg of their first run, those of most runs first."""
+        if self._recent is None:
+            return self._grouped()
+        # Each snapshot of a package asks for the same hundreds of names.
+        if self._datasets not in self._recent.names:
+            self._recent.names[self._datasets] = self._grouped()
+        known: dict[int, list[SummaryName]] = self._recent.names[self._datasets]
+        return known
+
+    def _grouped(self) -> dict[int, list[SummaryName]]:
         found: dict[int, list[SummaryName]] = {}
         texts = self._names() if callable(self._names) else self._names
         for name in sorted(filter(None, map(SummaryName.parse, texts)), key=lambda name: -name.last):

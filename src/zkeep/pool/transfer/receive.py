@@ -23,12 +23,13 @@ from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer import steps
 from zkeep.pool.transfer.admit import ReceiveTarget
+from zkeep.pool.transfer.at_once import receive_at_once
 from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import Replicated, replicate_names
 from zkeep.pool.transfer.reserve import Charges, with_room
-from zkeep.pool.transfer.session import give_up, judge, open_session, receive_empty
+from zkeep.pool.transfer.session import give_up, judge, open_session
 from zkeep.pool.types import Doc
 
 
@@ -283,17 +284,11 @@ class _Receiver:
 
     def _receive_as_it_came(self, begin: SubBegin, target: ReceiveTarget, name: str, events: Iterator[Event]) -> SubEnd:
         records = self._records(name, events)
-        # A snapshot in which nothing changed needs no room, and nobody ever has to go on with it.
-        if begin.empty and self._header.is_package and not self._options.dry_run:
-            try:
-                end = next(records)
-            except BadStream as error:
-                records = _failing(error)
-            else:
-                assert isinstance(end, SubEnd)
-                if receive_empty(self._pool, begin, target, end, self._charges):
-                    return end
-                records = iter([end])
+        # A small snapshot that is here as a whole needs no more than one transaction; nobody has to go on with it.
+        if begin.small and self._header.is_package and not self._options.dry_run:
+            batches, end, records = _gathered(records)
+            if end is not None and receive_at_once(self._pool, begin, target, batches, end, self._charges):
+                return end
         session = open_session(self._pool, begin, target, self._charges)
         try:
             with session:
@@ -390,9 +385,25 @@ class _Receiver:
             fields["local"] = local
 
 
-def _failing(error: BadStream) -> Iterator[Batch | SubEnd]:
-    """The records of a substream whose first one is bad."""
-    yield from ()
+Records = Iterator[Batch | SubEnd]
+
+
+def _gathered(records: Records) -> tuple[list[Batch], SubEnd | None, Records]:
+    """All records of a small substream, its END (None if something is wrong before it), and the same once more."""
+    batches: list[Batch] = []
+    try:
+        for event in records:
+            if isinstance(event, SubEnd):
+                return batches, event, iter([*batches, event])
+            batches.append(event)
+    except BadStream as error:
+        return batches, None, _failing(batches, error)
+    raise AssertionError("the records of a substream end with its END")
+
+
+def _failing(batches: list[Batch], error: BadStream) -> Records:
+    """The records of a substream up to one that is bad."""
+    yield from batches
     raise error
 
 

@@ -116,19 +116,27 @@ class Registration:
 
 
 class Unregistered(Registration):
-    """A receive that is registered nowhere: a snapshot without records is checked and made in one transaction.
+    """A receive that is registered nowhere: a snapshot is checked, written and made in one transaction.
 
-    Nothing of it is written before, so nothing has to be found again, and no other process has to wait for it.
+    Nothing of it is written before, so nothing has to be found again, and no other process has to wait for it. Its txg
+    was allotted by an earlier transaction: should this one be undone, what it wrote has a name that nothing else gets.
     """
 
-    def __init__(self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges) -> None:
+    def __init__(self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges, size: int) -> None:
+        """`size`: bytes of all records."""
         doc = _document(pool, plan, target, 0, made=False)
         level = plan.dataset or nearest(pool, target.name)
         reservation = _reservation(pool, target, charges, "", level, own=plan.dataset is not None)
         super().__init__(pool, target, plan.dataset, "", doc, reservation, ExitStack())
+        self._charges = charges
+        self.size = size
 
     def check(self, t: Transaction) -> None:
-        self.txg = t.next_txg()
+        """Raises Refused: another process got a txg meanwhile, and the records need one that was allotted before."""
+        txg = self._charges.take_txg(t)
+        if txg is None and self.size:
+            raise Refused(f"cannot receive {self._target.name}: another process is changing the pool")
+        self.txg = t.next_txg() if txg is None else txg
         super().check(t)
 
     def source(self, t: Transaction) -> tuple[int, int] | None:
@@ -138,7 +146,8 @@ class Unregistered(Registration):
         return False
 
     def remove(self, t: Transaction) -> None:
-        """Nothing is registered."""
+        """Nothing is registered. The next snapshot of the package gets its txg."""
+        self._charges.allot_in(t)
 
     def settle(self) -> None:
         """Nothing is reserved."""

@@ -32,7 +32,7 @@ SHARE = 64
 
 
 class Charges:
-    """A cache of what quotas count, by dataset, for a stream of many snapshots.
+    """A cache of what quotas count, by dataset, for a stream of many snapshots; and the txg of the next of them.
 
     What this process commits is added, rounded up. Everything is counted again after a change by another process, and
     before anything is refused.
@@ -43,6 +43,27 @@ class Charges:
         self._known: dict[int, int] = {}
         self._mark: ChangeMark | None = None
         self.exact = True
+        self._txg = 0
+        "A txg that a transaction allotted to this process, for what it writes next."
+        self._allotted = 0
+        "The same, of a transaction that is not committed yet."
+
+    def allot(self) -> None:
+        """Get a txg, in a transaction of its own, unless there is one."""
+        if not self._txg:
+            with self._pool.transaction() as t:
+                txg = t.next_txg()
+            self._txg = txg
+
+    def allot_in(self, t: Transaction) -> None:
+        """Get a txg; it counts when add() is called, after the commit."""
+        self._allotted = t.next_txg()
+
+    def take_txg(self, t: Transaction) -> int | None:
+        """The txg that was allotted, if it is still the newest: runs of a dataset are in the order of their txgs."""
+        txg, self._txg, self._allotted = self._txg, 0, 0
+        newest = int((t.get("pool", "") or {"next_txg": 0})["next_txg"]) - 1
+        return txg if txg and txg == newest else None
 
     def of(self, view: View, level: Dataset) -> int:
         # `changed` is None when another process may have made or removed runs: then nothing that is known counts.
@@ -55,6 +76,7 @@ class Charges:
 
     def add(self, dataset: Dataset, size: int) -> None:
         """A snapshot was committed that counts no more than `size`."""
+        self._txg, self._allotted = self._allotted, 0
         try:
             # The dataset's own amount grows, and that of every dataset above it.
             levels = [dataset, *self._pool.tree().ancestors(dataset)]

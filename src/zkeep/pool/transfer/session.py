@@ -45,7 +45,6 @@ from zkeep.pool.transfer.admit import (
 from zkeep.pool.transfer.continued import begun_target, goes_on, resume
 from zkeep.pool.transfer.registration import (
     Registration,
-    Unregistered,
     make_dataset,
     refuse_no_room,
     register,
@@ -171,6 +170,7 @@ class ReceiveSession:
         with self._pool.transaction() as t:
             # Check again what may have changed since the BEGIN.
             self._registration.check(t)
+            tally = self._write_now(tally)
             source = self._follow_source(t)
             if int(self._refquota() or 0):
                 # What the source refers to, less what died, and what came.
@@ -199,6 +199,10 @@ class ReceiveSession:
             if not self._target.dry_run:
                 sum_up(self._pool, snapshot.dataset)
         return snapshot
+
+    def _write_now(self, tally: Tally) -> Tally:
+        """Write, inside of the transaction, what add() did not; returns what the run holds."""
+        return tally
 
     def _follow_source(self, t: Transaction) -> Snapshot | None:
         """What the stream follows, wherever it is now: a promotion may have moved it to another dataset."""
@@ -310,10 +314,10 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
     charges = charges or Charges(pool)
     with noting_no_room(pool, target.name, dry_run=target.dry_run), ExitStack() as locks:
         # 1. No other process may receive into the dataset, or destroy it.
-        dataset = _locked(pool, target, locks)
+        dataset = locked(pool, target, locks)
         # 2. May it be received at all? Nothing was changed so far.
         with pool.catalog.reading():
-            target, state, begun, plan = _admitted(pool, event, target, dataset)
+            target, state, begun, plan = admitted(pool, event, target, dataset)
         refuse_full_disk(pool, target.name)
         if dataset is not None and state is MALFORMED:
             _forget_malformed(pool, dataset)
@@ -333,7 +337,7 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
             replaced += state["tally"]["segments"]
         # 4. Open the past that it follows, and the writer. From here on compaction leaves the runs of the past alone.
         try:
-            writer = _open_writer(pool, plan, target, registration, resumed, work)
+            writer = open_writer(pool, plan, target, registration, resumed, work)
         except BaseException:
             with suppress(ZkeepError, OSError):
                 if target.resumable:
@@ -345,33 +349,6 @@ def open_session(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Ch
         return ReceiveSession(pool, plan, target, charges, registration, writer, work, locks.pop_all())
 
 
-def receive_empty(pool: Pool, event: SubBegin, target: ReceiveTarget, end: SubEnd, charges: Charges) -> bool:
-    """Receive a snapshot without records, BEGIN and END of which are here, in one transaction.
-
-    False: it cannot be received so, and nothing was changed; open_session() goes another way, or says why not.
-    """
-    with ExitStack() as locks:
-        try:
-            dataset = _locked(pool, target, locks)
-            with pool.catalog.reading():
-                target, state, _, plan = _admitted(pool, event, target, dataset)
-            refuse_full_disk(pool, target.name)
-            if state is not None:
-                return False
-            registration = Unregistered(pool, plan, target, charges)
-        except (ZkeepError, OSError):
-            return False
-        session = ReceiveSession(pool, plan, target, charges, registration, None, ExitStack(), locks.pop_all())
-        with session:
-            try:
-                session.commit(end)
-            except TryAgain:
-                raise  # also where nobody knows whether it was made
-            except Refused:
-                return False
-        return True
-
-
 def judge(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges) -> None:
     """Refuse what open_session() would refuse, but for what is busy now. It changes nothing, so it may be called
     inside a transaction.
@@ -379,14 +356,14 @@ def judge(pool: Pool, event: SubBegin, target: ReceiveTarget, charges: Charges) 
     Raises:
         Refused: the stream cannot be received here.
     """
-    target, _, begun, plan = _admitted(pool, event, target, pool.find(target.name))
+    target, _, begun, plan = admitted(pool, event, target, pool.find(target.name))
     refuse_full_disk(pool, target.name)
     if begun:
         resume(begun, event)
     refuse_no_room(pool, plan, target, charges)
 
 
-def _admitted(
+def admitted(
     pool: Pool, event: SubBegin, target: ReceiveTarget, dataset: Dataset | None
 ) -> tuple[ReceiveTarget, Doc | None, Doc | None, ReceivePlan]:
     """The decision at a BEGIN; also returns the partial receive that the dataset keeps (or MALFORMED), and the same if
@@ -406,7 +383,7 @@ def _admitted(
     return target, state, begun, admit(pool, event, target, begun)
 
 
-def _locked(pool: Pool, target: ReceiveTarget, locks: ExitStack) -> Dataset | None:
+def locked(pool: Pool, target: ReceiveTarget, locks: ExitStack) -> Dataset | None:
     """Lock the dataset, or where there is none yet, its name; returns the dataset as it is under the lock.
 
     Raises:
@@ -437,14 +414,17 @@ def _forget_malformed(pool: Pool, dataset: Dataset) -> None:
         t.delete(KIND, dataset.key)
 
 
-def _open_writer(
+def open_writer(
     pool: Pool,
     plan: ReceivePlan,
     target: ReceiveTarget,
     registration: Registration,
     resumed: Resumed | None,
     work: ExitStack,
+    *,
+    at_once: bool = False,
 ) -> SegmentWriter:
+    """The writer of the records; `work` closes it, and what it has open of the past."""
     opening, begin, past = plan.opening, plan.begin, plan.source
     # The first stream with large blocks onto a dataset without: files keep their old blocks.
     large = Feature.LARGE_BLOCKS
@@ -459,12 +439,16 @@ def _open_writer(
     )
     # Records carry the running checksum of the stream, which begins with BEGIN.
     state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
-    note = registration.note if target.resumable else None
+    note = registration.note if target.resumable and not at_once else None
     writer = RecordCounter if target.dry_run else SegmentWriter
     if resumed:
         resumed = replace(resumed, doc=registration.doc)
     return work.enter_context(
-        writer(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed, pool.runs.recent)
+        writer(
+            *(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed),
+            recent=pool.runs.recent,
+            at_once=at_once,
+        )
     )
 
 
