@@ -120,6 +120,7 @@ class Timeline:
     def close(self) -> None:
         self._files.close()
         self._opened.clear()
+        self._summed.clear()  # they lead back here: such rings are looked for seldom
 
     def upto(self, txg: int) -> list[Run]:
         return [run for run in self.runs if run.txg <= txg]
