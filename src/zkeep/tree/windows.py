@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import takewhile
 from typing import NamedTuple
 
 from zkeep.cache import Cache
@@ -16,7 +17,9 @@ WIDE = 4 << 20
 AHEAD = 2
 "Wide windows that are read ahead of the one that is being handed out."
 READERS = 4
-"Files that are read in turns without one dropping what was read ahead of another."
+"Files that are read in turns and of which so many windows are read ahead; of more files fewer are."
+IN_TURNS = 256
+"Files of which it is known in which order they were read."
 HELD = 64 << 20
 "Bytes of content in the cache."
 OBJECTS = 16_384
@@ -50,6 +53,8 @@ class Content:
         self._bad: Cache[tuple[int, int, int], bool] = Cache(OBJECTS)
         self._next: Cache[int, int] = Cache(OBJECTS)
         self._ahead: list[_Ahead] = []
+        self._in_turns: dict[int, int] = {}
+        "Files in the order in which they were read last, and bytes of a wide window of each."
 
     def read(self, number: int, end: int, offset: int, size: int) -> bytes:
         """Up to `size` bytes of an object of which `end` bytes are shown; holes are zeros.
@@ -70,6 +75,10 @@ class Content:
             parts.append(part)
             at += len(part)
         self._next.put(number, at)
+        self._in_turns.pop(number, None)
+        self._in_turns[number] = min(WIDE, end)
+        if len(self._in_turns) > IN_TURNS:
+            del self._in_turns[next(iter(self._in_turns))]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _window(self, number: int, end: int, at: int) -> tuple[int, memoryview]:
@@ -86,7 +95,9 @@ class Content:
         # Read the widest that makes sense. If it has a bad block, remember that and try a narrower one.
         last = self._next.get(number)
         is_sequential = last is not None and at - WIDE <= last <= at + NARROW
-        for key in keys if is_sequential else keys[1:]:
+        # Wide ones that others push out of the cache before they are read to their end would be opened again and again.
+        is_wide = is_sequential and self._others(number) + WIDE <= HELD
+        for key in keys if is_wide else keys[1:]:
             if key[2] != block and not self._bad.get(key):
                 try:
                     found = self._windows.put(key, self._open(key, end))
@@ -101,6 +112,11 @@ class Content:
             return keys[-1][1], self._windows.put(keys[-1], self._open(keys[-1], end))
         except ZkeepError as error:
             raise BadBlock(number, keys[-1][1], error) from None
+
+    def _others(self, number: int) -> int:
+        """Bytes of the windows of files that were read since this one was read last; of all, if that is long ago."""
+        later = takewhile(lambda item: item[0] != number, reversed(self._in_turns.items()))
+        return sum(size for _, size in later)
 
     def _open(self, key: tuple[int, int, int], end: int) -> memoryview:
         begun = self._begun(key, end)
@@ -123,7 +139,8 @@ class Content:
         number, start, size = key
         if (number, start - size, size) not in self._windows:
             return
-        for at in range(start + size, min(start + (AHEAD + 1) * size, end), size):
+        most = min(AHEAD, READERS * AHEAD * WIDE // (self._others(number) + WIDE))
+        for at in range(start + size, min(start + (most + 1) * size, end), size):
             following = number, at, size
             if self._bad.get(following):
                 return

@@ -108,6 +108,53 @@ def test_files_that_are_read_in_turns_are_read_once(tmp_path: Path, monkeypatch:
     assert sorted(late) == sorted(set(late))
 
 
+@pytest.mark.parametrize("count", [5, 7, 16])
+@pytest.mark.parametrize("step", [RECORD, 2 * RECORD])
+def test_many_files_that_are_read_in_turns_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, step: int
+) -> None:
+    """Neither what was read ahead of one, nor its window, is dropped for the others, and then opened again."""
+    begun: list[int] = []
+    begin = windows.Content._begin
+
+    def note(content: windows.Content, key: tuple[int, int, int], end: int) -> windows.Reading:
+        begun.append(min(key[2], end - key[1]))
+        return begin(content, key, end)
+
+    monkeypatch.setattr(windows.Content, "_begin", note)
+    monkeypatch.setattr(windows, "HELD", 9 * WIDE)
+    with live(tmp_path) as files:
+        data = random.Random(6).randbytes(8 * WIDE)
+        names = [b"%d" % number for number in range(count)]
+        for name in names:
+            files.write(files.make(name, stat.S_IFREG | 0o644, OWNER), data, 0)
+        files.dataset.commit()
+        content = windows.Content(files.dataset.base)
+        numbers = [files.lookup(name).number for name in names]
+        for at in range(0, len(data), step):
+            for number in numbers:
+                assert content.read(number, len(data), at, step) == data[at : at + step]
+    assert sum(begun) <= 1.5 * count * len(data)
+
+
+def test_one_file_is_read_ahead_again_once_it_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "HELD", 2 * WIDE)
+    with live(tmp_path) as files:
+        data = random.Random(6).randbytes(12 * WIDE)
+        for name in (b"one", b"two", b"three", b"four"):
+            files.write(files.make(name, stat.S_IFREG | 0o644, OWNER), data, 0)
+        files.dataset.commit()
+        content = windows.Content(files.dataset.base)
+        numbers = [files.lookup(name).number for name in (b"one", b"two", b"three", b"four")]
+        for at in range(0, 4 * WIDE, RECORD):
+            for number in numbers:
+                content.read(number, len(data), at, RECORD)
+        assert not content._ahead
+        for at in range(4 * WIDE, 8 * WIDE, RECORD):
+            content.read(numbers[0], len(data), at, RECORD)
+        assert content._ahead
+
+
 def test_who_waits_reads_what_no_thread_has_begun(tmp_path: Path) -> None:
     with live(tmp_path) as files:
         data = random.Random(7).randbytes(4 << 20)
