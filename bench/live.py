@@ -1,10 +1,13 @@
 """A dataset that is mounted read-write, beside gocryptfs and a plain folder, in one run.
 
-    python bench/live.py --folder FOLDER [--size MEGABYTES] [--files NUMBER] [--tree FOLDER]
+    python bench/live.py --folder FOLDER [--size MEGABYTES] [--files NUMBER] [--tree FOLDER] [--turns 3]
 
-Each task runs on all three in turn. Prints seconds by the clock, and seconds of CPU: of the task and of the process
-that serves the folder. CPU is what to compare where a machine has other work. Needs root, FUSE, and gocryptfs
-(Debian: apt install gocryptfs; without it, it is left out).
+In each turn, each task runs on all three. What earlier tasks left to be written is written before, and caches are
+dropped; what creating files leaves is a task of its own ("sync them"). From the second turn on, the large file is
+emptied and written again. Prints medians: seconds by the clock, and seconds of CPU, of the task and of the process that
+serves the folder; then zkeep's speed as a share of gocryptfs's. Single runs scatter by half; CPU is what to compare
+where a machine has other work. Needs root, FUSE, and gocryptfs (Debian: apt install gocryptfs; without it, it is left
+out).
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from mounted import ZKEEP, cpu_of, wait_for
 
 PIECE = os.urandom(1 << 20)
+SYNC = "sync them"
 Task = Callable[[Path], object]
 
 
@@ -87,11 +92,12 @@ class Tasks:
             f"write {self._size} MiB, fsync": self.write,
             "read it": self.read,
             f"create {self._files} files": self.create,
+            SYNC: _sync,
             "read them": self.read_all,
             "stat them": self.stat_all,
             "remove them": lambda folder: shutil.rmtree(folder / "many"),
         }
-        return found | ({"tar -x": self.unpack} if self._archive is not None else {})
+        return found | ({"tar -x": self.unpack, "remove it": self.remove} if self._archive is not None else {})
 
     def write(self, folder: Path) -> None:
         with (folder / "large").open("wb", buffering=0) as file:
@@ -123,6 +129,19 @@ class Tasks:
         (folder / "tree").mkdir()
         subprocess.run(["tar", "-xf", str(self._archive), "-C", folder / "tree"], check=True)
 
+    def remove(self, folder: Path) -> None:
+        shutil.rmtree(folder / "tree")
+
+
+def _sync(folder: Path) -> None:
+    """Let all be written that waits. The kernel passes on fsync(2) to a FUSE file system, and sync(2) to none."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.sync()
+
 
 def _files_in(folder: Path) -> Iterator[str]:
     for path, _, names in os.walk(folder):
@@ -131,8 +150,9 @@ def _files_in(folder: Path) -> Iterator[str]:
 
 def measure(place: Place, task: Task) -> tuple[float, float]:
     """Seconds by the clock and of CPU."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    if task is not _sync:
+        _sync(place.folder)
+        Path("/proc/sys/vm/drop_caches").write_text("3")
     own = sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in _WHO)
     served = cpu_of(place.server) if place.server else 0.0
     started = time.monotonic()
@@ -151,11 +171,37 @@ def memory_of(process: int) -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
 
 
+Found = dict[str, dict[str, list[tuple[float, float]]]]
+"Of each task and place, seconds by the clock and of CPU in each turn."
+
+
+def _turns(places: list[Place], tasks: dict[str, Task], turns: int) -> Found:
+    found: Found = {name: {place.name: [] for place in places} for name in tasks}
+    for turn in range(turns):
+        for name, task in tasks.items():
+            for place in places:
+                found[name][place.name].append(measure(place, task))
+        print(f"turn {turn + 1}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    return found
+
+
+def _print_table(places: list[Place], found: Found) -> None:
+    columns = [place.name for place in places]
+    print("| task | " + " | ".join([*columns, "zkeep / gocryptfs"]) + " |\n| --- |" + " --- |" * (len(columns) + 1))
+    for name, by_place in found.items():
+        medians = {each: [median(side) for side in zip(*pairs, strict=True)] for each, pairs in by_place.items()}
+        row = [f"{wall:.2f} / {cpu:.2f}" for wall, cpu in medians.values()]
+        ours, theirs = medians["zkeep"], medians.get("gocryptfs")
+        row.append(" / ".join(f"{t / o:.2f}" if o else "" for o, t in zip(ours, theirs, strict=True)) if theirs else "")
+        print(f"| {name} | " + " | ".join(row) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512, help="MiB")
     parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tree", type=Path, help="a folder for tar -x")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as text, ExitStack() as stack:
@@ -167,11 +213,8 @@ def main() -> None:
         places = [Place("plain", folder / "plain", None), stack.enter_context(zkeep_folder(folder))]
         if shutil.which("gocryptfs"):
             places.append(stack.enter_context(gocryptfs_folder(folder)))
-        print(f"load {os.getloadavg()[0]:.1f}; seconds by the clock / of CPU")
-        print("| task | " + " | ".join(place.name for place in places) + " |\n| --- |" + " --- |" * len(places))
-        for name, task in Tasks(given.size, given.files, archive).all().items():
-            row = [measure(place, task) for place in places]
-            print(f"| {name} | " + " | ".join(f"{wall:.2f} / {cpu:.2f}" for wall, cpu in row) + " |", flush=True)
+        print(f"load {os.getloadavg()[0]:.1f}; medians of {given.turns} turns: seconds by the clock / of CPU")
+        _print_table(places, _turns(places, Tasks(given.size, given.files, archive).all(), given.turns))
         for place in places:
             if place.server:
                 print(f"{place.name}: at most {memory_of(place.server)} MiB of memory")

@@ -139,4 +139,4 @@ def test_p4_a_hole_costs_what_is_stored(tmp_path: Path) -> None:
         files.allocate(inode, mode, 0, size)
         assert len(inode.blocks) == 1
         files.dataset.commit()
-        assert list(files.dataset.stored_data(inode, 0)) == []
+        assert list(files.dataset.contents.stored(inode, 0)) == []

@@ -49,9 +49,14 @@ class BlockKeys:
         self._aeads: Cache[bytes, Any] = Cache(CACHED_KEYS)
         self._invalid: type[Exception] = Exception
         self._lock = Lock()
+        self._newest: tuple[bytes, Any] = b"", None
+        "The salt that was asked for last, and its cipher: mostly it is asked for again."
 
     def aead(self, salt: bytes) -> Any:
         """The cipher of all blocks with this salt."""
+        newest = self._newest
+        if newest[0] == salt:
+            return newest[1]
         # Deriving the key happens outside the lock: two threads may do it at once, with the same result.
         with self._lock:
             found = self._aeads.get(salt)
@@ -59,6 +64,7 @@ class BlockKeys:
             found, self._invalid = self._suite.aead(expand(self._master, salt))
             with self._lock:
                 self._aeads.put(salt, found)
+        self._newest = salt, found
         return found
 
     def decrypt(self, salt: bytes, iv: bytes, mac: bytes, ciphertext: Buffer, aad: bytes | None = None) -> bytes:

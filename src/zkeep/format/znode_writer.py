@@ -71,10 +71,9 @@ def encode_file(fields: FileFields) -> tuple[bytes, bytes | None]:
     # Most files and folders have no more than that.
     if _has_project(mode) and not (fields.xattrs or fields.xattr_folder or fields.target is not None):
         numbers = mode, fields.size, fields.generation, fields.uid, fields.gid, fields.parent, flags
-        atime, mtime, ctime, crtime = (
-            divmod(time, _SECOND) for time in (fields.atime, fields.mtime, fields.ctime, fields.crtime)
-        )
-        return sa.encode_plain((*numbers, *atime, *mtime, *ctime, *crtime, fields.links), aces), None
+        changed = *divmod(fields.atime, _SECOND), *divmod(fields.mtime, _SECOND)
+        made = *divmod(fields.ctime, _SECOND), *divmod(fields.crtime, _SECOND)
+        return sa.encode_plain((*numbers, *changed, *made, fields.links), aces), None
     values = {
         sa.MODE: _u64(mode),
         sa.SIZE: _u64(fields.size),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from zkeep.errors import Refused
+from zkeep.format.zap_layout import BadZap
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Snapshot
 from zkeep.snapshot.changes import ObjectChange
 from zkeep.snapshot.new_filesystem import empty_root, fixed_objects
 from zkeep.snapshot.open import OpenSnapshot
 from zkeep.snapshot.writer import SnapshotWriter
+from zkeep.tree.filesystem import Filesystem
 
 
 def write_empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
@@ -18,6 +20,19 @@ def write_empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
     changes: list[ObjectChange] = [*fixed_objects(), empty_root(os.getuid(), os.getgid())]
     for change in sorted(changes, key=lambda change: change.number):
         writer.write(change)
+
+
+def queued(tree: Filesystem, where: str) -> set[int]:
+    """What the delete queue has: files without a name that were open when it was written.
+
+    Raises:
+        Refused: it cannot be read; `where` is what the error begins with.
+    """
+    number = tree.master["DELETE_QUEUE"]
+    try:
+        return {value for _, value in tree.zap(number).numbers()}
+    except BadZap as error:
+        raise Refused(f"{where}: object {number}: {error}") from None
 
 
 def refuse_unwritable(dataset: Dataset, state: Snapshot | None) -> None:

@@ -89,6 +89,16 @@ class Contents:
         objects.learn_small_files(index)
         return objects.known_block(inode.number, block)
 
+    def stored(self, inode: Inode, offset: int) -> Iterator[tuple[int, int]]:
+        """Stretches of a file that the base has and that are no holes, from the block at `offset` on."""
+        if not inode.stored or not inode.width:
+            return
+        objects = self._base()
+        held = objects.object(inode.number)
+        for leaves in objects.blocks.leaves(held, offset // inode.width, inode.last + 1):
+            for start in leaves["offset"].tolist():
+                yield start, start + inode.width
+
     def load(self, inode: Inode, number: int) -> bytearray:
         """Load a block that is about to be changed, and mark it dirty. Its end may lack zeros."""
         inode.early.pop(number, None)

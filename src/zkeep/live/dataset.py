@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from threading import RLock
@@ -23,10 +23,9 @@ from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.compress_writer import sparing
-from zkeep.format.zap_layout import BadZap
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.base import Base
-from zkeep.live.begin import refuse_unwritable, write_empty
+from zkeep.live.begin import queued, refuse_unwritable, write_empty
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
 from zkeep.live.errors import fail
@@ -56,6 +55,8 @@ MERGE_BYTES = 64 << 20
 "Bytes that may be copied then; the rest waits for the next time."
 RETRY = 0.2
 "Seconds between two tries."
+ACCESSED = 60.0
+"Seconds for which times of access may wait, if nothing else changed: who reads a tree need not write all the time."
 PER_INODE = 1 << 10
 "Bytes that a file that changed takes beside its content, about."
 LAST_TRIES = 30.0
@@ -106,6 +107,9 @@ class LiveDataset:
         self._keys: MasterKeys | None = None
         self._stack = ExitStack()
         self._room_known: int | None = None
+        self._is_urgent = False
+        "Something else changed than times of access."
+        self._accessed_since = 0.0
         self._dirty_xattrs = 0
         "Bytes of extended attributes that wait for the next commit."
         self._runs = 0
@@ -186,6 +190,7 @@ class LiveDataset:
             each.clear()
         self._freed.clear()
         self.contents.dirty = self._dirty_xattrs = 0
+        self._is_urgent = False
         self._room_known = None
         self.is_stale = True  # until all is as it should be, nothing may change
         self._begin(state, known)
@@ -193,10 +198,9 @@ class LiveDataset:
 
     def _generation_of(self, number: int) -> int | None:
         """What tells a file from others that had its number at other times; None: there is no such file."""
-        try:
+        with suppress(ZkeepError):
             return self.inode(number).fields.generation
-        except ZkeepError:
-            return None
+        return None
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._stack:
@@ -227,9 +231,8 @@ class LiveDataset:
 
     def _locked(self, stack: ExitStack) -> Dataset:
         """The dataset, once its lock shows that it is mounted."""
-        dataset = self.dataset
         busy = f"cannot mount '{self.name}': it is mounted, or written to by another process"
-        stack.enter_context(self.pool.store.lock(head.mount_lock(dataset), wait=RETRY, busy=busy))
+        stack.enter_context(self.pool.store.lock(head.mount_lock(self.dataset), wait=RETRY, busy=busy))
         return self.dataset
 
     def _unwrapped(self, dataset: Dataset, state: Snapshot | None) -> MasterKeys:
@@ -271,6 +274,13 @@ class LiveDataset:
 
     def touch(self, inode: Inode) -> None:
         """An inode changed: the next commit writes it."""
+        inode.dirty = self._is_urgent = True
+        self.changed[inode.number] = inode
+
+    def touch_access(self, inode: Inode) -> None:
+        """The time of an inode's last access changed: the next commit writes it, but need not come soon."""
+        if not self.changed:
+            self._accessed_since = time.monotonic()
         inode.dirty = True
         self.changed[inode.number] = inode
 
@@ -324,15 +334,6 @@ class LiveDataset:
             every = self.tree.xattrs(self.tree.znode(inode.number))
             inode.large = {name: value for name, value in every.items() if name not in inode.fields.xattrs}
         return {**inode.fields.xattrs, **inode.large}
-
-    def stored_data(self, inode: Inode, offset: int) -> Iterator[tuple[int, int]]:
-        """Stretches of a file that the base has and that are no holes, from the block at `offset` on."""
-        if not inode.stored or not inode.width:
-            return
-        held = self.base.object(inode.number)
-        for leaves in self.base.blocks.leaves(held, offset // inode.width, inode.last + 1):
-            for start in leaves["offset"].tolist():
-                yield start, start + inode.width
 
     # Folders
 
@@ -409,13 +410,19 @@ class LiveDataset:
 
     def commit_if_large(self) -> None:
         """Commit where as much waits as may. If another process is in the way, more may wait for a while."""
-        if self.contents.dirty + self._dirty_xattrs < MAX_DIRTY and len(self.changed) < MAX_CHANGED:
-            return
-        try:
+        waiting = self.contents.dirty + self._dirty_xattrs
+        if waiting >= MAX_DIRTY or len(self.changed) >= MAX_CHANGED:
+            try:
+                self.commit()
+            except TryAgain:
+                if waiting >= 4 * MAX_DIRTY:
+                    raise
+
+    def commit_if_due(self) -> None:
+        """Commit, unless all that changed are times of access, and few for a short time."""
+        is_long = time.monotonic() - self._accessed_since >= ACCESSED or len(self.changed) >= MAX_CHANGED
+        if self._is_urgent or self._freed or set(self.nameless) != self._queued or is_long:
             self.commit()
-        except TryAgain:
-            if self.contents.dirty + self._dirty_xattrs >= 4 * MAX_DIRTY:
-                raise
 
     def commit(self, *, even_if_clean: bool = False) -> None:
         """Make all that was done so far durable. What fails leaves it waiting.
@@ -444,8 +451,7 @@ class LiveDataset:
         # It is durable: from here on this is the base, whatever fails.
         self.state = made
         self._settle(pending, work.attributes.next_number)
-        self._room_known = None
-        self._queued = queue
+        self._room_known, self._queued = None, queue
         self._base.close()
         self._merge_runs()
         with suppress(ZkeepError, OSError):
@@ -472,6 +478,7 @@ class LiveDataset:
             self.contents.forget(inode)
             inode.committed(*pending.places[inode.number])
         self.changed.clear()
+        self._is_urgent = False
         self._dirty_xattrs = 0
         self.numbers.end = next_number
         for number in pending.freed:
@@ -486,11 +493,7 @@ class LiveDataset:
 
     def _drain(self) -> None:
         """Free what a crash left in the delete queue: files that had no name any more, and were open."""
-        number = self.tree.master["DELETE_QUEUE"]
-        try:
-            self._queued = {value for _, value in self.tree.zap(number).numbers()}
-        except BadZap as error:
-            raise Refused(f"cannot mount '{self.name}': object {number}: {error}") from None
+        self._queued = queued(self.tree, f"cannot mount '{self.name}'")
         for each in self._queued:
             inode = self.inode(each)
             inode.fields.links = 0

@@ -272,7 +272,7 @@ class LiveFiles:
         now, fields = time.time_ns(), inode.fields
         if fields.atime <= max(fields.mtime, fields.ctime) or fields.atime < now - DAY:
             fields.atime = now
-            self.dataset.touch(inode)
+            self.dataset.touch_access(inode)
 
     def write(self, inode: Inode, data: bytes | memoryview, offset: int) -> int:
         if offset + len(data) > MAX_SIZE:
@@ -300,7 +300,7 @@ class LiveFiles:
         if offset + size > MAX_SIZE:
             fail(errno.EFBIG)
         if mode & (PUNCH_HOLE | ZERO_RANGE):
-            self.dataset.contents.punch(inode, offset, offset + size, self.dataset.stored_data(inode, offset))
+            self.dataset.contents.punch(inode, offset, offset + size, self.dataset.contents.stored(inode, offset))
         if not mode & KEEP_SIZE and offset + size > inode.fields.size:
             self.dataset.contents.truncate(inode, offset + size)
         self._changed_content(inode)
@@ -313,7 +313,7 @@ class LiveFiles:
         if not 0 <= offset < size:
             fail(errno.ENXIO)
         at = offset
-        for start, end in self.dataset.contents.data_from(inode, offset, self.dataset.stored_data(inode, offset)):
+        for start, end in self.dataset.contents.data_from(inode, offset, self.dataset.contents.stored(inode, offset)):
             if whence == SEEK_DATA:
                 return start
             if start > at:

@@ -183,7 +183,7 @@ class Operations:
         while not self._ended.wait(INTERVAL):
             try:
                 with self.still():
-                    self._dataset.commit()
+                    self._dataset.commit_if_due()
                     self._dataset.forget_unused()
                     self._control.rest()
             except Exception as error:

@@ -38,7 +38,7 @@ from zkeep.crypto.unwrap import MasterKeys
 from zkeep.errors import Refused
 from zkeep.format.compress import Compression
 from zkeep.format.compress_writer import Compress, compressor
-from zkeep.format.dnode import SLOTS, Dnode, pointer_prop, pointers_beside
+from zkeep.format.dnode import CORE, POINTER, SLOT, SLOTS, Dnode, pointer_prop, pointers_beside
 from zkeep.format.events import Batch
 from zkeep.format.objtypes import ObjectType, ObjsetType, is_encrypted
 from zkeep.format.records import Free, FreeObjects, ObjectRange, RecordType, Spill, Words
@@ -139,11 +139,10 @@ class SnapshotWriter:
             waiting.roots, waiting.tree = roots_of(waiting.dnode, leaves, held, blocks, self._known)
         # Only now it is known whether it has a spill block, which takes room from the bonus.
         if change.spill is not None:
-            waiting.dnode = waiting.dnode._replace(has_spill=True)
+            dnode = waiting.dnode._replace(has_spill=True)
+            bonus = change.bonus.ljust(dnode.bonus_room, b"\0") if change.bonus else b""
+            waiting.dnode = dnode._replace(bonus=bonus)
             self._write_spill(change, waiting, held)
-        if change.bonus:
-            bonus = change.bonus.ljust(waiting.dnode.bonus_room, b"\0")
-            waiting.dnode = Dnode(*waiting.dnode[:-1], bonus)
         self._waiting[change.number] = waiting
 
     def make_files(self, files: NewFiles) -> list[MadeFile]:
@@ -189,7 +188,9 @@ class SnapshotWriter:
         # In the order of its fields, which takes half as long as to name them; it has no spill block so far.
         shape = change.type, change.bonustype, change.blksz, len(change.bonus), change.slots
         tree = INDIRECT_SHIFT, levels, pointers, last
-        dnode = Dnode(change.number, *shape, change.checksum, change.compress, False, *tree, "little", b"")
+        room = change.slots * SLOT - CORE - POINTER * pointers
+        bonus = change.bonus.ljust(room, b"\0") if change.bonus else b""
+        dnode = Dnode(change.number, *shape, change.checksum, change.compress, False, *tree, "little", bonus)
         return Waiting(dnode, b"", b"")
 
     def _write_only_block(self, change: ObjectChange, waiting: Waiting) -> bytes:
@@ -430,10 +431,15 @@ class SnapshotWriter:
         return FreeObjects(firstobj=first, numobjs=count, toguid=self._toguid).pack("little")
 
     def _emit_object(self, each: Waiting, bonus: bytes) -> None:
-        dnode = each.dnode
-        self._out.add(RecordType.OBJECT, object_header(dnode, self._toguid, len(bonus)), bonus)
-        self._out.add(RecordType.FREE, free_to_the_end(dnode, self._toguid))
-        self._emit(each.types, each.lengths, each.pieces)
+        head, free = object_header(each.dnode, self._toguid, len(bonus)), free_to_the_end(each.dnode, self._toguid)
+        types, lengths = [RecordType.OBJECT, RecordType.FREE], [len(head) + len(bonus), len(free)]
+        if len(each.pieces) > 2 or any(isinstance(piece, tuple) for piece in each.pieces):
+            self._out.add_whole(types, lengths, [head, bonus, free])
+            self._emit(each.types, each.lengths, each.pieces)
+            return
+        # Most objects have one block at most: all of their records go in one step.
+        self._out.add_whole([*types, *each.types], [*lengths, *each.lengths], [head, bonus, free, *each.pieces])
+        each.pieces.clear()
 
     def _emit(self, types: Sequence[int], lengths: Sequence[int], pieces: list[Buffer | tuple[int, int]]) -> None:
         if sum(lengths) <= BATCH and not any(isinstance(piece, tuple) for piece in pieces):

@@ -276,7 +276,7 @@ class Twins:
         offset, size = self.chance.choice([(0, 5), (100, RECORD), (RECORD, 2 * RECORD), (RECORD - 1, 700_000)])
         if self._regular(path):
             inode = self.files.lookup(path)
-            stored = self.files.dataset.stored_data(inode, offset)
+            stored = self.files.dataset.contents.stored(inode, offset)
             self.files.dataset.contents.punch(inode, offset, offset + size, stored)
             self.files.dataset.touch(self.files.lookup(path))
             with open(self.at(path), "r+b") as file:
