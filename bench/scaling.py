@@ -167,7 +167,7 @@ SMALL = Shape(8, 1024, 1)
 
 
 def small(number: int) -> bytes:
-    """As stream(), with SMALL: the increment is of one changed record."""
+    """The full stream of snapshot 0 of SMALL; or the increment to a later one, of one changed record."""
     made = io.BytesIO()
     if number:
         increment(SMALL, made, number, 1)
