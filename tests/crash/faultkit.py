@@ -39,6 +39,7 @@ NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, STOP)
 ON = 10**9
 TIME = re.compile(r"backup-[-0-9TZ:]+")
 "What the snapshots of a backup are called: each run has its own time."
+MINUTE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d")
 DATA = Path(__file__).parent.parent / "data"
 Moment = tuple[int, int, int]
 """The first call that fails, how many do, and with what."""
@@ -163,9 +164,9 @@ def state(home: Path, *, guids: bool = True) -> list[object]:
 
 
 def written(folder: Path) -> list[object]:
-    """The files that a verb wrote into a folder of the user's, with what is in them."""
+    """The files that a verb wrote into a folder of the user's, with what is in them but for the minute of a sheet."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return [(str(path.relative_to(folder)), path.read_bytes()) for path in found]
+    return [(str(path.relative_to(folder)), MINUTE.sub(b"now", path.read_bytes())) for path in found]
 
 
 def drafts(folder: Path) -> list[str]:

@@ -29,7 +29,8 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
 def _tell_mounts(pool: Pool, things: Sequence[DatasetName | SnapshotName], prop: str) -> None:
     from zkeep.cli.mount.live import tell_mounts
 
-    tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)], prop)
+    with pool.afterwards(f"{prop} is changed", "zkeep unmount"):
+        tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)], prop)
 
 
 def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
