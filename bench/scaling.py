@@ -49,13 +49,13 @@ Doc = dict[str, Any]
 # Filling pools
 
 
-def stream(number: int) -> bytes:
-    """The full stream of snapshot 0; or the increment to a later one, of 4 changed records."""
+def stream(number: int, shape: Shape = SHAPE, changed: int = 4) -> bytes:
+    """The full stream of snapshot 0; or the increment to a later one, of so many `changed` records."""
     made = io.BytesIO()
     if number:
-        increment(SHAPE, made, number, 4)
+        increment(shape, made, number, changed)
     else:
-        full(SHAPE, made)
+        full(shape, made)
     return made.getvalue()
 
 
@@ -168,12 +168,7 @@ SMALL = Shape(8, 1024, 1)
 
 def small(number: int) -> bytes:
     """The full stream of snapshot 0 of SMALL; or the increment to a later one, of one changed record."""
-    made = io.BytesIO()
-    if number:
-        increment(SMALL, made, number, 1)
-    else:
-        full(SMALL, made)
-    return made.getvalue()
+    return stream(number, SMALL, 1)
 
 
 def many_small(first: int, last: int) -> bytes:

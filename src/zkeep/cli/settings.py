@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
@@ -26,11 +26,14 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
     return found
 
 
-def _tell_mounts(pool: Pool, things: Sequence[DatasetName | SnapshotName], prop: str) -> None:
+def _tell_mounts(pool: Pool, things: Sequence[DatasetName | SnapshotName], props: Collection[str]) -> None:
+    """Let mounts look at properties that were changed, if there is one that they mind."""
+    if "readonly" not in props or pool.scope is not None:  # mounts look every few seconds by themselves
+        return
     from zkeep.cli.mount.live import tell_mounts
 
-    with pool.afterwards(f"{prop} is changed", "zkeep unmount"):
-        tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)], prop)
+    with pool.afterwards("readonly is changed", "zkeep unmount"):
+        tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)])
 
 
 def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:
@@ -62,8 +65,7 @@ def set_verb(unmounted: bool, arguments: Sequence[str]) -> None:
         with opened(pool) as found:
             namespace.set_properties(found, things, wanted)
             note_settings(found, things, wanted)
-            for prop in wanted:
-                _tell_mounts(found, things, prop)
+            _tell_mounts(found, things, wanted)
             if wanted.get(contents.CONTENTS) == contents.METADATA:
                 with found.afterwards("it is set"):
                     give_back(found, _ids(found, things), "set")
@@ -84,4 +86,4 @@ def inherit_verb(recursive: bool, received: bool, prop: str, names: Sequence[str
     for pool, things in _things(names).items():
         with opened(pool) as found:
             namespace.inherit(found, things, prop, received, recursive)
-            _tell_mounts(found, things, prop)
+            _tell_mounts(found, things, [prop])

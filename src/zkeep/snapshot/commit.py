@@ -30,7 +30,7 @@ from zkeep.pool.datasets.view import View
 from zkeep.pool.store.disk import FULL, naming
 from zkeep.pool.transfer.admit import ReceiveTarget
 from zkeep.pool.transfer.reserve import Charges
-from zkeep.pool.transfer.session import open_session
+from zkeep.pool.transfer.session import ReceiveSession, open_session
 from zkeep.pool.types import Doc
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.open import OpenSnapshot
@@ -147,10 +147,7 @@ def repeat(pool: Pool, new: NewSnapshot) -> Snapshot | None:
     opening = opening_of(state, before.begin.features, number(crypt, "to_ivset_guid"))
     event = SubBegin(opening.begin, opening.header, opening.payload, opening.nvlist, "little", 0)
     with naming(pool.path, FULL), open_session(pool, event, state.target) as session:
-        toguid = opening.begin.toguid
-        session.complete(_with_mac(opening, mac, number(crypt, "mdn_maxblkid"), toguid, new.name))
-        end = End(toguid=toguid)
-        return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
+        return _finish(session, _with_mac(opening, mac, number(crypt, "mdn_maxblkid"), opening.begin.toguid, new.name))
 
 
 def _newest_of(pool: Pool, new: NewSnapshot) -> tuple[Dataset, Snapshot | None]:
@@ -307,10 +304,15 @@ def write_group(
             toguid = new_guid()
             session.rename(f"step-{toguid:016x}", {**group.step_fields(), STEP: True})
         name = target.name.snapshot(session.snapshot_name)
-        # Now the portable MAC is known: complete the BEGIN, and commit as if an END had come.
-        session.complete(_with_mac(opening, mac, last_block, toguid, name))
-        end = End(toguid=toguid)
-        return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
+        # Now the portable MAC is known, and so the whole BEGIN.
+        return _finish(session, _with_mac(opening, mac, last_block, toguid, name))
+
+
+def _finish(session: ReceiveSession, opening: Opening) -> Snapshot:
+    """Commit what was written, with its whole BEGIN, as if an END had come."""
+    session.complete(opening)
+    end = End(toguid=opening.begin.toguid)
+    return session.commit(SubEnd(end, end.pack("little"), 0, (0, 0, 0, 0)))
 
 
 def _keys(pool: Pool, dataset: Dataset, last: Snapshot | None, get_key: GetKey) -> tuple[WrappedKeys, MasterKeys]:

@@ -236,13 +236,11 @@ def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[HeldMounts]
         yield HeldMounts({dataset.id}, check)
 
 
-def tell_mounts(pool: Pool, datasets: Iterable[Dataset], prop: str) -> None:
-    """Let the mounts of datasets, and of those below, look at a property that was set, if they mind it."""
-    if prop != "readonly" or pool.scope is not None:  # they look every few seconds by themselves
-        return
+def tell_mounts(pool: Pool, datasets: Iterable[Dataset]) -> None:
+    """Let the mounts of datasets, and of those below, look at the property readonly, which was changed."""
     for each in {within.id: within for dataset in datasets for within in pool.tree().within(dataset)}.values():
         try:
-            commit_mounted(pool, each, f"{prop} is set")
+            commit_mounted(pool, each, "readonly is set")
         except TryAgain as error:
             say(f"warning: {error}")
 
