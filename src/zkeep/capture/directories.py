@@ -11,17 +11,20 @@ from zkeep.tree.filesystem import Filesystem
 
 
 def directory_blocks(
-    entries: dict[bytes, int], held: VerifiedObject | None, base: OpenSnapshot | None
+    entries: dict[bytes, int], held: VerifiedObject | None, base: OpenSnapshot | None, flags: int
 ) -> tuple[int, int, list[Block]]:
-    """Block size, last block, and the blocks that changed. `held`: the folder in `base`; None: it is a new one."""
+    """Block size, last block, and the blocks that changed. `held`: the folder in `base`; None: it is a new one.
+
+    `flags`: the normflags of its ZAP.
+    """
     if held is None or base is None:
-        return new_directory(entries)
+        return new_directory(entries, flags)
     old = dict(Filesystem(base).zap(held.dnode.number).numbers())
     if entries == old:
         return held.dnode.blksz, held.dnode.maxblkid, []
     # A fat ZAP is changed in place, so that only the leaves with changed names are stored again.
     if held.dnode.blksz != BLOCK or held.dnode.maxblkid == 0:
-        return new_directory(entries)
+        return new_directory(entries, flags)
     return fat_blocks(_updated(base, held.dnode.number, old, entries))
 
 

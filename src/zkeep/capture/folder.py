@@ -20,6 +20,7 @@ from zkeep.capture.objects import ObjectWriter
 from zkeep.capture.previous import EXTRA, Previous, one_an_inode
 from zkeep.capture.report import Result, Watch, file_changes
 from zkeep.capture.scan import FOLDER, Folders, Node, Scan
+from zkeep.format.folding import PLAIN, Naming
 from zkeep.pool.timeline.spans import unique
 from zkeep.snapshot.changes import ObjectChange
 from zkeep.snapshot.new_filesystem import ROOT, empty_root, fixed_objects
@@ -49,8 +50,10 @@ class FolderWriter:
         watch: Watch | None = None,
         step: int = STEP,
         open_whole: OpenWhole = lambda: None,
+        naming: Naming = PLAIN,
     ) -> None:
-        """`open_whole`: needed where what was there before lies in steps."""
+        """`open_whole`: needed where what was there before lies in steps. `naming`: of the filesystem."""
+        self._naming = naming
         self._scan = scan
         self._previous = previous
         self._step = step
@@ -62,7 +65,7 @@ class FolderWriter:
         "Folders with names of files that could not be looked at, by the number of the file."
         self.result = Result()
         self._objects = ObjectWriter(
-            scan, folders, recordsize, generation, self._watch, self.result, open_whole
+            scan, folders, recordsize, generation, self._watch, self.result, open_whole, naming.flags
         )
 
     def write(self, writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
@@ -130,12 +133,12 @@ class FolderWriter:
         if base is not None:
             base.expect([*(node.number for node in [*folders, *files]), *gone])
         fewer = list(self._recounted(base, tree))
-        fixed = list(fixed_objects()) if base is None else []
+        fixed = list(fixed_objects(self._naming)) if base is None else []
         # 3. One group if it is small enough; else files first, so that no folder names what is not stored yet.
         if self._scan.bytes <= self._step:
             self._todo.append(_in_order([*fixed, *files, *folders, *fewer, *gone]))
         else:
-            root = [empty_root()] if base is None else []
+            root = [empty_root(naming=self._naming)] if base is None else []
             self._todo.append(_in_order([*fixed, *root, *files]))
             self._todo.append(_in_order([*folders, *fewer, *gone]))
         self._objects.read_ahead(sorted(files, key=_number_of))

@@ -50,7 +50,7 @@ from zkeep.tree.filesystem import Filesystem
 
 
 class ObjectWriter:
-    """Writes nodes of a scan. `room`: the bytes of new data after which a large file is cut."""
+    """Writes nodes of a scan. `room`: bytes of new data after which a large file is cut; `flags`: of folders' ZAPs."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class ObjectWriter:
         watch: Watch,
         result: Result,
         open_whole: OpenWhole,
+        flags: int = 0,
     ) -> None:
-        self._scan = scan
-        self._open_whole = open_whole
+        self._scan, self._open_whole = scan, open_whole
         self._folders = folders
-        self._recordsize = recordsize
+        self._recordsize, self._flags = recordsize, flags
         self._generation = generation
         self._watch, self._result = watch, result
         self._base: OpenSnapshot | None = None
@@ -73,7 +73,7 @@ class ObjectWriter:
         self._live = np.empty(0, np.uint64)
         self._cut: Cut | None = None
         self._ahead = ReadAhead(folders, (), recordsize)
-        self.attributes = Attributes(recordsize, generation, result.extras)
+        self.attributes = Attributes(recordsize, generation, result.extras, flags)
         self.room = 0
         self.names_kept: Counter[int] = Counter()
         "How many names a file has in folders that cannot be read."
@@ -454,17 +454,17 @@ class ObjectWriter:
         folders = sum(child.kind == FOLDER for child in children)
         # An entry is the object's number, with the kind of file in the upper 4 bits.
         entries = {child.name: child.number | child.kind << 60 for child in children}
-        return len(children), folders, *directory_blocks(entries, held, self._base)
+        return len(children), folders, *directory_blocks(entries, held, self._base, self._flags)
 
     def _kept_entries(self, held: VerifiedObject) -> tuple[int, int, int, int, list[Block]]:
         """The same for a folder that cannot be read: those of the base, without what was found elsewhere."""
         assert self._tree is not None
-        number = held.dnode.number
-        before, gone = self._tree.znode(number), self.moved_out.get(number, set())
+        before, gone = self._tree.znode(number := held.dnode.number), self.moved_out.get(number, set())
         old = dict(self._tree.zap(number).numbers())
         folders = sum(old[name] >> 60 == FOLDER for name in gone)
         entries = {name: value for name, value in old.items() if name not in gone}
-        return before.size - 2 - len(gone), before.links - 2 - folders, *directory_blocks(entries, held, self._base)
+        blocks = directory_blocks(entries, held, self._base, self._flags)
+        return before.size - 2 - len(gone), before.links - 2 - folders, *blocks
 
     def without_moved(self, held: VerifiedObject) -> ObjectChange:
         """A folder that cannot be read, without the names of what was found elsewhere; all else of it stays."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zkeep.capture import previous as cache
+from zkeep.capture.distinct import DistinctNames
 from zkeep.capture.exclude import ExcludeOptions, Exclusions, OnLeftOut, mounts_of_zkeep
 from zkeep.capture.folder import STEP as STEP_BYTES
 from zkeep.capture.folder import FolderWriter
@@ -24,6 +25,7 @@ from zkeep.capture.scan import READ_FOLDER, ReadProblem, Scan, Scanner
 from zkeep.crypto.unwrap import GetKey
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.compress_writer import compressor
+from zkeep.format.folding import Naming
 from zkeep.format.records import Feature
 from zkeep.names import SnapshotName
 from zkeep.pool.datasets import head
@@ -73,6 +75,11 @@ def settings_of(pool: Pool, dataset: Dataset) -> tuple[str, int]:
     return str(view.get(dataset, "compression").value), int(str(view.get(dataset, "recordsize").value or 0))
 
 
+def naming_of(dataset: Dataset) -> Naming:
+    """Which names a filesystem that was made here takes, as was said when it was created."""
+    return Naming.of(dataset.doc.get("naming", {}))
+
+
 def new_snapshot(pool: Pool, name: SnapshotName) -> tuple[NewSnapshot, int]:
     """How the next snapshot's blocks are stored, and the recordsize."""
     compression, recordsize = settings_of(pool, pool.dataset(name.dataset))
@@ -111,13 +118,14 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
         before = _previous(pool, last, path, top, get_key).on_device(os.fstat(top).st_dev)
         # 2. What is in the folder now: one pass of stat(), nothing is read yet.
         exclusions = Exclusions(_with_own(pool, request, top), request.on_left_out)
-        scanner = Scanner(top, before, exclusions.choose, request.watch.folder, exclusions.keeps_all)
+        distinct = DistinctNames(naming := naming_of(dataset), exclusions.choose, exclusions.keeps_all)
+        scanner = Scanner(top, before, distinct.choose, request.watch.folder, distinct.keeps_all)
         stack.callback(scanner.folders.close)
         try:
             scan = scanner.scan(started)
         except OSError as error:
             raise Refused(f"{where}: {request.folder}: {error.strerror}") from None
-        scan.problems += exclusions.problems
+        scan.problems += exclusions.problems + distinct.problems
         if request.dry_run:
             _report(pool, dataset, scan, request.watch, get_key)
             return Taken(None, scan.problems, len(scan.written), scan.bytes)
@@ -133,6 +141,7 @@ def take_folder(pool: Pool, request: CaptureRequest, get_key: GetKey) -> Taken:
         writer_of = FolderWriter(
             *(scan, scanner.folders, before, recordsize, generation, request.watch, request.step),
             open_whole=functools.cache(open_whole),
+            naming=naming,
         )
         stack.callback(writer_of.close)
 
@@ -299,7 +308,8 @@ def _repeat_last(pool: Pool, name: SnapshotName, get_key: GetKey, *, unnamed: bo
         return take_image(pool, new, None, get_key)[0]
 
     def fill(writer: SnapshotWriter, base: OpenSnapshot | None) -> bool:
-        for change in sorted([*fixed_objects(), empty_root()], key=lambda change: change.number):
+        naming = naming_of(pool.dataset(name.dataset))
+        for change in sorted([*fixed_objects(naming), empty_root(naming=naming)], key=lambda change: change.number):
             writer.write(change)
         return False
 

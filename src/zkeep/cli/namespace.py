@@ -47,6 +47,9 @@ def create_verb(
 ) -> None:
     """Create a dataset that holds nothing yet: a place to receive into.
 
+    Which names are one is chosen here, once: -o casesensitivity=sensitive|insensitive|mixed, -o
+    normalization=none|formC|formD|formKC|formKD, -o utf8only=on|off, of an encrypted filesystem.
+
     \b
         zkeep create -p -o quota=1T vault/clients/ann
     """

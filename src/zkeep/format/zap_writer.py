@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from zkeep.format.folding import NORMFLAGS, folding
 from zkeep.format.zap import ReadBlock, Zap
 from zkeep.format.zap_hash import hash_of
 from zkeep.format.zap_layout import (
@@ -62,8 +63,14 @@ def fits_micro(names: Iterable[bytes], count: int) -> bool:
     return count <= MAX_MICRO and all(len(name) <= MICRO_NAME for name in names)
 
 
-def micro_block(entries: Mapping[bytes, int], salt: int) -> bytes:
-    """The only block of a micro ZAP, a multiple of 512 bytes.
+def _hashed(name: bytes, salt: int, flags: int) -> int:
+    """The hash by which a kernel looks for a name, folded as the ZAP's normflags say."""
+    fold = folding(flags)
+    return hash_of(fold(name) if fold is not None else name, salt, HASH_BITS)
+
+
+def micro_block(entries: Mapping[bytes, int], salt: int, flags: int = 0) -> bytes:
+    """The only block of a micro ZAP, a multiple of 512 bytes. `flags`: its normflags.
 
     Two names with the same 28-bit hash get different `cd`s: a kernel that opens the ZAP puts (hash, cd) into a tree
     and panics where it is there already.
@@ -74,9 +81,9 @@ def micro_block(entries: Mapping[bytes, int], salt: int) -> bytes:
     if not fits_micro(entries, len(entries)):
         raise ValueError("these entries need a fat ZAP")
     seen: dict[int, int] = {}
-    rows = [struct.pack("<3Q40x", MICRO, salt, 0)]
+    rows = [struct.pack("<3Q40x", MICRO, salt, flags)]
     for name, value in entries.items():
-        hashed = hash_of(name, salt, HASH_BITS)
+        hashed = _hashed(name, salt, flags)
         differentiator = seen.get(hashed, 0)
         seen[hashed] = differentiator + 1
         rows.append(struct.pack("<QIH50s", value, differentiator, 0, name))
@@ -117,14 +124,15 @@ class _Leaf:
 
 
 class FatZap:
-    """A fat ZAP that is being written; `width` is the bytes of an integer in its values.
+    """A fat ZAP that is being written; `width` is the bytes of an integer in its values, `flags` are its normflags.
 
     `FatZap(salt)` is empty; `FatZap.load()` goes on with one that is there, and reads only the leaves that it needs.
     `changed_blocks()` gives what has to be written.
     """
 
-    def __init__(self, salt: int, width: int = 8) -> None:
+    def __init__(self, salt: int, width: int = 8, flags: int = 0) -> None:
         self.salt = salt
+        self.flags = flags
         self.count = 0
         self._width = width
         self._bits = 0
@@ -148,9 +156,9 @@ class FatZap:
             BadZap: it is none that this class, or a kernel with blocks of 16 KiB, would have written.
         """
         old = Zap(read, blksz)
-        if old.is_micro or blksz != BLOCK or old.normalization or old.flags:
+        if old.is_micro or blksz != BLOCK or old.normalization & ~NORMFLAGS or old.flags:
             raise BadZap("it cannot be changed here")
-        zap = cls(old.salt)
+        zap = cls(old.salt, flags=old.normalization)
         zap._read = read
         zap.count = old.entries_count
         zap._bits, zap._next, zap._leaf_count = old.shape
@@ -171,7 +179,7 @@ class FatZap:
             ValueError: more names share one hash than a leaf can hold.
         """
         data = value if isinstance(value, bytes) else value.to_bytes(8, "big")
-        hashed = hash_of(name, self.salt, HASH_BITS)
+        hashed = _hashed(name, self.salt, self.flags)
         leaf = self._leaf_of(hashed)
         old = leaf.entries.get(name)
         if old is not None:
@@ -191,7 +199,7 @@ class FatZap:
 
     def remove(self, name: bytes) -> None:
         """Raises KeyError: there is no such name."""
-        hashed = hash_of(name, self.salt, HASH_BITS)
+        hashed = _hashed(name, self.salt, self.flags)
         leaf = self._leaf_of(hashed)
         leaf.used -= leaf.entries.pop(name).chunks
         leaf.changed = True
@@ -279,7 +287,8 @@ class FatZap:
             bits = EMBEDDED_BITS
         # 0      8       16      24       32     40  48  56     64       72        80     88     96     104   8192
         # | kind | magic | table | blocks | bits | 0 | 0 | free | leaves | entries | salt | norm | flag | ... | pointers
-        fields = (HEADER, MAGIC, first, blocks, bits, 0, 0, self._next, self._leaf_count, self.count, self.salt, 0, 0)
+        counts = self._next, self._leaf_count, self.count
+        fields = (HEADER, MAGIC, first, blocks, bits, 0, 0, *counts, self.salt, self.flags, 0)
         head = struct.pack("<13Q", *fields).ljust(BLOCK // 2, b"\0")
         embedded = struct.pack(f"<{len(table)}Q", *table) if not blocks else b""
         return (head + embedded).ljust(BLOCK, b"\0")

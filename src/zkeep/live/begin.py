@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from zkeep.errors import Refused
+from zkeep.format.folding import Naming
 from zkeep.format.zap_layout import BadZap
 from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Snapshot
@@ -15,9 +16,9 @@ from zkeep.snapshot.writer import SnapshotWriter
 from zkeep.tree.filesystem import Filesystem
 
 
-def write_empty(writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
+def write_empty(naming: Naming, writer: SnapshotWriter, base: OpenSnapshot | None) -> None:
     """Write a filesystem without files; its root folder is the user's."""
-    changes: list[ObjectChange] = [*fixed_objects(), empty_root(os.getuid(), os.getgid())]
+    changes: list[ObjectChange] = [*fixed_objects(naming), empty_root(os.getuid(), os.getgid(), naming)]
     for change in sorted(changes, key=lambda change: change.number):
         writer.write(change)
 

@@ -26,6 +26,8 @@ class Pending:
     queue: set[int] | None
     "None: it is as it was."
     queue_number: int
+    flags: int
+    "The normflags of the folders."
     places: dict[int, tuple[int, int]] = field(default_factory=dict)
     "Block size and last block of each inode that was written."
 
@@ -39,7 +41,7 @@ class CommitWriter:
         self._pending = pending
         self._base = base
         self._contents = contents
-        self.attributes = Attributes(recordsize, 1, [])
+        self.attributes = Attributes(recordsize, 1, [], pending.flags)
         self.attributes.next_number = next_number
 
     def write(self, writer: SnapshotWriter) -> None:
@@ -130,7 +132,8 @@ class CommitWriter:
             return inode.width, inode.last, []
         if inode.stored and inode.width == BLOCK and inode.last > 0:
             return fat_blocks(self._fat(inode))
-        return new_directory({name: value for name, value in inode.entries.items() if value is not None})
+        entries = {name: value for name, value in inode.entries.items() if value is not None}
+        return new_directory(entries, self._pending.flags)
 
     def _fat(self, inode: Inode) -> FatZap:
         """The fat ZAP of the base with the names that changed."""

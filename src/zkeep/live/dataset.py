@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 from types import MappingProxyType
 
@@ -23,12 +24,13 @@ from zkeep.clock import seconds_now
 from zkeep.crypto.unwrap import GetKey, MasterKeys, unwrap
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.compress_writer import sparing
-from zkeep.format.zap_writer import BLOCK
+from zkeep.format.folding import Naming
 from zkeep.live.base import Base
 from zkeep.live.begin import queued, refuse_unwritable, write_empty
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
 from zkeep.live.errors import fail
+from zkeep.live.folders import Folders
 from zkeep.live.inode import Inode, inode_of, new_inode
 from zkeep.live.numbers import Numbers
 from zkeep.names import DatasetName
@@ -41,7 +43,7 @@ from zkeep.snapshot.encrypted import EarlyEncryption
 from zkeep.snapshot.keys import master_keys
 from zkeep.snapshot.numbers import live_objects
 from zkeep.snapshot.open import OpenSnapshot
-from zkeep.tree.filesystem import OBJECT_BITS, Filesystem, Name, elsewhere
+from zkeep.tree.filesystem import Filesystem
 
 MAX_DIRTY = 64 << 20
 "Bytes of files that wait in memory: then a commit happens at once."
@@ -65,8 +67,6 @@ SOON = 15.0
 "Seconds for which one is that somebody waits for."
 SLACK = 1 << 20
 "Bytes that are kept free, so that files can still be removed."
-MAX_LISTED = 1 << 16
-"Entries of a folder that are read together when one is looked up."
 
 
 class LiveDataset:
@@ -128,6 +128,7 @@ class LiveDataset:
         self.state: Snapshot
         "What the last commit made."
         self._base = Base(pool, get_key, self._state_now)
+        self.folders = Folders(lambda: self.tree, self.inode, self.touch)
 
     @property
     def name(self) -> DatasetName:
@@ -170,7 +171,8 @@ class LiveDataset:
             stack.callback(early.close)
             self.contents.encrypt = early.begin
             if state is None:
-                state = commit_head(self.pool, self._new, self._keys, None, write_empty)
+                naming = Naming.of(dataset.doc.get("naming", {}))
+                state = commit_head(self.pool, self._new, self._keys, None, partial(write_empty, naming))
             self._begin(state)
             self._stack = stack.pop_all()
         return self
@@ -335,48 +337,6 @@ class LiveDataset:
             inode.large = {name: value for name, value in every.items() if name not in inode.fields.xattrs}
         return {**inode.fields.xattrs, **inode.large}
 
-    # Folders
-
-    def find(self, folder: Inode, name: bytes) -> Inode | None:
-        """The inode that a name in a folder leads to.
-
-        Raises:
-            BadTree: it is a folder that lies in another one: a walk down might never end.
-        """
-        value = folder.entries.get(name)
-        if value is None and not folder.complete and name not in folder.entries:
-            if folder.fields.size <= MAX_LISTED:
-                self._complete(folder)
-                value = folder.entries.get(name)
-            elif (entry := self.tree.find(folder.number, name)) is not None:
-                value = folder.entries[name] = entry.number | entry.kind << 60
-        if value is None:
-            return None
-        found = self.inode(value & OBJECT_BITS)
-        if found.is_folder and (found.fields.parent != folder.number or found.number == self.tree.root):
-            raise elsewhere(folder.number, Name(name, found.number, value >> 60))
-        return found
-
-    def entries(self, folder: Inode) -> dict[bytes, int]:
-        """All entries of a folder: number and kind, by name."""
-        self._complete(folder)
-        return {name: value for name, value in folder.entries.items() if value is not None}
-
-    def _complete(self, folder: Inode) -> None:
-        """Read all entries of a folder."""
-        if not folder.complete:
-            known = {entry.name: entry.number | entry.kind << 60 for entry in self.tree.names(folder.number)}
-            folder.entries = {**known, **folder.entries}
-            folder.complete = True
-
-    def set_entry(self, folder: Inode, name: bytes, inode: Inode | None) -> None:
-        """Let a name lead to an inode, or to none any more. Sizes and links are the caller's business."""
-        if folder.stored and folder.width != BLOCK:
-            self._complete(folder)  # a small one is written as a whole
-        folder.entries[name] = inode.value if inode is not None else None
-        folder.renamed.add(name)
-        self.touch(folder)
-
     # Commits
 
     def check_room(self, size: int) -> None:
@@ -436,6 +396,7 @@ class LiveDataset:
             *(list(self.changed.values()), set(self._freed)),
             queue=queue if queue != self._queued else None,
             queue_number=self.tree.master["DELETE_QUEUE"],
+            flags=self.tree.naming.flags,
         )
         work = CommitWriter(pending, self.base, self.contents, self.recordsize, self.numbers.end)
         assert self._keys is not None

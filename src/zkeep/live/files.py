@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from zkeep.errors import ZkeepError
+from zkeep.format.folding import folding
 from zkeep.live.contents import Buffer
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.errors import fail
@@ -70,15 +71,28 @@ class LiveFiles:
 
     def look(self, folder: Inode, name: bytes) -> Inode | None:
         """The same; None where there is no such name."""
-        _check_name(folder, name)
-        return self.dataset.find(folder, name)
+        self._check_name(folder, name)
+        return self.dataset.folders.find(folder, name)
+
+    def _entry(self, folder: Inode, name: bytes) -> tuple[Inode, bytes]:
+        """What a name leads to, and the name by which the folder has it."""
+        inode = self.find(folder, name)
+        return inode, self.dataset.folders.stored(folder, name)
+
+    def _check_name(self, folder: Inode, name: bytes, *, new: bool = False) -> None:
+        if not folder.is_folder:
+            fail(errno.ENOTDIR)
+        if len(name) > MAX_NAME:
+            fail(errno.ENAMETOOLONG)
+        self.dataset.folders.check_name(name, new=new)
 
     def _check_free(self, folder: Inode, name: bytes) -> None:
-        _check_name(folder, name)
+        self._check_name(folder, name, new=True)
         if not folder.fields.links:
             fail(errno.ENOENT)  # the folder was removed, and somebody is still in it
-        if self.dataset.find(folder, name) is not None:
+        if self.dataset.folders.find(folder, name) is not None:
             fail(errno.EEXIST)
+        self.dataset.folders.check_variants(folder, name)
 
     # Making and removing
 
@@ -120,21 +134,21 @@ class LiveFiles:
         return inode
 
     def _enter(self, folder: Inode, name: bytes, inode: Inode) -> None:
-        self.dataset.set_entry(folder, name, inode)
+        self.dataset.folders.set(folder, name, inode)
         folder.fields.size = _counted(folder.fields.size + 1)
         if inode.is_folder:
             folder.fields.links = _counted(folder.fields.links + 1)
         self._changed_content(folder)
 
     def _leave(self, folder: Inode, name: bytes, inode: Inode) -> None:
-        self.dataset.set_entry(folder, name, None)
+        self.dataset.folders.set(folder, name, None)
         folder.fields.size = _counted(folder.fields.size - 1)
         if inode.is_folder:
             folder.fields.links = _counted(folder.fields.links - 1)
         self._changed_content(folder)
 
     def unlink(self, folder: Inode, name: bytes) -> None:
-        inode = self.find(folder, name)
+        inode, name = self._entry(folder, name)
         if inode.is_folder:
             fail(errno.EISDIR)
         self._leave(folder, name, inode)
@@ -146,7 +160,7 @@ class LiveFiles:
         self.dataset.drop_if_unused(inode)
 
     def rmdir(self, folder: Inode, name: bytes) -> None:
-        inode = self.find(folder, name)
+        inode, name = self._entry(folder, name)
         if not inode.is_folder:
             fail(errno.ENOTDIR)
         if inode.fields.size > 2:
@@ -171,23 +185,34 @@ class LiveFiles:
         """renameat2(2), in folders `source` and `target`."""
         if flags not in (0, NOREPLACE, EXCHANGE):
             fail(errno.EINVAL)
-        _check_name(target, new_name)
-        inode, other = self.find(source, old_name), self.dataset.find(target, new_name)
+        self._check_name(target, new_name, new=True)
+        folders = self.dataset.folders
+        (inode, old_name), other = self._entry(source, old_name), folders.find(target, new_name)
+        there = folders.stored(target, new_name)
+        if not flags and source is target and there == old_name and self._is_other_case(old_name, new_name):
+            other = None  # the entry itself: only its name changes
         self._check_rename((source, inode), (target, other), flags)
         if other is inode:
             return
         if other is not None and flags & EXCHANGE:
-            self._exchange((source, old_name, inode), (target, new_name, other))
+            self._exchange((source, old_name, inode), (target, there, other))
             return
         if other is not None:
             _check_replace(inode, other)
-            self._leave(target, new_name, other)
+            self._leave(target, there, other)
+        else:
+            folders.check_variants(target, new_name)
         self._leave(source, old_name, inode)
         self._enter(target, new_name, inode)
         inode.fields.parent = target.number
         self._changed(inode)
         if other is not None:
             self._lose_name(other)
+
+    def _is_other_case(self, old: bytes, new: bytes) -> bool:
+        """Whether two names that are one differ in more than in their normal form: then one becomes the other."""
+        form = folding(self.dataset.folders.naming.normalization) or bytes
+        return form(old) != form(new)
 
     def _check_rename(self, old: tuple[Inode, Inode], new: tuple[Inode, Inode | None], flags: int) -> None:
         """Refuse what a kernel refuses before it asks a file system, in its order. `old`, `new`: folder and entry."""
@@ -322,13 +347,6 @@ class LiveFiles:
         if whence == SEEK_DATA:
             fail(errno.ENXIO)
         return min(at, size)
-
-
-def _check_name(folder: Inode, name: bytes) -> None:
-    if not folder.is_folder:
-        fail(errno.ENOTDIR)
-    if len(name) > MAX_NAME:
-        fail(errno.ENAMETOOLONG)
 
 
 def _counted(number: int) -> int:

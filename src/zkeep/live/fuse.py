@@ -227,7 +227,7 @@ class Operations:
         """An answer by which the kernel learns of a file."""
         self._dataset.use(inode)
         attributes = attributes_of(self._dataset, inode)
-        return p.ENTRY_OUT.pack(inode.number, inode.fields.generation, FOREVER, FOREVER, 0, 0, *attributes)
+        return p.ENTRY_OUT.pack(inode.number, inode.fields.generation, self.cache.kept, FOREVER, 0, 0, *attributes)
 
     def _lookup(self, request: Request) -> bytes:
         name = p.name_in(request.body)
@@ -377,7 +377,7 @@ class Operations:
         """All entries as they were when reading began, so that each is there once, whatever changes meanwhile."""
         if offset == 0 or handle not in self._listings:
             # In the order of numbers: who goes on to read the files reads what lies together.
-            entries = self._dataset.entries(inode).items()
+            entries = self._dataset.folders.entries(inode).items()
             self._listings[handle] = sorted(entries, key=lambda entry: entry[1] & OBJECT_BITS)
         return self._listings[handle]
 
@@ -417,7 +417,7 @@ class Operations:
         if node == p.ROOT and name == NAME:
             return None
         try:
-            return self._dataset.find(folder, name)
+            return self._dataset.folders.find(folder, name)
         except (ZkeepError, OSError):
             return None
 

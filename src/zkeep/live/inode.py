@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from zkeep.format.znode import Znode, unpack_xattrs
@@ -44,6 +45,10 @@ class Inode:
     entries: dict[bytes, int | None] = field(default_factory=dict)
     complete: bool = True
     "All of a folder's entries are known."
+    equal: dict[bytes, bytes] | None = None
+    "Of a folder in which names of different bytes can be one: each name, by what equal ones have in common."
+    variants: Counter[bytes] | None = None
+    "How many names share a hash, where they may differ in their case."
     renamed: set[bytes] = field(default_factory=set)
     "Names in a folder that were added, removed or lead elsewhere since the last commit."
     large: dict[bytes, bytes] | None = field(default_factory=dict)

@@ -50,9 +50,18 @@ class KernelCache:
         self.is_dropping = False
         "A rollback is under way: what the kernel writes back of its own accord is of before it, and is dropped."
 
+    @property
+    def kept(self) -> int:
+        """Seconds for which the kernel may keep to what a name leads.
+
+        None where names of different bytes can be one: what is done by one of them the kernel does not know of the
+        others that it keeps.
+        """
+        return 0 if self._dataset.folders.has_equal_names() else FOREVER
+
     def absent(self, node: int, name: bytes) -> int:
         """Seconds for which the kernel may keep that there is no such name in a folder."""
-        if len(self._absent) >= MAX_ABSENT:
+        if len(self._absent) >= MAX_ABSENT or not self.kept:
             return 0
         self._absent.add((node, name))
         return FOREVER
@@ -72,7 +81,7 @@ class KernelCache:
             if not folder.is_folder:
                 continue
             node = ROOT if folder is root else folder.number
-            entries = dataset.entries(folder).items()
+            entries = dataset.folders.entries(folder).items()
             names += [(node, name) for name, value in entries if value & OBJECT_BITS in dataset.uses]
         return Known({inode.number: inode.fields.generation for inode in inodes}, names)
 

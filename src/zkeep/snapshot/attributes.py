@@ -39,9 +39,13 @@ def stored_fields(node: Znode) -> FileFields:
 
 
 class Attributes:
-    """Encodes the attributes of files. `extras` gets (file, object) of each object that holds extended attributes."""
+    """Encodes the attributes of files. `extras` gets (file, object) of each object that holds extended attributes.
 
-    def __init__(self, recordsize: int, generation: int, extras: list[tuple[int, int]]) -> None:
+    `flags`: the normflags of the filesystem's folders.
+    """
+
+    def __init__(self, recordsize: int, generation: int, extras: list[tuple[int, int]], flags: int = 0) -> None:
+        self._flags = flags
         self._recordsize = recordsize
         self._generation = generation
         self._extras = extras
@@ -89,7 +93,7 @@ class Attributes:
                 ObjectChange(number, ObjectType.PLAIN_FILE, blksz, len(parts) - 1, blocks, encode_file(held)[0])
             )
         top = self._xattr_fields(fields, stat.S_IFDIR | 0o1777, len(entries) + 2, owner)
-        blksz, last, blocks_of_folder = new_directory(entries)
+        blksz, last, blocks_of_folder = new_directory(entries, self._flags)
         bonus = encode_file(top)[0]
         self.pending += [ObjectChange(folder, ObjectType.DIRECTORY, blksz, last, blocks_of_folder, bonus), *files]
         return folder
@@ -109,13 +113,13 @@ class Attributes:
         return number
 
 
-def new_directory(entries: dict[bytes, int]) -> tuple[int, int, list[Block]]:
-    """Block size, last block and blocks of a directory: a micro ZAP as long as it can be one."""
+def new_directory(entries: dict[bytes, int], flags: int = 0) -> tuple[int, int, list[Block]]:
+    """Block size, last block and blocks of a directory, of normflags `flags`: a micro ZAP while it can be one."""
     if fits_micro(entries, len(entries)):
-        block = micro_block(entries, new_salt())
+        block = micro_block(entries, new_salt(), flags)
         return len(block), 0, [Block(0, block)]
     # Long names, or many: a hash table of leaves.
-    zap = FatZap(new_salt())
+    zap = FatZap(new_salt(), flags=flags)
     for name, value in entries.items():
         zap.put(name, value)
     return fat_blocks(zap)

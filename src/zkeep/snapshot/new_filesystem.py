@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from zkeep.format import sa_writer
+from zkeep.format.folding import NAMES, PLAIN, Naming
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_writer import micro_block
 from zkeep.format.znode_writer import FileFields, encode_file
@@ -26,13 +27,13 @@ def new_salt() -> int:
     return int.from_bytes(os.urandom(8), "little") | 1
 
 
-def fixed_objects() -> Iterator[ObjectChange]:
+def fixed_objects(naming: Naming = PLAIN) -> Iterator[ObjectChange]:
     """These objects but for the root folder, which the caller writes at number ROOT, between QUEUE and REGISTRY."""
     # 1 master node: where the others are      2 system attributes: where registry and layouts are
     # 3 delete queue, empty                    4 the root folder, written by the caller
     # 5 registry of attributes                 6 layouts of attributes
     master = {"ROOT": ROOT, "DELETE_QUEUE": QUEUE, "VERSION": ZPL_VERSION, "SA_ATTRS": ATTRIBUTES}
-    master |= {"normalization": 0, "utf8only": 0, "casesensitivity": 0}
+    master |= {name: getattr(naming, name) for name in NAMES}
     yield _micro(MASTER, ObjectType.MASTER_NODE, master)
     yield _micro(ATTRIBUTES, ObjectType.SA_MASTER, {"REGISTRY": REGISTRY, "LAYOUTS": LAYOUTS})
     yield _micro(QUEUE, ObjectType.DELETE_QUEUE, {})
@@ -43,11 +44,11 @@ def fixed_objects() -> Iterator[ObjectChange]:
     yield ObjectChange(LAYOUTS, ObjectType.SA_LAYOUTS, size, max(blocks), parts, bonustype=0)
 
 
-def empty_root(uid: int = 0, gid: int = 0) -> ObjectChange:
+def empty_root(uid: int = 0, gid: int = 0, naming: Naming = PLAIN) -> ObjectChange:
     """A root folder without entries."""
     now = time.time_ns()
     bonus, spill = encode_file(FileFields(0o40755, uid, gid, 2, 2, now, now, now, now, ROOT, 1))
-    content = micro_block({}, new_salt())
+    content = micro_block({}, new_salt(), naming.flags)
     return ObjectChange(ROOT, ObjectType.DIRECTORY, len(content), 0, [Block(0, content)], bonus, spill=spill)
 
 

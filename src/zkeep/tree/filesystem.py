@@ -21,13 +21,13 @@ from zkeep.cache import Cache
 from zkeep.errors import Damaged, NotAuthentic, Refused, ZkeepError
 from zkeep.format import sa
 from zkeep.format.dnode import Dnode
+from zkeep.format.folding import Naming, folding
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.records import ByteOrder
 from zkeep.format.zap import Zap
 from zkeep.format.zap_layout import BadZap
 from zkeep.format.znode import COLUMNS, Znode, shown_xattr, unpack_xattrs, znode_of, znode_with
 from zkeep.names import printable_path
-from zkeep.tree.folding import folding
 from zkeep.tree.objects import Content, Objects
 
 MASTER = 1
@@ -102,6 +102,11 @@ class Filesystem:
         """ROOT, VERSION, SA_ATTRS, DELETE_QUEUE, normalization, casesensitivity, utf8only, ..."""
         entries = self._entries(MASTER)
         return {name.decode("latin-1"): value for name, value in entries.items() if value is not None}
+
+    @cached_property
+    def naming(self) -> Naming:
+        """Which names there can be, and which of them are one."""
+        return Naming.of(self.master)
 
     def _entries(self, number: int) -> dict[bytes, int | None]:
         try:

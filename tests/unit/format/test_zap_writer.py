@@ -164,3 +164,39 @@ def test_zap_of_another_shape_is_not_changed() -> None:
 def test_removing_what_is_not_there_says_so() -> None:
     with pytest.raises(KeyError):
         FatZap(SALT).remove(b"a")
+
+
+def _other_case(name: bytes) -> bytes:
+    return name.decode().swapcase().encode()
+
+
+@pytest.mark.parametrize("count", [20, 3000])
+def test_names_of_folders_without_case_are_found_by_the_hash_of_their_capitals(count: int) -> None:
+    """A kernel hashes the name that it looks for in upper case: the entry must be in that leaf, under that hash."""
+    names = {"\u00e4\u03c3 Name %d".encode().replace(b"%d", b"%d" % number): number for number in range(count)}
+    zap = FatZap(SALT, flags=2)
+    for name, value in names.items():
+        zap.put(name, value)
+    blocks = written(zap)
+    # It goes on as one that a kernel wrote.
+    zap = FatZap.load(lambda number: blocks[number] or bytes(BLOCK), BLOCK)
+    for name in list(names)[::3]:
+        zap.remove(name)
+        zap.put(_other_case(name), names[name])
+    blocks = written(zap, blocks)
+    read = reader(blocks)
+    assert read.normalization == 2
+    assert sorted(value for _, value in read.numbers()) == list(range(count))
+    # Look for each as the kernel does: by the hash of its capitals, in the leaf that the table names for it.
+    pointers = list(read.pointers())
+    for name in map(_other_case, names):
+        hashed = hash_of(name.decode().upper().encode(), SALT, HASH_BITS)
+        leaf = blocks[pointers[hashed >> 64 - read.shape[0]]]
+        assert leaf is not None
+        assert struct.pack("<Q", hashed) in leaf
+
+
+def test_names_that_differ_in_their_case_share_a_hash_and_are_told_apart() -> None:
+    block = micro_block({b"a": 1, b"A": 2, b"\xc3\xa4": 3, b"\xc3\x84": 4}, SALT, 2)
+    assert struct.unpack_from("<3Q", block)[2] == 2
+    assert [struct.unpack_from("<I", block, 64 * (1 + at) + 8)[0] for at in range(4)] == [0, 1, 0, 1]

@@ -95,11 +95,11 @@ def answering(tmp_path: Path, name: str = "v/home", **places: str) -> Iterator[B
 
 
 @contextmanager
-def mounted(tmp_path: Path, *options: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+def mounted(tmp_path: Path, *options: str, name: str = "v/home") -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The folder, and the process that serves it."""
     folder = tmp_path / "mnt"
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([*ZKEEP, "mount", "-f", *options, "v/home", str(folder)])
+    process = subprocess.Popen([*ZKEEP, "mount", "-f", *options, name, str(folder)])
     try:
         while not os.path.ismount(folder):
             assert process.poll() is None, "it could not be mounted"
@@ -124,7 +124,7 @@ def listing(files: ByPath) -> dict[bytes, tuple[Any, ...]]:
         size = fields.size if not inode.is_folder else 0
         found[path] = (oct(fields.mode), size, fields.links, content)
         if inode.is_folder:
-            for name in files.dataset.entries(inode):
+            for name in files.dataset.folders.entries(inode):
                 walk(path + b"/" + name if path else name)
 
     walk(b"")

@@ -78,12 +78,12 @@ def test_it_can_be_mounted_and_written_to(zkeep: Zkeep, tmp_path: Path, source: 
     assert zkeep("snapshot", "--from", str(source), "v/home@a") == 0
     assert zkeep("destroy", "v/home@a") == 0
     with live(tmp_path) as files:
-        assert not list(files.dataset.entries(files.dataset.root))
+        assert not list(files.dataset.folders.entries(files.dataset.root))
         files.write(files.make(b"new", stat.S_IFREG | 0o644, OWNER), b"new", 0)
     assert zkeep("snapshot", "v/home@b") == 0
     assert zkeep("pool", "scrub", "v") == 0
     with live(tmp_path) as files:
-        assert list(files.dataset.entries(files.dataset.root)) == [b"new"]
+        assert list(files.dataset.folders.entries(files.dataset.root)) == [b"new"]
 
 
 def test_a_bookmark_is_named_and_keeps_what_it_names(

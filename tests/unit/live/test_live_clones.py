@@ -24,7 +24,7 @@ def write(tmp_path: Path, name: bytes, dataset: str = "v/home", content: bytes =
 
 def names(tmp_path: Path, dataset: str = "v/home") -> list[bytes]:
     with live(tmp_path, dataset) as files:
-        return sorted(files.dataset.entries(files.dataset.root))
+        return sorted(files.dataset.folders.entries(files.dataset.root))
 
 
 def get(tmp_path: Path, dataset: str, name: str) -> object:

@@ -22,7 +22,7 @@ def write(tmp_path: Path, name: bytes) -> None:
 
 def names(tmp_path: Path) -> list[bytes]:
     with live(tmp_path) as files:
-        return sorted(files.dataset.entries(files.dataset.root))
+        return sorted(files.dataset.folders.entries(files.dataset.root))
 
 
 def test_destroying_the_newest_snapshot_leaves_what_was_written(zkeep: Zkeep, tmp_path: Path) -> None:

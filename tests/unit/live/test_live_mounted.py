@@ -32,7 +32,7 @@ def make(files: LiveFiles, name: bytes) -> None:
 
 def names(tmp_path: Path) -> list[bytes]:
     with live(tmp_path) as files:
-        return sorted(files.dataset.entries(files.dataset.root))
+        return sorted(files.dataset.folders.entries(files.dataset.root))
 
 
 def ask(operations: Operations, op: Op, body: bytes) -> int:
@@ -166,7 +166,7 @@ def test_a_dataset_that_is_mounted_is_renamed_and_goes_on(zkeep: Zkeep, tmp_path
         assert zkeep("snapshot", "v/house/other@a") == 0
         make(files, b"three")
     with live(tmp_path, "v/house/other") as files:
-        assert sorted(files.dataset.entries(files.dataset.root)) == [b"one", b"three", b"two"]
+        assert sorted(files.dataset.folders.entries(files.dataset.root)) == [b"one", b"three", b"two"]
     assert zkeep("cat", "-L", f"file://{tmp_path / 'key'}", "v/house/other@a", "two") == 0
 
 
@@ -189,7 +189,7 @@ def test_names_that_are_swapped_while_a_commit_is_written(
         make(files, b"two")
         assert not swaps
     with live(tmp_path, "v/new") as files:
-        assert sorted(files.dataset.entries(files.dataset.root)) == [b"one", b"two"]
+        assert sorted(files.dataset.folders.entries(files.dataset.root)) == [b"one", b"two"]
 
 
 def test_a_base_that_could_not_be_opened_is_opened_later(

@@ -20,7 +20,7 @@ def put(files: ByPath, name: bytes) -> None:
 
 def listed(files: ByPath) -> list[bytes]:
     with files.dataset.lock:
-        return sorted(files.dataset.entries(files.dataset.root))
+        return sorted(files.dataset.folders.entries(files.dataset.root))
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["written to", "as they began"])

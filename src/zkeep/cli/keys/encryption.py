@@ -17,7 +17,7 @@ from zkeep.agent import client
 from zkeep.cli.common.open_snapshot import piped, read_key, typed
 from zkeep.errors import Refused, WrongUsage
 from zkeep.names import DatasetName, shown
-from zkeep.pool.datasets import keyrecords
+from zkeep.pool.datasets import keyrecords, naming
 from zkeep.pool.datasets.derived import encryption_root
 from zkeep.pool.datasets.model import Dataset, Pool, new_guid
 from zkeep.pool.datasets.view import View
@@ -103,7 +103,8 @@ def ancestor_of(pool: Pool) -> Callable[[Transaction, DatasetName], None]:
 
     def make(t: Transaction, name: DatasetName) -> None:
         keys = new_keys(pool, name, {})
-        made = pool.create_dataset(t, name, **(keys.fields if keys else {}))
+        fields = {**keys.fields, naming.FIELD: naming.chosen(pool, name, {})} if keys else {}
+        made = pool.create_dataset(t, name, **fields)
         if keys is not None:
             keys.put(pool, t, made)
 

@@ -15,8 +15,8 @@ from zkeep.pool.datasets.contents import STEP
 from zkeep.pool.datasets.model import Dataset, Exists, Pool
 from zkeep.pool.datasets.namespace import Ancestor, check_settings, make_parents
 
-SHAPE = ("volblocksize",)
-"Fields of a volume's document that its clones have as well."
+SHAPE = ("volblocksize", "naming")
+"Fields of a document that its clones have as well: what was chosen once, when it was created."
 
 
 def clone(

@@ -227,6 +227,16 @@ def _wrap_name(record: KeyRecord) -> str:
     return f"{_coded('keyformat', record.keyformat)} {record.mark}"
 
 
+def _naming(name: str) -> Derivation:
+    """Tell what was chosen when a filesystem was created here. Of others only their files tell, and no document."""
+
+    def answer(view: Lookup, thing: Thing) -> Answer:
+        codes = head(thing).doc.get("naming")
+        return Answer(_coded(name, int(codes.get(name, 0)))) if codes is not None else NOTHING
+
+    return answer
+
+
 TABLE: dict[str, Derivation] = {
     "name": lambda view, thing: Answer(str(thing.name)),
     "type": lambda view, thing: Answer(type_name(thing)),
@@ -251,6 +261,7 @@ TABLE: dict[str, Derivation] = {
     # Nothing for a client of a server: numbers count the datasets of others, too.
     "objsetid": lambda view, thing: Answer(thing.doc.get("id") if view.pool.scope is None else None),
     "written": _stored("written"),
+    **{name: _naming(name) for name in ("utf8only", "normalization", "casesensitivity")},
     "inconsistent": _inconsistent,
     "volblocksize": _volblocksize,
     "clones": _clones,

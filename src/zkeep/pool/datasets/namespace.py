@@ -12,7 +12,7 @@ from typing import Any
 from zkeep.clock import seconds_now
 from zkeep.errors import Refused
 from zkeep.names import MAX_NAME, BookmarkName, DatasetName, SnapshotName, parse_tag, shown
-from zkeep.pool.datasets import charge, contents, properties
+from zkeep.pool.datasets import charge, contents, naming, properties
 from zkeep.pool.datasets.answers import head as head_of
 from zkeep.pool.datasets.answers import letter
 from zkeep.pool.datasets.derived import encryption_root
@@ -48,6 +48,7 @@ def create(
 
     Returns what was done, or with `dry_run` would be, as lines of words: zfs create -P.
     """
+    asked, settings = naming.split(settings)
     local = check_settings(settings, "v" if kind == "volume" else "f")
     done: list[tuple[str, ...]] = []
     with suppress(_OnlyTriedError), pool.transaction() as t:
@@ -60,17 +61,24 @@ def create(
         own = pool.find(pool.scope) if pool.scope else None
         if own is not None and len(pool.tree().within(own)) >= MOST_DATASETS:
             raise Refused(f"cannot create {name}: there are {MOST_DATASETS} datasets already")
-        more = dict(fields or {})
+        more = {**(fields or {}), **_naming(pool, name, asked, kind, has_files="crypt" in (fields or {}))}
         local = {**local, **more.pop("local", {})}
         made = pool.create_dataset(t, name, kind, local=local, **more)
         if charge.of_settings(local):
             refuse_overdraft(pool, [made], f"cannot create {name}")
         if also is not None:
             also(t, made)
-        done += [("create", name.text), *(("property", *pair) for pair in local.items())]
+        done += [("create", name.text), *(("property", *pair) for pair in [*local.items(), *asked.items()])]
         if dry_run:
             raise _OnlyTriedError
     return done
+
+
+def _naming(pool: Pool, name: DatasetName, asked: Mapping[str, str], kind: str, *, has_files: bool) -> dict[str, Any]:
+    if kind != "volume" and has_files:
+        return {naming.FIELD: naming.chosen(pool, name, asked)}
+    naming.refuse(name, asked, kind)
+    return {}
 
 
 class _OnlyTriedError(Exception):

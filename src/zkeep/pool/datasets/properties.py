@@ -144,9 +144,12 @@ _TABLE = [
     Property("xattr", "XATTR", "fs", "inherit", "index", "on", _index("off on=1 sa=2 dir=1")),
     Property("copies", "COPIES", "fv", "inherit", "index", "1", _index("1=1 2 3")),
     Property("version", "VERSION", "fs", "once", "text"),
-    Property("utf8only", "UTF8ONLY", "fs", "once", "text"),
-    Property("normalization", "NORMALIZATION", "fs", "once", "text"),
-    Property("casesensitivity", "CASE", "fs", "once", "text"),
+    Property("utf8only", "UTF8ONLY", "fs", "once", "index", codes=_BOOLEAN),
+    Property(
+        *("normalization", "NORMALIZATION", "fs", "once", "index"),
+        codes={"none": 0, "formC": 0x50, "formD": 0x10, "formKC": 0x60, "formKD": 0x20},
+    ),
+    Property("casesensitivity", "CASE", "fs", "once", "index", codes=_index("sensitive insensitive mixed")),
     Property("vscan", "VSCAN", "f", "inherit", "index", "off", _BOOLEAN),
     Property("nbmand", "NBMAND", "fs", "inherit", "index", "off", _BOOLEAN),
     Property("sharesmb", "SHARESMB", "f", "inherit", "text", "off"),
@@ -262,6 +265,9 @@ def parse_size(text: str) -> int:
     return size
 
 
+_ONCE = dict.fromkeys(("utf8only", "normalization", "casesensitivity"), "when a dataset is created")
+
+
 def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
     """The property's full name and the value as it is kept. `what`: the letter of the thing it is set on."""
     prop = find(name)
@@ -278,7 +284,8 @@ def check(name: str, text: str, what: str = "fv") -> tuple[str, str]:
             raise BadProperty(f"bad value for property {name}: NUL in it")
         return name, text
     if not prop.can_be_set:
-        why = "it is set once, by what is received" if prop.how == "once" else "it is read-only"
+        once = f"it is set once, {_ONCE.get(prop.name, 'by what is received')}"
+        why = once if prop.how == "once" else "it is read-only"
         raise BadProperty(f"cannot set property {prop.name}: {why}")
     if not set(prop.applies) & set(what):
         raise BadProperty(f"cannot set property {prop.name}: it does not apply to this type of dataset")

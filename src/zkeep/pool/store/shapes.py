@@ -186,6 +186,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         "snapshots_changed": _number,
         "live": _flag,
         "implied": _flag,
+        "naming": _by_name(_number),
         "runtime": _text,
     },
     "head": {"begin_bytes": _number, "received_at": _number, "defer_destroy": _flag, "unchanged": _flag},

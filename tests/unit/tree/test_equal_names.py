@@ -9,10 +9,10 @@ import pytest
 
 from zkeep.errors import ZkeepError
 from zkeep.format.dnode import Dnode
+from zkeep.format.folding import CANONICAL, COMPATIBLE, COMPOSED, INSENSITIVE, MIXED, SENSITIVE, UPPER, folding
 from zkeep.format.objtypes import ObjectType
 from zkeep.format.zap_layout import MICRO
 from zkeep.tree.filesystem import Filesystem
-from zkeep.tree.folding import CANONICAL, COMPATIBLE, COMPOSED, INSENSITIVE, MIXED, SENSITIVE, UPPER, folding
 
 E_ACUTE, E_AND_ACUTE = "\u00e9".encode(), "e\u0301".encode()
 
