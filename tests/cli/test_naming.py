@@ -114,5 +114,8 @@ def test_no_property_of_a_stream_tells_them(pool: Path, capsys: pytest.CaptureFi
     assert shown("v/back", capsys) == ["-", "-", "-"]
     assert run(["get", "-H", "-s", "received", "all", "v/back"]) == 0
     assert not set(NAMES.split(",")) & set(capsys.readouterr().out.split())
+    assert create("v/home/y", "casesensitivity=mixed") == 0
+    command("receive -F v/home/y", stream)
+    assert shown("v/home/y", capsys) == ["-", "-", "-"]
     # Its files are found as its master node says.
     assert run(["ls", "-L", f"file://{pool / 'key'}", "v/back@one"]) == 0

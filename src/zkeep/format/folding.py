@@ -44,13 +44,13 @@ _MARKS_COMPOSED, _MARKS = 2, 12
 "Marks on one letter up to which a kernel composes, and sorts, as Unicode says."
 _SINCE_3_2 = (
     "23a-23e 241-24f 350-35f 37b-37d 3f7-3fb 3fd-3ff 4cf 4f6-4f7 4fa-4ff 510-513 5a2 5ba 5c5 5c7 610-615 "
-    "656-65e 7eb-7f3 cbc 10fc 135f 17dd 1939-193b 1a17-1a18 1b05-1b0e 1b11-1b12 1b34 1b3a-1b44 1b6b-1b73 "
+    "656-65e 7eb-7f3 cbc 10fc 135f 17dd 1939-193b 1a17-1a18 1b05-1b0e 1b11-1b12 1b34-1b35 1b3a-1b44 1b6b-1b73 "
     "1d2c-1d2e 1d30-1d3a 1d3c-1d4d 1d4f-1d6a 1d78 1d7d 1d9b-1dca 1dfe-1dff 2090-2094 20eb-20ef 213b-213c 214e "
     "2184 2c00-2c2e 2c30-2c5e 2c60-2c6c 2c75-2c76 2c80-2ce3 2d00-2d25 2d6f 321d-321e 3250 327c-327e 32cc-32cf "
     "3377-337a 33de-33df 33ff a806 fa70-fad9 fe10-fe19 fe47-fe48 10426-10427 1044e-1044f 10a0d 10a0f "
     "10a38-10a3a 10a3f 1d242-1d244 1d4c1 1d6a4-1d6a5 1d7ca-1d7cb "
 )
-"Characters that Unicode 4.0 to 5.0 added, as far as they have another case, a decomposition or are marks."
+"Characters that Unicode 4.0 to 5.0 added, as far as they have another case, are marks, or are joined with others."
 
 
 @cache
@@ -195,7 +195,7 @@ def _is_certain(text: str, form: Form, upper: bool) -> bool:
     run, before = 0, _Parts("", False, [False])
     for each in every:
         # Of a mark in the disguise of a letter, a kernel sees too late that it is one.
-        if run and each.marks[0] and each.is_disguised:
+        if each.marks[0] and each.is_disguised and (composes or run):
             return False
         if composes and before.hinders(each):
             return False

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 
-from zkeep.format.folding import MAX_VARIANTS, MIXED, NOT_UTF8, Naming
+from zkeep.format.folding import MAX_VARIANTS, MIXED, NOT_UTF8, Fold, Naming
 from zkeep.format.zap_writer import BLOCK
 from zkeep.live.errors import fail
 from zkeep.live.inode import Inode
@@ -36,9 +36,10 @@ class Folders:
         """Which names there can be; chosen once, with the dataset."""
         return self._tree().naming
 
-    def has_equal_names(self) -> bool:
-        """Whether names of different bytes can be one."""
-        return self.naming.equal is not None
+    @cached_property
+    def equal(self) -> Fold | None:
+        """What equal names have in common; None: only names of the same bytes are equal."""
+        return self.naming.equal
 
     def check_name(self, name: bytes, *, new: bool = False) -> None:
         """Raise OSError where no entry can have this name: EILSEQ; EOPNOTSUPP for a new one, others are not there."""
@@ -48,7 +49,7 @@ class Folders:
 
     def stored(self, folder: Inode, name: bytes) -> bytes:
         """The name of the entry that a name leads to; the same one where there is none."""
-        fold = self.naming.equal
+        fold = self.equal
         if fold is None or self.naming.refusal(name) is not None:
             return name
         if folder.equal is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from struct import Struct
 
 from zkeep.live.dataset import LiveDataset
@@ -50,14 +51,14 @@ class KernelCache:
         self.is_dropping = False
         "A rollback is under way: what the kernel writes back of its own accord is of before it, and is dropped."
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Seconds for which the kernel may keep to what a name leads.
 
         None where names of different bytes can be one: what is done by one of them the kernel does not know of the
         others that it keeps.
         """
-        return 0 if self._dataset.folders.has_equal_names() else FOREVER
+        return FOREVER if self._dataset.folders.equal is None else 0
 
     def absent(self, node: int, name: bytes) -> int:
         """Seconds for which the kernel may keep that there is no such name in a folder."""

@@ -100,6 +100,21 @@ def test_letters_are_upper_cased_before_they_are_taken_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("apart", "composed"),
+    [
+        ("\u1b05\u1b35", "\u1b06"),  # Balinese, the newest script of which letters are composed
+        ("\u1100\u1161\u11a8", "\uac01"),
+        ("e\u0302\u0301", "\u1ebf"),
+        ("\U00011131\U00011127", "\U00011131\U00011127"),  # Chakma is newer
+    ],
+)
+def test_letters_are_composed_that_unicode_5_knows(apart: str, composed: str) -> None:
+    fold = folding(CANONICAL | COMPOSED)
+    assert fold is not None
+    assert fold(apart.encode()) == fold(composed.encode()) == composed.encode()
+
+
+@pytest.mark.parametrize(
     ("naming", "name", "reason"),
     [
         (Naming(), b"\xff", None),
@@ -115,6 +130,10 @@ def test_letters_are_upper_cased_before_they_are_taken_apart() -> None:
         (Naming(1, CANONICAL, INSENSITIVE), "\u03b1\u0345".encode(), "might not find"),
         (Naming(1, CANONICAL, INSENSITIVE), "\u1fb3".encode(), None),
         (Naming(1, COMPATIBLE | COMPOSED), "\ufef6\u0334".encode(), "might not find"),
+        (Naming(1, COMPATIBLE | COMPOSED), "\uff76\uff9e".encode(), "might not find"),
+        (Naming(1, COMPATIBLE), "\uff76\uff9e".encode(), None),
+        (Naming(1, COMPATIBLE | COMPOSED), "\u1110\uffdc".encode(), "might not find"),
+        (Naming(1, CANONICAL | COMPOSED), "\u1110\u1175\uac00\u11a8".encode(), None),
         (Naming(casesensitivity=INSENSITIVE), "\u026b".encode() * 127, "more than 255 bytes"),
         (Naming(casesensitivity=MIXED), "\u026b".encode() * 127, "more than 255 bytes"),
         (Naming(1, COMPATIBLE), "\ufdfa".encode() * 16, "more than 255 bytes"),

@@ -214,14 +214,14 @@ def test_files_of_snapshots_can_be_copied_and_a_name_given_again_is_another_file
 def test_one_entry_that_cannot_be_read_hides_no_other(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (b"a", b"bad", b"c"):
         kernel.create(name)
-    genuine = kernel.files.dataset.find
+    genuine = kernel.files.dataset.folders.find
 
     def find(folder: Any, name: bytes) -> object:
         if name == b"bad":
             raise OSError(errno.EIO, "damaged")
         return genuine(folder, name)
 
-    monkeypatch.setattr(kernel.files.dataset, "find", find)
+    monkeypatch.setattr(kernel.files.dataset.folders, "find", find)
     status, body = kernel.ask(Op.READDIRPLUS, p.READ_IN.pack(0, 0, 4096, 0, 0, 0, 0))
     assert status == 0
     assert all(name in body for name in (b"a", b"bad", b"c"))

@@ -231,7 +231,8 @@ def _naming(name: str) -> Derivation:
     """Tell what was chosen when a filesystem was created here. Of others only their files tell, and no document."""
 
     def answer(view: Lookup, thing: Thing) -> Answer:
-        codes = head(thing).doc.get("naming")
+        document = head(thing).doc
+        codes = document.get("naming") if document["received_name"] is None else None
         return Answer(_coded(name, int(codes.get(name, 0)))) if codes is not None else NOTHING
 
     return answer

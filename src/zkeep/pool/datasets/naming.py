@@ -39,7 +39,7 @@ def chosen(pool: Pool, name: DatasetName, asked: Mapping[str, str]) -> dict[str,
     if codes.get("utf8only") == 0:
         codes.setdefault("normalization", 0)
     above = pool.find(name.parent) if name.parent is not None else None
-    inherited = above.doc.get(FIELD, {}) if above is not None else {}
+    inherited = above.doc.get(FIELD, {}) if above is not None and above.doc["received_name"] is None else {}
     found = {each: codes.get(each, int(inherited.get(each, 0))) for each in NAMES}
     if found["normalization"]:
         found["utf8only"] = 1
