@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from zkeep.cache import Cache
 from zkeep.pool.store.catalog import Catalog, ChangeMark
+from zkeep.pool.timeline.living import Living
 from zkeep.pool.timeline.segment import RecentContents
 from zkeep.pool.timeline.timeline import Run
 from zkeep.pool.types import Doc
@@ -39,6 +40,8 @@ class Runs:
         self._kept: Cache[str, DatasetRuns] = Cache(DATASETS)
         self.recent = RecentContents()
         "What the segments say that receives of this process read and wrote last."
+        self.living = Living()
+        "What lives of the objects that small snapshots of a package changed last."
 
     def of(self, key: str) -> DatasetRuns:
         """The runs are the caller's own; what it adds to `checked` is of use as long as these runs are as they are."""

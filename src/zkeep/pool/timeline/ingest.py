@@ -21,6 +21,7 @@ from zkeep.format.reader import RESTING
 from zkeep.format.records import CHECKSUM, NATIVE, RecordType, Words
 from zkeep.pool.store.port import Draft, Store
 from zkeep.pool.timeline import segment as seg
+from zkeep.pool.timeline.living import Living
 from zkeep.pool.timeline.resolve import Kind, resolve
 from zkeep.pool.timeline.resume import START, Key, Resumed, last_key, last_write, part, remainder
 from zkeep.pool.timeline.rows import RowBuilder
@@ -125,9 +126,9 @@ class SegmentWriter:
         on_segment: Callable[[ResumePoint], None] | None = None,
         resumed: Resumed | None = None,
         recent: seg.RecentContents | None = None,
-        at_once: bool = False,
+        living: Living | None = None,
     ) -> None:
-        """`at_once`: little is written, and no other thread is worth its start."""
+        """`living`: little is written, which is resolved beside what that knows; no thread is worth its start."""
         self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
         self._store = store
         self._txg = txg
@@ -143,14 +144,15 @@ class SegmentWriter:
         self._draft: Draft | None = None
         self._unpublished: list[Draft] = []
         "Drafts that are complete, and not yet published."
-        self._writer = _AtOnce() if at_once else ThreadPoolExecutor(1)
-        self._syncer = _AtOnce() if at_once else ThreadPoolExecutor(1)
+        self._writer = _AtOnce() if living else ThreadPoolExecutor(1)
+        self._syncer = _AtOnce() if living else ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
         self._closing: list[Future[None]] = []
         self._position = 0
         self._begun = len(self.tally.segments)
         self._on_segment = on_segment
         self._recent = recent
+        self._living = living
         self._published: tuple[str, dict[str, Any], Table] | None = None
         "The segment that was published last, its footer and its table."
         self._mark: tuple[Words, Key, tuple[int, int] | None] | None = None
@@ -265,7 +267,7 @@ class SegmentWriter:
         assert draft is not None
         # What the segment's records mean for older runs. The mark is as of now: the next batch moves on.
         records = self._rows.records
-        table, dead = resolve(self._rows.table(), self._timeline, self._past, self._source.kind)
+        table, dead = self._resolved()
         a, b, c, d = self._state.tolist()
         segment_id = f"{self._txg:x}-{self._begun:x}"
         body = self._position - seg.HEAD_SIZE
@@ -292,6 +294,15 @@ class SegmentWriter:
         self._in_step = True
         self._tell()
         _drain(self._closing, MAX_UNSYNCED)
+
+    def _resolved(self) -> tuple[Table, dict[int, list[int]]]:
+        """The table of the segment, and what it kills of the past."""
+        new, kind = self._rows.table(), self._source.kind
+        if self._living is not None and self._past and not self._begun:
+            found = self._living.resolve(new, self._timeline, self._past, kind, self._txg)
+            if found is not None:
+                return found
+        return resolve(new, self._timeline, self._past, kind)
 
     def _tell(self) -> None:
         """Tell `on_segment` of the segment that was closed last, once it is durable."""

@@ -11,6 +11,7 @@ Source: OpenZFS module/zfs/dmu_recv.c, receive_handle_existing_object(), receive
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -63,17 +64,33 @@ def resolve(new: Table, timeline: Timeline, past: list[Run], kind: Kind) -> tupl
         return beginning(new), {}
     pieces = timeline.pieces(past)
     # 1. The older objects with the numbers of new ones: a new shape means that old blocks are not the new object's.
-    shapes = _look_back(timeline, pieces, _Shapes(new, kind))
+    shapes = look_back(timeline, pieces, Shapes(touched(new, kind), kind.raw))
     new = replace(new, objects=_mark_fresh(new, shapes, kind))
     # 2. The older blocks in the ranges that the new table overwrites, frees or cuts off.
-    content = _look_back(timeline, pieces, _Content(new, shapes, kind))
+    content = look_back(timeline, pieces, _Content(new, shapes, kind))
     # 3. Where they die without being replaced, they leave holes. 4. What died is counted by the run that wrote it.
     old = replace(content, objects=shapes.objects, ranges=shapes.ranges, freed=shapes.freed)
     new = _add_died(old, new, kind)
-    return new, _dead(timeline, old, toll(old, new))
+    return new, _dead(lambda number: timeline.owner(number)[0].txg, old, toll(old, new))
 
 
-class _Search(Protocol):
+def resolve_beside(
+    new: Table, old: Table, kind: Kind, txg_of: Callable[[int], int], unknown: Array
+) -> tuple[Table, Dead, Toll] | None:
+    """Resolve `new` where all that lives of the objects that it touches is known: `old`.
+
+    `txg_of`: the run of a row, by its `segment`. `unknown`: numbers of objects whose blocks are not in `old`; None if
+    they are needed. Also returns which rows of `old` live on.
+    """
+    new = replace(new, objects=_mark_fresh(new, old, kind))
+    if len(unknown) and sp.on_lines(unknown, _Content(new, old, kind).objects).any():
+        return None
+    new = _add_died(old, new, kind)
+    kept = toll(old, new)
+    return new, _dead(txg_of, old, kept), kept
+
+
+class Search(Protocol):
     """A search of older runs, newest first; it remembers what has not been found yet."""
 
     def wanted(self) -> dict[str, Array]:
@@ -85,7 +102,7 @@ class _Search(Protocol):
         ...
 
 
-def _look_back(timeline: Timeline, pieces: list[Piece], search: _Search) -> Table:
+def look_back(timeline: Timeline, pieces: list[Piece], search: Search) -> Table:
     """Search piece after piece, newest first, until the search is complete: most of what changes changed lately."""
     found = []
     wanted = search.wanted()
@@ -124,35 +141,43 @@ def _wants(objects: Array, starts: Array, to_objects: Array, to: Array) -> Array
     return made
 
 
-def _by_object(lines: Array) -> Array:
+def by_object(lines: Array) -> Array:
     """The key ranges of all rows of the objects in a set of numbers."""
     zero = np.zeros(len(lines), np.uint64)
     return _wants(lines["start"], zero, lines["end"], zero)
 
 
-class _Shapes:
+def by_number(lines: Array) -> Array:
+    """The key ranges of freed numbers in a set of numbers."""
+    zero = np.zeros(len(lines), np.uint64)
+    return _wants(zero, lines["start"], zero, lines["end"])
+
+
+def touched(new: Table, kind: Kind) -> Array:
+    """The object numbers of which older rows may be replaced, as a set of numbers."""
+    objects = new.objects["object"]
+    starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
+    ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
+    # An object of several slots may have begun before the number that is overwritten: look back as far as one can.
+    reach = starts % MAX_SLOTS if kind.raw else np.minimum(starts, MAX_SLOTS - 1)
+    return sp.union(sp.lines(starts - reach, ends)) if len(starts) else sp.EMPTY
+
+
+class Shapes:
     """Searches for the older objects and metadnode blocks that new ones replace.
 
     In a raw stream a metadnode block covers all its objects, present or not; else each object is searched by itself.
     """
 
-    def __init__(self, new: Table, kind: Kind) -> None:
-        objects = new.objects["object"]
-        starts = np.concatenate([objects, new.freed["start"], new.ranges["object"]])
-        ends = np.concatenate([objects + new.objects["slots"], new.freed["end"], new.ranges["object"] + 1])
-        # An object of several slots may have begun before the number that is overwritten: look back as far as one
-        # can.
-        reach = starts % MAX_SLOTS if kind.raw else np.minimum(starts, MAX_SLOTS - 1)
-        self._open = sp.union(sp.lines(starts - reach, ends)) if len(starts) else sp.EMPTY
-        self._raw = kind.raw
+    def __init__(self, numbers: Array, raw: bool) -> None:
+        self._open = numbers
+        self._raw = raw
 
     def wanted(self) -> dict[str, Array]:
         if not len(self._open):
             return {}
-        rows = _by_object(self._open)
-        zero = rows["start"]
-        freed = _wants(zero, self._open["start"], zero, self._open["end"])
-        return {"ranges": rows, "objects": rows, "freed": freed}
+        rows = by_object(self._open)
+        return {"ranges": rows, "objects": rows, "freed": by_number(self._open)}
 
     def settle(self, found: Table) -> None:
         # A number is settled when its newest row was found, or a run freed it: older rows of it are dead already.
@@ -176,16 +201,20 @@ class _Content:
         mine = sp.is_in(shapes.objects["object"], np.concatenate([whole, new.objects["object"]]))
         self._spills = sp.unique(shapes.objects["object"][mine])
 
+    @property
+    def objects(self) -> Array:
+        """The objects of which blocks are searched for."""
+        found: Array = self._open["object"]
+        return found
+
     def wanted(self) -> dict[str, Array]:
         ranges = _wants(self._open["object"], self._open["start"], self._open["object"], self._open["end"])
-        rows = _by_object(sp.union(sp.lines(self._spills, self._spills + 1))) if len(self._spills) else ranges[:0]
+        rows = by_object(sp.union(sp.lines(self._spills, self._spills + 1))) if len(self._spills) else ranges[:0]
         if not len(ranges) and not len(rows):
             return {}
         # The OBJECT rows and freed numbers of the same objects are needed, too: they say where the search ends.
         numbers = sp.union(sp.lines(ranges["object"], ranges["object"] + 1), sp.lines(self._spills, self._spills + 1))
-        zero = np.zeros(len(numbers), np.uint64)
-        freed = _wants(zero, numbers["start"], zero, numbers["end"])
-        objects = _by_object(numbers)
+        objects, freed = by_object(numbers), by_number(numbers)
         return {"objects": objects, "freed": freed, "blocks": ranges, "holes": ranges, "died": ranges, "spills": rows}
 
     def settle(self, found: Table) -> None:
@@ -207,7 +236,7 @@ def _cut_off(new: Table, shapes: Table, kind: Kind) -> Array:
         return sp.EMPTY
     # Pair each new OBJECT with the older one of its number, where there is one.
     at = np.minimum(np.searchsorted(old["object"], new.objects["object"]), len(old) - 1)
-    ends, were = _ends(new.objects, kind), _ends(old, kind)[at]
+    ends, were = ends_of(new.objects, kind), ends_of(old, kind)[at]
     shorter = (old["object"][at] == new.objects["object"]) & (ends < were)
     return sp.spans(new.objects["object"][shorter], ends[shorter], were[shorter])
 
@@ -253,7 +282,7 @@ def _nblkptr(objects: Array) -> Array:
     return pointers_beside(objects["bonustype"], objects["bonuslen"], objects["slots"])
 
 
-def _ends(objects: Array, kind: Kind) -> Array:
+def ends_of(objects: Array, kind: Kind) -> Array:
     """Where each object's blocks end now."""
     if not kind.raw:
         return objects["tail"]
@@ -265,10 +294,12 @@ def _ends(objects: Array, kind: Kind) -> Array:
 
 def _add_died(old: Table, new: Table, kind: Kind) -> Table:
     """Add to `new` the holes that dead blocks of living objects leave (`died`)."""
+    cut = _cut_off(new, old, kind)  # the search covered only a part of what lies beyond
+    if not len(cut) and not len(new.holes):
+        return new
     # Blocks of objects that live on, before holes and new blocks are applied.
     alive = toll(old, replace(new, holes=sp.EMPTY, blocks=new.blocks[:0])).blocks
     blocks = old.blocks[alive]
-    cut = _cut_off(new, old, kind)  # the search covered only a part of what lies beyond
     cut = cut[~sp.is_in(cut["object"], new.objects["object"][new.objects["fresh"] & FRESH_DATA > 0])]
     # They die in a hole that came, or behind the new end; but not where a new block replaces them.
     ends = block_ends(blocks)
@@ -279,7 +310,7 @@ def _add_died(old: Table, new: Table, kind: Kind) -> Table:
     return replace(new, died=died, holes=sp.union(new.holes, died) if len(died) else new.holes)
 
 
-def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
+def _dead(txg_of: Callable[[int], int], old: Table, kept: Toll) -> Dead:
     stored: dict[int, int] = defaultdict(int)
     logical: dict[int, int] = defaultdict(int)
     for rows, alive in (
@@ -291,7 +322,7 @@ def _dead(timeline: Timeline, old: Table, kept: Toll) -> Dead:
         # Count what died by the run that brought it; its document says how much of it later runs killed.
         gone = rows[~alive]
         for number in sp.unique(gone["segment"]):
-            txg = timeline.owner(int(number))[0].txg
+            txg = txg_of(int(number))
             mine = gone[gone["segment"] == number]
             stored[txg] += int(mine["size"].sum(dtype=np.uint64))
             if "length" in (rows.dtype.names or ()):

@@ -250,10 +250,10 @@ def merge(old: Table, new: Table) -> Table:
     if len(inner):
         before = sp.subtract(before, inner)
     return Table(
-        ranges=_interleave(old.ranges[kept.ranges], new.ranges),
-        objects=_interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
-        blocks=_interleave_blocks(old.blocks[kept.blocks], new.blocks),
-        spills=_interleave(old.spills[kept.spills], new.spills),
+        ranges=interleave(old.ranges[kept.ranges], new.ranges),
+        objects=interleave(old.objects[kept.objects], _inherit_fresh(old.objects, new.objects)),
+        blocks=interleave_blocks(old.blocks[kept.blocks], new.blocks),
+        spills=interleave(old.spills[kept.spills], new.spills),
         holes=sp.add(sp.subtract(old.holes[kept.holes], filled), new.holes),
         died=sp.add(sp.subtract(old.died[kept.died], filled), new.died),
         freed=sp.add(before, new.freed),
@@ -320,13 +320,13 @@ def _inherit_fresh(old: Array, new: Array) -> Array:
     return merged
 
 
-def _interleave(old: Array, new: Array) -> Array:
+def interleave(old: Array, new: Array) -> Array:
     if not len(old) or not len(new):
         return new if len(new) else old
     return np.insert(old, np.searchsorted(old["object"], new["object"]), new)
 
 
-def _interleave_blocks(old: Array, new: Array) -> Array:
+def interleave_blocks(old: Array, new: Array) -> Array:
     if not len(old) or not len(new):
         return new if len(new) else old
     place = np.searchsorted(sp.keys(old["object"], old["offset"]), sp.keys(new["object"], new["offset"]), "right")

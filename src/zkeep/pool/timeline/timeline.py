@@ -176,6 +176,11 @@ class Timeline:
                 return Piece(summed, str(name))
         return Piece(runs[at : at + 1])
 
+    @property
+    def checked(self) -> dict[str, dict[str, bool]]:
+        """What is known of the names of summaries, by the keys of the datasets whose runs these are."""
+        return self._checked
+
     @cached_property
     def _summaries(self) -> dict[int, list[SummaryName]]:
         """Summaries by the txg of their first run, those of most runs first."""

@@ -447,7 +447,7 @@ def open_writer(
         writer(
             *(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed),
             recent=pool.runs.recent,
-            at_once=at_once,
+            living=pool.runs.living if at_once else None,
         )
     )
 
