@@ -70,6 +70,17 @@ def test_put_is_create_only(store: Store) -> None:
     assert store.get("x") == b"first"
 
 
+def test_several_are_put_or_none(store: Store) -> None:
+    store.put_all([("a/1", [b"one", memoryview(b"two")]), ("b/2", []), ("a/3", [b"x" * 5000])])
+    assert [store.get(name) for name in ("a/1", "b/2", "a/3")] == [b"onetwo", b"", b"x" * 5000]
+    with pytest.raises(FileExistsError):
+        store.put_all([("a/4", [b"new"]), ("b/2", [b"second"]), ("a/5", [b"new"])])
+    assert store.names("a") == ["a/1", "a/3"]
+    assert store.get("b/2") == b""
+    assert store.names("tmp") == []
+    store.put_all([])
+
+
 def test_put_takes_empty_content_and_any_buffer(store: Store) -> None:
     store.put("empty", b"")
     store.put("view", memoryview(bytearray(b"0123456789"))[2:5])

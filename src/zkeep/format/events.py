@@ -120,6 +120,8 @@ class SubEnd:
     offset: int
     state: Words
     "The running fletcher-4 before the END, which is its body_checksum."
+    small_follows: bool = False
+    "The next substream is in memory as a whole, and `small`: no byte is waited for until its END."
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,7 +416,13 @@ class Reader:
             return None, self._bad(at, reason)
         self._start = at + HEADER
         self._stage = _Stage.BETWEEN if self._compound else _Stage.DONE
-        return SubEnd(end, header, self._base + at, state), None
+        return SubEnd(end, header, self._base + at, state, self._compound and self._small_follows()), None
+
+    def _small_follows(self) -> bool:
+        """Whether a whole small substream comes next. It may still be damaged, or refused."""
+        opening = kernel.walk(self._memory, self._start, self._end, self._swap, MAX_PAYLOAD, MAX_SUBSTREAM_NVLIST)
+        begins = not opening.error and len(opening.types) == 1 and bool(opening.types[0] == RecordType.BEGIN)
+        return begins and self._is_small(opening.stop)
 
 
 _NAMES = {int(rtype): rtype.name for rtype in RecordType}

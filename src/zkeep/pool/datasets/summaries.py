@@ -34,7 +34,7 @@ FAN = 16
 MOST = 1 << 18
 "About the most records that a summary sums up: it is made in memory."
 AT_ONCE = 4
-"The most summaries that one receive writes."
+"The most summaries that one receive writes, of FAN runs or fewer."
 
 
 Place = tuple[int, int, SummaryName]
@@ -135,14 +135,16 @@ def _summed(units: list[Unit], level: int, together: bool) -> Iterator[Unit]:
         yield from units
 
 
-def sum_up(pool: Pool, dataset: Dataset) -> None:
+def sum_up(pool: Pool, dataset: Dataset, grown: int = 1) -> None:
     """Write some summaries that the dataset lacks, and delete what sums up nothing any more.
 
-    Not at each call: the longer the timeline, the more runs come between two looks at all of it.
+    Not at each call: the longer the timeline, the more runs come between two looks at all of it. `grown`: how many came
+    since the last call.
     """
     count = pool.runs.count(dataset.key)
     # With 1000 runs every 4th receive looks, with 10,000 every 32nd.
-    if count % max(FAN // 4, min(count >> 8, 2 * FAN), 1):
+    step = max(FAN // 4, min(count >> 8, 2 * FAN), 1)
+    if count // step == (count - grown) // step:
         return
     with suppress(ZkeepError, OSError), reading(pool):
         history = history_of(pool, dataset)
@@ -150,7 +152,7 @@ def sum_up(pool: Pool, dataset: Dataset) -> None:
         # The names are read once: they are many, and all that is written here sums up these runs.
         texts = _names(pool, dataset)
         have = matching(texts, runs, history.checked[dataset.key])
-        _write(pool, dataset, history, runs, have)
+        _write(pool, dataset, history, runs, have, AT_ONCE + AT_ONCE * grown // FAN)
         for text in set(texts) - {str(name) for _, _, name in have}:
             pool.store.delete(text)
         pool.runs.recent.names.clear()
@@ -164,9 +166,9 @@ def _names(pool: Pool, dataset: Dataset) -> list[str]:
     return pool.store.names(f"{FOLDER}/{dataset.key}")
 
 
-def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run], have: list[Place]) -> None:
+def _write(pool: Pool, dataset: Dataset, history: History, runs: list[Run], have: list[Place], most: int) -> None:
     """Write missing summaries, low levels first: those of one level are made of those of the level below."""
-    for unit in islice(missing(runs, have), AT_ONCE):
+    for unit in islice(missing(runs, have), most):
         summed = runs[unit.start : unit.end]
         with history.timeline(pool.store, pool.runs.recent) as timeline:
             # The runs merged into one table, with the holes that only the merged increment has.

@@ -78,16 +78,16 @@ class Transaction:
         """A number that no dataset or segment of this pool has had."""
         return self._count("next_id")
 
-    def next_txg(self) -> int:
-        """The next transaction group: greater than all before, pool-wide."""
-        return self._count("next_txg")
+    def next_txg(self, count: int = 1) -> int:
+        """The next transaction group, and the first of `count`: greater than all before, pool-wide."""
+        return self._count("next_txg", count)
 
-    def _count(self, counter: str) -> int:
+    def _count(self, counter: str, step: int = 1) -> int:
         pool = self.get("pool", "")
         if pool is None:
             raise Damaged("the catalog has no document of the pool itself")
         value = int(pool[counter])
-        self.put("pool", "", {**pool, counter: value + 1})
+        self.put("pool", "", {**pool, counter: value + step})
         return value
 
     def _do(self, operation: Operation) -> None:

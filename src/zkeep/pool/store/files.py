@@ -20,7 +20,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -197,6 +197,45 @@ class LocalStore:
                         self.disk.close(fd)
                     with suppress(OSError):
                         self.disk.unlink(entry)
+
+    def put_all(self, files: Sequence[tuple[str, Sequence[Buffer]]]) -> None:
+        with ExitStack() as held:
+            held.enter_context(self.lock("put", shared=True, wait=60.0))
+            folder = held.enter_context(self._entry(f"tmp/{os.urandom(16).hex()}", make=True)).folder
+            written = [self._written(held, folder, buffers) for _, buffers in files]
+            # All are written before the first is synced: a disk then does much of the others with it.
+            for fd, _ in written:
+                self._sync(fd)
+            linked: list[tuple[DiskEntry, DiskEntry, bool]] = []
+            try:
+                with naming(self.root):
+                    for (_, old), (name, _) in zip(written, files, strict=True):
+                        new = held.enter_context(self._entry(name, make=True))
+                        linked.append((old, new, self._link_or_rename(old, new)))
+                    for _, new, _ in linked:
+                        self.disk.sync_folder(new.folder)
+            except OSError:  # the caller sees an error, so it must not find the names
+                for old, new, has_both in linked:
+                    with suppress(OSError):
+                        self.disk.unlink(new) if has_both else self.disk.rename(new, old)
+                raise
+
+    def _written(self, held: ExitStack, folder: DiskFolder, buffers: Sequence[Buffer]) -> tuple[int, DiskEntry]:
+        """A file for put_all(); when `held` is closed it is closed, too, and its temporary name goes."""
+        entry = folder.entry(os.urandom(16).hex())
+        with naming(self.root):
+            fd = self.disk.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        held.callback(self._forget_temporary, fd, entry)
+        size = 0
+        for buffer in buffers:
+            size = self._write_all(fd, size, buffer)
+        return fd, entry
+
+    def _forget_temporary(self, fd: int, entry: DiskEntry) -> None:
+        with suppress(OSError):  # it was synced, and sweep() finds what is left
+            self.disk.close(fd)
+        with suppress(OSError):
+            self.disk.unlink(entry)
 
     def get(self, name: str) -> bytes:
         with self.open(name) as blob:

@@ -21,6 +21,7 @@ in place what was published.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -132,6 +133,13 @@ class Store(Protocol):
 
         Atomic: after a crash the name is absent or has the whole content. Create-only, so not idempotent:
         FileExistsError if there is such a name, and its content stays.
+        """
+        ...
+
+    def put_all(self, files: Sequence[tuple[str, Sequence[Buffer]]]) -> None:
+        """Publish several, each of buffers in a row; all are durable when it returns, for little more than one costs.
+
+        Each as put() does it. If it raises OSError, none of them is there; after a crash, any may be.
         """
         ...
 

@@ -7,7 +7,7 @@ uses.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from zkeep.format import kernel
 from zkeep.format.events import Batch
 from zkeep.format.reader import RESTING
 from zkeep.format.records import CHECKSUM, NATIVE, RecordType, Words
-from zkeep.pool.store.port import Draft, Store
+from zkeep.pool.store.port import Buffer, Draft, Store
 from zkeep.pool.timeline import segment as seg
 from zkeep.pool.timeline.living import Living
 from zkeep.pool.timeline.resolve import Kind, resolve
@@ -29,6 +29,8 @@ from zkeep.pool.timeline.spans import Array
 from zkeep.pool.timeline.table import Table
 from zkeep.pool.timeline.timeline import Run, Timeline, segment_name
 
+Files = list[tuple[str, Sequence[Buffer]]]
+"Names and contents."
 P = ParamSpec("P")
 Made = TypeVar("Made")
 MAX_UNSYNCED = 4
@@ -126,9 +128,9 @@ class SegmentWriter:
         on_segment: Callable[[ResumePoint], None] | None = None,
         resumed: Resumed | None = None,
         recent: seg.RecentContents | None = None,
-        living: Living | None = None,
+        small: Small | None = None,
     ) -> None:
-        """`living`: little is written, which is resolved beside what that knows; no thread is worth its start."""
+        """`small`: little is written, in memory; no thread is worth its start."""
         self.tally = Tally.from_doc(resumed.doc["tally"]) if resumed else Tally()
         self._store = store
         self._txg = txg
@@ -141,18 +143,18 @@ class SegmentWriter:
         self._last_write: tuple[int, int] | None = None
         self._rows = RowBuilder(source.spill_flags, source.bare)
         self._waiting: Batch | None = None
-        self._draft: Draft | None = None
-        self._unpublished: list[Draft] = []
+        self._draft: Draft | _Memory | None = None
+        self._unpublished: list[Draft | _Memory] = []
         "Drafts that are complete, and not yet published."
-        self._writer = _AtOnce() if living else ThreadPoolExecutor(1)
-        self._syncer = _AtOnce() if living else ThreadPoolExecutor(1)
+        self._writer = _AtOnce() if small else ThreadPoolExecutor(1)
+        self._syncer = _AtOnce() if small else ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
         self._closing: list[Future[None]] = []
         self._position = 0
         self._begun = len(self.tally.segments)
         self._on_segment = on_segment
         self._recent = recent
-        self._living = living
+        self._small = small
         self._published: tuple[str, dict[str, Any], Table] | None = None
         "The segment that was published last, its footer and its table."
         self._mark: tuple[Words, Key, tuple[int, int] | None] | None = None
@@ -249,12 +251,12 @@ class SegmentWriter:
         if not self._in_step:
             raise RuntimeError("a segment in which the records of a batch are missing")
 
-    def _begin_segment(self) -> Draft:
+    def _begin_segment(self) -> Draft | _Memory:
         self._rows = RowBuilder(self._source.spill_flags, self._source.bare)
         segment_id = f"{self._txg:x}-{self._begun:x}"
         if self._resumed:  # published, but not noted before the receive broke off
             self._store.delete(segment_name(segment_id))
-        draft = self._draft = self._store.draft(segment_id)
+        draft = self._draft = self._small.draft() if self._small else self._store.draft(segment_id)
         draft.truncate(0)
         a, b, c, d = self._state.tolist()
         draft.write(seg.head((a, b, c, d), big_endian=self._source.big_endian, bare=self._source.bare))
@@ -298,8 +300,8 @@ class SegmentWriter:
     def _resolved(self) -> tuple[Table, dict[int, list[int]]]:
         """The table of the segment, and what it kills of the past."""
         new, kind = self._rows.table(), self._source.kind
-        if self._living is not None and self._past and not self._begun:
-            found = self._living.resolve(new, self._timeline, self._past, kind, self._txg)
+        if self._small is not None and self._past and self._begun == 0:
+            found = self._small.living.resolve(new, self._timeline, self._past, kind, self._txg)
             if found is not None:
                 return found
         return resolve(new, self._timeline, self._past, kind)
@@ -310,6 +312,39 @@ class SegmentWriter:
             _drain(self._closing, 0)
             self._on_segment(ResumePoint(self.tally, *self._mark))
         self._mark = None
+
+
+class _Memory:
+    """A draft in memory, whose publishing is left to who asked for it."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._buffers: list[Buffer] = []
+        self.size = 0
+
+    def write(self, *buffers: Buffer, soon: bool = False) -> None:
+        self._buffers += buffers
+        self.size += sum(len(memoryview(buffer).cast("B")) for buffer in buffers)
+
+    def truncate(self, size: int) -> None:
+        assert size == self.size == 0
+
+    def publish(self, name: str) -> None:
+        self._files.append((name, self._buffers))
+
+    def discard(self) -> None:
+        """It takes no room on a disk."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """Receives a small run: its file is left in `files`, for Store.put_all(). `living`: what is known of the past."""
+
+    living: Living
+    files: Files = field(default_factory=list)
+
+    def draft(self) -> _Memory:
+        return _Memory(self.files)
 
 
 class _AtOnce(Executor):

@@ -28,7 +28,7 @@ from zkeep.pool.timeline.table import FRESH_DATA, FRESH_SPILL, NOTHING, Table, T
 from zkeep.pool.timeline.timeline import Run, Timeline
 
 MOST_ROWS = 4096
-"More rows are not kept: then it begins anew."
+"More rows are not kept: then it begins again."
 MOST_BLOCKS = 512
 "Of objects that have more blocks, those are not known: what changes of them is looked for."
 MOST_RUNS = 4096

@@ -6,6 +6,7 @@ Source: OpenZFS lib/libzfs/libzfs_sendrecv.c zfs_receive_impl(), zfs_receive_pac
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,19 +17,28 @@ from zkeep.format.events import Batch, Event, Package, SubBegin, SubEnd
 from zkeep.format.objtypes import ObjsetType
 from zkeep.format.reader import read_events
 from zkeep.format.records import HEADER, BeginFlag, Feature
-from zkeep.names import BadName, DatasetName, SnapshotName, shown
+from zkeep.names import DatasetName, SnapshotName
 from zkeep.pool.datasets.model import Pool, Snapshot
 from zkeep.pool.datasets.no_room import noting_no_room
 from zkeep.pool.datasets.partial import state_of
 from zkeep.pool.datasets.rehearsal import rehearsal
 from zkeep.pool.transfer import steps
 from zkeep.pool.transfer.admit import ReceiveTarget
-from zkeep.pool.transfer.at_once import receive_at_once
+from zkeep.pool.transfer.at_once import (
+    MOST,
+    MOST_BYTES,
+    Gathered,
+    gathered,
+    of_one_dataset,
+    receive_at_once,
+    receive_together,
+)
 from zkeep.pool.transfer.begin_rules import DATASET_TYPES
 from zkeep.pool.transfer.overrides import Where, override
 from zkeep.pool.transfer.package_header import PLAIN, PackageHeader
 from zkeep.pool.transfer.replication import Replicated, replicate_names
 from zkeep.pool.transfer.reserve import Charges, with_room
+from zkeep.pool.transfer.sent_names import Names, sent_name
 from zkeep.pool.transfer.session import give_up, judge, open_session
 from zkeep.pool.types import Doc
 
@@ -134,7 +144,7 @@ class _Receiver:
     def __init__(self, pool: Pool, target: str, options: ReceiveOptions) -> None:
         self._pool = pool
         self._options = options
-        self._names = _Names(target, options.name_from)
+        self._names = Names(target, options.name_from)
         if options.name_from:
             pool.dataset(self._names.target)  # below which the sent names go
         self._charges = Charges(pool)
@@ -186,7 +196,10 @@ class _Receiver:
                 self._names_settled = not self._header.incremental
                 self._forces_names = self._options.force and not self._options.append_only
             elif isinstance(event, SubBegin):
-                self._receive_substream(event, events)
+                if event.small and self._header.is_package and not self._options.dry_run:
+                    self._receive_small(event, events)
+                else:
+                    self._receive_substream(event, events)
         self._replicate_names(lambda: None)
 
     def _replicate_names(self, judge: Callable[[], None]) -> None:
@@ -211,12 +224,62 @@ class _Receiver:
         self._forces_names, self._names_settled = False, done.settled
         self._replicated += [word for word in done.done if word not in self._replicated]
 
-    # One substream
+    # Substreams
+
+    def _receive_small(self, begin: SubBegin, events: Iterator[Event]) -> None:
+        """Receive a small snapshot of a package, and those that are in memory behind it: many in one transaction."""
+        some, size, failure = deque([gathered(begin, events)]), 0, None
+        try:
+            while (end := some[-1].end) and end.small_follows and len(some) < MOST and size < MOST_BYTES:
+                following = next(events)
+                assert isinstance(following, SubBegin)
+                some.append(gathered(following, events))
+                size += some[-1].size
+        except BadStream as error:
+            failure = error
+        # Where one of them cannot be received with the others, each goes its own way, which says why.
+        together = self._names_settled and not self._stepped
+        while some:
+            if together and (done := self._receive_together(of_one_dataset(some))):
+                for _ in range(done):
+                    some.popleft()
+                continue
+            together = False
+            one = some.popleft()
+            self._receive_substream(one.event, one.events())
+        if failure is not None:
+            raise failure
+
+    def _receive_together(self, some: list[Gathered]) -> int:
+        """Receive the first of some snapshots in one transaction; returns how many."""
+        if len(some) < 2:
+            return 0
+        began = time.monotonic()
+        made = receive_together(self._pool, some, self._charges, self._target_together)
+        seconds = (time.monotonic() - began) / max(len(made), 1)
+        # What is told may have to wait for a terminal, and the catalog was locked until now.
+        for one, snapshot in zip(some, made, strict=False):
+            sent = "@".join(sent_name(one.event))
+            arrival = Arrival(sent, str(snapshot.name), bool(one.event.begin.fromguid))
+            self._options.on_snapshot(arrival)
+            for _ in self._records(arrival.kept, one.events()):
+                pass  # progress
+            self._options.on_snapshot(replace(arrival, bytes=_size(one.event, one.end), seconds=seconds))
+        return len(made)
+
+    def _target_together(self, one: Gathered) -> ReceiveTarget | None:
+        """Where a snapshot of several goes; None: it is there, or has to be received alone."""
+        sent, snapshot = sent_name(one.event)
+        target = self._target(one.event, sent, snapshot)
+        alone = steps.RECEIVED_STEP in target.snapshot_fields or self._existing(one.event, target) is not None
+        if alone or self._intake(Substream(one.event, target, self._is_top(sent))) is not None:
+            return None
+        return target
 
     def _receive_substream(self, begin: SubBegin, events: Iterator[Event]) -> None:
         """Receive the snapshot whose BEGIN was read; `events` goes on behind it."""
         # 1. Its name here. Datasets that could not be renamed before may have their parents now.
-        sent, snapshot = _sent_name(begin)
+        sent, snapshot = sent_name(begin)
         if not self._names_settled:
             self._replicate_names(lambda: self._judge(begin, sent, snapshot))
         # 2. What is here already is read, verified and skipped.
@@ -245,8 +308,8 @@ class _Receiver:
                 steps.remove_older(self._pool, target.name)
             if steps.RECEIVED_STEP in target.snapshot_fields:
                 self._stepped.add(target.name)
-            size, seconds = end.offset + HEADER - begin.offset, time.monotonic() - began
-            self._options.on_snapshot(replace(arrival, bytes=size, seconds=seconds))
+            seconds = time.monotonic() - began
+            self._options.on_snapshot(replace(arrival, bytes=_size(begin, end), seconds=seconds))
 
     def _judge(self, begin: SubBegin, sent: str, snapshot: str) -> None:
         """Refuse what would be refused when it is received."""
@@ -286,9 +349,10 @@ class _Receiver:
         records = self._records(name, events)
         # A small snapshot that is here as a whole needs no more than one transaction; nobody has to go on with it.
         if begin.small and self._header.is_package and not self._options.dry_run:
-            batches, end, records = _gathered(records)
-            if end is not None and receive_at_once(self._pool, begin, target, batches, end, self._charges):
-                return end
+            one = gathered(begin, records)
+            if one.end and receive_at_once(self._pool, one, target, self._charges):
+                return one.end
+            records = one.events()
         session = open_session(self._pool, begin, target, self._charges)
         try:
             with session:
@@ -385,26 +449,9 @@ class _Receiver:
             fields["local"] = local
 
 
-Records = Iterator[Batch | SubEnd]
-
-
-def _gathered(records: Records) -> tuple[list[Batch], SubEnd | None, Records]:
-    """All records of a small substream, its END (None if something is wrong before it), and the same once more."""
-    batches: list[Batch] = []
-    try:
-        for event in records:
-            if isinstance(event, SubEnd):
-                return batches, event, iter([*batches, event])
-            batches.append(event)
-    except BadStream as error:
-        return batches, None, _failing(batches, error)
-    raise AssertionError("the records of a substream end with its END")
-
-
-def _failing(batches: list[Batch], error: BadStream) -> Records:
-    """The records of a substream up to one that is bad."""
-    yield from batches
-    raise error
+def _size(begin: SubBegin, end: SubEnd | None) -> int:
+    """Bytes of a substream."""
+    return end.offset + HEADER - begin.offset if end else 0
 
 
 def _interrupted(error: BaseException, kind: str, name: str, dataset: DatasetName, token: str) -> Interrupted:
@@ -442,48 +489,3 @@ def _kind(event: SubBegin) -> str:
     if event.begin.features & Feature.RESUMING:
         return "resume"
     return "incremental" if event.begin.fromguid and not event.begin.flags & BeginFlag.CLONE else "new filesystem"
-
-
-def _sent_name(event: SubBegin) -> tuple[str, str]:
-    """The dataset and the snapshot as the sender calls them, checked."""
-    try:
-        text = event.begin.name.decode()
-        parsed = SnapshotName.parse(text)
-    except (UnicodeDecodeError, BadName) as error:
-        reason = error.reason if isinstance(error, BadName) else "it is not UTF-8"
-        raw = event.begin.name.decode("latin-1")
-        raise BadStream(f"its snapshot name {shown(raw)} is not one: {reason}", event.offset, "BEGIN") from None
-    return parsed.dataset.text, parsed.name
-
-
-class _Names:
-    """Maps the sender's dataset names to names here."""
-
-    def __init__(self, target: str, name_from: Literal["d", "e"] | None) -> None:
-        self.snapshot = ""
-        if "@" in target:
-            parsed = SnapshotName.parse(target)
-            if name_from:
-                raise Refused("cannot receive: with -d or -e the target is a dataset, not a snapshot")
-            self.target, self.snapshot = parsed.dataset, parsed.name
-        else:
-            self.target = DatasetName.parse(target)
-        self._from = name_from
-        self.top: str | None = None
-
-    def dataset(self, sent: str) -> DatasetName:
-        """The dataset here for the one that the sender calls `sent`."""
-        # sent        pool/home/ann, of a stream whose top is pool/home; the target is tank/in
-        # -d          tank/in/home/ann     all but the sender's pool
-        # -e          tank/in/home/ann     from the last component of the top on
-        # neither     tank/in/ann          the target is the top
-        if self._from == "d":
-            rest = sent.partition("/")[2]
-        else:
-            top = self.top or sent
-            if not (sent + "/").startswith(top + "/"):
-                raise Refused(f"cannot receive {shown(sent)}: it is not below {shown(top)}, where the stream begins")
-            rest = sent[len(top) + 1 :]
-            if self._from == "e":
-                rest = f"{top.rpartition('/')[2]}/{rest}".rstrip("/")
-        return self.target.child(rest) if rest else self.target

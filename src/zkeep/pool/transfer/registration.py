@@ -98,6 +98,9 @@ class Registration:
         t.delete("receive", self._key)
         self._reservation.end(t)
 
+    def committed(self) -> None:
+        """The transaction that made the snapshot is committed."""
+
     def settle(self) -> None:
         """Reserve only what a partial receive keeps."""
         with self._pool.transaction() as t:
@@ -122,13 +125,16 @@ class Unregistered(Registration):
     was allotted by an earlier transaction: should this one be undone, what it wrote has a name that nothing else gets.
     """
 
-    def __init__(self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges, size: int) -> None:
-        """`size`: bytes of all records."""
+    def __init__(
+        self, pool: Pool, plan: ReceivePlan, target: ReceiveTarget, charges: Charges, size: int, *, alone: bool
+    ) -> None:
+        """`size`: bytes of all records. `alone`: its transaction makes no other snapshot."""
         doc = _document(pool, plan, target, 0, made=False)
         level = plan.dataset or nearest(pool, target.name)
         reservation = _reservation(pool, target, charges, "", level, own=plan.dataset is not None)
         super().__init__(pool, target, plan.dataset, "", doc, reservation, ExitStack())
         self._charges = charges
+        self._alone = alone
         self.size = size
 
     def check(self, t: Transaction) -> None:
@@ -147,7 +153,11 @@ class Unregistered(Registration):
 
     def remove(self, t: Transaction) -> None:
         """Nothing is registered. The next snapshot of the package gets its txg."""
-        self._charges.allot_in(t)
+        if self._alone:
+            self._charges.allot_in(t)
+
+    def committed(self) -> None:
+        self._charges.committed()
 
     def settle(self) -> None:
         """Nothing is reserved."""

@@ -32,7 +32,7 @@ SHARE = 64
 
 
 class Charges:
-    """A cache of what quotas count, by dataset, for a stream of many snapshots; and the txg of the next of them.
+    """A cache of what quotas count, by dataset, for a stream of many snapshots; and the txgs of the next of them.
 
     What this process commits is added, rounded up. Everything is counted again after a change by another process, and
     before anything is refused.
@@ -43,27 +43,32 @@ class Charges:
         self._known: dict[int, int] = {}
         self._mark: ChangeMark | None = None
         self.exact = True
-        self._txg = 0
-        "A txg that a transaction allotted to this process, for what it writes next."
-        self._allotted = 0
+        self._txgs = range(0)
+        "Txgs that a transaction allotted to this process, for what it writes next."
+        self._allotted = range(0)
         "The same, of a transaction that is not committed yet."
 
-    def allot(self) -> None:
-        """Get a txg, in a transaction of its own, unless there is one."""
-        if not self._txg:
+    def allot(self, count: int = 1) -> None:
+        """Get so many txgs, in a transaction of its own, unless they are there."""
+        if len(self._txgs) < count:
             with self._pool.transaction() as t:
-                txg = t.next_txg()
-            self._txg = txg
+                first = t.next_txg(count)
+            self._txgs = range(first, first + count)
 
-    def allot_in(self, t: Transaction) -> None:
-        """Get a txg; it counts when add() is called, after the commit."""
-        self._allotted = t.next_txg()
+    def allot_in(self, t: Transaction, count: int = 1) -> None:
+        """Get txgs; they count when committed() is called."""
+        first = t.next_txg(count)
+        self._allotted = range(first, first + count)
 
     def take_txg(self, t: Transaction) -> int | None:
-        """The txg that was allotted, if it is still the newest: runs of a dataset are in the order of their txgs."""
-        txg, self._txg, self._allotted = self._txg, 0, 0
+        """The first txg that was allotted, if the last is still the newest: a dataset's runs are in their order."""
+        txgs, self._txgs, self._allotted = self._txgs, self._txgs[1:], range(0)
         newest = int((t.get("pool", "") or {"next_txg": 0})["next_txg"]) - 1
-        return txg if txg and txg == newest else None
+        return txgs[0] if txgs and txgs[-1] == newest else None
+
+    def committed(self) -> None:
+        """The transaction that allotted txgs last is committed."""
+        self._txgs, self._allotted = self._allotted, range(0)
 
     def of(self, view: View, level: Dataset) -> int:
         # `changed` is None when another process may have made or removed runs: then nothing that is known counts.
@@ -75,8 +80,7 @@ class Charges:
         return self._known[level.id]
 
     def add(self, dataset: Dataset, size: int) -> None:
-        """A snapshot was committed that counts no more than `size`."""
-        self._txg, self._allotted = self._allotted, 0
+        """A snapshot was made that counts no more than `size`."""
         try:
             # The dataset's own amount grows, and that of every dataset above it.
             levels = [dataset, *self._pool.tree().ancestors(dataset)]
@@ -89,7 +93,7 @@ class Charges:
                 self.exact = False
 
     def forget(self) -> None:
-        """Drop the cache: datasets were made or renamed."""
+        """Drop the cache: datasets were made or renamed, or what was added was undone."""
         self._known.clear()
         self.exact = True
 

@@ -31,7 +31,7 @@ from zkeep.pool.datasets.partial import MALFORMED, is_malformed, state_of, state
 from zkeep.pool.datasets.summaries import sum_up
 from zkeep.pool.datasets.view import View
 from zkeep.pool.store.catalog import Transaction
-from zkeep.pool.timeline.ingest import BeginTraits, RecordCounter, SegmentWriter, Tally
+from zkeep.pool.timeline.ingest import BeginTraits, RecordCounter, SegmentWriter, Small, Tally
 from zkeep.pool.timeline.resolve import Kind
 from zkeep.pool.timeline.resume import Resumed
 from zkeep.pool.transfer.admit import (
@@ -168,37 +168,47 @@ class ReceiveSession:
         """
         tally = self._writer.finish() if self._writer else Tally()
         with self._pool.transaction() as t:
-            # Check again what may have changed since the BEGIN.
-            self._registration.check(t)
-            tally = self._write_now(tally)
-            source = self._follow_source(t)
-            if int(self._refquota() or 0):
-                # What the source refers to, less what died, and what came.
-                before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
-                self._check_refquota(before + tally.bytes - sum(stored for stored, _ in tally.dead.values()))
-            dataset = self._current_dataset(t)
-            # Then the dataset, its newer snapshots (-F), the run and the snapshot; the registration goes with them.
-            dataset = self._update_dataset(t, dataset)
-            for doomed in self._plan.doomed:
-                self._pool.remove_snapshot(t, doomed)
-            # One that begins again, as what was there was destroyed, may have runs that nothing needs.
-            goes_back_to = source.txg if source is not None and not self._plan.clone else 0
-            dropped = drop_after(self._pool, t, dataset, goes_back_to)
-            snapshot = self._put_snapshot(t, dataset, tally)
-            # End the receive; a source whose destruction waited for it is destroyed now.
-            self._registration.remove(t)
-            now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
-            if now is not None:
-                remove_if_deferred(self._pool, t, now)
+            snapshot, dropped = self._make(t, tally)
         # From here on the snapshot names the segments: whatever fails or is interrupted must leave them.
         self._committed = True
         with self._pool.afterwards(f"{snapshot.name} is received"):
-            self._charges.add(snapshot.dataset, self._registration.base + self._registration.size)
+            self._registration.committed()
+            self._charge(snapshot)
             self._work.close()
             discard(self._pool, dropped)
             if not self._target.dry_run:
                 sum_up(self._pool, snapshot.dataset)
         return snapshot
+
+    def _make(self, t: Transaction, tally: Tally) -> tuple[Snapshot, list[str]]:
+        """Make the snapshot; also returns segments that nothing names once this is committed."""
+        # Check again what may have changed since the BEGIN.
+        self._registration.check(t)
+        tally = self._write_now(tally)
+        source = self._follow_source(t)
+        if int(self._refquota() or 0):
+            # What the source refers to, less what died, and what came.
+            before = View(self._pool).history(source.dataset).referenced(source.txg).stored if source else 0
+            self._check_refquota(before + tally.bytes - sum(stored for stored, _ in tally.dead.values()))
+        dataset = self._current_dataset(t)
+        # Then the dataset, its newer snapshots (-F), the run and the snapshot; the registration goes with them.
+        dataset = self._update_dataset(t, dataset)
+        for doomed in self._plan.doomed:
+            self._pool.remove_snapshot(t, doomed)
+        # One that begins again, as what was there was destroyed, may have runs that nothing needs.
+        goes_back_to = source.txg if source is not None and not self._plan.clone else 0
+        dropped = drop_after(self._pool, t, dataset, goes_back_to)
+        snapshot = self._put_snapshot(t, dataset, tally)
+        # End the receive; a source whose destruction waited for it is destroyed now.
+        self._registration.remove(t)
+        now = self._pool.snapshot_at(source.dataset.id, source.txg) if source else None
+        if now is not None:
+            remove_if_deferred(self._pool, t, now)
+        return snapshot, dropped
+
+    def _charge(self, snapshot: Snapshot) -> None:
+        """Count what was made under the quotas above it."""
+        self._charges.add(snapshot.dataset, self._registration.base + self._registration.size)
 
     def _write_now(self, tally: Tally) -> Tally:
         """Write, inside of the transaction, what add() did not; returns what the run holds."""
@@ -422,7 +432,7 @@ def open_writer(
     resumed: Resumed | None,
     work: ExitStack,
     *,
-    at_once: bool = False,
+    small: Small | None = None,
 ) -> SegmentWriter:
     """The writer of the records; `work` closes it, and what it has open of the past."""
     opening, begin, past = plan.opening, plan.begin, plan.source
@@ -439,7 +449,7 @@ def open_writer(
     )
     # Records carry the running checksum of the stream, which begins with BEGIN.
     state = fletcher4(opening.header + opening.payload, swap=opening.byteorder != NATIVE)
-    note = registration.note if target.resumable and not at_once else None
+    note = registration.note if target.resumable and not small else None
     writer = RecordCounter if target.dry_run else SegmentWriter
     if resumed:
         resumed = replace(resumed, doc=registration.doc)
@@ -447,7 +457,7 @@ def open_writer(
         writer(
             *(pool.store, registration.txg, source, timeline, history.runs, state, note, resumed),
             recent=pool.runs.recent,
-            living=pool.runs.living if at_once else None,
+            small=small,
         )
     )
 
