@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 from zkeep.errors import Refused
 from zkeep.names import DatasetName, shown
@@ -155,15 +156,22 @@ def _promote_as_there(work: _Replication) -> None:
     Each promotion takes a clone one origin up, so a clone of a clone may need several: as many as it has origins here,
     and one at least, but no more, whatever the header says.
     """
-    pool, top = work.pool, work.top
-    left = Counter({d.id: max(1, len(pool.origins(d))) for d in pool.tree().within(top)})
-    while True:
-        local = pool.tree().within(top)
-        found = next((d for d in local if left[d.id] > 0 and _is_promoted(work, d)), None)
-        if found is None:
-            return
-        left[found.id] -= 1
-        work.promote(found)
+    pool = work.pool
+    local = pool.tree().within(work.top)
+    left = Counter({d.id: max(1, len(pool.origins(d))) for d in local})
+    # The first by name that was promoted there goes first. A promotion changes the answer for its two datasets only.
+    todo = [(d.name.text, d.id) for d in local]
+    heapify(todo)
+    while todo:
+        name, dataset_id = heappop(todo)
+        dataset = pool.by_id(dataset_id)
+        if left[dataset_id] <= 0 or not _is_promoted(work, dataset):
+            continue
+        left[dataset_id] -= 1
+        work.promote(dataset)
+        origin = pool.by_id(dataset.origin[0]) if dataset.origin else dataset
+        for each in {(name, dataset_id), (origin.name.text, origin.id)}:
+            heappush(todo, each)
 
 
 def _is_promoted(work: _Replication, dataset: Dataset) -> bool:
