@@ -57,6 +57,9 @@ _WIDE = {code: struct.Struct(">" + code) for code in "qQd"}
 _ONE, _TWO = struct.Struct(">I"), struct.Struct(">ii")
 LARGE = 64 << 10
 "If a packed list has more bytes than this, embedded lists are only checked at first, and decoded when used."
+# Looked up once: in Python 3.11 a member of an enum takes as long as a call.
+_BOOLEAN, _STRING, _STRING_ARRAY = NvType.BOOLEAN, NvType.STRING, NvType.STRING_ARRAY
+_NVLIST, _NVLIST_ARRAY = NvType.NVLIST, NvType.NVLIST_ARRAY
 
 
 def _align(size: int, to: int) -> int:
@@ -180,7 +183,7 @@ class _Codec:
 
     def elements(self, kind: NvType, nelem: int) -> int:
         """Check a pair's number of values: right for its type, and not more than there are bytes left."""
-        right = nelem >= 0 if kind in _ARRAYS else nelem == (0 if kind == NvType.BOOLEAN else 1)
+        right = nelem >= 0 if kind in _ARRAYS else nelem == (0 if kind == _BOOLEAN else 1)
         if not right:
             raise BadNvlist(f"{kind.name} cannot have {nelem} values", self.at)
         if nelem > len(self.data) - self.at:
@@ -217,11 +220,11 @@ class _Native(_Codec):
 
     def value(self, kind: NvType, nelem: int, end: int, depth: int) -> Value:
         """Decode a value. It lies within its pair, except for the pairs of embedded lists, which follow it."""
-        if kind == NvType.NVLIST:
+        if kind == _NVLIST:
             inner = self.inner(self.at, end)
             self.at = end
             return self.embedded(inner, depth)
-        if kind == NvType.NVLIST_ARRAY:
+        if kind == _NVLIST_ARRAY:
             first = self.at + 8 * nelem
             inners = [self.inner(first + i * _LIST_HEAD, end) for i in range(nelem)]
             self.at = end
@@ -240,15 +243,15 @@ class _Native(_Codec):
         return nvlist
 
     def plain(self, kind: NvType, nelem: int, data: bytes) -> Value:
-        if kind == NvType.BOOLEAN:
+        if kind == _BOOLEAN:
             return True
-        if kind in (NvType.STRING, NvType.STRING_ARRAY):
-            pointers = 8 * nelem if kind == NvType.STRING_ARRAY else 0
+        if kind in (_STRING, _STRING_ARRAY):
+            pointers = 8 * nelem if kind == _STRING_ARRAY else 0
             texts = data[pointers:].split(b"\0", nelem)
             if len(texts) <= nelem:
                 raise BadNvlist("a string is not terminated", self.at)
             strings = tuple(_text(text) for text in texts[:nelem])
-            return strings if kind == NvType.STRING_ARRAY else strings[0]
+            return strings if kind == _STRING_ARRAY else strings[0]
         code = _SCALAR.get(kind) or _ARRAY[kind]
         size = nelem * struct.calcsize("=" + code)
         if size > len(data):
@@ -267,16 +270,16 @@ class _Native(_Codec):
 
     def packed_value(self, pair: Pair) -> tuple[bytes, int, bytes]:
         lists = pair.lists()
-        if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+        if pair.type in (_NVLIST, _NVLIST_ARRAY):
             # In memory a list in a list is a struct with a pointer; both travel, the pointer without meaning.
-            pointers = bytes(8 * len(lists)) if pair.type == NvType.NVLIST_ARRAY else b""
+            pointers = bytes(8 * len(lists)) if pair.type == _NVLIST_ARRAY else b""
             heads = b"".join(inner.head or self.packed_start(inner).ljust(_LIST_HEAD, b"\0") for inner in lists)
             return pointers + heads, len(lists), b"".join(self.packed_pairs(inner) for inner in lists)
         values = _values(pair)
-        if pair.type == NvType.BOOLEAN:
+        if pair.type == _BOOLEAN:
             return b"", 0, b""
-        if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
-            pointers = bytes(8 * len(values)) if pair.type == NvType.STRING_ARRAY else b""
+        if pair.type in (_STRING, _STRING_ARRAY):
+            pointers = bytes(8 * len(values)) if pair.type == _STRING_ARRAY else b""
             return pointers + b"".join(_bytes(text) + b"\0" for text in values), len(values), b""
         code = _SCALAR.get(pair.type) or _ARRAY[pair.type]
         return struct.pack(f"{self.order}{len(values)}{code}", *values), len(values), b""
@@ -355,18 +358,18 @@ class _Xdr(_Codec):
         return self.data[at : at + size]
 
     def value(self, kind: NvType, nelem: int, depth: int, end: int) -> Value:
-        if kind == NvType.NVLIST:
+        if kind == _NVLIST:
             return self.embedded(self.start(NvList(form=self.form)), depth, end)
-        if kind == NvType.NVLIST_ARRAY:
+        if kind == _NVLIST_ARRAY:
             return tuple(self.embedded(self.start(NvList(form=self.form)), depth) for _ in range(nelem))
-        if kind == NvType.STRING:
+        if kind == _STRING:
             return _text(self.string())
-        if kind == NvType.STRING_ARRAY:
+        if kind == _STRING_ARRAY:
             return tuple(_text(self.string()) for _ in range(nelem))
         return self.array(kind, nelem) if kind in _ARRAY else self.scalar(kind)
 
     def scalar(self, kind: NvType) -> Value:
-        if kind == NvType.BOOLEAN:
+        if kind == _BOOLEAN:
             return True
         code, at = _SCALAR[kind], self.at
         if _WIDTH[code] == 8:
@@ -403,12 +406,12 @@ class _Xdr(_Codec):
 
     def packed_value(self, pair: Pair) -> tuple[bytes, int]:
         lists = pair.lists()
-        if pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
+        if pair.type in (_NVLIST, _NVLIST_ARRAY):
             return b"".join(self.packed_start(inner) + self.packed_pairs(inner) for inner in lists), len(lists)
         values = _values(pair)
-        if pair.type == NvType.BOOLEAN:
+        if pair.type == _BOOLEAN:
             return b"", 0
-        if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
+        if pair.type in (_STRING, _STRING_ARRAY):
             return b"".join(self.packed_string(text) for text in values), len(values)
         if pair.type == NvType.BYTE_ARRAY:
             return bytes(values).ljust(_align(len(values), 4), b"\0"), len(values)
@@ -450,12 +453,12 @@ def _values(pair: Pair) -> tuple[Any, ...]:
 def _native_size(pair: Pair) -> int:
     """Bytes that the pair takes in memory, which an XDR pair has beside its packed size (NVP_SIZE_CALC)."""
     values = _values(pair)
-    if pair.type in (NvType.STRING, NvType.STRING_ARRAY):
-        pointers = 8 * len(values) if pair.type == NvType.STRING_ARRAY else 0
+    if pair.type in (_STRING, _STRING_ARRAY):
+        pointers = 8 * len(values) if pair.type == _STRING_ARRAY else 0
         value = pointers + sum(len(_bytes(text)) + 1 for text in values)
-    elif pair.type in (NvType.NVLIST, NvType.NVLIST_ARRAY):
-        value = len(values) * (_LIST_HEAD + (8 if pair.type == NvType.NVLIST_ARRAY else 0))
-    elif pair.type == NvType.BOOLEAN:
+    elif pair.type in (_NVLIST, _NVLIST_ARRAY):
+        value = len(values) * (_LIST_HEAD + (8 if pair.type == _NVLIST_ARRAY else 0))
+    elif pair.type == _BOOLEAN:
         value = 0
     else:
         value = len(values) * struct.calcsize("=" + (_SCALAR.get(pair.type) or _ARRAY[pair.type]))

@@ -281,7 +281,7 @@ def _before(first: np.uint64, values: U64s) -> U64s:
 
 
 def _where(broken: Mask, index: I64s, reason: str, *evidence: U64s) -> Violation | None:
-    if not broken.any():
+    if not np.count_nonzero(broken):  # of few, faster than any()
         return None
     i = int(np.argmax(broken))
     return Violation(int(index[i]), reason.format(*(int(column[i]) for column in evidence)))

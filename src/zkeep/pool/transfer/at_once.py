@@ -27,7 +27,7 @@ MOST = 64
 "The most snapshots that one transaction makes."
 MOST_BYTES = 4 << 20
 "The most bytes of them; the last one may pass it."
-LONG = 0.25
+LONG = 0.5
 "Seconds after which a transaction takes no more of them: other processes wait for it."
 
 
@@ -180,7 +180,8 @@ class _Together:
                 if target is None or locked(self._pool, target, locks) is None:
                     return []
                 refuse_full_disk(self._pool, target.name)
-                self._charges.allot(len(some))
+                if any(one.batches for one in some):
+                    self._charges.allot(len(some))
                 locks.enter_context(reading(self._pool))
             except (ZkeepError, OSError):
                 return []
@@ -226,7 +227,8 @@ class _Together:
                 segments += session.segments
                 made.append(snapshot)
                 dropped += gone
-            self._charges.allot_in(t, len(made))
+            if self._files:
+                self._charges.allot_in(t, len(made))
             # All were found to have room. They are durable before the transaction is, which names them.
             self._pool.store.put_all(self._files)
             self._segments = segments
