@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from zkeep.backup import cron_times
 from zkeep.errors import WrongUsage
 from zkeep.names import shown
 
 MARK = "# zkeep schedule: "
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
-_CRON = re.compile(r"[0-9A-Za-z*/,-]+( [0-9A-Za-z*/,-]+){4}|@(hourly|daily|weekly|monthly)")
+_ON_CALENDAR = re.compile(r"(?:([A-Z][a-z]{2}) )?\*-\*-\* ([0-9]{2}|\*):([0-9]{2}):00", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
@@ -56,9 +57,8 @@ class When:
         if self.kind == "hourly":
             return f"{self.minute} * * * *"
         if self.kind == "calendar":
-            if not _CRON.fullmatch(self.text):
-                like = "like '30 2 * * 1'"
-                raise WrongUsage(f"--calendar takes the five fields of cron here, {like}, not {shown(self.text)}")
+            if cron_times.parse(self.text).next_after(datetime.now()) is None:
+                raise WrongUsage(f"--calendar {shown(self.text)}: that time never comes")
             return self.text
         return f"{self.minute} {self.hour} * * {self.day + 1 if self.kind == 'weekly' else '*'}"
 
@@ -70,9 +70,13 @@ class When:
         return f"{DAYS[self.day] + ' ' if self.kind == 'weekly' else ''}{self.hour:02d}:{self.minute:02d}"
 
     def last_before(self, now: datetime) -> datetime:
-        """The last time, daily or weekly, at which a run was to begin."""
-        at = now.replace(hour=self.hour, minute=self.minute, second=0, microsecond=0)
-        while at > now or (self.kind == "weekly" and at.weekday() != self.day):
+        """The last time, daily or weekly, at which a run was to begin.
+
+        Times of the clock are compared as moments: in the night in which it goes back an hour, one comes twice, and
+        the first is meant. One that is skipped in spring is an hour later.
+        """
+        at = now.replace(hour=self.hour, minute=self.minute, second=0, microsecond=0, fold=0)
+        while at.timestamp() > now.timestamp() or not self._is_on(at):
             at -= timedelta(days=1)
         return at
 
@@ -80,12 +84,34 @@ class When:
         """The next run, without the delay; None if only systemd or cron knows."""
         if self.kind == "calendar":
             return None
-        step = timedelta(hours=1) if self.kind == "hourly" else timedelta(days=1)
-        at = now.replace(minute=self.minute, second=0, microsecond=0)
-        at = at if self.kind == "hourly" else at.replace(hour=self.hour)
-        while at <= now or (self.kind == "weekly" and at.weekday() != self.day):
-            at += step
-        return at
+        if self.kind == "hourly":
+            ahead = (self.minute - now.minute - 1) % 60 + 1
+            return datetime.fromtimestamp(now.replace(second=0, microsecond=0).timestamp() + 60 * ahead)
+        at = now.replace(hour=self.hour, minute=self.minute, second=0, microsecond=0, fold=0)
+        while at.timestamp() <= now.timestamp() or not self._is_on(at):
+            at += timedelta(days=1)
+        return datetime.fromtimestamp(at.timestamp())
+
+    def next_by_cron(self, now: datetime, *, is_due: bool) -> datetime | None:
+        """The next run by a line of cron: where it is overdue (`is_due`), as soon as the line looks again."""
+        if self.kind == "calendar":
+            return cron_times.parse(self.text).next_after(now)
+        return When("hourly", self.minute).next_after(now) if is_due else self.next_after(now)
+
+    def _is_on(self, at: datetime) -> bool:
+        return self.kind != "weekly" or at.weekday() == self.day
+
+
+def read_when(text: str) -> When:
+    """Parse what on_calendar() made; what it did not make is an expression that was given."""
+    match = _ON_CALENDAR.fullmatch(text)
+    if match is None or (match[1] is not None and (match[1] not in DAYS or match[2] == "*")):
+        return When("calendar", text=text)
+    if match[2] == "*":
+        return When("hourly", int(match[3]))
+    if match[1] is None:
+        return When("daily", int(match[3]), int(match[2]))
+    return When("weekly", int(match[3]), int(match[2]), DAYS.index(match[1]))
 
 
 def parse_when(hourly: bool, daily: str | None, weekly: str | None, calendar: str | None, jitter: int) -> When:
@@ -182,9 +208,13 @@ def service(entry: Entry, environment: dict[str, str], *, system: bool) -> str:
     return "\n".join(lines)
 
 
+def delay_minutes(when: When) -> int:
+    """How much later a timer may begin, so that not all machines begin at once."""
+    return 5 if when.kind == "hourly" else 20
+
+
 def timer(entry: Entry, when: When) -> str:
     """The unit that starts it: also what was missed while the machine was off, and not with all others at once."""
-    delay = "5min" if when.kind == "hourly" else "20min"
     lines = [
         entry.mark,
         "[Unit]",
@@ -193,7 +223,7 @@ def timer(entry: Entry, when: When) -> str:
         "[Timer]",
         f"OnCalendar={_specifiers(when.on_calendar)}",
         "Persistent=true",
-        f"RandomizedDelaySec={delay}",
+        f"RandomizedDelaySec={delay_minutes(when)}min",
         "",
         "[Install]",
         "WantedBy=timers.target",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
+from collections.abc import Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 
-from zkeep.cli.backup import schedule
+from zkeep.backup.local import Job
+from zkeep.backup.places import parse_destination, parse_source
+from zkeep.cli.backup import due, schedule
 from zkeep.cli.main import run
 
 CRONTAB = """#!/bin/sh
@@ -174,6 +178,77 @@ def test_a_line_of_cron_catches_up(
         assert run(["backup", *key, *words]) == 0
         assert snapshots() == before + 1
     assert run(["backup", "--due", "noon", docs, "usb/docs"]) == 2
+
+
+def test_the_list_says_when_each_runs_next(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By systemd, which knows what its own delay adds; by cron, which makes up for what was missed."""
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return now
+
+    now = datetime(2026, 11, 28, 12, 0)
+    monkeypatch.setattr("zkeep.cli.backup.schedule.datetime", Then)
+    docs = str(tmp_path / "docs")
+
+    def following() -> list[str]:
+        return [re.split("  +", line)[3] for line in machine()[1].splitlines()[1:]]
+
+    assert "next run: " in machine(docs, "usb/docs", "--hourly")[1]
+    program = tmp_path / "bin" / "systemctl"
+    for said, shown in (
+        ("ActiveState=active 'NextElapseUSecRealtime=Sun 2026-11-29 02:41:07 CET'", "Sun 2026-11-29 02:41"),
+        ("ActiveState=active SubState=running NextElapseUSecRealtime=", "now"),
+        ("ActiveState=inactive SubState=dead NextElapseUSecRealtime=", "never: its timer is stopped"),
+    ):
+        program.write_text(f"#!/bin/sh\nprintf '%s\\n' {said}\n")
+        assert following() == [shown]
+    program.write_text("#!/bin/sh\nexit 1\n")  # no session: the calendar is what is known
+    assert re.fullmatch(r"[A-Z][a-z]{2} 20\d\d-\d\d-\d\d \d\d:\d\d", following()[0])
+    program.write_text("#!/bin/sh\n")
+    assert machine("--remove", docs, "usb/docs")[0] == 0
+    for words, at in (
+        (("--daily", "02:30"), "Sun 2026-11-29 02:30"),
+        (("--weekly", "Fri 02:30"), "Fri 2026-12-04 02:30"),
+        (("--calendar", "15 3 * * 1-5"), "Mon 2026-11-30 03:15"),
+    ):
+        assert f"next run: {at}\n" in machine("--cron", docs, "usb/docs", *words)[1]
+        assert following() == [at]
+    assert machine("--cron", docs, "usb/docs", "--daily", "02:30")[0] == 0
+    now = datetime(2026, 12, 5, 9, 40)  # a week asleep
+    assert following() == ["Sat 2026-12-05 10:30"]
+    machine.tab.write_text(machine.tab.read_text().replace('"destination": "usb/docs"', '"destination": "//"'))
+    assert following() == ["-"]
+
+
+def test_a_time_that_never_comes_is_refused(machine: Machine, tmp_path: Path) -> None:
+    docs = str(tmp_path / "docs")
+    for words in (("--calendar", "2020-01-01"), ("--cron", "--calendar", "0 0 31 2 *")):
+        status, _, err = machine(docs, "usb/docs", *words)
+        assert (status, "that time never comes" in err) == (2, True), err
+    assert not machine.units.exists()
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_backup_is_made_once_where_its_time_comes_twice(machine: Machine, tmp_path: Path) -> None:
+    """The clock goes back at 3:00 on 2026-10-25: 2:30 comes again, and what was done then seems to lie ahead."""
+    job = Job(parse_source(str(tmp_path / "docs"), []), parse_destination("usb/docs"))
+    due.note(job, datetime(2026, 10, 25, 2, 40))
+    for again in (datetime(2026, 10, 25, 2, 30, fold=1), datetime(2026, 10, 26, 2, 29)):
+        assert not due.is_due(job, due.parse_due("02:30"), again)
+    assert due.is_due(job, due.parse_due("02:30"), datetime(2026, 10, 26, 2, 30))
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_the_only_backup_need_not_be_named(machine: Machine, tmp_path: Path) -> None:

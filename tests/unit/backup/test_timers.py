@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -64,8 +66,49 @@ def test_when_it_makes_no_sense(options: dict[str, object]) -> None:
         parse_when(**{**defaults, **options})  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+def test_when_the_clock_is_changed() -> None:
+    """At 2:00 on 2026-03-29 it became 3:00; at 3:00 on 2026-10-25 it became 2:00."""
+    daily = When("daily", 30, 2)
+    assert daily.next_after(datetime(2026, 3, 29, 1, 0)) == datetime(2026, 3, 29, 3, 30)
+    assert daily.last_before(datetime(2026, 3, 29, 3, 29)).day == 28
+    assert daily.last_before(datetime(2026, 3, 29, 3, 30)).day == 29
+    assert When("hourly", 30).next_after(datetime(2026, 3, 29, 1, 40)) == datetime(2026, 3, 29, 3, 30)
+    again = datetime(2026, 10, 25, 2, 10, fold=1)
+    assert (daily.last_before(again), daily.last_before(again).fold) == (datetime(2026, 10, 25, 2, 30), 0)
+    assert daily.next_after(again) == datetime(2026, 10, 26, 2, 30)
+    weekly = When("weekly", 30, 2, 6)
+    assert weekly.next_after(again) == datetime(2026, 11, 1, 2, 30)
+    hourly = When("hourly", 5).next_after(datetime(2026, 10, 25, 2, 10))
+    assert hourly is not None
+    assert (hourly, hourly.fold) == (datetime(2026, 10, 25, 2, 5), 1)
+
+
+def test_a_time_is_read_back_from_what_is_listed() -> None:
+    for when in (When("hourly", 17), When("daily", 30, 2), When("weekly", 5, 23, 6)):
+        assert timers.read_when(when.on_calendar) == when
+    for text in ("daily", "Mon..Fri *-*-* 02:30:00", "Xxx *-*-* 02:30:00", "Mon *-*-* *:30:00", "15 3 * * 1-5"):
+        assert timers.read_when(text) == When("calendar", text=text)
+
+
+def test_cron_runs_what_is_overdue_as_soon_as_it_looks() -> None:
+    daily = When("daily", 20, 2)
+    assert daily.next_by_cron(NOW, is_due=False) == datetime(2026, 11, 29, 2, 20)
+    assert daily.next_by_cron(NOW, is_due=True) == datetime(2026, 11, 28, 13, 20)
+    assert When("calendar", text="0 3 * * *").next_by_cron(NOW, is_due=False) == datetime(2026, 11, 29, 3, 0)
+
+
 def test_cron_takes_no_expression_of_systemd() -> None:
-    for text in ("Mon *-*-* 02:30:00", "daily; id", "* * * * * id", "*/5 * * *"):
+    for text in ("Mon *-*-* 02:30:00", "daily; id", "* * * * * id", "*/5 * * *", "99 3 * * *", "0 0 31 2 *"):
         with pytest.raises(WrongUsage):
             timers.cron_line(entry("x"), When("calendar", text=text), {})
 

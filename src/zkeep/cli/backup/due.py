@@ -32,7 +32,9 @@ def is_due(job: Job, when: When, now: datetime) -> bool:
     A note from the future is that of a clock that was wrong: it counts for nothing.
     """
     began = _noted(job)
-    return began is None or not when.last_before(now) <= began <= now
+    # As moments: in the night in which the clock goes back, its times come twice.
+    moments = [at.timestamp() for at in (when.last_before(now), began or now, now)]
+    return began is None or moments != sorted(moments)
 
 
 def note(job: Job, began: datetime) -> None:

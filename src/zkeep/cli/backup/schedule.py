@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import subprocess
@@ -179,23 +180,22 @@ def environment() -> dict[str, str]:
 
 
 def _say_next(place: ScheduleStore, when: When, name: str) -> None:
-    at = when.next_after(datetime.now())
-    following = at.strftime("%a %Y-%m-%d %H:%M") if at is not None else place.next_run(when)
+    at = place.next_run(when)
     click.echo(f"made {place.describe(name)}")
-    click.echo(f"next run: {following or 'as the calendar says'}" + place.delay)
+    click.echo(f"next run: {at or 'as the calendar says'}" + place.delay(when))
     for line in place.hints(when):
         click.echo(line)
 
 
 def _list() -> None:
     rows = [
-        [entry.source, entry.destination, entry.when, place.kind]
+        [entry.source, entry.destination, entry.when, place.next_of(entry), place.kind]
         for place in (Systemd(), Cron())
         for entry in place.entries()
     ]
     if rows:
-        head = ["SRC", "DEST", "WHEN", "BY"]
-        click.echo(text.table(head, [[text.safe(cell) for cell in row] for row in rows], [False] * 4), nl=False)
+        head = ["SRC", "DEST", "WHEN", "NEXT", "BY"]
+        click.echo(text.table(head, [[text.safe(cell) for cell in row] for row in rows], [False] * 5), nl=False)
     else:
         click.echo("no backups are scheduled", err=True)
 
@@ -208,6 +208,19 @@ def _remove(job: Job, name: str) -> None:
             return
     why = "there is none; 'zkeep schedule' lists those that are"
     raise Refused(f"cannot remove the schedule of {job.source} to {job.destination}: {why}")
+
+
+_MINUTE = re.compile(r"(?:[A-Z][a-z]{2} )?[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}", re.ASCII)
+
+
+def _minute(said: str) -> str:
+    """A time of systemd to the minute, in the local time zone, as systemd prints it."""
+    match = _MINUTE.match(said)
+    return match[0] if match is not None else said
+
+
+def _shown(at: datetime) -> str:
+    return f"{timers.DAYS[at.weekday()]} {at:%Y-%m-%d %H:%M}"
 
 
 def _run(words: Sequence[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -230,7 +243,6 @@ class ScheduleStore:
     """Schedules in one of the two schedulers, systemd or cron."""
 
     kind = ""
-    delay = ""
 
     def entries(self) -> list[Entry]:
         raise NotImplementedError
@@ -245,6 +257,15 @@ class ScheduleStore:
         raise NotImplementedError
 
     def next_run(self, when: When) -> str:
+        """The next run that the calendar asks for; "" if that is not known."""
+        raise NotImplementedError
+
+    def next_of(self, entry: Entry) -> str:
+        """When the scheduler runs this one next, as it says itself; or why it does not, in a word or two."""
+        raise NotImplementedError
+
+    def delay(self, when: When) -> str:
+        """How much later a run may begin."""
         return ""
 
     def hints(self, when: When) -> list[str]:
@@ -255,7 +276,6 @@ class Systemd(ScheduleStore):
     """Units of the system for root, else of the user."""
 
     kind = "systemd"
-    delay = ", and up to 20 minutes later"
 
     def __init__(self) -> None:
         self._system = os.geteuid() == 0
@@ -327,6 +347,8 @@ class Systemd(ScheduleStore):
         done = _run(["systemd-analyze", "calendar", "--", when.text])
         if done.returncode:
             raise WrongUsage(f"--calendar: {' '.join(done.stderr.split()) or 'systemd does not take it'}")
+        if "Next elapse: never" in done.stdout:
+            raise WrongUsage(f"--calendar {shown(when.text)}: that time never comes")
 
     def _write(self, name: str, content: bytes) -> None:
         fresh = self.folder / f".{name}.new"
@@ -358,11 +380,27 @@ class Systemd(ScheduleStore):
     def describe(self, name: str) -> str:
         return f"{self.folder / name}.timer and .service"
 
+    def delay(self, when: When) -> str:
+        return f", and up to {timers.delay_minutes(when)} minutes later"
+
     def next_run(self, when: When) -> str:
-        for line in _run(["systemd-analyze", "calendar", "--", when.text]).stdout.splitlines():
+        # systemd itself knows best: it passes over a time that the clock skips in spring.
+        for line in _run(["systemd-analyze", "calendar", "--", when.on_calendar]).stdout.splitlines():
             if line.strip().startswith("Next elapse:"):
-                return line.partition(":")[2].strip()
-        return ""
+                return _minute(line.partition(":")[2].strip())
+        at = when.next_after(datetime.now())
+        return _shown(at) if at is not None else ""
+
+    def next_of(self, entry: Entry) -> str:
+        names = ("ActiveState", "SubState", "NextElapseUSecRealtime")
+        asked = [f"--property={name}" for name in names]
+        done = _run(["systemctl", *([] if self._system else ["--user"]), "show", *asked, "--", f"{entry.name}.timer"])
+        said = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        if done.returncode or not said.get("ActiveState"):
+            return self.next_run(timers.read_when(entry.when)) or "-"
+        if said["ActiveState"] != "active":
+            return "never: its timer is stopped"
+        return "now" if said.get("SubState") == "running" else _minute(said.get("NextElapseUSecRealtime", "")) or "-"
 
     def hints(self, when: When) -> list[str]:
         lines = [f"systemd was not reached; then call: {called}" for called in self._failed]
@@ -393,6 +431,19 @@ class Cron(ScheduleStore):
 
     def describe(self, name: str) -> str:
         return "a line of your crontab"
+
+    def next_run(self, when: When) -> str:
+        at = when.next_by_cron(datetime.now(), is_due=False)
+        return _shown(at) if at is not None else ""
+
+    def next_of(self, entry: Entry) -> str:
+        when, now = timers.read_when(entry.when), datetime.now()
+        try:
+            job = Job(parse_source(entry.source, registry().pools()), parse_destination(entry.destination))
+            at = when.next_by_cron(now, is_due=when.due is not None and due.is_due(job, when, now))
+        except ZkeepError:  # the comment was changed by hand
+            at = None
+        return _shown(at) if at is not None else "-"
 
     def hints(self, when: When) -> list[str]:
         if when.due is not None:
