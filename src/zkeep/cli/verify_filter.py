@@ -17,6 +17,7 @@ from zkeep.cli.common.pools import widen
 from zkeep.cli.common.progress import Received
 from zkeep.cli.common.sink import Sink
 from zkeep.cli.common.stream_files import STDIN, is_stream
+from zkeep.cli.common.work_folder import work_folder
 from zkeep.errors import Refused, TryAgain, WrongUsage
 from zkeep.names import SnapshotName, parse_any, shown
 
@@ -49,8 +50,8 @@ def pass_on(check: Check, bases: Sequence[str], allow: Sequence[str], verbose: b
     widen(0)
     with ExitStack() as stack:
         # An increment is checked against its source, which is received from --base into a pool of its own.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
-        pool = stack.enter_context(received([_file(text, Path(folder), n) for n, text in enumerate(bases)]))
+        folder = stack.enter_context(work_folder())
+        pool = stack.enter_context(received([_file(text, folder, n) for n, text in enumerate(bases)]))
         # A snapshot goes on only after all of it was verified: meanwhile its records lie in this file.
         aside = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(prefix="zkeep-")))
         source = stack.enter_context(open(0, "rb", buffering=0, closefd=False))

@@ -33,6 +33,7 @@ from zkeep.cli.common.progress import Received
 from zkeep.cli.common.recursive import SOME, SnapshotTree
 from zkeep.cli.common.terminal import say
 from zkeep.cli.common.text import date, nice_bytes
+from zkeep.cli.common.work_folder import work_folder
 from zkeep.cli.keys.root_key import key_location
 from zkeep.errors import NotAuthentic, Refused, WrongUsage, ZkeepError
 from zkeep.names import DatasetName, shown
@@ -301,8 +302,8 @@ def _spool(wanted: _Wanted, chosen: Listed) -> Iterator[Pool]:
     name, local = wanted.place.dataset.pool, {"blind": "off"}
     if wanted.spool is None:
         with (
-            tempfile.TemporaryDirectory(prefix="zkeep-") as folder,
-            Pool.create(FilePath(folder) / "pool", name, local) as pool,
+            work_folder() as folder,
+            Pool.create(folder / "pool", name, local) as pool,
         ):
             yield pool
         return

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain, takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +22,7 @@ from zkeep.cli.common.pools import opened as open_pool
 from zkeep.cli.common.pools import registry
 from zkeep.cli.common.stream_files import is_stream, opened_stream, why_no_stream
 from zkeep.cli.common.terminal import say
+from zkeep.cli.common.work_folder import work_folder
 from zkeep.errors import BadStream, Refused, WrongUsage
 from zkeep.names import BadName, BookmarkName, DatasetName, SnapshotName, parse_any, shown
 
@@ -351,9 +350,9 @@ def received(streams: Sequence[str]) -> Iterator[Pool]:
     from zkeep.pool.datasets.model import Pool
 
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zkeep-"))
+        folder = stack.enter_context(work_folder())
         # An ordinary pool, so that streams are checked as any others; plain ones may come in.
-        pool = stack.enter_context(Pool.create(Path(folder) / "pool", "streams", {"blind": "off"}))
+        pool = stack.enter_context(Pool.create(folder / "pool", "streams", {"blind": "off"}))
         for path in streams:
             _receive(pool, path)
         yield pool

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zkeep.cli.common.text import nice_bytes
+from zkeep.cli.common.work_folder import work_folder
 from zkeep.errors import Damaged
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def _folder(keep: bool) -> Iterator[Path]:
     if keep:
         yield Path(tempfile.mkdtemp(prefix="zkeep-demo-"))
         return
-    with tempfile.TemporaryDirectory(prefix="zkeep-demo-") as name:
-        yield Path(name)
+    with work_folder() as folder:
+        yield folder
 
 
 @contextmanager
