@@ -59,6 +59,14 @@ MAX_PACKAGE_NVLIST = 64 << 20
 "The largest that libzfs takes (libzfs_max_nvlist)."
 _MAX_BUFFER = HEADER + MAX_PACKAGE_NVLIST + HEADER
 _MAGIC_AT = 8
+_MAGICS = (MAGIC.to_bytes(8, "little"), MAGIC.to_bytes(8, "big"))
+_NO_STREAM = "it does not begin like a send stream"
+
+
+def _may_begin(head: bytes) -> bool:
+    """Whether a stream may begin with these bytes, which are fewer than those of its first record."""
+    magic = head[_MAGIC_AT : _MAGIC_AT + 8]
+    return not any(head[:4]) and any(known.startswith(magic) for known in _MAGICS)
 
 
 class _Stage(Enum):
@@ -199,6 +207,8 @@ class Reader:
         if self._start == self._end:
             reason = "it ends before its END" if self.position else "it is empty"
             raise BadStream(reason, self.position, ends_early=True)
+        if self._stage == _Stage.START and not _may_begin(bytes(self._memory[self._start : self._end])):
+            raise BadStream(_NO_STREAM, self._base + self._start)
         reason = f"the stream ends in it or before the record that vouches for it, at byte {self.position}"
         raise BadStream(reason, self._base + self._start, self._name(self._start), ends_early=True)
 
@@ -248,7 +258,7 @@ class Reader:
                 self._byteorder = order
                 return
         if self._stage == _Stage.START:
-            raise BadStream("it does not begin like a send stream", self._base + self._start)
+            raise BadStream(_NO_STREAM, self._base + self._start)
         if self._name(self._start) != "END":
             raise self._bad(self._start, "a BEGIN or the END of the whole must stand here")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -190,3 +192,56 @@ def test_what_is_no_cache_is_none_and_is_replaced(kind: str, tmp_path: Path) -> 
     found = previous.load(path, MARK)
     assert found is not None
     assert (found.root, len(found.rows)) == (34, 1)
+
+
+def test_a_pipe_to_which_nobody_writes_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(named_files, "WRITER_SECONDS", 0.1)
+    (tmp_path / "docs").mkdir()
+    for words in (
+        ("backup", "--exclude-from", str(pipe), str(tmp_path / "docs"), "ssh://box/vault/a"),
+        ("server", "--root", "vault/a", "--print-authorized-keys", str(pipe)),
+        ("key", "restore", "-o", str(tmp_path / "key"), str(pipe)),
+        ("key", "check", "-i", str(pipe)),
+    ):
+        status = run(list(words))
+        out, err = capfd.readouterr()
+        assert (status, out, err.count("\n")) == (1, "", 1), err
+        assert "a pipe to which nobody wrote for 0.1 seconds" in err
+
+
+@pytest.mark.parametrize("pause", [0, 0.15])
+def test_a_pipe_is_read_to_its_end_however_slow_its_writer_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """Who has opened it may take as long as a search through a disk does."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(named_files, "WRITER_SECONDS", 5 if pause == 0 else 0.1)
+    writer = os.open(pipe, os.O_RDWR) if pause else -1
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            for piece in (b"a\n", b"b\n" * 40_000):
+                time.sleep(pause)
+                file.write(piece)
+        if pause:
+            os.close(writer)
+
+    thread = Thread(target=write)
+    thread.start()
+    assert read_small(str(pipe)) == b"a\n" + b"b\n" * 40_000
+    thread.join()
+
+
+def test_a_pipe_of_the_shell_may_be_empty(tmp_path: Path) -> None:
+    """`<(true)` is one: it is not waited for."""
+    reads, writes = os.pipe()
+    os.write(writes, b"*.o\n")
+    os.close(writes)
+    assert read_small(f"/dev/fd/{reads}") == b"*.o\n"
+    assert read_small(f"/dev/fd/{reads}") == b""
+    os.close(reads)

@@ -95,7 +95,7 @@ def test_a_broken_packing_is_told_of_in_one_line(name: str, damage: str, tmp_pat
         (FULL[:100], "it is cut short: it ends after 100 bytes"),
         (b"#!/bin/sh\n" * 100, "it does not begin like a send stream"),
         (gzip.compress(b"something else" * 100, mtime=0), "it does not begin like a send stream"),
-        (FULL + b"more", "a BEGIN|data after|ends in it"),
+        (FULL + b"more", "a BEGIN|data after|does not begin like"),
         (FULL[:-1], "ends"),
         (None, "No such file or directory"),
     ],
@@ -153,3 +153,20 @@ def test_dump_prints_several_streams(tmp_path: Path, capfd: Output) -> None:
     assert f"Total stream length = {len(FULL + INCREMENT)} " in whole
     assert run(["dump", str(tmp_path / "nothing")]) == 1
     assert "No such file or directory" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"h", b"hello\n", bytes(3) + b"\1", bytes(8) + b"\xac\xdb", b"{}" * 150])
+def test_a_short_file_of_something_else_is_called_that(content: bytes, tmp_path: Path, capfd: Output) -> None:
+    (tmp_path / "s").write_bytes(content)
+    for file in (str(tmp_path / "s"), gzip.compress(content)):
+        if isinstance(file, bytes):
+            (tmp_path / "s").write_bytes(file)
+        assert run(["dump", str(tmp_path / "s")]) == 1
+        assert "it does not begin like a send stream" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 16, 300])
+def test_the_start_of_a_stream_is_one_that_is_cut_short(count: int, tmp_path: Path, capfd: Output) -> None:
+    (tmp_path / "s").write_bytes(FULL[:count])
+    assert run(["dump", str(tmp_path / "s")]) == 1
+    assert "the stream ends in it" in capfd.readouterr().err

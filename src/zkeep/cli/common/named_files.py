@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from zkeep.names import shown
 MOST_LINKS = 40
 MOST = 1 << 20
 "Bytes of patterns, or of public keys, that a file may have."
+WRITER_SECONDS = 10
+"How long somebody is waited for who writes to a pipe."
 
 
 def read_small(name: str) -> bytes:
@@ -26,20 +29,56 @@ def read_small(name: str) -> bytes:
     Raises:
         Refused: it cannot be read, is neither, or has more than MOST bytes.
     """
-    try:
-        if name == "-":
-            content = sys.stdin.buffer.read(MOST + 1)
-        else:
-            # Asked before it is opened, as opening a device may have side effects; and again, as names can change.
-            _check(os.stat(name).st_mode)
-            with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY), "rb") as source:
-                _check(os.fstat(source.fileno()).st_mode)
-                content = source.read(MOST + 1)
-    except (OSError, ValueError) as error:
-        raise Refused(f"cannot read {shown(name)}: {getattr(error, 'strerror', None) or error}") from None
+    content = read_start(name, MOST + 1)
     if len(content) > MOST:
         raise Refused(f"cannot read {shown(name)}: it has more than {MOST} bytes")
     return content
+
+
+def read_start(name: str, most: int) -> bytes:
+    """At most `most` bytes from the start of a file or a pipe, or of standard input for `-`.
+
+    Raises:
+        Refused: it cannot be read, or is neither.
+    """
+    try:
+        return sys.stdin.buffer.read(most) if name == "-" else _read(name, most)
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read {shown(name)}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _read(name: str, most: int) -> bytes:
+    # Asked before it is opened, as opening a device may have side effects; and again, as names can change.
+    _check(os.stat(name).st_mode)
+    # To open a pipe would wait for somebody who writes to it, for ever. One that the shell made (`<(command)`) is
+    # open already.
+    is_ready = name.startswith(("/dev/", "/proc/"))
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (0 if is_ready else os.O_NONBLOCK)
+    with open(os.open(name, flags), "rb", buffering=0) as source:
+        mode = os.fstat(source.fileno()).st_mode
+        _check(mode)
+        content = _first(source.fileno(), most) if stat.S_ISFIFO(mode) and not is_ready else b""
+        os.set_blocking(source.fileno(), True)
+        while len(content) < most and (more := source.read(most - len(content))):
+            content += more
+        return content
+
+
+def _first(pipe: int, most: int) -> bytes:
+    """What is in a pipe at first; nothing if somebody has opened it who did not write yet.
+
+    Raises:
+        OSError: nobody did for some time.
+    """
+    end = time.monotonic() + WRITER_SECONDS
+    while time.monotonic() < end:
+        try:
+            if found := os.read(pipe, most):
+                return found
+        except BlockingIOError:
+            return b""
+        time.sleep(0.02)
+    raise OSError(0, f"it is a pipe to which nobody wrote for {WRITER_SECONDS} seconds")
 
 
 def _check(mode: int) -> None:

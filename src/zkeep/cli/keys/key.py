@@ -13,6 +13,7 @@ import click
 
 from zkeep.agent import client
 from zkeep.cli.common import usage
+from zkeep.cli.common.named_files import read_start
 from zkeep.cli.common.open_snapshot import MAX_KEY_FILE, typed_groups
 from zkeep.cli.common.pools import opened
 from zkeep.cli.common.terminal import say
@@ -251,11 +252,7 @@ def _read_sheet(source: str | None, of: str, *, says_lines: bool = False) -> Sec
 
     if source is None and sys.stdin.isatty():
         return typed_groups(of, tell=click.echo if says_lines else None)
-    try:
-        with open(0 if source in (None, "-") else str(source), "rb", closefd=source not in (None, "-")) as file:
-            content = file.read(MAX_KEY_FILE + 1)
-    except OSError as error:
-        raise Refused(f"cannot read {shown(str(source))}: {error.strerror}") from None
+    content = read_start(source or "-", MAX_KEY_FILE + 1)
     if content.startswith(_PICTURES):
         way = "type the lines that are on it: the same command without a file asks for them"
         raise Refused(f"{shown(source or '-')} is a picture of a sheet, or a PDF, and not its text; {way}")

@@ -320,6 +320,8 @@ def _canonical_number(prop: Property, text: str) -> str:
         raise ValueError(f"must be a number, like 512, 10M or 1.5G{way}") from None
     if prop.name == "recordsize" and (size & (size - 1) or not 512 <= size <= 1 << 24):
         raise ValueError("must be a power of 2 from 512 to 16M")
+    if prop.name == "special_small_blocks" and size and (size & (size - 1) or not 512 <= size <= 1 << 20):
+        raise ValueError("must be 0, or a power of 2 from 512 to 1M")
     return str(size)
 
 

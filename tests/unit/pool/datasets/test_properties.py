@@ -133,6 +133,14 @@ def test_none_is_no_bytes(name: str) -> None:
     assert check(name, "none") == (name, "0")
 
 
+def test_small_blocks_are_as_large_as_blocks_can_be() -> None:
+    for text, kept in (("0", "0"), ("512", "512"), ("32K", "32768"), ("1M", "1048576")):
+        assert check("special_small_blocks", text) == ("special_small_blocks", kept)
+    for text in ("1", "256", "513", "3K", "2M", "8E"):
+        with pytest.raises(Refused, match="must be 0, or a power of 2 from 512 to 1M"):
+            check("special_small_blocks", text)
+
+
 @pytest.mark.parametrize("name", ["filesystem_limit", "snapshot_limit"])
 def test_counts_are_whole(name: str) -> None:
     assert check(name, "none") == (name, "none")
