@@ -154,6 +154,25 @@ def test_no_such_option_goes_with_a_raw_stream(zkeep: Session, letters: list[str
     assert "encryption property 'encryption' cannot be set or excluded for raw streams" in done.stderr
 
 
+def test_where_the_key_of_a_raw_stream_is_may_be_said(zkeep: Session, tmp_path: Path, capsys: Capture) -> None:
+    """A tool that keeps local properties of its source sends it (syncoid --preserve-properties), and zfs takes it."""
+    location = f"file://{tmp_path}/elsewhere"
+    assert zkeep.receive(RAW, "-o", f"keylocation={location}", "v/raw").returncode == 0
+    assert zkeep.values(capsys, "v/raw", "keylocation") == [location]
+    both = ["-o", f"keylocation={location}", "-o", "atime=off"]
+    for words in (["-x", "keylocation"], ["-o", "keylocation=prompt"], both):
+        name = f"v/raw{len(words[-1])}"
+        assert zkeep.receive(RAW, *words, name).returncode == 0
+        shown = location if len(words) > 2 else "prompt"
+        assert zkeep.values(capsys, name, "keylocation") == [shown]
+    for bad in ("elsewhere", "file://x"):
+        done = zkeep.receive(RAW, "-o", f"keylocation={bad}", "v/bad")
+        assert (done.returncode, "must be prompt or file:///path" in done.stderr) == (1, True)
+    done = zkeep.receive(RAW, "-o", f"keylocation={location}", "-o", "keyformat=raw", "v/bad")
+    assert "encryption property 'keyformat' cannot be set or excluded for raw streams" in done.stderr
+    assert zkeep("list", "v/bad") == 1
+
+
 def test_a_raw_increment_cannot_follow_what_was_encrypted_here_nor_a_plain_one_what_was_received_raw(
     zkeep: Session, capsys: Capture
 ) -> None:

@@ -230,6 +230,9 @@ def _explained(target: str) -> Iterator[None]:
 def _wishes(options: Sequence[str], exclude: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Check what -o sets, first what concerns encryption, and what -x excludes."""
     asked, others = encryption.split(settings(options))
+    # By itself it says where the key of a raw stream is, as with zfs: it stands at the new encryption root.
+    if asked.keys() == {"keylocation"}:
+        others |= asked
     # The origin is no property that has a value to check: it names a snapshot.
     origin = {"origin": others.pop("origin")} if "origin" in others else {}
     given = origin | dict(properties.check(name, value) for name, value in others.items())

@@ -195,6 +195,8 @@ def _receive(call: Call, access: Access) -> Call:
     call = _one(call, "missing snapshot argument")
     target = dataset_of(access.owned(call.arguments[0]))
     cannot = f"cannot receive {target}"
+    # `syncoid --preserve-properties` sends it; that is how it is here without a word.
+    call = replace(call, options=tuple(option for option in call.options if option != ("-o", "keylocation=prompt")))
     for text in call.values("-o"):
         # Each -o is checked as zkeep set would be; an origin must be the client's own.
         name, _, value = text.partition("=")

@@ -206,6 +206,15 @@ def test_no_key_is_used_for_a_client_and_nothing_is_in_clear_below_what_is_encry
         assert (answer.status, answer.err.count("no key is ever used here")) == (1, 1)
 
 
+def test_a_client_says_of_keys_only_what_is_so_anyway(capfd: Output) -> None:
+    for option, status in (("prompt", 0), ("file:///etc/key", 1), ("https://host/key", 1), ("none", 1)):
+        answer = ask(f"zfs receive -o keylocation={option} vault/alice/{len(option)}", stream=FULL)
+        assert (answer.status, "no key is ever used here" in answer.err) == (status, status == 1)
+    capfd.readouterr()
+    assert run(["get", "-H", "-o", "value,source", "keylocation", "vault/alice/6"]) == 0
+    assert capfd.readouterr().out == "prompt\tlocal\n"
+
+
 def test_a_hold_that_was_set_on_the_server_is_released_there(capfd: Output) -> None:
     assert ask("zfs receive vault/alice/home", stream=FULL).status == 0
     assert run(["hold", "admins", "vault/alice/home@s0"]) == 0

@@ -52,7 +52,9 @@ class EncryptingIntake:
             )
         if "keyformat" in asked and asked.get("keylocation", "prompt") == "prompt":
             raise WrongUsage("standard input is the stream, no key: name its file with -o keylocation=file:///path")
-        named = [*asked, *(name for name in excluded if name in encryption.OPTIONS)]
+        # Where a key is may also be said of a raw stream, as with zfs.
+        fixed = set(encryption.OPTIONS) - {"keylocation"}
+        named = [name for name in (*asked, *excluded) if name in fixed]
         why = f"encryption property '{named[0]}' cannot be set or excluded for raw streams" if named else None
         self.refuses_raw = why
         self._asked, self._known, self._follower = asked, known, follower

@@ -56,7 +56,8 @@ def override(
             made[name] = None
     # -o: the topmost dataset gets the value, those below inherit it.
     for name, text in wishes.set_properties.items():
-        if name == "origin":
+        # Of a plain stream that is encrypted here, the new key's place is set with it.
+        if name == "origin" or (name == "keylocation" and not where.raw):
             continue
         prop = _known(name, where)
         if not properties.is_user(prop) and where.kind not in prop.applies:
