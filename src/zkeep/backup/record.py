@@ -29,6 +29,8 @@ class Known:
     guid: int
     mac: bytes
     at: int = 0
+    is_later: bool = False
+    "It is the newest here, and not noted: it arrived, and the word of that did not."
 
 
 @dataclass
@@ -55,7 +57,12 @@ class Record:
             if not is_same_place(pool, snapshot.dataset, place):
                 continue
             mac = portable_mac(pool, snapshot)
-            self.known.setdefault(snapshot.guid, Known(str(snapshot.doc["name"]), snapshot.guid, mac))
+            newest = pool.newest_snapshot(snapshot.dataset)
+            is_later = newest is not None and newest.guid == snapshot.guid
+            self.known.setdefault(
+                snapshot.guid, Known(str(snapshot.doc["name"]), snapshot.guid, mac, is_later=is_later)
+            )
+
 
 def is_same_place(pool: Pool, dataset: Dataset, place: str) -> bool:
     """Whether a dataset's record concerns a place: not if it was sent elsewhere."""
@@ -84,7 +91,7 @@ def check_listing(record: Record, listed: Sequence[Listed], chosen: Listed, *, n
         was = f"it was sent from here as @{printable(known.name)}"
         raise NotAuthentic(f"{_called(chosen)}: it is another snapshot under that name: {was}; {_TRUST}")
     last = record.newest
-    if newest and last is not None and last.guid != chosen.guid:
+    if newest and last is not None and last.guid != chosen.guid and not (known is not None and known.is_later):
         there = next((one for one in listed if one.guid == last.guid), None)
         which = f"@{printable(last.name)} (guid {last.guid:#x}), the last that was sent from here"
         why = f"{which}, is older there" if there else f"{which}, is not there any more"
