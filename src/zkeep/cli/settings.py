@@ -26,14 +26,25 @@ def _things(texts: Sequence[str]) -> dict[str, Sequence[DatasetName | SnapshotNa
     return found
 
 
+_MINDED = frozenset(
+    {
+        *("readonly", "quota", "refquota", "atime", "relatime", "setuid", "exec", "devices"),
+        *("recordsize", "compression", "xattr", "acltype", "snapdir"),
+    }
+)
+"Properties that the mount of a dataset acts on, as they are at that moment."
+
+
 def _tell_mounts(pool: Pool, things: Sequence[DatasetName | SnapshotName], props: Collection[str]) -> None:
-    """Let mounts look at properties that were changed, if there is one that they mind."""
-    if "readonly" not in props or pool.scope is not None:  # mounts look every few seconds by themselves
+    """Let mounts look at properties that were changed, if there are some that they mind."""
+    minded = sorted(_MINDED.intersection(props))
+    if not minded or pool.scope is not None:  # mounts look every few seconds by themselves
         return
     from zkeep.cli.mount.live import tell_mounts
 
-    with pool.afterwards("readonly is changed", "zkeep unmount"):
-        tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)])
+    what = f"{' and '.join(minded)} {'is' if len(minded) == 1 else 'are'} changed"
+    with pool.afterwards(what, "zkeep unmount"):
+        tell_mounts(pool, [pool.dataset(name) for name in things if isinstance(name, DatasetName)], what)
 
 
 def _ids(pool: Pool, things: Sequence[DatasetName | SnapshotName]) -> set[int]:

@@ -24,7 +24,7 @@ class Contents:
         self.dirty = 0
         self.encrypt: BeginEarly | None = None
         "Begins to encrypt a block that is whole and large."
-        self._recordsize = recordsize
+        self.recordsize = recordsize
         self._base = base
         self._rows: Cache[int, bool] = Cache(ROWS)
         "Blocks of dnodes from which a small file was read."
@@ -155,7 +155,7 @@ class Contents:
             self._drop(inode, [number for number in inode.blocks if number >= keep])
             inode.cut = min(inode.cut, keep)
             if not keep:
-                inode.block = self._recordsize  # it begins again, and may have other blocks
+                inode.block = self.recordsize  # it begins again, and may have other blocks
         inode.fields.size = size
 
     def forget(self, inode: Inode) -> None:

@@ -32,8 +32,10 @@ STILL = 20.0
 ANSWERING = 60.0
 "Seconds that a commit may take."
 MAX_ANSWER = 4096
-COMMIT, SNAPSHOT, ROLLBACK, END = b"c", b"s", b"r", b"e"
-"Requests: commit what waits; have a head in any case, which a snapshot will name; drop what waits, and go back; end."
+COMMIT, SNAPSHOT, ROLLBACK, END, LOOK = b"c", b"s", b"r", b"e", b"p"
+"""Requests: commit what waits; have a head in any case, which a snapshot will name; drop what waits, and go back; end;
+commit, and look at the properties, which were set."""
+_CANNOT = {ROLLBACK: "its mount cannot go back", LOOK: "its mount says"}
 OK = b"ok\n"
 
 
@@ -88,7 +90,11 @@ class Mount(Protocol):
     def cache(self) -> KernelCache: ...
 
     def still(self) -> AbstractContextManager[None]:
-        """While what it returns is held, nothing changes."""
+        """While what it returns is held, nothing changes; then it looks at the properties."""
+        ...
+
+    def tell_kernel(self) -> None:
+        """Let the kernel know what the properties say now."""
         ...
 
 
@@ -112,6 +118,9 @@ def _answer(server: socket.socket, dataset: LiveDataset, mount: Mount) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)  # the loop that answers the kernel ends, and unmounts
                 elif request == ROLLBACK:
                     _let_roll_back(client, dataset, mount)
+                elif request == LOOK:
+                    _let_look(dataset, mount)
+                    client.sendall(OK)
                 else:
                     _hold_still(client, dataset, mount, wants_head=request == SNAPSHOT)
             except Exception as error:  # whatever it is, who asked is told
@@ -124,6 +133,14 @@ def _hold_still(client: socket.socket, dataset: LiveDataset, mount: Mount, *, wa
         dataset.commit(even_if_clean=clean)
         client.sendall(OK)
         client.recv(1)  # returns when the other side is done
+
+
+def _let_look(dataset: LiveDataset, mount: Mount) -> None:
+    try:
+        with mount.still():
+            dataset.commit()
+    finally:
+        mount.tell_kernel()
 
 
 def _let_roll_back(client: socket.socket, dataset: LiveDataset, mount: Mount) -> None:
@@ -176,7 +193,7 @@ def _send(client: socket.socket, request: bytes, what: str) -> None:
     except OSError as error:
         raise TryAgain(f"{what}: its mount does not answer: {error.strerror or error}") from None
     if answer != "ok":
-        raise TryAgain(f"{what}: its mount cannot {'go back' if request == ROLLBACK else 'commit'}: {shown(answer)}")
+        raise TryAgain(f"{what}: {_CANNOT.get(request, 'its mount cannot commit')}: {shown(answer)}")
 
 
 def _check_still(clients: Iterable[socket.socket], what: str) -> None:
@@ -229,6 +246,16 @@ def rolling_back(path: Path, what: str) -> Iterator[Callable[[], None]]:
         _asked(client, path, ROLLBACK, what)
         yield partial(_check_still, [client], what)
         _send(client, ROLLBACK, f"{what}: it is rolled back; unmount and mount it")
+
+
+def let_look(path: Path, what: str) -> None:
+    """Let a mount commit, and then look at the properties, which were set.
+
+    Raises:
+        TryAgain: it does not answer, or something of it holds only when it is mounted again.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        _asked(client, path, LOOK, what)
 
 
 def end(path: Path, what: str) -> None:

@@ -40,6 +40,8 @@ class ControlFolder:
 
     def __init__(self, snapshots: Snapshots | None) -> None:
         self._snapshots = snapshots
+        self.snapdir = "hidden"
+        "The property: hidden (only who knows of .zfs finds it), visible or disabled."
         self._paths: dict[int, str] = {}
         self._nodes: dict[str, int] = {}
         self._uses: dict[int, int] = {}
@@ -60,8 +62,16 @@ class ControlFolder:
 
     def root(self) -> bytes | None:
         """The entry of .zfs; None: there is no snapshot."""
-        found = self._snapshots.operations() if self._snapshots is not None else None
+        found = self._found()
         return self._entry(found, TOP) if found is not None else None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether .zfs is among the entries of the root folder."""
+        return self.snapdir == "visible" and self._found() is not None
+
+    def _found(self) -> Any:
+        return self._snapshots.operations() if self._snapshots is not None and self.snapdir != "disabled" else None
 
     def answer(self, request: Request) -> bytes:
         if request.op in (Op.RELEASEDIR, Op.FSYNCDIR, Op.FSYNC):
@@ -69,7 +79,7 @@ class ControlFolder:
         method = self._answers.get(Op(request.op))
         if method is None:
             fail(errno.EROFS)
-        found = self._snapshots.operations() if self._snapshots is not None else None
+        found = self._found()
         if found is None:
             fail(errno.ENOENT)
         return method(found, self._paths[request.node], request)

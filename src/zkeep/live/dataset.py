@@ -9,7 +9,6 @@ After a crash the dataset is as its last commit left it. Nothing of what waits i
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -29,15 +28,15 @@ from zkeep.live.base import Base
 from zkeep.live.begin import queued, refuse_unwritable, write_empty
 from zkeep.live.commit import CommitWriter, Pending
 from zkeep.live.contents import Contents
-from zkeep.live.errors import fail
 from zkeep.live.folders import Folders
 from zkeep.live.inode import Inode, inode_of, new_inode
+from zkeep.live.merging import Merging
 from zkeep.live.numbers import Numbers
+from zkeep.live.room import Room
+from zkeep.live.settings import Storage
 from zkeep.names import DatasetName
 from zkeep.pool.datasets import head
 from zkeep.pool.datasets.model import Dataset, Pool, Snapshot
-from zkeep.pool.datasets.view import View
-from zkeep.pool.maintenance.compact import compact
 from zkeep.snapshot.commit import NewSnapshot, commit_head, newest_wrap
 from zkeep.snapshot.encrypted import EarlyEncryption
 from zkeep.snapshot.keys import master_keys
@@ -51,10 +50,6 @@ MAX_CHANGED = 20_000
 "The number of changed files and folders."
 MAX_CACHED = 50_000
 "Inodes that stay in memory."
-MERGE_AFTER = 32
-"Commits after which the runs that no snapshot keeps apart are merged."
-MERGE_BYTES = 64 << 20
-"Bytes that may be copied then; the rest waits for the next time."
 RETRY = 0.2
 "Seconds between two tries."
 ACCESSED = 60.0
@@ -106,14 +101,14 @@ class LiveDataset:
         self._get_key = get_key
         self._keys: MasterKeys | None = None
         self._stack = ExitStack()
-        self._room_known: int | None = None
+        self.room = Room(pool, lambda: self.dataset)
+        self._merging = Merging(pool, lambda: self.dataset)
+        self._early: EarlyEncryption | None = None
         self._is_urgent = False
         "Something else changed than times of access."
         self._accessed_since = 0.0
         self._dirty_xattrs = 0
         "Bytes of extended attributes that wait for the next commit."
-        self._runs = 0
-        "How many runs the dataset had when they were merged last."
         self._generation = 0
         self._freed: set[int] = set()
         self._queued: set[int] = set()
@@ -167,7 +162,7 @@ class LiveDataset:
             self._keys = self._unwrapped(dataset, state)
             self._base.hand_on(self._keys)
             stack.callback(self._base.close)
-            early = EarlyEncryption(self._keys, self._new.compress)
+            early = self._early = EarlyEncryption(self._keys, self._new.compress)
             stack.callback(early.close)
             self.contents.encrypt = early.begin
             if state is None:
@@ -183,7 +178,7 @@ class LiveDataset:
         self._base.open()
         self.gone |= {number for number, generation in known.items() if self._generation_of(number) != generation}
         self.numbers = Numbers(np.union1d(live_objects(self.base), np.array(sorted(self.gone), np.uint64)))
-        self._runs = self.pool.runs.count(self.dataset.key)
+        self._merging.begin()
         self._drain()
 
     def return_to(self, state: Snapshot, known: Mapping[int, int]) -> None:
@@ -193,7 +188,7 @@ class LiveDataset:
         self._freed.clear()
         self.contents.dirty = self._dirty_xattrs = 0
         self._is_urgent = False
-        self._room_known = None
+        self.room.look_again()
         self.is_stale = True  # until all is as it should be, nothing may change
         self._begin(state, known)
         self.is_stale = False
@@ -344,25 +339,18 @@ class LiveDataset:
 
         What waits is counted as it is. If that is too much, it is committed, as it may have become less.
         """
-        if self._needed(size) > self._room():
+        if self._needed(size) > self.room.left():
             self.commit_soon()
-            if self._needed(size) > self._room():
-                quotas = View(self.pool).quota_room(self.dataset)
-                fail(errno.ENOSPC if quotas is None else errno.EDQUOT)
+            if self._needed(size) > self.room.left():
+                self.room.refuse()
 
     def _needed(self, size: int) -> int:
         return self.contents.dirty + self._dirty_xattrs + size + PER_INODE * len(self.changed) + SLACK
 
-    def _room(self) -> int:
-        """Bytes that quotas and disk leave, as they were at the last commit, or when most of it was used."""
-        if self._room_known is None:
-            self._room_known = View(self.pool).available(self.dataset)
-        return self._room_known
-
     def space(self) -> tuple[int, int]:
         """Free bytes and all bytes for files, as quotas and the disk leave them."""
-        free = max(self._room() - self._needed(0), 0)
-        return free, free + View(self.pool).charged(self.dataset)
+        free = max(self.room.left() - self._needed(0), 0)
+        return free, free + self.room.used()
 
     @property
     def is_dirty(self) -> bool:
@@ -412,9 +400,10 @@ class LiveDataset:
         # It is durable: from here on this is the base, whatever fails.
         self.state = made
         self._settle(pending, work.attributes.next_number)
-        self._room_known, self._queued = None, queue
+        self._queued = queue
+        self.room.look_again()
         self._base.close()
-        self._merge_runs()
+        self._merging.after_commit()  # while nothing is open
         with suppress(ZkeepError, OSError):
             self._base.open()  # else who uses it next tries again, and is told
 
@@ -423,16 +412,6 @@ class LiveDataset:
         dataset = self.pool.tree().get(self._id)
         state = head.current_state(self.pool, dataset) if dataset is not None else None
         return state is None or state.guid != self.state.guid
-
-    def _merge_runs(self) -> None:
-        """Merge the runs of commits now and then. It is done while nothing is open, so that old files can go."""
-        count = self.pool.runs.count(self.dataset.key)
-        if count < self._runs + MERGE_AFTER:
-            self._runs = min(self._runs, count)
-            return
-        with self.pool.afterwards(f"{self.name} is committed"):
-            compact(self.pool, self.dataset, budget=MERGE_BYTES)
-        self._runs = self.pool.runs.count(self.dataset.key)
 
     def _settle(self, pending: Pending, next_number: int) -> None:
         for inode in pending.inodes:
@@ -446,11 +425,21 @@ class LiveDataset:
             self.numbers.give_back(number)
         self._freed.clear()
 
-    def forget_unused(self) -> None:
+    def forget_unused(self, most: int = MAX_CACHED) -> None:
         """Drop inodes from memory that are not in use, if they are many. Call it between two operations only."""
-        if len(self.inodes) > MAX_CACHED:
+        if len(self.inodes) > most:
             kept = (inode for inode in self.inodes.values() if inode.dirty or inode.number in self.nameless)
             self.inodes = {inode.number: inode for inode in kept}
+
+    def store_as(self, storage: Storage) -> None:
+        """Store what is written from now on so. A file keeps the size of its blocks, if it has several."""
+        # Some of what waits may need the features that there were: to say too many of them does no harm.
+        features = self._new.features | storage.new.features
+        self._new = replace(self._new, compress=sparing(storage.new.compress), features=features)
+        if self._early is not None:
+            self._early.compress = self._new.compress
+        self.recordsize = self.contents.recordsize = storage.recordsize
+        self.forget_unused(0)  # files of one block may have larger ones from now on
 
     def _drain(self) -> None:
         """Free what a crash left in the delete queue: files that had no name any more, and were open."""

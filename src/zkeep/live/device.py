@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import errno
 import os
-import re
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from zkeep.errors import Refused
+from zkeep.live.mount_flags import device_of
 from zkeep.live.protocol import HEADER_IN, HEADER_OUT, MAX_WRITE, Op, Request, parse
 
 READ_AHEAD = 4 << 20
@@ -90,13 +90,11 @@ def widen_read_ahead(folder: str) -> None:
 
     Otherwise it asks for 128 KiB at a time, eight times as often, and waits for most of them.
     """
-    # 36 35 0:52 / /mnt/with\\040blank rw,nosuid - fuse.zkeep ...: its device is the third word, its folder the fifth.
-    where = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(folder))
+    device = device_of(folder)
+    if device is None:
+        return
     with suppress(OSError):
-        lines = [line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
-        devices = [words[2].decode() for words in lines if len(words) > 4 and words[4] == where]
-        for device in devices[-1:]:
-            Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD >> 10))
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD >> 10))
 
 
 class Device:

@@ -10,7 +10,6 @@ import errno
 import stat
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from zkeep.errors import ZkeepError
 from zkeep.format.folding import folding
@@ -18,6 +17,7 @@ from zkeep.live.contents import Buffer
 from zkeep.live.dataset import LiveDataset
 from zkeep.live.errors import fail
 from zkeep.live.inode import Inode
+from zkeep.live.settings import DEFAULTS, Settings
 from zkeep.live.xattrs import Xattrs
 
 MAX_NAME = 255
@@ -40,25 +40,31 @@ class LiveFiles:
     def __init__(
         self,
         dataset: LiveDataset,
-        *,
-        acls: bool = False,
-        atime: bool = False,
-        read_only: Callable[[], bool] = lambda: False,
+        settings: Settings = DEFAULTS,
+        look: Callable[[], Settings] | None = None,
     ) -> None:
-        """`acls`: POSIX ACLs are there. `atime`: reading is noted, once a day or after a change.
-
-        `read_only`: whether the property readonly says now that nothing may change any more.
-        """
+        """`settings`: what the properties say; `look` tells what they say now."""
         self.dataset = dataset
-        self._read_only = read_only
-        self.is_read_only = False
-        self.xattrs = Xattrs(dataset, acls=acls)
-        self._atime = atime
+        self._look = look
+        self.settings = settings
+        self.is_read_only = settings.is_read_only
+        self.xattrs = Xattrs(dataset, acls=settings.acls)
+        self.xattrs.use(acls=settings.acls, has_user=settings.user_xattrs)
 
     def look_at_properties(self) -> None:
-        """They may have been set since it was mounted."""
-        with suppress(ZkeepError, OSError):  # what was said last holds
-            self.is_read_only = self._read_only()
+        """They may have been set since it was mounted. Call it between two operations only."""
+        self.dataset.room.look_again()
+        if self._look is None:
+            return
+        try:
+            now = self._look()
+        except (ZkeepError, OSError):
+            return  # what was said last holds
+        before, self.settings = self.settings, now
+        self.is_read_only = now.is_read_only
+        self.xattrs.use(acls=now.acls, has_user=now.user_xattrs)
+        if now.storage is not None and now.storage.is_other(before.storage):
+            self.dataset.store_as(now.storage)
 
     # Finding
 
@@ -289,13 +295,14 @@ class LiveFiles:
         """What is read, copied only where need be."""
         if inode.is_folder:
             fail(errno.EISDIR)
-        if self._atime and not self.is_read_only:
+        if self.settings.atime and not self.is_read_only:
             self._note_access(inode)
         return self.dataset.contents.view(inode, offset, size)
 
     def _note_access(self, inode: Inode) -> None:
         now, fields = time.time_ns(), inode.fields
-        if fields.atime <= max(fields.mtime, fields.ctime) or fields.atime < now - DAY:
+        is_due = fields.atime <= max(fields.mtime, fields.ctime) or fields.atime < now - DAY
+        if is_due or not self.settings.relatime:
             fields.atime = now
             self.dataset.touch_access(inode)
 

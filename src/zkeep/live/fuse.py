@@ -16,31 +16,25 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from zkeep.errors import Refused, TryAgain, ZkeepError
 from zkeep.format.posix_acl import ACCESS
 from zkeep.live import protocol as p
 from zkeep.live.answers import SECOND, Page, attributes_of
 from zkeep.live.control_folder import FIRST_NODE, NAME, ControlFolder, Snapshots
-from zkeep.live.device import Device, mount
-from zkeep.live.errors import CallError, fail
+from zkeep.live.errors import CallError, errno_of, fail
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
 from zkeep.live.kernel_cache import FOREVER, KernelCache
+from zkeep.live.mount_flags import MountFlags
 from zkeep.live.protocol import Op, Request
-from zkeep.pool.datasets.no_room import QuotaExceeded
-from zkeep.tree.filesystem import OBJECT_BITS, NoSuchFile
+from zkeep.tree.filesystem import OBJECT_BITS
 
 INTERVAL = 5.0
 "Seconds after which what was done is committed."
 BACKGROUND, CONGESTED = 64, 48
 "Requests that nobody waits for, such as reading ahead: how many there may be, and when they are many."
-WANTED = (
-    *(p.ASYNC_READ, p.BIG_WRITES, p.AUTO_INVAL_DATA, p.DO_READDIRPLUS, p.READDIRPLUS_AUTO),
-    *(p.PARALLEL_DIROPS, p.MAX_PAGES, p.CACHE_SYMLINKS, p.HANDLE_KILLPRIV_V2),
-    p.SETXATTR_EXT,
-)
 CHANGING = frozenset(
     {
         *(Op.SETATTR, Op.MKDIR, Op.MKNOD, Op.SYMLINK, Op.LINK, Op.RENAME, Op.RENAME2, Op.CREATE, Op.TMPFILE, Op.WRITE),
@@ -50,7 +44,6 @@ CHANGING = frozenset(
 "Operations that fail once nothing can be committed any more, as what they do would be lost."
 
 STATFS = int(Op.STATFS)
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NOTHING = (0,) * 19
 "The rest of the answer for a name that is not there."
 Body = bytes | bytearray | memoryview
@@ -76,7 +69,9 @@ class Operations:
         self.cache = KernelCache(files.dataset)
         self._log = log
         self._on_mounted = on_mounted
-        self._acls = acls
+        self._acls = self._shows_acls = acls
+        self.flags: MountFlags | None = None
+        "Those of the mount itself."
         self._ended = threading.Event()
         self._agreed = 0
         "What was agreed upon in INIT."
@@ -154,13 +149,9 @@ class Operations:
             return error.errno or errno.EIO, b""
 
     def _errno_of(self, what: str, error: Exception) -> int:
-        """The errno for who asked. An error of the pool's own files is none of its call's, but for a full disk."""
-        if isinstance(error, NoSuchFile):
-            return errno.ENOENT
-        if isinstance(error, QuotaExceeded):
-            return errno.EDQUOT
-        if isinstance(error, CallError) or (isinstance(error, OSError) and error.errno in FULL):
-            return error.errno or errno.EIO
+        """The errno for who asked; what is wrong here is told in the log."""
+        if (number := errno_of(error)) is not None:
+            return number
         text = str(error) if isinstance(error, ZkeepError | OSError) else f"unexpected {type(error).__name__}: {error}"
         self._log(f"{what}: {text}")
         return errno.EIO
@@ -171,7 +162,7 @@ class Operations:
         major, _, read_ahead, offered = p.INIT_IN.unpack_from(request.body)
         if major != p.MAJOR:
             raise Refused(f"the kernel speaks version {major} of FUSE, and not {p.MAJOR}")
-        wanted = sum(WANTED) | (p.POSIX_ACL | p.DONT_MASK if self._acls else 0)
+        wanted = sum(p.WANTED) | (p.POSIX_ACL | p.DONT_MASK if self._acls else 0)
         self._agreed = offered & wanted
         pages = p.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
         limits = (BACKGROUND, CONGESTED, p.MAX_WRITE, 1, pages, 0)
@@ -186,6 +177,8 @@ class Operations:
                     self._dataset.commit_if_due()
                     self._dataset.forget_unused()
                     self._control.rest()
+                with suppress(Refused):  # who set it was told
+                    self.tell_kernel()
             except Exception as error:
                 self._errno_of("commit", error)
 
@@ -199,8 +192,26 @@ class Operations:
         with self._dataset.lock:
             if self._ended.is_set():
                 raise TryAgain("it is being unmounted")
-            yield
-            self.files.look_at_properties()
+            try:
+                yield
+            finally:
+                self.files.look_at_properties()
+                self._control.snapdir = self.files.settings.snapdir
+
+    def tell_kernel(self) -> None:
+        """Let the kernel know what the properties say now. Nothing may be locked: it may ask something first.
+
+        Raises:
+            Refused: there is something that can hold from the next mount on only.
+        """
+        settings = self.files.settings
+        if settings.acls != self._shows_acls:
+            self._shows_acls = settings.acls
+            self.cache.drop_attributes()
+        if self.flags is not None and settings.flags is not None:
+            self.flags.set(settings.flags)
+        if settings.acls and not self._acls:
+            raise Refused("acltype will hold from the next mount on")
 
     def end(self) -> None:
         """Nobody can ask any more: files that were open and have no name are gone."""
@@ -379,6 +390,8 @@ class Operations:
             # In the order of numbers: who goes on to read the files reads what lies together.
             entries = self._dataset.folders.entries(inode).items()
             self._listings[handle] = sorted(entries, key=lambda entry: entry[1] & OBJECT_BITS)
+            if inode.number == self._dataset.tree.root and self._control.is_listed:
+                self._listings[handle].append((NAME, OBJECT_BITS | stat.S_IFDIR >> 12 << 60))
         return self._listings[handle]
 
     def _readdir(self, request: Request) -> Body:
@@ -480,21 +493,3 @@ class Operations:
     def _removexattr(self, request: Request) -> bytes:
         self.files.xattrs.remove(self._inode(request.node), p.name_in(request.body))
         return b""
-
-
-def serve(operations: Operations, folder: str, name: str, options: list[str]) -> None:
-    """Mount on a folder, and serve until it is unmounted or a signal ends it.
-
-    Raises:
-        Refused: it cannot be mounted.
-    """
-    words = [f"fsname={name}".replace(",", "\\,"), "subtype=zkeep", "default_permissions", *options]
-    try:
-        fd = mount(folder, words)
-    except Refused as error:
-        raise Refused(f"cannot mount {name}: {error}") from None
-    operations.cache.device = fd
-    try:
-        Device(fd, folder).serve(operations.answer)
-    finally:
-        operations.end()

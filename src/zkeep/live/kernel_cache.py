@@ -4,7 +4,8 @@ Nobody else changes a dataset while it is mounted, so the kernel may keep names,
 it likes. After a rollback it gets messages that answer no request, each a header and a body:
 
     header      length (u32), which message (i32), 0 (u64): the number of the request that it would answer
-    INODE       node (u64), offset and length (i64): drop the attributes, and pages from the offset on; length 0: all
+    INODE       node (u64), offset and length (i64): drop the attributes, and pages from the offset on; length 0: all;
+                offset -1: no pages
     ENTRY       node of the folder (u64), length of the name (u32), flags (u32), the name, a zero byte: drop the entry
 
 Source: Linux include/uapi/linux/fuse.h, fs/fuse/dev.c fuse_notify().
@@ -91,6 +92,18 @@ class KernelCache:
         self.is_dropping = True
         self._absent.clear()
         self._dataset.return_to(state, known.generations)
+
+    def drop_attributes(self) -> None:
+        """Let the kernel drop the attributes and ACLs of all files that it knows; nothing may be locked."""
+        with self._dataset.lock:
+            root = self._dataset.tree.root
+            nodes = [ROOT, *(number for number in self._dataset.uses if number != root)]
+        with suppress(OSError):  # it is unmounted
+            if self.device is not None:
+                fd = os.dup(self.device)
+                for node in nodes:
+                    _tell(fd, INVAL_INODE, INODE_OUT.pack(node, -1, 0))
+                os.close(fd)
 
     def drop(self, known: Known) -> None:
         """Let the kernel drop all that it knew.

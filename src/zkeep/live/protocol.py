@@ -78,6 +78,10 @@ SETXATTR_EXT = 1 << 29
 "SETXATTR says when an ACL takes set-group-ID from a file."
 HANDLE_KILLPRIV_V2 = 1 << 28
 "We take set-user-ID and capabilities from a file that is written or gets another owner."
+WANTED = (
+    *(ASYNC_READ, BIG_WRITES, AUTO_INVAL_DATA, DO_READDIRPLUS, READDIRPLUS_AUTO),
+    *(PARALLEL_DIROPS, MAX_PAGES, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2, SETXATTR_EXT),
+)
 
 # Which attributes SETATTR changes
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME = (1 << bit for bit in range(6))

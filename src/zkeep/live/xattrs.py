@@ -14,7 +14,8 @@ from zkeep.live.inode import Inode
 
 CREATE, REPLACE = 1, 2
 "Flags of setxattr(2)."
-NAMESPACES = (b"user.", b"trusted.", b"security.")
+USER = b"user."
+NAMESPACES = (USER, b"trusted.", b"security.")
 CAPABILITIES = b"security.capability"
 MAX_VALUE = 64 << 10
 MAX_NAMES = 64 << 10
@@ -28,10 +29,19 @@ class Xattrs:
 
     def __init__(self, dataset: LiveDataset, *, acls: bool) -> None:
         self._dataset = dataset
-        self._acls = acls
+        self._asked = acls
+        "The kernel asks for ACLs; it would take an error for a file that nobody may use."
+        self.acls = acls
+        self.has_user = True
+        "There are attributes that users name (property xattr)."
+
+    def use(self, *, acls: bool, has_user: bool) -> None:
+        """Let properties hold. ACLs cannot begin where the mount began without them."""
+        self.acls, self.has_user = acls and self._asked, has_user
 
     def names(self, inode: Inode) -> list[bytes]:
-        return [name for name in self._dataset.xattrs(inode) if self._acls or name not in (ACCESS, DEFAULT)]
+        hidden = (() if self.acls else (ACCESS, DEFAULT)), (() if self.has_user else (USER,))
+        return [n for n in self._dataset.xattrs(inode) if n not in hidden[0] and not n.startswith(hidden[1])]
 
     def get(self, inode: Inode, name: bytes) -> bytes:
         self._check_name(inode, name, errno.ENODATA)
@@ -71,11 +81,11 @@ class Xattrs:
     def _check_name(self, inode: Inode, name: bytes, unfit: int) -> None:
         """`unfit`: the error where such a file cannot have a default ACL."""
         if name in (ACCESS, DEFAULT):
-            if not self._acls or stat.S_ISLNK(inode.fields.mode):
-                fail(errno.EOPNOTSUPP)
+            if not self.acls or stat.S_ISLNK(inode.fields.mode):
+                fail(errno.ENODATA if self._asked and unfit == errno.ENODATA else errno.EOPNOTSUPP)
             if name == DEFAULT and not inode.is_folder:
                 fail(unfit)
-        elif not name.startswith(NAMESPACES):
+        elif not name.startswith(NAMESPACES) or (name.startswith(USER) and not self.has_user):
             fail(errno.EOPNOTSUPP)
         elif name in NAMESPACES:
             fail(errno.EINVAL)  # it has no name in there
@@ -124,7 +134,7 @@ class Xattrs:
             self._dataset.change_xattrs(inode, every)
 
     def _acl(self, inode: Inode, name: bytes) -> list[PosixEntry]:
-        value = self._dataset.xattrs(inode).get(name) if self._acls and not stat.S_ISLNK(inode.fields.mode) else None
+        value = self._dataset.xattrs(inode).get(name) if self.acls and not stat.S_ISLNK(inode.fields.mode) else None
         try:
             return posix_acl.decode(value) if value else []
         except BadPosixAcl:

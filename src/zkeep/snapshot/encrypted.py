@@ -56,7 +56,7 @@ class EarlyEncryption:
 
     def __init__(self, keys: MasterKeys, compress: Compress) -> None:
         self._keys = BlockKeys(keys)
-        self._compress = compress
+        self.compress = compress
         self._salt = os.urandom(8)
         self._begun = 0
         # One thread: the other processors have the writer, and the kernel that copies what it writes.
@@ -75,5 +75,5 @@ class EarlyEncryption:
     def _stored(self, salt: bytes, content: Buffer) -> StoredBlock | None:
         if is_zeros(content):
             return None
-        packed, compression = self._compress(content)
+        packed, compression = self.compress(content)
         return encrypt(self._keys, salt, compression, packed)

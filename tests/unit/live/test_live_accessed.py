@@ -12,6 +12,7 @@ from livekit import OWNER, ByPath, live
 from zkeep.live import dataset as live_dataset
 from zkeep.live.files import LiveFiles
 from zkeep.live.inode import Inode
+from zkeep.live.settings import Settings
 
 Zkeep = Callable[..., int]
 OLD = 1_000_000_000
@@ -30,7 +31,7 @@ def files(zkeep: Zkeep, tmp_path: Path) -> Iterator[ByPath]:
 
 def access(files: ByPath, name: bytes = b"read") -> Inode:
     inode = files.lookup(name)
-    LiveFiles(files.dataset, atime=True).read(inode, 0, 10)
+    LiveFiles(files.dataset, Settings(atime=True)).read(inode, 0, 10)
     assert inode.fields.atime > OLD
     return inode
 

@@ -15,6 +15,7 @@ from livekit import OWNER, RECORD, ByPath, live
 from zkeep.format.posix_acl import ACCESS, DEFAULT
 from zkeep.live import dataset as dataset_module
 from zkeep.live.files import KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE
+from zkeep.live.settings import Settings
 
 Zkeep = Callable[..., int]
 FILE = stat.S_IFREG | 0o644
@@ -65,7 +66,7 @@ def test_extended_attributes_of_every_size_are_kept_and_replaced(zkeep: Zkeep, t
 
 def test_acls_follow_the_mode_and_are_inherited(zkeep: Zkeep, tmp_path: Path) -> None:
     with live(tmp_path) as plain:
-        files = ByPath(plain.dataset, acls=True)
+        files = ByPath(plain.dataset, Settings(acls=True))
         folder = files.make(b"folder", stat.S_IFDIR | 0o755, OWNER)
         files.xattrs.set(folder, DEFAULT, WITH_A_USER)
         inode = files.make(b"folder/file", stat.S_IFREG | 0o640, OWNER, umask=0o077)

@@ -13,7 +13,7 @@ import pytest
 from livekit import OWNER, RECORD, ByPath, answering, live
 
 from zkeep.crypto.unwrap import MasterKeys
-from zkeep.live import dataset as live_dataset
+from zkeep.live import merging
 from zkeep.pool.datasets.head import current_state
 from zkeep.pool.datasets.model import Snapshot
 from zkeep.pool.timeline.segment import Segment
@@ -146,7 +146,7 @@ def test_what_is_known_under_other_keys_is_not_used(zkeep: Zkeep, tmp_path: Path
 
 
 def test_what_compaction_moved_is_found(zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_dataset, "MERGE_AFTER", 4)
+    monkeypatch.setattr(merging, "MERGE_AFTER", 4)
     with live(tmp_path) as files:
         some_files(files)
         for turn in range(10):
@@ -159,8 +159,8 @@ def test_what_compaction_moved_is_found(zkeep: Zkeep, tmp_path: Path, monkeypatc
 def test_commits_merge_beside_more_than_may_be_merged_at_once(
     zkeep: Zkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_dataset, "MERGE_BYTES", 1 << 20)
-    monkeypatch.setattr(live_dataset, "MERGE_AFTER", 6)
+    monkeypatch.setattr(merging, "MERGE_BYTES", 1 << 20)
+    monkeypatch.setattr(merging, "MERGE_AFTER", 6)
     with live(tmp_path) as files:
         for turn in range(4):
             make(files, b"large %d" % turn, os.urandom(600 << 10))
@@ -170,4 +170,4 @@ def test_commits_merge_beside_more_than_may_be_merged_at_once(
             files.write(files.lookup(b"small"), b"x", turn)
             files.dataset.commit()
         count = files.dataset.pool.runs.count(files.dataset.dataset.key)
-        assert count <= 4 + live_dataset.MERGE_AFTER + 2, count
+        assert count <= 4 + merging.MERGE_AFTER + 2, count

@@ -19,6 +19,7 @@ from zkeep.live.control import answer_requests, listening
 from zkeep.live.files import LiveFiles
 from zkeep.live.fuse import Operations
 from zkeep.live.protocol import Op, Request
+from zkeep.live.settings import Settings
 
 Zkeep = Callable[..., int]
 CREATED = p.CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o644, 0o22, 0) + b"new\0"
@@ -42,7 +43,7 @@ def test_nothing_changes_once_a_mount_was_told_that_it_is_read_only(zkeep: Zkeep
     with live(tmp_path) as files:
         inode = files.make(b"file", stat.S_IFREG | 0o644, OWNER)
         files.write(inode, b"content", 0)
-        calls = LiveFiles(files.dataset, atime=True, read_only=lambda: bool(now))
+        calls = LiveFiles(files.dataset, Settings(atime=True), lambda: Settings(atime=True, is_read_only=bool(now)))
         operations = Operations(calls, print, lambda: None, acls=False)
         pool, dataset = files.dataset.pool, files.dataset.dataset
         with listening(socket_of(pool, dataset)) as server:
@@ -61,11 +62,11 @@ def test_nothing_changes_once_a_mount_was_told_that_it_is_read_only(zkeep: Zkeep
 
 
 def test_a_property_that_cannot_be_read_stays_as_it_was(zkeep: Zkeep, tmp_path: Path) -> None:
-    def fails() -> bool:
+    def fails() -> Settings:
         raise OSError(errno.EIO, "the disk fails")
 
     with live(tmp_path) as files:
-        calls = LiveFiles(files.dataset, read_only=fails)
+        calls = LiveFiles(files.dataset, look=fails)
         with Operations(calls, print, lambda: None, acls=False).still():
             pass
         assert not calls.is_read_only

@@ -23,6 +23,7 @@ from zkeep.live.device import Device
 from zkeep.live.files import LiveFiles
 from zkeep.live.fuse import Operations
 from zkeep.live.protocol import Op, Request
+from zkeep.live.settings import Settings
 
 Zkeep = Callable[..., int]
 USER = 1000
@@ -34,7 +35,7 @@ class Kernel:
     def __init__(self, files: ByPath, snapshots: Any = None) -> None:
         self.log: list[str] = []
         self.files = files
-        calls = LiveFiles(files.dataset, acls=True)
+        calls = LiveFiles(files.dataset, Settings(acls=True))
         self.operations = Operations(calls, self.log.append, lambda: None, acls=True, snapshots=snapshots)
         flags = p.SETXATTR_EXT | p.HANDLE_KILLPRIV_V2 | p.POSIX_ACL
         self.ask(Op.INIT, p.INIT_IN.pack(p.MAJOR, 40, 1 << 17, flags))
@@ -136,7 +137,7 @@ def test_extended_attributes_count_and_do_not_hold_up_the_others(
     assert answers == {0, errno.ENOSPC}, "names are bounded"
     assert kernel.ask(Op.LISTXATTR, p.XATTR_IN.pack(1 << 16, 0), node)[0] == 0
     monkeypatch.setattr(live_dataset, "MAX_DIRTY", 1 << 18)
-    monkeypatch.setattr(kernel.files.dataset, "_room_known", 3 << 20)
+    monkeypatch.setattr(kernel.files.dataset.room, "_left", 3 << 20)
     others = [kernel.create(b"other%d" % number) for number in range(10)]
     commits = []
     genuine = kernel.files.dataset.commit

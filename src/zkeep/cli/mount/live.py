@@ -19,10 +19,13 @@ from zkeep.pool.datasets.view import View
 if TYPE_CHECKING:
     from zkeep.crypto.unwrap import GetKey
     from zkeep.live.fuse import Operations
+    from zkeep.live.settings import Settings, Storage
     from zkeep.pool.datasets.model import Dataset, Pool
     from zkeep.restore.mount.fuse import ReadOnlyOperations
     from zkeep.snapshot.open import OpenSnapshot
 
+FORBIDDING = {"suid": "setuid", "dev": "devices", "exec": "exec"}
+"Options of a mount, and the properties that they come from."
 IDLE = 60.0
 "Seconds after which snapshots that nobody looks at are closed."
 
@@ -57,8 +60,8 @@ def fuse_options(pool: Pool, dataset: Dataset) -> list[str]:
     Where an ordinary user mounts, the system allows neither set-user-ID programs nor devices, whatever they say.
     """
     view = View(pool)
-    options = {"setuid": "suid", "exec": "exec", "devices": "dev", "atime": "atime"}
-    values = [(option, allows(view, dataset, name)) for name, option in options.items()]
+    options = {**FORBIDDING, "atime": "atime"}
+    values = [(option, allows(view, dataset, name)) for option, name in options.items()]
     return [option if on else f"no{option}" for option, on in values if not on or os.geteuid() == 0]
 
 
@@ -94,12 +97,41 @@ def live_operations(
             answer_requests(server, live, operations)  # threads start only now: there was a fork before
             on_mounted()
 
-        view = View(pool)
-        acls, atime = view.get(dataset, "acltype").value == "posix", view.get(dataset, "atime").value == "on"
-        files = LiveFiles(live, acls=acls, atime=atime, read_only=lambda: _is_read_only(pool, live.dataset))
+        settings = settings_of(pool, dataset)
+        files = LiveFiles(live, settings, lambda: settings_of(pool, live.dataset))
         with closing(_Snapshots(pool, dataset, get_key, log)) as snapshots:
-            operations = Operations(files, log, begun, acls=acls, snapshots=snapshots)
+            operations = Operations(files, log, begun, acls=settings.acls, snapshots=snapshots)
             yield operations
+
+
+def settings_of(pool: Pool, dataset: Dataset) -> Settings:
+    """What the properties say that the mount of a dataset acts on."""
+    from zkeep.live.settings import Settings
+
+    view = View(pool)
+    text = {name: str(view.get(dataset, name).value) for name in ("acltype", "atime", "relatime", "xattr", "snapdir")}
+    return Settings(
+        is_read_only=_is_read_only(pool, dataset),
+        acls=text["acltype"] == "posix",
+        atime=text["atime"] == "on",
+        relatime=text["relatime"] == "on",
+        user_xattrs=text["xattr"] != "off",
+        snapdir=text["snapdir"],
+        flags=frozenset(f"no{option}" for option, name in FORBIDDING.items() if not allows(view, dataset, name)),
+        storage=_storage_of(pool, dataset),
+    )
+
+
+def _storage_of(pool: Pool, dataset: Dataset) -> Storage | None:
+    """None: what is set cannot be written."""
+    from zkeep.capture.snapshot import new_snapshot
+    from zkeep.live.settings import Storage
+
+    try:
+        new, recordsize = new_snapshot(pool, dataset.name.snapshot("head"))
+    except Refused:
+        return None
+    return Storage(new, str(View(pool).get(dataset, "compression").value), recordsize)
 
 
 class _Snapshots:
@@ -236,11 +268,15 @@ def rolled_back(pool: Pool, dataset: Dataset, what: str) -> Iterator[HeldMounts]
         yield HeldMounts({dataset.id}, check)
 
 
-def tell_mounts(pool: Pool, datasets: Iterable[Dataset]) -> None:
-    """Let the mounts of datasets, and of those below, look at the property readonly, which was changed."""
+def tell_mounts(pool: Pool, datasets: Iterable[Dataset], what: str) -> None:
+    """Let the mounts of datasets, and of those below, look at their properties, of which some were set."""
     for each in {within.id: within for dataset in datasets for within in pool.tree().within(dataset)}.values():
+        if not each.doc.get("live") or not is_mounted(pool, each):
+            continue
+        from zkeep.live.control import let_look
+
         try:
-            commit_mounted(pool, each, "readonly is set")
+            let_look(socket_of(pool, each), f"{each.name}: {what}")
         except TryAgain as error:
             say(f"warning: {error}")
 

@@ -159,7 +159,7 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
     from zkeep.agent.memory import keep_secret
     from zkeep.cli.mount.live import can_write, fuse_options, live_operations, was_made_here
-    from zkeep.live.fuse import serve
+    from zkeep.live.serve import serve
 
     name = None if is_stream(request.what[0]) else parsed(request.what[0])
     if not isinstance(name, DatasetName) or len(request.what) > 1:
