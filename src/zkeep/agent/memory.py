@@ -11,13 +11,15 @@ import ctypes
 import mmap
 import resource
 from contextlib import suppress
+from pathlib import Path
 
 KEY = 32
 "Bytes of a wrapping key."
 MOST = 4096
 "How many keys can be held at a time."
 _PR_SET_DUMPABLE = 4
-_MCL_CURRENT_AND_FUTURE = 3
+_MCL_CURRENT_AND_FUTURE, _MCL_ONFAULT = 3, 4
+_CAP_IPC_LOCK = 14
 
 
 def keep_secret(*, locked: bool = True) -> None:
@@ -31,6 +33,27 @@ def keep_secret(*, locked: bool = True) -> None:
     if locked:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
+
+
+def lock_as_used() -> bool:
+    """Lock every page once it is used, from now on, and tell whether that is so: then nothing here is swapped out.
+
+    Where the system sets a limit to locked memory, nothing is locked: what is allocated beyond it would fail.
+    """
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY and not _may_lock_without_limit():
+        return False
+    with suppress(OSError, AttributeError):
+        return bool(ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE | _MCL_ONFAULT) == 0)
+    return False
+
+
+def _may_lock_without_limit() -> bool:
+    """Whether this process has CAP_IPC_LOCK, as root's mostly have."""
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+        return bool(int(effective, 16) >> _CAP_IPC_LOCK & 1)
+    return False
 
 
 def wipe(secret: bytearray | memoryview) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar
 
+from zkeep.crypto.pages import lock_pages
 from zkeep.errors import Damaged, Refused
 from zkeep.format.nvlist import NvList, NvType
 from zkeep.names import MAX_UINT64
@@ -223,7 +224,10 @@ def unwrap(wrapped: WrappedKeys, wrapping_key: bytes | bytearray) -> MasterKeys:
         both = aead.decrypt(wrapped.iv, wrapped.master + wrapped.hmac + wrapped.mac, aad)
     except invalid:
         raise WrongKey(f"the key is not that of key guid {wrapped.guid:#x}") from None
-    return MasterKeys(wrapped.suite, wrapped.guid, wrapped.version, both[:-HMAC_KEY], both[-HMAC_KEY:])
+    master, hmac = both[:-HMAC_KEY], both[-HMAC_KEY:]
+    for secret in (both, master, hmac):
+        lock_pages(secret)
+    return MasterKeys(wrapped.suite, wrapped.guid, wrapped.version, master, hmac)
 
 
 def wrap(keys: MasterKeys, wrapping_key: bytes, keyformat: int, iterations: int = 0, salt: int = 0) -> WrappedKeys:

@@ -119,3 +119,17 @@ def test_what_lay_in_a_killed_mount_is_committed_and_named(
         subprocess.run([*ZKEEP, "unmount", folder], check=True)
     with live(tmp_path, "v/home/below") as files:
         assert files.read(files.lookup(b"file"), 0, 9) == b"kept"
+
+
+@needs_fuse
+@pytest.mark.parametrize("options", [[], ["-o", "ro"]])
+def test_what_is_mounted_is_kept_from_swap_and_core_files(zkeep: Zkeep, tmp_path: Path, options: list[str]) -> None:
+    with mounted(tmp_path) as (folder, _):
+        (folder / "file").write_bytes(b"content")
+    with mounted(tmp_path, *options) as (folder, process):
+        assert (folder / "file").read_bytes() == b"content"
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        locked, used = (int(status[name].split()[0]) for name in ("VmLck", "VmRSS"))
+        assert locked >= used if os.geteuid() == 0 else locked > 0
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert limits.split("Max core file size")[1].split()[:2] == ["0", "0"]

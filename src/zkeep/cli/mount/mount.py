@@ -157,7 +157,7 @@ class _Request:
 
 def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
     """Mount a dataset read-write; False if it is none that was made here."""
-    from zkeep.agent.memory import keep_secret
+    from zkeep.agent.memory import keep_secret, lock_as_used
     from zkeep.cli.mount.live import can_write, fuse_options, live_operations, was_made_here
     from zkeep.live.serve import serve
 
@@ -174,6 +174,7 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
         if not request.key_locations and not sys.stdin.isatty():
             _check_key(pool, dataset, any_loaded=True)
         keep_secret(locked=False)
+        lock_as_used()  # keys, and what was written and is not committed yet
         get_key = keys_from(request.key_locations)
         lost = lost_of(request.folder)
 
@@ -188,10 +189,11 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
 
 
 def _mount(request: _Request, ready: Callable[[], None]) -> None:
-    from zkeep.agent.memory import keep_secret
+    from zkeep.agent.memory import keep_secret, lock_as_used
     from zkeep.restore.mount.fuse import ReadOnlyOperations, serve
 
     keep_secret(locked=False)
+    lock_as_used()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     with _open_layout(request) as (name, files, size, executable), _quiet() as (captured, end):
