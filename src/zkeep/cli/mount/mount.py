@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from zkeep.cli.common.terminal import say
 from zkeep.cli.common.zfs_options import accepted
 from zkeep.cli.mount.all import folder_for, load_key_of, mount_all
 from zkeep.cli.mount.background import background
+from zkeep.cli.mount.log import MountLog
 from zkeep.cli.mount.mounted import clear_dead, log_of, lost_of, mounted, named_now
 from zkeep.errors import Damaged, Refused, WrongUsage
 from zkeep.names import DatasetName, parse_any, shown
@@ -66,7 +66,7 @@ def mount_verb(
 
     Without arguments, list what is mounted. A block that is damaged or not authentic is an input/output error for
     who reads it, and a line in a log in the runtime folder ($XDG_RUNTIME_DIR/zkeep, root's /run/zkeep), or on
-    standard error with -f. Only who mounts it sees it, unless allow_other is set.
+    standard error with -f, once an hour. Only who mounts it sees it, unless allow_other is set.
 
     \b
         zkeep mount -L file:///root/key vault/home@monday /mnt/monday
@@ -183,7 +183,10 @@ def _mount_live(request: _Request, ready: Callable[[], None]) -> bool:
 
         options = [*fuse_options(pool, dataset), *(word for word in ("allow_other",) if word in request.options)]
         where = request.folder
-        with live_operations(pool, dataset, where, get_key, _log, ready, on_lost) as operations:
+        with (
+            closing(MountLog()) as log,
+            live_operations(pool, dataset, where, get_key, log, ready, on_lost) as operations,
+        ):
             serve(operations, where, str(name), options)
     return True
 
@@ -196,7 +199,11 @@ def _mount(request: _Request, ready: Callable[[], None]) -> None:
     lock_as_used()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    with _open_layout(request) as (name, files, size, executable), _quiet() as (captured, end):
+    with (
+        closing(MountLog()) as log,
+        _open_layout(request) as (name, files, size, executable),
+        _quiet() as (captured, end),
+    ):
         options = request.options if executable else {**request.options, "noexec": True}
 
         def on_mounted() -> None:
@@ -204,7 +211,7 @@ def _mount(request: _Request, ready: Callable[[], None]) -> None:
             ready()
 
         try:
-            serve(ReadOnlyOperations(files, size, _log, on_mounted), request.folder, name, options)
+            serve(ReadOnlyOperations(files, size, log, on_mounted), request.folder, name, options)
         except OSError as error:
             raise Refused(f"cannot mount {name}: {captured() or error.strerror}") from None
 
@@ -331,7 +338,3 @@ def _quiet() -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
 
         os.dup2(kept.fileno(), 2)
         yield captured, before.close
-
-
-def _log(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} zkeep: {text}", file=sys.stderr, flush=True)

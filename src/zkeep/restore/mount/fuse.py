@@ -26,6 +26,8 @@ FOREVER = 86_400.0
 "Seconds for which the kernel may cache names and attributes: nothing changes in a snapshot."
 BLOCK = 512
 LONGEST_NAME = 1023
+MAX_LOGGED = 10_000
+"Places that are remembered as told in the log."
 AUTO = 1 << 14
 "FUSE_CAP_READDIRPLUS_AUTO: attributes come with the first few entries only. We switch it off: most callers want all."
 
@@ -82,6 +84,8 @@ class ReadOnlyOperations:
         if isinstance(error, BadBlock) and isinstance(error.why, NotHere):
             place = (error.why.name, -1)  # one line for a snapshot, not one for each block
         if place not in self._logged:
+            if len(self._logged) >= MAX_LOGGED:
+                self._logged.clear()
             self._logged.add(place)
             where = f", offset {error.offset}" if isinstance(error, BadBlock) else ""
             text = str(error) if isinstance(error, ZkeepError) else f"unexpected {type(error).__name__}: {error}"
