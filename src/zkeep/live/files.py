@@ -262,21 +262,30 @@ class LiveFiles:
         self.xattrs.after_chmod(inode)
         self._changed(inode)
 
-    def chown(self, inode: Inode, uid: int, gid: int) -> None:
-        """-1 leaves one as it is."""
-        self.drop_privileges(inode)
+    def chown(self, inode: Inode, uid: int, gid: int, *, by: int | None = None) -> None:
+        """-1 leaves one as it is. `by`: as for drop_privileges."""
+        self.drop_privileges(inode, by=by)
         inode.fields.uid = inode.fields.uid if uid == -1 else uid
         inode.fields.gid = inode.fields.gid if gid == -1 else gid
         self._changed(inode)
 
-    def drop_privileges(self, inode: Inode) -> None:
-        """Take set-user-ID, set-group-ID and capabilities from a file that gets other contents or another owner."""
-        mode = inode.fields.mode
+    def chown_as_it_is(self, inode: Inode, uid: int, gid: int) -> None:
+        """chown(2) that leaves both as they are, by this user and group: only privileges and a time change."""
+        by = gid if uid else None
+        # Who does not own it must not take privileges away. It cannot be refused: a kernel asks for the same before it
+        # writes, which says by itself what the file loses.
+        if uid in (0, inode.fields.uid) or inode.is_folder or not _privileges(inode, by):
+            self.chown(inode, -1, -1, by=by)
+
+    def drop_privileges(self, inode: Inode, *, by: int | None = None) -> None:
+        """Take set-user-ID, set-group-ID and capabilities from a file that gets other contents or another owner.
+
+        `by`: the group of who does it; None: of one who may set the bits of any file.
+        """
         if inode.is_folder:
             return
-        if mode & stat.S_ISUID or mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-            # Without the group's x, set-group-ID means something else (mandatory locks), and stays.
-            inode.fields.mode = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        if dropped := _privileges(inode, by):
+            inode.fields.mode &= ~dropped
             self.dataset.touch(inode)
         self.xattrs.drop_capabilities(inode)
 
@@ -354,6 +363,16 @@ class LiveFiles:
         if whence == SEEK_DATA:
             fail(errno.ENXIO)
         return min(at, size)
+
+
+def _privileges(inode: Inode, by: int | None) -> int:
+    """Which of set-user-ID and set-group-ID a file has, and loses when one of this group changes it."""
+    lost = stat.S_ISUID
+    # Without the group's x, set-group-ID means something else (mandatory locks), and stays for the file's own group.
+    # FUSE names one group of those that somebody is in: who is in the file's by another one takes the bit away, too.
+    if inode.fields.mode & stat.S_IXGRP or by not in (None, inode.fields.gid):
+        lost |= stat.S_ISGID
+    return inode.fields.mode & lost
 
 
 def _counted(number: int) -> int:

@@ -283,9 +283,12 @@ class Operations:
         if valid & p.SET_SIZE:
             self.files.truncate(inode, size)
             if valid & p.KILL_IDS:
-                self.files.drop_privileges(inode)
+                self.files.drop_privileges(inode, by=request.gid)
+        if not valid & p.SET_ANY:
+            self.files.chown_as_it_is(inode, request.uid, request.gid)
         if valid & (p.SET_UID | p.SET_GID):
-            self.files.chown(inode, uid if valid & p.SET_UID else -1, gid if valid & p.SET_GID else -1)
+            new_uid, new_gid = uid if valid & p.SET_UID else -1, gid if valid & p.SET_GID else -1
+            self.files.chown(inode, new_uid, new_gid, by=request.gid if request.uid else None)
         if valid & p.SET_MODE:
             self.files.chmod(inode, mode)
         if valid & (p.SET_ATIME | p.SET_MTIME):
@@ -448,7 +451,7 @@ class Operations:
         data = request.body[p.WRITE_IN.size : p.WRITE_IN.size + size]
         done = self.files.write(inode, data, offset)
         if flags & p.WRITE_KILLS_IDS:
-            self.files.drop_privileges(inode)
+            self.files.drop_privileges(inode, by=request.gid)
         return p.SIZE_OUT.pack(done, 0)
 
     def _fallocate(self, request: Request) -> bytes:
@@ -456,7 +459,7 @@ class Operations:
         inode = self._inode(request.node)
         self.files.allocate(inode, mode, offset, size)
         if request.uid:  # the kernel leaves that to us, and does not say whether it is to be
-            self.files.drop_privileges(inode)
+            self.files.drop_privileges(inode, by=request.gid)
         return b""
 
     def _lseek(self, request: Request) -> bytes:

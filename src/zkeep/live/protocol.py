@@ -85,6 +85,7 @@ WANTED = (
 
 # Which attributes SETATTR changes
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME = (1 << bit for bit in range(6))
+SET_ANY = (1 << 6) - 1
 ATIME_NOW, MTIME_NOW = 1 << 7, 1 << 8
 KILL_IDS = 1 << 11
 "With SET_SIZE: the file loses set-user-ID and set-group-ID."
