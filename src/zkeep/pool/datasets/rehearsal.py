@@ -48,6 +48,7 @@ class _ScratchCatalog(Catalog):
         super().__init__(store)
         on_disk, self._index = self._index, self._in_memory()
         on_disk.close()
+        self._exposed = False  # it follows nobody
 
     @contextmanager
     def transaction(self, urgent: bool = False) -> Iterator[Transaction]:

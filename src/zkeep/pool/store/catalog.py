@@ -8,7 +8,8 @@ the journal is synced; the SQLite commit comes after. So at any moment:
     SQLite gone, or on a disk that takes no writes   made from the journal, in memory if need be
 
 The index may be hostile, as any file of a pool's folder. SQLite obeys what it finds in its files: so it is given plain
-files only, no rollback journal, and no schema but ours; else the index is rebuilt from the journal.
+files only, no rollback journal, and no schema but ours; else the index is rebuilt from the journal. It opens them by
+their paths: where another user could exchange these meanwhile, the index is in memory.
 
 The file `reserve` is room for one more transaction on a full disk, so that what fills it can be destroyed.
 
@@ -22,11 +23,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 from zkeep.errors import Damaged, Refused, TryAgain, ZkeepError
-from zkeep.pool.store.disk import FULL
+from zkeep.pool.store.disk import FULL, file_at
 from zkeep.pool.store.index import (
     MEMORY,
     ROLLBACK,
@@ -124,6 +124,7 @@ class Catalog:
         self._journal = Journal(store)
         self._path = store.root / INDEX
         self._locked = False
+        self._exposed = store.is_exposed()
         self.read_only = not store.is_writable()
         self._index = self._to_read() if self.read_only else self._on_disk()
 
@@ -193,9 +194,14 @@ class Catalog:
     def _follow_file(self) -> None:
         """Open the index that another process has made again: in the old file nothing changes any more."""
         before = self._index
-        if before.file is None or before.in_transaction:
+        if before.in_transaction or (before.file is None and not self._exposed):
             return
-        found = _file_at(self._path)
+        if self._exposed:
+            if not self.read_only and not self._locked:
+                with suppress(TryAgain), self._exclusive(0.0):
+                    self._catch_up(before)
+            return
+        found = file_at(self._path)
         # As long as there is none, the old one is as good as any.
         if found is not None and found != before.file:
             self._index = self._on_disk()
@@ -290,8 +296,7 @@ class Catalog:
                 place = self._journal.append(place, [])
             self._checkpoint(place)
             self._index.close()
-            for suffix in ("", "-wal", "-shm"):
-                self._store.delete(INDEX + suffix)
+            _delete_index(self._store)
             self._store.sweep()
         self._index = self._on_disk()
 
@@ -312,6 +317,8 @@ class Catalog:
     # The index follows the journal
 
     def _on_disk(self) -> Index:
+        if self._exposed:
+            return self._in_memory()
         try:
             with closing_on_error(self._plain_index()) as index:
                 place = index.place()
@@ -337,7 +344,7 @@ class Catalog:
             return self._in_memory()
         except Damaged:
             # The index's own file serves only if SQLite may read it as it is: no links, nothing left in its log.
-            if not _is_plain(self._store) or (self._store.exists(_LOG) and self._store.size(_LOG)):
+            if self._exposed or not _is_plain(self._store) or (self._store.exists(_LOG) and self._store.size(_LOG)):
                 raise
             with suppress(Damaged, OSError), closing_on_error(Index(str(self._path), self._wait, frozen=True)) as index:
                 if index.is_complete() and index.place():
@@ -351,14 +358,14 @@ class Catalog:
                 if not _is_plain(self._store):
                     _delete_index(self._store)
         # Noted before it is opened: if it is replaced in between, that is seen the next time.
-        file = _file_at(self._path)
+        file = file_at(self._path)
         try:
             index = Index(str(self._path), self._wait)
         except ForeignIndex:
             with self._exclusive(self._wait):
                 _delete_index(self._store)
             file, index = None, Index(str(self._path), self._wait)
-        index.file = file or _file_at(self._path)
+        index.file = file or file_at(self._path)
         return index
 
     def _catch_up(self, index: Index) -> JournalPlace:
@@ -447,15 +454,6 @@ def _is_plain(store: Store) -> bool:
     return all(store.is_own(INDEX + suffix) for suffix in SUFFIXES) and not store.exists(INDEX + ROLLBACK)
 
 
-def _file_at(path: Path) -> tuple[int, int] | None:
-    """Which file this is; None if there is none."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _delete_index(store: Store) -> None:
     for suffix in (*SUFFIXES, ROLLBACK):
         store.delete(INDEX + suffix)
@@ -493,7 +491,7 @@ def _sound_index(store: Store, wait: float) -> Iterator[Index | None]:
     """The index on disk, if every row of it is what was stored."""
     with ExitStack() as held:
         sound = None
-        if store.exists(INDEX) and _is_plain(store):
+        if store.exists(INDEX) and _is_plain(store) and not store.is_exposed():
             with suppress(Damaged, OSError):
                 index = held.enter_context(closing(Index(str(store.root / INDEX), wait)))
                 sound = None if any(index.faults()) else index

@@ -245,6 +245,32 @@ class Root:
         return OSError(errno.ESTALE, f"{why}: was a disk unmounted, or exchanged?", str(self.path))
 
 
+def file_at(path: Path) -> tuple[int, int] | None:
+    """Which file this is: its device and inode; None if there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_exposed(path: Path) -> bool:
+    """Whether another user could put something else in the place of what is opened by a path below this folder.
+
+    That is who owns the folder or one above it, and everyone where everyone may write. Who is in the group of one is
+    trusted, as its owner chose. Nobody can change what is on a disk that is read-only.
+    """
+    real = Path(os.path.realpath(path))
+    mine = (0, os.geteuid())
+    for each in (real, *real.parents):
+        found = os.lstat(each)
+        # With the sticky bit others can make files in a folder, but not rename those of ours.
+        is_open = found.st_mode & stat.S_IWOTH and (each == real or not found.st_mode & stat.S_ISVTX)
+        if found.st_uid not in mine or is_open:
+            return not os.statvfs(real).f_flag & os.ST_RDONLY
+    return False
+
+
 @contextmanager
 def naming(path: Path, only: Sequence[int] = ()) -> Iterator[None]:
     """Name a folder in errors that have no whole path: calls on a descriptor know none, those below a folder a part.

@@ -26,7 +26,18 @@ from pathlib import Path
 
 from zkeep.errors import TryAgain
 from zkeep.pool.store.blob import LocalBlob, OpenFile
-from zkeep.pool.store.disk import Disk, DiskEntry, DiskFolder, Root, file_size, naming, open_file, open_folder, walk
+from zkeep.pool.store.disk import (
+    Disk,
+    DiskEntry,
+    DiskFolder,
+    Root,
+    file_size,
+    is_exposed,
+    naming,
+    open_file,
+    open_folder,
+    walk,
+)
 from zkeep.pool.store.port import BadStoreName, Blob, Buffer, Draft
 from zkeep.pool.store.staging import WriteBuffer, memory
 
@@ -408,6 +419,10 @@ class LocalStore:
         """Whether this user can change what lies here; the disk may still be full."""
         folders = [self.root, *(path for name in _WRITTEN if os.path.lexists(path := self.root / name))]
         return all(os.access(folder, os.W_OK | os.X_OK) for folder in folders)
+
+    def is_exposed(self) -> bool:
+        """Whether another user could exchange what is opened here by its path."""
+        return is_exposed(self.root)
 
     def used(self) -> int:
         """Bytes of all files that lie here."""

@@ -201,6 +201,10 @@ class Store(Protocol):
         """Whether this user may change the store's files; the disk may still be full."""
         ...
 
+    def is_exposed(self) -> bool:
+        """Whether another user could exchange what is opened by its path rather than through the store."""
+        ...
+
     def used(self) -> int:
         """Bytes of all files, drafts and leftovers included."""
         ...
