@@ -21,6 +21,8 @@ else:  # click before 8.2 has no type arguments
 
 GROUPS = ("pool", "key")
 "Verbs that have verbs of their own."
+_NAMES_PATH = re.compile(r"\b(DEST|DIR|FILE|IMAGE|KEYFILE|KEYLOCATION|PATH|SHEET|SRC|STREAM)\b")
+"In what stands for a value in the usage of a verb: it may be a path."
 ALIASES = {"recv": "receive", "snap": "snapshot", "umount": "unmount"}
 _RECEIVE = "receive [-vMnsFhu] [-o <property>=<value>] ... [-x <property>] ..."
 USAGE = {
@@ -204,8 +206,11 @@ def _make_context(
     command: click.Command, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
 ) -> click.Context:
     """Like click's own, but parse errors know which verb was called, and why it has not all options of zfs's."""
+    given = list(args)
     try:
-        return type(command).make_context(command, info_name, args, parent, **extra)
+        made = type(command).make_context(command, info_name, args, parent, **extra)
+        _refuse_empty_paths(command, given, made)
+        return made
     except click.UsageError as error:
         ctx = error.ctx or click.Context(command, parent, info_name)
         verb = " ".join(filter(None, (group_of(parent), ALIASES.get(info_name or "", info_name))))
@@ -213,6 +218,19 @@ def _make_context(
             raise AbsentOption(f"cannot {verb} {error.option_name}: {why}", ctx) from None
         error.ctx = ctx
         raise
+
+
+def _refuse_empty_paths(command: click.Command, given: list[str], ctx: click.Context) -> None:
+    """An empty path is mostly a variable that was never set. It must not stand for this folder, or for everything."""
+    if not any(word == "" or word.endswith("=") for word in given):
+        return
+    # As they were written: a Path of nothing is that of this folder.
+    raw, _, _ = command.make_parser(ctx).parse_args(given)
+    for param in command.get_params(ctx):
+        values = raw.get(param.name or "")
+        is_path = isinstance(param.type, click.Path) or _NAMES_PATH.search(param.metavar or (param.name or "").upper())
+        if is_path and (values == "" or (isinstance(values, list | tuple) and "" in values)):
+            raise click.BadParameter("it is empty", ctx, param)
 
 
 def missing(message: str) -> click.UsageError:
