@@ -335,7 +335,7 @@ class _Lvm:
         fields = run(asked).strip().split(",")
         if len(fields) != 3:
             raise Refused(f"{shown(mount.source)} is no logical volume of LVM")
-        return cls(run, path, mount, fields[0], fields[1], fields[2] == "thin", tempfile.gettempdir())
+        return cls(run, path, mount, fields[0], fields[1], fields[2] == "thin", os.path.realpath(tempfile.gettempdir()))
 
     def nested(self) -> list[str]:
         return []

@@ -162,13 +162,31 @@ def _open_top(pool: Pool, request: CaptureRequest, where: str) -> int:
     """Raises Refused: the folder cannot be opened, or the pool lies around it."""
     try:
         inside = Path(request.folder).resolve().is_relative_to(pool.path.resolve())
-        top = os.open(request.at or request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
+        # The folder itself may be named by links.
+        at = request.at if request.at not in (None, "", request.folder) else None
+        top = _opened(at) if at else os.open(request.folder, READ_FOLDER & ~os.O_NOFOLLOW)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused(f"{where}: {request.folder}: {getattr(error, 'strerror', None) or error}") from None
     if inside:
         os.close(top)
         raise Refused(f"{where}: {request.folder} is a folder of the pool itself")
     return top
+
+
+def _opened(path: str) -> int:
+    """Open a folder in a snapshot of a file system. Its path was resolved before that was taken.
+
+    A link on the way was put there in between, and may lead out of the snapshot: none is followed.
+    """
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    fd = os.open("/", READ_FOLDER)
+    for at, name in enumerate(names, 1):
+        above, flags = fd, READ_FOLDER if at == len(names) else READ_FOLDER | getattr(os, "O_PATH", 0)
+        try:
+            fd = os.open(name, flags, dir_fd=above)
+        finally:
+            os.close(above)
+    return fd
 
 
 def _with_own(pool: Pool, request: CaptureRequest, top: int) -> ExcludeOptions:
