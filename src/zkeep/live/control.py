@@ -68,15 +68,16 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """
     with socket.socket(socket.AF_UNIX) as server, _short(path) as short:
         with suppress(FileNotFoundError):
-            path.unlink()
+            os.unlink(short)
+        # Before it has a name: what has that name afterwards may be a link by then.
+        os.fchmod(server.fileno(), 0o600)
         server.bind(short)
-        path.chmod(0o600)
         server.listen()
         try:
             yield server
         finally:
             with suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(short)
             # To close it does not wake the thread that waits for a connection: it would take one of the next socket
             # that gets the same descriptor.
             with suppress(OSError):
