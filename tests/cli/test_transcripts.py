@@ -78,7 +78,7 @@ $ zkeep list
 NAME    USED  AVAIL  REFER  MOUNTPOINT
 vault     0B  ?     0B  /vault
 $ zkeep create vault/a/b
-zkeep: cannot create vault/a/b: parent does not exist
+zkeep: cannot create vault/a/b: parent does not exist; -p makes it, too
 [1]
 $ zkeep create -p -o quota=1G -o org.x:owner=ann vault/a/b
 $ zkeep list -r vault/a

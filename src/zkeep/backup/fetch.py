@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from zkeep.backup.patience import Patient
 from zkeep.backup.peer import Done, Peer, clean, rows
 from zkeep.errors import BadStream, NotAuthentic, Refused, TryAgain
-from zkeep.names import MAX_UINT64, DatasetName, SnapshotName, parse_any, shown, whole_number
+from zkeep.names import MAX_UINT64, DatasetName, SnapshotName, parse_any, printable, shown, whole_number
 from zkeep.pool.datasets import namespace
 from zkeep.pool.datasets.begin import Opening
 from zkeep.pool.datasets.model import Pool, Snapshot
@@ -100,10 +100,16 @@ def choose(listed: Sequence[Listed], where: str, name: str | None = None, at: fl
         missing = f"it has no snapshot {shown(name)}"
     else:
         found = [snapshot for snapshot in listed if at is None or snapshot.creation <= at]
-        missing = "it has no snapshot" + (" that is as old" if listed else "")
+        missing = "it has no snapshot" + (_oldest(listed[0]) if listed else "")
     if not found:
         raise Refused(f"cannot restore {where}: {missing}")
     return found[-1]
+
+
+def _oldest(oldest: Listed) -> str:
+    """What to say where all snapshots are younger than was asked for."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(oldest.creation))
+    return f" that is as old; the oldest is @{printable(oldest.name.name)}, of {when}"
 
 
 # The stream

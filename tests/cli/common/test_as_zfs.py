@@ -37,6 +37,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("destroy vault/a#none", "bookmark 'vault/a#none' does not exist."),
         ("create vault/a", "cannot create 'vault/a': dataset already exists"),
         ("create vault/no/such", "cannot create 'vault/no/such': parent does not exist"),
+        ("rename vault/a vault/no/such", "cannot rename to vault/no/such: parent does not exist"),
         ("promote vault/a", "cannot promote 'vault/a': not a cloned filesystem"),
         ("release x vault/a@mon", "cannot release hold from snapshot 'vault/a@mon': no such tag on this dataset"),
         ("receive -A vault/a", "'vault/a' does not have any resumable receive state to abort"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import keykit
 from commandkit import create_encrypted, own_state
 from mountkit import needs_fuse
 from zkeep.cli.main import run
+from zkeep.errors import Refused
+from zkeep.restore.mount.fuse import _driver
 
 STORY = Path(__file__).parents[2] / "data" / "opened" / "story"
 KEY = keykit.location(STORY / "jambon-zfs-key")
@@ -55,7 +58,8 @@ def test_what_cannot_be_mounted_is_one_line(tmp_path: Path) -> None:
     wrong = f"file://{tmp_path}/key"
     for arguments, status in [
         ([*STREAMS, str(tmp_path), "-L", wrong], 1),
-        ([*STREAMS, str(tmp_path / "nowhere"), "-L", KEY], 1),
+        ([*STREAMS, str(tmp_path / "no where"), "-L", KEY], 1),
+        ([*STREAMS, str(tmp_path / "key"), "-L", KEY], 1),
         ([*STREAMS, "blanc@nothing", str(tmp_path), "-L", KEY], 1),
         (["nopool/x@y", str(tmp_path), "-L", KEY], 1),
         ([*STREAMS, str(tmp_path), "-L", KEY, "-o", "rw"], 2),
@@ -65,6 +69,15 @@ def test_what_cannot_be_mounted_is_one_line(tmp_path: Path) -> None:
         assert (got, text.count("\n")) == (status, 1), text
         assert text.startswith("zkeep: ")
         assert not os.path.ismount(tmp_path)
+        if str(tmp_path / "no where") in arguments:
+            assert text.endswith(f": mkdir -p '{tmp_path}/no where'\n")  # what the command line takes as it stands
+
+
+def test_what_mounting_lacks_is_named_with_a_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zkeep.restore.mount.readdirplus", None)
+    with pytest.raises(Refused) as refused:
+        _driver()
+    assert str(refused.value).endswith(f": {shlex.quote(sys.executable)} -m pip install mfusepy")
 
 
 @needs_fuse

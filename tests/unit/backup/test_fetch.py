@@ -77,6 +77,15 @@ def test_there_may_be_none(name: str | None, at: float | None) -> None:
         choose([], "vault/home")
 
 
+def test_where_all_are_younger_the_oldest_is_named() -> None:
+    with pytest.raises(Refused, match=r"that is as old; the oldest is @mon, of 19(70|69)-\d\d-\d\d \d\d:\d\d:40$"):
+        choose(DAYS, "vault/home", None, 99.0)
+    with pytest.raises(Refused, match=r"it has no snapshot$"):
+        choose([], "vault/home", None, 99.0)
+    with pytest.raises(Refused, match=r"it has no snapshot 'thu'$"):
+        choose(DAYS, "vault/home", "thu")
+
+
 def record(*sent: tuple[str, int, int], complete: bool = True) -> Record:
     return Record({guid: Known(name, guid, b"", at) for name, guid, at in sent}, complete)
 

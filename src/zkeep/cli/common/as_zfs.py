@@ -33,6 +33,8 @@ _WORDS = [
         r"cannot release hold from snapshot '\1': no such tag on this dataset",
     ),
     (rf"cannot create bookmark {_NAME}: bookmark exists.*", r"cannot create bookmark '\1': bookmark exists"),
+    (rf"cannot create {_NAME}: parent does not exist.*", r"cannot create '\1': parent does not exist"),
+    (rf"cannot rename to {_NAME}: parent does not exist.*", r"cannot rename to \1: parent does not exist"),
     (rf"cannot (create|destroy|rename|promote|inherit) {_NAME}: (.*)", r"cannot \1 '\2': \3"),
     (
         rf"{_NAME} has no resumable receive state to abort.*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -90,6 +91,8 @@ def mount_verb(
         _load_key(what[0])
     folder = os.path.realpath(folder)
     clear_dead(folder)
+    if not os.path.lexists(folder):
+        raise Refused(f"cannot mount: there is no folder {shown(folder)}: mkdir -p {shlex.quote(folder)}")
     if not os.path.isdir(folder):
         raise Refused(f"cannot mount: {folder} is not a folder")
     with background(log_of(folder), stay=foreground) as ready:

@@ -349,7 +349,7 @@ class Pool:
             raise Exists(f"cannot create {name}: dataset already exists")
         above = name.parent and self.find(name.parent)
         if not above:
-            raise NotThere(f"cannot create {name}: parent does not exist")
+            raise NotThere(f"cannot create {name}: parent does not exist; -p makes it, too")
         if above.is_volume:
             raise Refused(f"cannot create {name}: its parent is a volume")
         self._bound(fields.get("local"))

@@ -219,7 +219,7 @@ def rename_within(
         make_parents(pool, t, new, ancestor)
     above = new.parent and pool.find(new.parent)
     if not above:
-        raise NotThere(f"cannot rename to {new}: parent does not exist")
+        raise NotThere(f"cannot rename to {new}: parent does not exist; -p makes it, too")
     if above.is_volume:
         raise Refused(f"cannot rename to {new}: its parent is a volume")
     # One that is mounted stays so: its mount knows it by its id.

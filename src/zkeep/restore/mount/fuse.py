@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -223,7 +225,9 @@ def _driver() -> tuple[Any, Callable[[float], dict[str, str | bool]]]:
     try:
         from zkeep.restore.mount.readdirplus import Driver, cache_options
     except ImportError:
-        raise Refused("mounting needs mfusepy, which is not installed: pip install 'zkeep[mount]'") from None
+        # This very Python needs it, wherever its environment lies.
+        way = f"{shlex.quote(sys.executable)} -m pip install mfusepy"
+        raise Refused(f"mounting needs mfusepy, which is not installed: {way}") from None
     except OSError:
         raise Refused("mounting needs libfuse, which is not installed (Debian: apt install fuse3)") from None
     return Driver, cache_options
