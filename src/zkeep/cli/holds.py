@@ -78,7 +78,11 @@ def release_verb(recursive: bool, tag: str, names: Sequence[str]) -> None:
 @click.option("-p", "exact", is_flag=True, help="Times in seconds since 1970.")
 @click.argument("names", nargs=-1, required=True, metavar="SNAPSHOT...")
 def holds_verb(recursive: bool, scripted: bool, exact: bool, names: Sequence[str]) -> None:
-    """List the holds of snapshots."""
+    """List the holds of snapshots.
+
+    \b
+        zkeep holds -r vault/home@2026-01-01
+    """
     rows = []
     for pool, snapshots in _by_pool(names).items():
         with opened(pool) as found:

@@ -27,7 +27,7 @@ VERBS = {
     "change-key": ("keys.changekey", "Change the key that opens datasets."),
     "clone": ("clone", "Make a dataset of a snapshot, to be written to."),
     "completion": ("help.completion", "Print what makes a shell complete verbs and names."),
-    "create": ("namespace", "Create a dataset, empty until something is received below it."),
+    "create": ("namespace", "Create a dataset: a place to receive into, or an encrypted one to fill here."),
     "demo": ("demo.demo", "Play the life of a backup server, with real streams."),
     "destroy": ("destroy", "Destroy datasets, snapshots or a bookmark."),
     "diff": ("diff", "Show what changed between two snapshots."),
@@ -47,7 +47,7 @@ VERBS = {
     "load-key": ("keys.load", "Load keys, so that datasets can be opened."),
     "ls": ("files", "List the files of a snapshot."),
     "metrics": ("health.metrics", "Print the health of pools for Prometheus."),
-    "mount": ("mount.mount", "Show a snapshot's files in a folder, or list what is mounted."),
+    "mount": ("mount.mount", "Work in a dataset as a folder, look into a snapshot, or list what is mounted."),
     "pool": ("pool.pool", "Create, find, check and remove pools."),
     "promote": ("namespace", "Make a clone independent of its origin."),
     "prune": ("prune", "Destroy the snapshots that retention does not keep."),
@@ -137,7 +137,13 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 10_000}
 def cli() -> None:
     """Keep encrypted OpenZFS backups on a machine that can never decrypt them.
 
-    Verbs take what the same verbs of zfs(8) take. Begin with:
+    Back up a folder to a server, and bring it back:
+
+    \b
+        zkeep backup ~/Documents ssh://server/vault/docs
+        zkeep restore ssh://server/vault/docs -C ~/restored
+
+    Where ZFS is, verbs take what the same verbs of zfs(8) take:
 
     \b
         zkeep pool create vault ~/vault

@@ -45,12 +45,13 @@ def create_verb(
     blocksize: str | None,
     name: str,
 ) -> None:
-    """Create a dataset that holds nothing yet: a place to receive into.
+    """Create a dataset that holds nothing yet: a place to receive into, or, encrypted, one for snapshots made here.
 
     Which names are one is chosen here, once: -o casesensitivity=sensitive|insensitive|mixed, -o
     normalization=none|formC|formD|formKC|formKD, -o utf8only=on|off, of an encrypted filesystem.
 
     \b
+        zkeep create -o encryption=on -o keyformat=passphrase local/docs
         zkeep create -p -o quota=1T vault/clients/ann
     """
     dataset = DatasetName.parse(name)

@@ -44,6 +44,10 @@ def demo_verb(*, keep: bool, blind: bool) -> None:
     out is compared with what the kernel itself sent. Then the key comes, and the files are there. A dataset that was in
     clear for years becomes an encrypted one, snapshots and all. In the end a machine without ZFS becomes a source: a
     folder is stored encrypted, sent to the server, changed, and comes back. Exit status 0 only if all of it is equal.
+
+    \b
+        zkeep demo
+        zkeep demo --keep
     """
     from rich.console import Console
 

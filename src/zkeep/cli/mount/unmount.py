@@ -30,7 +30,7 @@ COMMITTING = 60.0
 @click.option("-f", "force", is_flag=True, help="Also when it is in use: it goes when nobody uses it any more.")
 @click.argument("arguments", nargs=-1, metavar="DIR|DATASET[@SNAPSHOT]...")
 def unmount_verb(*, everything: bool, force: bool, arguments: tuple[str, ...]) -> None:
-    """Take away what `zkeep mount` shows, by its folder or by its name.
+    """Take away what 'zkeep mount' shows, by its folder or by its name.
 
     \b
         zkeep unmount /mnt/monday

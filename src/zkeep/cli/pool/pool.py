@@ -41,6 +41,10 @@ def pool_verb() -> None:
 
     A pool is a folder that zkeep alone writes to. It is known by a name, the first part of its datasets'
     names, through a registry in ZKEEP_HOME (default: /var/lib/zkeep for root, else ~/.local/share/zkeep).
+
+    \b
+        zkeep pool create vault ~/vault
+        zkeep pool status vault
     """
 
 
@@ -93,8 +97,11 @@ def _user() -> str:
         return str(os.getuid())
 
 
+_LOOK = "The folder in which pools are looked for."
+
+
 @pool_verb.command("import")
-@click.option("-d", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.option("-d", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR", help=_LOOK)
 @click.option("-a", "everything", is_flag=True, help="Import all pools found in DIR.")
 @click.option("-D", "buried", is_flag=True, help="Bring back destroyed pools, or list those that can be.")
 @accepted("-f", why="a pool's folder is no device that another host may have in use")
@@ -402,6 +409,9 @@ def compact(verbose: bool, names: Sequence[str]) -> None:
 
     Nothing that can be sent changes. Safe to interrupt; destroy does a part of it each time. With the name of a
     destroyed pool, or the path of its folder, what is left of that is removed: then it cannot be brought back any more.
+
+    \b
+        zkeep pool compact -v vault
     """
     from zkeep.pool.maintenance import compact as work
 

@@ -29,7 +29,7 @@ def history_verb(scripted: bool, as_json: bool, names: Sequence[str]) -> None:
 
     \b
         zkeep history vault
-        zkeep history -H vault/alice | cut -f 1,4,8
+        zkeep history -H vault/alice | cut -f 1,5,8,9
     """
     found = [pair for name in names or registry().pools() for pair in _of(DatasetName.parse(name))]
     if as_json:
