@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("extract")
-@click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into, else this one; made if need be.")
+@click.option("-C", "target", metavar="DIR", default=".", help="The folder to extract into; else this one.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("-r", "recursive", is_flag=True, help="With the datasets below, each in its place: theirs of this name.")
 @click.option("--stdout", "to_stdout", is_flag=True, help="Write a tar archive to standard output instead.")

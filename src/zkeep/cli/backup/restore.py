@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 @click.command("restore")
-@click.option("-C", "target", metavar="DIR", default=".", help="The folder to restore into, else this one; made if need be.")
+@click.option("-C", "target", metavar="DIR", default=".", help="The folder to restore into; else this one.")
 @click.option("--to", "destination", metavar="DEST", help="A new dataset instead: zfs:pool/ds, or pool/ds of zkeep.")
 @click.option("-r", "recursive", is_flag=True, help="With the datasets below, each in its place: theirs of this name.")
 @click.option("--at", "at", metavar="TIME", help="As it was then: 2026-11-28, '2026-11-28 14:30'.")
