@@ -71,7 +71,20 @@ def test_where_nobody_answers_no_snapshots_pile_up(host: ZfsHost) -> None:
     assert host.called() == []
     (host.folder / "down").unlink()
     dry = host.run("backup", "-n", "zfs:tank/home", "ssh://box/vault/me/home")
-    assert (dry.status, host.called()) == (1, [])  # it has no snapshot yet, and none was taken
+    assert (dry.status, host.called()) == (0, [])  # it has no snapshot yet, and none was taken
+    taken, sent = dry.out.splitlines()
+    name = taken.removeprefix("would take tank/home")
+    assert sent == f"would send {name} in full from tank/home to vault/me/home on box"
+
+
+def test_a_dry_run_plans_with_the_snapshot_that_it_does_not_take(host: ZfsHost) -> None:
+    host.prepare()
+    host.zfs("snapshot", "--from", str(host.source), "-L", f"file://{host.folder}/zfs.key", "tank/home@mine")
+    host.called()
+    dry = host.run("backup", "-n", "zfs:tank/home", "ssh://box/vault/me/home")
+    assert (dry.status, host.called()) == (0, [])
+    taken, sent = dry.out.splitlines()
+    assert sent.split()[2] == taken.removeprefix("would take tank/home").strip()
 
 
 def test_zfs_as_the_destination_is_received_into_without_mounting(host: ZfsHost) -> None:

@@ -17,7 +17,7 @@ from zkeep.backup.local import Job
 from zkeep.backup.patience import Patient
 from zkeep.backup.peer import STALL_SECONDS, Peer
 from zkeep.backup.places import Place
-from zkeep.backup.plan import Have, Plan, Step, plan
+from zkeep.backup.plan import Have, Plan, Point, Step, plan
 from zkeep.backup.run import Side, replicate
 from zkeep.backup.zfs import ZfsSource, below
 from zkeep.cli.backup import folder as backup_folder
@@ -25,7 +25,7 @@ from zkeep.cli.backup.events import Events
 from zkeep.cli.backup.wanted import Wanted, locked
 from zkeep.cli.common.pools import opened, registry
 from zkeep.errors import Refused
-from zkeep.names import DatasetName
+from zkeep.names import MAX_UINT64, DatasetName
 from zkeep.pool.datasets.model import Pool
 
 
@@ -41,9 +41,9 @@ def back_up_dataset(wanted: Wanted, events: Events) -> None:
     target = Side(Peer.of(place, wanted.ssh), place.dataset)
     target.have()  # where nobody answers, no snapshots pile up here
     with nullcontext() if wanted.dry_run else locked(wanted.job):
-        _snapshot(wanted, source, events)
+        planned = _snapshot(wanted, source, events)
         for name in parts:
-            _back_up_one(wanted, _sides(wanted, source, name), events)
+            _back_up_one(wanted, _sides(wanted, source, name), planned, events)
     if not wanted.dry_run:
         backup_folder.set_retention(wanted, target)
 
@@ -123,18 +123,19 @@ def _zfs(wanted: Wanted, side: Side) -> ZfsSource | None:
     return ZfsSource(side, local.zfs_key(wanted.job, registry().number(keep=not wanted.dry_run)))
 
 
-def _snapshot(wanted: Wanted, source: Side, events: Events) -> None:
-    """ZFS takes one; what a zkeep pool received has those of its source."""
+def _snapshot(wanted: Wanted, source: Side, events: Events) -> Point | None:
+    """ZFS takes one; what a zkeep pool received has those of its source. Returns what a dry run did not take."""
     zfs = _zfs(wanted, source)
     if zfs is None:
-        return
+        return None
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     name = f"{source.dataset}@{zfs.prefix}{stamp}"
     if wanted.dry_run:
         events.say("plan", f"would take {name}", always=True, step=f"take {name}")
-        return
+        return Point(f"@{zfs.prefix}{stamp}", -1, MAX_UINT64)
     zfs.snapshot(stamp, wanted.recursive)
     events.say("snapshot", f"took {name}", name=name)
+    return None
 
 
 def _sides(wanted: Wanted, source: Side, name: str) -> tuple[Side, Side]:
@@ -145,9 +146,11 @@ def _sides(wanted: Wanted, source: Side, name: str) -> tuple[Side, Side]:
     return Side(source.peer, here), Side(Peer.of(there, wanted.ssh), there.dataset)
 
 
-def _back_up_one(wanted: Wanted, part: tuple[Side, Side], events: Events) -> None:
+def _back_up_one(wanted: Wanted, part: tuple[Side, Side], planned: Point | None, events: Events) -> None:
     source, target = part
     have = source.sendable()
+    if planned is not None:
+        have = replace(have, points=(*have.points, planned))
     steps = plan(have, target.have(), str(target), every=True)
     if wanted.dry_run:
         for step in steps.steps:
