@@ -388,6 +388,13 @@ def test_metrics_are_answered(shell: Shell) -> None:
     server.server_close()
 
 
+def test_errors_of_a_scrub_are_counted_in_plain_words(shell: Shell) -> None:
+    for number, words in ((1, "found 1 error;"), (2, "found 2 errors;")):
+        with opened("v") as pool, pool.transaction() as t:
+            t.put("scrub", "", {"end": int(time.time()), "errors": [{}] * number})
+        assert f"DAMAGED: the last scrub {words}" in shell("health", status=3)
+
+
 def test_what_verify_found_is_known(shell: Shell) -> None:
     add("v/a@2", 0)
     with opened("v") as pool:
@@ -395,7 +402,7 @@ def test_what_verify_found_is_known(shell: Shell) -> None:
         verified.note(pool, bad, 1, authentic=False)
         verified.note(pool, good, int(time.time()), authentic=True)
     assert kinds(shell, 3) == {"v/a": ["damaged"]}
-    assert "DAMAGED: verify found @1 not authentic; @2 received" in shell("health", status=3)
+    assert "DAMAGED: verify of @1 failed: damaged, or not authentic; @2 received" in shell("health", status=3)
     shell("destroy", "v/a@1")
     assert kinds(shell, 0) == {}
     assert "verified with the key" in shell("health", "-v")

@@ -174,7 +174,7 @@ def _dataset_problems(view: View, dataset: Dataset, found: DatasetHealth, now: i
         way = f"give it up with 'zkeep receive -A {dataset.name}'"
         yield HealthProblem("damaged", f"its partial receive is not what was stored: {way}")
     if found.not_authentic:
-        yield HealthProblem("damaged", f"verify found @{found.not_authentic[0]} not authentic")
+        yield HealthProblem("damaged", f"verify of @{found.not_authentic[0]} failed: damaged, or not authentic")
     if found.quota and (found.quota - found.quota_used) * 100 < found.quota * FULL:
         yield HealthProblem("full", f"{found.quota_used * 100 // found.quota} % of its quota is used")
     for name, at in no_room.lacking(view.pool, dataset, now):
@@ -217,7 +217,8 @@ def _late_elsewhere(view: View, dataset: Dataset, last: Arrival, limit: int, now
 def _pool_problems(view: View, found: PoolHealth, now: int) -> Iterator[HealthProblem]:
     pool = view.pool
     if found.scrub_errors:
-        yield HealthProblem("damaged", f"the last scrub found {found.scrub_errors} errors")
+        errors = f"{found.scrub_errors} error" + "s" * (found.scrub_errors != 1)
+        yield HealthProblem("damaged", f"the last scrub found {errors}")
     if why := write_fault(pool.path):
         yield HealthProblem("unwritable", f"nothing can be written to its disk: {why}; the system's log says more")
     if found.free * 100 < found.size * FULL:
