@@ -193,21 +193,7 @@ class LocalStore:
                     self.disk.sync_folder(entry.folder)
 
     def put(self, name: str, content: Buffer) -> None:
-        with self.lock("put", shared=True, wait=60.0):
-            temporary = f"tmp/{os.urandom(16).hex()}"
-            with self._entry(temporary, make=True) as entry:
-                with naming(self.root):
-                    fd = self.disk.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                try:
-                    self._write_all(fd, 0, content)
-                    self._sync(fd)
-                    # Its blocks are durable before it has a name; the name is durable when the folder is synced.
-                    self._publish(temporary, name)
-                finally:
-                    with suppress(OSError):  # it was synced, and sweep() finds what is left
-                        self.disk.close(fd)
-                    with suppress(OSError):
-                        self.disk.unlink(entry)
+        self.put_all([(name, [content])])
 
     def put_all(self, files: Sequence[tuple[str, Sequence[Buffer]]]) -> None:
         with ExitStack() as held:
@@ -217,6 +203,7 @@ class LocalStore:
             # All are written before the first is synced: a disk then does much of the others with it.
             for fd, _ in written:
                 self._sync(fd)
+            # Its blocks are durable before a file has a name; the name is durable when the folder is synced.
             linked: list[tuple[DiskEntry, DiskEntry, bool]] = []
             try:
                 with naming(self.root):
