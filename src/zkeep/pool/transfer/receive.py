@@ -129,20 +129,29 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
         if options.intake is None or not options.intake.gives_up(pool, dataset.name):
             give_up(pool, dataset)
         return
-    receive_events(pool, read_events(source), target, options)
+    _run(pool, read_events(source), target, options, groups=True)
 
 
 def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
-    """Receive a stream from its events; the next one is requested only when the one before is processed."""
+    """Receive a stream from its events; the next one is requested only when the one before is processed.
+
+    So whoever gives the events can rely on each snapshot to be there, and told, before it is asked for another one.
+    """
+    _run(pool, iter(events), target, options, groups=False)
+
+
+def _run(pool: Pool, events: Iterator[Event], target: str, options: ReceiveOptions, *, groups: bool) -> None:
     with closing(rehearsal(pool)) if options.dry_run else nullcontext(pool) as used:
-        _Receiver(used, target, options).run(iter(events))
+        _Receiver(used, target, options, groups=groups).run(events)
 
 
 class _Receiver:
     """Receives the substreams of one stream, one after the other."""
 
-    def __init__(self, pool: Pool, target: str, options: ReceiveOptions) -> None:
+    def __init__(self, pool: Pool, target: str, options: ReceiveOptions, *, groups: bool) -> None:
+        """`groups`: many small snapshots are read before the first of them is received."""
         self._pool = pool
+        self._groups = groups
         self._options = options
         self._names = Names(target, options.name_from)
         if options.name_from:
@@ -196,7 +205,7 @@ class _Receiver:
                 self._names_settled = not self._header.incremental
                 self._forces_names = self._options.force and not self._options.append_only
             elif isinstance(event, SubBegin):
-                if event.small and self._header.is_package and not self._options.dry_run:
+                if self._groups and event.small and self._header.is_package and not self._options.dry_run:
                     self._receive_small(event, events)
                 else:
                     self._receive_substream(event, events)
