@@ -15,7 +15,7 @@ from livekit import OWNER, live
 def main(folder: str, seed: int) -> None:
     chance = random.Random(seed)
     with live(Path(folder)) as files:
-        last = max([int(name) for name in files.dataset.entries(files.dataset.root)], default=0)
+        last = max([int(name) for name in files.dataset.folders.entries(files.dataset.root)], default=0)
         print(last, flush=True)
         for number in range(last + 1, 1 << 30):
             name = b"%d" % number

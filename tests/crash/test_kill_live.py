@@ -36,7 +36,7 @@ def test_p3_what_was_synced_survives_kills(pool: Path) -> None:
     for seed in range(ROUNDS):
         synced = _killed(pool, seed, after=chance.uniform(0.05, 0.6))
         with live(pool) as files:
-            numbers = [int(name) for name in files.dataset.entries(files.dataset.root)]
+            numbers = [int(name) for name in files.dataset.folders.entries(files.dataset.root)]
             assert max(numbers, default=0) >= synced
             for name, (_, _, _, content) in listing(files).items():
                 assert not name or content.startswith(name), "it is not what its own commit wrote"

@@ -28,7 +28,7 @@ def change(files: ByPath, chance: random.Random, number: int) -> None:
     """A new file, and perhaps changes to older ones."""
     name = b"%d" % number
     files.write(files.make(name, stat.S_IFREG | 0o644, OWNER), chance.randbytes(chance.choice([10, 5000, 40_000])), 0)
-    older = [each for each in files.dataset.entries(files.dataset.root) if each != name]
+    older = [each for each in files.dataset.folders.entries(files.dataset.root) if each != name]
     for each in chance.sample(older, min(2, len(older))):
         inode = files.lookup(each)
         action = chance.choice([0, 1, 2, 3])

@@ -91,7 +91,7 @@ def large(size: int, last: int) -> Thing:
 def test_p4_a_folder_has_one_name(other: tuple[bytes, int, int], tmp_path: Path) -> None:
     root: Entries = [(b"a", A, FOLDER), other]
     with live(tmp_path, inner(A, ROOT), root=root) as files, pytest.raises(BadTree, match="lies elsewhere, too"):
-        files.dataset.entries(files.dataset.root)
+        files.dataset.folders.entries(files.dataset.root)
 
 
 def test_honest_folders_may_move_and_change_places(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_p4_counts_that_are_wrong_keep_nothing_from_being_committed(size: int, l
         files.dataset.commit()
         files.release(opened)
         files.dataset.commit()
-        assert files.dataset.entries(files.lookup(b"a")) == {}
+        assert files.dataset.folders.entries(files.lookup(b"a")) == {}
 
 
 @pytest.mark.parametrize("size", [1 << 63, (1 << 64) - 1])

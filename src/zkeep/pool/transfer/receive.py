@@ -135,7 +135,7 @@ def receive(pool: Pool, source: BinaryIO, target: str, options: ReceiveOptions) 
 def receive_events(pool: Pool, events: Iterable[Event], target: str, options: ReceiveOptions) -> None:
     """Receive a stream from its events; the next one is requested only when the one before is processed.
 
-    So whoever gives the events can rely on each snapshot to be there, and told, before it is asked for another one.
+    Who gives the events can rely on each snapshot to be there, and told, before being asked for another one.
     """
     _run(pool, iter(events), target, options, groups=False)
 
