@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
-from collections.abc import Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path
 
@@ -240,15 +238,6 @@ def test_a_backup_is_made_once_where_its_time_comes_twice(machine: Machine, tmp_
     for again in (datetime(2026, 10, 25, 2, 30, fold=1), datetime(2026, 10, 26, 2, 29)):
         assert not due.is_due(job, due.parse_due("02:30"), again)
     assert due.is_due(job, due.parse_due("02:30"), datetime(2026, 10, 26, 2, 30))
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def test_the_only_backup_need_not_be_named(machine: Machine, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -64,15 +62,6 @@ def test_when_it_makes_no_sense(options: dict[str, object]) -> None:
     defaults = {"hourly": False, "daily": None, "weekly": None, "calendar": None, "jitter": 0}
     with pytest.raises(WrongUsage):
         parse_when(**{**defaults, **options})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.usefixtures("berlin")
